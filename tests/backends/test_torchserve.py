@@ -28,7 +28,7 @@ from backline.backends.pytorch_files import identify
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.loading.loader import load
-from backline.repository.remote.unpack import Limits
+from backline.repository.remote.unpack import UnpackLimits
 from backline.repository.unpacked import hold, unpacked
 from docs.pages import blocks
 from support.repositories import put
@@ -654,7 +654,7 @@ def test_an_archive_unpacks_nothing_outside_of_its_folder(tmp_path: Path, name: 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     archived = mar(tmp_path / "model.mar", {"a": "x" * 1000})
     with pytest.raises(InvalidArgument, match="unpacks to more than"):
-        unpacked(archived, tmp_path / "cache", limits=Limits(harmless=100, ratio=0))
+        unpacked(archived, tmp_path / "cache", limits=UnpackLimits(harmless=100, ratio=0))
 
 
 def test_an_archive_is_unpacked_once_and_again_when_it_changes(tmp_path: Path) -> None:

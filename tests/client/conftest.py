@@ -1,4 +1,5 @@
-"""Servers for the client's tests: a real one with a model for each datatype, and sockets that answer what a test says."""
+"""Servers for the client's tests: a real one with a model for each datatype, and sockets with scripted
+answers."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ DATATYPES = {
 
 @pytest.fixture(scope="session")
 def typed_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An identity for each datatype, add1, and a model of which no file can be loaded."""
+    """An identity model for each datatype, add1, and a model whose file cannot be loaded."""
     repository = tmp_path_factory.mktemp("typed")
     for name, datatype in DATATYPES.items():
         models.identity_of(repository, f"same_{name.lower()}", datatype)
@@ -57,7 +58,7 @@ def typed_server(typed_repository: Path, tmp_path_factory: pytest.TempPathFactor
     ) as running:
         while (
             "Not all models are ready" not in running.output
-        ):  # one model never is, so the server's own readiness does not come
+        ):  # one model never is, so the server as a whole never becomes ready
             time.sleep(0.02)
             assert running.process.poll() is None, running.output
         yield running
@@ -84,9 +85,10 @@ def client(url: str) -> Iterator[Client]:
 
 @pytest.fixture
 def answering() -> Iterator[Callable[..., str]]:
-    """Starts a server that reads one request and sends the first of the given answers, then closes, and so on; returns its URL.
+    """Starts a server that reads a request per connection, sends the next of the given answers, and closes
+    it.
 
-    With `close=False` it stays silent after the last one until the client goes.
+    Returns its URL. With `close=False` it stays silent after the last answer until the client disconnects.
     """
     listeners: list[socket.socket] = []
 

@@ -1,4 +1,4 @@
-"""URLs."""
+"""Parsing of server URLs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backline.engine.errors import InvalidArgument
         ("inproc://relative", ("inproc", "", 0, "relative", False)),
     ],
 )
-def test_urls_are_read(url: str, expected: tuple[object, ...]) -> None:
+def test_urls_are_parsed(url: str, expected: tuple[object, ...]) -> None:
     address = Address.parse(url)
     assert (address.protocol, address.host, address.port, address.path, address.tls) == expected
 
@@ -31,16 +31,16 @@ def test_urls_are_read(url: str, expected: tuple[object, ...]) -> None:
     ("url", "message"),
     [
         ("htp://a", "did you mean http:"),
-        ("", "is not a URL"),
-        ("/models", "is not a URL"),
+        ("", "is not a server URL"),
+        ("/models", "is not a server URL"),
         ("http://", "names no host"),
-        ("http://a:b", "is not a URL"),
+        ("http://a:b", "is not a server URL"),
         ("http://u:p@a", "headers="),
         ("http://a?x=1", "query"),
-        ("grpc://a/b", "gRPC does not know"),
+        ("grpc://a/b", "gRPC does not support"),
         ("unix:", "names no path"),
     ],
 )
-def test_other_texts_are_refused(url: str, message: str) -> None:
+def test_invalid_urls_are_refused(url: str, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         Address.parse(url)

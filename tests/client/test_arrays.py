@@ -1,4 +1,4 @@
-"""What values an input takes, and how others are refused."""
+"""Which values an input accepts, and how others are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tensor(datatype: str, value: Any, shape: tuple[int, ...] = (-1,)) -> np.ndar
         ("BF16", [1.0, 1.00390625, float("nan")], np.array([0x3F80, 0x3F80, 0x7FC0], np.uint16)),
     ],
 )
-def test_what_fits_is_taken(datatype: str, value: Any, expected: np.ndarray) -> None:
+def test_values_that_fit_are_converted(datatype: str, value: Any, expected: np.ndarray) -> None:
     data = tensor(datatype, value)
     assert data.dtype == expected.dtype
     np.testing.assert_array_equal(data, expected)
@@ -61,7 +61,7 @@ def test_an_array_of_the_right_type_is_not_copied() -> None:
         ("BF16", np.zeros(2, np.float32), "expects BF16"),
     ],
 )
-def test_what_would_lose_something_is_refused(datatype: str, value: Any, message: str) -> None:
+def test_lossy_conversions_are_refused(datatype: str, value: Any, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message) as caught:
         tensor(datatype, value)
     assert "input 'x' of model 'm'" in str(caught.value)
@@ -71,11 +71,11 @@ def test_bytes_keep_their_zeros() -> None:
     assert tensor("BYTES", [b"a\0", "\0"]).tolist() == [b"a\0", b"\0"]
 
 
-def test_a_missing_batch_dimension_is_told() -> None:
+def test_a_missing_batch_dimension_is_reported() -> None:
     with pytest.raises(InvalidArgument, match=r"expects shape \[-1, 16\], got \[16\].*x\[None\]"):
         tensor("FP32", np.zeros(16, np.float32), (-1, 16))
 
 
-def test_a_wrong_shape_is_told() -> None:
+def test_a_wrong_shape_is_reported() -> None:
     with pytest.raises(InvalidArgument, match=r"expects shape \[-1, 16\], got \[1, 17\]$"):
         tensor("FP32", np.zeros((1, 17), np.float32), (-1, 16))

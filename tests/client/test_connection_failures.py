@@ -1,4 +1,4 @@
-"""What a caller is told when the other side is not there, is slow, or is something else."""
+"""Errors of the client when the other side is missing, slow, or not a server of the protocol."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_missing_socket_names_its_path() -> None:
         client.live()
 
 
-def test_an_answer_that_does_not_come_ends_at_the_timeout(answering: Callable[..., str]) -> None:
+def test_a_missing_answer_ends_at_the_timeout(answering: Callable[..., str]) -> None:
     with (
         connect(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc", close=False)) as client,
         pytest.raises(DeadlineExceeded, match=r"0\.2 s"),
@@ -51,7 +51,7 @@ def test_an_answer_that_does_not_come_ends_at_the_timeout(answering: Callable[..
         client.live(timeout=0.2)
 
 
-def test_a_connection_closed_before_the_answer_is_told_and_not_repeated(
+def test_a_connection_closed_before_the_answer_is_reported_and_not_retried(
     answering: Callable[..., str],
 ) -> None:
     with (
@@ -61,19 +61,19 @@ def test_a_connection_closed_before_the_answer_is_told_and_not_repeated(
         client.live()
 
 
-def test_a_port_without_tls_is_told(server: ServerProcess) -> None:
+def test_a_port_without_tls_is_reported(server: ServerProcess) -> None:
     url = server.url.replace("http:", "https:")
     with connect(url) as client, pytest.raises(ConnectionFailed, match=r"Does that port speak https\?$"):
         client.live()
 
 
-def test_a_connection_closed_within_the_answer_is_told(answering: Callable[..., str]) -> None:
+def test_a_connection_closed_during_the_answer_is_reported(answering: Callable[..., str]) -> None:
     url = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\nabc")
     with connect(url) as client, pytest.raises(ConnectionFailed, match="in the middle of its answer"):
         client.metadata()
 
 
-def test_something_that_is_not_http_is_told(answering: Callable[..., str]) -> None:
+def test_an_answer_that_is_not_http_is_reported(answering: Callable[..., str]) -> None:
     with (
         connect(answering(b"SSH-2.0-x\r\n")) as client,
         pytest.raises(ProtocolError, match=r"does not answer in HTTP/1\.1"),
@@ -81,7 +81,7 @@ def test_something_that_is_not_http_is_told(answering: Callable[..., str]) -> No
         client.live()
 
 
-def test_an_answer_that_is_not_json_is_told(answering: Callable[..., str]) -> None:
+def test_an_answer_that_is_not_json_is_reported(answering: Callable[..., str]) -> None:
     with (
         connect(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n<html")) as client,
         pytest.raises(ProtocolError, match="not JSON"),
@@ -92,7 +92,8 @@ def test_an_answer_that_is_not_json_is_told(answering: Callable[..., str]) -> No
 def test_a_chunked_answer_after_an_interim_one_is_read(answering: Callable[..., str]) -> None:
     body = b'{"name":"other","version":"1","extensions":[]}'
     answer = (
-        b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+        b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n"
+        b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
         % (
             len(body),
             body,
@@ -107,7 +108,7 @@ def test_a_body_that_ends_with_the_connection_is_read(answering: Callable[..., s
         assert client.metadata().name == "other"
 
 
-def test_a_busy_server_says_when_to_come_back(answering: Callable[..., str]) -> None:
+def test_the_error_of_a_busy_server_has_its_retry_after(answering: Callable[..., str]) -> None:
     answer = b'HTTP/1.1 503 x\r\nretry-after: 7\r\ncontent-length: 16\r\n\r\n{"error":"full"}'
     with connect(answering(answer)) as client, pytest.raises(Unavailable, match="full") as caught:
         client.metadata()
@@ -121,7 +122,7 @@ def test_a_connection_that_the_server_closed_is_replaced(answering: Callable[...
         assert client.live()
 
 
-def test_options_that_make_no_sense_are_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     for options in (
         {"timeout": 0},
         {"max_connections": 0},
@@ -133,7 +134,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
             connect("http://a", **options)  # type: ignore[arg-type]
 
 
-def test_a_missing_ca_file_is_told() -> None:
+def test_a_missing_ca_file_is_reported() -> None:
     with (
         connect("https://127.0.0.1:1", ca="/nowhere.pem") as client,
         pytest.raises(InvalidArgument, match=r"/nowhere\.pem"),
@@ -149,7 +150,7 @@ def test_statuses_become_the_engines_errors() -> None:
     assert isinstance(from_grpc_code(16, "x"), PermissionDenied)
 
 
-def test_a_client_used_after_a_fork_says_so(server: ServerProcess) -> None:
+def test_a_client_used_after_a_fork_fails_with_a_reason(server: ServerProcess) -> None:
     program = (
         "import backline, os, sys\n"
         "client = backline.connect(sys.argv[1]); client.live()\n"
@@ -168,7 +169,7 @@ def test_a_client_used_after_a_fork_says_so(server: ServerProcess) -> None:
         check=True,
         env={**os.environ},
     )
-    assert "Connect again in the child" in done.stdout
+    assert "connect again in the child" in done.stdout
     assert done.stdout.strip().endswith("True")
 
 
@@ -192,13 +193,15 @@ def test_grpc_after_a_fork_is_refused_and_does_not_hang(server: ServerProcess) -
     assert "grpcio was used before a fork" in done.stdout
 
 
-def test_a_program_ends_with_no_loop_running_and_later_calls_say_so(server: ServerProcess) -> None:
-    """A loop that runs while the interpreter is taken down crashes the program now and then, after all its work is done."""
+def test_the_loop_stops_at_exit_and_later_calls_fail_with_a_reason(server: ServerProcess) -> None:
+    """A loop that still runs while the interpreter shuts down can crash the program after all its work is
+    done."""
     program = (
         "import atexit, backline, sys, threading\n"
         "@atexit.register\n"
         "def last():\n"
-        "    print('running' if any(thread.name == 'backline-client' for thread in threading.enumerate()) else 'ended')\n"
+        "    print('running' if any(thread.name == 'backline-client' for thread in threading.enumerate())"
+        " else 'ended')\n"
         "    try: client.live()\n"
         "    except Exception as error: print(error)\n"
         "client = backline.connect(sys.argv[1]); client.live()\n"
@@ -209,7 +212,7 @@ def test_a_program_ends_with_no_loop_running_and_later_calls_say_so(server: Serv
         )
         assert done.stdout.splitlines() == [
             "ended",
-            "the program ends: a synchronous client cannot be called any more",
+            "the program is exiting: a synchronous client can no longer be called",
         ]
         assert done.stderr == ""
 
@@ -223,7 +226,10 @@ def test_grpc_without_grpcio_says_what_to_install() -> None:
 
 
 def test_importing_backline_imports_neither_client_nor_server() -> None:
-    program = "import backline, sys; print([name for name in sys.modules if name in ('backline.client', 'backline.server', 'numpy')])"
+    program = (
+        "import backline, sys; print([name for name in sys.modules"
+        " if name in ('backline.client', 'backline.server', 'numpy')])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
@@ -232,7 +238,7 @@ def test_importing_backline_imports_neither_client_nor_server() -> None:
     )
 
 
-def test_the_pool_does_not_open_more_connections_than_it_may(server: ServerProcess) -> None:
+def test_the_pool_opens_at_most_max_connections(server: ServerProcess) -> None:
     async def main() -> int:
         async with connect_async(server.url, max_connections=2) as client:
             await asyncio.gather(*(client["add1"](np.zeros((1, 16), np.float32)) for _ in range(40)))
@@ -241,7 +247,7 @@ def test_the_pool_does_not_open_more_connections_than_it_may(server: ServerProce
     assert asyncio.run(main()) == 2
 
 
-def test_a_tensor_without_elements_behind_a_large_one_leaves_the_loop_at_rest(
+def test_an_empty_tensor_after_a_large_one_does_not_make_the_loop_spin(
     answering: Callable[..., str],
 ) -> None:
     inputs = [{"name": name, "datatype": "FP32", "shape": [-1]} for name in ("a", "b")]

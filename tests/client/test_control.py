@@ -1,4 +1,4 @@
-"""Models are changed through the client, over every transport."""
+"""Changing models through the client, over every transport."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def controlled(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose models come and go by request."""
+    """A server whose models are loaded and unloaded on request."""
     folder = tmp_path_factory.mktemp("server")
     options = (
         "--model-control-mode",
@@ -56,7 +56,7 @@ def changing(
     repository: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Client]:
-    """A client that may change the models, by every transport."""
+    """A client that may change the models, over each transport."""
     path = controlled.log.parent / "s"
     urls = {
         "http": controlled.url,
@@ -68,14 +68,14 @@ def changing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(
             "XDG_STATE_HOME", str(tmp_path_factory.mktemp("state"))
-        )  # labels of inproc:// are kept there
+        )  # where inproc:// keeps its labels
         with connect(urls[request.param], timeout=20) as connected:
             yield connected
 
 
 @pytest.fixture
 def make_model(repository: Path, request: pytest.FixtureRequest) -> MakeModel:
-    """Makes a model of versions 1 to n, each of which adds its number; returns its name."""
+    """Makes a model with versions 1 to n, each of which adds its number; returns its name."""
 
     def make(versions: int = 3) -> str:
         name = f"model_{abs(hash(request.node.nodeid))}"
@@ -107,7 +107,7 @@ def test_load_and_unload(changing: Client, make_model: MakeModel) -> None:
         added(changing, name)
 
 
-def test_one_version_beside_the_others(changing: Client, make_model: MakeModel) -> None:
+def test_one_version_can_be_loaded_next_to_others(changing: Client, make_model: MakeModel) -> None:
     name = make_model()
     changing.load(name)
     changing.load(name, 1)
@@ -116,7 +116,7 @@ def test_one_version_beside_the_others(changing: Client, make_model: MakeModel) 
     assert ready(changing, name) == {"1"}
 
 
-def test_a_configuration_and_files_come_along(
+def test_a_load_can_carry_configuration_and_files(
     changing: Client, make_model: MakeModel, tmp_path: Path
 ) -> None:
     name = make_model(1)
@@ -158,7 +158,7 @@ def test_promote_and_rollback(changing: Client, make_model: MakeModel) -> None:
     assert added(changing, name) == (3, "3")
 
 
-def test_a_label_that_was_moved_meanwhile_stays(changing: Client, make_model: MakeModel) -> None:
+def test_a_label_moved_by_someone_else_stays(changing: Client, make_model: MakeModel) -> None:
     name = make_model()
     changing.load(name)
     changing.promote(name, 3)
@@ -196,7 +196,9 @@ def test_errors_have_their_classes(changing: Client, make_model: MakeModel) -> N
         changing.rollback(name)
 
 
-def test_a_first_load_that_fails_says_why(changing: Client, make_model: MakeModel, repository: Path) -> None:
+def test_the_reason_of_a_failed_first_load_is_raised(
+    changing: Client, make_model: MakeModel, repository: Path
+) -> None:
     name = make_model(0)
     broken = repository / name / "1" / "model.onnx"
     broken.parent.mkdir(parents=True)
@@ -213,7 +215,7 @@ def test_a_first_load_that_fails_says_why(changing: Client, make_model: MakeMode
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"files": {"1/model.onnx": b""}}, "files of a model need their configuration too"),
+        ({"files": {"1/model.onnx": b""}}, "files need a configuration too"),
         (
             {"config": {}, "files": {"1/model.onnx": "text"}},
             "the content of '1/model.onnx' is a str, expected bytes",
@@ -250,7 +252,7 @@ def test_the_asyncio_client_has_the_same_methods(controlled: ServerProcess, make
     asyncio.run(change())
 
 
-def test_a_name_in_the_clients_headers_goes_before_the_users(
+def test_a_user_name_in_the_clients_headers_takes_precedence(
     controlled: ServerProcess, make_model: MakeModel
 ) -> None:
     name = make_model()
@@ -260,10 +262,10 @@ def test_a_name_in_the_clients_headers_goes_before_the_users(
             assert client.history(name)[0].who == "ci@pipeline (127.0.0.1)"
 
 
-def test_a_load_whose_time_is_over_is_told_to_go_on(answering: Callable[..., str]) -> None:
+def test_the_error_of_a_load_that_timed_out_says_that_it_continues(answering: Callable[..., str]) -> None:
     with (
         connect(answering(b"", close=False)) as client,
-        pytest.raises(DeadlineExceeded, match="The load of 'add1' goes on"),
+        pytest.raises(DeadlineExceeded, match="The load of 'add1' continues"),
     ):
         client.load("add1", timeout=0.2)
 
@@ -315,7 +317,7 @@ def test_the_models_of_other_servers_come_from_the_index(
 
 @pytest.fixture
 def grpc_only() -> Iterator[str]:
-    """A server that answers gRPC and nothing else on its port, as Triton's does."""
+    """A server that answers only gRPC on its port, as Triton does."""
     grpc = pytest.importorskip("grpc")
 
     def answer(kind: str, **fields: object) -> object:
@@ -342,7 +344,7 @@ def grpc_only() -> Iterator[str]:
     server.stop(None)
 
 
-def test_a_grpc_port_without_http_loads_models_and_lists_what_grpc_tells(grpc_only: str) -> None:
+def test_a_grpc_port_without_http_loads_models_and_lists_what_grpc_reports(grpc_only: str) -> None:
     with connect(grpc_only) as client:
         client.load("add1")
         (entry,) = client.models()
@@ -351,12 +353,12 @@ def test_a_grpc_port_without_http_loads_models_and_lists_what_grpc_tells(grpc_on
 
 def test_a_grpc_port_without_http_has_no_labels_and_says_what_to_do(grpc_only: str) -> None:
     with connect(grpc_only) as client:
-        for _ in range(2):  # found out once, remembered after
+        for _ in range(2):  # found out once, then remembered
             with pytest.raises(Unsupported, match="does not answer: use the server's http:// URL"):
                 client.labels("add1")
 
 
-def test_a_grpc_port_that_nobody_listens_on_is_a_failed_connection() -> None:
+def test_a_grpc_port_without_a_listener_is_a_failed_connection() -> None:
     with (
         connect(f"grpc://127.0.0.1:{free_ports(1)[0]}", connect_timeout=1) as client,
         pytest.raises(ConnectionFailed),

@@ -1,4 +1,4 @@
-"""The same calls over HTTP, gRPC, Unix sockets and inside the program."""
+"""The same calls over HTTP, gRPC, Unix sockets and in the process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backline.client.errors import BacklineError, InvalidArgument, NotFound, Una
 X = np.arange(32, dtype=np.float32).reshape(2, 16)
 
 
-def test_an_array_goes_in_and_named_arrays_come_out(client: Client) -> None:
+def test_an_array_is_sent_and_named_arrays_are_returned(client: Client) -> None:
     result = client["add1"](X)
     assert list(result) == ["OUTPUT0"]
     np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
@@ -45,13 +45,13 @@ def test_inputs_can_be_named(client: Client, how: str) -> None:
         ("FP64", np.array([[1.1, 1e300]], np.float64)),
     ],
 )
-def test_every_datatype_comes_back_as_it_went(client: Client, datatype: str, value: np.ndarray) -> None:
+def test_every_datatype_makes_the_round_trip(client: Client, datatype: str, value: np.ndarray) -> None:
     answer = client[f"same_{datatype.lower()}"](value)["OUTPUT0"]
     assert answer.dtype == value.dtype
     np.testing.assert_array_equal(answer, value)
 
 
-def test_bf16_is_given_as_numbers_and_comes_back_as_fp32(client: Client) -> None:
+def test_bf16_takes_numbers_and_returns_fp32(client: Client) -> None:
     answer = client["same_bf16"]([[1.0, -2.5]])["OUTPUT0"]
     assert answer.dtype == np.float32
     assert answer.tolist() == [[1.0, -2.5]]
@@ -60,7 +60,7 @@ def test_bf16_is_given_as_numbers_and_comes_back_as_fp32(client: Client) -> None
 @pytest.mark.parametrize(
     "value", [3.5, np.float32(3.5), np.array(3.5, np.float32), np.array([3.5], np.float32)]
 )
-def test_a_scalar_goes_as_a_number_or_as_an_array_of_one(client: Client, value: object) -> None:
+def test_a_scalar_can_be_a_number_or_an_array_of_one(client: Client, value: object) -> None:
     answer = client["scalar"](value)["OUTPUT0"]
     assert (answer.shape, float(answer)) == ((), 3.5)
 
@@ -74,7 +74,7 @@ def test_a_tensor_without_elements_keeps_its_shape(client: Client, datatype: str
 
 
 @pytest.mark.parametrize("value", [None, [1], b"x"])
-def test_a_parameter_that_no_request_can_carry_is_refused(client: Client, value: object) -> None:
+def test_a_parameter_of_an_unsupported_type_is_refused(client: Client, value: object) -> None:
     with pytest.raises(InvalidArgument, match="parameter 'p' is"):
         client["add1"](X, parameters={"p": value})  # type: ignore[dict-item]
 
@@ -91,7 +91,7 @@ def test_an_empty_name_is_refused(client: Client) -> None:
         client[""]
 
 
-def test_strings_go_as_utf8_and_come_back_as_bytes(client: Client) -> None:
+def test_strings_are_sent_as_utf8_and_returned_as_bytes(client: Client) -> None:
     answer = client["same_bytes"]([["", "é"], ["日本", "x" * 3000]])["OUTPUT0"]
     assert answer.tolist() == [[b"", "é".encode()], ["日本".encode(), b"x" * 3000]]
 
@@ -135,7 +135,7 @@ def test_a_model_that_failed_to_load_is_unavailable(client: Client) -> None:
         client["broken"](X)
 
 
-def test_metadata_tells_inputs_and_outputs(client: Client) -> None:
+def test_metadata_has_inputs_and_outputs(client: Client) -> None:
     metadata = client["add1"].metadata()
     assert [(spec.name, spec.datatype.name, spec.shape) for spec in metadata.inputs] == [
         ("INPUT0", "FP32", (-1, 16))
@@ -170,14 +170,14 @@ def test_the_index_has_states_and_reasons(client: Client) -> None:
     assert "model.onnx" in states["broken"].reason
 
 
-def test_health_tells_live_ready_and_what_is_not(client: Client) -> None:
+def test_health_reports_live_and_ready(client: Client) -> None:
     assert client.live()
     assert not client.ready()  # one model is broken
     assert client["add1"].ready()
     assert not client["broken"].ready()
 
 
-def test_waiting_for_a_server_that_does_not_get_ready_says_why(client: Client) -> None:
+def test_the_error_of_wait_ready_says_why_the_server_is_not_ready(client: Client) -> None:
     with pytest.raises(BacklineError, match="broken 1 is UNAVAILABLE"):
         client.wait_ready(0.3)
 
@@ -199,7 +199,7 @@ def test_threads_share_a_client(client: Client) -> None:
     assert not failures
 
 
-def test_the_asyncio_client_runs_requests_side_by_side(url: str) -> None:
+def test_the_asyncio_client_runs_requests_concurrently(url: str) -> None:
     async def main() -> list[InferResult]:
         async with connect_async(url) as client:
             return await asyncio.gather(*(client["add1"](np.full((1, 16), n, np.float32)) for n in range(50)))
@@ -208,7 +208,7 @@ def test_the_asyncio_client_runs_requests_side_by_side(url: str) -> None:
         assert result["OUTPUT0"][0, 0] == number + 1
 
 
-def test_a_closed_client_says_so(url: str) -> None:
+def test_calls_of_a_closed_client_fail_with_a_reason(url: str) -> None:
     async def main() -> None:
         client = connect_async(url)
         await client["add1"](X)

@@ -65,7 +65,7 @@ def test_arrays_have_datatype_and_shape(client: Client) -> None:
     assert part.model_name == "repeat"
 
 
-def test_only_the_outputs_that_are_asked_for_come(client: Client) -> None:
+def test_only_requested_outputs_are_returned(client: Client) -> None:
     parts = list(client["repeat"].stream(inputs(2), outputs=["IDX"]))
 
     assert [list(part) for part in parts] == [["IDX"], ["IDX"]]
@@ -93,7 +93,7 @@ def test_a_call_of_a_decoupled_model_is_refused(client: Client) -> None:
         client["repeat"](inputs(1))
 
 
-def test_what_the_model_refuses_is_raised(client: Client) -> None:
+def test_an_error_of_the_model_is_raised(client: Client) -> None:
     given = inputs(3)
     given["DELAY"] = given["DELAY"][:2]
 
@@ -101,7 +101,7 @@ def test_what_the_model_refuses_is_raised(client: Client) -> None:
         list(client["repeat"].stream(given))
 
 
-def test_an_unknown_version_is_raised(client: Client) -> None:
+def test_an_unknown_version_is_an_error(client: Client) -> None:
     with pytest.raises(NotFound, match="version 9 is not found"):
         list(client["repeat"].stream(inputs(1), version=9))
 

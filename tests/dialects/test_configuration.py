@@ -10,8 +10,8 @@ from backline.dialects.open_inference.configuration import complete, describe
 from backline.engine.datatypes import DataType
 from backline.engine.model import Model, Placement
 from backline.engine.signature import Signature, TensorSpec
+from backline.protos import to_plain
 from backline.repository.configuration import read
-from backline.repository.configuration.json_form import configuration_json
 from backline.repository.listing import FileEntry, Listing
 
 
@@ -28,7 +28,7 @@ def configuration(text: str, *, max_batch_size: int = 64) -> Any:
     model.max_batch_size = max_batch_size
     model.placement = Placement("thread", 3, max_batch_size, "measured")
     model.scheduling = "one by one"
-    return configuration_json(complete(describe(model)))
+    return to_plain(complete(describe(model)))
 
 
 def test_an_empty_file_is_filled_from_the_model_and_by_what_was_decided() -> None:

@@ -18,7 +18,7 @@ import tritonclient.http as tritonclient
 from backline.engine.errors import InvalidArgument
 from backline.environments import packed
 from backline.environments.packed import packed_environment
-from backline.repository.remote.unpack import Limits
+from backline.repository.remote.unpack import UnpackLimits
 from support.repositories import put
 from support.server import serve
 
@@ -175,7 +175,7 @@ def test_a_file_takes_the_place_of_a_link_and_is_not_written_into_its_target(tmp
 
 
 def test_an_archive_of_too_many_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_LIMITS", Limits(files=3))
+    monkeypatch.setattr(packed, "_LIMITS", UnpackLimits(files=3))
     crafted(tmp_path / "env.tar.gz", *((f"f{i}", tarfile.REGTYPE, b"") for i in range(4)))
 
     with pytest.raises(InvalidArgument, match="more files or bytes"):

@@ -1,4 +1,4 @@
-"""What has to change before a version is loaded again, and what has not."""
+"""Which changes cause a version to be loaded again, and which do not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CONFIG = ModelConfig(
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_is_applied_without_a_load_leaves_the_key(change: dict[str, object]) -> None:
+def test_changes_that_need_no_load_keep_the_key(change: dict[str, object]) -> None:
     assert load_key(replace(CONFIG, **change)) == load_key(CONFIG)  # type: ignore[arg-type]
 
 
@@ -54,12 +54,12 @@ def test_what_is_applied_without_a_load_leaves_the_key(change: dict[str, object]
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_a_load_depends_on_changes_the_key(change: dict[str, object]) -> None:
+def test_changes_that_need_a_load_change_the_key(change: dict[str, object]) -> None:
     assert load_key(replace(CONFIG, **change)) != load_key(CONFIG)  # type: ignore[arg-type]
 
 
-def test_a_field_that_is_unknown_here_causes_a_load() -> None:
-    """Whoever adds a field to ModelConfig has to say that it needs no load; else it does."""
+def test_an_unlisted_field_causes_a_load() -> None:
+    """A field added to ModelConfig causes a load unless it is listed as needing none."""
     without_load = {
         field.name
         for field in fields(ModelConfig)
@@ -94,7 +94,7 @@ def fingerprints(repository: Path) -> list[str]:
         "# a remark",
     ],
 )
-def test_a_configuration_that_says_the_same_about_a_load_changes_no_fingerprint(
+def test_a_configuration_with_the_same_meaning_for_a_load_keeps_the_fingerprint(
     text: str, tmp_path: Path
 ) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
@@ -129,7 +129,7 @@ def test_a_changed_or_new_file_that_a_load_needs_changes_the_fingerprint(path: s
 @pytest.mark.parametrize(
     "path", ["2/model.onnx", "1/.model.onnx.part", ".git/index", "configs/other.pbtxt", "rc2/weights.bin"]
 )
-def test_other_files_leave_the_fingerprint(path: str, tmp_path: Path) -> None:
+def test_other_files_do_not_change_the_fingerprint(path: str, tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     before = fingerprints(tmp_path)
 
@@ -138,7 +138,7 @@ def test_other_files_leave_the_fingerprint(path: str, tmp_path: Path) -> None:
     assert fingerprints(tmp_path)[: len(before)] == before
 
 
-def test_a_file_in_the_place_of_another_of_the_same_size_and_time_changes_the_fingerprint(
+def test_replacing_a_file_by_one_of_equal_size_and_time_changes_the_fingerprint(
     tmp_path: Path,
 ) -> None:
     file = put(tmp_path / "m" / "1" / "model.onnx", "aaaa")

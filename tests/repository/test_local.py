@@ -1,4 +1,4 @@
-"""A repository on local disk: files are given out only while they are those that were seen, and changes are noticed."""
+"""A repository on local disk: only files unchanged since the scan are fetched, and changes are noticed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from backline.repository import file_events, local
 from backline.repository.local import LocalRepository
 from support.repositories import ONNX, put
 
-#: Far longer than any event takes, and longer than a test: what is noticed within it was noticed by an event.
+#: Longer than a test, and far longer than any event takes: a change noticed in this time was noticed by an
+#: event.
 LONG = 600.0
 
 
@@ -24,21 +25,23 @@ def open_local(path: Path) -> LocalRepository:
     return LocalRepository(path, formats=[ONNX])
 
 
-async def test_fetch_gives_the_files_where_they_are(tmp_path: Path) -> None:
+async def test_fetch_returns_the_files_in_place(tmp_path: Path) -> None:
     file = put(tmp_path / "m" / "1" / "model.onnx", "12345")
     put(tmp_path / "m" / "labels.txt", "67")
     repository = open_local(tmp_path)
     (model,) = await repository.scan()
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
-    fetched = await repository.fetch(model, model.versions[0], lambda done, total: told.append((done, total)))
+    fetched = await repository.fetch(
+        model, model.versions[0], lambda done, total: reported.append((done, total))
+    )
 
     assert (fetched.path, fetched.model_folder) == (file, tmp_path / "m")
-    assert told == [(7, 7)]
+    assert reported == [(7, 7)]
 
 
 @pytest.mark.parametrize("change", ["rewritten", "replaced", "removed", "warmup"])
-async def test_files_that_changed_since_the_scan_are_not_given_out(change: str, tmp_path: Path) -> None:
+async def test_files_changed_since_the_scan_are_not_fetched(change: str, tmp_path: Path) -> None:
     file = put(tmp_path / "m" / "1" / "model.onnx", "aaaa")
     sample = put(tmp_path / "m" / "warmup" / "sample", "bbbb")
     repository = open_local(tmp_path)
@@ -58,7 +61,7 @@ async def test_files_that_changed_since_the_scan_are_not_given_out(change: str, 
         await repository.fetch(model, model.versions[0], lambda done, total: None)
 
 
-async def test_a_changed_configuration_does_not_keep_a_version_from_being_given_out(tmp_path: Path) -> None:
+async def test_a_changed_configuration_does_not_prevent_a_fetch(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     config = put(tmp_path / "m" / "config.pbtxt", "instance_group { count: 1 }")
     repository = open_local(tmp_path)
@@ -69,7 +72,7 @@ async def test_a_changed_configuration_does_not_keep_a_version_from_being_given_
     assert (await repository.fetch(model, model.versions[0], lambda done, total: None)).path.exists()
 
 
-async def test_a_repository_that_vanishes_is_told_and_may_come_back(tmp_path: Path) -> None:
+async def test_a_repository_that_vanishes_is_reported_and_may_come_back(tmp_path: Path) -> None:
     put(tmp_path / "models" / "m" / "1" / "model.onnx")
     repository = open_local(tmp_path / "models")
     before = await repository.scan()
@@ -95,9 +98,7 @@ async def test_a_change_is_noticed_by_an_event(tmp_path: Path) -> None:
         await noticed.next()
 
 
-async def test_a_file_that_is_being_written_is_one_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_being_written_is_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_events, "_SETTLED", 1.0)
     async with Noticed(open_local(tmp_path)) as noticed:
         with put(tmp_path / "m" / "1" / "model.onnx").open("wb", buffering=0) as file:
@@ -110,9 +111,7 @@ async def test_a_file_that_is_being_written_is_one_change(
         assert noticed.count == 1
 
 
-async def test_a_folder_that_is_swapped_is_watched_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_swapped_folder_is_still_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_events, "_CHECK", 0.1)
     put(tmp_path / "a" / "m" / "1" / "model.onnx")
     put(tmp_path / "b" / "m" / "2" / "model.onnx")
@@ -121,7 +120,7 @@ async def test_a_folder_that_is_swapped_is_watched_on(
         (tmp_path / "next").symlink_to("b")
         (tmp_path / "next").rename(tmp_path / "current")
         await noticed.next()
-        await noticed.next()  # the first look of the new watch
+        await noticed.next()  # the first scan of the new watch
 
         put(tmp_path / "b" / "m" / "3" / "model.onnx")
         await noticed.next()
@@ -144,7 +143,7 @@ async def test_a_list_of_models_watches_their_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("why", ["network", "missing package"])
-async def test_without_events_it_is_looked_at_at_intervals(
+async def test_without_events_changes_are_polled(
     why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if why == "network":
@@ -157,7 +156,7 @@ async def test_without_events_it_is_looked_at_at_intervals(
         await asyncio.wait_for(anext(changes), 10)
 
 
-async def test_without_a_watch_left_it_is_looked_at_at_intervals(
+async def test_without_watches_left_changes_are_polled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def refuse(*paths: Path, **options: object) -> AsyncIterator[None]:
@@ -173,11 +172,13 @@ async def test_without_a_watch_left_it_is_looked_at_at_intervals(
     (warning,) = caplog.messages
     assert (
         warning
-        == f"'{tmp_path}' cannot be watched (No space left on device) and is looked at every 0.01 seconds"
+        == f"'{tmp_path}' cannot be watched (No space left on device) and is scanned every 0.01 seconds"
     )
 
 
-async def test_on_the_network_inodes_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_inodes_of_network_file_systems_are_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "is_remote", lambda path: True)
     file = put(tmp_path / "m" / "1" / "model.onnx")
     repository = open_local(tmp_path)
@@ -191,7 +192,7 @@ async def test_on_the_network_inodes_do_not_matter(tmp_path: Path, monkeypatch: 
 
 
 class Noticed:
-    """Counts the changes of a repository from the first look on."""
+    """Counts the changes of a repository after the first."""
 
     def __init__(self, repository: LocalRepository) -> None:
         self.count = 0

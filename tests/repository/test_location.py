@@ -1,4 +1,4 @@
-"""Which kind of repository a location names."""
+"""Which kind of repository is opened for a location."""
 
 from __future__ import annotations
 
@@ -31,21 +31,26 @@ def test_a_path_is_local(location: str, tmp_path: Path) -> None:
         ("htps://host/models.zip", "unknown scheme 'htps://'; did you mean 'https://'?"),
         (
             "magic://x",
-            "unknown scheme 'magic://'; expected a path or one of s3://, gs://, az://, as://, http://, https://, hf://",
+            (
+                "unknown scheme 'magic://'; expected a path or one of s3://,"
+                " gs://, az://, as://, http://, https://, hf://"
+            ),
         ),
         ("file:///srv/models", "name the folder without 'file://'"),
-        ("", "'' is no model repository; name a folder, a model file or a URL"),
-        ("  ", "is no model repository"),
-        ("a\0b", "'a\\x00b' is no model repository"),
+        ("", "'' is not a model repository; name a folder, a model file or a URL"),
+        ("  ", "is not a model repository"),
+        ("a\0b", "'a\\x00b' is not a model repository"),
     ],
 )
-def test_what_is_neither_path_nor_known_url_is_refused(location: str, reason: str, tmp_path: Path) -> None:
+def test_a_location_that_is_neither_path_nor_known_url_is_refused(
+    location: str, reason: str, tmp_path: Path
+) -> None:
     with pytest.raises(InvalidArgument) as raised:
         open_repository(location, formats=[ONNX], cache=tmp_path)
 
     assert reason in raised.value.message
 
 
-def test_a_name_for_what_is_not_on_disk_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"a name \('m'\) can be given to the model at a path only"):
+def test_a_name_for_a_remote_repository_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"a name \('m'\) can be given only to a model at a path"):
         open_repository("s3://bucket/models", formats=[ONNX], cache=tmp_path, name="m")

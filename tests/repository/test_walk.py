@@ -1,4 +1,4 @@
-"""The listing of a folder on disk: what is followed, what is left out, and where it ends."""
+"""The listing of a folder on disk: what is followed and what is left out, and its limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_files_and_folders_are_listed_with_their_sizes(tmp_path: Path) -> None:
     assert listing.location == str(tmp_path)
 
 
-def test_what_file_systems_leave_behind_is_not_looked_into() -> None:
+def test_folders_that_file_systems_create_are_skipped() -> None:
     with unprivileged_folder() as folder:
         put(folder / "m" / "1" / "model.onnx")
         (folder / "lost+found").mkdir(mode=0)
@@ -46,7 +46,7 @@ def test_files_are_read_by_their_path(tmp_path: Path) -> None:
         listing.read("../" + tmp_path.name + "/a/config.pbtxt")
 
 
-def test_what_is_too_large_for_a_configuration_is_not_read(tmp_path: Path) -> None:
+def test_a_file_too_large_for_a_configuration_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "config.pbtxt").open("wb") as file:
         file.truncate(walking.MAX_READ + 1)
 
@@ -54,7 +54,7 @@ def test_what_is_too_large_for_a_configuration_is_not_read(tmp_path: Path) -> No
         walk(tmp_path).read("config.pbtxt")
 
 
-def test_a_file_that_vanishes_after_the_listing_is_told(tmp_path: Path) -> None:
+def test_a_file_that_vanishes_after_the_listing_is_reported(tmp_path: Path) -> None:
     file = put(tmp_path / "config.pbtxt")
     listing = walk(tmp_path)
     file.unlink()
@@ -63,7 +63,7 @@ def test_a_file_that_vanishes_after_the_listing_is_told(tmp_path: Path) -> None:
         listing.read("config.pbtxt")
 
 
-def test_folders_end_at_a_depth(tmp_path: Path) -> None:
+def test_nested_folders_are_read_to_a_maximum_depth(tmp_path: Path) -> None:
     deep = tmp_path
     for _ in range(walking.MAX_DEPTH + 2):
         deep = deep / "d"
@@ -72,10 +72,10 @@ def test_folders_end_at_a_depth(tmp_path: Path) -> None:
     listing = walk(tmp_path)
 
     (entry,) = listing.files.values()
-    assert entry.problem.endswith("lies more than 16 folders deep, and is not looked into")
+    assert entry.problem.endswith("is more than 16 folders deep, and is not searched")
 
 
-def test_links_that_lead_into_each_other_end(tmp_path: Path) -> None:
+def test_links_into_each_other_do_not_loop(tmp_path: Path) -> None:
     for one, other in (("a", "b"), ("b", "a")):
         (tmp_path / one).mkdir()
         (tmp_path / one / "link").symlink_to(tmp_path / other)
@@ -83,10 +83,10 @@ def test_links_that_lead_into_each_other_end(tmp_path: Path) -> None:
     problems = {path: entry.problem for path, entry in walk(tmp_path).files.items()}
 
     assert sorted(problems) == ["a/link/link", "b/link/link"]
-    assert all("is a link to a folder that holds it" in problem for problem in problems.values())
+    assert all("is a link to a folder that contains it" in problem for problem in problems.values())
 
 
-def test_a_folder_with_far_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walking, "MAX_ENTRIES", 10)
     for number in range(12):
         put(tmp_path / "folder" / str(number))
@@ -107,7 +107,7 @@ def test_a_link_may_lead_to_another_model_of_the_repository(tmp_path: Path) -> N
     assert listing.files["b/1/model.onnx"] == listing.files["a/1/model.onnx"]
 
 
-def test_the_one_file_with_a_dot_that_belongs_to_a_model_is_seen(tmp_path: Path) -> None:
+def test_the_hidden_file_with_the_python_version_is_listed(tmp_path: Path) -> None:
     put(tmp_path / "m" / ".python-version", "3.13")
     put(tmp_path / "m" / ".hidden", "")
 

@@ -127,7 +127,7 @@ def test_a_core_that_there_is_not_is_told(tmp_path: Path) -> None:
 def test_the_event_loop_is_kept_nowhere(tmp_path: Path) -> None:
     put_add1(tmp_path / "models", 'cpus = [0]\nlane = "inline"\n')
 
-    assert "lane inline and cpus contradict each other: the event loop runs where it likes" in reason(
+    assert "lane inline and cpus contradict each other: the event loop is not bound to cores" in reason(
         tmp_path
     )
 

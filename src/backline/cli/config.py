@@ -13,9 +13,9 @@ from backline.cli.command_group import CommandGroup
 from backline.cli.model_folder import ModelFolder, loaded_model, open_model, open_models, unloaded_model
 from backline.cli.table import print_table
 from backline.dialects.open_inference.configuration import complete, describe
-from backline.repository.configuration import text, toml, toml_text
+from backline.protos import to_plain
+from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
-from backline.repository.configuration.json_form import configuration_json
 from backline.repository.configuration.origins import Value, origins
 
 #: Of a value in a table; --json has all of it.
@@ -72,10 +72,10 @@ def show(
     folder = open_model(model_folder, config_name, override)
     _, whole, _ = _configurations(folder, inspect)
     if as_json or form == "json":
-        print(json.dumps(configuration_json(whole)))
+        print(json.dumps(to_plain(whole)))
     else:
         document = Document("", whole)
-        print(text.render(document) if form == "pbtxt" else toml_text.render(document), end="")
+        print(text.render(document) if form == "pbtxt" else toml.render(document), end="")
 
 
 @command.command(
@@ -171,7 +171,7 @@ def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> N
     content = _read(file)
     document = toml.parse(content, str(file)) if is_toml else text.parse(content, str(file))
     form = to or ("pbtxt" if is_toml else "toml")
-    written = text.render(document) if form == "pbtxt" else toml_text.render(document)
+    written = text.render(document) if form == "pbtxt" else toml.render(document)
     if output is not None:
         with output.open("x", encoding="utf-8") as target:
             target.write(written)

@@ -1,4 +1,4 @@
-"""The user's side: `connect(url)` and `connect_async(url)`, over HTTP, gRPC or inside the program."""
+"""The client: `connect(url)` and `connect_async(url)`, over HTTP, over gRPC or within the process."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ def connect(
     max_connections: int = 256,
     retries: int = 1,
 ) -> Client:
-    """A synchronous client, for any number of threads.
+    """Returns a synchronous client, which any number of threads may share.
 
-    `url` is http://host:8000, https://host, grpc://host:8001, grpcs://host, unix:/path/of/socket (HTTP), grpc+unix:/path, or
-    inproc:///path/of/repository, which loads the models into this program. Without a port http means 8000, grpc 8001, https and grpcs 443.
-    Over the network nothing is sent before the first request. The other arguments are those of ClientOptions.
+    `url` is http://host:8000, https://host, grpc://host:8001, grpcs://host, unix:/path/of/socket (HTTP),
+    grpc+unix:/path, or inproc:///path/of/repository, which loads the models into this process. The default
+    port is 8000 for http, 8001 for grpc, and 443 for https and grpcs. A network client connects with its
+    first request. The other arguments are the fields of ClientOptions.
 
     >>> with connect("http://localhost:8000") as client:
     ...     notes = client["basic_pitch"](audio)
@@ -63,7 +64,9 @@ def connect_async(
     max_connections: int = 256,
     retries: int = 1,
 ) -> AsyncClient:
-    """An asyncio client; the arguments are those of `connect`. Not a coroutine: it connects with the first request.
+    """Returns an asyncio client; the arguments are those of `connect`.
+
+    Not a coroutine: the first request connects.
 
     >>> async with connect_async("grpc://localhost:8001") as client:
     ...     notes = await client["basic_pitch"](audio)

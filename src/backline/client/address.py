@@ -1,4 +1,4 @@
-"""Where a server is, read from a URL."""
+"""The address of a server, parsed from a URL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EXAMPLES = (
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`path` is the socket's or the repository's path, or what stands before /v2 in the routes of a server behind a proxy."""
+    """`path` is the socket's or the repository's; over TCP, the prefix that a proxy puts before /v2."""
 
     url: str
     protocol: Protocol
@@ -40,48 +40,50 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Reads http, https, grpc, grpcs, unix, http+unix, grpc+unix and inproc URLs; "host:port" is http. Raises InvalidArgument."""
+        """Parses a URL with one of the schemes above; "host:port" means http. Raises InvalidArgument."""
         text = url.strip()
         scheme, colon, rest = text.partition(":")
         if "://" not in text and (not colon or scheme.lower() not in _SCHEMES):
             if not text or "/" in text:
-                raise InvalidArgument(f"'{url}' is not a URL of a server. Use for example {_EXAMPLES}")
+                raise InvalidArgument(f"'{url}' is not a server URL. Use, for example, {_EXAMPLES}")
             scheme, rest, text = "http", f"//{text}", f"http://{text}"
         scheme = scheme.lower()
         if scheme not in _SCHEMES:
             near = get_close_matches(scheme, _SCHEMES, 1)
             hint = f"did you mean {near[0]}:? " if near else ""
-            raise InvalidArgument(f"unknown scheme '{scheme}:' in '{url}': {hint}Use for example {_EXAMPLES}")
+            raise InvalidArgument(
+                f"unknown scheme '{scheme}:' in '{url}': {hint}Use, for example, {_EXAMPLES}"
+            )
         protocol, tls, port = _SCHEMES[scheme]
         if scheme == "inproc" or scheme.endswith("unix"):
             path = unquote(rest[2:] if rest.startswith("//") else rest)
             if not path:
-                raise InvalidArgument(f"'{url}' names no path. Use for example {_EXAMPLES}")
+                raise InvalidArgument(f"'{url}' names no path. Use, for example, {_EXAMPLES}")
             return cls(text, protocol, path=path, unix=scheme != "inproc")
         try:
             parts = urlsplit(text)
             host, port = parts.hostname or "", port if parts.port is None else parts.port
         except ValueError as error:
             raise InvalidArgument(
-                f"'{url}' is not a URL of a server: {error}. Use for example {_EXAMPLES}"
+                f"'{url}' is not a server URL: {error}. Use, for example, {_EXAMPLES}"
             ) from None
         if not host:
-            raise InvalidArgument(f"'{url}' names no host. Use for example {_EXAMPLES}")
+            raise InvalidArgument(f"'{url}' names no host. Use, for example, {_EXAMPLES}")
         if parts.username is not None:
             raise InvalidArgument(
-                "the URL holds a user name or password: pass headers={'authorization': '...'} instead"
+                "the URL contains a user name or password: pass headers={'authorization': '...'} instead"
             )
         if parts.query or parts.fragment:
             raise InvalidArgument(f"'{url}' has a query or a fragment, which a server's URL cannot have")
         if protocol == "grpc" and parts.path not in ("", "/"):
             raise InvalidArgument(
-                f"'{url}' has the path '{parts.path}', which gRPC does not know: leave it out"
+                f"'{url}' has the path '{parts.path}', which gRPC does not support: leave it out"
             )
         return cls(text, protocol, host, port, parts.path.rstrip("/"), tls)
 
     @property
     def authority(self) -> str:
-        """host:port, as in the Host field."""
+        """host:port, as in the Host header."""
         if self.unix:
             return "localhost"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

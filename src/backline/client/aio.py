@@ -1,4 +1,4 @@
-"""The asyncio client: models as functions that are awaited."""
+"""The asyncio client: models as awaitable functions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from typing import Any, Self
 
 from backline.client.address import Address
 from backline.client.arrays import to_tensor
-from backline.client.control import ModelControl
+from backline.client.control import ModelControl, to_overrides
 from backline.client.errors import ConnectionFailed, DeadlineExceeded
 from backline.client.options import ClientOptions
-from backline.client.overrides import to_overrides
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
 from backline.client.sequences import AsyncSequence
@@ -27,7 +26,7 @@ from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Una
 from backline.engine.messages import InferResponse, Parameter
 from backline.engine.tensor import Tensor
 
-#: Between two looks at a server that is not ready yet, in seconds.
+#: Seconds between checks of a server that is not ready yet.
 READY_POLL = 0.1
 
 
@@ -48,9 +47,12 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
 
 
 class AsyncClient:
-    """A server, or a repository inside this program. Connects with the first request; belongs to the event loop of that request.
+    """A client of a server, or of a repository in this process.
 
-    Every method raises BacklineError: NotFound, InvalidArgument, Unavailable, DeadlineExceeded, ConnectionFailed and others.
+    Its first request connects it and sets its event loop.
+
+    Every method may raise a BacklineError: NotFound, InvalidArgument, Unavailable, DeadlineExceeded,
+    ConnectionFailed and others.
     """
 
     def __init__(self, url: str, options: ClientOptions) -> None:
@@ -60,11 +62,11 @@ class AsyncClient:
         self._opening: asyncio.Lock | None = None
         self._closed = False
         self._models: dict[tuple[str, str], AsyncModel] = {}
-        #: What is known of models, by name and version.
+        #: Model metadata fetched so far, by name and version.
         self._known: dict[tuple[str, str], ModelMetadata] = {}
 
     def through(self, transport: Transport) -> Self:
-        """The same client on a transport that is open; what is known of models is known to both."""
+        """A copy of this client over an open transport; both share the metadata fetched so far."""
         other = copy(self)
         other._transport = transport
         other._models = {}
@@ -74,7 +76,7 @@ class AsyncClient:
         return f"<{type(self).__name__} {self.address.url}>"
 
     async def transport(self) -> Transport:
-        """The opened transport."""
+        """The transport, opened on first use."""
         if self._transport is not None:
             return self._transport
         if self._closed:
@@ -92,7 +94,7 @@ class AsyncClient:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> AsyncModel:
-        """A model, at a version or at the one the server chooses. Asks the server nothing. Raises InvalidArgument for an empty name."""
+        """A model, by default at the version that the server chooses. Raises InvalidArgument for no name."""
         if not name:
             raise InvalidArgument("the name of a model is empty")
         key = name, str(version)
@@ -110,7 +112,7 @@ class AsyncClient:
         return await (await self.transport()).server_ready(self._limit(timeout))
 
     async def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits until the server is ready, also for one that has not started yet. Raises DeadlineExceeded with the last reason."""
+        """Waits for a ready server, even if not started yet. Raises DeadlineExceeded with the last reason."""
         limit = self._limit(timeout)
         end = monotonic() + limit
         reason = ""
@@ -122,7 +124,7 @@ class AsyncClient:
             except Unavailable as error:
                 reason = error.message
             except DeadlineExceeded as error:
-                # The last look is cut short by our own timeout: what an earlier one found says more.
+                # Our own timeout cut this check short: the reason from an earlier one says more.
                 reason = reason or error.message
             await asyncio.sleep(min(READY_POLL, max(end - monotonic(), 0)))
         raise DeadlineExceeded(
@@ -130,7 +132,7 @@ class AsyncClient:
         )
 
     async def _unready(self, timeout: float) -> str:
-        """Which models are not ready, and why; empty when the server does not tell."""
+        """Which models are not ready, and why; empty when the server does not say."""
         try:
             index = await (await self.transport()).repository_index(timeout)
         except BacklineError:
@@ -143,15 +145,15 @@ class AsyncClient:
         return "; ".join(lines)
 
     async def metadata(self, timeout: float | None = None) -> ServerMetadata:
-        """The server program, its version and extensions."""
+        """The server's name, version and protocol extensions."""
         return await (await self.transport()).server_metadata(self._limit(timeout))
 
     async def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """All models and versions that the server knows: states, reasons, labels, memory, and how far loads are."""
+        """All models and versions the server knows, with state, reason, labels, memory and load progress."""
         return await (await self._control()).models(self._limit(timeout))
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of all models, as the statistics extension shapes them; durations in nanoseconds."""
+        """The counters of all models, in the statistics extension's form; durations are in nanoseconds."""
         return await (await self.transport()).statistics("", "", self._limit(timeout))
 
     async def load(
@@ -163,11 +165,13 @@ class AsyncClient:
         files: Mapping[str, bytes | Path] | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Loads a model, or one version of it; what is loaded and has changed is loaded again, new before old. Returns when it is ready.
+        """Loads a model, or one version of it, and returns when it is ready.
 
-        `config` replaces the repository's configuration (a mapping or its JSON, with the names of config.pbtxt), `files` its files
-        ({"1/model.onnx": bytes or a pathlib.Path}). A failed load leaves what was served serving, and its reason is raised. After
-        DeadlineExceeded the load goes on.
+        Changed versions are reloaded, new before old.
+
+        `config` (a mapping or its JSON, with the names of config.pbtxt) replaces the repository's
+        configuration, and `files` ({"1/model.onnx": bytes or a pathlib.Path}) its files. If the load fails,
+        the versions in service stay, and the reason is raised. After DeadlineExceeded the load continues.
         """
         overrides = to_overrides(config, files)
         limit = self._limit(timeout)
@@ -175,7 +179,7 @@ class AsyncClient:
             await (await self._control()).load(name, _version(version), overrides, limit)
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
-                f"{error.message}. The load of '{name}' goes on, models() tells how far it is"
+                f"{error.message}. The load of '{name}' continues; models() shows its progress"
             ) from None
 
     async def unload(
@@ -188,7 +192,8 @@ class AsyncClient:
     ) -> None:
         """Takes a model, or one version of it, out of service.
 
-        With `dependents` the models that an ensemble asks (its steps) are unloaded too, except those that another model needs.
+        With `dependents`, the models in an ensemble's steps are unloaded too, unless another model needs
+        them.
         """
         await (await self._control()).unload(name, _version(version), dependents, self._limit(timeout))
 
@@ -205,14 +210,14 @@ class AsyncClient:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version; with `expected` only if it points there now ("" for a label that does not exist yet)."""
+        """Points a label to a version; with `expected`, only if it points there now ("": if it is new)."""
         move = LabelMove("label", name, label, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label; with `expected` only if it points there now."""
+        """Removes a label; with `expected`, only if it points there now."""
         move = LabelMove("unlabel", name, label, expected=_expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -224,28 +229,28 @@ class AsyncClient:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Makes a version the one that requests without a version get: moves the label "stable"."""
+        """Makes a version the default for requests that name none, by moving the label "stable"."""
         move = LabelMove("promote", name, STABLE, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
-        """Points a label back to where it pointed before its last move."""
+        """Points a label back to the version it had before its last move."""
         move = LabelMove("rollback", name, label)
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
-        """The last changes, newest first: who did what, when. Of all models without a name."""
+        """The last changes, newest first: who did what, and when. An empty name means all models."""
         return await (await self._control()).history(name, limit, self._limit(timeout))
 
     async def refresh(self, timeout: float | None = None) -> None:
-        """Makes the server look at its repositories now; returns when what they hold is served or has failed."""
+        """Makes the server scan its repositories; returns when everything found is served or has failed."""
         await (await self._control()).refresh(self._limit(timeout))
 
     async def _control(self) -> ModelControl:
         return (await self.transport()).control
 
     async def close(self) -> None:
-        """Closes the connections; an embedded repository is unloaded."""
+        """Closes the connections; unloads an embedded repository."""
         self._closed = True
         transport, self._transport = self._transport, None
         if transport is not None:
@@ -291,10 +296,13 @@ class AsyncModel:
         request_id: str = "",
         **named: Any,
     ) -> InferResult:
-        """Runs the model: inputs in its order, or by name, or as one mapping (for inputs called like an option).
+        """Runs the model.
 
-        `outputs` names those wanted, default all. Shapes are those of the model's metadata, the batch dimension included. The timeout in
-        seconds covers everything, connecting too. Raises BacklineError.
+        Inputs are positional, by name, or one mapping (when an input shares its name with an option).
+
+        `outputs` names the outputs to return, by default all. Shapes are those of the model's metadata,
+        including the batch dimension. The timeout in seconds covers everything, connecting included. Raises
+        BacklineError.
         """
         if version is not None and str(version) != self.version:
             model = self._client.model(self.name, version)
@@ -314,7 +322,7 @@ class AsyncModel:
         try:
             response: InferResponse = await transport.infer(call)
         except (InvalidArgument, NotFound):
-            self._client._known.pop(self._key, None)  # perhaps another version is served by now
+            self._client._known.pop(self._key, None)  # another version may be served by now
             raise
         return InferResult(response)
 
@@ -328,10 +336,11 @@ class AsyncModel:
         request_id: str = "",
         **named: Any,
     ) -> AsyncGenerator[InferResult, None]:
-        """Runs the model and yields its responses as they come: any number of them, one where the model is not decoupled.
+        """Runs the model and yields its responses as they arrive: one, or any number if it is decoupled.
 
-        The arguments are those of a call; the timeout in seconds is the longest wait for each response. While responses are not taken the
-        model waits; leaving early cancels it, so close the generator (contextlib.aclosing) where you break out of it.
+        The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
+        model waits while the caller takes none. Leaving early cancels it: close the generator
+        (contextlib.aclosing) if you break out.
 
         >>> async for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
         """
@@ -352,7 +361,7 @@ class AsyncModel:
         request_id: str,
         limit: float,
     ) -> InferCall:
-        """What is asked for, its inputs made tensors by the model's metadata."""
+        """The call to send, with its inputs converted to the types in the model's metadata."""
         fresh = self._key not in self._client._known
         metadata = await self._known(limit)
         try:
@@ -360,7 +369,7 @@ class AsyncModel:
         except InvalidArgument:
             if fresh:
                 raise
-            # The model may have changed since its metadata was asked for.
+            # The model may have changed since its metadata was fetched.
             metadata = await self._known(limit, again=True)
             tensors = _tensors(metadata, inputs, named)
         if outputs is not None and isinstance(outputs, str):
@@ -380,7 +389,7 @@ class AsyncModel:
         )
 
     def sequence(self, id: int | str | None = None) -> AsyncSequence:
-        """A new sequence of requests, for a model that keeps a state between them; `id` is by default a random number."""
+        """A sequence of requests to a model that keeps state between them; `id` is random by default."""
         return AsyncSequence(self, id)
 
     async def metadata(self, timeout: float | None = None) -> ModelMetadata:
@@ -400,7 +409,7 @@ class AsyncModel:
         )
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of each version; durations in nanoseconds."""
+        """The counters of each version; durations are in nanoseconds."""
         return await (await self._client.transport()).statistics(
             self.name, self.version, self._client._limit(timeout)
         )
@@ -440,7 +449,8 @@ def _tensors(
     else:
         if len(inputs) > len(specs):
             raise InvalidArgument(
-                f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}. {_expected_inputs(metadata)}"
+                f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}."
+                f" {_expected_inputs(metadata)}"
             )
         values.update(zip(specs, inputs, strict=False))
     for name, value in named.items():
@@ -454,7 +464,7 @@ def _tensors(
             raise InvalidArgument(
                 f"model '{metadata.name}' has no input '{name}'. {_expected_inputs(metadata)}"
             )
-    # A missing input is the server's to refuse: only it knows which are optional.
+    # Missing inputs are left to the server: only it knows which are optional.
     if not values and specs:
         raise InvalidArgument(
             f"model '{metadata.name}' was called without inputs. {_expected_inputs(metadata)}"

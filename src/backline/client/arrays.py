@@ -1,4 +1,4 @@
-"""Python values to tensors: what fits is taken, what would lose something is refused with what was expected and what was given."""
+"""Converts Python values to tensors, and refuses conversions that would lose data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from backline.engine.tensor import Tensor
 
 
 def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
-    """The tensor for input `spec` of `model`.
+    """Converts `value` to the tensor for input `spec` of `model`.
 
-    Arrays (anything with a dtype) are cast only where numpy calls that safe, so FP64 is not narrowed to FP32; plain Python numbers take the
-    model's type as long as they fit. BYTES take str and bytes. No dimension is added, except to a single number where one is expected in an
-    array of one, which is how servers show a scalar. Raises InvalidArgument.
+    Arrays (anything with a dtype) are cast only where numpy calls that safe, so FP64 is not narrowed to FP32.
+    Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes. No dimension is
+    added, except that a single number fits shape [1], which is how servers describe a scalar. Raises
+    InvalidArgument.
     """
     where = f"input '{spec.name}' of model '{model}'"
     if isinstance(value, Tensor):
@@ -38,7 +39,7 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
 def _from_array(where: str, datatype: DataType, value: Any) -> np.ndarray:
     try:
         data = np.asarray(value)
-    except Exception as error:  # e.g. a torch tensor on a GPU, whose own text says what to do
+    except Exception as error:  # e.g. of a torch tensor on a GPU, whose message says what to do
         raise InvalidArgument(
             f"{where}: {type(value).__name__} cannot become a numpy array: {error}"
         ) from None
@@ -59,7 +60,7 @@ def _from_array(where: str, datatype: DataType, value: Any) -> np.ndarray:
         )
     raise InvalidArgument(
         f"{where} expects {datatype.name} ({target}), got an array of {data.dtype};"
-        f" convert it yourself if the loss is meant: .astype('{target}')"
+        f" if losing precision is intended, convert it first: .astype('{target}')"
     )
 
 
@@ -70,7 +71,7 @@ def _from_python(where: str, datatype: DataType, value: Any) -> np.ndarray:
         raise InvalidArgument(f"{where}: the nested lists do not form an array ({error})") from None
     kind = data.dtype.kind
     if data.size == 0:
-        kind = "b"  # an empty list has no type of its own
+        kind = "b"  # an empty list has no type
     target = datatype.dtype
     if datatype is DataType.BF16:
         if kind in "biuf":
@@ -81,7 +82,8 @@ def _from_python(where: str, datatype: DataType, value: Any) -> np.ndarray:
         bounds = np.iinfo(target)
         if int(data.min()) < bounds.min or int(data.max()) > bounds.max:
             raise InvalidArgument(
-                f"{where} expects {datatype.name} ({bounds.min} to {bounds.max}), got {_outside(data, bounds)}"
+                f"{where} expects {datatype.name} ({bounds.min} to {bounds.max}), got"
+                f" {_outside(data, bounds)}"
             )
         return data.astype(target)
     elif kind in "iuf" and target.kind == "f":
@@ -116,7 +118,7 @@ def _python_kind(data: np.ndarray) -> str:
 
 
 def _to_bfloat16(data: np.ndarray) -> np.ndarray:
-    """Rounds to the nearest, ties to even; a NaN stays one."""
+    """Rounds to nearest, ties to even; a NaN stays NaN."""
     bits = data.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(data), np.uint32(0x7FC0), rounded).astype(np.uint16)
@@ -147,7 +149,7 @@ def _bytes_array(where: str, value: Any) -> np.ndarray:
 
 
 def _object_array(where: str, value: Any) -> np.ndarray:
-    """Nested lists of str and bytes without numpy's fixed-width strings, which would cut zero bytes off."""
+    """An object array of nested lists: numpy's fixed-width strings would drop trailing zero bytes."""
     shape: list[int] = []
     level = value
     while isinstance(level, (list, tuple)):
@@ -170,7 +172,7 @@ def _object_array(where: str, value: Any) -> np.ndarray:
 
 def _check_shape(where: str, spec: TensorSpec, got: tuple[int, ...]) -> None:
     expected = spec.shape
-    if not expected:  # rank 0, and what servers say that do not know the shape: they will judge
+    if not expected:  # a scalar, or a shape the server does not know: the server checks it
         return
     if len(got) == len(expected) and all(
         want in (-1, have) for want, have in zip(expected, got, strict=True)
@@ -180,5 +182,5 @@ def _check_shape(where: str, spec: TensorSpec, got: tuple[int, ...]) -> None:
     if len(got) == len(expected) - 1 and all(
         want in (-1, have) for want, have in zip(expected[1:], got, strict=True)
     ):
-        hint = ". The first dimension is missing, often that of the batch: pass x[None]"
+        hint = ". The first dimension, usually the batch, is missing: pass x[None]"
     raise InvalidArgument(f"{where} expects shape {list(expected)}, got {list(got)}{hint}")

@@ -1,4 +1,4 @@
-"""The event loop behind all synchronous clients of a process: one daemon thread, started by the first of them."""
+"""The event loop of all synchronous clients in a process, on a daemon thread that the first client starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from backline.engine.errors import Unavailable
 
 T = TypeVar("T")
 
-#: Seconds that the end of the program waits for what runs on the loop at that moment, such as a model of an embedded repository.
+#: Seconds that an exiting program waits for work on the loop, such as a running model of an embedded
+#: repository.
 _ENDS_WITHIN = 1.0
 
 
@@ -30,26 +31,28 @@ class BackgroundLoop:
         atexit.register(self._end)
 
     def _end(self) -> None:
-        """At the end of the program, which would take the interpreter away from under a loop that runs."""
+        """Stops the loop when the program exits, before the interpreter is torn down under it."""
         if self._pid == os.getpid():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_ENDS_WITHIN)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the loop and waits for it; an interrupt of the waiting thread cancels it."""
+        """Runs a coroutine on the loop and waits for it; interrupting the waiting thread cancels it."""
         if self._pid != os.getpid():
             coroutine.close()
             raise Unavailable(
-                "this client was made before a fork: its connections stay with the parent process. Connect again in the child"
+                "this client was created before a fork, and its connections belong to the parent process:"
+                " connect again in the child"
             )
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise Unavailable(
-                "a synchronous client was called on the client's own event loop, where it would wait forever. Use connect_async"
+                "a synchronous client was called on the client's own event loop, where it would wait forever:"
+                " use connect_async"
             )
         if not self._thread.is_alive():
             coroutine.close()
-            raise Unavailable("the program ends: a synchronous client cannot be called any more")
+            raise Unavailable("the program is exiting: a synchronous client can no longer be called")
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()

@@ -1,22 +1,34 @@
-"""The seam between the client and what changes a server's models, whatever way it is reached."""
+"""The seam between the client and whatever changes a server's models, however the server is reached."""
 
 from __future__ import annotations
 
+import getpass
+import json
+import os
+import socket
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from backline.client.records import ModelIndex
 from backline.engine.control import Change, LabelMove, Overrides
+from backline.engine.errors import InvalidArgument
+
+#: The header field (over gRPC, the metadata key) with the name that the server's audit log records.
+USER_HEADER = "x-backline-user"
 
 
 class ModelControl(ABC):
-    """The models of one server: what there is, and changes of it. `timeout` is in seconds; every method raises BacklineError.
+    """Lists and changes the models of one server. `timeout` is in seconds; every method raises BacklineError.
 
-    A change that takes longer than its timeout raises DeadlineExceeded, and goes on in the server.
+    A change that exceeds its timeout raises DeadlineExceeded and continues in the server.
     """
 
     @abstractmethod
     async def models(self, timeout: float) -> list[ModelIndex]:
-        """All versions of all models, with everything that the server tells of them."""
+        """All versions of all models, with everything the server reports about them."""
 
     @abstractmethod
     async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None: ...
@@ -36,3 +48,50 @@ class ModelControl(ABC):
 
     @abstractmethod
     async def refresh(self, timeout: float) -> None: ...
+
+
+@cache
+def user_name() -> str:
+    """user@host in ASCII; the user's number if it has no name, as in many containers."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = f"uid{os.getuid()}" if hasattr(os, "getuid") else "unknown"
+    return "".join(
+        character if "!" <= character <= "~" else "_" for character in f"{user}@{socket.gethostname()}"
+    )
+
+
+def to_overrides(
+    config: str | Mapping[str, Any] | None, files: Mapping[str, bytes | Path] | None
+) -> Overrides | None:
+    """Overrides from `config`, a mapping or its JSON, and `files`, contents or paths by path in the model.
+
+    The paths in the model may start with "file:", as in Triton's clients. Raises InvalidArgument.
+    """
+    if config is None:
+        if files:
+            raise InvalidArgument(
+                "files need a configuration too: pass config={...}, or config={} if the files need none"
+            )
+        return None
+    text = config if isinstance(config, str) else json.dumps(dict(config))
+    return Overrides(
+        text, {path.removeprefix("file:"): _content(path, content) for path, content in (files or {}).items()}
+    )
+
+
+def _content(path: str, content: bytes | Path) -> bytes:
+    if isinstance(content, Path):
+        try:
+            return content.read_bytes()
+        except OSError as error:
+            raise InvalidArgument(
+                f"cannot read '{content}' for '{path}': {error.strerror or error}"
+            ) from None
+    if not isinstance(content, (bytes, bytearray, memoryview)):
+        raise InvalidArgument(
+            f"the content of '{path}' is a {type(content).__name__}, expected bytes, or a pathlib.Path of a"
+            " local file"
+        )
+    return bytes(content)

@@ -1,4 +1,4 @@
-"""What a caller of the client may catch: the errors of the engine, and those of the connection."""
+"""The errors that the client raises: the engine's, and those of the connection."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ __all__ = [
 
 
 class ConnectionFailed(Unavailable):
-    """The server could not be reached, or the connection broke. The message says whether the request may have run."""
+    """No connection, or a broken one. The message says whether the request may have run."""
 
 
 class PermissionDenied(BacklineError):
-    """The server, or a proxy before it, wants other credentials."""
+    """The server, or a proxy in front of it, rejected the credentials."""
 
     http_status = 403
     grpc_code = 7
 
 
 class ProtocolError(BacklineError):
-    """What answered does not speak the protocol of the URL."""
+    """The other side does not speak the protocol of the URL."""
 
 
 _BY_STATUS: dict[int, type[BacklineError]] = {
@@ -91,7 +91,7 @@ _BY_CODE: dict[int, type[BacklineError]] = {
 
 
 def from_http_status(status: int, message: str, retry_after: float | None = None) -> BacklineError:
-    """The error that an HTTP status other than 2xx stands for."""
+    """The error for an HTTP status other than 2xx."""
     kind = _BY_STATUS.get(status)
     if kind is None:
         kind = InvalidArgument if 400 <= status < 500 else Internal
@@ -101,8 +101,8 @@ def from_http_status(status: int, message: str, retry_after: float | None = None
 
 
 def from_grpc_code(code: int, message: str) -> BacklineError:
-    """The error that a gRPC status other than OK stands for."""
-    if code == 8:  # RESOURCE_EXHAUSTED says both "your message is too large" and "I am busy"
+    """The error for a gRPC status other than OK."""
+    if code == 8:  # RESOURCE_EXHAUSTED means either a message that is too large or a busy server
         return (
             PayloadTooLarge(message)
             if "message" in message.lower() or "size" in message.lower()

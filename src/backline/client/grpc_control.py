@@ -1,106 +1,85 @@
-"""Changes of a server's models by a grpc:// URL: whole models over gRPC, all else over HTTP on the same port."""
+"""Changes to a server's models by a grpc:// URL, partly over gRPC and partly over HTTP on the same port."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from backline.client.address import Address
-from backline.client.control import ModelControl
+from backline.client.control import USER_HEADER
 from backline.client.errors import ConnectionFailed, ProtocolError
+from backline.client.http_connection import HttpAnswer
+from backline.client.http_control import HttpControl
 from backline.client.http_transport import HttpTransport
-from backline.client.identity import USER_HEADER, user_name
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
-from backline.engine.control import Change, LabelMove, Overrides
+from backline.engine.control import Overrides
 from backline.engine.errors import Unsupported
 from backline.protos import message
 
 if TYPE_CHECKING:
     from backline.client.grpc_transport import GrpcTransport
 
-Result = TypeVar("Result")
 
+class GrpcControl(HttpControl):
+    """Loads and unloads whole models over gRPC, as Triton has it; does everything else over HTTP.
 
-class GrpcControl(ModelControl):
-    """Triton's two methods, and beside them HTTP, which every port of Backline answers and none of Triton's gRPC ports does."""
+    Every port of Backline answers HTTP; Triton's gRPC port does not.
+    """
 
     def __init__(self, transport: GrpcTransport, address: Address, options: ClientOptions) -> None:
-        self._transport = transport
-        self._url = address.url
         url = address.url.replace("grpc", "http", 1)
-        self._http = HttpTransport(replace(address, url=url, protocol="http"), options)
-        named = any(name.lower() == USER_HEADER for name in options.headers)
-        self._who = () if named else ((USER_HEADER, user_name()),)
-        #: Whether the port answers HTTP; None until it was tried.
+        http = HttpTransport(replace(address, url=url, protocol="http"), options)
+        super().__init__(http, address.url, options)
+        self._grpc = transport
+        self._metadata = ((USER_HEADER, self._user),) if self._user else ()
+        #: Whether the port answers HTTP; None until the first attempt.
         self._has_http: bool | None = None
 
     async def close(self) -> None:
-        await self._http.close()
+        await self._transport.close()
 
     async def models(self, timeout: float) -> list[ModelIndex]:
-        """What gRPC tells of them where the port answers nothing else."""
         try:
-            return await self._by_http("the list of models", lambda http: http.models(timeout), timeout)
+            return await super().models(timeout)
         except Unsupported:
-            return await self._transport.repository_index(timeout)
+            return await self._grpc.repository_index(timeout)
 
     async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None:
         if version:
-            await self._by_http(
-                "loading one version", lambda http: http.load(model, version, overrides, timeout), timeout
-            )
+            await super().load(model, version, overrides, timeout)
             return
         request = message("inference.RepositoryModelLoadRequest")(model_name=model)
         if overrides is not None:
             request.parameters["config"].string_param = overrides.config or "{}"
             for path, content in overrides.files.items():
                 request.parameters[f"file:{path}"].bytes_param = content
-        await self._transport.call("RepositoryModelLoad", request, timeout, self._who)
+        await self._grpc.call("RepositoryModelLoad", request, timeout, self._metadata)
 
     async def unload(self, model: str, version: str, dependents: bool, timeout: float) -> None:
         if version:
-            await self._by_http(
-                "unloading one version",
-                lambda http: http.unload(model, version, dependents, timeout),
-                timeout,
-            )
+            await super().unload(model, version, dependents, timeout)
             return
         request = message("inference.RepositoryModelUnloadRequest")(model_name=model)
         request.parameters["unload_dependents"].bool_param = dependents
-        await self._transport.call("RepositoryModelUnload", request, timeout, self._who)
+        await self._grpc.call("RepositoryModelUnload", request, timeout, self._metadata)
 
-    async def labels(self, model: str, timeout: float) -> dict[str, str]:
-        return await self._by_http("labels", lambda http: http.labels(model, timeout), timeout)
-
-    async def move_label(self, move: LabelMove, timeout: float) -> Change:
-        what = "labels" if move.action in ("label", "unlabel") else move.action
-        return await self._by_http(what, lambda http: http.move_label(move, timeout), timeout)
-
-    async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
-        return await self._by_http("the history", lambda http: http.history(model, limit, timeout), timeout)
-
-    async def refresh(self, timeout: float) -> None:
-        await self._by_http("refresh", lambda http: http.refresh(timeout), timeout)
-
-    async def _by_http(
-        self, what: str, ask: Callable[[ModelControl], Awaitable[Result]], timeout: float
-    ) -> Result:
-        """The answer over HTTP. Raises Unsupported where the server answers gRPC, but not HTTP."""
+    async def _exchange(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
+        """The answer over HTTP. Raises Unsupported when the server answers gRPC but not HTTP."""
         if self._has_http is not False:
             try:
-                result = await ask(self._http.control)
+                answer = await super()._exchange(method, path, document, timeout)
             except (ConnectionFailed, ProtocolError):
                 if self._has_http:
                     raise
-                await self._transport.server_live(
-                    timeout
-                )  # raises where nothing answers: then HTTP is not what is missing
+                # Raises if nothing answers gRPC either: then the problem is the server, not the missing HTTP.
+                await self._grpc.server_live(timeout)
                 self._has_http = False
             else:
                 self._has_http = True
-                return result
+                return answer
         raise Unsupported(
-            f"{what} goes over HTTP, which the port of {self._url} does not answer: use the server's http:// URL"
+            f"{method} {path.partition('?')[0]} goes over HTTP, which the port of {self._url} does not"
+            " answer:"
+            " use the server's http:// URL"
         )

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC as a client writes and reads it: protobuf messages with raw tensors."""
+"""Encoding and decoding of the Open Inference Protocol over gRPC: protobuf messages with raw tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CONTENTS = {
 
 
 def encode_infer(call: InferCall) -> Any:
-    """The ModelInferRequest of an inference."""
+    """The ModelInferRequest for a call."""
     request = message("inference.ModelInferRequest")(
         model_name=call.model, model_version=call.version, id=call.id
     )
@@ -76,27 +76,3 @@ def _parameter_field(value: Parameter) -> str:
     if isinstance(value, int):
         return "int64_param"
     return "double_param" if isinstance(value, float) else "string_param"
-
-
-def to_plain(value: Any) -> dict[str, Any]:
-    """A message as plain data, in the form of the protocol's JSON: own field names, integers as numbers, enums by name."""
-    plain: dict[str, Any] = {}
-    for field in value.DESCRIPTOR.fields:
-        content = getattr(value, field.name)
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            item = field.message_type.fields_by_name["value"]
-            plain[field.name] = {str(key): _plain(item, entry) for key, entry in content.items()}
-        elif field.is_repeated:
-            plain[field.name] = [_plain(field, entry) for entry in content]
-        elif not field.has_presence or value.HasField(field.name):
-            plain[field.name] = _plain(field, content)
-    return plain
-
-
-def _plain(field: Any, value: Any) -> Any:
-    if field.message_type is not None:
-        return to_plain(value)
-    if field.enum_type is not None:
-        known = field.enum_type.values_by_number.get(value)
-        return value if known is None else known.name
-    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,4 +1,4 @@
-"""A server reached over gRPC, with the Open Inference Protocol. Needs the extra `grpc`."""
+"""The transport over gRPC, with the Open Inference Protocol. Needs the extra `grpc`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backline.client.address import Address
 from backline.client.control import ModelControl
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
 from backline.client.grpc_control import GrpcControl
-from backline.client.grpc_messages import decode_infer, encode_infer, to_plain
+from backline.client.grpc_messages import decode_infer, encode_infer
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
@@ -21,22 +21,22 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.messages import InferResponse
 from backline.engine.signature import TensorSpec
-from backline.protos import message
+from backline.protos import message, to_plain
 
-#: The parameter of a response that says whether it is the last one.
+#: The response parameter that marks the last response.
 FINAL = "triton_final_response"
 SERVICE = "/inference.GRPCInferenceService/"
 
 
 @cache
 def _first_process() -> int:
-    """The process that used grpcio first."""
+    """The id of the process that first used grpcio."""
     return os.getpid()
 
 
 @cache
 def _grpc() -> Any:
-    """grpcio. Raises InvalidArgument where it is not installed."""
+    """The module grpc. Raises InvalidArgument when grpcio is not installed."""
     try:
         import grpc
         import grpc.aio
@@ -48,13 +48,16 @@ def _grpc() -> Any:
 
 
 class GrpcTransport(Transport):
-    """One channel of grpcio's asyncio API, without its caps on message sizes. The channel reconnects by itself."""
+    """One channel of grpcio's asyncio API, without its limits on message sizes; it reconnects itself."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         grpc = _grpc()
-        if _first_process() != os.getpid():  # its threads are not there: a call would wait forever
+        if (
+            _first_process() != os.getpid()
+        ):  # grpcio's threads do not survive a fork: a call would wait forever
             raise Unavailable(
-                "grpcio was used before a fork and does not work in the child. Start processes with multiprocessing's 'spawn', or use http://"
+                "grpcio was used before a fork and does not work in the child process."
+                " Start processes with multiprocessing's 'spawn', or use http://"
             )
         self._url = address.url
         self._connect_timeout = options.connect_timeout
@@ -64,10 +67,7 @@ class GrpcTransport(Transport):
         arguments: list[tuple[str, str | int]] = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
-            (
-                "grpc.use_local_subchannel_pool",
-                1,
-            ),  # clients of one program do not share, and so not lose, a connection
+            ("grpc.use_local_subchannel_pool", 1),  # clients in one process must not share a connection
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
@@ -133,7 +133,7 @@ class GrpcTransport(Transport):
                 streaming.cancel()
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
-        # Serialised once; the answer stays bytes.
+        # Serialized once; answers stay bytes.
         request = encode_infer(call).SerializeToString()
         method = self._channel.unary_unary(f"{SERVICE}ModelInfer")
 
@@ -192,7 +192,7 @@ class GrpcTransport(Transport):
     async def call(
         self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> Any:
-        """The response message of a method of the inference service. `metadata` is sent beside the client's own."""
+        """The response of a method of the inference service. `metadata` is added to the client's."""
         call = self._calls.get(method)
         if call is None:
             call = self._calls[method] = self._channel.unary_unary(
@@ -207,7 +207,7 @@ class GrpcTransport(Transport):
     ) -> Any:
         grpc = _grpc()
         try:
-            if not self._connected:  # else a call would wait for its whole timeout where TCP gets no answer
+            if not self._connected:  # a call would use up its whole timeout if TCP got no answer
                 self._connected = await self._connect(timeout)
             return await call(
                 request,
@@ -220,7 +220,7 @@ class GrpcTransport(Transport):
             raise ConnectionFailed(f"the client of {self._url} is closed: {error}") from None
 
     async def _connect(self, timeout: float) -> bool:
-        """Whether a connection stands. A refused one is left to the call, whose error says why."""
+        """Whether the channel is connected. A refused one is left to the call, whose error says why."""
         ready = _grpc().ChannelConnectivity.READY
         waiting = {_grpc().ChannelConnectivity.IDLE, _grpc().ChannelConnectivity.CONNECTING}
         limit = min(timeout, self._connect_timeout)
@@ -232,7 +232,8 @@ class GrpcTransport(Transport):
                     state = self._channel.get_state(try_to_connect=True)
         except TimeoutError:
             raise ConnectionFailed(
-                f"{self._url} did not accept a connection within {limit:.3g} s. Is the host reachable, is it a gRPC port?"
+                f"{self._url} did not accept a connection within {limit:.3g} s."
+                " Is the host reachable, and is this a gRPC port?"
             ) from None
         return bool(state is ready)
 
@@ -241,7 +242,8 @@ class GrpcTransport(Transport):
         if code == 14 and not self._channel_is_ready():
             self._connected = False
             return ConnectionFailed(
-                f"cannot reach {self._url}: {details}. Start a server (backline serve REPO), or check host and port and that it speaks gRPC"
+                f"cannot reach {self._url}: {details}. Start a server (backline serve REPO),"
+                " or check the host and port, and that it speaks gRPC"
             )
         if code == 4:
             return DeadlineExceeded(
@@ -258,7 +260,7 @@ class GrpcTransport(Transport):
 def _credentials(grpc: Any, options: ClientOptions) -> Any:
     if not options.verify:
         raise InvalidArgument(
-            "gRPC cannot skip the check of certificates (verify=False): pass ca='ca.pem', or use https://"
+            "gRPC cannot skip certificate verification (verify=False): pass ca='ca.pem', or use https://"
         )
     files = (options.ca, options.key, options.certificate)
     try:

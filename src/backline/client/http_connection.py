@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection of a client: a request at a time, the answer's body in one buffer."""
+"""One HTTP/1.1 client connection: one request at a time, each answer's body in one buffer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import httptools
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError
 from backline.engine.tensor import Buffer
 
-#: Bodies above this are received into their own buffer, past the parser.
+#: Bodies above this size are received straight into their own buffer, bypassing the parser.
 DIRECT_BODY = 32 * 1024
-#: Requests up to this are sent as one joined buffer: a copy is cheaper than a second system call.
+#: Requests up to this size are joined into one buffer: a copy is cheaper than a second system call.
 JOINED_REQUEST = 32 * 1024
 RECEIVE_BUFFER = 64 * 1024
 MAX_HEAD = 256 * 1024
-#: Tensors that follow the JSON header start at a multiple of this in memory, so that numpy can use them where they are.
+#: Alignment in memory of the tensors after the JSON header, so that numpy can use them in place.
 ALIGNMENT = 64
 
 
 class HttpAnswer:
-    """Status, header fields (lower-case names) and the body."""
+    """Status, header fields (lower-case names) and body."""
 
     __slots__ = ("body", "headers", "status")
 
@@ -34,7 +34,7 @@ class HttpAnswer:
 
 
 class HttpConnection(asyncio.BufferedProtocol):
-    """Sends one request at a time. `reusable` tells whether another may follow, `idle_since` when the last ended (monotonic)."""
+    """Sends one request at a time. `reusable`: another may follow; `idle_since`: when the last one ended."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -67,10 +67,10 @@ class HttpConnection(asyncio.BufferedProtocol):
     async def request(
         self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0
     ) -> HttpAnswer:
-        """Sends the buffers of a request one after another, `size` bytes in all, and waits for the answer.
+        """Sends the buffers of a request in order, `size` bytes in all, and waits for the answer.
 
-        Of the `timeout` so much is `spent` already; both in seconds.
-        Raises DeadlineExceeded, ConnectionFailed or ProtocolError; the connection is closed then.
+        `spent` is the part of `timeout` already used; both are in seconds.
+        Raises DeadlineExceeded, ConnectionFailed or ProtocolError, after closing the connection.
         """
         transport = self._transport
         if transport is None or self._lost:
@@ -112,7 +112,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.abort()
 
     def abort(self) -> None:
-        """Closes at once; the server notices that nobody waits any more."""
+        """Closes at once, so that the server notices that its client is gone."""
         self.reusable = False
         self._lost = True
         if self._transport is not None:
@@ -122,7 +122,8 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # What asyncio's own transports do with writelines: join (3.11), or wake the loop for ever behind an empty part (3.12, 3.13).
+        # asyncio's own transports copy in writelines (3.11), or spin forever after an empty part (3.12,
+        # 3.13).
         self._one_by_one = type(transport).__module__.startswith("asyncio.")
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -133,11 +134,11 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._filled += nbytes
             if self._filled == len(self._direct):
                 self._direct = None
-                self._parser = httptools.HttpResponseParser(self)  # the old one still waits for this body
+                self._parser = httptools.HttpResponseParser(self)  # the old one still expects this body
                 self._finish()
             return
         if self._waiter is None:
-            self.abort()  # bytes nobody asked for: what follows could be taken for the next answer
+            self.abort()  # unsolicited bytes could be taken for the next answer
             return
         if self._headless:
             self._head_size += nbytes
@@ -150,7 +151,8 @@ class HttpConnection(asyncio.BufferedProtocol):
             sent = bytes(self._receive[: min(nbytes, 40)])
             self._fail(
                 ProtocolError(
-                    f"{self._url} does not answer in HTTP/1.1 ({error}), it sent {sent!r}. Is this another port of it?"
+                    f"{self._url} does not answer in HTTP/1.1 ({error}), it sent {sent!r}. Is this the right"
+                    " port?"
                 )
             )
 
@@ -168,7 +170,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             and b"content-length" not in self._headers
             and b"transfer-encoding" not in self._headers
         ):
-            self._finish()  # a body that ends with the connection
+            self._finish()  # the end of the connection ends the body
             return
         why = f": {error}" if error else ""
         got = "in the middle of its answer" if self._answered else "before it answered"

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP as a client writes and reads it: JSON headers with binary tensors behind."""
+"""Encoding and decoding of the Open Inference Protocol over HTTP: a JSON header, then binary tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backline.engine.tensor import Buffer, Tensor, decode_tensor, encode_tensor
 _encode = msgspec.json.Encoder().encode
 
 
-class _Output(msgspec.Struct):
+class _OutputJson(msgspec.Struct):
     name: str
     datatype: str
     shape: tuple[int, ...]
@@ -27,9 +27,9 @@ class _Output(msgspec.Struct):
     data: list[Any] | None = None
 
 
-class _Answer(msgspec.Struct):
+class _ResponseJson(msgspec.Struct):
     model_name: str
-    outputs: list[_Output]
+    outputs: list[_OutputJson]
     model_version: str = ""
     id: str = ""
     parameters: dict[str, Parameter] | None = None
@@ -40,11 +40,11 @@ class _Error(msgspec.Struct):
 
 
 _decode_error = msgspec.json.Decoder(_Error).decode
-_decode = msgspec.json.Decoder(_Answer).decode
+_decode = msgspec.json.Decoder(_ResponseJson).decode
 
 
 def encode_infer(call: InferCall, *, binary: bool = True) -> tuple[bytes, list[Buffer]]:
-    """The JSON header of an inference, and the buffers of its tensors in the same order. All outputs are asked for in binary or as JSON."""
+    """The JSON header for a call and its tensors' buffers, in order; outputs come in binary or as JSON."""
     inputs = []
     buffers: list[Buffer] = []
     for tensor in call.inputs:
@@ -72,7 +72,7 @@ def encode_infer(call: InferCall, *, binary: bool = True) -> tuple[bytes, list[B
 
 
 def decode_infer(url: str, answer: HttpAnswer) -> InferResponse:
-    """The response in an answer of status 200. Raises ProtocolError."""
+    """The response in an answer with status 200. Raises ProtocolError."""
     body = memoryview(answer.body)
     length = answer.headers.get(b"inference-header-content-length")
     try:
@@ -87,17 +87,17 @@ def decode_infer(url: str, answer: HttpAnswer) -> InferResponse:
 
 
 def decode_event(url: str, data: bytes) -> InferResponse:
-    """The response in an event. Raises the error that it tells, or ProtocolError."""
+    """The response in an event. Raises the error that the event reports, or ProtocolError."""
     try:
-        told = _decode_error(data)
+        failed = _decode_error(data)
     except msgspec.DecodeError:
-        told = None
-    if told is not None and told.error is not None:
-        raise from_http_status(500, told.error)
+        failed = None
+    if failed is not None and failed.error is not None:
+        raise from_http_status(500, failed.error)
     return decode_infer(url, HttpAnswer(200, {}, data))
 
 
-def _tensors(header: _Answer, body: memoryview, start: int) -> Iterator[Tensor]:
+def _tensors(header: _ResponseJson, body: memoryview, start: int) -> Iterator[Tensor]:
     for output in header.outputs:
         datatype = DataType.from_name(output.datatype)
         size = output.parameters.get("binary_data_size")

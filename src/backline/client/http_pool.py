@@ -1,4 +1,4 @@
-"""The connections of a client to one HTTP server: kept alive, the latest used first."""
+"""A client's kept-alive connections to one HTTP server; the most recently used is reused first."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from backline.client.http_connection import HttpAnswer, HttpConnection
 from backline.client.options import ClientOptions
 from backline.engine.tensor import Buffer
 
-#: A connection unused for longer is not trusted: the server, or something between, may be closing it at this moment. In seconds.
+#: Seconds after which an idle connection is not reused: the server or a proxy may be closing it right now.
 MAX_IDLE = 45.0
 RETRY_DELAY = 0.1
 
 
 class HttpPool:
-    """At most `max_connections` connections; requests beyond wait for one, within their timeout."""
+    """At most `max_connections` connections; further requests wait for one, within their timeout."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._address = address
@@ -43,7 +43,8 @@ class HttpPool:
                     connection = await self._acquire()
             except TimeoutError:
                 raise DeadlineExceeded(
-                    f"no connection to {self._address.url} was free within {timeout:g} s (max_connections={self._options.max_connections})"
+                    f"no connection to {self._address.url} was free within {timeout:g} s"
+                    f" (max_connections={self._options.max_connections})"
                 ) from None
             spent = monotonic() - before
         try:
@@ -52,7 +53,7 @@ class HttpPool:
             self._release(connection)
 
     def close(self) -> None:
-        """Closes every connection; requests under way fail with ConnectionFailed."""
+        """Closes every connection; requests in flight fail with ConnectionFailed."""
         for connection in self._all:
             connection.abort()
         self._all.clear()
@@ -111,7 +112,7 @@ class HttpPool:
                     return connection
                 except (OSError, TimeoutError) as error:
                     if not left or isinstance(error, ssl.SSLError):
-                        raise self._refused(error) from None
+                        raise refused(self._address, self._options.connect_timeout, error) from None
                 await asyncio.sleep(RETRY_DELAY)
             raise AssertionError("the last attempt returns or raises")
         finally:
@@ -137,32 +138,36 @@ class HttpPool:
             )
         return connection
 
-    def _refused(self, error: Exception) -> ConnectionFailed:
-        address, options = self._address, self._options
-        number = error.errno if isinstance(error, OSError) else None
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return ConnectionFailed(
-                f"the certificate of {address.url} cannot be verified: {error.verify_message}."
-                " Pass ca='ca.pem' with the authority that signed it"
-            )
-        if isinstance(error, ssl.SSLError):
-            return ConnectionFailed(
-                f"no TLS with {address.url}: {error.reason or error}. Does that port speak https?"
-            )
-        if isinstance(error, TimeoutError) and number is None:
-            return ConnectionFailed(
-                f"{address.url} did not accept a connection within {options.connect_timeout:g} s. Is the host reachable?"
-            )
-        if address.unix and number in (errno.ENOENT, errno.ECONNREFUSED):
-            return ConnectionFailed(
-                f"nothing listens on the socket {address.path}. Start a server: backline serve REPO --unix-socket {address.path}"
-            )
-        if number == errno.ECONNREFUSED or "Connect call failed" in str(error):
-            return ConnectionFailed(
-                f"connection refused by {address.url}: nothing listens there. Start a server (backline serve REPO) or check host and port"
-            )
-        if self._ssl is not None and number is None and isinstance(error, ConnectionError):
-            return ConnectionFailed(
-                f"{address.url} closed the connection instead of beginning TLS. Does that port speak https?"
-            )
-        return ConnectionFailed(f"cannot connect to {address.url}: {error or type(error).__name__}")
+
+def refused(address: Address, timeout: float, error: Exception) -> ConnectionFailed:
+    """The error for a connection that failed within `timeout` seconds, with what to do about it."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConnectionFailed(
+            f"the certificate of {address.url} cannot be verified: {error.verify_message}."
+            " Pass ca='ca.pem' with the authority that signed it"
+        )
+    if isinstance(error, ssl.SSLError):
+        return ConnectionFailed(
+            f"the TLS handshake with {address.url} failed: {error.reason or error}. Does that port speak"
+            " https?"
+        )
+    if isinstance(error, TimeoutError) and number is None:
+        return ConnectionFailed(
+            f"{address.url} did not accept a connection within {timeout:g} s. Is the host reachable?"
+        )
+    if address.unix and number in (errno.ENOENT, errno.ECONNREFUSED):
+        return ConnectionFailed(
+            f"nothing listens on the socket {address.path}."
+            f" Start a server: backline serve REPO --unix-socket {address.path}"
+        )
+    if number == errno.ECONNREFUSED or "Connect call failed" in str(error):
+        return ConnectionFailed(
+            f"connection refused by {address.url}: nothing listens there."
+            " Start a server (backline serve REPO), or check host and port"
+        )
+    if address.tls and number is None and isinstance(error, ConnectionError):
+        return ConnectionFailed(
+            f"{address.url} closed the connection instead of starting TLS. Does that port speak https?"
+        )
+    return ConnectionFailed(f"cannot connect to {address.url}: {error or type(error).__name__}")

@@ -1,4 +1,4 @@
-"""One request over HTTP/1.1 whose answer is a stream of server-sent events, on a connection of its own."""
+"""One HTTP/1.1 request answered by a stream of server-sent events, on a dedicated connection."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import httptools
 from backline.client.address import Address
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError
 from backline.client.http_connection import HttpAnswer
+from backline.client.http_pool import refused
 from backline.engine.tensor import Buffer
 
 _READ = 64 * 1024
 _EVENT_STREAM = b"text/event-stream"
-#: An event that is larger cannot be one: the server sends something else.
+#: Above this size, what the server sends cannot be an event.
 _LARGEST_EVENT = 1024 * 1024 * 1024
 
 
 class EventReader:
-    """Takes the bytes of an answer and gives the data of its events."""
+    """Parses the bytes of an answer into the data of its events."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
@@ -39,11 +40,11 @@ class EventReader:
 
     @property
     def body(self) -> bytes:
-        """Of an answer that is no event stream, what came of it."""
+        """The body received so far, of an answer that is not an event stream."""
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> None:
-        """Raises ProtocolError when it is not HTTP/1.1."""
+        """Adds received bytes. Raises ProtocolError when they are not HTTP/1.1."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -54,7 +55,7 @@ class EventReader:
             raise ProtocolError("the server sent an event of more than 1 GiB")
 
     def next(self) -> bytes | None:
-        """The data of the next complete event that has any; None when more bytes are needed."""
+        """The data of the next complete event with any; None when more bytes are needed."""
         while (end := self._buffer.find(b"\n\n")) >= 0:
             lines = bytes(self._buffer[:end]).split(b"\n")
             del self._buffer[: end + 2]
@@ -74,7 +75,7 @@ class EventReader:
             self.headers.clear()
 
     def on_body(self, chunk: bytes) -> None:
-        # Lines may end with \r\n as well.
+        # Lines may also end with \r\n.
         self._buffer += chunk.replace(b"\r\n", b"\n")
 
     def on_message_complete(self) -> None:
@@ -89,10 +90,12 @@ async def stream_events(
     connect_timeout: float,
     timeout: float,
 ) -> AsyncGenerator[bytes | HttpAnswer, None]:
-    """Sends a request and yields the data of each event; one whose status is not 200, or that is no event, is yielded as an answer.
+    """Sends a request and yields the data of each event.
 
-    `timeout` is the longest wait for the next event, in seconds. Closing the generator closes the connection, which cancels the request.
-    Raises ConnectionFailed, DeadlineExceeded and ProtocolError.
+    An error, or an answer without events, is yielded whole.
+
+    `timeout` limits the wait for each event, in seconds. Closing the generator closes the connection, which
+    cancels the request. Raises ConnectionFailed, DeadlineExceeded and ProtocolError.
     """
     reader, writer = await _connect(address, context, connect_timeout)
     events = EventReader()
@@ -116,13 +119,14 @@ async def stream_events(
                 events.feed(data)
             if events.begun and events.is_events:
                 while (event := events.next()) is not None:
-                    # The first event decides the status; where it is an error, no other follows.
+                    # The first event sets the status; none follows an error.
                     yield event if events.status == 200 else HttpAnswer(events.status, events.headers, event)
             if events.complete or (not data and events.begun and b"transfer-encoding" not in events.headers):
                 break
             if not data:
                 raise ConnectionFailed(
-                    f"{address.url} closed the connection in the middle of its answer; the request may have run"
+                    f"{address.url} closed the connection in the middle of its answer; the request may have"
+                    " run"
                 )
         if not events.is_events:
             yield HttpAnswer(events.status, events.headers, events.body)
@@ -141,9 +145,5 @@ async def _connect(
             return await asyncio.open_connection(
                 address.host, address.port, ssl=context, server_hostname=host, limit=_READ
             )
-    except TimeoutError:
-        raise ConnectionFailed(
-            f"{address.url} did not accept a connection within {timeout:g} s. Is the host reachable?"
-        ) from None
     except OSError as error:
-        raise ConnectionFailed(f"cannot connect to {address.url}: {error or type(error).__name__}") from None
+        raise refused(address, timeout, error) from None

@@ -1,4 +1,4 @@
-"""A server reached over HTTP/1.1, with the Open Inference Protocol: Backline, Triton and what else speaks it."""
+"""The transport over HTTP/1.1, with the Open Inference Protocol that Backline, Triton and others speak."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from backline.client.http_control import HttpControl
 from backline.client.http_messages import decode_event, decode_infer, encode_infer
 from backline.client.http_pool import HttpPool
 from backline.client.http_stream import stream_events
-from backline.client.identity import USER_HEADER
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
@@ -36,7 +35,7 @@ STREAM_HEAD = INFER_HEAD.replace(b"/infer ", b"/infer_stream ")
 
 
 class HttpTransport(Transport):
-    """Requests over a pool of kept-alive connections. Tensors travel in binary both ways, in views of one buffer."""
+    """Sends requests over a pool of kept-alive connections, with binary tensors as views of one buffer."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._url = address.url
@@ -46,8 +45,7 @@ class HttpTransport(Transport):
         fields = {"Host": address.authority, **options.headers}
         self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
         self._pool = HttpPool(address, options)
-        named = any(name.lower() == USER_HEADER for name in options.headers)
-        self._control = HttpControl(self, address.url, named=named)
+        self._control = HttpControl(self, address.url, options)
 
     @property
     def control(self) -> ModelControl:
@@ -62,7 +60,7 @@ class HttpTransport(Transport):
         parts, size = self._infer_request(call)
         answer = await self._pool.request(parts, size, call.timeout)
         if answer.status != 200:
-            raise _failure(self._url, answer)
+            raise self.failure(answer)
         return decode_infer(self._url, answer)
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
@@ -73,18 +71,18 @@ class HttpTransport(Transport):
         )
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, HttpAnswer):  # it was refused at once
-                    raise _failure(self._url, event)
+                if isinstance(event, HttpAnswer):  # refused before the stream began
+                    raise self.failure(event)
                 yield decode_event(self._url, event)
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
         parts, size = self._infer_request(call)
-        request, url, timeout = self._pool.request, self._url, call.timeout
+        request, timeout = self._pool.request, call.timeout
 
         async def send() -> None:
             answer = await request(parts, size, timeout)
             if answer.status != 200:
-                raise _failure(url, answer)
+                raise self.failure(answer)
 
         return send
 
@@ -150,30 +148,33 @@ class HttpTransport(Transport):
         ]
 
     async def _holds(self, path: bytes, timeout: float) -> bool:
-        """Whether a health route answers 200; Triton says no with 400, Backline with 503, both without a message."""
+        """Whether a health route answers 200; for "no" Triton sends 400, Backline 503, without a message."""
         answer = await self.exchange(b"GET", path, timeout)
         if answer.status == 200:
             return True
         if answer.status in (400, 503):
             return False
-        raise _failure(self._url, answer)
+        raise self.failure(answer)
 
-    async def json(
-        self, path: bytes, timeout: float, method: bytes = b"GET", body: bytes = b"", fields: bytes = b""
-    ) -> Any:
-        """The document that answers. `fields` are further header lines, each with its line end."""
-        answer = await self.exchange(method, path, timeout, body, fields)
+    async def json(self, path: bytes, timeout: float, method: bytes = b"GET", body: bytes = b"") -> Any:
+        """The JSON document that the server returns for a path."""
+        return self.document(path, await self.exchange(method, path, timeout, body))
+
+    def document(self, path: bytes, answer: HttpAnswer) -> Any:
+        """The JSON document in an answer. Raises ProtocolError, or the error that the status stands for."""
         if answer.status != 200:
             raise self.failure(answer)
         try:
             return msgspec.json.decode(answer.body)
         except msgspec.DecodeError as error:
-            raise ProtocolError(f"{self._url}{path.decode()} answered what is not JSON: {error}") from None
+            raise ProtocolError(
+                f"{self._url}{path.decode()} sent an answer that is not JSON: {error}"
+            ) from None
 
     async def exchange(
         self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b""
     ) -> HttpAnswer:
-        """The answer to a request, whatever its status."""
+        """The answer, whatever its status. `fields` are further header lines, each with its CRLF."""
         kind = b"Content-Type: application/json\r\n" if body else b""
         length = b"Content-Length: %d\r\n" % len(body) if body or method in (b"POST", b"PUT") else b""
         head = b"%b %b%b HTTP/1.1\r\n%b%b%b%b\r\n" % (
@@ -188,8 +189,19 @@ class HttpTransport(Transport):
         return await self._pool.request([head, body] if body else [head], len(head) + len(body), timeout)
 
     def failure(self, answer: HttpAnswer) -> BacklineError:
-        """The error in an answer whose status is not 200."""
-        return _failure(self._url, answer)
+        """The error in an answer whose status is not 200: its field "error", else the text of the body."""
+        body = bytes(answer.body)
+        message: Any = None
+        try:
+            found = msgspec.json.decode(body)
+            message = found.get("error", found.get("detail")) if isinstance(found, dict) else None
+        except msgspec.DecodeError:
+            pass
+        if not isinstance(message, str) or not message:
+            text = body[:200].decode(errors="replace").strip()
+            message = f"{self._url} answered status {answer.status}" + (f": {text}" if text else "")
+        after = answer.headers.get(b"retry-after", b"")
+        return from_http_status(answer.status, message, float(after) if after.isdigit() else None)
 
 
 def _model_path(model: str, version: str) -> bytes:
@@ -204,19 +216,3 @@ def _specs(entries: Iterable[dict[str, Any]]) -> Sequence[TensorSpec]:
         )
         for entry in entries
     ]
-
-
-def _failure(url: str, answer: HttpAnswer) -> BacklineError:
-    """The error in an answer: {"error": "..."} as the protocol says, else what the body says."""
-    body = bytes(answer.body)
-    message: Any = None
-    try:
-        found = msgspec.json.decode(body)
-        message = found.get("error", found.get("detail")) if isinstance(found, dict) else None
-    except msgspec.DecodeError:
-        pass
-    if not isinstance(message, str) or not message:
-        text = body[:200].decode(errors="replace").strip()
-        message = f"{url} answered status {answer.status}" + (f": {text}" if text else "")
-    after = answer.headers.get(b"retry-after", b"")
-    return from_http_status(answer.status, message, float(after) if after.isdigit() else None)

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from backline.client.address import Address
-from backline.client.control import ModelControl
+from backline.client.control import ModelControl, user_name
 from backline.client.errors import ConnectionFailed, DeadlineExceeded
-from backline.client.identity import user_name
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, complete_listing
 from backline.client.transport import InferCall, Transport
 from backline.dialects.open_inference.configuration import model_configuration
@@ -27,7 +26,7 @@ from backline.engine.engine import Engine
 from backline.engine.errors import Unsupported
 from backline.engine.messages import InferRequest, InferResponse
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
-from backline.repository.configuration.json_form import configuration_json
+from backline.protos import to_plain
 from backline.server import Embedded
 
 Result = TypeVar("Result")
@@ -116,7 +115,7 @@ class InprocTransport(Transport):
 
     async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
         await self._know(model, version)
-        return configuration_json(model_configuration(self._engine, model, version))
+        return to_plain(model_configuration(self._engine, model, version))
 
     async def _know(self, model: str, version: str) -> None:
         """Loads an on-demand version whose signature is not known yet."""

@@ -1,4 +1,4 @@
-"""How a client connects."""
+"""The options of a client's connections."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from backline.engine.errors import InvalidArgument
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """`timeout` and `connect_timeout` are in seconds. `headers` go with every request (gRPC: as metadata).
+    """`timeout` and `connect_timeout` are in seconds.
 
-    `ca`, `certificate` and `key` are paths of PEM files; `verify=False` accepts any certificate of the server (https only).
-    `retries` counts further attempts to connect; a request of which anything was sent is never repeated.
+    `headers` are sent with every request (over gRPC, as metadata).
+
+    `ca`, `certificate` and `key` are paths of PEM files; `verify=False` accepts any server certificate (https
+    only). `retries` counts further attempts to connect; a request is never repeated once any part of it was
+    sent.
     """
 
     timeout: float = 60.0
@@ -44,7 +47,8 @@ class ClientOptions:
                 or "\n" in value
             ):
                 raise InvalidArgument(
-                    f"header {name!r}: {value!r} cannot be sent: names are letters, digits and '-', values are one line"
+                    f"header {name!r}: {value!r} cannot be sent: names are letters, digits and '-', values"
+                    " are one line"
                 )
         if self.key is not None and self.certificate is None:
             raise InvalidArgument(
@@ -52,14 +56,15 @@ class ClientOptions:
             )
 
     def ssl_context(self) -> ssl.SSLContext:
-        """The TLS side of an https URL. Raises InvalidArgument for files that cannot be read."""
+        """The TLS context for an https URL. Raises InvalidArgument for files that cannot be read."""
         try:
             context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
             if self.certificate is not None:
                 context.load_cert_chain(str(self.certificate), None if self.key is None else str(self.key))
         except (OSError, ssl.SSLError) as error:
             raise InvalidArgument(
-                f"cannot read the certificates (ca={self.ca}, certificate={self.certificate}, key={self.key}): {error}"
+                f"cannot read the certificates (ca={self.ca}, certificate={self.certificate},"
+                f" key={self.key}): {error}"
             ) from None
         if not self.verify:
             context.check_hostname = False

@@ -1,4 +1,4 @@
-"""What a server tells about itself and its models."""
+"""What a server reports about itself and its models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backline.engine.signature import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class ServerMetadata:
-    """The name and version of the server program, and the protocol extensions it names."""
+    """The name and version of the server program, and the protocol extensions it supports."""
 
     name: str
     version: str
@@ -20,7 +20,7 @@ class ServerMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """The inputs and outputs of a model, full shapes, -1 where a dimension varies; `versions` are those served."""
+    """A model's inputs and outputs, with full shapes (-1 for variable dimensions), and served versions."""
 
     name: str
     versions: tuple[str, ...]
@@ -31,7 +31,7 @@ class ModelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a load is: its phase, the seconds since it began, and the bytes fetched from the repository, of how many in all."""
+    """Progress of a load: its phase, the seconds since it began, and the bytes fetched so far and in all."""
 
     phase: str
     seconds: float = 0.0
@@ -41,10 +41,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ModelIndex:
-    """One version of a model. `state` is READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN, or empty when never loaded.
+    """One version of a model.
 
-    The fields behind `reason` are Backline's: `ready` whether a request is answered, `default` whether requests without a version come
-    here, `labels` those that point here, `memory_bytes` what the version takes (0 where it is not known), `progress` during a load.
+    `state` is READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN, or empty if never loaded.
+
+    The fields after `reason` are Backline's. `ready`: it answers requests; `default`: requests without a
+    version reach it; `labels`: those that point to it; `memory_bytes`: its size in memory (0 if unknown);
+    `progress`: set during a load.
     """
 
     name: str
@@ -64,7 +67,7 @@ class _Listing(msgspec.Struct):
 
 
 def read_listing(body: bytes) -> list[ModelIndex] | None:
-    """The models in the answer to GET /v2/models, by name; those without any version too. None where another server answered it."""
+    """The versions in an answer to GET /v2/models, sorted by model; None if the answer is not Backline's."""
     try:
         found = msgspec.json.decode(body, type=_Listing)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -73,7 +76,7 @@ def read_listing(body: bytes) -> list[ModelIndex] | None:
 
 
 def complete_listing(names: list[str], versions: list[ModelIndex]) -> list[ModelIndex]:
-    """The versions, and a line for every name that has none."""
+    """The versions sorted by model, with an entry for every name that has none."""
     known = {entry.name for entry in versions}
     return sorted(
         [*versions, *(ModelIndex(name) for name in names if name not in known)], key=lambda entry: entry.name

@@ -1,4 +1,4 @@
-"""The answer of a model: its outputs by name."""
+"""The result of an inference: the model's outputs by name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from backline.engine.tensor import Tensor
 
 
 class InferResult(Mapping[str, np.ndarray]):
-    """A mapping of output names to arrays, in the model's order: `result["note"]`, or `result.note` where the name is an identifier.
+    """Maps output names to arrays, in the model's order: `result["note"]`, or `result.note` for identifiers.
 
-    Arrays are views of the received bytes and may be read-only: copy before you write. BYTES are object arrays of `bytes`; BF16, which
-    numpy does not have, comes as float32 of the same values.
+    Arrays are views of the received bytes and may be read-only: copy before writing. BYTES outputs are object
+    arrays of `bytes`. BF16 outputs are converted to float32, as numpy has no bfloat16.
     """
 
     __slots__ = ("_arrays", "id", "model_name", "model_version", "parameters")
@@ -32,7 +32,7 @@ class InferResult(Mapping[str, np.ndarray]):
             return self._arrays[name]
         except KeyError:
             raise KeyError(
-                f"no output '{name}' in the answer, it has {', '.join(self._arrays) or 'none'}"
+                f"no output '{name}' in the result; it has {', '.join(self._arrays) or 'none'}"
             ) from None
 
     def __getattr__(self, name: str) -> np.ndarray:
@@ -40,7 +40,8 @@ class InferResult(Mapping[str, np.ndarray]):
         if not name.startswith("_") and name in self._arrays:
             return self._arrays[name]
         raise AttributeError(
-            f"no output '{name}' in the answer, it has {', '.join(self._arrays) if name != '_arrays' else 'none'}"
+            f"no output '{name}' in the result; it has"
+            f" {', '.join(self._arrays) if name != '_arrays' else 'none'}"
         )
 
     def __iter__(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A sequence of requests to a model that keeps a state from one to the next."""
+"""Sequences of requests to a model that keeps state between them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 class _Progress:
-    """Where a sequence is: its id, whether it has begun and ended, and what was sent last."""
+    """A sequence's id, whether it has begun and ended, and its last call."""
 
     def __init__(self, model: str, id: int | str | None) -> None:
         if id is not None and not id:
             raise InvalidArgument("the id of a sequence is 0 or empty")
         self._model = model
-        #: A number of 63 bits by chance when none was given: signed inputs of models hold it too.
+        #: By default a random number below 2**63, so that signed 64-bit model inputs can hold it.
         self.id: int | str = secrets.randbits(62) + 1 if id is None else id
         self._begun = False
         self._ended = False
         self._last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def _next(self, inputs: tuple[Any, ...], options: dict[str, Any], *, end: bool) -> dict[str, Any]:
-        """The options of the next call."""
+        """The options of the next call, with the parameters of the sequence."""
         if self._ended:
             raise InvalidArgument(f"sequence {self.id} of model '{self._model}' has ended")
         given: Mapping[str, Any] = options.pop("parameters", None) or {}
@@ -42,15 +42,15 @@ class _Progress:
         self._ended = self._ended or end
 
     def _closing(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """What to call the model with to end the sequence; None when it need not be ended."""
+        """The inputs and options of a call that ends the sequence; None when none is needed."""
         return self._last if self._begun and not self._ended else None
 
 
 class AsyncSequence(_Progress):
-    """Call it like its model, one call after the other, and with `end=True` for the last one if you know that it is.
+    """Call it like its model, one call at a time, with `end=True` on the last call if it is known.
 
-    Leaving its block ends the sequence: where no call has said so, the last inputs are sent once more with the end, for no answer. A call
-    that fails does not move the sequence on.
+    Leaving the `async with` block ends a sequence that no call has ended: it sends the last inputs again,
+    marked as the end, and drops the result. A failed call does not advance the sequence.
     """
 
     def __init__(self, model: AsyncModel, id: int | str | None = None) -> None:
@@ -58,7 +58,7 @@ class AsyncSequence(_Progress):
         self._call = model
 
     async def __call__(self, *inputs: Any, end: bool = False, **options: Any) -> InferResult:
-        """The next request of the sequence. Raises BacklineError."""
+        """Sends the next request of the sequence. Raises BacklineError."""
         result = await self._call(*inputs, **self._next(inputs, options, end=end))
         self._answered(end=end)
         return result
@@ -74,18 +74,18 @@ class AsyncSequence(_Progress):
             try:
                 await self(*last[0], end=True, **last[1])
             except BacklineError:
-                self._ended = True  # the server ends it by itself when nothing more comes
+                self._ended = True  # the server ends an idle sequence
 
 
-class Sequence(_Progress):
-    """As AsyncSequence, without waiting for."""
+class RequestSequence(_Progress):
+    """AsyncSequence for synchronous callers, used in a `with` block."""
 
     def __init__(self, model: Model, id: int | str | None = None) -> None:
         super().__init__(model.name, id)
         self._call = model
 
     def __call__(self, *inputs: Any, end: bool = False, **options: Any) -> InferResult:
-        """The next request of the sequence. Raises BacklineError."""
+        """Sends the next request of the sequence. Raises BacklineError."""
         result = self._call(*inputs, **self._next(inputs, options, end=end))
         self._answered(end=end)
         return result

@@ -1,4 +1,4 @@
-"""The synchronous client: a thin facade over the asyncio client, which it runs on the process's background loop."""
+"""The synchronous client: a thin facade over the asyncio client, run on the process's background loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backline.client.background_loop import background_loop
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
-from backline.client.sequences import Sequence as RequestSequence
+from backline.client.sequences import RequestSequence
 from backline.engine.control import STABLE, Change
 from backline.engine.messages import Parameter
 
@@ -20,27 +20,28 @@ T = TypeVar("T")
 
 
 class Runner(Protocol):
-    """What runs the coroutines of a client for threads that wait for them."""
+    """Runs a client's coroutines for threads that wait for the results."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
 
 
 class Client:
-    """A server, or a repository inside this program. May be used from any number of threads at once.
+    """A client of a server, or of a repository in this process. Any number of threads may share it.
 
-    Methods and errors are those of AsyncClient. Its event loop runs on one background thread of the process, so a call costs a change of
-    threads (some 50 us); programs that want thousands of requests in flight use `connect_async`.
+    Methods and errors are those of AsyncClient. Its event loop runs on one background thread per process, so
+    each call costs a thread switch (about 50 us). Programs with thousands of requests in flight should use
+    `connect_async`.
     """
 
     def __init__(self, url: str, options: ClientOptions) -> None:
         self._loop: Runner = background_loop()
         self._client = AsyncClient(url, options)
         if self._client.address.protocol == "inproc":
-            self._loop.run(self._client.transport())  # load now, not within the first request
+            self._loop.run(self._client.transport())  # load now, not during the first request
 
     @classmethod
     def over(cls, client: AsyncClient, loop: Runner) -> Self:
-        """The facade of a client whose coroutines are run by `loop`."""
+        """A facade for `client` whose coroutines `loop` runs."""
         self = cls.__new__(cls)
         self._loop, self._client = loop, client
         return self
@@ -52,7 +53,7 @@ class Client:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> Model:
-        """A model, at a version or at the one the server chooses. Asks the server nothing."""
+        """A model at `version`, or at the version the server chooses. Sends nothing."""
         return Model(self, self._client.model(name, version))
 
     def live(self, timeout: float | None = None) -> bool:
@@ -64,19 +65,19 @@ class Client:
         return self._loop.run(self._client.ready(timeout))
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits until the server is ready, also for one that has not started yet. Raises DeadlineExceeded with the last reason."""
+        """Waits for a ready server, even if not started yet. Raises DeadlineExceeded with the last reason."""
         self._loop.run(self._client.wait_ready(timeout))
 
     def metadata(self, timeout: float | None = None) -> ServerMetadata:
-        """The server program, its version and extensions."""
+        """The server's name, version and protocol extensions."""
         return self._loop.run(self._client.metadata(timeout))
 
     def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """All models and versions that the server knows: states, reasons, labels, memory, and how far loads are."""
+        """All models and versions the server knows, with state, reason, labels, memory and load progress."""
         return self._loop.run(self._client.models(timeout))
 
     def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of all models, as the statistics extension shapes them; durations in nanoseconds."""
+        """The counters of all models, in the statistics extension's form; durations are in nanoseconds."""
         return self._loop.run(self._client.statistics(timeout))
 
     def load(
@@ -88,11 +89,13 @@ class Client:
         files: Mapping[str, bytes | Path] | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Loads a model, or one version of it; what is loaded and has changed is loaded again, new before old. Returns when it is ready.
+        """Loads a model, or one version of it, and returns when it is ready.
 
-        `config` replaces the repository's configuration (a mapping or its JSON, with the names of config.pbtxt), `files` its files
-        ({"1/model.onnx": bytes or a pathlib.Path}). A failed load leaves what was served serving, and its reason is raised. After
-        DeadlineExceeded the load goes on.
+        Changed versions are reloaded, new before old.
+
+        `config` (a mapping or its JSON, with the names of config.pbtxt) replaces the repository's
+        configuration, and `files` ({"1/model.onnx": bytes or a pathlib.Path}) its files. If the load fails,
+        the versions in service stay, and the reason is raised. After DeadlineExceeded the load continues.
         """
         self._loop.run(self._client.load(name, version, config=config, files=files, timeout=timeout))
 
@@ -104,7 +107,7 @@ class Client:
         dependents: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Takes a model, or one version of it, out of service; `dependents`: with the steps of an ensemble, see AsyncClient."""
+        """Takes a model, or one version, out of service; `dependents` are described at AsyncClient.unload."""
         self._loop.run(self._client.unload(name, version, dependents=dependents, timeout=timeout))
 
     def labels(self, name: str, timeout: float | None = None) -> dict[str, str]:
@@ -120,7 +123,7 @@ class Client:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version; with `expected` only if it points there now ("" for a label that does not exist yet)."""
+        """Points a label to a version; with `expected`, only if it points there now ("": if it is new)."""
         return self._loop.run(
             self._client.set_label(name, label, version, expected=expected, timeout=timeout)
         )
@@ -128,7 +131,7 @@ class Client:
     def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label; with `expected` only if it points there now."""
+        """Removes a label; with `expected`, only if it points there now."""
         return self._loop.run(self._client.remove_label(name, label, expected=expected, timeout=timeout))
 
     def promote(
@@ -139,23 +142,23 @@ class Client:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Makes a version the one that requests without a version get: moves the label "stable"."""
+        """Makes a version the default for requests that name none, by moving the label "stable"."""
         return self._loop.run(self._client.promote(name, version, expected=expected, timeout=timeout))
 
     def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
-        """Points a label back to where it pointed before its last move."""
+        """Points a label back to the version it had before its last move."""
         return self._loop.run(self._client.rollback(name, label, timeout))
 
     def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
-        """The last changes, newest first: who did what, when. Of all models without a name."""
+        """The last changes, newest first: who did what, and when. An empty name means all models."""
         return self._loop.run(self._client.history(name, limit, timeout))
 
     def refresh(self, timeout: float | None = None) -> None:
-        """Makes the server look at its repositories now; returns when what they hold is served or has failed."""
+        """Makes the server scan its repositories; returns when everything found is served or has failed."""
         self._loop.run(self._client.refresh(timeout))
 
     def close(self) -> None:
-        """Closes the connections; an embedded repository is unloaded."""
+        """Closes the connections; unloads an embedded repository."""
         self._loop.run(self._client.close())
 
     def __enter__(self) -> Self:
@@ -189,10 +192,13 @@ class Model:
         request_id: str = "",
         **named: Any,
     ) -> InferResult:
-        """Runs the model: inputs in its order, or by name, or as one mapping (for inputs called like an option).
+        """Runs the model.
 
-        `outputs` names those wanted, default all. Shapes are those of the model's metadata, the batch dimension included. The timeout in
-        seconds covers everything, connecting too. Raises BacklineError.
+        Inputs are positional, by name, or one mapping (when an input shares its name with an option).
+
+        `outputs` names the outputs to return, by default all. Shapes are those of the model's metadata,
+        including the batch dimension. The timeout in seconds covers everything, connecting included. Raises
+        BacklineError.
         """
         call = self._model(
             *inputs,
@@ -215,10 +221,10 @@ class Model:
         request_id: str = "",
         **named: Any,
     ) -> Generator[InferResult, None, None]:
-        """Runs the model and yields its responses as they come: any number of them, one where the model is not decoupled.
+        """Runs the model and yields its responses as they arrive: one, or any number if it is decoupled.
 
-        The arguments are those of a call; the timeout in seconds is the longest wait for each response. While responses are not taken the
-        model waits; leaving early cancels it.
+        The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
+        model waits while the caller takes none; leaving early cancels it.
 
         >>> for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
         """
@@ -238,7 +244,7 @@ class Model:
             self._loop.run(responses.aclose())
 
     def sequence(self, id: int | str | None = None) -> RequestSequence:
-        """A new sequence of requests, for a model that keeps a state between them; `id` is by default a random number."""
+        """A sequence of requests to a model that keeps state between them; `id` is random by default."""
         return RequestSequence(self, id)
 
     def metadata(self, timeout: float | None = None) -> ModelMetadata:
@@ -254,7 +260,7 @@ class Model:
         return self._loop.run(self._model.ready(timeout))
 
     def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of each version; durations in nanoseconds."""
+        """The counters of each version; durations are in nanoseconds."""
         return self._loop.run(self._model.statistics(timeout))
 
 

@@ -15,7 +15,7 @@ from backline.engine.tensor import Tensor
 
 @dataclass(frozen=True, slots=True)
 class InferCall:
-    """One inference as the client means it; `timeout` in seconds, `outputs` None for all, `version` empty for the server's choice."""
+    """One request; `timeout` is in seconds, `outputs` None means all, `version` "" the server's choice."""
 
     model: str
     inputs: tuple[Tensor, ...]
@@ -27,33 +27,35 @@ class InferCall:
 
 
 class Transport(ABC):
-    """One server, reached one way. Every method raises BacklineError, DeadlineExceeded after `timeout` seconds among them.
+    """One way to reach one server.
 
-    Lives on the event loop on which it is opened.
+    Every method raises BacklineError, such as DeadlineExceeded after `timeout` seconds.
+
+    Belongs to the event loop on which it is opened.
     """
 
     async def open(self) -> None:  # noqa: B027 - most transports connect with the first request
-        """Prepares; called once, before anything else."""
+        """Prepares the transport; called once, before any other method."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Closes all connections; requests under way fail."""
+        """Closes all connections; requests in flight fail."""
 
     @property
     @abstractmethod
     def control(self) -> ModelControl:
-        """What lists and changes the server's models."""
+        """Lists and changes the server's models."""
 
     @abstractmethod
     async def infer(self, call: InferCall) -> InferResponse: ...
 
     @abstractmethod
     def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
-        """The responses of a model one by one, none to any number. `call.timeout` is the longest wait for each; closing cancels."""
+        """A model's responses; `call.timeout` limits the wait for each, and closing the generator cancels."""
 
     @abstractmethod
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
-        """A call encoded once, to be sent many times: each is answered in full and checked for an error, but not decoded."""
+        """Encodes a call for sending many times; answers are checked for errors, but not decoded."""
 
     @abstractmethod
     async def server_live(self, timeout: float) -> bool: ...
@@ -76,8 +78,8 @@ class Transport(ABC):
 
     @abstractmethod
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
-        """The `model_stats` of the statistics extension, one entry a version; all models for an empty name."""
+        """The `model_stats` of the statistics extension, one per version; an empty name means all models."""
 
     @abstractmethod
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
-        """Names, versions, states and reasons, which every server of the protocol tells."""
+        """Names, versions, states and reasons, which every server of the protocol reports."""

@@ -17,13 +17,13 @@ from typing import Final
 
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.repository.names import printable
-from backline.repository.remote.unpack import Limits
+from backline.repository.remote.unpack import UnpackLimits
 
 #: The parameter of the configuration, and what stands for the model's folder in it.
 PARAMETER: Final = "EXECUTION_ENV_PATH"
 _MODEL_FOLDER: Final = "$$TRITON_MODEL_DIRECTORY"
 #: An environment with CUDA has some 60,000 files.
-_LIMITS: Final = Limits(files=500_000)
+_LIMITS: Final = UnpackLimits(files=500_000)
 _ASK: Final = (
     "import sys, importlib.util as u\n"
     "print('.'.join(map(str, sys.version_info[:2])), *(name for name in ('numpy', 'msgspec') if u.find_spec(name) is None))"

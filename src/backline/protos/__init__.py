@@ -1,7 +1,8 @@
 """The protobuf messages of the protocols, in a descriptor pool of our own.
 
-The `.proto` files beside this one are the source; `descriptors.binpb` is compiled from them (`make protos`). A pool of our own, because an
-embedding program may also import a client library that registers the same names (inference.ModelInferRequest) in the default pool.
+The `.proto` files beside this one are the source; `descriptors.binpb` is compiled from them (`make protos`).
+A pool of our own, because an embedding program may also import a client library that registers the same names
+(inference.ModelInferRequest) in the default pool.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor import FieldDescriptor
 
 
 @cache
@@ -29,3 +31,31 @@ def pool() -> descriptor_pool.DescriptorPool:
 def message(full_name: str) -> Any:
     """The class of a message, such as "inference.ModelInferRequest"."""
     return message_factory.GetMessageClass(pool().FindMessageTypeByName(full_name))
+
+
+def to_plain(value: Any) -> dict[str, Any]:
+    """A message as plain data under the fields' own names, with default values but without unset messages.
+
+    Enumerations are names. 64-bit integers are numbers, not strings as in protobuf's JSON form: clients of
+    the Open Inference Protocol expect numbers.
+    """
+    plain: dict[str, Any] = {}
+    for field in value.DESCRIPTOR.fields:
+        content = getattr(value, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            item = field.message_type.fields_by_name["value"]
+            plain[field.name] = {str(key): _plain(item, entry) for key, entry in content.items()}
+        elif field.is_repeated:
+            plain[field.name] = [_plain(field, entry) for entry in content]
+        elif not field.has_presence or value.HasField(field.name):
+            plain[field.name] = _plain(field, content)
+    return plain
+
+
+def _plain(field: FieldDescriptor, value: Any) -> Any:
+    if field.message_type is not None:
+        return to_plain(value)
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_number.get(value)
+        return value if known is None else known.name
+    return value

@@ -1,36 +1,43 @@
-"""When to look at files again: events of the file system where it has them, else the clock."""
+"""Notices changes to files: by events of the file system where it has them, else by polling."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import re
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-from backline.repository.file_systems import is_remote
 from backline.repository.walk import reason
 
 log = logging.getLogger("backline.repository")
 
-#: Seconds without an event after which a change counts as complete, and after which it is looked at all the same.
+#: Seconds without an event after which a change counts as complete, and the longest wait for such a pause.
 _SETTLED = 0.25
 _LONGEST = 10.0
-#: How often events are fetched while they come, in milliseconds.
+#: Milliseconds between fetches of events while they arrive.
 _STEP_MS = 50
-#: Seconds between looks at whether a path still leads to the file or folder that is watched.
+#: Seconds between checks that a path still leads to the file or folder being watched.
 _CHECK = 5.0
-#: Seconds after which files are looked at without an event: the system drops events when too many come at once.
+#: Seconds after which to scan without an event: the system drops events when too many arrive at once.
 _LOST_EVENTS = 60.0
+#: Linux' table of mounts (proc(5)).
+MOUNTS = Path("/proc/self/mounts")
+#: File systems that other machines write to: Linux' names, then those of macOS and of desktop containers.
+_REMOTE = re.compile(
+    r"nfs4?|cifs|smb2|smb3|smbfs|ncpfs|afs|9p|v9fs|ceph|glusterfs|lustre|gpfs|beegfs|fuse\..*"
+    r"|virtiofs|vboxsf|prl_fs|vmhgfs|fakeowner|grpcfuse|afpfs|webdav|(osx|mac)fuse.*"
+)
 
 
 async def changes(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
-    """Yields whenever one of `places()` may have changed, or what is below it; once for changes that follow each other closely.
+    """Yields whenever one of `places()`, or anything below it, may have changed; once for a burst of changes.
 
-    Where there are no events (on file systems of the network, without the extra "watch", or when the system has no watch left) it yields
-    every `interval` seconds.
+    Without events (on network file systems, without the extra "watch", or when the system has no watches
+    left) it yields every `interval` seconds.
     """
     watching = _can_watch(places())
     while True:
@@ -41,11 +48,11 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
                         yield
                 continue
             except FileNotFoundError:
-                pass  # until it is there, the clock
+                pass  # poll until it exists
             except (OSError, RuntimeError, ExceptionGroup) as error:
                 why = reason(_first(error))
                 log.warning(
-                    "'%s' cannot be watched (%s) and is looked at every %g seconds",
+                    "'%s' cannot be watched (%s) and is scanned every %g seconds",
                     places()[0],
                     why,
                     interval,
@@ -56,7 +63,7 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
 
 
 def _first(error: Exception) -> Exception:
-    """What went wrong, without the group it comes in: the watcher cannot say names of files that are not UTF-8."""
+    """The first error of nested groups, such as the watcher raises for file names that are not UTF-8."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -67,7 +74,7 @@ def _can_watch(paths: Sequence[Path]) -> bool:
         import watchfiles  # noqa: F401
     except ImportError:
         log.info(
-            "'%s' is looked at at intervals; to notice changes at once: pip install 'backline[watch]'",
+            "'%s' is scanned at intervals; to notice changes at once: pip install 'backline[watch]'",
             paths[0],
         )
         return False
@@ -75,10 +82,10 @@ def _can_watch(paths: Sequence[Path]) -> bool:
 
 
 async def _events(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
-    """Ends when the places are no longer what is watched. Raises FileNotFoundError when one is missing."""
+    """Yields on changes until a path leads elsewhere. Raises FileNotFoundError when a place is missing."""
     watched = _inodes(places())
     event = asyncio.Event()
-    event.set()  # the first look is for what changed before the watch began
+    event.set()  # scan once for what changed before the watch began
     watch = asyncio.create_task(_watch(places(), event))
     try:
         last = time.monotonic()
@@ -112,7 +119,7 @@ async def _watch(paths: Sequence[Path], event: asyncio.Event) -> None:
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> bool:
-    """Waits for the event and clears it; False when it did not come in time."""
+    """Waits for the event and clears it; False if it did not come in time."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -123,6 +130,34 @@ async def _wait(event: asyncio.Event, seconds: float) -> bool:
 
 
 def _inodes(paths: Sequence[Path]) -> list[tuple[Path, int, int]]:
-    """Which files and folders they are at the moment. Raises FileNotFoundError when one is missing."""
+    """The identity of each file or folder now. Raises FileNotFoundError when one is missing."""
     found = [(path, os.stat(path)) for path in paths]
     return [(path, status.st_dev, status.st_ino) for path, status in found]
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is on a file system that other machines write to; the parent's, if it is missing."""
+    real = os.path.realpath(path)
+    best, kind = "", ""
+    for point, mounted in mounts():
+        # Of several mounts at one point, the last hides the others.
+        if len(point) >= len(best) and (real == point or real.startswith(point.rstrip("/") + "/")):
+            best, kind = point, mounted
+    return _REMOTE.fullmatch(kind) is not None
+
+
+def mounts() -> Iterator[tuple[str, str]]:
+    """Mount points and the types of their file systems."""
+    try:
+        lines = MOUNTS.read_text(errors="surrogateescape").splitlines()
+    except OSError:  # not Linux
+        import psutil
+
+        yield from ((mount.mountpoint, mount.fstype) for mount in psutil.disk_partitions(all=True))
+        return
+    for line in lines:
+        _, point, kind, *_ = line.split(" ")
+        yield (
+            re.sub(r"\\([0-7]{3})", lambda escaped: chr(int(escaped[1], 8)), point),
+            kind,
+        )  # white space is escaped in octal

@@ -1,4 +1,4 @@
-"""Locks between threads and processes, by files."""
+"""Locks between threads and processes, on files."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _POLL_SECONDS = 0.05
 
 
 class Stopped(Exception):
-    """Nobody waits for this any more."""
+    """The work was stopped because nobody needs its result any more."""
 
 
 @contextlib.contextmanager
 def locked(file: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Held by one thread of one process at a time; raises Stopped when `stop` turns true while another one has it."""
+    """Held by one thread of one process at a time. Raises Stopped if `stop` turns true during the wait."""
     descriptor = open_lock(file)
     waiting = threading.Event()
     try:
         while not try_lock(descriptor):
             if stop():
                 raise Stopped
-            waiting.wait(_POLL_SECONDS)  # a lock between processes that can also be given up
+            waiting.wait(_POLL_SECONDS)  # polling, as a wait in flock could not be stopped
         os.utime(descriptor)
         yield
     finally:
@@ -41,9 +41,9 @@ def open_lock(file: Path) -> int:
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Whether the lock is held now, alone or with others who share it."""
+    """Takes the lock, exclusively or shared; False if another holds it."""
     if sys.platform == "win32":
-        return True  # without locks things may be made twice, but still appear at once
+        return True  # without locks, work may be done twice, but results still appear atomically
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

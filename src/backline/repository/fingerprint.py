@@ -1,4 +1,4 @@
-"""What has to change before a version is loaded again."""
+"""Fingerprints of versions, which change when a version must be loaded again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from backline.engine.instance_group import InstanceGroup
 from backline.engine.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
-#: What is applied to a version that is loaded already, or concerns only when and which versions are loaded. A field that is not named here
-#: causes a load when it changes. `declared` repeats the others, and has fields without effect besides.
+#: Fields that apply to loaded versions, or only decide when and which versions are loaded. A change to any
+#: other field causes a load. `declared` repeats the others, and also has fields without effect.
 _APPLIED_WITHOUT_LOAD = frozenset(
     {
         "version_policy",
@@ -38,7 +38,7 @@ _APPLIED_WITHOUT_LOAD = frozenset(
 
 
 def load_key(config: ModelConfig) -> str:
-    """A text that is the same for two configurations under which a model is loaded in the same way: changes between them need no load."""
+    """A text that two configurations share if a change from one to the other needs no load."""
     relevant = [
         (field.name, _relevant(field.name, getattr(config, field.name)))
         for field in fields(config)
@@ -48,7 +48,7 @@ def load_key(config: ModelConfig) -> str:
 
 
 def fingerprint(files: Mapping[str, FileEntry], config: ModelConfig) -> str:
-    """The fingerprint of a version that needs `files`, by path, and is loaded under `config`."""
+    """The fingerprint of a version that needs `files` (by path) and is loaded under `config`."""
     return _digest(repr([(path, files[path].identity) for path in sorted(files)]) + load_key(config))
 
 
@@ -59,7 +59,7 @@ def _relevant(name: str, value: object) -> object:
 
 
 def _of_groups(groups: Sequence[InstanceGroup]) -> object:
-    """How many instances there are is applied without a load, as `instance_count`; where they are and what each takes is not."""
+    """Devices and resources of instances; their number applies without a load, as does `instance_count`."""
     where = dict.fromkeys(
         (group.kind, group.gpus) for group in groups or (InstanceGroup(0),) if not group.passive
     )

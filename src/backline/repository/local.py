@@ -1,4 +1,4 @@
-"""A repository on local disk: a folder in any of the layouts, the file of one model, or TensorFlow Serving's list of models."""
+"""A repository on local disk: a folder in any layout, a model's file, or TensorFlow Serving's model list."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pathlib import Path
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
-from backline.repository import file_events
 from backline.repository.configuration import ConfigFiles
-from backline.repository.file_systems import is_remote
+from backline.repository.file_events import changes, is_remote
 from backline.repository.layouts.layouts import Known, read_single
 from backline.repository.layouts.model_config_list import (
     ListedModel,
@@ -24,20 +23,20 @@ from backline.repository.layouts.model_config_list import (
     read_listed,
 )
 from backline.repository.layouts.model_files import suffix_of
-from backline.repository.layouts.place import Place
 from backline.repository.layouts.scan import scan_listing
+from backline.repository.listing import Folder
 from backline.repository.names import printable
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 from backline.repository.walk import identity, reason, walk, walk_file
 
-#: A list of models larger than this, in bytes, is none.
+#: A file larger than this, in bytes, is not a list of models.
 _MAX_LIST = 1024 * 1024
 #: Seconds for which files must not have been written before the watch loads them.
 _AT_REST = 1.0
 
 
 class LocalRepository:
-    """The models at a path; see Repository. `name` is that of the only model, where the path's last part is not to be it."""
+    """The models at a path; see Repository. `name` overrides the name of a single model."""
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class LocalRepository:
         self._stable_inodes = not is_remote(self._path)
         self._known: Known = {}
         self._is_watched = False
-        #: What is to be watched, known by the last scan.
+        #: The paths to watch, as of the last scan.
         self._watched: tuple[Path, ...] = (self._path,)
 
     @property
@@ -65,9 +64,10 @@ class LocalRepository:
         return await asyncio.to_thread(self.scan_now)
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
-        """The files where they are. Raises Unavailable when they are no longer those that the scan saw.
+        """The files where they are. Raises Unavailable when they have changed since the scan.
 
-        Where nobody asked for the load but the watch, files that were just written may be half a copy: they must be at rest first.
+        A load that nobody but the watch asked for waits for files just written, which may be half a copy, to
+        be at rest.
         """
         if self._is_watched and await asyncio.to_thread(self._is_fresh, version):
             await asyncio.sleep(_AT_REST)
@@ -78,13 +78,13 @@ class LocalRepository:
 
     def changes(self, interval: float) -> AsyncIterator[None]:
         self._is_watched = True
-        return file_events.changes(lambda: self._watched, interval)
+        return changes(lambda: self._watched, interval)
 
     async def close(self) -> None:
-        """Nothing is held: whoever iterates over changes() ends that."""
+        """Nothing to release: the caller ends its iteration over changes()."""
 
     def scan_now(self) -> list[FoundModel]:
-        """As `scan`, on the calling thread."""
+        """Like `scan`, on the calling thread."""
         if self._path.is_file():
             return self._scan_file()
         self._watched = (self._path,)
@@ -95,7 +95,8 @@ class LocalRepository:
         if self._name and [model.name for model in found] != [printable(self._name)]:
             names = ", ".join(f"'{model.name}'" for model in found) or "no model"
             raise InvalidArgument(
-                f"the name '{self._name}' is for the only model at a path, but '{self._path}' is a repository that holds {names};"
+                f"the name '{self._name}' is for the only model at a path, but '{self._path}' is a"
+                f" repository that holds {names};"
                 " leave the name out, or name the folder of one model"
             )
         return found
@@ -109,12 +110,15 @@ class LocalRepository:
         text = self._read_list()
         if not is_list(text):
             raise InvalidArgument(
-                f"model repository '{self._path}' is a file, not a folder that holds <model>/<version>/<file>; neither is it the file of a"
-                f" model ({', '.join(f'*{suffix}' for suffix in suffixes)}) nor a model_config_list of TensorFlow Serving"
+                f"model repository '{self._path}' is a file, not a folder that holds"
+                " <model>/<version>/<file>; neither is it the file of a"
+                f" model ({', '.join(f'*{suffix}' for suffix in suffixes)}) nor a model_config_list of"
+                " TensorFlow Serving"
             )
         if self._name:
             raise InvalidArgument(
-                f"the name '{self._name}' is for the only model at a path, but the list '{self._path}' names its models"
+                f"the name '{self._name}' is for the only model at a path, but the list '{self._path}' names"
+                " its models"
             )
         listed = parse_list(text, str(self._path))
         models = [self._read_listed(model) for model in listed]
@@ -127,7 +131,7 @@ class LocalRepository:
     def _scan_single(self) -> FoundModel:
         name = self._name or self._path.stem
         config = ModelConfig(name, default_model_filename=self._path.name)
-        place = Place(walk_file(self._path, stable_inodes=self._stable_inodes), "", self.location)
+        place = Folder(walk_file(self._path, stable_inodes=self._stable_inodes), "", self.location)
         self._watched = tuple(self._path.parent / file for file in place.listing.files)
         return read_single(place, name, self._formats, self._configs, config)
 
@@ -141,17 +145,18 @@ class LocalRepository:
             return ""
 
     def _read_listed(self, listed: ListedModel) -> FoundModel:
-        """A model of the list: its base path may be anywhere, so its paths are absolute."""
+        """A model of the list. Its base path may be anywhere, so its paths are absolute."""
         try:
             folder = folder_of(listed, self._path)
             if not folder.is_dir():
                 raise NotFound(
-                    f"{self._path}: base_path '{folder}' of model '{listed.name}' does not exist or is no folder"
+                    f"{self._path}: base_path '{folder}' of model '{listed.name}' does not exist or is not a"
+                    " folder"
                 )
             listing = walk(folder, stable_inodes=self._stable_inodes)
         except BacklineError as error:
             return FoundModel(listed.name, self.location, "", ModelConfig(listed.name), problem=error.message)
-        return read_listed(Place(listing, str(folder), self.location), listed, self._formats, self._configs)
+        return read_listed(Folder(listing, str(folder), self.location), listed, self._formats, self._configs)
 
     def _root(self) -> Path:
         return self._path.parent if self._path.is_file() else self._path
@@ -174,7 +179,8 @@ class LocalRepository:
                 now = ""
             if now != entry.identity:
                 raise Unavailable(
-                    f"'{root / path}' changed while it was being loaded; it is loaded again when it is complete",
+                    f"'{root / path}' changed while it was being loaded; it will be loaded again once it is"
+                    " complete",
                     retry_after=1,
                 )
         assert version.path is not None, "a version without a problem has a path"

@@ -1,4 +1,4 @@
-"""Which kind of repository a location names."""
+"""Opens the repository at a location, of the kind that the location names."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.repository import Repository
 
-#: A scheme has two letters or more: one is a drive.
+#: A scheme has at least two letters: one letter is a Windows drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 #: "as" is Triton's scheme for Azure Blob Storage.
 _OBJECT_STORES = ("s3", "gs", "az", "as")
 _ARCHIVES = ("http", "https")
 _SCHEMES = (*_OBJECT_STORES, *_ARCHIVES, "hf")
-#: What other tools call them.
+#: Other tools' names for these schemes.
 _ALIASES = {
     "gcs": "gs",
     "s3a": "s3",
@@ -40,22 +40,23 @@ def open_repository(
     configs: ConfigFiles | None = None,
     name: str = "",
 ) -> Repository:
-    """The repository at `location`: a path, or a URL whose files are kept below `cache`. It is not looked at before its first scan.
+    """The repository at `location`: a path, or a URL whose files are cached below `cache`.
 
-    `name` is that of the only model at a path, where the last part of the path is not to be it. Raises InvalidArgument for a location that
-    is neither.
+    Scans it only on request.
+
+    `name`, if given, replaces the path's last part as the name of a single model. Raises InvalidArgument for
+    a location that is neither a path nor a supported URL.
     """
     if not location.strip() or "\0" in location:
         raise InvalidArgument(
-            f"{location!r} is no model repository; name a folder, a model file or a URL such as s3://bucket/models"
+            f"{location!r} is not a model repository; name a folder, a model file or a URL such as"
+            " s3://bucket/models"
         )
     scheme = _scheme(location)
     if not scheme:
         return LocalRepository(Path(location), formats=formats, configs=configs, name=name)
     if name:
-        raise InvalidArgument(
-            f"a name ('{name}') can be given to the model at a path only, not to what is at {location}"
-        )
+        raise InvalidArgument(f"a name ('{name}') can be given only to a model at a path, not to {location}")
     if scheme in _OBJECT_STORES:
         from backline.repository.remote.object_store import ObjectStoreRepository
 
@@ -70,7 +71,7 @@ def open_repository(
 
 
 def _scheme(location: str) -> str:
-    """The scheme of a URL in small letters, "" for a path. Raises InvalidArgument for one that is unknown."""
+    """The scheme of a URL in lower case, "" for a path. Raises InvalidArgument for an unknown scheme."""
     found = _SCHEME.match(location) or re.match(r"(hf):", location)
     if found is None:
         return ""

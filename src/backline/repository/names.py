@@ -1,4 +1,4 @@
-"""Names of models and versions: what they may be, and how any name is printed."""
+"""Names of models and versions: which are allowed, and how to print any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _SHOWN = 20
 def check_name(what: str, name: str, place: str) -> None:
     """Applies the rule of engine.names to a name found in a repository.
 
-    `what` is "model" or "version", `place` the folder or file that gives the name. Raises InvalidArgument.
+    `what` is "model" or "version"; `place` is the folder or file that the name comes from. Raises
+    InvalidArgument.
     """
     fault = fault_in_name(name)
     if fault:
@@ -21,13 +22,13 @@ def check_name(what: str, name: str, place: str) -> None:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """Names for a message, of many the first ones: "1, 2 and 998 more"."""
+    """Names for a message, shortened if there are many: "1, 2 and 998 more"."""
     shown = ", ".join(names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def printable(text: object) -> str:
-    """The text with everything escaped that a terminal or a log should not get (control characters, undecodable file names)."""
+    """The text with control characters and undecodable bytes escaped, safe for terminals and logs."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text)
     )

@@ -1,4 +1,4 @@
-"""The seam to where models come from: a folder, an object store, an archive; scanned, watched, and fetched one version at a time."""
+"""The seam to the places that models come from: folders, object stores, hubs and archives."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Protocol
 from backline.engine.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
-#: Called with the bytes that are here and the bytes that there are in all.
+#: Called with the bytes present so far and the bytes in all.
 OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class FoundVersion:
-    """A version that a repository holds.
+    """A version in a repository.
 
-    `path` is the model file (or the folder, for formats that are one) below the repository's root, None where `problem` says why there is
-    none. `files` are those that a load needs, by path below the root: the version's own and what the model's folder has beside its
-    versions. `fingerprint` changes whenever one of them does.
+    `path` is the model file (or folder, for formats that are one) below the repository's root; None if
+    `problem` says why there is none. `files` are those that a load needs, by path below the root: the
+    version's own, and those in the model's folder next to its versions. `fingerprint` changes whenever one of
+    them does.
     """
 
     version: str
@@ -32,11 +33,12 @@ class FoundVersion:
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A model that a repository holds.
+    """A model in a repository.
 
-    `versions` are all that it holds, oldest first; which of them are served is the version policy's decision (lifecycle). `folder` is the
-    model's folder below the repository's root, "" when the root is the model. `namespace` is the repository's location. `problem` says why
-    nothing of the model can be served; empty when something can. `warnings` are for the person who wrote the files.
+    `versions` has all its versions, oldest first; the version policy (lifecycle) decides which are served.
+    `folder` is the model's folder below the repository's root, "" if the root is the model. `namespace` is
+    the repository's location. `problem` says why no version can be served; empty when one can. `warnings` are
+    for the files' author.
     """
 
     name: str
@@ -50,7 +52,7 @@ class FoundModel:
 
 @dataclass(frozen=True, slots=True)
 class FetchedVersion:
-    """A version on local disk: the model file or folder, and the model's folder with what is beside the versions (warmup/, labels)."""
+    """A version on local disk: its model file or folder, and the model's folder (with warmup/, labels)."""
 
     path: Path
     model_folder: Path
@@ -61,19 +63,21 @@ class Repository(Protocol):
 
     @property
     def location(self) -> str:
-        """The folder (absolute) or the URL, without secrets."""
+        """The absolute path, or the URL without secrets."""
 
     async def scan(self) -> list[FoundModel]:
-        """What it holds now, by name. What is wrong with one model is noted in its `problem` and does not concern the others.
+        """The models it holds now, by name.
 
-        Raises BacklineError when the repository does not exist or cannot be reached; the text says what to do.
+        A fault in one is noted in its `problem` and does not affect the others.
+
+        Raises BacklineError, saying what to do, when the repository does not exist or cannot be reached.
         """
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
-        """Brings the files of a version to local disk, complete and verified. Raises BacklineError when it cannot."""
+        """Brings a version's files to local disk, complete and verified. Raises BacklineError on failure."""
 
     def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields whenever a scan may give something new: on events of the file system, else every `interval` seconds."""
+        """Yields when a scan may find something new: on file system events, else every `interval` seconds."""
 
     async def close(self) -> None:
-        """Gives back what the repository holds (watches, connections, temporary files)."""
+        """Releases what the repository holds (watches, connections, temporary files)."""

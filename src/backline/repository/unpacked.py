@@ -1,4 +1,4 @@
-"""Models that come as one archive, unpacked once for all who run them."""
+"""Models that come as one archive, unpacked once for all processes that run them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import contextlib
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 import zipfile
 from pathlib import Path
 
 from backline.engine.errors import InvalidArgument, Unavailable
-from backline.repository.remote.unpack import Limits, members
+from backline.repository.file_lock import try_lock
+from backline.repository.remote.unpack import UnpackLimits, members
 
-#: Seconds after its last use by a load for which an unpacked archive is kept.
+#: Seconds for which an unpacked archive is kept after a load last used it.
 _KEPT = 24 * 3600.0
 _PIECE = 1 << 20
 
 
-def unpacked(archive: Path, cache: Path, root: str = "", limits: Limits | None = None) -> Path:
-    """The folder with what an archive (zip, gzipped tar) holds, or the folder `root` in it; below `cache`, the same for the same file.
+def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | None = None) -> Path:
+    """Unpacks an archive (zip, gzipped tar), or the folder `root` in it, once below `cache`.
 
-    What was not used for a day, and is not held by `hold`, goes. Raises InvalidArgument for an archive that is not to be unpacked, see
-    `unpack.members`, and Unavailable where there is no place for it.
+    Removes folders unused for a day that no process holds with `hold`. Raises InvalidArgument for an archive
+    that must not be unpacked (see `unpack.members`), and Unavailable when the folder cannot be written.
     """
     status = archive.stat()
     identity = f"{archive.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{root}"
@@ -33,7 +33,7 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: Limits | None =
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not folder.is_dir():
             _prune(cache)
-            _unpack(archive, folder, root, limits or Limits())
+            _unpack(archive, folder, root, limits or UnpackLimits())
         os.utime(folder)
     except OSError as error:
         raise Unavailable(f"'{archive}' cannot be unpacked to '{cache}': {error.strerror}") from None
@@ -41,14 +41,15 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: Limits | None =
 
 
 def hold(folder: Path) -> int:
-    """Keeps an unpacked archive from going as long as this process, or what it gives the descriptor to, lives."""
+    """Keeps an unpacked archive as long as this process, or one that inherits the descriptor, lives."""
     descriptor = os.open(folder, os.O_RDONLY)
-    _lock(descriptor, shared=True)
+    with contextlib.suppress(OSError):  # a file system without locks
+        try_lock(descriptor, shared=True)
     return descriptor
 
 
-def _unpack(archive: Path, folder: Path, root: str, limits: Limits) -> None:
-    """All or nothing, also for somebody who does the same."""
+def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> None:
+    """Unpacks all or nothing, even if another process does the same at once."""
     kind = "zip" if zipfile.is_zipfile(archive) else "gz"
     place = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
     try:
@@ -63,13 +64,13 @@ def _unpack(archive: Path, folder: Path, root: str, limits: Limits) -> None:
                     written += len(piece)
                     if written > member.size:
                         raise InvalidArgument(
-                            f"archive '{archive}' is damaged: '{member.path}' is larger than it says"
+                            f"archive '{archive}' is damaged: '{member.path}' is larger than its header says"
                         )
                     target.write(piece)
         with contextlib.suppress(FileExistsError):
             place.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another one was faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -82,19 +83,7 @@ def _prune(cache: Path) -> None:
                 continue
             descriptor = os.open(folder, os.O_RDONLY)
             try:
-                if _lock(descriptor, shared=False):
+                if try_lock(descriptor):
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(descriptor)
-
-
-def _lock(descriptor: int, *, shared: bool) -> bool:
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:  # held by another one, or a file system without locks
-        return False
-    return True

@@ -12,21 +12,22 @@ from backline.engine.names import IGNORED_FOLDERS, PYTHON_VERSION
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.names import printable
 
-#: Folders within each other; far more than any layout of models has.
+#: Levels of nested folders; far more than any layout has.
 MAX_DEPTH = 16
-#: Files and folders in all: a scan that is repeated must end soon, and a home folder is no repository.
+#: Files and folders in all: scans repeat and must end soon, and a home folder is not a repository.
 MAX_ENTRIES = 100_000
-#: What `Listing.read` reads of a file at most; configurations and labels are far smaller.
+#: The largest file, in bytes, that `Listing.read` reads; configurations and labels are far smaller.
 MAX_READ = 16 * 1024 * 1024
 
 
 def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listing:
-    """All files and folders below `root`, links followed; those that begin with a dot (but PYTHON_VERSION), and what systems
-    leave behind, are left out.
+    """All files and folders below `root`, following links.
 
-    What cannot be used has a problem: a link that leads out of `root`, to nowhere or in a circle, what may not be read, what is no regular
-    file, a name with characters that do not belong on a terminal. Where inodes change by themselves (some network file systems) they are
-    not `stable_inodes` and no part of a file's identity. Raises NotFound or InvalidArgument when the folder itself cannot be read.
+    Names that start with a dot (except PYTHON_VERSION) and IGNORED_FOLDERS are left out. What cannot be used
+    has a problem: a link that leads out of `root`, to nowhere or in a circle, a file that is unreadable or
+    not regular, a name with characters that do not belong on a terminal. Inodes are part of a file's identity
+    if they are `stable_inodes`, which those of some network file systems are not. Raises NotFound or
+    InvalidArgument if `root` cannot be read.
     """
     location = location or str(root)
     try:
@@ -43,7 +44,8 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
         raise InvalidArgument(f"model repository '{location}' cannot be read: {reason(error)}") from None
     except _TooMany:
         raise InvalidArgument(
-            f"'{location}' holds more than {MAX_ENTRIES} files and folders; name a folder that holds nothing but models"
+            f"'{location}' holds more than {MAX_ENTRIES} files and folders; name a folder that holds nothing"
+            " but models"
         ) from None
     return Listing(
         location, found.files, frozenset(found.folders), lambda path: _read(location, real, found.files, path)
@@ -51,10 +53,11 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
 
 
 def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
-    """The listing of the folder that holds the model `file`, with nothing but it and what belongs to it: files that are called as it is and
-    end otherwise (external weights: net.onnx, net.onnx.data, net_weights.bin).
+    """The listing of the folder of the model `file`, with only that file and those that belong to it.
 
-    Links are followed wherever they lead: the file was named itself. Raises NotFound or InvalidArgument when it cannot be read.
+    Those start with its name but end in another suffix (external weights: net.onnx, net.onnx.data,
+    net_weights.bin). Links are followed wherever they lead, as the user named the file. Raises NotFound or
+    InvalidArgument when it cannot be read.
     """
     folder = file.parent
     location = str(folder)
@@ -75,23 +78,23 @@ def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
 
 
 def identity(status: os.stat_result, *, stable_inodes: bool = True) -> str:
-    """What changes whenever a file is written or another takes its place: modification time, size and inode."""
+    """A text that changes whenever a file is written or replaced: modification time, size and inode."""
     inode = f"-{status.st_ino:x}" if stable_inodes else ""
     return f"{status.st_mtime_ns:x}-{status.st_size:x}{inode}"
 
 
 def reason(error: Exception) -> str:
-    """Why the system refuses something, without the path."""
+    """The system's reason for an error, without the path."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 class _TooMany(Exception):
-    """There are more than MAX_ENTRIES."""
+    """There are more than MAX_ENTRIES files and folders."""
 
 
 @dataclass
 class _Walk:
-    """What was found below `real`, the folder itself with all links resolved."""
+    """The files and folders found below `real`, the root with all links resolved."""
 
     location: str
     real: Path
@@ -100,7 +103,7 @@ class _Walk:
     folders: set[str] = field(default_factory=set)
 
     def enter(self, folder: str, prefix: str, chain: tuple[str, ...]) -> None:
-        """Notes what `folder` holds; `chain` are the folders on the way to it and itself, with links resolved."""
+        """Notes the entries of `folder`; `chain` has the folders down to and including it, links resolved."""
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name == PYTHON_VERSION or not (
@@ -111,7 +114,7 @@ class _Walk:
                         raise _TooMany
 
     def entry(self, entry: os.DirEntry[str], place: str) -> FileEntry:
-        """A file, with what is wrong with it."""
+        """A file's entry, with its problem if it has one."""
         status = entry.stat()
         problem = ""
         if not stat.S_ISREG(status.st_mode):
@@ -132,7 +135,7 @@ class _Walk:
             if is_folder:
                 if len(chain) > MAX_DEPTH:
                     raise InvalidArgument(
-                        f"'{printable(place)}' lies more than {MAX_DEPTH} folders deep, and is not looked into"
+                        f"'{printable(place)}' is more than {MAX_DEPTH} folders deep, and is not searched"
                     )
                 self.folders.add(path)
                 self.enter(target, path + "/", (*chain, target))
@@ -149,7 +152,7 @@ class _Walk:
             self.folders.add(path)
 
     def _target(self, entry: os.DirEntry[str], place: str, chain: tuple[str, ...]) -> str:
-        """Where an entry really is. Raises InvalidArgument for a link that cannot be followed."""
+        """The real path of an entry. Raises InvalidArgument for a link that cannot be followed."""
         here = os.path.join(chain[-1], entry.name)
         if not entry.is_symlink():
             return here
@@ -161,11 +164,13 @@ class _Walk:
             ) from None
         if not Path(target).is_relative_to(self.real):
             raise InvalidArgument(
-                f"'{printable(place)}' leads out of the model repository, to '{printable(target)}'; copy it into '{self.real}' instead"
+                f"'{printable(place)}' leads out of the model repository, to '{printable(target)}'; copy it"
+                f" into '{self.real}' instead"
             )
         if any(Path(folder).is_relative_to(target) for folder in chain):
             raise InvalidArgument(
-                f"'{printable(place)}' is a link to a folder that holds it, '{printable(target)}'; remove it"
+                f"'{printable(place)}' is a link to a folder that contains it, '{printable(target)}'; remove"
+                " it"
             )
         return target
 
@@ -175,7 +180,7 @@ def _may_be_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir() or (entry.is_symlink() and not entry.is_file())
     except OSError:
-        return True  # cannot be looked at, so its model has a problem that should be reported
+        return True  # unreadable: its model has a problem that should be reported
 
 
 def _read(location: str, root: Path, files: dict[str, FileEntry], path: str) -> bytes:

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (a case a line)
-"""Configurations whose answers by Triton 2.51 are recorded (see record_triton.py): those that it takes and those that it refuses.
+"""Configurations that Triton 2.51 accepts or refuses; record_triton.py records its answers.
 
 The key is the model's name. `TENSORS` stands for one input and one output. Every model runs in Triton's Python backend.
 """
@@ -300,7 +300,7 @@ NOT_COMPLETED: Final[dict[str, str]] = {
     "strict_empty": "",
 }
 
-#: The `config` parameter of a load, as JSON or as text that may be none.
+#: The `config` parameter of a load, as JSON or as text that may not be JSON.
 OVERRIDES: Final[dict[str, object]] = {
     "override_plain": {
         "backend": "python",

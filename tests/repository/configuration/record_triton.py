@@ -1,7 +1,8 @@
-"""Records what Triton answers to the configurations of cases.py: `python record_triton.py FOLDER`, into triton_2_51.json beside this file.
+"""Records Triton's answers to the configurations of cases.py in triton_2_51.json: `python record_triton.py
+FOLDER`.
 
-FOLDER is a Python environment with `nvidia-pytriton==0.7.0` and `numpy<2`, of the Python that runs this. The wheel carries Triton 2.51 with
-its Python backend only, so `backend` is added to every configuration.
+FOLDER is a Python environment with `nvidia-pytriton==0.7.0` and `numpy<2`, for the Python version that runs
+this. The wheel has Triton 2.51 with only its Python backend, so `backend` is added to every configuration.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).parent
-#: What is in it is not recorded again: remove it to record anew.
+#: Answers already in it are kept: remove it to record all of them again.
 RECORDS = HERE / "triton_2_51.json"
 sys.path.insert(0, str(HERE))
 from cases import NOT_COMPLETED, OVERRIDES, REFUSED, TAKEN, TENSORS  # noqa: E402
@@ -33,12 +34,13 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def execute(self, requests):
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", np.zeros((1, 4), np.float32))]) for _ in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", np.zeros((1, 4), np.float32))])
+            for _ in requests]
 """
 
 
 class Triton:
-    """A server that loads a model when it is told to."""
+    """A server that loads models on request."""
 
     def __init__(self, environment: Path, *options: str) -> None:
         (root,) = environment.glob("lib/python3.*/site-packages/pytriton/tritonserver")
@@ -85,7 +87,7 @@ class Triton:
             return False
 
     def load(self, name: str, text: str, override: object = None) -> dict:
-        """{"config": what /config answers} or {"error": its text}."""
+        """{"config": the answer of /config} or {"error": its text}."""
         folder = self.repository / name
         (folder / "1").mkdir(parents=True)
         (folder / "1" / "model.py").write_text(MODEL)
@@ -109,7 +111,7 @@ class Triton:
             self.process.kill()
             return {"ended": "it did not answer"}
         if status != 200:
-            # What is wrong before the load begins is only in the log.
+            # Errors before the load begins are only in the log.
             polled = re.findall(r"Poll failed for model directory '\w+': (.*)", self._log()[logged:])
             return {
                 "error": (polled[0].rstrip('"') if polled else answer["error"]).replace(

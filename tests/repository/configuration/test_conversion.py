@@ -1,11 +1,11 @@
-"""config.pbtxt and model.toml say the same: what is written in one form and read again is the same message."""
+"""A configuration written as config.pbtxt or model.toml and read back is the same message."""
 
 from __future__ import annotations
 
 import pytest
 
 from backline.engine.errors import InvalidArgument
-from backline.repository.configuration import text, toml, toml_text
+from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
 from repository.configuration.cases import REFUSED, TAKEN
 
@@ -31,8 +31,10 @@ _WRITTEN = {name: written for name, written in {**TAKEN, **REFUSED}.items() if _
         }.items()
     ),
     "text": 'parameters { key: "a \\" \\n \\177 é" value { string_value: "\\t\\\\ \\303\\251" } }',
-    "ensemble": 'ensemble_scheduling { step [ { model_name: "a" model_version: -1 input_map { key: "x" value: "y" } } ] }',
-    "cuda_graphs": 'optimization { cuda { graphs: true graph_spec { batch_size: 1 input { key: "x" value { dim: [ 1, 2 ] } } } } }',
+    "ensemble": 'ensemble_scheduling { step [ { model_name: "a" model_version: -1'
+    ' input_map { key: "x" value: "y" } } ] }',
+    "cuda_graphs": "optimization { cuda { graphs: true graph_spec { batch_size: 1"
+    ' input { key: "x" value { dim: [ 1, 2 ] } } } } }',
 }
 
 
@@ -43,20 +45,20 @@ def _same(one: Document, other: Document) -> bool:
 
 
 @pytest.mark.parametrize("name", _WRITTEN)
-def test_what_is_written_as_toml_is_read_as_the_same_message(name: str) -> None:
+def test_a_message_written_as_toml_is_read_back_unchanged(name: str) -> None:
     document = text.parse(_WRITTEN[name], "config.pbtxt")
 
-    assert _same(toml.parse(toml_text.render(document), "model.toml"), document)
+    assert _same(toml.parse(toml.render(document), "model.toml"), document)
 
 
 @pytest.mark.parametrize("name", _WRITTEN)
-def test_what_is_written_as_text_is_read_as_the_same_message(name: str) -> None:
+def test_a_message_written_as_text_is_read_back_unchanged(name: str) -> None:
     document = text.parse(_WRITTEN[name], "config.pbtxt")
 
     assert _same(text.parse(text.render(document), "config.pbtxt"), document)
 
 
-def test_the_plain_form_is_plain() -> None:
+def test_the_toml_form_is_easy_to_read() -> None:
     document = text.parse(
         """
         max_batch_size: 8
@@ -72,7 +74,7 @@ def test_the_plain_form_is_plain() -> None:
     )
 
     assert (
-        toml_text.render(document)
+        toml.render(document)
         == """\
 max_batch_size = 8
 lane = "thread"

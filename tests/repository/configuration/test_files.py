@@ -1,4 +1,4 @@
-"""Which file of a model's folder is read, and what it refers to."""
+"""Which configuration file of a model is read, and the files that it refers to."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_configuration_is_named_without_a_path(config_name: str) -> None:
         read(folder(), "m", config_name=config_name)
 
 
-def test_a_file_that_can_not_be_used_is_named_with_its_problem() -> None:
+def test_an_unusable_file_is_named_with_its_problem() -> None:
     with pytest.raises(InvalidArgument, match=r"^leads out of the repository$"):
         read(folder("leads out of the repository", config_dot_pbtxt=""), "m")
 
@@ -70,14 +70,15 @@ def test_the_whole_message_is_kept() -> None:
     assert message("inference.ModelConfig").FromString(config.declared).response_cache.enable
 
 
-def test_warm_up_samples_are_read_and_their_files_must_be_there() -> None:
+def test_warm_up_samples_are_read_and_their_files_must_exist() -> None:
     text = """
         model_warmup {
           name: "first" batch_size: 2 count: 3
           inputs { key: "b" value { data_type: TYPE_INT32 dims: [ 2, 3 ] random_data: true } }
           inputs { key: "a" value { data_type: TYPE_FP32 dims: 4 input_data_file: "a.bin" } }
         }
-        model_warmup { name: "second" inputs { key: "a" value { data_type: TYPE_FP32 dims: 4 zero_data: true } } }
+        model_warmup { name: "second" inputs { key: "a"
+          value { data_type: TYPE_FP32 dims: 4 zero_data: true } } }
     """
 
     config = read_config(folder(config_dot_pbtxt=text, warmup__a_dot_bin="0123"))
@@ -101,7 +102,7 @@ def test_warm_up_samples_are_read_and_their_files_must_be_there() -> None:
         read(folder(config_dot_pbtxt=text), "m")
 
 
-def test_settings_in_parameters_are_no_parameters_of_the_backend() -> None:
+def test_settings_in_parameters_are_not_passed_to_the_backend() -> None:
     parameters = {
         "backline.lane": "inline",
         "backline.labels.stable": "2",
@@ -128,12 +129,13 @@ def test_an_unknown_setting_is_refused_with_a_suggestion() -> None:
 
     with pytest.raises(
         InvalidArgument,
-        match=r"^/r/m/config.pbtxt:2:1: unknown parameter 'backline.pined', did you mean 'backline.pinned'\?$",
+        match=r"^/r/m/config.pbtxt:2:1: unknown parameter 'backline.pined',"
+        r" did you mean 'backline.pinned'\?$",
     ):
         read(folder(config_dot_pbtxt=text), "m")
 
 
-def test_where_nothing_is_completed_inputs_and_outputs_must_be_named() -> None:
+def test_a_complete_configuration_must_name_inputs_and_outputs() -> None:
     tensor = 'put { name: "x" data_type: TYPE_FP32 dims: 1 }'
     complete = folder(config_dot_pbtxt=f"in{tensor} out{tensor}")
 

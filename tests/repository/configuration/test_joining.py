@@ -1,4 +1,4 @@
-"""How requests of unlike shapes are joined, as configurations say it."""
+"""How configurations say to join requests of different shapes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.joining import BatchInput, Cut, Joining, Padding
 from backline.engine.model_config import ModelConfig
-from backline.repository.configuration import read, text, toml, toml_text
+from backline.repository.configuration import read, text, toml
 from backline.repository.listing import FileEntry, Listing
 
 TOML = """
@@ -54,13 +54,13 @@ def test_the_settings_are_read() -> None:
     assert read_config.warnings == ()
 
 
-def test_they_are_parameters_of_the_other_file() -> None:
+def test_the_settings_are_parameters_in_config_pbtxt() -> None:
     document = toml.parse(TOML, "model.toml")
 
     assert document.message.parameters["backline.padding.audio.buckets"].string_value == "100,200"
     assert document.message.parameters["backline.padding.in.put.value"].string_value == "[PAD]"
     assert config(text.render(document), "config.pbtxt").joining == READ
-    assert toml.parse(toml_text.render(document), "model.toml").message == document.message
+    assert toml.parse(toml.render(document), "model.toml").message == document.message
 
 
 def test_fields_of_triton_are_read() -> None:
@@ -69,7 +69,8 @@ def test_fields_of_triton_are_read() -> None:
         max_batch_size: 4
         input { name: "x" data_type: TYPE_FP32 dims: -1 allow_ragged_batch: true }
         output { name: "y" data_type: TYPE_FP32 dims: -1 }
-        batch_input { kind: BATCH_ITEM_SHAPE target_name: [ "a", "b" ] data_type: TYPE_INT32 source_input: "x" }
+        batch_input { kind: BATCH_ITEM_SHAPE target_name: [ "a", "b" ]
+          data_type: TYPE_INT32 source_input: "x" }
         batch_output { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "y" source_input: "x" }
         """,
         "config.pbtxt",
@@ -84,7 +85,7 @@ def test_fields_of_triton_are_read() -> None:
 @pytest.mark.parametrize(
     "written", ["max_batch_size = 8", "max_batch_size = 8\npad_variable_length_inputs = false"]
 )
-def test_without_any_of_it_nothing_is_joined_in_another_way(written: str) -> None:
+def test_without_settings_joining_is_none(written: str) -> None:
     assert config(written).joining is None
 
 
@@ -110,30 +111,36 @@ def test_without_any_of_it_nothing_is_joined_in_another_way(written: str) -> Non
         ("max_batch_size = 8\ncut.y.hop = 2", "2:7: cut.y does not say which input the output is cut to"),
         (
             "max_batch_size = 8\nsequence_batching.direct = {}\npadding.x.value = 1",
-            "3:11: padding cannot be joined with sequence_batching",
+            "3:11: padding cannot be combined with sequence_batching",
         ),
         (
-            "sequence_batching.direct = {}\n[[input]]\nname = 'x'\ndata_type = 'FP32'\ndims = [-1]\nallow_ragged_batch = true",
-            "1:1: ragged inputs cannot be joined with sequence_batching for m",
+            (
+                "sequence_batching.direct = {}\n[[input]]\nname = 'x'\n"
+                "data_type = 'FP32'\ndims = [-1]\nallow_ragged_batch = true"
+            ),
+            "1:1: ragged inputs cannot be combined with sequence_batching for m",
         ),
         (
             "max_batch_size = 8\npadding.z.value = 1\n[[input]]\nname = 'x'\ndata_type = 'FP32'\ndims = [-1]",
-            "2:11: padding.z names 'z', which is no input",
+            "2:11: padding.z names 'z', which is not an input",
         ),
         (
-            "max_batch_size = 8\npadding.x.value = 1\n[[input]]\nname = 'x'\ndata_type = 'FP32'\ndims = [-1]\nallow_ragged_batch = true",
+            (
+                "max_batch_size = 8\npadding.x.value = 1\n[[input]]\nname = 'x'\n"
+                "data_type = 'FP32'\ndims = [-1]\nallow_ragged_batch = true"
+            ),
             "2:11: padding.x names 'x', which is ragged for m",
         ),
     ],
 )
-def test_what_contradicts_itself_is_an_error_with_its_place(written: str, message: str) -> None:
+def test_contradictions_are_errors_with_their_place(written: str, message: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
         config(written)
 
     assert raised.value.message.startswith(f"m/model.toml:{message}")
 
 
-def test_an_unknown_parameter_is_told_with_the_nearest_one() -> None:
+def test_an_unknown_parameter_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(
         InvalidArgument,
         match=r"unknown parameter 'backline.padding.x.bucket', did you mean 'backline.padding.x.buckets'\?",

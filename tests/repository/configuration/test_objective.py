@@ -1,4 +1,4 @@
-"""Latency objectives and default deadlines in a model's configuration, in both forms, and what they contradict."""
+"""Latency objectives and default deadlines in a model's configuration, in both forms, and their conflicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from backline.repository.configuration import read
 from backline.repository.listing import FileEntry, Listing
 
 OBJECTIVE = "[objective]\np99_ms = 50\n"
-TENSORS = '[[input]]\nname = "x"\ndata_type = "FP32"\ndims = [4]\n[[output]]\nname = "y"\ndata_type = "FP32"\ndims = [4]\n'
+TENSORS = (
+    '[[input]]\nname = "x"\ndata_type = "FP32"\ndims = [4]\n'
+    '[[output]]\nname = "y"\ndata_type = "FP32"\ndims = [4]\n'
+)
 
 
 def config(text: str, file: str = "model.toml") -> ModelConfig:
@@ -19,7 +22,7 @@ def config(text: str, file: str = "model.toml") -> ModelConfig:
     return found
 
 
-def test_both_forms_say_the_same() -> None:
+def test_both_forms_mean_the_same() -> None:
     plain = config("default_deadline_seconds = 2\n" + OBJECTIVE)
     pbtxt = config(
         'parameters { key: "backline.objective.p99_ms" value { string_value: "50" } }'
@@ -30,7 +33,7 @@ def test_both_forms_say_the_same() -> None:
         assert (one.objective_seconds, one.default_deadline_seconds, one.warnings) == (0.05, 2.0, ())
 
 
-def test_without_them_there_is_none() -> None:
+def test_there_is_no_objective_or_deadline_by_default() -> None:
     assert (config("").objective_seconds, config("").default_deadline_seconds) == (None, None)
 
 
@@ -61,10 +64,13 @@ def test_without_them_there_is_none() -> None:
         ),
         (
             OBJECTIVE + "[dynamic_batching.default_queue_policy]\ntimeout_action = 'DELAY'",
-            "timeout_action can not be DELAY",
+            "timeout_action cannot be DELAY",
         ),
-        (OBJECTIVE + "[sequence_batching]", "which the sequences of m would lack"),
-        (OBJECTIVE + "[model_transaction_policy]\ndecoupled = true", "the responses of m have no end"),
+        (OBJECTIVE + "[sequence_batching]", "would break the sequences of m"),
+        (
+            OBJECTIVE + "[model_transaction_policy]\ndecoupled = true",
+            "an objective needs one response per request",
+        ),
         (
             "platform = 'ensemble'\n"
             + TENSORS
@@ -74,13 +80,13 @@ def test_without_them_there_is_none() -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said(text: str, said: str) -> None:
+def test_contradictions_with_an_objective_are_errors(text: str, said: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
         config(text)
     assert said in raised.value.message
 
 
-def test_the_one_preferred_size_that_changes_nothing_is_allowed() -> None:
+def test_a_preferred_size_that_changes_nothing_is_allowed() -> None:
     assert (
         config(
             "max_batch_size = 8\n" + OBJECTIVE + "[dynamic_batching]\npreferred_batch_size = [8]"

@@ -1,4 +1,4 @@
-"""The configuration that a load request brings along."""
+"""The configuration in a load request."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_both_forms_of_names_and_numbers_are_read(names: tuple[str, str, str]) -
     assert config.outputs == (TensorSpec("y", DataType.FP32, (2,), labels=("cat", "dog")),)
 
 
-def test_what_a_server_shows_can_be_given_back() -> None:
+def test_a_configuration_shown_by_the_server_can_be_sent_back() -> None:
     shown = {
         "name": "m",
         "max_batch_size": 0,

@@ -1,4 +1,4 @@
-"""config.pbtxt: what is read, what is warned about, and how errors point at their place."""
+"""config.pbtxt: how it is read, what causes warnings, and how errors point to their place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backline.engine.signature import TensorSpec
 from backline.repository.configuration import read
 from backline.repository.walk import walk
 
-PASSIVE = "instances of passive instance groups get no requests and are not made: no backend here has a use for them"
+PASSIVE = "passive instance groups have no effect: no backend here uses instances without requests"
 
 
 @pytest.fixture
@@ -55,14 +55,16 @@ def test_a_full_configuration_is_read(file: Path) -> None:
         platform: "onnxruntime_onnx"
         backend: "onnxruntime"
         max_batch_size: 8
-        input [ { name: "x" data_type: TYPE_FP32 dims: [ 3, -1 ] }, { name: "s" data_type: TYPE_STRING dims: [ 1 ] optional: true } ]
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 3, -1 ] },
+          { name: "s" data_type: TYPE_STRING dims: [ 1 ] optional: true } ]
         output { name: "y" data_type: TYPE_BF16 dims: 2 label_filename: "labels.txt" }
         version_policy { specific { versions: [ 3, 1 ] } }
         instance_group [
           { count: 2 kind: KIND_CPU name: "a" },
           { kind: KIND_GPU count: 2 gpus: [ 0, 3 ] },
           { kind: KIND_MODEL passive: true },
-          { kind: KIND_AUTO rate_limiter { resources [ { name: "a" count: 3 }, { name: "b" count: 1 global: true } ] priority: 2 } }
+          { kind: KIND_AUTO rate_limiter {
+            resources [ { name: "a" count: 3 }, { name: "b" count: 1 global: true } ] priority: 2 } }
         ]
         dynamic_batching {
           preferred_batch_size: [ 4, 8 ]
@@ -118,11 +120,11 @@ def test_an_empty_file_leaves_everything_to_the_server(file: Path) -> None:
         ('input { name: "x" data_type: TYPE_FP32 dims: 1 }', 0),
     ],
 )
-def test_a_batch_limit_of_0_is_not_the_same_as_none(text: str, expected: int | None, file: Path) -> None:
+def test_a_batch_limit_of_0_differs_from_none(text: str, expected: int | None, file: Path) -> None:
     assert config(file, text).max_batch_size == expected
 
 
-def test_the_buckets_of_the_first_response_are_read_and_other_metrics_have_none_to_set(file: Path) -> None:
+def test_only_the_buckets_of_the_first_response_can_be_set(file: Path) -> None:
     control = (
         'metric_control {{ metric_identifier {{ family: "{}" }} histogram_options {{ buckets: [ {} ] }} }}'
     )
@@ -131,7 +133,8 @@ def test_the_buckets_of_the_first_response_are_read_and_other_metrics_have_none_
     assert read.first_response_bounds_ms == (10, 50.5)
     (warning,) = read.warnings
     assert warning == (
-        "config.pbtxt of 'm': model_metrics has no effect on 'nv_x': it sets the buckets of 'nv_inference_first_response_histogram_ms' only"
+        "config.pbtxt of 'm': model_metrics has no effect on 'nv_x': it sets the buckets of"
+        " 'nv_inference_first_response_histogram_ms' only"
     )
     with pytest.raises(
         InvalidArgument, match=r"buckets \[2.0, 1.0\], expected finite upper bounds in ascending order"
@@ -155,12 +158,13 @@ def test_fields_without_effect_are_named(text: str, field: str, file: Path) -> N
     )
 
 
-def test_the_shape_that_a_model_has_is_read_beside_that_of_clients(file: Path) -> None:
+def test_a_reshape_keeps_the_shapes_of_the_model_and_of_clients(file: Path) -> None:
     text = '%s { name: "%s" data_type: TYPE_FP32 dims: [ 1 ] %s }'
     reshape, empty = "reshape { shape: [ 1, 1 ] }", "reshape { }"
     read = config(
         file,
-        f"max_batch_size: 1 {text % ('input', 'x', reshape)} {text % ('output', 'y', empty)} {text % ('output', 'z', '')}",
+        f"max_batch_size: 1 {text % ('input', 'x', reshape)}"
+        f" {text % ('output', 'y', empty)} {text % ('output', 'z', '')}",
     )
     assert [(spec.shape, spec.reshape) for spec in (*read.inputs, *read.outputs)] == [
         ((1,), (1, 1)),
@@ -170,15 +174,19 @@ def test_the_shape_that_a_model_has_is_read_beside_that_of_clients(file: Path) -
     assert read.warnings == ()
 
 
-def test_an_ensemble_has_no_model_that_could_have_another_shape(file: Path) -> None:
+def test_a_reshape_on_an_ensemble_causes_a_warning(file: Path) -> None:
     tensor = '{ name: "x" data_type: TYPE_FP32 dims: 4 reshape { shape: [ 2, 2 ] } }'
-    step = 'step { model_name: "a" model_version: -1 input_map { key: "i" value: "x" } output_map { key: "o" value: "y" } }'
+    step = (
+        'step { model_name: "a" model_version: -1'
+        ' input_map { key: "i" value: "x" } output_map { key: "o" value: "y" } }'
+    )
     read = config(
         file,
-        f'platform: "ensemble" input {tensor} output {tensor.replace("x", "y")} ensemble_scheduling {{ {step} }}',
+        f'platform: "ensemble" input {tensor} output {tensor.replace("x", "y")}'
+        f" ensemble_scheduling {{ {step} }}",
     )
     assert [warning.partition(": ")[2] for warning in read.warnings] == [
-        f"{kind}.reshape has no effect on an ensemble: give it to the models of its steps"
+        f"{kind}.reshape has no effect on an ensemble: set it for the models of its steps"
         for kind in ("input", "output")
     ]
 
@@ -198,8 +206,11 @@ def test_the_response_cache_is_read(text: str, expected: bool, file: Path) -> No
     assert (config(file, text).response_cache, config(file, text).warnings) == (expected, ())
 
 
-def test_what_is_off_anyway_needs_no_warning(file: Path) -> None:
-    text = "response_cache { enable: false } model_transaction_policy { decoupled: false } instance_group { kind: KIND_CPU count: 1 }"
+def test_features_that_are_off_need_no_warning(file: Path) -> None:
+    text = (
+        "response_cache { enable: false } model_transaction_policy { decoupled: false }"
+        " instance_group { kind: KIND_CPU count: 1 }"
+    )
 
     assert config(file, text).warnings == ()
 
@@ -214,9 +225,7 @@ def test_what_is_off_anyway_needs_no_warning(file: Path) -> None:
         ),
     ],
 )
-def test_instances_that_no_runtime_has_a_use_for_are_warned_about(
-    text: str, warning: str, file: Path
-) -> None:
+def test_instances_that_no_runtime_uses_cause_a_warning(text: str, warning: str, file: Path) -> None:
     assert config(file, f"instance_group {{ {text} }}").warnings == (f"config.pbtxt of 'm': {warning}",)
 
 
@@ -266,7 +275,10 @@ def test_errors_of_the_format_have_line_and_column(text: str, message: str, file
         ("input { data_type: TYPE_FP32 }", "model input must specify 'name'"),
         ("output { name: 'y' }", "model output 'y' must specify 'data_type'"),
         (
-            "input { name: 'x' data_type: TYPE_FP32 dims: 1 } input { name: 'x' data_type: TYPE_FP32 dims: 1 }",
+            (
+                "input { name: 'x' data_type: TYPE_FP32 dims: 1 }"
+                " input { name: 'x' data_type: TYPE_FP32 dims: 1 }"
+            ),
             "model input 'x' is given more than once",
         ),
         (
@@ -299,7 +311,7 @@ def test_errors_of_the_format_have_line_and_column(text: str, message: str, file
         ("instance_group { count: -1 }", "instance_group has count -1"),
         (
             "max_batch_size: 70000 sequence_batching { }",
-            "max_batch_size is 70000; a batch of sequences has a place for each",
+            "max_batch_size is 70000; a batch of sequences has a slot for each",
         ),
         (
             "parameters { key: 'backline.lane' value { string_value: 'gpu' } }",
@@ -316,19 +328,19 @@ def test_contradictions_are_errors(text: str, message: str, file: Path) -> None:
     assert message in error(file, text)
 
 
-def test_a_file_that_is_no_text_is_named(file: Path) -> None:
+def test_a_file_that_is_not_text_is_named(file: Path) -> None:
     file.write_bytes(b"name: '\xff'")
     with pytest.raises(InvalidArgument, match=r"config.pbtxt: is not UTF-8 text \(byte 7\)"):
         read_folder(file)
 
 
-def test_a_pipe_is_refused_and_not_waited_for(file: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(file: Path) -> None:
     os.mkfifo(file)
     with pytest.raises(InvalidArgument, match=r"config.pbtxt' is not a regular file$"):
         read_folder(file)
 
 
-def test_a_byte_order_mark_is_no_error(file: Path) -> None:
+def test_a_byte_order_mark_is_accepted(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfname: 'm'")
 
     assert read_folder(file).name == "m"
@@ -376,14 +388,15 @@ def _outcome(file: Path) -> str:
         return "refused in one line" if one_line else refused.message
 
 
-def test_the_policies_of_queues_are_read(file: Path) -> None:
+def test_queue_policies_are_read(file: Path) -> None:
     text = """
         max_batch_size: 4
         dynamic_batching {
           priority_levels: 3
           default_priority_level: 2
           default_queue_policy { default_timeout_microseconds: 100 allow_timeout_override: true }
-          priority_queue_policy { key: 1 value { timeout_action: DELAY default_timeout_microseconds: 7 max_queue_size: 5 } }
+          priority_queue_policy { key: 1 value { timeout_action: DELAY
+            default_timeout_microseconds: 7 max_queue_size: 5 } }
         }
     """
 
@@ -395,11 +408,11 @@ def test_the_policies_of_queues_are_read(file: Path) -> None:
     assert read.warnings == ()
 
 
-def test_tags_are_read_that_can_be_labels(file: Path) -> None:
+def test_metric_tags_must_be_valid_labels(file: Path) -> None:
     assert config(
         file, 'metric_tags { key: "b" value: "1" } metric_tags { key: "a" value: "x y" }'
     ).metric_tags == {"a": "x y", "b": "1"}
     with pytest.raises(
-        InvalidArgument, match="metric_tags has 'my-tag', which cannot be in the name of a label"
+        InvalidArgument, match="metric_tags has 'my-tag', which a label's name cannot contain"
     ):
         config(file, 'metric_tags { key: "my-tag" value: "1" }')

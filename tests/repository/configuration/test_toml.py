@@ -1,4 +1,4 @@
-"""model.toml: what its plain form means, and how errors point at their place."""
+"""model.toml: how its plain form is read, and how errors point to their place."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_full_configuration_is_read() -> None:
     assert read_config.default_model_filename == "net.onnx"
     assert read_config.source == "m/model.toml"
     assert read_config.warnings == (
-        "model.toml of 'm': idle_unload_seconds has no effect: the model is pinned, and stays",
+        "model.toml of 'm': idle_unload_seconds has no effect: the model is pinned and stays loaded",
     )
 
 
@@ -150,7 +150,7 @@ def test_a_section_with_one_field_may_be_written_as_its_value(text: str, policy:
         ("lane = 'gpu'", "1:1: parameter 'backline.lane' is 'gpu', expected inline, thread or process"),
         ("labels = 'stable'", "1:1: 'labels' is 'stable', expected a table"),
         ("versions = '1'", "1:1: 'versions' is '1', expected a list"),
-        ("versions = []", "1:1: parameter 'backline.versions' is '', expected the names of versions"),
+        ("versions = []", "1:1: parameter 'backline.versions' is '', expected names of versions"),
         (
             "versions = [1]\nversion_policy.latest = 2",
             "1:1: versions and version_policy contradict each other; give one of them",
@@ -238,18 +238,18 @@ output_map = { OUTPUT0 = "B" }
         "constant_input.A = 1",
     ],
 )
-def test_a_setting_of_how_a_model_runs_is_named_where_it_is_an_ensembles(setting: str) -> None:
+def test_a_setting_for_running_models_causes_a_warning_for_an_ensemble(setting: str) -> None:
     name = setting.partition(" ")[0].partition(".")[0]
-    why = "an ensemble runs nothing itself, give it to the models of its steps"
+    why = "an ensemble runs nothing itself, set it for the models of its steps"
     assert config(f"{setting}\n{_ENSEMBLE}").warnings == (f"model.toml of 'm': {name} has no effect: {why}",)
 
 
-def test_settings_of_when_a_model_is_loaded_are_an_ensembles_too() -> None:
+def test_settings_for_loading_models_apply_to_ensembles() -> None:
     given = 'load = "on_demand"\nidle_unload_seconds = 5\nload_retries = 1\ndefault_deadline_seconds = 9\n'
     assert config(given + _ENSEMBLE).warnings == ()
 
 
-def test_a_pinned_model_is_not_unloaded_when_it_is_idle_and_says_so() -> None:
-    reason = "idle_unload_seconds has no effect: the model is pinned, and stays"
+def test_idle_unloading_of_a_pinned_model_causes_a_warning() -> None:
+    reason = "idle_unload_seconds has no effect: the model is pinned and stays loaded"
     assert config("pinned = true\nidle_unload_seconds = 5").warnings == (f"model.toml of 'm': {reason}",)
     assert config("pinned = false\nidle_unload_seconds = 5").warnings == ()

@@ -1,4 +1,4 @@
-"""Backline beside what Triton 2.51 answered to the same configurations (triton_2_51.json, recorded by record_triton.py)."""
+"""Backline compared with Triton 2.51 on the same configurations (triton_2_51.json, see record_triton.py)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from backline import connect
 from backline.client import Client
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
-from backline.protos import message
+from backline.protos import message, to_plain
 from backline.repository.configuration import read, read_override
 from backline.repository.configuration.defaults import fill_defaults
-from backline.repository.configuration.json_form import configuration_json
 from backline.repository.listing import FileEntry, Listing
 from repository.configuration.cases import NOT_COMPLETED, OVERRIDES, REFUSED, TAKEN, TENSORS
 from support.server import serve
@@ -27,28 +26,28 @@ CASES = {**TAKEN, **REFUSED, **NOT_COMPLETED}
 TAKEN_BY_TRITON = [name for name, record in RECORDED.items() if "config" in record]
 REFUSED_BY_TRITON = [name for name, record in RECORDED.items() if "error" in record]
 
-#: Triton takes it, Backline does not.
+#: Accepted by Triton, refused by Backline.
 STRICTER = {
     "input_twice": "is given more than once",
     "output_twice": "is given more than once",
     "instance_count_negative": "it must be positive",
 }
-#: Triton refuses it, Backline does not: the reason.
+#: Refused by Triton, accepted by Backline when it reads the file, and why.
 LATER = {
-    "instance_gpu": "where there is no GPU the model runs on the CPU, with a warning, unless the server is told to be strict",
+    "instance_gpu": "without a GPU, the model runs on the CPU, with a warning, unless the server is strict",
     "instance_gpus": "the same",
-    "platform_unknown": "the choice of a backend says so when the model is loaded",
-    "version_specific_missing": "the scan of the repository says so",
-    "warm_up_short_file": "the warm-up says so",
-    "warm_up_unknown_input": "the warm-up says so",
-    "warm_up_batch_above": "the warm-up says so",
-    "warm_up_no_inputs": "the warm-up says so",
-    "warm_up_string_random": "the warm-up says so",
-    "version_latest_empty": "no number is taken for the default, 1",
+    "platform_unknown": "the choice of a backend reports it when the model is loaded",
+    "version_specific_missing": "the scan of the repository reports it",
+    "warm_up_short_file": "the warm-up reports it",
+    "warm_up_unknown_input": "the warm-up reports it",
+    "warm_up_batch_above": "the warm-up reports it",
+    "warm_up_no_inputs": "the warm-up reports it",
+    "warm_up_string_random": "the warm-up reports it",
+    "version_latest_empty": "a missing number means the default, 1",
     "metrics": "Triton 2.51 does not know the field yet",
     "agent_unknown": "a warning, agents have no effect",
 }
-#: Both refuse it, Backline with words of its own, as Triton's say less or name something that Backline does not have.
+#: Refused by both, by Backline in other words, as Triton's say less or name something that Backline lacks.
 OTHER_WORDS = {
     "metrics_no_family": "metric_control must specify the 'family' of its metric",
     "unknown_field": "unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
@@ -61,14 +60,18 @@ OTHER_WORDS = {
     "sequence_state_initial_file": "data_file of state 'si' cannot be read",
     "override_not_json": "Invalid config override:1:1: is not JSON: Expecting value",
     "override_empty": "Invalid config override:1:1: is not JSON: Expecting value",
-    "override_unknown_field": "Invalid config override: unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
-    "override_wrong_type": "Invalid config override: max_batch_size: 'max_batch_size' is 'many', expected a whole number",
-    "override_wrong_value": "Invalid config override: input[0].data_type: unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
-    "override_list": "Invalid config override: expected an object with the fields of a model configuration, not [1]",
+    "override_unknown_field": "Invalid config override: unknown field 'max_batch_sise',"
+    " did you mean 'max_batch_size'?",
+    "override_wrong_type": "Invalid config override: max_batch_size: 'max_batch_size' is 'many',"
+    " expected a whole number",
+    "override_wrong_value": "Invalid config override: input[0].data_type:"
+    " unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
+    "override_list": "Invalid config override: expected an object with the fields of a model"
+    " configuration, not [1]",
 }
 
-#: Those of Triton's that Backline can load, as the identity backend has no file and gives its inputs back: it has no output for a control,
-#: and no input that a batch input could fill.
+#: The configurations accepted by Triton that Backline can load with the identity backend, which has no file
+#: and returns its inputs: those without control inputs and batch inputs.
 LIVE = [
     name
     for name in TAKEN
@@ -81,7 +84,7 @@ LIVE = [
 
 
 def folder(name: str, text: str) -> Listing:
-    """The folder of a model as the recording had it."""
+    """The folder of a model, as it was for the recording."""
     backend = "" if "platform:" in text else 'backend: "python" '
     contents = {"config.pbtxt": (backend + text).encode(), "labels.txt": b"cat\ndog\n"}
     contents |= {"warmup/x.bin": bytes(16), "warmup/short.bin": bytes(3)}
@@ -105,10 +108,10 @@ def read_case(name: str) -> ModelConfig:
 
 
 def shown(name: str) -> Any:
-    """The complete configuration as /config has it."""
+    """The complete configuration, as /config shows it."""
     config = message("inference.ModelConfig").FromString(read_case(name).declared)
     fill_defaults(config, name, "model.py")
-    return configuration_json(config)
+    return to_plain(config)
 
 
 def recorded_config(name: str) -> Any:
@@ -129,7 +132,7 @@ def differences(got: Any, triton: Any, path: str = "") -> Iterator[str]:
         yield f"{path}: {got!r}, Triton {triton!r}"
 
 
-#: What a server shows with the identity backend that Triton does not show with its Python backend.
+#: Fields that a server shows with the identity backend, and Triton does not show with its Python backend.
 _OTHER_BACKEND = ("backend", "platform", "default_model_filename", "parameters")
 
 
@@ -170,14 +173,14 @@ def test_the_complete_configuration_is_that_of_triton(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STRICTER)
-def test_what_can_not_be_meant_is_refused_although_triton_takes_it(name: str) -> None:
+def test_meaningless_configurations_are_refused_although_triton_accepts_them(name: str) -> None:
     assert "config" in RECORDED[name]
     with pytest.raises(InvalidArgument, match=STRICTER[name]):
         read_case(name)
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED_BY_TRITON if name not in LATER])
-def test_a_wrong_configuration_is_refused_with_the_words_of_triton(name: str) -> None:
+def test_an_invalid_configuration_is_refused_in_tritons_words(name: str) -> None:
     error = RECORDED[name]["error"].strip()
     words = re.sub(
         r"^load failed .*?: version 1 is at UNAVAILABLE state: [\w ]+: |^\[request id: <id_unknown>\] |;$",
@@ -193,6 +196,6 @@ def test_a_wrong_configuration_is_refused_with_the_words_of_triton(name: str) ->
 
 
 @pytest.mark.parametrize("name", LATER)
-def test_what_is_refused_later_is_read(name: str) -> None:
+def test_configurations_that_fail_later_can_be_read(name: str) -> None:
     assert "error" in RECORDED[name]
     assert read_case(name).name == name

@@ -1,4 +1,4 @@
-"""Which layout is recognised, and what a model is then called."""
+"""Which layout is recognised, and which name a model gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def scan(path: Path, name: str = "") -> list[FoundModel]:
 
 
 def summary(path: Path, name: str = "") -> dict[str, list[tuple[str, str | None]]]:
-    """The models without a problem, with their versions and the paths of these."""
+    """The models without a problem, with their versions and the versions' paths."""
     return {
         model.name: [(version.version, version.path) for version in model.versions]
         for model in scan(path, name)
@@ -60,7 +60,7 @@ def summary(path: Path, name: str = "") -> dict[str, list[tuple[str, str | None]
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_the_layout_follows_from_the_files(
+def test_the_layout_is_recognised_by_the_files(
     files: list[str], expected: dict[str, list[tuple[str, str]]], tmp_path: Path
 ) -> None:
     for file in files:
@@ -69,7 +69,7 @@ def test_the_layout_follows_from_the_files(
     assert summary(tmp_path / "place") == expected
 
 
-def test_a_model_in_a_folder_of_its_own_may_be_given_a_name(tmp_path: Path) -> None:
+def test_a_model_that_is_the_repository_can_be_given_a_name(tmp_path: Path) -> None:
     put(tmp_path / "models" / "7" / "model.onnx")
 
     assert summary(tmp_path / "models", name="add") == {"add": [("7", "7/model.onnx")]}
@@ -95,14 +95,14 @@ def test_a_name_with_odd_characters_is_a_problem(tmp_path: Path) -> None:
         assert model.problem.isprintable()
 
 
-def test_the_current_folder_is_called_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_has_its_real_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "resnet" / "1" / "model.onnx")
     monkeypatch.chdir(tmp_path / "resnet")
 
     assert list(summary(Path("."))) == ["resnet"]
 
 
-def test_a_single_file_is_called_as_it_is_and_brings_its_weights(tmp_path: Path) -> None:
+def test_a_single_file_keeps_its_name_and_its_external_weights(tmp_path: Path) -> None:
     put(tmp_path / "net.onnx")
     put(tmp_path / "net.onnx.data")
     put(tmp_path / "other.onnx")
@@ -115,7 +115,7 @@ def test_a_single_file_is_called_as_it_is_and_brings_its_weights(tmp_path: Path)
     assert set(model.versions[0].files) == {"net.onnx", "net.onnx.data"}
 
 
-def test_a_single_file_may_be_a_link_and_be_given_a_name(tmp_path: Path) -> None:
+def test_a_single_file_can_be_a_link_with_a_given_name(tmp_path: Path) -> None:
     put(tmp_path / "blobs" / "3fa9")
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot" / "model.onnx").symlink_to("../blobs/3fa9")
@@ -125,7 +125,7 @@ def test_a_single_file_may_be_a_link_and_be_given_a_name(tmp_path: Path) -> None
     assert (model.name, model.versions[0].problem) == ("bert", "")
 
 
-def test_a_file_that_is_no_model_is_told_what_could_be(tmp_path: Path) -> None:
+def test_the_error_for_a_file_that_is_not_a_model_lists_the_formats(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidArgument,
         match=r"is a file, not a folder .* neither is it the file of a model \(\*\.onnx, .*model_config_list",
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_model_is_told_what_could_be(tmp_path: Path) -> None:
         scan(put(tmp_path / "README.md"))
 
 
-def test_a_backend_that_is_configured_decides_which_of_two_files_is_the_model(tmp_path: Path) -> None:
+def test_the_configured_backend_decides_between_two_model_files(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     put(tmp_path / "m" / "1" / "model.xml")
     put(tmp_path / "m" / "config.pbtxt", 'backend: "openvino"')
@@ -141,14 +141,14 @@ def test_a_backend_that_is_configured_decides_which_of_two_files_is_the_model(tm
     assert summary(tmp_path) == {"m": [("1", "m/1/model.xml")]}
 
 
-def test_files_of_other_formats_beside_the_model_do_not_matter(tmp_path: Path) -> None:
+def test_files_of_other_formats_next_to_the_model_are_ignored(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "encoder.onnx")
     put(tmp_path / "m" / "1" / "scaler.pkl")
 
     assert summary(tmp_path) == {"m": [("1", "m/1/encoder.onnx")]}
 
 
-def test_what_a_version_should_hold_is_told_for_what_is_configured(tmp_path: Path) -> None:
+def test_the_expected_file_depends_on_the_configured_backend(tmp_path: Path) -> None:
     (tmp_path / "any" / "1").mkdir(parents=True)
     (tmp_path / "forest" / "1").mkdir(parents=True)
     put(tmp_path / "forest" / "config.pbtxt", 'backend: "xgboost"')
@@ -156,12 +156,13 @@ def test_what_a_version_should_hold_is_told_for_what_is_configured(tmp_path: Pat
     problems = [model.versions[0].problem for model in scan(tmp_path)]
 
     assert problems[0].endswith(
-        "expected 'model.onnx' or 'model.pt' or 'model.tflite' or 'model.xml' or ... or one file *.onnx, *.pt, *.pt2, *.jit, ..."
+        "expected 'model.onnx' or 'model.pt' or 'model.tflite' or 'model.xml' or ... or one file *.onnx,"
+        " *.pt, *.pt2, *.jit, ..."
     )
     assert problems[1].endswith("holds no model file; expected 'model.ubj' or one file *.ubj")
 
 
-def test_a_folder_beside_the_versions_with_other_files_is_no_version(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_next_to_the_versions_is_not_a_version(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     put(tmp_path / "m" / "1" / "scaler.pkl")
     put(tmp_path / "m" / "rc2" / "net.onnx")
@@ -174,7 +175,7 @@ def test_a_folder_beside_the_versions_with_other_files_is_no_version(tmp_path: P
     }
 
 
-def test_a_base_path_stays_one_whatever_lies_beside_its_versions(tmp_path: Path) -> None:
+def test_a_base_path_is_recognised_whatever_is_next_to_its_versions(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     put(tmp_path / "m" / "tokenizer" / "words" / "common.pkl")
 

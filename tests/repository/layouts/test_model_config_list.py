@@ -1,4 +1,4 @@
-"""The list of models that TensorFlow Serving is started with."""
+"""TensorFlow Serving's list of models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from backline.engine.errors import InvalidArgument
 from support.repositories import put, scan, served
 
 
-def test_models_lie_where_the_list_says(tmp_path: Path) -> None:
+def test_models_are_read_from_the_paths_in_the_list(tmp_path: Path) -> None:
     put(tmp_path / "far" / "away" / "3" / "model.onnx")
     put(tmp_path / "near" / "1" / "model.onnx")
     models = put(
@@ -70,7 +70,7 @@ def test_the_list_sets_labels(tmp_path: Path) -> None:
     assert dict(model.config.labels) == {"stable": "42", "canary": "43"}
 
 
-def test_logging_is_told_to_have_no_effect(tmp_path: Path) -> None:
+def test_a_logging_config_causes_a_warning(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     logging = "logging_config { sampling_config { sampling_rate: 0.1 } }"
     models = put(
@@ -87,12 +87,12 @@ def test_logging_is_told_to_have_no_effect(tmp_path: Path) -> None:
     [
         (
             'name: "m" base_path: "missing"',
-            "base_path '{folder}/missing' of model 'm' does not exist or is no folder",
+            "base_path '{folder}/missing' of model 'm' does not exist or is not a folder",
         ),
         ('name: "m"', "model 'm' must have a base_path, the folder that holds its versions"),
         (
             'name: "m" base_path: "s3://bucket/m"',
-            "base_path 's3://bucket/m' of model 'm' is no path on local disk",
+            "base_path 's3://bucket/m' of model 'm' is not a path on local disk",
         ),
         ('name: "m" base_path: "\\000"', "model 'm' must have a base_path"),
         ('name: "a/b" base_path: "good"', "the name of the model"),
@@ -103,9 +103,7 @@ def test_logging_is_told_to_have_no_effect(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_one_model_does_not_concern_the_others(
-    config: str, reason: str, tmp_path: Path
-) -> None:
+def test_a_fault_in_one_model_does_not_affect_the_others(config: str, reason: str, tmp_path: Path) -> None:
     put(tmp_path / "good" / "1" / "model.onnx")
     (tmp_path / "empty").mkdir()
     models = put(
@@ -138,7 +136,7 @@ def test_what_is_wrong_with_one_model_does_not_concern_the_others(
         ),
     ],
 )
-def test_a_list_that_is_wrong_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+def test_an_invalid_list_is_refused(text: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=reason):
         scan(put(tmp_path / "models.config", text))
 

@@ -27,7 +27,7 @@ def test_the_settings_name_model_version_and_file(tmp_path: Path) -> None:
     assert version.path == "any/where/net.onnx"
 
 
-def test_without_a_name_and_a_uri_the_folder_and_its_file_are_taken(tmp_path: Path) -> None:
+def test_name_and_uri_default_to_the_folder_and_its_file(tmp_path: Path) -> None:
     settings(tmp_path / "iris", implementation="mlserver_sklearn.SKLearnModel")
     put(tmp_path / "iris" / "model.onnx")
 
@@ -47,7 +47,7 @@ def test_the_root_may_be_the_model(tmp_path: Path) -> None:
     assert model.versions[0].path == "weights/model.onnx"
 
 
-def test_folders_of_one_name_are_versions_of_one_model(tmp_path: Path) -> None:
+def test_folders_with_the_same_model_name_are_versions_of_one_model(tmp_path: Path) -> None:
     for version in ("1.10", "1.9"):
         settings(tmp_path / f"sum-{version}", name="sum", parameters={"version": version})
         put(tmp_path / f"sum-{version}" / "model.onnx")
@@ -66,11 +66,12 @@ def test_one_version_in_two_folders_is_a_problem(tmp_path: Path) -> None:
     problem = only(tmp_path).problem
 
     assert problem == (
-        f"version '1' of model 'sum' is given by more than one folder: '{tmp_path}/a', '{tmp_path}/b'; set parameters.version"
+        f"version '1' of model 'sum' is given by more than one folder: '{tmp_path}/a', '{tmp_path}/b'; set"
+        " parameters.version"
     )
 
 
-def test_models_with_and_without_settings_live_side_by_side(tmp_path: Path) -> None:
+def test_models_with_and_without_settings_can_be_mixed(tmp_path: Path) -> None:
     settings(tmp_path / "iris", name="iris")
     put(tmp_path / "iris" / "model.onnx")
     put(tmp_path / "add" / "1" / "model.onnx")
@@ -79,7 +80,7 @@ def test_models_with_and_without_settings_live_side_by_side(tmp_path: Path) -> N
     assert [(model.name, model.problem) for model in scan(tmp_path)] == [("add", ""), ("iris", "")]
 
 
-def test_a_configuration_goes_before_the_settings(tmp_path: Path) -> None:
+def test_a_configuration_takes_precedence_over_the_settings(tmp_path: Path) -> None:
     settings(tmp_path / "iris", name="other")
     put(tmp_path / "iris" / "config.pbtxt", "max_batch_size: 8")
     put(tmp_path / "iris" / "1" / "model.onnx")
@@ -89,7 +90,7 @@ def test_a_configuration_goes_before_the_settings(tmp_path: Path) -> None:
     assert (model.name, model.config.max_batch_size) == ("iris", 8)
 
 
-def test_what_has_no_effect_is_told(tmp_path: Path) -> None:
+def test_settings_without_effect_cause_a_warning(tmp_path: Path) -> None:
     settings(
         tmp_path / "m",
         implementation="mine.Model",
@@ -100,7 +101,7 @@ def test_what_has_no_effect_is_told(tmp_path: Path) -> None:
 
     implementation, unused = only(tmp_path).warnings
 
-    assert "implementation 'mine.Model' has no effect, the file of the model decides" in implementation
+    assert "implementation 'mine.Model' has no effect: the model's file decides" in implementation
     assert (
         "max_batch_size, parameters.content_type, parameters.extra is not supported and has no effect"
         in unused
@@ -129,7 +130,7 @@ def test_a_uri_stays_in_its_folder(uri: str, tmp_path: Path) -> None:
         ('{"name": "a/b"}', "the name of the model"),
     ],
 )
-def test_settings_that_are_wrong_are_a_problem_of_their_model(text: str, reason: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_a_problem_of_their_model(text: str, reason: str, tmp_path: Path) -> None:
     put(tmp_path / "bad" / "model-settings.json", text)
     put(tmp_path / "bad" / "model.onnx")
     put(tmp_path / "good" / "1" / "model.onnx")

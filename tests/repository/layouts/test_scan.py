@@ -1,4 +1,4 @@
-"""A scan of any files: it ends, says something about every model, and remembers nothing that is no longer so."""
+"""A scan of any files ends, reports on every model, and remembers nothing outdated."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def listings(draw: st.DrawFn) -> Listing:
 
 @given(listings())
 @settings(max_examples=400, deadline=None)
-def test_any_files_give_models_or_reasons(listing: Listing) -> None:
+def test_any_files_are_models_or_have_a_reason(listing: Listing) -> None:
     try:
         found = scan_listing(listing, formats=FORMATS)
     except InvalidArgument:
-        return  # plainly a model without a version; any other error fails the test
+        return  # clearly a model without a version; any other error fails the test
 
     names = [model.name for model in found]
     assert len(set(names)) == len(names)
@@ -119,7 +119,9 @@ CHANGES = st.lists(
 
 @given(CHANGES)
 @settings(max_examples=40, deadline=None)
-def test_what_is_remembered_is_what_a_new_scan_finds(changes: list[tuple[str, str, str, str]]) -> None:
+def test_a_scan_with_known_models_finds_what_a_new_scan_finds(
+    changes: list[tuple[str, str, str, str]],
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         put(folder / "a" / "1" / "model.onnx")
@@ -143,7 +145,7 @@ def outcome(repository: LocalRepository) -> object:
         return error.message
 
 
-def test_a_model_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
+def test_an_unchanged_model_is_not_read_again(tmp_path: Path) -> None:
     read: list[str] = []
 
     def listing(identity: str) -> Listing:

@@ -1,4 +1,4 @@
-"""A model repository in Triton's layout: what a scan finds, and what it says of everything that is wrong there."""
+"""A model repository in Triton's layout: what a scan finds, and the problems that it reports."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_version_policy_selects(policy: str, expected: list[str], tmp_path: 
     assert served(only(tmp_path)) == expected
 
 
-def test_versions_have_any_name_but_other_folders_are_none(tmp_path: Path) -> None:
+def test_versions_may_have_any_name_but_other_folders_are_not_versions(tmp_path: Path) -> None:
     put(tmp_path / "m" / "config.pbtxt", "version_policy { all {} }")
     put(tmp_path / "m" / "2026-11-rc.1" / "model.onnx")
     for other in (".hidden", "configs", "warmup", "initial_state"):
@@ -96,7 +96,7 @@ def test_default_model_filename_names_the_file(tmp_path: Path) -> None:
     assert only(tmp_path).versions[0].path == "m/1/b.onnx"
 
 
-def test_a_numbered_version_without_model_file_is_told(tmp_path: Path) -> None:
+def test_a_numbered_version_without_model_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "m" / "3").mkdir(parents=True)
 
     (version,) = only(tmp_path).versions
@@ -105,7 +105,7 @@ def test_a_numbered_version_without_model_file_is_told(tmp_path: Path) -> None:
     assert "holds no model file; expected 'model.onnx' or one file *.onnx" in version.problem
 
 
-def test_a_backend_that_there_is_not_is_told_before_its_files_are(tmp_path: Path) -> None:
+def test_an_unknown_backend_is_reported_before_missing_files(tmp_path: Path) -> None:
     put(tmp_path / "trt" / "1" / "model.plan")
     put(tmp_path / "trt" / "config.pbtxt", 'platform: "tensorrt_plan"')
     put(tmp_path / "onnx" / "1" / "model.plan")
@@ -114,12 +114,12 @@ def test_a_backend_that_there_is_not_is_told_before_its_files_are(tmp_path: Path
     onnx, trt = scan(tmp_path)
 
     assert trt.versions[0].problem.endswith(
-        "is for the backend 'tensorrt_plan', which there is not; there are 'onnxruntime'"
+        "is for the backend 'tensorrt_plan', which does not exist; expected one of 'onnxruntime'"
     )
     assert onnx.versions[0].problem.endswith("holds no model file; expected 'model.onnx' or one file *.onnx")
 
 
-def test_a_model_without_version_is_told_where_to_put_its_file(tmp_path: Path) -> None:
+def test_the_error_for_a_model_without_version_says_where_to_put_its_file(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     put(tmp_path / "loose" / "net.onnx")
 
@@ -131,16 +131,17 @@ def test_a_model_without_version_is_told_where_to_put_its_file(tmp_path: Path) -
     )
 
 
-def test_a_repository_in_the_place_of_a_model_is_told(tmp_path: Path) -> None:
+def test_a_repository_inside_a_repository_is_reported(tmp_path: Path) -> None:
     put(tmp_path / "models" / "some" / "1" / "model.onnx")
     put(tmp_path / "models" / "other" / "config.pbtxt", "")
 
     assert only(tmp_path).problem == (
-        f"'{tmp_path / 'models'}' has no version, but models: it is a repository, so name it as one, in the place of the folder above it"
+        f"'{tmp_path / 'models'}' has no version, but contains models: it is a repository; name it instead"
+        " of the folder above it"
     )
 
 
-def test_versions_that_the_policy_names_but_nobody_has_are_warned_about(tmp_path: Path) -> None:
+def test_missing_versions_in_the_policy_cause_a_warning(tmp_path: Path) -> None:
     put(tmp_path / "some" / "1" / "model.onnx")
     put(tmp_path / "some" / "config.pbtxt", "version_policy { specific { versions: [1, 4] } }")
     put(tmp_path / "none" / "1" / "model.onnx")
@@ -154,7 +155,7 @@ def test_versions_that_the_policy_names_but_nobody_has_are_warned_about(tmp_path
     assert f"names version 4, which '{tmp_path / 'some'}' does not hold" in some.warnings[0]
 
 
-def test_a_bad_configuration_concerns_its_model_only(tmp_path: Path) -> None:
+def test_a_bad_configuration_affects_only_its_model(tmp_path: Path) -> None:
     put(tmp_path / "bad" / "1" / "model.onnx")
     put(tmp_path / "bad" / "config.pbtxt", "max_batch_sise: 8")
     put(tmp_path / "good" / "1" / "model.onnx")
@@ -193,7 +194,7 @@ def test_links_within_the_repository_and_to_it_are_followed(tmp_path: Path) -> N
     assert model.versions[0].problem == ""
 
 
-def test_links_to_nowhere_and_in_circles_are_told(tmp_path: Path) -> None:
+def test_dangling_and_circular_links_are_reported(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
 
@@ -215,20 +216,20 @@ def test_odd_names_are_refused_and_printed_safely(name: str, tmp_path: Path) -> 
     assert model.problem.isprintable()
 
 
-def test_names_of_any_language_are_fine(tmp_path: Path) -> None:
+def test_names_in_any_language_are_accepted(tmp_path: Path) -> None:
     put(tmp_path / "Größe-音" / "1" / "model.onnx")
 
     assert only(tmp_path).problem == ""
 
 
-def test_files_and_hidden_folders_beside_the_models_are_ignored(tmp_path: Path) -> None:
+def test_files_and_hidden_folders_next_to_the_models_are_ignored(tmp_path: Path) -> None:
     put(tmp_path / "README.md")
     put(tmp_path / ".git" / "config")
 
     assert scan(tmp_path) == []
 
 
-def test_a_repository_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_repository_is_named(tmp_path: Path) -> None:
     file = put(tmp_path / "file")
     put(tmp_path / "model" / "config.pbtxt", "")
 
@@ -240,7 +241,7 @@ def test_a_repository_that_is_none_is_named(tmp_path: Path) -> None:
         scan(tmp_path / "model")
 
 
-def test_what_cannot_be_read_is_told() -> None:
+def test_unreadable_files_are_reported() -> None:
     with unprivileged_folder() as repository:
         put(repository / "model" / "1" / "model.onnx")
         put(repository / "version" / "1" / "model.onnx")
@@ -263,7 +264,7 @@ def test_what_cannot_be_read_is_told() -> None:
     )
 
 
-def test_a_repository_that_cannot_be_read_is_told() -> None:
+def test_an_unreadable_repository_is_reported() -> None:
     with unprivileged_folder() as folder:
         repository = folder / "models"
         repository.mkdir(mode=0)
@@ -288,7 +289,7 @@ def test_every_file_of_a_version_must_be_usable(tmp_path: Path) -> None:
     assert odd.versions[0].problem.isprintable()
 
 
-def test_a_pipe_in_the_place_of_a_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_model_is_refused_without_blocking(tmp_path: Path) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
     os.mkfifo(tmp_path / "m" / "1" / "model.onnx")
 
@@ -297,13 +298,13 @@ def test_a_pipe_in_the_place_of_a_model_is_refused_and_not_waited_for(tmp_path: 
     assert version.problem == f"'{tmp_path / 'm' / '1' / 'model.onnx'}' is not a regular file"
 
 
-def test_a_link_to_a_folder_around_it_is_told(tmp_path: Path) -> None:
+def test_a_link_to_an_enclosing_folder_is_reported(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     (tmp_path / "m" / "2").symlink_to(tmp_path / "m")
 
     broken = only(tmp_path).versions[1]
 
-    assert "is a link to a folder that holds it" in broken.problem
+    assert "is a link to a folder that contains it" in broken.problem
 
 
 def test_a_broken_configuration_link_is_a_problem_of_the_model(tmp_path: Path) -> None:
@@ -314,7 +315,7 @@ def test_a_broken_configuration_link_is_a_problem_of_the_model(tmp_path: Path) -
     assert "config.pbtxt' leads out of the model repository" in only(tmp_path / "repository").problem
 
 
-def test_a_named_configuration_is_read_in_the_place_of_the_usual_one(tmp_path: Path) -> None:
+def test_a_named_configuration_replaces_the_usual_one(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     put(tmp_path / "m" / "config.pbtxt", "max_batch_size: 4")
     put(tmp_path / "m" / "configs" / "big.pbtxt", "max_batch_size: 64")

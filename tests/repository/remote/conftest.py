@@ -1,4 +1,4 @@
-"""Object stores and web servers of these tests, and a cache of each test's own."""
+"""Object stores and web servers for these tests, and a separate cache for each test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.object_stores import Store, azure, gcs, s3
 from .web import WebServer
 
 _numbers = itertools.count(1)
-#: What may be set where the tests run, and must not decide what they find.
+#: Variables that may be set where the tests run, and must not affect them.
 _ENVIRONMENT = (
     "AWS_",
     "AZURE_",
@@ -70,7 +70,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def bucket_of(server: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A new bucket, and the environment in which it is found."""
+    """A new bucket, and the environment that leads to it."""
     bucket = replace(server, bucket=f"bucket-{next(_numbers)}")
     bucket.make_bucket(bucket.bucket)
     for name, value in bucket.environment.items():
@@ -104,7 +104,7 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-#: A function of these scans or fetches in an event loop of its own.
+#: Opens the repository at a location.
 Open = Callable[[str], Repository]
 
 
@@ -130,5 +130,5 @@ def fetch(
     repository: Repository, model: FoundModel, version: str = "1", heard: list[tuple[int, int]] | None = None
 ) -> FetchedVersion:
     wanted = next(found for found in model.versions if found.version == version)
-    told = heard if heard is not None else []
-    return asyncio.run(repository.fetch(model, wanted, lambda here, total: told.append((here, total))))
+    reported = heard if heard is not None else []
+    return asyncio.run(repository.fetch(model, wanted, lambda here, total: reported.append((here, total))))

@@ -1,4 +1,5 @@
-"""A Hugging Face hub with the two calls of its API that matter, and downloads that redirect as the real one's do."""
+"""A stand-in for the Hugging Face hub: two calls of its API, and downloads that redirect like the real
+ones."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from .web import Page, WebServer
 
 COMMIT = "1b2d3f"
-#: Files above this size are kept by the SHA-256 of their content, as with git's large file storage.
+#: Files above this size are stored by the SHA-256 of their content, as in git's large file storage.
 LARGE = 200
 
 
@@ -22,7 +23,7 @@ def publish(
     revision: str = "main",
     page_size: int = 1000,
 ) -> None:
-    """`web` becomes the hub with one repository; what is large comes from `store`."""
+    """Turns `web` into a hub with one repository, whose large files come from `store`."""
     web.put(f"/api/models/{repo}/revision/{revision}", json.dumps({"id": repo, "sha": COMMIT}).encode())
     folders = {path[:cut] for path in files for cut in range(len(path)) if path[cut] == "/"}
     for folder in ("", *folders):

@@ -16,7 +16,7 @@ from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Una
 from backline.repository.names import printable
 from backline.repository.remote.archive import ArchiveRepository
 from backline.repository.remote.cache import ContentCache
-from backline.repository.remote.unpack import Limits
+from backline.repository.remote.unpack import UnpackLimits
 from support import models
 
 from .conftest import Open, fetch, scan
@@ -124,7 +124,7 @@ def test_a_start_without_the_server_works_from_the_cache(
     assert fetch(repository, before["ident"]).path.read_bytes() == files["ident/1/model.onnx"]
 
 
-def test_a_content_that_the_cache_lost_is_unpacked_again(
+def test_content_lost_by_the_cache_is_unpacked_again(
     web: WebServer, files: dict[str, bytes], cache: Path, opened: Open
 ) -> None:
     web.put("/models.zip", zipped(files))
@@ -151,14 +151,14 @@ BAD_NAMES = {
     "a\\b.onnx": "a backslash",
     "a//b.onnx": "an empty part",
     "a/\n.onnx": "cannot be printed",
-    "A/1/Model.onnx": "there is 'a/1/model.onnx' already",
+    "A/1/Model.onnx": "there is already 'a/1/model.onnx'",
     "a/" + "x" * 256: "longer than 255 bytes",
 }
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_a_member_with_a_bad_name_is_refused_by_name(
+def test_a_member_with_a_bad_name_is_refused(
     name: str, pack: Callable[[Mapping[str, bytes]], bytes], web: WebServer, opened: Open, tmp_path: Path
 ) -> None:
     web.put(
@@ -171,7 +171,7 @@ def test_a_member_with_a_bad_name_is_refused_by_name(
 
 
 def test_a_nul_in_a_name_is_refused(web: WebServer, opened: Open) -> None:
-    # zipfile itself writes no such name, and shows a reader only what is before it.
+    # zipfile does not write such a name, and cuts it at the NUL when reading.
     web.put("/models.zip", zipped({"a/1/model.onnxQevil": b"y"}).replace(b"onnxQevil", b"onnx\0evil"))
     with pytest.raises(InvalidArgument, match=r"'a/1/model.onnx\\x00evil' is refused: its name has a NUL"):
         scan(opened(f"{web.url}/models.zip"))
@@ -187,7 +187,7 @@ def test_a_nul_in_a_name_is_refused(web: WebServer, opened: Open) -> None:
         (tarfile.FIFOTYPE, "it is a device or a pipe"),
     ],
 )
-def test_a_member_of_a_tar_that_is_no_file_is_refused(
+def test_a_tar_member_that_is_not_a_file_is_refused(
     kind: bytes, reason: str, web: WebServer, opened: Open
 ) -> None:
     made = io.BytesIO()
@@ -211,12 +211,12 @@ def test_a_link_in_a_zip_is_refused(web: WebServer, opened: Open) -> None:
         scan(opened(f"{web.url}/models.zip"))
 
 
-def limited(location: str, cache: Path, limits: Limits) -> ArchiveRepository:
+def limited(location: str, cache: Path, limits: UnpackLimits) -> ArchiveRepository:
     return ArchiveRepository(location, (ONNX,), cache, limits=limits)
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-def test_an_archive_that_inflates_too_far_is_refused(
+def test_an_archive_that_inflates_too_much_is_refused(
     pack: Callable[[Mapping[str, bytes]], bytes], web: WebServer, cache: Path
 ) -> None:
     web.put("/bomb.zip" if pack is zipped else "/bomb.tgz", pack({"a/1/model.onnx": bytes(5_000_000)}))
@@ -224,7 +224,7 @@ def test_an_archive_that_inflates_too_far_is_refused(
         InvalidArgument,
         match=r"member 'a/1/model.onnx' is refused: with it the archive unpacks to more than the 1,000,000",
     ):
-        scan(limited(web.url + next(iter(web.pages)), cache, Limits(harmless=1_000_000)))
+        scan(limited(web.url + next(iter(web.pages)), cache, UnpackLimits(harmless=1_000_000)))
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
@@ -236,25 +236,25 @@ def test_an_archive_of_too_many_members_is_refused(
         pack({f"folder{number}/notes.txt": b"" for number in range(20)}),
     )
     with pytest.raises(InvalidArgument, match="more than 10 files"):
-        scan(limited(web.url + next(iter(web.pages)), cache, Limits(files=10)))
+        scan(limited(web.url + next(iter(web.pages)), cache, UnpackLimits(files=10)))
 
 
-def test_a_header_that_would_fill_the_memory_is_refused(web: WebServer, opened: Open) -> None:
+def test_a_huge_header_is_refused(web: WebServer, opened: Open) -> None:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz") as archive:
         member = tarfile.TarInfo("a" * 5_000_000)
         archive.addfile(member)
     web.put("/models.tgz", made.getvalue())
-    with pytest.raises(InvalidArgument, match="a header of it is too large"):
+    with pytest.raises(InvalidArgument, match="one of its headers is too large"):
         scan(opened(f"{web.url}/models.tgz"))
 
 
-def test_headers_that_would_fill_the_memory_one_by_one_are_refused(web: WebServer, opened: Open) -> None:
+def test_endless_headers_are_refused(web: WebServer, opened: Open) -> None:
     long_name = tarfile.TarInfo("././@LongLink")
     long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 900 * tarfile.BLOCKSIZE
     header = long_name.tobuf(tarfile.GNU_FORMAT) + b"a" * long_name.size
     web.put("/models.tar", header * 3 + tarfile.TarInfo("a").tobuf() + bytes(2 * tarfile.BLOCKSIZE))
-    with pytest.raises(InvalidArgument, match="a header of it is too large"):
+    with pytest.raises(InvalidArgument, match="one of its headers is too large"):
         scan(opened(f"{web.url}/models.tar"))
 
 
@@ -268,7 +268,7 @@ def test_many_empty_files_in_a_row_are_read(web: WebServer, opened: Open) -> Non
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_damaged_archive_is_told(name: str, web: WebServer, opened: Open) -> None:
+def test_a_damaged_archive_is_reported(name: str, web: WebServer, opened: Open) -> None:
     content = FORMS[name]({"a/1/model.onnx": bytes(range(256)) * 1000})
     web.put(f"/{name}", content[: len(content) // 2])
     with pytest.raises(InvalidArgument, match=rf"archive '.*/{re.escape(name)}' is damaged.*upload it again"):
@@ -276,13 +276,13 @@ def test_a_damaged_archive_is_told(name: str, web: WebServer, opened: Open) -> N
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_what_is_no_archive_at_all_is_told(name: str, web: WebServer, opened: Open) -> None:
+def test_a_file_that_is_not_an_archive_is_reported(name: str, web: WebServer, opened: Open) -> None:
     web.put(f"/{name}", b"<html>sign in first</html>" * 100)
     with pytest.raises(InvalidArgument, match="is damaged, or not what its name says"):
         scan(opened(f"{web.url}/{name}"))
 
 
-def test_a_wrong_checksum_in_a_zip_is_told(web: WebServer, opened: Open) -> None:
+def test_a_wrong_checksum_in_a_zip_is_reported(web: WebServer, opened: Open) -> None:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
         archive.writestr("a/1/model.onnx", b"the content of a model")
@@ -291,7 +291,7 @@ def test_a_wrong_checksum_in_a_zip_is_told(web: WebServer, opened: Open) -> None
         scan(opened(f"{web.url}/models.zip"))
 
 
-def test_what_is_neither_archive_nor_model_is_refused(opened: Open) -> None:
+def test_a_url_of_neither_archive_nor_model_is_refused(opened: Open) -> None:
     with pytest.raises(
         InvalidArgument, match=r"is neither an archive nor a model file; expected a name that ends with \.zip"
     ):
@@ -314,24 +314,24 @@ def test_a_replaced_file_changes_the_fingerprint(
     assert scan(repository)["detector"].versions[0].fingerprint != before
 
 
-def test_a_file_that_is_replaced_between_look_and_fetch_is_told(
+def test_a_file_replaced_between_scan_and_fetch_is_reported(
     web: WebServer, files: dict[str, bytes], opened: Open
 ) -> None:
     web.put("/detector.onnx", files["ident/1/model.onnx"])
     repository = opened(f"{web.url}/detector.onnx")
     found = scan(repository)["detector"]
     web.put("/detector.onnx", files["add1/1/model.onnx"])
-    with pytest.raises(Unavailable, match="was replaced while it was downloaded"):
+    with pytest.raises(Unavailable, match="was replaced during the download"):
         fetch(repository, found)
 
 
-def test_a_server_without_head_is_asked_by_get(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
+def test_get_is_used_on_a_server_without_head(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
     web.put("/detector.onnx", files["ident/1/model.onnx"]).head = False
     repository = opened(f"{web.url}/detector.onnx")
     assert fetch(repository, scan(repository)["detector"]).path.read_bytes() == files["ident/1/model.onnx"]
 
 
-def test_without_validators_a_change_is_seen_by_the_size(
+def test_without_validators_a_change_is_noticed_by_the_size(
     web: WebServer, files: dict[str, bytes], opened: Open
 ) -> None:
     web.put("/detector.onnx", files["ident/1/model.onnx"]).validators = False
@@ -352,11 +352,11 @@ def test_without_validators_a_change_is_seen_by_the_size(
             Unavailable,
             r"access is denied \(status 403\); put user and password into the URL",
         ),
-        (Page(status=503), Unavailable, r"cannot be had at the moment \(status 503"),
+        (Page(status=503), Unavailable, r"is not available at the moment \(status 503"),
         (
             Page(status=302, headers={"Location": "file:///etc/passwd"}),
             Unavailable,
-            "redirects to 'file:///etc/passwd', which is no web address",
+            "redirects to 'file:///etc/passwd', which is not a web address",
         ),
         (
             Page(status=302, headers={"Location": "/detector.onnx"}),
@@ -365,7 +365,7 @@ def test_without_validators_a_change_is_seen_by_the_size(
         ),
     ],
 )
-def test_what_a_server_refuses_is_told(
+def test_refusals_of_a_server_are_reported(
     page: Page, error: type[BacklineError], reason: str, web: WebServer, opened: Open
 ) -> None:
     web.pages["/detector.onnx"] = page
@@ -373,16 +373,14 @@ def test_what_a_server_refuses_is_told(
         scan(opened(f"{web.url}/detector.onnx"))
 
 
-def test_nobody_at_the_address_is_told(opened: Open) -> None:
+def test_an_address_without_a_listener_is_reported(opened: Open) -> None:
     with pytest.raises(
         Unavailable, match="cannot be reached: Connection refused; check the URL and the network"
     ):
         scan(opened("http://127.0.0.1:9/detector.onnx"))
 
 
-def test_secrets_go_to_the_host_and_nowhere_else(
-    web: WebServer, files: dict[str, bytes], opened: Open
-) -> None:
+def test_secrets_are_sent_only_to_the_host(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
     with WebServer() as elsewhere:
         elsewhere.put("/detector.onnx", files["ident/1/model.onnx"])
         web.pages["/detector.onnx"] = Page(status=302, headers={"Location": f"{elsewhere.url}/detector.onnx"})
@@ -396,7 +394,7 @@ def test_secrets_go_to_the_host_and_nowhere_else(
     assert repository.location == f"{web.url}/detector.onnx"
 
 
-def test_a_full_disk_while_unpacking_is_told(
+def test_a_full_disk_while_unpacking_is_reported(
     web: WebServer, files: dict[str, bytes], opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web.put("/models.zip", zipped(files))

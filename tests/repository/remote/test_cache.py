@@ -34,7 +34,7 @@ def blobs(cache: Path) -> list[Path]:
     return sorted(file for file in (cache / "blobs").rglob("*") if file.is_file())
 
 
-def test_equal_contents_are_kept_once_and_linked(
+def test_equal_contents_are_stored_once_and_linked(
     web: WebServer, model: bytes, cache: Path, opened: Open
 ) -> None:
     web.put("/a/one.onnx", model)
@@ -79,12 +79,12 @@ def test_a_changed_byte_is_noticed_by_the_next_process(
         file.write(b"\xff")
     os.utime(
         fetched.path, ns=(status.st_atime_ns, status.st_mtime_ns)
-    )  # a disk that forgets does not change the time
+    )  # a failing disk does not change the time
     second = opened(web.url + NAME)
     assert fetch(second, scan(second)["detector"]).path.read_bytes() == model
 
 
-def test_a_connection_that_is_cut_goes_on_where_it_was(web: WebServer, model: bytes, opened: Open) -> None:
+def test_a_cut_download_is_resumed(web: WebServer, model: bytes, opened: Open) -> None:
     web.put(NAME, model).cuts = [100_000, 200_000]
     repository = opened(web.url + NAME)
     assert fetch(repository, scan(repository)["detector"]).path.read_bytes() == model
@@ -92,7 +92,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_was(web: WebServer, model: by
     assert ranges == [None, "bytes=100000-", "bytes=300000-"]
 
 
-def test_a_server_without_ranges_is_asked_from_the_start(web: WebServer, model: bytes, opened: Open) -> None:
+def test_a_download_restarts_on_a_server_without_ranges(web: WebServer, model: bytes, opened: Open) -> None:
     page = web.put(NAME, model)
     page.cuts, page.ranges = [100_000], False
     repository = opened(web.url + NAME)
@@ -101,7 +101,7 @@ def test_a_server_without_ranges_is_asked_from_the_start(web: WebServer, model: 
     assert heard[-1] == (len(model), len(model))
 
 
-def test_a_download_that_fails_leaves_nothing_half(
+def test_a_failed_download_leaves_no_partial_files(
     web: WebServer, model: bytes, cache: Path, opened: Open
 ) -> None:
     web.put(NAME, model).cuts = [1000, 0, 0, 0, 0, 0]
@@ -157,7 +157,7 @@ def test_two_processes_download_once(web: WebServer, model: bytes, cache: Path) 
     assert web.gets(NAME) == 1
 
 
-def test_a_process_that_is_killed_in_the_middle_leaves_nothing_that_is_seen(
+def test_a_process_killed_during_a_download_leaves_nothing_visible(
     web: WebServer, model: bytes, cache: Path, opened: Open
 ) -> None:
     page = web.put(NAME, model)
@@ -173,7 +173,9 @@ def test_a_process_that_is_killed_in_the_middle_leaves_nothing_that_is_seen(
     assert fetch(repository, scan(repository)["detector"]).path.read_bytes() == model
 
 
-def test_the_loop_runs_on_while_a_server_stalls(web: WebServer, model: bytes, opened: Open) -> None:
+def test_the_event_loop_keeps_running_while_a_server_stalls(
+    web: WebServer, model: bytes, opened: Open
+) -> None:
     page = web.put(NAME, model)
     page.stall = threading.Event()
     repository = opened(web.url + NAME)
@@ -190,7 +192,7 @@ def test_the_loop_runs_on_while_a_server_stalls(web: WebServer, model: bytes, op
     asyncio.run(fetch_and_tick())
 
 
-def test_a_fetch_that_is_cancelled_leaves_nothing_half(
+def test_a_cancelled_fetch_leaves_no_partial_files(
     web: WebServer, model: bytes, cache: Path, opened: Open
 ) -> None:
     page = web.put(NAME, model)
@@ -208,25 +210,27 @@ def test_a_fetch_that_is_cancelled_leaves_nothing_half(
     asyncio.run(fetch_and_cancel())
     page.stall.set()
     lock = next((cache / "locks").iterdir()).name
-    with ContentCache(cache).lock(lock):  # the thread has let go
+    with ContentCache(cache).lock(lock):  # the thread has released it
         assert blobs(cache) == []
         assert list((cache / "partial").iterdir()) == []
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half(web: WebServer, model: bytes, cache: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_partial_files(
+    web: WebServer, model: bytes, cache: Path
+) -> None:
     web.put(NAME, model)
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n" + FETCH
     arguments = [sys.executable, "-c", limited, web.url + NAME, str(cache)]
-    told = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert told.startswith(
+    output = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert output.startswith(
         f"Unavailable the disk of the model cache '{cache}' is full, it cannot store 'detector.onnx'"
     )
-    assert "free space there or choose another cache folder" in told
+    assert "free space there or choose another cache folder" in output
     assert blobs(cache) == []
     assert list((cache / "partial").iterdir()) == []
 
 
-def test_a_version_that_does_not_fit_is_refused_before_it_is_downloaded(
+def test_a_version_that_does_not_fit_is_refused_before_the_download(
     web: WebServer, model: bytes, cache: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web.put(NAME, model)
@@ -246,7 +250,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ContentCache(tmp_path / "file" / "cache")
 
 
-def test_a_lock_that_is_waited_for_can_be_given_up(cache: Path) -> None:
+def test_a_wait_for_a_lock_can_be_stopped(cache: Path) -> None:
     contents = ContentCache(cache)
     stop = threading.Event()
     waiting: list[type] = []
@@ -266,7 +270,7 @@ def test_a_lock_that_is_waited_for_can_be_given_up(cache: Path) -> None:
     assert waiting == [Stopped]
 
 
-def test_what_nothing_uses_any_more_is_removed_after_its_time(
+def test_unused_entries_are_removed_after_keep_seconds(
     web: WebServer, model: bytes, cache: Path, opened: Open
 ) -> None:
     web.put(NAME, model)
@@ -280,7 +284,7 @@ def test_what_nothing_uses_any_more_is_removed_after_its_time(
     assert blobs(cache) == []
 
 
-def test_a_closed_repository_says_so(web: WebServer, model: bytes, opened: Open) -> None:
+def test_calls_of_a_closed_repository_fail_with_a_reason(web: WebServer, model: bytes, opened: Open) -> None:
     web.put(NAME, model)
     repository = opened(web.url + NAME)
     asyncio.run(repository.close())
@@ -305,7 +309,7 @@ def test_changes_come_at_the_interval_and_end_with_the_repository(
     assert asyncio.run(asyncio.wait_for(count(), 10)) == 3
 
 
-def test_a_listing_that_cannot_be_remembered_is_only_a_warning(
+def test_a_listing_that_cannot_be_recorded_is_only_a_warning(
     web: WebServer, model: bytes, cache: Path, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     web.put(NAME, model)
@@ -313,10 +317,10 @@ def test_a_listing_that_cannot_be_remembered_is_only_a_warning(
     (cache / "listings").rmdir()
     (cache / "listings").write_text("")
     assert list(scan(repository)) == ["detector"]
-    assert "cannot remember what a repository holds: Not a directory" in caplog.text
+    assert "cannot record what a repository holds: Not a directory" in caplog.text
 
 
-def test_a_damaged_memory_of_a_listing_is_not_used(
+def test_a_damaged_record_of_a_listing_is_ignored(
     web: WebServer, model: bytes, cache: Path, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     web.put(NAME, model)
@@ -326,10 +330,10 @@ def test_a_damaged_memory_of_a_listing_is_not_used(
     web.stop()
     with pytest.raises(Unavailable, match="cannot be reached"):
         scan(opened(web.url + NAME))
-    assert "cannot be read, and is not used" in caplog.text
+    assert "cannot be read and is ignored" in caplog.text
 
 
-def test_where_links_are_impossible_files_are_copied(
+def test_files_are_copied_where_hard_links_fail(
     web: WebServer, model: bytes, cache: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(source: Path, target: Path) -> None:

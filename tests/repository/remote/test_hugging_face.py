@@ -1,4 +1,4 @@
-"""Models on a hub that speaks the API of Hugging Face."""
+"""Models on a hub with the API of Hugging Face."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .web import Page, WebServer
 
 @pytest.fixture
 def store() -> Iterator[WebServer]:
-    """Where the hub keeps what is large."""
+    """The store of the hub's large files."""
     with WebServer() as running:
         yield running
 
@@ -54,7 +54,7 @@ def test_one_file_of_the_hub_is_a_model(hub: dict[str, bytes], opened: Open) -> 
     assert fetch(repository, scan(repository)["model"]).path.read_bytes() == hub["served/slow/1/model.onnx"]
 
 
-def test_a_revision_is_asked_for_by_name(
+def test_a_revision_can_be_named(
     web: WebServer, store: WebServer, hub: dict[str, bytes], opened: Open
 ) -> None:
     publish(web, store, "acme/models", hub, revision="v1.0")
@@ -70,7 +70,7 @@ def test_a_listing_of_several_pages_is_read_to_its_end(
     assert sorted(scan(opened("hf://acme/models/served"))) == ["add1", "slow"]
 
 
-def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(
+def test_the_token_is_sent_to_the_hub_and_not_to_redirect_targets(
     web: WebServer, store: WebServer, hub: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, opened: Open
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -81,9 +81,7 @@ def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(
     assert all("authorization" not in asked.headers for asked in store.asked)
 
 
-def test_a_content_that_is_not_the_announced_one_is_refused(
-    store: WebServer, hub: dict[str, bytes], opened: Open
-) -> None:
+def test_content_with_a_wrong_hash_is_refused(store: WebServer, hub: dict[str, bytes], opened: Open) -> None:
     for page in store.pages.values():
         page.content = page.content[::-1]
     repository = opened("hf://acme/models/served")
@@ -93,9 +91,7 @@ def test_a_content_that_is_not_the_announced_one_is_refused(
         fetch(repository, scan(repository)["slow"])
 
 
-def test_a_small_file_is_held_against_the_hash_of_git(
-    web: WebServer, hub: dict[str, bytes], opened: Open
-) -> None:
+def test_a_small_file_is_verified_by_gits_hash(web: WebServer, hub: dict[str, bytes], opened: Open) -> None:
     web.pages["/acme/models/resolve/1b2d3f/served/add1/config.pbtxt"].content = b"max_batch_size: 9"
     problem = scan(opened("hf://acme/models/served"))["add1"].problem
     assert "config.pbtxt' arrived damaged twice: its checksum is not the announced git:" in problem
@@ -108,7 +104,7 @@ def test_a_small_file_is_held_against_the_hash_of_git(
         ("hf_other", "accept the conditions of 'acme/gated' on the hub"),
     ],
 )
-def test_what_may_not_be_read_says_what_to_do(
+def test_the_error_for_denied_access_says_what_to_do(
     token: str,
     reason: str,
     web: WebServer,
@@ -122,7 +118,7 @@ def test_what_may_not_be_read_says_what_to_do(
         scan(opened("hf://acme/gated"))
 
 
-def test_a_server_that_is_no_hub_is_told(
+def test_a_server_that_is_not_a_hub_is_reported(
     web: WebServer, monkeypatch: pytest.MonkeyPatch, opened: Open
 ) -> None:
     web.put("/api/models/acme/models/revision/main", b"<html>welcome</html>")
@@ -131,7 +127,7 @@ def test_a_server_that_is_no_hub_is_told(
         scan(opened("hf://acme/models"))
 
 
-def test_a_path_that_the_repository_does_not_have_is_told(hub: dict[str, bytes], opened: Open) -> None:
+def test_a_missing_path_is_reported(hub: dict[str, bytes], opened: Open) -> None:
     with pytest.raises(NotFound, match="hf://acme/models/missing"):
         scan(opened("hf://acme/models/missing"))
 
@@ -151,6 +147,6 @@ def test_a_start_without_the_hub_works_from_the_cache(
 @pytest.mark.parametrize(
     "location", ["hf://acme", "hf://acme/models/../other", "hf://acme/mo dels", "hf:///models"]
 )
-def test_a_location_that_is_none_is_refused(location: str, opened: Open) -> None:
-    with pytest.raises(InvalidArgument, match=r"is no place on the hub; expected hf://owner/repo"):
+def test_an_invalid_location_is_refused(location: str, opened: Open) -> None:
+    with pytest.raises(InvalidArgument, match=r"is not a place on the hub; expected hf://owner/repo"):
         opened(location)

@@ -1,4 +1,4 @@
-"""How the location of an object store and the environment become what is asked of the library."""
+"""How the location of an object store and the environment become options of the library."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_bucket_and_prefix_are_read(location: str, kind: str, bucket: str, prefi
         ("s3://models", "http://from-the-environment:1"),
     ],
 )
-def test_the_endpoint_of_a_location_comes_before_that_of_the_environment(
+def test_the_endpoint_of_a_location_takes_precedence_over_the_environment(
     location: str, endpoint: str
 ) -> None:
     place = parse_location(
@@ -50,7 +50,8 @@ def test_the_endpoint_of_a_location_comes_before_that_of_the_environment(
 def aws_home(tmp_path: Path) -> str:
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / "credentials").write_text(
-        "[default]\naws_access_key_id = d\naws_secret_access_key = ds\n[lab]\naws_access_key_id = l\naws_secret_access_key = l%s\n"
+        "[default]\naws_access_key_id = d\naws_secret_access_key = ds\n[lab]\naws_access_key_id ="
+        " l\naws_secret_access_key = l%s\n"
     )
     (tmp_path / ".aws" / "config").write_text(
         "[default]\nregion = eu-central-1\n[profile lab]\nregion = us-west-2\n"
@@ -58,7 +59,7 @@ def aws_home(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_the_default_profile_of_amazons_files_is_read(aws_home: str) -> None:
+def test_the_default_profile_of_awss_files_is_read(aws_home: str) -> None:
     options = parse_location("s3://models", {"HOME": aws_home}).options
     assert (options["access_key_id"], options["secret_access_key"], options["region"]) == (
         "d",
@@ -67,7 +68,7 @@ def test_the_default_profile_of_amazons_files_is_read(aws_home: str) -> None:
     )
 
 
-def test_a_named_profile_is_read_and_the_environment_comes_before_its_region(aws_home: str) -> None:
+def test_a_named_profile_is_read_but_the_environment_sets_the_region(aws_home: str) -> None:
     options = parse_location(
         "s3://models", {"HOME": aws_home, "AWS_PROFILE": "lab", "AWS_REGION": "eu-west-1"}
     ).options
@@ -78,7 +79,7 @@ def test_a_named_profile_is_read_and_the_environment_comes_before_its_region(aws
     )
 
 
-def test_keys_in_the_environment_come_before_amazons_files(aws_home: str) -> None:
+def test_keys_in_the_environment_take_precedence_over_awss_files(aws_home: str) -> None:
     options = parse_location(
         "s3://models", {"HOME": aws_home, "AWS_ACCESS_KEY_ID": "e", "AWS_SECRET_ACCESS_KEY": "es"}
     ).options
@@ -90,7 +91,7 @@ def test_a_profile_that_does_not_exist_is_named(aws_home: str) -> None:
         parse_location("s3://models", {"HOME": aws_home, "AWS_PROFILE": "prod"})
 
 
-def test_of_tritons_credentials_the_longest_beginning_counts(tmp_path: Path) -> None:
+def test_the_longest_prefix_in_tritons_credentials_counts(tmp_path: Path) -> None:
     file = tmp_path / "credentials.json"
     file.write_text(
         '{"s3": {"": {"key_id": "any"}, "s3://models/a": {"key_id": "a"}}, "gs": {"": "/keys/any.json"},'
@@ -106,7 +107,7 @@ def test_of_tritons_credentials_the_longest_beginning_counts(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"s3": {"": 1}}', "{"])
-def test_a_file_of_credentials_that_cannot_be_used_is_named(text: str, tmp_path: Path) -> None:
+def test_an_unusable_credentials_file_is_named(text: str, tmp_path: Path) -> None:
     file = tmp_path / "credentials.json"
     file.write_text(text)
     with pytest.raises(
@@ -138,7 +139,7 @@ def test_azures_connection_strings_are_read(text: str, options: dict[str, object
     assert parse_location("az://models", {"AZURE_STORAGE_CONNECTION_STRING": text}).options == options
 
 
-def test_a_connection_string_for_another_account_says_nothing() -> None:
+def test_a_connection_string_for_another_account_is_ignored() -> None:
     options = parse_location(
         "as://other.blob.core.windows.net/models", {"AZURE_STORAGE_CONNECTION_STRING": AZURE}
     ).options

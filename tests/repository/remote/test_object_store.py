@@ -61,7 +61,7 @@ def test_a_replaced_object_changes_the_fingerprint_of_its_version_only(
     assert before["2"] != after["2"]
 
 
-def test_progress_is_told_up_to_the_last_byte(s3_store: Store, tmp_path: Path, opened: Open) -> None:
+def test_progress_is_reported_up_to_the_last_byte(s3_store: Store, tmp_path: Path, opened: Open) -> None:
     models.slow(tmp_path / "models", size=512, layers=2)  # a megabyte
     s3_store.put_folder(tmp_path / "models", "m")
     repository = opened(s3_store.location("m"))
@@ -99,12 +99,12 @@ def test_a_start_without_the_store_works_from_the_cache(
     with caplog.at_level(logging.WARNING):
         found = scan(second)
     assert found == before
-    assert "as it was" in caplog.text
+    assert "as recorded" in caplog.text
     assert "cannot be reached" in caplog.text
     assert fetch(second, found["add1"], "2").path.read_bytes() == expected
 
 
-def test_what_was_never_fetched_cannot_be_had_without_the_store(
+def test_files_that_were_never_fetched_are_unavailable_without_the_store(
     store: Store, two_models: Path, opened: Open
 ) -> None:
     store.put_folder(two_models, "m")
@@ -123,7 +123,7 @@ def test_a_bucket_that_does_not_exist_is_named(store: Store, opened: Open) -> No
 def test_a_bucket_that_does_not_exist_in_google_cloud_is_named(
     web: WebServer, monkeypatch: pytest.MonkeyPatch, opened: Open
 ) -> None:
-    # The emulator answers 500 where the cloud answers this.
+    # The cloud's answer; the emulator answers 500.
     web.pages["/no-such-place"] = Page(
         b"<Error><Code>NoSuchBucket</Code><Message>The bucket does not exist.</Message></Error>", 404
     )
@@ -151,7 +151,7 @@ def test_a_prefix_without_objects_is_named(store: Store, opened: Open) -> None:
         scan(opened(store.location("nothing/here")))
 
 
-def test_an_object_that_vanishes_before_it_is_fetched_is_named(
+def test_an_object_that_vanishes_before_its_fetch_is_named(
     store: Store, two_models: Path, opened: Open
 ) -> None:
     store.put_folder(two_models, "m")
@@ -162,18 +162,18 @@ def test_an_object_that_vanishes_before_it_is_fetched_is_named(
         fetch(repository, model)
 
 
-def test_an_object_that_is_replaced_before_it_is_fetched_is_not_taken_for_the_old_one(
+def test_an_object_replaced_before_its_fetch_is_not_taken_for_the_old_one(
     store: Store, two_models: Path, opened: Open
 ) -> None:
     store.put_folder(two_models, "m")
     repository = opened(store.location("m"))
     model = scan(repository)["ident"]
     store.put("m/ident/1/model.onnx", (two_models / "add1" / "1" / "model.onnx").read_bytes())
-    with pytest.raises(Unavailable, match="was replaced while it was downloaded"):
+    with pytest.raises(Unavailable, match="was replaced during the download"):
         fetch(repository, model)
 
 
-def test_wrong_credentials_are_told_with_what_to_set(
+def test_the_error_for_wrong_credentials_says_what_to_set(
     azure_server: Store, monkeypatch: pytest.MonkeyPatch, opened: Open
 ) -> None:
     wrong = azure_server.environment["AZURE_STORAGE_CONNECTION_STRING"].replace("Eby8", "AAAA")
@@ -182,11 +182,11 @@ def test_wrong_credentials_are_told_with_what_to_set(
         scan(opened("az://container/m"))
 
 
-def test_missing_credentials_are_told_with_what_to_set(
+def test_the_error_for_missing_credentials_says_what_to_set(
     monkeypatch: pytest.MonkeyPatch, s3_server: Store, opened: Open
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.environment["AWS_ENDPOINT_URL"])
-    # The address of the metadata of a machine in the cloud, where nobody listens.
+    # The address of a cloud machine's metadata service, where nothing listens.
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(Unavailable, match="AWS_ACCESS_KEY_ID"):
         scan(opened("s3://bucket/m"))
@@ -205,7 +205,7 @@ def test_a_public_bucket_needs_no_credentials(
 @pytest.mark.parametrize(
     "form", ["s3://127.0.0.1:{port}/{bucket}/m", "s3://http://127.0.0.1:{port}/{bucket}/m"]
 )
-def test_tritons_spellings_of_an_endpoint_are_read(
+def test_tritons_forms_of_an_endpoint_are_read(
     form: str, s3_store: Store, two_models: Path, monkeypatch: pytest.MonkeyPatch, opened: Open
 ) -> None:
     s3_store.put_folder(two_models, "m")
@@ -216,7 +216,7 @@ def test_tritons_spellings_of_an_endpoint_are_read(
     ]
 
 
-def test_tritons_file_of_credentials_is_read(
+def test_tritons_credentials_file_is_read(
     s3_store: Store, two_models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, opened: Open
 ) -> None:
     s3_store.put_folder(two_models, "m")
@@ -237,7 +237,9 @@ def test_a_single_object_is_a_model(store: Store, two_models: Path, opened: Open
     assert fetch(repository, found["detector"]).path.read_bytes() == content
 
 
-def test_an_object_with_an_impossible_name_is_told(s3_store: Store, two_models: Path, opened: Open) -> None:
+def test_an_object_with_an_impossible_name_is_reported(
+    s3_store: Store, two_models: Path, opened: Open
+) -> None:
     s3_store.put_folder(two_models, "m")
     s3_store.put("m/../evil", b"x")
     with pytest.raises(
@@ -271,7 +273,7 @@ def test_a_location_that_names_nothing_is_refused(location: str, reason: str, op
         opened(location)
 
 
-def test_nobody_at_the_endpoint_is_unavailable(
+def test_an_endpoint_without_a_listener_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, s3_server: Store, opened: Open
 ) -> None:
     for name, value in s3_server.environment.items():
@@ -283,7 +285,7 @@ def test_nobody_at_the_endpoint_is_unavailable(
         scan(opened("s3://bucket/models"))
 
 
-def test_a_web_page_at_the_endpoint_is_told(
+def test_a_web_page_at_the_endpoint_is_reported(
     monkeypatch: pytest.MonkeyPatch, s3_server: Store, web: WebServer, opened: Open
 ) -> None:
     for name, value in s3_server.environment.items():
@@ -295,7 +297,9 @@ def test_a_web_page_at_the_endpoint_is_told(
         scan(opened("s3://bucket/models"))
 
 
-def test_a_removed_cache_is_made_again(s3_store: Store, two_models: Path, cache: Path, opened: Open) -> None:
+def test_a_removed_cache_is_created_again(
+    s3_store: Store, two_models: Path, cache: Path, opened: Open
+) -> None:
     s3_store.put_folder(two_models, "m")
     first = opened(s3_store.location("m"))
     fetch(first, scan(first)["ident"])
@@ -304,7 +308,7 @@ def test_a_removed_cache_is_made_again(s3_store: Store, two_models: Path, cache:
     assert fetch(second, scan(second)["ident"]).path.is_file()
 
 
-def test_folders_that_tools_keep_as_empty_objects_are_no_files(
+def test_empty_objects_that_stand_for_folders_are_not_files(
     s3_store: Store, two_models: Path, opened: Open
 ) -> None:
     s3_store.put_folder(two_models, "m")
@@ -316,11 +320,12 @@ def test_folders_that_tools_keep_as_empty_objects_are_no_files(
 
 @pytest.fixture
 def private(tmp_path: Path) -> Iterator[tuple[WebServer, Path]]:
-    """A server whose certificate an authority of its own has signed, and the certificate of the authority."""
+    """A server with a certificate signed by a private authority, and the authority's certificate."""
     authority = make_certificate(tmp_path)
     made = Certificate(tmp_path / "leaf.crt", tmp_path / "leaf.key")
     run(
-        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+        "-days", "2",
         "-CA", str(authority.certificate), "-CAkey", str(authority.key), "-subj", "/CN=store",
         "-addext", "basicConstraints=critical,CA:FALSE", "-addext", "subjectAltName=IP:127.0.0.1",
         "-keyout", str(made.key), "-out", str(made.certificate),
@@ -329,7 +334,7 @@ def private(tmp_path: Path) -> Iterator[tuple[WebServer, Path]]:
         yield running, authority.certificate
 
 
-def test_a_store_with_a_private_authority_is_reached_with_its_certificate(
+def test_a_store_with_a_private_ca_is_reached_with_its_certificate(
     private: tuple[WebServer, Path], monkeypatch: pytest.MonkeyPatch, opened: Open
 ) -> None:
     web, certificate = private
@@ -339,14 +344,14 @@ def test_a_store_with_a_private_authority_is_reached_with_its_certificate(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     with pytest.raises(
         Unavailable,
-        match=r"its certificate is not trusted \(UnknownIssuer\); name the file of its authority in SSL_CERT_FILE",
+        match=r"its certificate is not trusted \(UnknownIssuer\); set SSL_CERT_FILE",
     ):
         scan(opened(location))
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
     assert scan(opened(location)) == {}
 
 
-def test_a_signature_in_a_url_is_in_no_message(
+def test_messages_do_not_contain_the_signature_of_a_url(
     web: WebServer, monkeypatch: pytest.MonkeyPatch, opened: Open
 ) -> None:
     text = (
@@ -367,10 +372,10 @@ def listing_of(key: str, content: bytes, etag: str) -> bytes:
     ).encode()
 
 
-def test_an_etag_that_only_looks_like_a_checksum_is_no_damage(
+def test_an_etag_that_only_looks_like_a_checksum_is_not_damage(
     web: WebServer, two_models: Path, monkeypatch: pytest.MonkeyPatch, opened: Open
 ) -> None:
-    # So are objects listed that are encrypted with keys of their owner.
+    # Objects encrypted with customer keys are listed like this.
     content, etag = (two_models / "ident" / "1" / "model.onnx").read_bytes(), "0123456789abcdef" * 2
     web.put("/bucket", listing_of("m/ident/1/model.onnx", content, etag))
     page = web.put("/bucket/m/ident/1/model.onnx", content)
@@ -389,7 +394,7 @@ def test_an_etag_that_only_looks_like_a_checksum_is_no_damage(
     assert web.gets("/bucket/m/ident/1/model.onnx") == 2
 
 
-def test_a_key_that_is_a_file_and_a_folder_is_a_problem_of_its_model_alone(
+def test_a_key_that_is_both_file_and_folder_affects_only_its_model(
     s3_store: Store, two_models: Path, opened: Open
 ) -> None:
     s3_store.put_folder(two_models, "m")

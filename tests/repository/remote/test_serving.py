@@ -1,4 +1,5 @@
-"""A server process whose models are in an object store: changed under load, cut off, and started again without the store."""
+"""A server process with models in an object store: changes under load, loss of the store, start without
+it."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def test_changes_in_a_store_lose_no_request(store: Store, tmp_path: Path, option
     assert sum(outcome.changes.values()) == CHANGES
 
 
-def test_a_store_cut_off_while_serving_loses_nothing_and_the_next_start_works_without_it(
+def test_serving_and_the_next_start_survive_the_loss_of_the_store(
     store: Store, tmp_path: Path, options: list[str]
 ) -> None:
     store.put(f"prod/{MODEL}/1/model.onnx", network(5.0))
@@ -52,14 +53,15 @@ def test_a_store_cut_off_while_serving_loses_nothing_and_the_next_start_works_wi
     with serve(store.location("prod"), tmp_path / "log2", *options) as again:
         assert _constant(again) == 5.0
         assert "Serving what the cache" in again.output
-        # And once the store is back its changes are seen.
+        # Once the store is back, its changes are seen.
         store.relay.mend()
         store.put(f"prod/{MODEL}/2/model.onnx", network(7.0))
         _wait(lambda: _constant(again) == 7.0)
 
 
 async def _load_while(server: ServerProcess, act: Callable[[], None], printed: str) -> list[Answer]:
-    """The answers to a load that goes on while something is done, until the server has said so and for some requests after."""
+    """The answers to requests that continue during an action, until the server reports it and for some time
+    after."""
     load = ConstantLoad(
         server.url.removeprefix("http://"), server.grpc_url.removeprefix("grpc://"), 100, ("",)
     )

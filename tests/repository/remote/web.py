@@ -1,4 +1,4 @@
-"""A web server whose answers a test sets, and which remembers what it was asked."""
+"""A web server with answers set by a test, which records its requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from support.tools import Certificate
 
 @dataclass
 class Page:
-    """What a path answers. `cuts` are the numbers of bytes after which the next answers break off; `headers` come on top."""
+    """The answer of a path.
+
+    `cuts` are the numbers of bytes after which the next answers are cut; `headers` are extra.
+    """
 
     content: bytes = b""
     status: int = 200
@@ -25,7 +28,7 @@ class Page:
     ranges: bool = True
     validators: bool = True
     head: bool = True
-    #: After half of the content the server waits for it.
+    #: The server waits for it after half of the content.
     stall: threading.Event | None = None
     stalled: threading.Event = field(default_factory=threading.Event)
 
@@ -53,7 +56,7 @@ class WebServer:
                 web._answer(self, body=False)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Not on the terminal."""
+                """Logs nothing."""
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -81,7 +84,7 @@ class WebServer:
         return self.pages[path]
 
     def gets(self, path: str) -> int:
-        """How often a path was got."""
+        """The number of GET requests for a path."""
         return sum(asked.method == "GET" and asked.path == path for asked in self.asked)
 
     def _answer(self, handler: http.server.BaseHTTPRequestHandler, body: bool) -> None:
@@ -128,5 +131,5 @@ class WebServer:
             rest = rest[half:]
             page.stalled.set()
             page.stall.wait(60)
-        with contextlib.suppress(ConnectionError):  # whoever asked may be gone
+        with contextlib.suppress(ConnectionError):  # the client may be gone
             handler.wfile.write(rest)

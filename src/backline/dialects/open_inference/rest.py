@@ -18,7 +18,7 @@ from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.pieces import in_pieces
 from backline.engine.private_places import for_clients
-from backline.repository.configuration.json_form import configuration_json
+from backline.protos import to_plain
 from backline.wire.application import HttpRequest
 
 _MODEL = "/v2/models/{}"
@@ -97,9 +97,7 @@ class RestService:
             name,
             version,
             request,
-            lambda: respond_json(
-                request, configuration_json(model_configuration(self._engine, name, version))
-            ),
+            lambda: respond_json(request, to_plain(model_configuration(self._engine, name, version))),
         )
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:

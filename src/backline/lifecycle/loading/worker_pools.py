@@ -29,10 +29,9 @@ from backline.environments.uv import OnBytes, Uv
 from backline.lifecycle.calls.model_calls import ModelCalls
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
-from backline.protos import message
+from backline.protos import message, to_plain
 from backline.repository.configuration.defaults import fill_defaults, fill_places
 from backline.repository.configuration.document import Document
-from backline.repository.configuration.json_form import configuration_json
 from backline.repository.configuration.override import parse
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
@@ -257,7 +256,7 @@ def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
     whole.max_batch_size = config.max_batch_size or 0
     fill_places(whole, placed)
     fill_defaults(whole, config.name, filename)
-    return json.dumps(configuration_json(whole), ensure_ascii=False)
+    return json.dumps(to_plain(whole), ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)

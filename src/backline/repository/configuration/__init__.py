@@ -1,7 +1,7 @@
-"""The configuration of a model: config.pbtxt or model.toml, or what a load brings along, read into a ModelConfig.
+"""A model's configuration, from config.pbtxt, model.toml or a load request, read into a ModelConfig.
 
-Both files become the same message (inference.ModelConfig), which is checked by Triton's rules; settings that it has no field for are
-parameters `backline.*` of it.
+All three become the same message (inference.ModelConfig), which is checked by Triton's rules. Settings that
+it has no field for are its parameters `backline.*`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a configuration contradicts itself: Triton's rules, in its order and with its texts (core/src/model_config_utils.cc)."""
+"""Checks a configuration for contradictions, in Triton's order and words (core/src/model_config_utils.cc)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from itertools import chain
 from math import isfinite
 from typing import Any
 
+from backline.repository.configuration import native
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.ensemble_checks import ensemble_faults
-from backline.repository.configuration.objective_checks import objective_faults
-from backline.repository.configuration.sequence_checks import sequence_faults
+from backline.repository.configuration.sequences import sequence_faults
 
 #: What is wrong, and the path of the field.
 Fault = tuple[str, str]
 
 _DELAY = 1
-#: What the name of a label may have behind the `_` that is put before it; anything else ends Triton.
+#: What may follow the `_` in the name of a metric's label; Triton exits on anything else.
 _TAG = re.compile(r"[a-zA-Z0-9_]+")
 #: TYPE_INT32 and TYPE_FP32.
 _BATCH_INPUT_TYPES = frozenset({8, 11})
+_OBJECTIVE = native.parameter("objective.p99_ms")
 
 
 def check(document: Document, name: str) -> None:
@@ -30,15 +31,18 @@ def check(document: Document, name: str) -> None:
 
 
 def check_complete(document: Document, name: str) -> None:
-    """Raises InvalidArgument unless the configuration names inputs and outputs, as it must where nothing is completed from the model."""
+    """Raises InvalidArgument unless the configuration names the inputs and outputs of the model `name`."""
     for kind in ("input", "output"):
         if not getattr(document.message, kind):
-            reason = f"must specify at least one {kind} for {name}, as configurations are not completed from the model"
+            reason = (
+                f"must specify at least one {kind} for {name}, as configurations are not completed from the"
+                " model"
+            )
             raise document.error(reason)
 
 
 def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
-    """Numbers of enumerations that stand for nothing, which the text format lets through."""
+    """Undefined numbers of enumerations, which the text format accepts."""
     for field, value in section.ListFields():
         path = prefix + field.name
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -49,43 +53,47 @@ def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
             for index, part in enumerate(value if field.is_repeated else (value,)):
                 yield from _unknown_values(part, f"{path}[{index}]." if field.is_repeated else f"{path}.")
         elif field.enum_type is not None and value not in field.enum_type.values_by_number:
-            yield (
-                f"unknown value {value}; expected one of {', '.join(kind.name for kind in field.enum_type.values)}",
-                path,
+            reason = (
+                f"unknown value {value}; expected one of"
+                f" {', '.join(kind.name for kind in field.enum_type.values)}"
             )
+            yield reason, path
 
 
 def _faults(message: Any, name: str) -> Iterator[Fault]:
     if message.name and message.name != name:
-        yield (
-            f"unexpected directory name '{name}' for model '{message.name}', directory name must equal model name",
-            "name",
+        reason = (
+            f"unexpected directory name '{name}' for model '{message.name}', directory name must equal"
+            " model name"
         )
+        yield reason, "name"
     limit = message.max_batch_size
     if limit < 0:
         yield f"'max_batch_size' must be non-negative value for {name}", "max_batch_size"
     for tag in message.metric_tags:
         if not _TAG.fullmatch(tag):
-            yield (
-                f"metric_tags has '{tag}', which cannot be in the name of a label: only letters, digits and _ can",
-                "metric_tags",
+            reason = (
+                f"metric_tags has '{tag}', which a label's name cannot contain: use only letters, digits"
+                " and _"
             )
+            yield reason, "metric_tags"
     for index, control in enumerate(message.model_metrics.metric_control):
         path = f"model_metrics.metric_control[{index}]"
         if not control.metric_identifier.family:
             yield f"metric_control must specify the 'family' of its metric for {name}", path
         buckets = list(control.histogram_options.buckets)
         if buckets != sorted(set(buckets)) or not all(map(isfinite, buckets)):
-            yield (
-                f"metric_control has buckets {buckets}, expected finite upper bounds in ascending order for {name}",
-                path,
+            reason = (
+                f"metric_control has buckets {buckets}, expected finite upper bounds in ascending order for"
+                f" {name}"
             )
+            yield reason, path
     if message.HasField("dynamic_batching"):
         yield from _batching_faults(message.dynamic_batching, limit, name)
     if message.HasField("sequence_batching"):
         yield from sequence_faults(message.sequence_batching, limit, name)
     yield from _ensemble_faults(message, name)
-    yield from objective_faults(message, name)
+    yield from _objective_faults(message, name)
     if message.response_cache.enable and message.HasField("sequence_batching"):
         reason = f"Response Cache does not currently support model {name} with sequence batching scheduler."
         yield f"{reason} Please disable the response cache.", "response_cache"
@@ -136,7 +144,10 @@ def _batching_faults(batching: Any, limit: int, name: str) -> Iterator[Fault]:
             p.timeout_action == _DELAY and (p.default_timeout_microseconds or p.allow_timeout_override)
             for p in policies
         ):
-            reason = f"Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true for {name}"
+            reason = (
+                "Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true for"
+                f" {name}"
+            )
             yield reason, f"{section}.preserve_ordering"
 
 
@@ -165,15 +176,17 @@ def _reshape_faults(what: str, path: str, tensor: Any, *, batched: bool, name: s
     shape = list(tensor.reshape.shape)
     dims = list(tensor.dims)
     if not batched and not shape:
-        yield (
-            f"{what} cannot have empty reshape for non-batching model as scalar tensors are not supported for {name}",
-            path,
+        reason = (
+            f"{what} cannot have empty reshape for non-batching model as scalar tensors are not supported"
+            f" for {name}"
         )
+        yield reason, path
     if any(dim < 1 and dim != -1 for dim in shape):
-        yield (
-            f"{what} reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension for {name}",
-            path,
+        reason = (
+            f"{what} reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension"
+            f" for {name}"
         )
+        yield reason, path
     if -1 in dims and -1 in shape and dims.count(-1) != shape.count(-1):
         yield f"{what} has different number of variable-size dimensions for dims and reshape for {name}", path
     if _sizes_between_variable(dims) != _sizes_between_variable(shape):
@@ -181,7 +194,7 @@ def _reshape_faults(what: str, path: str, tensor: Any, *, batched: bool, name: s
 
 
 def _sizes_between_variable(dims: list[int]) -> list[int]:
-    """The number of elements before, between and after the dimensions that vary: a reshape keeps each."""
+    """The numbers of elements before, between and after the variable dimensions; a reshape keeps each."""
     sizes = [1]
     for dim in dims:
         if dim == -1:
@@ -207,10 +220,11 @@ def _batch_tensor_faults(message: Any, name: str) -> Iterator[Fault]:
             path = f"batch_{what}[{index}]"
             kind = tensor.Kind.Name(tensor.kind)
             if len(tensor.source_input) != 1:
-                yield (
-                    f"batch {what} kind '{kind}' expects 1 source input, got {len(tensor.source_input)} for {name}",
-                    path,
+                reason = (
+                    f"batch {what} kind '{kind}' expects 1 source input, got {len(tensor.source_input)} for"
+                    f" {name}"
                 )
+                yield reason, path
             if what == "input" and tensor.data_type not in _BATCH_INPUT_TYPES:
                 yield f"batch input data type must be TYPE_INT32 or TYPE_FP32 for {name}", f"{path}.data_type"
             for source in tensor.source_input:
@@ -229,6 +243,41 @@ def _ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
     elif "ensemble" in (message.platform, message.backend):
         place = "platform" if message.platform == "ensemble" else "backend"
         yield f"ensemble scheduling must be set for ensemble {name} whose {place} is ensemble", place
+
+
+def _objective_faults(message: Any, name: str) -> Iterator[Fault]:
+    """What conflicts with the latency objective of a model, if it has one."""
+    if _OBJECTIVE not in message.parameters:
+        return
+    batching = message.dynamic_batching
+    why = f"the objective of {name} decides how long requests wait and how large batches are"
+    if batching.max_queue_delay_microseconds:
+        yield f"{why}: remove max_queue_delay_microseconds", "dynamic_batching.max_queue_delay_microseconds"
+    if any(size != message.max_batch_size for size in batching.preferred_batch_size):
+        yield f"{why}: remove preferred_batch_size", "dynamic_batching.preferred_batch_size"
+    if any(
+        policy.timeout_action == _DELAY
+        for policy in (batching.default_queue_policy, *batching.priority_queue_policy.values())
+    ):
+        yield (
+            f"{why}: late requests are refused, so timeout_action cannot be DELAY",
+            "dynamic_batching",
+        )
+    path = f"parameters[{_OBJECTIVE}]"
+    if message.HasField("sequence_batching"):
+        reason = (
+            f"an objective may refuse single requests, which would break the sequences of {name}: remove it"
+            " or sequence_batching"
+        )
+        yield reason, path
+    if message.HasField("ensemble_scheduling"):
+        yield f"ensemble {name} runs nothing itself: give the objective to the models of its steps", path
+    if message.model_transaction_policy.decoupled:
+        reason = (
+            f"an objective needs one response per request, and {name} gives any number: remove it or"
+            " 'decoupled'"
+        )
+        yield reason, path
 
 
 def _instance_faults(message: Any, name: str) -> Iterator[Fault]:
@@ -259,7 +308,7 @@ def _instance_faults(message: Any, name: str) -> Iterator[Fault]:
 
 
 def _warm_up_faults(message: Any, name: str) -> Iterator[Fault]:
-    """Of Triton's rules those that need no model; the others are checked when the samples are run."""
+    """Checks those of Triton's rules that need no model; the others are checked when the samples run."""
     for index, sample in enumerate(message.model_warmup):
         for tensor, given in sorted(sample.inputs.items()):
             path = f"model_warmup[{index}].inputs[{tensor}]"

@@ -1,4 +1,4 @@
-"""What a configuration leaves unsaid, filled in as Triton does before it shows it (core/src/model_config_utils.cc)."""
+"""The defaults that Triton adds to a configuration before showing it (core/src/model_config_utils.cc)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ONE_SECOND: Final = 1_000_000
 
 
 def fill_defaults(config: Any, name: str, filename: str) -> None:
-    """Completes the inference.ModelConfig of the model `name` in place; `filename` is what the backend calls a model's file."""
+    """Completes the inference.ModelConfig of model `name`; `filename` is the backend's usual model file."""
     config.name = name
     if not config.HasField("version_policy"):
         config.version_policy.latest.num_versions = 1
@@ -26,7 +26,7 @@ def fill_defaults(config: Any, name: str, filename: str) -> None:
 
 
 def fill_places(config: Any, places: Places) -> None:
-    """Says of the instance groups of the inference.ModelConfig where they are; one that the configuration leaves out is added."""
+    """Sets where the instance groups of the inference.ModelConfig are; adds the group if there is none."""
     kinds = message("inference.ModelInstanceGroup")
     for placed in places.groups:
         group = (

@@ -1,25 +1,41 @@
-"""A configuration as it was written: the message, and where each of its fields stands in the text."""
+"""A configuration as written: the message, and where each field is in the text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.repository.names import printable
 
 #: Line and column, both from 1.
 Place = tuple[int, int]
+#: Names of datatypes in other frameworks, and here.
+_ALIASES = {
+    "TYPE_FLOAT": "TYPE_FP32",
+    "TYPE_FLOAT32": "TYPE_FP32",
+    "TYPE_DOUBLE": "TYPE_FP64",
+    "TYPE_FLOAT64": "TYPE_FP64",
+    "TYPE_HALF": "TYPE_FP16",
+    "TYPE_FLOAT16": "TYPE_FP16",
+    "TYPE_BFLOAT16": "TYPE_BF16",
+    "TYPE_BYTES": "TYPE_STRING",
+    "TYPE_INT": "TYPE_INT32",
+}
+#: Values that nobody means to set.
+_NEVER_MEANT = frozenset({"TYPE_INVALID"})
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`message` is an inference.ModelConfig, `source` the file or request it came from, for messages.
+    """`message` is an inference.ModelConfig; `source` is the file or request it came from, for messages.
 
-    `places` has the path of every field that the text sets ("input[0].dims", "parameters[backline.lane]"), also of those whose value is
-    the default, which the message itself cannot tell from nothing.
+    `places` has the path of every field that the text sets ("input[0].dims", "parameters[backline.lane]"),
+    even to its default, which the message cannot tell from an unset field.
     """
 
     source: str
@@ -27,7 +43,7 @@ class Document:
     places: Mapping[str, Place | None] = field(default_factory=lambda: MappingProxyType({}))
 
     def place(self, path: str) -> Place | None:
-        """Where a field stands, or the nearest section around it that has a place."""
+        """The place of a field, or of the nearest enclosing section that has one."""
         while path:
             if path in self.places:
                 return self.places[path]
@@ -35,7 +51,20 @@ class Document:
         return None
 
     def error(self, reason: str, path: str = "") -> InvalidArgument:
-        """An error that says where: the file, and the line and column of the field `path` where it is known."""
+        """An error that names the file and, if known, the line and column of the field `path`."""
         place = self.place(path)
         where = f"{self.source}:{place[0]}:{place[1]}" if place else self.source
         return InvalidArgument(f"{where}: {printable(reason)}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown `name`: ", did you mean 'x'?", or a list of the known names."""
+    names = [known_name for known_name in known if known_name not in _NEVER_MEANT]
+    near = [_ALIASES[name]] if _ALIASES.get(name) in names else difflib.get_close_matches(name, names, 1)
+    return f", did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(names)}"
+
+
+def data_type(given: Any) -> DataType:
+    """The datatype in the field `data_type` of a message."""
+    kinds = given.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    return DataType.from_config_name(kinds[given.data_type].name)

@@ -1,4 +1,4 @@
-"""Which fields and settings of a configuration have an effect; all others are warned about by name."""
+"""Which fields and settings of a configuration have an effect; each of the others causes a warning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from backline.engine.model_config import ModelConfig
 
-#: The fields that have an effect. A message that is not named as `<field>.` is not looked into.
+#: The fields that have an effect. A field listed without subfields is supported as a whole.
 SUPPORTED: Final = frozenset(
     {
         "name",
@@ -65,35 +65,33 @@ SUPPORTED: Final = frozenset(
         "model_metrics.metric_control",
     }
 )
-#: The messages on the way to them.
+#: The messages that contain them.
 _SECTIONS: Final = frozenset(
     name[: match.start()] for name in SUPPORTED for match in re.finditer(r"\.", name)
 )
-#: What says nothing more than what is so anyway.
-_OFF: Final = {
-    "model_repository_agents": "",
-}
+#: Sections that mean nothing when they are empty.
+_OFF: Final = frozenset({"model_repository_agents"})
 
-#: How the models of a configuration run: in this process, in worker processes, as streams on threads, or not at all.
+#: How a model runs: in this process, in worker processes, as streams on threads, or only through its steps.
 Kind: TypeAlias = Literal["here", "worker", "stream", "ensemble"]
 _OF_WORKERS: Final = ("python", "memory_limit_bytes")
 _OF_RUNS: Final = ("lane", "cpus", "execution_timeout_seconds")
-#: The native settings that have none on models of a kind, and why.
+#: The native settings that have no effect on a kind of model, and why.
 _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
     "here": ("it is for models in worker processes", _OF_WORKERS),
     "worker": ("the model runs in worker processes", ("lane",)),
-    "stream": ("the model gives any number of responses, on threads of their own", (*_OF_RUNS, *_OF_WORKERS)),
+    "stream": ("the model gives any number of responses, on its own threads", (*_OF_RUNS, *_OF_WORKERS)),
     "ensemble": (
-        "an ensemble runs nothing itself, give it to the models of its steps",
+        "an ensemble runs nothing itself, set it for the models of its steps",
         (*_OF_RUNS, "idempotent", "batch_axis", "constant_input", *_OF_WORKERS),
     ),
 }
-#: The fields of ModelConfig whose names are not those of their settings.
+#: The fields of ModelConfig for settings with another name.
 _FIELDS: Final = {"batch_axis": "batch_axes", "constant_input": "constant_inputs"}
 
 
 def without_effect(section: Any, prefix: str = "") -> Iterator[str]:
-    """The paths of fields that are set but have no effect, without the indexes of lists."""
+    """The paths of fields that are set but have no effect, without list indexes."""
     for field, value in section.ListFields():
         path = prefix + field.name
         if path in SUPPORTED:
@@ -106,7 +104,7 @@ def without_effect(section: Any, prefix: str = "") -> Iterator[str]:
 
 
 def ignored_settings(config: ModelConfig, kind: Kind) -> tuple[str, ...]:
-    """A warning for each native setting that is given but has no effect on a model of this kind."""
+    """A warning for each native setting that is set but has no effect on a model of this kind."""
     why, settings = _IGNORED[kind]
     given = [
         setting

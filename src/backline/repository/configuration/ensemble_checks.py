@@ -1,4 +1,4 @@
-"""The rules of Triton for ensemble_scheduling, with its texts (core/src/ensemble_utils.cc), and for what would never run."""
+"""Checks of ensemble_scheduling: Triton's, in its words (core/src/ensemble_utils.cc), and for dead steps."""
 
 from __future__ import annotations
 
@@ -28,24 +28,30 @@ def ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
             if not getattr(step, field):
                 yield f"must specify '{field}' in step {index} of ensemble '{name}'", path
         if step.model_version < -1 or step.model_version == 0:
-            yield (
-                f"model_version of step {index} of ensemble '{name}' is {step.model_version}; it must be -1 or a version",
-                path,
+            reason = (
+                f"model_version of step {index} of ensemble '{name}' is {step.model_version}; it must be -1"
+                " or a version"
             )
+            yield reason, path
         if step.model_namespace:
-            reason = f"model_namespace of step {index} of ensemble '{name}' is not supported; name the model as it is served"
+            reason = (
+                f"model_namespace of step {index} of ensemble '{name}' is not supported; name the model as"
+                " it is served"
+            )
             yield reason, f"{path}.model_namespace"
         for tensor in step.output_map.values():
             if tensor in produced:
-                yield (
-                    f"ensemble tensor '{tensor}' can appear in an output map only once for ensemble '{name}' step {index}",
-                    path,
+                reason = (
+                    f"ensemble tensor '{tensor}' can appear in an output map only once for ensemble"
+                    f" '{name}' step {index}"
                 )
+                yield reason, path
             if tensor in inputs:
-                yield (
-                    f"ensemble tensor '{tensor}' is an input of ensemble '{name}', which step {index} must not write",
-                    path,
+                reason = (
+                    f"ensemble tensor '{tensor}' is an input of ensemble '{name}', which step {index} must"
+                    " not write"
                 )
+                yield reason, path
             produced[tensor] = index
         used |= set(step.input_map.values())
     yield from _unused(message, name, produced, used)
@@ -69,7 +75,7 @@ def _unused(message: Any, name: str, produced: dict[str, int], used: set[str]) -
 
 
 def _never_there(message: Any, name: str, produced: dict[str, int], inputs: set[str]) -> Iterator[Fault]:
-    """Steps that wait for a tensor that nobody gives, or for each other."""
+    """Steps that wait for a tensor that nothing produces, or for each other."""
     there = set(inputs)
     waiting = dict(enumerate(message.ensemble_scheduling.step))
     while ready := [index for index, step in waiting.items() if there.issuperset(step.input_map.values())]:
@@ -79,10 +85,11 @@ def _never_there(message: Any, name: str, produced: dict[str, int], inputs: set[
         path = f"ensemble_scheduling.step[{index}]"
         for tensor in step.input_map.values():
             if tensor not in there and tensor not in produced:
-                yield (
-                    f"step {index} of ensemble '{name}' needs tensor '{tensor}', which is no input and no step's output",
-                    path,
+                reason = (
+                    f"step {index} of ensemble '{name}' needs tensor '{tensor}', which is neither an input"
+                    " nor a step's output"
                 )
+                yield reason, path
     if waiting:
         numbers = ", ".join(map(str, waiting))
         yield (

@@ -1,4 +1,4 @@
-"""Which file of a model's folder holds its configuration, and the configuration in it."""
+"""Finds the configuration file in a model's folder, and reads it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ MODEL_TOML = "model.toml"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """Which files configure models: configs/<name>.pbtxt or .toml where a model has it; whether what they say must be `complete`."""
+    """Which files configure models: configs/<name>.*, if present; whether they must be `complete`."""
 
     name: str = ""
     complete: bool = False
 
 
 def read(listing: Listing, name: str, *, config_name: str = "", complete: bool = False) -> ModelConfig | None:
-    """The configuration of the model `name`, whose folder is `listing`; None where it has no file with one.
+    """The configuration of the model `name` in the folder `listing`; None if it has no configuration file.
 
-    With `config_name` the file is configs/<config_name>.pbtxt or .toml, where there is one. A `complete` configuration must name the inputs
-    and outputs (Triton's --disable-auto-complete-config). Raises InvalidArgument with the file, and where possible the line and the column,
-    when it cannot be read, is not valid, or contradicts itself.
+    With `config_name`, the file is configs/<config_name>.pbtxt or .toml if there is one. A `complete`
+    configuration must name the inputs and outputs (Triton's --disable-auto-complete-config). Raises
+    InvalidArgument with the file and, if possible, line and column when the file cannot be read, is not
+    valid, or contradicts itself.
     """
     path = find(listing, config_name)
     if path is None:
@@ -43,17 +44,18 @@ def read(listing: Listing, name: str, *, config_name: str = "", complete: bool =
 
 
 def missing(listing: Listing) -> InvalidArgument:
-    """What is said of a model without a file, where a complete configuration is asked for."""
+    """The error for a model without a configuration file where a complete one is required."""
     return InvalidArgument(
         f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model"
     )
 
 
 def find(listing: Listing, config_name: str = "") -> str | None:
-    """The path of the file with a model's configuration. Raises InvalidArgument when there are two."""
+    """The path of a model's configuration file. Raises InvalidArgument when there are two."""
     if "/" in config_name or "\\" in config_name or config_name.startswith("."):
         raise InvalidArgument(
-            f"the name of a configuration is the name of a file in configs/ without its suffix, not '{config_name}'"
+            "the name of a configuration is the name of a file in configs/ without its suffix, not"
+            f" '{config_name}'"
         )
     pairs = [(CONFIG_PBTXT, MODEL_TOML)]
     if config_name:
@@ -83,9 +85,7 @@ def parse(listing: Listing, path: str) -> Document:
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{source}: is not UTF-8 text (byte {error.start})") from None
     if path.endswith(".toml"):
-        from backline.repository.configuration import (
-            toml,
-        )  # with a parser, for repositories that have such files
+        from backline.repository.configuration import toml  # only for repositories that have such files
 
         return toml.parse(content, source)
     return text.parse(content, source)

@@ -1,4 +1,4 @@
-"""How requests of unlike shapes are joined: Triton's fields, and the native settings beside them."""
+"""How requests of different shapes are joined: Triton's fields and the native settings."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from backline.engine.datatypes import DataType
 from backline.engine.joining import BatchInput, Cut, Joining, Padding
-from backline.repository.configuration.document import Document
+from backline.repository.configuration.document import Document, data_type, suggest
 from backline.repository.configuration.native import parameter
-from backline.repository.configuration.suggestion import suggest
 
 
 def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> Joining | None:
-    """What the configuration of the model `name` asks for, whose native settings are read; None where that is nothing out of the ordinary.
+    """How to join requests to the model `name`; None if its configuration asks for nothing special.
 
-    Raises InvalidArgument for what contradicts itself.
+    `settings` are the native settings for joining. Raises InvalidArgument for contradictions.
     """
     message = document.message
     joining = Joining(
@@ -43,9 +41,8 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
 
 
 def _batch_input(given: Any) -> BatchInput:
-    kinds = given.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
-    datatype = DataType.from_config_name(kinds[given.data_type].name)
-    return BatchInput(given.Kind.Name(given.kind), tuple(given.target_name), datatype, given.source_input[0])
+    kind = given.Kind.Name(given.kind)
+    return BatchInput(kind, tuple(given.target_name), data_type(given), given.source_input[0])
 
 
 def _padding(given: Mapping[str, Any]) -> Padding:
@@ -80,17 +77,20 @@ def _check(document: Document, name: str, joining: Joining, settings: Mapping[st
         for section in ("sequence_batching", "ensemble_scheduling"):
             if message.HasField(section):
                 raise document.error(
-                    f"{setting} cannot be joined with {section} for {name}", _path(document, setting)
+                    f"{setting} cannot be combined with {section} for {name}", _path(document, setting)
                 )
     if message.HasField("sequence_batching") and (
         joining.ragged or joining.batch_inputs or joining.scattered
     ):
         raise document.error(
-            f"ragged inputs cannot be joined with sequence_batching for {name}", "sequence_batching"
+            f"ragged inputs cannot be combined with sequence_batching for {name}", "sequence_batching"
         )
     sizes = joining.allowed_batch_sizes
     if sizes and sizes[-1] != message.max_batch_size:
-        reason = f"the last of allowed_batch_sizes must be max_batch_size, which is {message.max_batch_size} for {name}"
+        reason = (
+            f"the last of allowed_batch_sizes must be max_batch_size, which is {message.max_batch_size} for"
+            f" {name}"
+        )
         raise document.error(reason, _path(document, "allowed_batch_sizes"))
     inputs = [tensor.name for tensor in message.input]
     for where, key in (
@@ -99,7 +99,7 @@ def _check(document: Document, name: str, joining: Joining, settings: Mapping[st
     ):
         if inputs and key not in inputs:
             raise document.error(
-                f"{where} names '{key}', which is no input{suggest(key, inputs)}", _path(document, where)
+                f"{where} names '{key}', which is not an input{suggest(key, inputs)}", _path(document, where)
             )
         if key in joining.ragged:
             raise document.error(f"{where} names '{key}', which is ragged for {name}", _path(document, where))

@@ -1,4 +1,4 @@
-"""The settings that Triton's configuration has no field for: plain keys in model.toml, parameters `backline.*` in config.pbtxt."""
+"""Settings unknown to Triton: keys in model.toml, parameters `backline.*` in config.pbtxt."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from types import MappingProxyType
 from typing import Any, Final, get_args
 
 from backline.engine.model_config import AnyLane, VersionPolicy
-from backline.repository.configuration.document import Document
-from backline.repository.configuration.suggestion import suggest
+from backline.repository.configuration.document import Document, suggest
 
 PREFIX: Final = "backline."
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,3}(\.[0-9]{1,3})?")
-#: What the server tells in the configuration that clients see; who gives it back need not remove it.
+#: Parameters that the server adds to configurations it shows; ignored when a client sends them back.
 PLACEMENT: Final = "backline.placement"
 SCHEDULING: Final = "backline.scheduling"
 
@@ -57,14 +56,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _bytes(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not int(text):
-        raise ValueError("expected a number of bytes above 0")
-    return int(text)
-
-
 def _cores(text: str) -> tuple[int, ...]:
-    """As taskset takes them: 0,2 or 0-3,6."""
+    """The cores in a list such as taskset's: 0,2 or 0-3,6."""
     cores: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -86,7 +79,7 @@ def _python(text: str) -> str:
 def _versions(text: str) -> tuple[str, ...]:
     versions = tuple(dict.fromkeys(version.strip() for version in text.split(",")))
     if "" in versions:
-        raise ValueError("expected the names of versions with commas between")
+        raise ValueError("expected names of versions, separated by commas")
     return versions
 
 
@@ -99,7 +92,7 @@ def _axis(text: str) -> int:
 def _numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError("expected whole numbers with commas between")
+        raise ValueError("expected whole numbers, separated by commas")
     return tuple(map(int, parts))
 
 
@@ -110,10 +103,13 @@ def _ascending(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not int(text):
-        raise ValueError("expected a whole number above 0")
-    return int(text)
+def _above_0(what: str = "whole number") -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or not int(text):
+            raise ValueError(f"expected a {what} above 0")
+        return int(text)
+
+    return read
 
 
 def _whole(text: str) -> int:
@@ -126,16 +122,13 @@ def _constant(text: str) -> str:
     return text
 
 
-def _tensor(text: str) -> str:
-    if not text:
-        raise ValueError("expected the name of a tensor")
-    return text
+def _name_of(what: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not text:
+            raise ValueError(f"expected the name of a {what}")
+        return text
 
-
-def _version(text: str) -> str:
-    if not text:
-        raise ValueError("expected the name of a version")
-    return text
+    return read
 
 
 _PLAIN_NAMES: Final = {
@@ -149,11 +142,11 @@ _PLAIN_NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting. `read` makes its value of the text of a parameter, or raises ValueError with what it expects.
+    """A setting. `read` parses its value from a parameter's text, or raises ValueError with what it expects.
 
-    `plain` are the types that model.toml may give it in. Where `by_key`, it is a table: each entry is a parameter `backline.<name>.<key>`.
-    Any key is taken, or with `keys` those only. With `fields` each entry is a table again, whose entries are parameters
-    `backline.<name>.<key>.<field>`.
+    `plain` has the types that model.toml may use. If `by_key`, the setting is a table, each entry a parameter
+    `backline.<name>.<key>`; `keys`, if given, are the only valid keys. With `fields`, each entry is a table
+    too, whose entries are parameters `backline.<name>.<key>.<field>`.
     """
 
     name: str
@@ -164,11 +157,11 @@ class Setting:
     keys: tuple[str, ...] = ()
 
     def field(self, name: str) -> Setting | None:
-        """One of its fields."""
+        """The field of that name."""
         return next((field for field in self.fields if field.name == name), None)
 
     def paths(self, entry: str = "KEY") -> list[str]:
-        """What may be set, `entry` standing for any key."""
+        """All paths that can be set; `entry` stands for any key."""
         if not self.by_key:
             return [self.name]
         names = [f"{self.name}.{key}" for key in self.keys or (entry,)]
@@ -176,7 +169,7 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """What model.toml may give it."""
+        """The types that model.toml may use, for messages."""
         return " or ".join(_PLAIN_NAMES[kind] for kind in self.plain)
 
 
@@ -187,7 +180,7 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
             Setting("lane", _choice(*get_args(AnyLane)), (str,)),
             Setting("cpus", _cores, (int, str, list)),
             Setting("versions", _versions, (list,)),
-            Setting("labels", _version, (str, int), by_key=True),
+            Setting("labels", _name_of("version"), (str, int), by_key=True),
             Setting("batch_axis", _axis, (int,), by_key=True),
             Setting("constant_input", _constant, (int, float, bool, str), by_key=True),
             Setting("pinned", _truth, (bool,)),
@@ -198,7 +191,7 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
             Setting("objective", _milliseconds, (int, float), by_key=True, keys=("p99_ms",)),
             Setting("default_deadline_seconds", _seconds, (int, float)),
             Setting("idempotent", _truth, (bool,)),
-            Setting("memory_limit_bytes", _bytes, (int,)),
+            Setting("memory_limit_bytes", _above_0("number of bytes"), (int,)),
             Setting("python", _python, (str,)),
             Setting("allowed_batch_sizes", _ascending, (list,)),
             Setting("enable_large_batch_splitting", _truth, (bool,)),
@@ -212,8 +205,8 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
                     Setting("axis", _numbers, (int, list)),
                     Setting("value", _constant, (int, float, bool, str)),
                     Setting("buckets", _ascending, (list,)),
-                    Setting("lengths", _tensor, (str,)),
-                    Setting("mask", _tensor, (str,)),
+                    Setting("lengths", _name_of("tensor"), (str,)),
+                    Setting("mask", _name_of("tensor"), (str,)),
                 ),
             ),
             Setting(
@@ -222,9 +215,9 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
                 (),
                 by_key=True,
                 fields=(
-                    Setting("to", _tensor, (str,)),
-                    Setting("axis", _positive, (int,)),
-                    Setting("hop", _positive, (int,)),
+                    Setting("to", _name_of("tensor"), (str,)),
+                    Setting("axis", _above_0(), (int,)),
+                    Setting("hop", _above_0(), (int,)),
                     Setting("window", _whole, (int,)),
                 ),
             ),
@@ -233,7 +226,7 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
 )
 
 
-#: Settings that are fields of ModelConfig by the same name.
+#: Settings that are fields of ModelConfig with the same name.
 _AS_THEY_ARE: Final = (
     "lane",
     "cpus",
@@ -246,12 +239,12 @@ _AS_THEY_ARE: Final = (
     "python",
     "default_deadline_seconds",
 )
-#: Settings that need a thread, or a process.
+#: Settings that need a thread or a process, and why.
 _NOT_INLINE: Final = (
-    ("execution_timeout_seconds", "a run on the event loop cannot be given up"),
-    ("cpus", "the event loop runs where it likes"),
+    ("execution_timeout_seconds", "a run on the event loop cannot be abandoned"),
+    ("cpus", "the event loop is not bound to cores"),
 )
-#: Settings of how requests are joined.
+#: Settings for joining requests.
 _OF_JOINING: Final = (
     "allowed_batch_sizes",
     "enable_large_batch_splitting",
@@ -274,9 +267,9 @@ def as_text(value: Any) -> str:
 
 
 def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The native settings of a document: fields of ModelConfig, and by their own names those of how requests are joined.
+    """The native settings of a document: fields of ModelConfig, and the settings for joining by name.
 
-    Raises InvalidArgument for unknown ones and wrong values.
+    Raises InvalidArgument for unknown settings and invalid values.
     """
     given: dict[str, Any] = {}
     for key, value in document.message.parameters.items():
@@ -297,7 +290,7 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
             raise document.error(f"unknown parameter '{key}'{suggest(key, _known(entry or 'KEY'))}", path)
         if inner:
             setting = setting.field(inner)
-            assert setting is not None, "it was looked for"
+            assert setting is not None, "checked above"
         try:
             read = setting.read(value.string_value)
         except ValueError as error:
@@ -312,7 +305,7 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _known(entry: str) -> list[str]:
-    """All parameters, for an entry of those that have several."""
+    """All parameters, with `entry` as the key of those that are tables."""
     return [parameter(path) for setting in SETTINGS.values() for path in setting.paths(entry)]
 
 

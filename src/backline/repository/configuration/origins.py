@@ -11,13 +11,13 @@ from google.protobuf.descriptor import FieldDescriptor
 from backline.repository.configuration.document import Document
 
 Origin = Literal["file", "override", "model", "server", "default"]
-#: What a server decides by measuring; what else it fills in stands in the model.
+#: Fields that the server decides by measuring; the others that it fills in come from the model.
 _DECIDED = ("max_batch_size", "instance_group", "dynamic_batching", "parameters")
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value of the configuration: `where` says more about its origin (the file with line and column, the model's file)."""
+    """A value of the configuration; `where` details its origin: a file, with line and column if known."""
 
     path: str
     value: Any
@@ -30,7 +30,8 @@ def origins(
 ) -> list[Value]:
     """The values of the message `complete`, in its order.
 
-    `document` is what was written, `described` the message with what the server found in `model_file` and decided.
+    `document` is the configuration as written; `described` adds what the server found in `model_file` and
+    decided.
     """
     written = (
         set() if document is None else {path for path, _ in leaves(document.message)} | document.places.keys()
@@ -52,7 +53,7 @@ def origins(
 
 
 def leaves(message: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The paths and values of all fields that are set, "input[0].dims"; enumerations by name, empty sections as {}."""
+    """Paths ("input[0].dims") and values of all set fields; enumerations as names, empty sections as {}."""
     fields = message.ListFields()
     if not fields and prefix:
         yield prefix.removesuffix("."), {}

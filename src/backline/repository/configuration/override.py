@@ -1,4 +1,4 @@
-"""The configuration that a load request brings along: JSON instead of a file."""
+"""The configuration in a load request: JSON instead of a file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from backline.repository.listing import Listing
 from backline.repository.names import printable
 
 SOURCE = "load parameter 'config'"
-#: How Triton begins what it says about a text that it cannot read.
+#: The start of Triton's message about a text that it cannot read.
 _UNREADABLE = "Invalid config override"
 
 
-#: Parameters whose values name files or programs of the server's machine, whichever backend reads them.
+#: Parameters whose values name files or programs on the server's machine, in any backend.
 _NAMING_PLACES = frozenset({"execution_env_path", "cache_dir"})
-#: Options of execution accelerators that are numbers and choices. Others name files, libraries that are loaded
+#: Options of execution accelerators that are numbers or choices. Others name files, libraries to load
 #: (trt_extra_plugin_lib_paths), or addresses in the server's memory (user_compute_stream).
 _HARMLESS_OPTIONS = frozenset(
     {
@@ -57,10 +57,11 @@ _HARMLESS_OPTIONS = frozenset(
 def read_override(
     text: str, name: str, listing: Listing, *, complete: bool = False, own: bytes = b""
 ) -> ModelConfig:
-    """The configuration in the JSON `text` of a load of the model `name`, whose folder, with files of labels and the like, is `listing`.
+    """The configuration in the JSON `text` of a request to load the model `name` from the folder `listing`.
 
-    One that must be `complete` names the inputs and outputs. `own` is what the model's files declare (ModelConfig.declared). Raises
-    InvalidArgument, with the path of the field, when it is not valid, contradicts itself, or names what only `own` may name.
+    A `complete` configuration must name the inputs and outputs. `own` is what the model's files declare
+    (ModelConfig.declared). Raises InvalidArgument, with the path of the field, for a configuration that is
+    not valid, contradicts itself, or names what only `own` may name.
     """
     document = parse(text)
     if complete:
@@ -70,21 +71,23 @@ def read_override(
 
 
 def _check_places(document: Document, own: bytes) -> None:
-    """A request may not make the server run, load, read or write what it names: only who can write the model's files may.
+    """Raises InvalidArgument if a request makes the server run, load, read or write what the request names.
 
-    What they say may be repeated, so that clients can send back a configuration that they were given, with a change.
+    Only the model's own files may do that. A request may repeat what they say, so that clients can send back
+    a configuration that they received, with a change.
     """
     allowed = _places(document.message.FromString(own))
     for path, value in _places(document.message).items():
         if allowed.get(path) != value:
             raise document.error(
-                f"{path} names a place on the server and cannot be set by a load; set it in the model's own configuration",
+                f"{path} names a place on the server and cannot be set by a load; set it in the model's own"
+                " configuration",
                 path,
             )
 
 
 def _places(message: Any) -> dict[str, str]:
-    """The values of a configuration that name places, by the path of their field."""
+    """The values of a configuration that name places on the server, by field path."""
     found = {
         f"parameters[{key}]": value.string_value
         for key, value in message.parameters.items()
@@ -112,7 +115,7 @@ def parse(text: str) -> Document:
         ) from None
     except RecursionError:
         raise InvalidArgument(f"{_UNREADABLE}: is nested too deep") from None
-    if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a character that needs two
+    if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a surrogate pair
         try:
             json.dumps(table, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -121,7 +124,8 @@ def parse(text: str) -> Document:
             ) from None
     if not isinstance(table, dict):
         raise InvalidArgument(
-            f"{_UNREADABLE}: expected an object with the fields of a model configuration, not {json.dumps(table)[:40]}"
+            f"{_UNREADABLE}: expected an object with the fields of a model configuration, not"
+            f" {json.dumps(table)[:40]}"
         )
     return replace(read_plain(table, _UNREADABLE, {}, is_json=True), source=SOURCE)
 

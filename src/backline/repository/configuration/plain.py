@@ -1,4 +1,4 @@
-"""Plain data (tables, lists, numbers, strings: what TOML and JSON hold) read into inference.ModelConfig."""
+"""Reads plain data (tables, lists, numbers and strings, as in TOML and JSON) into inference.ModelConfig."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from backline.engine.errors import InvalidArgument
 from backline.protos import message
 from backline.repository.configuration import native
-from backline.repository.configuration.document import Document, Place
-from backline.repository.configuration.suggestion import suggest
+from backline.repository.configuration.document import Document, Place, suggest
 from backline.repository.names import printable
 
-#: The way to a value in the data: keys of tables and indexes of lists.
+#: The path to a value in the data: table keys and list indexes.
 Keys = tuple[str | int, ...]
 
 _INTEGERS = {
@@ -30,11 +29,13 @@ _FLOATS = frozenset({FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE})
 def read_plain(
     table: Mapping[str, Any], source: str, places: Mapping[Keys, Place], *, is_json: bool
 ) -> Document:
-    """The document in `table`, whose keys have the names of the fields. Raises InvalidArgument with what was expected and where.
+    """The document in `table`, whose keys are field names.
 
-    A section with one field may be written as that field's value (`latest = 2`), a list of one as its element, a value of an enumeration
-    without its prefix ("FP32"). Native settings are keys beside the fields. JSON may have camelCase names, numbers as strings and null, as
-    protobuf's own JSON form.
+    Raises InvalidArgument with what was expected, and where.
+
+    A section with one field may be written as that field's value (`latest = 2`), a list of one as its
+    element, and an enumeration's value without its prefix ("FP32"). Native settings are keys next to the
+    fields. JSON may have camelCase names, numbers as strings, and null, as in protobuf's JSON form.
     """
     reader = _PlainReader(source, places, is_json)
     parsed = message("inference.ModelConfig")()
@@ -137,11 +138,11 @@ class _PlainReader:
                 self.message(target[key], self._parameter(path, inner), inner_keys, inner_path)
 
     def _parameter(self, path: str, value: Any) -> Any:
-        """Parameters are texts; a number may be written as one."""
+        """The value of a parameter: a string, or a number turned into one."""
         return repr(value) if path == "parameters" and type(value) in (int, float) else value
 
     def _setting(self, target: Any, setting: native.Setting, value: Any, keys: Keys) -> None:
-        """A native setting becomes the parameter, or the parameters, that config.pbtxt has for it."""
+        """Sets the parameter, or parameters, that config.pbtxt uses for a native setting."""
         if setting.by_key and not isinstance(value, Mapping):
             raise self._error(f"'{setting.name}' is {_shown(value)}, expected a table", keys, "")
         for key, inner in value.items() if setting.by_key else ():

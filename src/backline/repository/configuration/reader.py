@@ -1,4 +1,4 @@
-"""From a document to the frozen ModelConfig that the server works with."""
+"""Converts a document to the frozen ModelConfig that the server works with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from backline.engine.datatypes import DataType
 from backline.engine.ensemble import Ensemble, EnsembleStep
 from backline.engine.errors import BacklineError
 from backline.engine.instance_group import InstanceGroup, Resource
@@ -18,20 +17,21 @@ from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape
 from backline.repository.configuration import native
 from backline.repository.configuration.checks import check
-from backline.repository.configuration.document import Document
+from backline.repository.configuration.document import Document, data_type
 from backline.repository.configuration.effects import ignored_settings, without_effect
 from backline.repository.configuration.joining import read_joining
 from backline.repository.configuration.sequences import sequence_batching
 from backline.repository.listing import Listing
 
-#: Far more than cores; a typing error must not use up the machine.
+#: Far more than cores: a typo must not exhaust the machine.
 MAX_INSTANCES = 256
 
 
 def to_model_config(document: Document, name: str, listing: Listing) -> ModelConfig:
-    """The configuration of the model `name`, whose folder is `listing`: checked, its files of labels read.
+    """The configuration of the model `name` in the folder `listing`, checked, with its label files read.
 
-    Raises InvalidArgument with the document's source, and the line where it is known. Fields without an effect are named in `warnings`.
+    Raises InvalidArgument with the document's source and, if known, the line. `warnings` names fields without
+    effect.
     """
     return _Reader(document, name, listing).config()
 
@@ -50,7 +50,7 @@ class _Reader:
         settings, of_joining = native.read_settings(self._document)
         self._note_fields_without_effect()
         if settings.get("pinned") and "idle_unload_seconds" in settings:
-            self._warn("idle_unload_seconds has no effect: the model is pinned, and stays")
+            self._warn("idle_unload_seconds has no effect: the model is pinned and stays loaded")
         self._check_state_files()
         limit = self._max_batch_size()
         batching = message.dynamic_batching
@@ -101,17 +101,17 @@ class _Reader:
         for tensors in ("input", "output") if self._message.HasField("ensemble_scheduling") else ():
             if any(tensor.HasField("reshape") for tensor in getattr(self._message, tensors)):
                 self._warn(
-                    f"{tensors}.reshape has no effect on an ensemble: give it to the models of its steps"
+                    f"{tensors}.reshape has no effect on an ensemble: set it for the models of its steps"
                 )
         if any(group.passive for group in self._message.instance_group):
             self._warn(
-                "instances of passive instance groups get no requests and are not made: no backend here has a use for them"
+                "passive instance groups have no effect: no backend here uses instances without requests"
             )
         if any(group.secondary_devices for group in self._message.instance_group):
             self._warn("instance_group.secondary_devices has no effect: no runtime here computes on NVDLA")
 
     def _first_response_bounds(self) -> tuple[float, ...]:
-        """The one histogram of Triton's, whose buckets its overrides are for."""
+        """The buckets of Triton's one histogram, the only metric that can be configured."""
         bounds: tuple[float, ...] = ()
         for control in self._message.model_metrics.metric_control:
             family = control.metric_identifier.family
@@ -119,7 +119,8 @@ class _Reader:
                 bounds = tuple(control.histogram_options.buckets)
             else:
                 self._warn(
-                    f"model_metrics has no effect on '{family}': it sets the buckets of '{FIRST_RESPONSE_FAMILY}' only"
+                    f"model_metrics has no effect on '{family}': it sets the buckets of"
+                    f" '{FIRST_RESPONSE_FAMILY}' only"
                 )
         return bounds
 
@@ -129,7 +130,8 @@ class _Reader:
     def _max_batch_size(self) -> int | None:
         if "max_batch_size" in self._document.places:
             return int(self._message.max_batch_size)
-        # Triton's default is 0, and with tensors named their shapes are then without a batch: anything else would read them differently.
+        # Triton's default is 0: shapes of named tensors then have no batch dimension, and another default
+        # misreads them.
         return 0 if self._message.input or self._message.output else None
 
     def _input(self, tensor: Any) -> TensorSpec:
@@ -164,7 +166,7 @@ class _Reader:
         return f"'{self._listing.location.rstrip('/')}/{file}'"
 
     def _inside_folder(self, field: str, filename: str, path: str) -> str:
-        """The normal form of a file's name below the model's folder."""
+        """The normalized path of a file below the model's folder."""
         normal = posixpath.normpath(filename)
         if "\0" in filename or "\\" in filename or normal.startswith(("/", "..")) or normal == ".":
             raise self._document.error(
@@ -173,7 +175,7 @@ class _Reader:
         return normal
 
     def _present(self, what: str, folder: str, filename: str, path: str) -> str:
-        """The path of a file in a folder ("warmup/") of the model, which must be there."""
+        """The path of a file that must exist in a folder ("warmup/") of the model."""
         file = folder + self._inside_folder(what, filename, path)
         entry = self._listing.files.get(file)
         if entry is None or entry.problem:
@@ -228,7 +230,10 @@ class _Reader:
     def _instance_count(self) -> int | None:
         count = sum((group.count or 1) * max(1, len(group.gpus)) for group in self._message.instance_group)
         if count > MAX_INSTANCES:
-            reason = f"instance_group asks for {count} instances; at most {MAX_INSTANCES} are possible, each is a thread"
+            reason = (
+                f"instance_group asks for {count} instances; at most {MAX_INSTANCES} are allowed, as each"
+                " is a thread"
+            )
             raise self._document.error(reason, "instance_group")
         return count or None
 
@@ -259,9 +264,7 @@ def _instance_group(given: Any) -> InstanceGroup:
 
 
 def _step(given: Any) -> EnsembleStep:
-    version = (
-        str(given.model_version) if given.model_version > 0 else ""
-    )  # -1 is the one that is served; Triton takes 0 for a version
+    version = str(given.model_version) if given.model_version > 0 else ""  # -1 means the default version
     inputs, outputs = (
         MappingProxyType(dict(sorted(tensors.items()))) for tensors in (given.input_map, given.output_map)
     )
@@ -272,14 +275,8 @@ def _reshape(tensor: Any) -> Shape | None:
     return tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None
 
 
-def data_type(tensor: Any) -> DataType:
-    """The datatype of a message with a field `data_type`."""
-    kinds = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
-    return DataType.from_config_name(kinds[tensor.data_type].name)
-
-
 def queue_policy(given: Any) -> QueuePolicy:
-    """Of an inference.ModelQueuePolicy."""
+    """The policy in an inference.ModelQueuePolicy."""
     delay = given.timeout_action == given.TimeoutAction.Value("DELAY")
     return QueuePolicy(
         given.max_queue_size or None, given.default_timeout_microseconds, given.allow_timeout_override, delay

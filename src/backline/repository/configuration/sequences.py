@@ -1,11 +1,13 @@
-"""The sequence batching of a configuration, from the message to what the server works with."""
+"""Sequence batching in a configuration: conversion, and Triton's checks (core/src/model_config_utils.cc)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from backline.engine.datatypes import DataType
 from backline.engine.sequence_batching import ControlKind, SequenceBatching, SequenceControl, SequenceState
+from backline.repository.configuration.document import data_type
 
 _ONE_SECOND = 1_000_000
 _KINDS: dict[str, ControlKind] = {
@@ -14,15 +16,21 @@ _KINDS: dict[str, ControlKind] = {
     "CONTROL_SEQUENCE_READY": "ready",
     "CONTROL_SEQUENCE_CORRID": "id",
 }
-_VALUES = (
-    ("int32_false_true", DataType.INT32),
-    ("fp32_false_true", DataType.FP32),
-    ("bool_false_true", DataType.BOOL),
-)
+_VALUES = {
+    "int32_false_true": DataType.INT32,
+    "fp32_false_true": DataType.FP32,
+    "bool_false_true": DataType.BOOL,
+}
+_EITHER = "'int32_false_true', 'fp32_false_true' or 'bool_false_true'"
+_CORRELATION = "CONTROL_SEQUENCE_CORRID"
+_CORRELATION_TYPES = ("TYPE_UINT64", "TYPE_INT64", "TYPE_UINT32", "TYPE_INT32", "TYPE_STRING")
+_SECTION = "sequence_batching"
+#: The largest batch of sequences, whose slots exist whether they are used or not.
+MAX_PLACES = 65_536
 
 
 def sequence_batching(message: Any) -> SequenceBatching | None:
-    """Of an inference.ModelConfig that was checked; None without one."""
+    """The sequence batching of a checked inference.ModelConfig; None if it has none."""
     if not message.HasField("sequence_batching"):
         return None
     given = message.sequence_batching
@@ -47,8 +55,10 @@ def sequence_batching(message: Any) -> SequenceBatching | None:
 def _control(name: str, control: Any) -> SequenceControl:
     kind = _KINDS[control.Kind.Name(control.kind)]
     if kind == "id":
-        return SequenceControl(kind, name, _datatype(control))
-    field, datatype = next((field, datatype) for field, datatype in _VALUES if getattr(control, field))
+        return SequenceControl(kind, name, data_type(control))
+    field, datatype = next(
+        (field, datatype) for field, datatype in _VALUES.items() if getattr(control, field)
+    )
     return SequenceControl(kind, name, datatype, tuple(getattr(control, field)))
 
 
@@ -58,14 +68,112 @@ def _state(state: Any) -> SequenceState:
     return SequenceState(
         state.input_name,
         state.output_name,
-        _datatype(state),
+        data_type(state),
         shape,
-        # Triton's choice for what varies and is not given.
+        # Triton's default for variable dimensions without an initial state is 1.
         tuple(initial.dims) if initial is not None else tuple(1 if dim < 0 else dim for dim in shape),
         initial.data_file if initial is not None else "",
     )
 
 
-def _datatype(given: Any) -> DataType:
-    kinds = given.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
-    return DataType.from_config_name(kinds[given.data_type].name)
+def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str, str]]:
+    """What is wrong, and the path of the field, in Triton's order and words; `limit` is max_batch_size."""
+    if batching.HasField("oldest"):
+        for size in batching.oldest.preferred_batch_size:
+            path = f"{_SECTION}.oldest.preferred_batch_size"
+            if size <= 0:
+                yield f"sequence batching preferred batch size must be positive for {name}", path
+            if size > limit:
+                yield f"sequence batching preferred batch size must be <= max batch size for {name}", path
+    if not batching.HasField("oldest") and limit > MAX_PLACES:
+        reason = (
+            f"max_batch_size is {limit}; a batch of sequences has a slot for each, expected at most"
+            f" {MAX_PLACES} for {name}"
+        )
+        yield reason, "max_batch_size"
+    if batching.HasField("direct") and not 0 <= batching.direct.minimum_slot_utilization <= 1:
+        reason = f"sequence batching minimum slot utilization must be in range (0.0, 1.0] for {name}"
+        yield reason, f"{_SECTION}.direct.minimum_slot_utilization"
+    for kind in _KINDS:
+        yield from _control_faults(batching, kind, name)
+    yield from _shared_tensor_faults(batching, name)
+    for index, state in enumerate(batching.state):
+        yield from _state_faults(f"{_SECTION}.state[{index}]", state)
+
+
+def _control_faults(batching: Any, kind: str, name: str) -> Iterator[tuple[str, str]]:
+    """Faults of one kind of control: more than one tensor for it, or values that do not fit."""
+    seen = False
+    for index, control_input in enumerate(batching.control_input):
+        path = f"{_SECTION}.control_input[{index}]"
+        if not control_input.name:
+            yield f"sequence batching control tensor must have a name for {name}", path
+        for number, control in enumerate(control_input.control):
+            if control.Kind.Name(control.kind) != kind:
+                continue
+            if seen:
+                yield f"sequence batching specifies multiple {kind} tensors for {name}", path
+            seen = True
+            yield from _value_faults(f"{path}.control[{number}]", control, kind, name)
+
+
+def _value_faults(path: str, control: Any, kind: str, name: str) -> Iterator[tuple[str, str]]:
+    given = [field for field in _VALUES if getattr(control, field)]
+    if kind == _CORRELATION:
+        types = control.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+        if given:
+            yield f"sequence batching must not specify either {_EITHER} for {kind} for {name}", path
+        if types[control.data_type].name not in _CORRELATION_TYPES:
+            allowed = f"{', '.join(_CORRELATION_TYPES[:-1])} and {_CORRELATION_TYPES[-1]}"
+            yield (
+                f"unexpected data type for control {kind} for {name}. Allowed data types are {allowed}",
+                path,
+            )
+        return
+    if not given:
+        yield f"sequence batching must specify either {_EITHER} for {kind} for {name}", path
+    if len(given) > 1:
+        either = _EITHER.replace(" or ", " and ")
+        yield f"sequence batching specifies more than one from {either} for {kind} for {name}", path
+    for field in given:
+        if len(getattr(control, field)) != 2:
+            reason = f"sequence batching control '{field}' must have exactly 2 entries for {kind} for {name}"
+            yield reason, f"{path}.{field}"
+
+
+def _shared_tensor_faults(batching: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Tensors that carry more than one kind of control."""
+    kinds: dict[str, set[int]] = {}
+    for index, control_input in enumerate(batching.control_input):
+        of_tensor = kinds.setdefault(control_input.name, set())
+        of_tensor.update(control.kind for control in control_input.control)
+        if len(of_tensor) > 1:
+            reason = (
+                f"sequence batching control tensor '{control_input.name}' is specified for multiple control"
+                f" kinds for {name}"
+            )
+            yield reason, f"{_SECTION}.control_input[{index}]"
+
+
+def _state_faults(path: str, state: Any) -> Iterator[tuple[str, str]]:
+    for index, initial in enumerate(state.initial_state):
+        where = f"{path}.initial_state[{index}]"
+        if not initial.name:
+            yield (
+                f"Field 'name' must be set when using initial_state for state input '{state.input_name}'.",
+                where,
+            )
+        if initial.data_type != state.data_type:
+            reason = (
+                f"The data type used for 'initial_state' field of state '{state.input_name}' does not match"
+                " the state data type."
+            )
+            yield reason, f"{where}.data_type"
+        start = (
+            f"'initial_state' dim for input name '{state.input_name}' doesn't match 'state' dim description."
+        )
+        if len(initial.dims) != len(state.dims):
+            yield f"{start} {len(initial.dims)} dimensions != {len(state.dims)}", f"{where}.dims"
+        for got, expected in zip(initial.dims, state.dims, strict=False):
+            if expected not in (-1, got):
+                yield f"{start} {got} != {expected}", f"{where}.dims"

@@ -1,4 +1,4 @@
-"""config.pbtxt: the text format of inference.ModelConfig, read with the place of every field, and written."""
+"""config.pbtxt: reads inference.ModelConfig, with the place of every field, from text, and writes it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from backline.engine.document_limits import check_size
 from backline.engine.errors import InvalidArgument
 from backline.protos import message, pool
-from backline.repository.configuration.document import Document, Place
-from backline.repository.configuration.suggestion import suggest
+from backline.repository.configuration.document import Document, Place, suggest
 
 
 def parse(text: str, source: str) -> Document:
     """The message in `text`. Raises InvalidArgument with file, line and column when it is not valid."""
     parsed = parse_message("inference.ModelConfig", text, source)
-    return Document(source, parsed, dict(_Places(text).of(parsed.DESCRIPTOR)))
+    return Document(source, parsed, dict(_FieldPlaces(text).of(parsed.DESCRIPTOR)))
 
 
 def parse_message(kind: str, text: str, source: str) -> Any:
-    """The message of any kind in `text`. Raises InvalidArgument with file, line and column when it is not valid."""
+    """The message of type `kind` in `text`. Raises InvalidArgument with file, line and column."""
     check_size(text, source)
     parsed = message(kind)()
     try:
@@ -43,7 +42,7 @@ def render(document: Document) -> str:
         )
     )
     if not document.message.max_batch_size and "max_batch_size" in document.places:
-        text = f"max_batch_size: 0\n{text}"  # which is not the same as nothing, see reader.py
+        text = f"max_batch_size: 0\n{text}"  # differs from an unset field, see reader.py
     return text
 
 
@@ -59,8 +58,8 @@ def _explain(error: str) -> str:
     return re.sub(r"^'.*': (?=[A-Z])", "", reason)
 
 
-class _Places:
-    """Walks through a text that is known to be valid: the parser itself does not say where it found a field."""
+class _FieldPlaces:
+    """Finds the place of every field in a valid text, which the parser does not report."""
 
     def __init__(self, text: str) -> None:
         self._tokens: Any = text_format.Tokenizer(text.split("\n"))
@@ -105,7 +104,7 @@ class _Places:
         tokens.NextToken()
 
     def _entry(self, entry: Descriptor, path: str, close: str, place: Place) -> Iterator[tuple[str, Place]]:
-        """An entry of a map, whose path has the key instead of a number."""
+        """An entry of a map, whose path has the key in place of an index."""
         key = ""
         within: list[tuple[str, Place]] = []
         while self._tokens.token != close:
@@ -127,7 +126,7 @@ class _Places:
     def _skip_scalar(self) -> None:
         tokens = self._tokens
         if tokens.token[:1] in {'"', "'"}:
-            while tokens.token[:1] in {'"', "'"}:  # strings beside each other are one
+            while tokens.token[:1] in {'"', "'"}:  # adjacent strings are one
                 tokens.NextToken()
             return
         while tokens.token == "-":

@@ -1,1 +1,1 @@
-"""How a place is arranged: the layouts of several servers, what a folder of a model holds, and which versions there are."""
+"""The layouts of repositories, for Backline and other servers: where models, versions and their files are."""

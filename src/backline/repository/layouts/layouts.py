@@ -1,14 +1,14 @@
-"""The layouts in which models lie, one rule for each.
+"""The layouts of models in a repository, with one rule for each.
 
-| layout                      | files                                                    | rule                  |
-| --------------------------- | -------------------------------------------------------- | --------------------- |
-| model repository (Triton)   | `<model>/<version>/<file>`, `<model>/config.pbtxt`       | `read_repository`     |
-| model folder, base path     | `<version>/<file>` (TensorFlow Serving), a configuration | `read_model`          |
-| one model                   | `<file>` (KServe's /mnt/models)                          | `read_single`         |
-| MLServer                    | `<anything>/model-settings.json`                         | model_settings.py     |
-| list of TensorFlow Serving  | a file with a `model_config_list`                        | model_config_list.py  |
+| layout                    | files                                                   | rule                 |
+| ------------------------- | ------------------------------------------------------- | -------------------- |
+| model repository (Triton) | `<model>/<version>/<file>`, `<model>/config.pbtxt`      | `read_repository`    |
+| model folder, base path   | `<version>/<file>` (TensorFlow Serving), configuration  | `read_model`         |
+| one model                 | `<file>` (KServe's /mnt/models)                         | `read_single`        |
+| MLServer                  | `<anything>/model-settings.json`                        | model_settings.py    |
+| TensorFlow Serving's list | a file with a `model_config_list`                       | model_config_list.py |
 
-scan.py decides which of them a listing has.
+scan.py recognises which of them a listing has.
 """
 
 from __future__ import annotations
@@ -33,36 +33,37 @@ from backline.repository.layouts.model_files import (
     suffix_of,
     usual_file,
 )
-from backline.repository.layouts.place import Place
-from backline.repository.listing import FileEntry, Listing
+from backline.repository.listing import FileEntry, Folder, Listing
 from backline.repository.names import check_name, printable, some_of
 from backline.repository.repository import FoundModel, FoundVersion
 
-#: The files of a configuration, whose presence makes a folder that of a model.
+#: The configuration files, whose presence marks a model's folder.
 CONFIG_FILES = ("config.pbtxt", "model.toml")
-#: The version of a model whose files do not give one.
+#: The version of a model whose files name none.
 FIRST_VERSION = "1"
-#: Folders beside the versions that hold something else (Triton's names), and those of them that a load needs.
+#: Folders next to the versions that hold something else (Triton's names), and those of them that a load
+#: needs.
 _OTHER_FOLDERS = frozenset({"configs", "warmup", "initial_state"})
 _NEEDED_FOLDERS = ("warmup/", "initial_state/")
-#: Names of folders that can hardly be anything but versions: numbers, dotted numbers, dates.
+#: Folder names that are almost certainly versions: numbers, dotted numbers, dates.
 _PLAINLY_VERSION = re.compile(r"v?[0-9]+([._-][0-9]+)*")
 
 
-#: The models of a repository by folder, with the files they were read from, and what was wrong with the folder.
+#: The models of a repository by folder, each with the files it was read from and the folder's own problem.
 Known = dict[str, tuple[Listing, str, FoundModel]]
 
 
 def read_repository(
-    root: Place,
-    folders: Mapping[str, Place],
+    root: Folder,
+    folders: Mapping[str, Folder],
     formats: Sequence[ModelFormat],
     configs: ConfigFiles,
     known: Known | None = None,
 ) -> list[FoundModel]:
     """The models of a repository: each of `folders` is one.
 
-    Those whose files are as in `known` are not read again, unless they had a problem, which may have been one of the moment.
+    A model whose files are unchanged in `known` is not read again unless it had a problem, which may have
+    been temporary.
     """
     before = known or {}
     now: Known = {}
@@ -90,16 +91,16 @@ def _same(listing: Listing, other: Listing) -> bool:
 
 
 def read_model(
-    place: Place,
+    place: Folder,
     name: str,
     formats: Sequence[ModelFormat],
     configs: ConfigFiles,
     problem: str = "",
     given: ModelConfig | None = None,
 ) -> FoundModel:
-    """The model whose folder is `place`: a folder for each version, with a configuration beside them if wanted.
+    """The model in the folder `place`, which has a folder for each version and may hold a configuration.
 
-    `problem` is what is known to be wrong with the folder itself; what is set in `given` goes before the folder's own configuration.
+    `problem` is a known problem of the folder itself; a `given` configuration replaces the folder's own.
     """
     model = FoundModel(printable(name), place.namespace, place.path, ModelConfig(printable(name)))
     try:
@@ -117,7 +118,8 @@ def read_model(
         missing = [version for version in config.version_policy.specific or () if version not in held]
         if missing:
             warnings.append(
-                f"version_policy of '{name}' names version {some_of(missing)}, which '{place.location}' does not hold"
+                f"version_policy of '{name}' names version {some_of(missing)}, which '{place.location}' does"
+                " not hold"
             )
         return replace(model, versions=tuple(versions), warnings=model.warnings + tuple(warnings))
     except BacklineError as error:
@@ -125,14 +127,14 @@ def read_model(
 
 
 def read_single(
-    place: Place,
+    place: Folder,
     name: str,
     formats: Sequence[ModelFormat],
     configs: ConfigFiles,
     given: ModelConfig | None = None,
     version: str = FIRST_VERSION,
 ) -> FoundModel:
-    """The model whose only version is the folder itself, with a configuration beside the model's file if wanted."""
+    """The model whose only version is the folder itself, which may also hold a configuration."""
     model = FoundModel(printable(name), place.namespace, place.path, ModelConfig(printable(name)))
     try:
         check_name("model", name, place.location)
@@ -145,7 +147,7 @@ def read_single(
 
 
 def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
-    """The configuration in a model's folder; where there is none, one in which the server decides everything. Raises InvalidArgument."""
+    """The configuration in a model's folder, or an empty one if there is none. Raises InvalidArgument."""
     return configuration.read(
         listing, name, config_name=configs.name, complete=configs.complete
     ) or ModelConfig(name)
@@ -160,13 +162,13 @@ def _given_or_read(
 
 
 def read_version(
-    place: Place,
+    place: Folder,
     version: str,
     needed: Mapping[str, FileEntry],
     config: ModelConfig,
     formats: Sequence[ModelFormat],
 ) -> FoundVersion:
-    """The version whose folder is `place`; `needed` are the files beside it that a load needs, by path below the root."""
+    """The version in the folder `place`; a load also needs the files `needed`, by path below the root."""
     listing = place.listing
     try:
         path = find_model(listing, formats, config)
@@ -182,8 +184,8 @@ def read_version(
     return FoundVersion(version, place.join(path), files, fingerprint(files, config))
 
 
-def is_model_folder(place: Place, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder is plainly that of a model: it holds a configuration, or versions and is none itself."""
+def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
+    """Whether a folder is clearly a model's: it has a configuration, or has versions but is not one."""
     if has_config(place):
         return True
     return not candidates(place.listing, formats) and any(
@@ -193,32 +195,32 @@ def is_model_folder(place: Place, formats: Sequence[ModelFormat]) -> bool:
     )
 
 
-def is_version_folder(name: str, place: Place, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder is plainly that of a version: it is called like one, and holds a model."""
+def is_version_folder(name: str, place: Folder, formats: Sequence[ModelFormat]) -> bool:
+    """Whether a folder is clearly a version's: it has the name of one, and holds a model."""
     return is_version_name(name) and bool(candidates(place.listing, formats))
 
 
 def is_version_name(name: str) -> bool:
-    """Whether a name can hardly be that of anything but a version."""
+    """Whether a name is almost certainly a version's."""
     return _PLAINLY_VERSION.fullmatch(name) is not None
 
 
-def has_config(place: Place) -> bool:
-    """Whether a folder holds the configuration of a model."""
+def has_config(place: Folder) -> bool:
+    """Whether a folder holds a model's configuration."""
     return any(name in place.listing.files for name in CONFIG_FILES)
 
 
 def _read_versions(
-    place: Place, config: ModelConfig, formats: Sequence[ModelFormat]
+    place: Folder, config: ModelConfig, formats: Sequence[ModelFormat]
 ) -> tuple[list[FoundVersion], list[str]]:
     found: list[FoundVersion] = []
-    needed, warnings = _needed_beside_versions(place)
+    needed, warnings = _needed_next_to_versions(place)
     folders = {name: folder for name, folder in place.folders().items() if name not in _OTHER_FOLDERS}
     suffixes = _suffixes_of_versions(folders, formats)
     for name, version in folders.items():
         numeric = name.isascii() and name.isdigit()
         if numeric and len(name) > 1 and name[0] == "0":
-            warnings.append(f"'{version.location}' is ignored: the number of a version has no leading zero")
+            warnings.append(f"'{version.location}' is ignored: a version number has no leading zero")
             continue
         try:
             check_name("version", name, version.location)
@@ -235,9 +237,9 @@ def _read_versions(
 def _is_version(
     name: str, listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat], suffixes: frozenset[str]
 ) -> bool:
-    """Whether a folder beside the versions is one, rather than one with a tokenizer, say, whose file ends as a model could.
+    """Whether a folder is a version, and not, say, that of a tokenizer with a file that has a model's suffix.
 
-    `suffixes` are those of the models in versions that are called like one.
+    `suffixes` are those of the models in the folders that are clearly versions.
     """
     if wanted := config.default_model_filename:
         return wanted in listing.files or wanted in listing.folders
@@ -248,15 +250,15 @@ def _is_version(
     )
 
 
-def _suffixes_of_versions(folders: Mapping[str, Place], formats: Sequence[ModelFormat]) -> frozenset[str]:
+def _suffixes_of_versions(folders: Mapping[str, Folder], formats: Sequence[ModelFormat]) -> frozenset[str]:
     versions = [place.listing for name, place in folders.items() if is_version_folder(name, place, formats)]
     return frozenset(suffix_of(file) for listing in versions for file in candidates(listing, formats))
 
 
-def _needed_beside_versions(place: Place) -> tuple[dict[str, FileEntry], list[str]]:
-    """The files beside the versions that a load may need, and warnings about those of them that cannot be used.
+def _needed_next_to_versions(place: Folder) -> tuple[dict[str, FileEntry], list[str]]:
+    """The files next to the versions that a load may need, and warnings about those that cannot be used.
 
-    The configuration is not one of them: what of it a load needs is compared by its meaning (fingerprint.py).
+    The configuration is not one of them: the fingerprint covers its meaning, not its bytes (fingerprint.py).
     """
     needed: dict[str, FileEntry] = {}
     warnings: list[str] = []
@@ -281,12 +283,18 @@ def _is_config(path: str) -> bool:
 def _no_version_reason(listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat]) -> str:
     first = f"{listing.location}/{FIRST_VERSION}"
     if loose := find_by_suffix(listing, formats):
-        return f"'{listing.location}' has no version; move '{loose[0]}' into a version's folder: '{first}/{loose[0]}'"
+        return (
+            f"'{listing.location}' has no version; move '{loose[0]}' into a version's folder:"
+            f" '{first}/{loose[0]}'"
+        )
     if any(
-        is_model_folder(place, formats) for place in Place(listing, "", listing.location).folders().values()
+        is_model_folder(place, formats) for place in Folder(listing, "", listing.location).folders().values()
     ):
         return (
-            f"'{listing.location}' has no version, but models: it is a repository, "
-            "so name it as one, in the place of the folder above it"
+            f"'{listing.location}' has no version, but contains models: it is a repository; "
+            "name it instead of the folder above it"
         )
-    return f"'{listing.location}' has no version; expected a model file such as '{first}/{usual_file(formats, config)}'"
+    return (
+        f"'{listing.location}' has no version; expected a model file such as"
+        f" '{first}/{usual_file(formats, config)}'"
+    )

@@ -1,4 +1,4 @@
-"""The file with a `model_config_list` that TensorFlow Serving is started with: models by name and base path.
+"""TensorFlow Serving's file with a `model_config_list`: models by name and base path.
 
 The fields are those of ModelServerConfig (tensorflow_serving/config/model_server_config.proto).
 """
@@ -18,17 +18,17 @@ from backline.engine.model_format import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.configuration.text import parse_message
 from backline.repository.layouts.layouts import read_config, read_model
-from backline.repository.layouts.place import Place
+from backline.repository.listing import Folder
 from backline.repository.names import check_name
 from backline.repository.repository import FoundModel
 
-#: The platform of every SavedModel; the file of the model says as much.
+#: The platform of every SavedModel, which needs no backend to be named.
 _SAVED_MODEL_PLATFORM = "tensorflow"
 
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """An entry of the list. `base_path` is the folder that holds the versions, as it is written."""
+    """An entry of the list. `base_path` is the folder with the versions, as written."""
 
     name: str
     base_path: str
@@ -39,7 +39,7 @@ class ListedModel:
 
 
 def is_list(text: str) -> bool:
-    """Whether a file is plainly meant to be a list of models."""
+    """Whether a file is clearly meant to be a list of models."""
     return "model_config_list" in text
 
 
@@ -55,29 +55,29 @@ def parse_list(text: str, source: str) -> list[ListedModel]:
     for name, count in Counter(names).items():
         if count > 1:
             raise InvalidArgument(
-                f"{source}: model '{name}' is listed more than once; give each a name of its own"
+                f"{source}: model '{name}' is listed more than once; give each model its own name"
             )
     return models
 
 
 def folder_of(model: ListedModel, source: Path) -> Path:
-    """The folder of a model; a relative base path is below the folder of the list. Raises InvalidArgument where it is no path."""
+    """A model's folder, relative to the list's. Raises InvalidArgument if the base path is not a path."""
     if not model.base_path or "\0" in model.base_path:
         raise InvalidArgument(
             f"{source}: model '{model.name}' must have a base_path, the folder that holds its versions"
         )
     if "://" in model.base_path:
         raise InvalidArgument(
-            f"{source}: base_path '{model.base_path}' of model '{model.name}' is no path on local disk;"
-            " serve the URL as a repository of its own instead of the list"
+            f"{source}: base_path '{model.base_path}' of model '{model.name}' is not a path on local disk;"
+            " serve the URL as a separate repository instead"
         )
     return source.parent / model.base_path
 
 
 def read_listed(
-    place: Place, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles
+    place: Folder, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles
 ) -> FoundModel:
-    """The model whose versions are in `place`. The list's version policy and labels go before those of a configuration in the folder."""
+    """The model with its versions in `place`; the list's policy and labels override the folder's."""
     try:
         check_name("model", listed.name, place.location)
         config = read_config(place.listing, listed.name, configs)

@@ -1,4 +1,4 @@
-"""How the model is found among the files of a version."""
+"""Finds the model among the files of a version."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from backline.engine.model_format import ModelFormat
 from backline.repository.listing import Listing
 from backline.repository.names import printable
 
-#: Names and suffixes that a message lists; whoever has more formats than that knows them.
+#: How many names and suffixes a message lists.
 _LISTED = 4
 
 
 def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str | None:
-    """The model in a version's folder: the path of its file or folder, "" for the folder itself, None when there is none.
+    """The path of the model in a version's folder; "" for the folder itself, None if it has no model.
 
-    The file that the configuration names, else one with the name of a format, else the only one with the suffix of a format; the formats of
-    the backend that the configuration names come first. Raises InvalidArgument when several files could be the model, or when the one that
-    is it cannot be used.
+    It is the file that the configuration names, else one with a format's file name, else the only one with a
+    format's suffix; formats of the configured backend come first. Raises InvalidArgument when several files
+    could be the model, or when the model cannot be used.
     """
     if config.ensemble is not None:
-        return ""  # it has no file
+        return ""  # an ensemble has no file
     if wanted := config.default_model_filename:
         return _usable(listing, wanted) if wanted in listing.files or wanted in listing.folders else None
     formats = sorted(formats, key=lambda form: form.backend != config.backend)
@@ -40,13 +40,14 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
             form.filenames[0] for form in formats if form.filenames and suffix_of(found[0]) in form.suffixes
         )
         raise InvalidArgument(
-            f"'{listing.location}' holds several model files: {names}; name one '{first}', or set default_model_filename in config.pbtxt"
+            f"'{listing.location}' holds several model files: {names}; name one '{first}', or set"
+            " default_model_filename in config.pbtxt"
         )
     return _usable(listing, found[0]) if found else None
 
 
 def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files directly in a folder that end as those of a format do, by name; of the first format that has any."""
+    """The files directly in a folder with the suffix of a format (the first that has any), by name."""
     loose = sorted(path for path in listing.files if "/" not in path)
     for form in formats:
         if found := [path for path in loose if suffix_of(path) in form.suffixes]:
@@ -55,23 +56,29 @@ def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str
 
 
 def named_models(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files of a folder that are models by their name."""
+    """The files of a folder with a format's file name."""
     return [filename for form in formats for filename in form.filenames if filename in listing.files]
 
 
 def candidates(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files of a folder that could be its model: those with the name of one, else those that end as one."""
+    """The files of a folder that could be its model: by a format's file name, else by its suffix."""
     return named_models(listing, formats) or find_by_suffix(listing, formats)
 
 
 def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str:
-    """Why a version's folder in which no model was found is none, and what it should hold."""
+    """Why there is no model in a version's folder, and what the folder should hold."""
     if config.default_model_filename:
-        return f"'{listing.location}' does not hold '{config.default_model_filename}', the default_model_filename of config.pbtxt"
+        return (
+            f"'{listing.location}' does not hold '{config.default_model_filename}', the"
+            " default_model_filename of config.pbtxt"
+        )
     wanted = config.backend or config.platform
     if wanted and not any(wanted.startswith(form.backend) for form in formats):
         known = ", ".join(f"'{backend}'" for backend in dict.fromkeys(form.backend for form in formats))
-        return f"'{listing.location}' is for the backend '{wanted}', which there is not; there are {known}"
+        return (
+            f"'{listing.location}' is for the backend '{wanted}', which does not exist; expected one of"
+            f" {known}"
+        )
     formats = _likely(formats, config)
     names = [f"'{form.filenames[0]}'" for form in formats if form.filenames]
     suffixes = [f"*{suffix}" for form in formats for suffix in form.suffixes]
@@ -82,15 +89,15 @@ def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: Mo
 
 
 def usual_file(formats: Sequence[ModelFormat], config: ModelConfig) -> str:
-    """The name of a model file, for messages."""
+    """The usual name of the model's file, for messages."""
     return config.default_model_filename or next(
         (form.filenames[0] for form in _likely(formats, config) if form.filenames), "model"
     )
 
 
 def _likely(formats: Sequence[ModelFormat], config: ModelConfig) -> list[ModelFormat]:
-    """The formats of the configured backend, else all, those first that are a single file."""
-    wanted = config.backend or config.platform  # as onnxruntime_onnx
+    """The formats of the configured backend, else all; those that are a single file come first."""
+    wanted = config.backend or config.platform  # a platform such as onnxruntime_onnx
     return sorted(
         [form for form in formats if wanted.startswith(form.backend)] or formats, key=lambda form: form.folder
     )
@@ -101,7 +108,7 @@ def _some(items: list[str]) -> list[str]:
 
 
 def suffix_of(path: str) -> str:
-    """The end of a file's name in small letters, with its dot (".onnx"); "" for a name without one."""
+    """The suffix of a file's name in lower case, with its dot (".onnx"); "" for a name without one."""
     stem, dot, suffix = path.rpartition(".")
     return f".{suffix.lower()}" if stem and dot else ""
 

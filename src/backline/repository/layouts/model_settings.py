@@ -1,6 +1,7 @@
-"""The layout of MLServer: every folder with a model-settings.json is a version of a model.
+"""MLServer's layout: every folder with a model-settings.json is a version of a model.
 
-The file's fields are those of MLServer's ModelSettings (docs/reference/model-settings.md of its documentation).
+The file's fields are those of MLServer's ModelSettings (docs/reference/model-settings.md of its
+documentation).
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from backline.repository.layouts.layouts import (
     read_model,
     read_single,
 )
-from backline.repository.layouts.place import Place
+from backline.repository.listing import Folder
 from backline.repository.names import check_name, printable
 from backline.repository.repository import FoundModel, FoundVersion
 
 SETTINGS_FILE = "model-settings.json"
-#: The backends for what MLServer calls implementations.
+#: The backends for MLServer's implementations.
 _BACKENDS = {
     "mlserver_sklearn.SKLearnModel": "sklearn",
     "mlserver_xgboost.XGBoostModel": "xgboost",
@@ -40,16 +41,16 @@ _BACKENDS = {
 }
 
 
-def has_settings(root: Place) -> bool:
-    """Whether there is a model-settings.json anywhere that is not that of a model with a configuration of its own."""
+def has_settings(root: Folder) -> bool:
+    """Whether there is a model-settings.json anywhere in the repository."""
     return any(path.rpartition("/")[2] == SETTINGS_FILE for path in root.listing.files)
 
 
-def read_settings(root: Place, formats: Sequence[ModelFormat], configs: ConfigFiles) -> list[FoundModel]:
-    """The models of a repository with settings: folders that give the same name are versions of one model.
+def read_settings(root: Folder, formats: Sequence[ModelFormat], configs: ConfigFiles) -> list[FoundModel]:
+    """The models of a repository with settings; folders with the same model name are versions of one model.
 
-    Folders at the top without settings that are plainly models are read as in any other repository; a configuration in the folder goes
-    before the settings.
+    Top-level folders without settings that are clearly models are read as in any other repository. A
+    configuration in a folder takes precedence over its settings.
     """
     folders = sorted(
         {path.rpartition("/")[0] for path in root.listing.files if path.rpartition("/")[2] == SETTINGS_FILE}
@@ -67,7 +68,7 @@ def read_settings(root: Place, formats: Sequence[ModelFormat], configs: ConfigFi
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What of a model-settings.json has an effect."""
+    """The fields of a model-settings.json that have an effect."""
 
     name: str
     version: str
@@ -76,7 +77,7 @@ class _Settings:
     warnings: tuple[str, ...]
 
 
-def _read_folder(place: Place, formats: Sequence[ModelFormat], configs: ConfigFiles) -> FoundModel:
+def _read_folder(place: Folder, formats: Sequence[ModelFormat], configs: ConfigFiles) -> FoundModel:
     if has_config(place):
         return read_model(place, place.name, formats, configs)
     try:
@@ -102,13 +103,14 @@ def _read_folder(place: Place, formats: Sequence[ModelFormat], configs: ConfigFi
     return read_single(at, settings.name, formats, configs, config, settings.version)
 
 
-def _follow_uri(place: Place, uri: str, config: ModelConfig) -> tuple[Place, ModelConfig]:
-    """The folder of the version, and the configuration with the file in it, that `parameters.uri` means. Raises InvalidArgument."""
+def _follow_uri(place: Folder, uri: str, config: ModelConfig) -> tuple[Folder, ModelConfig]:
+    """The version's folder and the configuration, by `parameters.uri`. Raises InvalidArgument."""
     where = f"{place.location}/{SETTINGS_FILE}"
     path = posixpath.normpath(uri) if uri else "."
     if "://" in uri or path.startswith(("/", "..")) or not path.isprintable():
         raise InvalidArgument(
-            f"{where}: parameters.uri '{printable(uri)}' must be the path of a file or folder below '{place.location}'"
+            f"{where}: parameters.uri '{printable(uri)}' must be the path of a file or folder below"
+            f" '{place.location}'"
         )
     if path == ".":
         return place, config
@@ -119,7 +121,7 @@ def _follow_uri(place: Place, uri: str, config: ModelConfig) -> tuple[Place, Mod
     return place, replace(config, default_model_filename=path)
 
 
-def _parse(place: Place) -> _Settings:
+def _parse(place: Folder) -> _Settings:
     where = f"{place.location}/{SETTINGS_FILE}"
     try:
         content = place.listing.read(SETTINGS_FILE)
@@ -129,7 +131,8 @@ def _parse(place: Place) -> _Settings:
         raise InvalidArgument(f"{where}: is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise InvalidArgument(
-            f"{where}: must be an object, such as {{'name': 'model', 'parameters': {{'uri': './model.onnx'}}}}"
+            f"{where}: must be an object, such as"
+            f" {{'name': 'model', 'parameters': {{'uri': './model.onnx'}}}}"
         )
     parameters = settings.pop("parameters", None)
     if parameters is None:
@@ -149,13 +152,15 @@ def _parse(place: Place) -> _Settings:
     warnings = []
     if implementation and not backend:
         warnings.append(
-            f"{SETTINGS_FILE} of '{name}': implementation '{implementation}' has no effect, the file of the model decides"
+            f"{SETTINGS_FILE} of '{name}': implementation '{implementation}' has no effect: the model's file"
+            " decides"
         )
     settings.pop("$schema", None)
     unused = sorted([*settings, *(f"parameters.{key}" for key in parameters)])
     if unused:
         warnings.append(
-            f"{SETTINGS_FILE} of '{name}': {', '.join(map(printable, unused))} is not supported and has no effect"
+            f"{SETTINGS_FILE} of '{name}': {', '.join(map(printable, unused))} is not supported and has no"
+            " effect"
         )
     return replace(result, warnings=tuple(warnings))
 
@@ -170,7 +175,7 @@ def _text(section: dict[str, Any], key: str, where: str) -> str:
 
 
 def _join(models: list[FoundModel]) -> FoundModel:
-    """One model of the folders that give its name. What is wrong with one folder is a problem of the model only when it is the only one."""
+    """One model from its folders; a folder's problem is only a warning if there are others."""
     if len(models) == 1:
         return models[0]
     versions: dict[str, list[tuple[FoundModel, FoundVersion]]] = {}
@@ -184,7 +189,10 @@ def _join(models: list[FoundModel]) -> FoundModel:
     for name, same in versions.items():
         if len(same) > 1:
             folders = ", ".join(f"'{model.namespace.rstrip('/')}/{model.folder}'" for model, _ in same)
-            problem = f"version '{name}' of model '{first.name}' is given by more than one folder: {folders}; set parameters.version"
+            problem = (
+                f"version '{name}' of model '{first.name}' is given by more than one folder: {folders}; set"
+                " parameters.version"
+            )
             return replace(first, versions=(), problem=problem, warnings=warnings)
     ordered = sorted(versions, key=version_order)
     return replace(first, versions=tuple(versions[version][0][1] for version in ordered), warnings=warnings)

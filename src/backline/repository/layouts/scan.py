@@ -1,4 +1,4 @@
-"""Which layout the files of a repository have, and so which models they are."""
+"""Recognises the layout of a repository's files, and so finds its models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from backline.repository.layouts.layouts import (
 )
 from backline.repository.layouts.model_files import candidates
 from backline.repository.layouts.model_settings import has_settings, read_settings
-from backline.repository.layouts.place import Place
-from backline.repository.listing import Listing
+from backline.repository.listing import Folder, Listing
 from backline.repository.repository import FoundModel
 
 
@@ -34,13 +33,16 @@ def scan_listing(
     configs: ConfigFiles | None = None,
     known: Known | None = None,
 ) -> list[FoundModel]:
-    """The models of a repository, by name. What is wrong with one model is noted in its `problem` and does not concern the others.
+    """The models of a repository, by name.
 
-    `formats` are those that can be loaded, in order of preference. `name` is what a model is called that is the whole repository; without
-    it, as the last part of the location. `configs` says which files configure models. `known` is kept from one scan of a repository to the
-    next, so that only what has changed is read again. Raises InvalidArgument when the files are no repository.
+    A fault in one is noted in its `problem` and does not affect the others.
+
+    `formats` are those that can be loaded, in order of preference. `name` is that of a model that is the
+    whole repository, by default the last part of the location. `configs` says which files configure models.
+    `known` is kept between scans of a repository, so that only changed models are read again. Raises
+    InvalidArgument when the files are not a repository.
     """
-    root = Place(listing, "", listing.location)
+    root = Folder(listing, "", listing.location)
     folders = root.folders()
     configs = configs or ConfigFiles()
     name = name or root.name
@@ -69,6 +71,7 @@ def scan_listing(
         above = root.location.rstrip("/").rpartition("/")[0]
         raise InvalidArgument(
             f"'{root.location}' is a model, not a repository (it holds {config_file}), and has no version;"
-            f" name the folder above it: '{above}', or put the model's file into '{root.location}/{FIRST_VERSION}'"
+            f" name the folder above it: '{above}', or put the model's file into"
+            f" '{root.location}/{FIRST_VERSION}'"
         )
     return read_repository(root, folders, formats, configs, known)

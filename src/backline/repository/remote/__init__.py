@@ -1,1 +1,1 @@
-"""Repositories elsewhere: object stores, hubs, archives over HTTP, and the cache on local disk that their files go through."""
+"""Remote repositories: object stores, hubs and archives over HTTP, and the local cache of their files."""

@@ -1,4 +1,4 @@
-"""Models in an archive, or one model file, on a web server."""
+"""Models in an archive, or a single model file, on a web server."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
-from backline.repository.remote.cache import Content, ContentCache
+from backline.repository.remote.cache import CachedContent, ContentCache
 from backline.repository.remote.downloads import Downloads
 from backline.repository.remote.files import SHA256, Opened
-from backline.repository.remote.http_client import HttpAnswer, HttpClient, without_secrets
-from backline.repository.remote.remembered import recall, remember
+from backline.repository.remote.http_client import HttpClient, WebResponse, without_secrets
 from backline.repository.remote.remote import RemoteRepository
-from backline.repository.remote.unpack import ARCHIVES, Limits, archive_kind, members
+from backline.repository.remote.unpack import ARCHIVES, UnpackLimits, archive_kind, members
 
-#: A server may not know HEAD, and a signed URL may be signed for GET alone.
+#: Statuses after which GET is tried: a server may lack HEAD, and a signed URL may be valid for GET only.
 _NO_HEAD = frozenset({403, 405, 501})
 _DENIED = "put user and password into the URL (https://user:password@host/...), or use a signed URL"
 
 
 class ArchiveRepository(RemoteRepository):
-    """The models in https://host/models.zip (also .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz, .tar.zst), or the one in https://host/model.onnx.
+    """The models in https://host/models.zip (or another of ARCHIVES), or the one in https://host/model.onnx.
 
-    `#folder` after an archive's URL names the folder in it that is the repository. Raises InvalidArgument for a wrong URL.
+    `#folder` after an archive's URL names the folder in it that is the repository. Raises InvalidArgument for
+    an invalid URL.
     """
 
     def __init__(
@@ -37,18 +37,21 @@ class ArchiveRepository(RemoteRepository):
         formats: Sequence[ModelFormat],
         cache: Path,
         configs: ConfigFiles | None = None,
-        limits: Limits | None = None,
+        limits: UnpackLimits | None = None,
     ) -> None:
         contents = ContentCache(cache)
         kind = archive_kind(_path(location))
         known = sorted({name for model in formats for name in model.suffixes if not model.folder})
         if kind is None and not _path(location).endswith(tuple(known)):
             raise InvalidArgument(
-                f"'{without_secrets(location)}' is neither an archive nor a model file; expected a name that ends with "
+                f"'{without_secrets(location)}' is neither an archive nor a model file; expected a name that"
+                " ends with "
                 f"{', '.join((*ARCHIVES, *known))}"
             )
         files = (
-            _WebFile(location) if kind is None else _WebArchive(location, kind, contents, limits or Limits())
+            _WebFile(location)
+            if kind is None
+            else _WebArchive(location, kind, contents, limits or UnpackLimits())
         )
         super().__init__(files, contents, formats=formats, configs=configs)
 
@@ -81,40 +84,42 @@ class _WebFile:
         return {self._file: self.look()}
 
     def look(self) -> FileEntry:
-        """The file as it is now, without its content. Raises Unavailable when the server does not say how large it is."""
+        """The file's current entry. Raises Unavailable when the server does not report its size."""
         with self._client.request(self._url, method="HEAD", also=_NO_HEAD) as answer:
             if answer.status not in _NO_HEAD:
                 return self._entry(answer)
         with self._client.request(self._url) as answer:
             return self._entry(answer)
 
-    def _entry(self, answer: HttpAnswer) -> FileEntry:
+    def _entry(self, answer: WebResponse) -> FileEntry:
         length = answer.headers.get("Content-Length", "")
         if not length.isdigit():
             raise Unavailable(
-                f"'{self._location}': the server does not say how large it is; use one that sends Content-Length"
+                f"'{self._location}': the server does not report its size; use one that sends Content-Length"
             )
-        # Without a sign of change, one of equal size cannot be seen; downloading everything at each look would be worse.
+        # Without an ETag or date, a change of equal size goes unnoticed; downloading the file on every scan
+        # would be worse.
         return FileEntry(int(length), _identity(answer) or f"size:{length}")
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        def check(answer: HttpAnswer) -> None:
+        def check(answer: WebResponse) -> None:
             if _identity(answer) not in {"", entry.identity}:
                 raise Unavailable(
-                    f"'{self._location}' was replaced while it was downloaded; it is taken up when looked at again",
+                    f"'{self._location}' was replaced during the download; the next scan will find the new"
+                    " one",
                     1,
                 )
 
         return self._client.open_from(self._url, offset, check)
 
     def close(self) -> None:
-        """No connection is kept."""
+        """No connection is kept open."""
 
 
 class _WebArchive(_WebFile):
-    """The files in an archive. It is unpacked when it is seen for the first time: only then it is known what it holds."""
+    """The files in an archive, which the first scan unpacks to learn what it holds."""
 
-    def __init__(self, location: str, kind: str, cache: ContentCache, limits: Limits) -> None:
+    def __init__(self, location: str, kind: str, cache: ContentCache, limits: UnpackLimits) -> None:
         super().__init__(location)
         self._kind = kind
         self._cache = cache
@@ -131,17 +136,21 @@ class _WebArchive(_WebFile):
 
     def files(self) -> Mapping[str, FileEntry]:
         entry = self.look()
-        known = recall(self._cache, self._place, entry.identity)
+        known = self._cache.recall(self._place, entry.identity)
         return self._below(known[0] if known else self._unpack(entry))
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        """A content that the cache has lost: the archive is unpacked again."""
+        """Unpacks the archive again for a file that the cache has lost."""
         path = f"{self._folder}/{path}" if self._folder else path
         if self._unpack(self.look()).get(path) != FileEntry(entry.size, entry.identity):
             raise Unavailable(
-                f"'{self._location}' was replaced, and '{path}' in it; it is taken up when looked at again", 1
+                f"'{self._location}' was replaced, and so was '{path}' in it; the next scan will find the"
+                " new one",
+                1,
             )
-        return Opened(0, iter((self._cache.read(Content(entry.identity.removeprefix(SHA256), entry.size)),)))
+        return Opened(
+            0, iter((self._cache.read(CachedContent(entry.identity.removeprefix(SHA256), entry.size)),))
+        )
 
     def close(self) -> None:
         self._closing.set()
@@ -159,7 +168,7 @@ class _WebArchive(_WebFile):
                 content = self._cache.take(member.content, member.path)
                 files[member.path] = FileEntry(content.size, f"{SHA256}{content.sha256}")
             self._cache.discard(archive)
-        remember(self._cache, self._place, files, entry.identity)
+        self._cache.remember(self._place, files, entry.identity)
         return files
 
     def _below(self, files: Mapping[str, FileEntry]) -> Mapping[str, FileEntry]:
@@ -173,8 +182,8 @@ class _WebArchive(_WebFile):
         return below
 
 
-def _identity(answer: HttpAnswer) -> str:
-    """What changes with the file; empty where the server gives nothing of the kind. A redirect's own ETag says nothing of the file."""
+def _identity(answer: WebResponse) -> str:
+    """A text that changes with the file, from the final response's headers; empty if it has neither."""
     if etag := answer.headers.get("ETag", ""):
         return f"etag:{etag}"
     modified = answer.headers.get("Last-Modified", "")
@@ -186,7 +195,7 @@ def _path(location: str) -> str:
 
 
 def _basic(user: str | None, password: str | None) -> str:
-    """The Authorization of a URL with user and password; empty for one without."""
+    """The Authorization header for a URL's user and password; empty without a user."""
     if user is None:
         return ""
     return "Basic " + base64.b64encode(f"{unquote(user)}:{unquote(password or '')}".encode()).decode()

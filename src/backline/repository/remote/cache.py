@@ -1,13 +1,13 @@
-"""Remote files on local disk, kept once for each content and shared between versions by hard links.
+"""Remote files on local disk, stored once per content and shared between versions by hard links.
 
     blobs/<2 digits>/<SHA-256>    the contents, read-only
-    index/<key>                   which content a file elsewhere has, by its location, path, identity and size
-    trees/<SHA-256>/...           folders that models are loaded from: links to blobs, complete before they appear under this name
-    listings/<key>.json           what a location held when it could last be reached
-    partial/, locks/              what is being made, and by whom
+    index/<key>                   the content of a remote file, by location, path, identity and size
+    trees/<SHA-256>/...           folders to load models from: links to blobs; complete if they have this name
+    listings/<key>.json           what a location held when it was last reached
+    partial/, locks/              work in progress, and its locks
 
-Several processes may share one cache: everything appears by an atomic rename, and what takes long is done under a lock. What a crash or a
-full disk may have damaged is noticed by size and hash when it is used next, and made again.
+Several processes may share one cache: everything appears by an atomic rename, and long work holds a lock.
+Damage from a crash or a full disk is noticed by size and hash at the next use, and repaired.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -24,14 +25,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from backline.engine.errors import BacklineError, Unavailable
 from backline.repository.file_lock import locked
 from backline.repository.listing import FileEntry
 from backline.repository.remote.files import SHA256
 
-#: What nothing has used for so long is removed when a repository is opened.
+log = logging.getLogger("backline.repository")
+
+#: Entries unused for this long are removed when a repository is opened.
 KEEP_SECONDS = 30 * 24 * 3600
-#: What is being made is touched while it grows; what is older was left behind by a crash.
+#: Work in progress is written to all the time; anything older was left by a crash.
 _PARTIAL_SECONDS = 24 * 3600
 _USE_SECONDS = 3600
 _CHUNK = 1 << 20
@@ -39,8 +44,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
-    """A content in the cache."""
+class CachedContent:
+    """The content of a file in the cache."""
 
     sha256: str
     size: int
@@ -50,12 +55,21 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+class _Remembered(msgspec.Struct, frozen=True):
+    """`seen` is in seconds since 1970; `files` has (size, identity, problem) by path."""
+
+    location: str
+    seen: float
+    files: dict[str, tuple[int, str, str]]
+    source: str = ""
+
+
 class ContentCache:
-    """The folder described above. The methods block; all may be called on several threads. OSErrors come out as BacklineError."""
+    """The folder described above. Methods block, are thread-safe, and raise BacklineError for OSError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        #: (device, inode) -> (size, modified, hash) of files whose content was read and found right by this process.
+        #: (device, inode) -> (size, modification time, hash) of files that this process has verified.
         self._verified: dict[tuple[int, int], tuple[int, int, str]] = {}
         with self.explained("be created"):
             for name in ("blobs", "index", "trees", "listings", "partial", "locks"):
@@ -75,23 +89,23 @@ class ContentCache:
             ) from None
 
     def full(self, what: str, needed: int = 0) -> BacklineError:
-        """The error of a full disk."""
+        """The error for a full disk."""
         free = shutil.disk_usage(self.folder).free
         return Unavailable(
             f"the disk of the model cache '{self.folder}' is full, it cannot {what}: "
             f"{f'{needed:,} bytes are needed, ' if needed else ''}{free:,} bytes are free; "
-            "free space there or choose another cache folder. What was half written is removed"
+            "free space there or choose another cache folder. Partly written files were removed"
         )
 
     def check_space(self, needed: int) -> None:
-        """Raises Unavailable when the disk has not room for so many bytes more."""
+        """Raises Unavailable when the disk has no room for `needed` more bytes."""
         if needed > shutil.disk_usage(self.folder).free:
             raise self.full("hold the files of the version", needed)
 
     # -- contents
 
-    def find(self, location: str, path: str, entry: FileEntry) -> Content | None:
-        """The content of a file elsewhere, when it is here and undamaged."""
+    def find(self, location: str, path: str, entry: FileEntry) -> CachedContent | None:
+        """The content of a remote file, if it is in the cache and intact."""
         sha256 = (
             entry.identity.removeprefix(SHA256)
             if entry.identity.startswith(SHA256)
@@ -104,18 +118,18 @@ class ContentCache:
             if not self._intact(blob, sha256, entry.size):
                 return None
             _note_use(blob)
-            return Content(sha256, entry.size)
+            return CachedContent(sha256, entry.size)
 
-    def read(self, content: Content) -> bytes:
+    def read(self, content: CachedContent) -> bytes:
         with self.explained("be read"):
             return self._blob(content.sha256).read_bytes()
 
-    def path(self, content: Content) -> Path:
-        """Where a content is, for reading."""
+    def path(self, content: CachedContent) -> Path:
+        """The path of a content, for reading."""
         return self._blob(content.sha256)
 
-    def take(self, source: Readable, name: str) -> Content:
-        """What a stream gives, as a content; `name` is for messages."""
+    def take(self, source: Readable, name: str) -> CachedContent:
+        """Stores the bytes of a stream; `name` is for messages."""
         with self.explained(f"store '{name}'"):
             descriptor, partial = tempfile.mkstemp(dir=self.folder / "partial")
             try:
@@ -124,25 +138,27 @@ class ContentCache:
                     while chunk := source.read(_CHUNK):
                         digest.update(chunk)
                         size += file.write(chunk)
-                content = Content(digest.hexdigest(), size)
+                content = CachedContent(digest.hexdigest(), size)
                 self.store_blob(Path(partial), content)
             finally:
                 Path(partial).unlink(missing_ok=True)
         return content
 
-    def discard(self, content: Content) -> None:
-        """Removes a content that only served to make others."""
+    def discard(self, content: CachedContent) -> None:
+        """Removes a content that was only needed to produce others."""
         with self.explained("be tidied up"):
             self._blob(content.sha256).unlink(missing_ok=True)
 
-    def store(self, partial: Path, content: Content, location: str, path: str, entry: FileEntry) -> None:
-        """Takes over a complete file of this content."""
+    def store(
+        self, partial: Path, content: CachedContent, location: str, path: str, entry: FileEntry
+    ) -> None:
+        """Takes over a complete file with this content."""
         with self.explained(f"store '{path}'"):
             self.store_blob(partial, content)
             name = self.key(location, path, entry)
             self._write(self.folder / "index" / name, content.sha256.encode())
 
-    def store_blob(self, partial: Path, content: Content) -> None:
+    def store_blob(self, partial: Path, content: CachedContent) -> None:
         blob = self._blob(content.sha256)
         if self._intact(blob, content.sha256, content.size):
             partial.unlink()
@@ -153,7 +169,7 @@ class ContentCache:
         self._note(blob, content.sha256)
 
     def key(self, location: str, path: str, entry: FileEntry) -> str:
-        """The name of a file elsewhere in the index and for its lock."""
+        """The name of a remote file in the index and of its lock."""
         return _digest("\0".join((location, path, entry.identity, str(entry.size))))
 
     def _blob(self, sha256: str) -> Path:
@@ -165,11 +181,11 @@ class ContentCache:
         except FileNotFoundError:
             return ""
         except OSError:
-            return ""  # downloaded again, and the failure told where it matters
+            return ""  # it is downloaded again, and writing reports the failure
         return text if len(text) == 64 and text.isalnum() else ""
 
     def _intact(self, file: Path, sha256: str, size: int) -> bool:
-        """Whether a file has this content; it is read once in the life of a process, and when its size or time has changed."""
+        """Whether a file has this content; a process reads it once, and again when size or time changes."""
         try:
             status = file.stat()
         except FileNotFoundError:
@@ -190,7 +206,7 @@ class ContentCache:
 
     # -- trees
 
-    def tree(self, files: Mapping[str, Content]) -> Path:
+    def tree(self, files: Mapping[str, CachedContent]) -> Path:
         """A folder with these files, whose contents are in the cache."""
         name = _digest("".join(f"{path}\0{files[path].sha256}\n" for path in sorted(files)))
         tree = self.folder / "trees" / name
@@ -201,14 +217,14 @@ class ContentCache:
         return tree
 
     def keep(self, tree: Path) -> None:
-        """Notes that a tree is in use now."""
+        """Marks a tree as in use now."""
         with contextlib.suppress(FileNotFoundError), self.explained("note which trees are used"):
             os.utime(tree)
 
-    def _is_complete(self, tree: Path, files: Mapping[str, Content]) -> bool:
+    def _is_complete(self, tree: Path, files: Mapping[str, CachedContent]) -> bool:
         return all(self._intact(tree / path, content.sha256, content.size) for path, content in files.items())
 
-    def _build(self, tree: Path, files: Mapping[str, Content]) -> None:
+    def _build(self, tree: Path, files: Mapping[str, CachedContent]) -> None:
         made = Path(tempfile.mkdtemp(prefix="tree-", dir=self.folder / "partial"))
         try:
             made.chmod(0o755)
@@ -216,7 +232,7 @@ class ContentCache:
                 file = made / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 _link(self._blob(content.sha256), file)
-            if tree.exists():  # damaged; what has its files open keeps them
+            if tree.exists():  # damaged; files that are open stay usable
                 tree.rename(made.with_name(made.name + "-old"))
             made.rename(tree)
         finally:
@@ -230,14 +246,14 @@ class ContentCache:
 
     @contextlib.contextmanager
     def lock(self, name: str, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """See `locked`."""
+        """A lock by name; see `locked`."""
         with contextlib.ExitStack() as held:
             with self.explained("be locked"):
                 held.enter_context(locked(self.folder / "locks" / name, stop))
             yield
 
     def _write(self, file: Path, data: bytes) -> None:
-        """The data under this name, at once or not at all."""
+        """Writes a file atomically."""
         descriptor, name = tempfile.mkstemp(dir=self.folder / "partial")
         try:
             with os.fdopen(descriptor, "wb") as opened:
@@ -247,21 +263,41 @@ class ContentCache:
             os.unlink(name)
             raise
 
-    def write_listing(self, location: str, data: bytes) -> None:
-        with self.explained("remember what a repository holds"):
-            self._write(self._listing(location), data)
+    # -- listings
 
-    def read_listing(self, location: str) -> bytes:
-        """Raises FileNotFoundError, or another OSError."""
-        return self._listing(location).read_bytes()
+    def remember(self, location: str, files: Mapping[str, FileEntry], source: str = "") -> None:
+        """Records what a location, or the archive `source` at it, holds, for a start without a connection."""
+        plain = {path: (entry.size, entry.identity, entry.problem) for path, entry in files.items()}
+        remembered = _Remembered(location, time.time(), plain, source)
+        with self.explained("record what a repository holds"):
+            self._write(self._listing(location, source), msgspec.json.encode(remembered))
 
-    def _listing(self, location: str) -> Path:
-        return self.folder / "listings" / f"{_digest(location)}.json"
+    def recall(self, location: str, source: str = "") -> tuple[dict[str, FileEntry], float] | None:
+        """The recorded files and the time of the record; None if there is no usable record."""
+        try:
+            found = msgspec.json.decode(self._listing(location, source).read_bytes(), type=_Remembered)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning(
+                "The record of '%s' in the model cache '%s' cannot be read and is ignored: %s",
+                location,
+                self.folder,
+                error,
+            )
+            return None
+        if (found.location, found.source) != (location, source):
+            return None
+        return {path: FileEntry(*plain) for path, plain in found.files.items()}, found.seen
+
+    def _listing(self, location: str, source: str) -> Path:
+        key = f"{location}\0{source}" if source else location
+        return self.folder / "listings" / f"{_digest(key)}.json"
 
     # -- age
 
     def prune(self, now: float | None = None) -> None:
-        """Removes what nothing has used for KEEP_SECONDS: trees first, then the contents that no tree links to."""
+        """Removes what was not used for KEEP_SECONDS: trees first, then contents that no tree links to."""
         now = time.time() if now is None else now
         with self.explained("be tidied up"):
             for tree in (self.folder / "trees").iterdir():
@@ -274,7 +310,7 @@ class ContentCache:
                 if _older(left, now - _PARTIAL_SECONDS):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             for lock in (self.folder / "locks").iterdir():
-                if _older(lock, now - KEEP_SECONDS):  # nothing is locked for so long
+                if _older(lock, now - KEEP_SECONDS):  # no lock is held this long
                     lock.unlink(missing_ok=True)
             for noted in (self.folder / "index").iterdir():
                 if (
@@ -294,7 +330,7 @@ def _link(blob: Path, file: Path) -> None:
     except OSError as error:
         if error.errno in _FULL or isinstance(error, FileNotFoundError):
             raise
-        shutil.copyfile(blob, file)  # a file system without hard links, or too many of one file
+        shutil.copyfile(blob, file)  # a file system without hard links, or too many links to one file
 
 
 def _older(path: Path, moment: float, links: int = 0) -> bool:
@@ -308,8 +344,8 @@ def _older(path: Path, moment: float, links: int = 0) -> bool:
 
 
 def _note_use(blob: Path) -> None:
-    """By the time of access, since the time of modification tells damage; once an hour is enough."""
+    """Sets the access time, as the modification time shows damage; once an hour is enough."""
     status = blob.stat()
     if status.st_atime < time.time() - _USE_SECONDS:
-        with contextlib.suppress(OSError):  # another user's file; it is kept by its links
+        with contextlib.suppress(OSError):  # another user's file, which its links keep
             os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))

@@ -1,7 +1,8 @@
-"""Files elsewhere become contents of the cache: once, verified, resumed after a cut."""
+"""Downloads remote files into the cache: once, verified, and resumed after a cut connection."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import threading
@@ -13,28 +14,32 @@ from backline.engine.errors import Unavailable
 from backline.repository.file_lock import Stopped
 from backline.repository.listing import FileEntry
 from backline.repository.names import printable
-from backline.repository.remote.cache import Content, ContentCache
+from backline.repository.remote.cache import CachedContent, ContentCache
 from backline.repository.remote.files import GIT, MD5, SHA256, RemoteFiles, Unreachable
+from backline.repository.repository import OnBytes
 
-#: How often a download goes on after a cut without a byte in between.
+#: Attempts without a single byte in between after which a download fails.
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.2
 
-#: Called with the number of bytes that have arrived since the last call; negative when they have to come again.
+#: Called with the number of bytes that arrived since the last call; negative for bytes that must come again.
 OnArrived = Callable[[int], None]
 
 
 class Downloads:
-    """Downloads of one place into the cache. `fetch` blocks, and is called on several threads."""
+    """Downloads files of one place into the cache. `fetch` blocks, and is called on several threads."""
 
     def __init__(self, files: RemoteFiles, cache: ContentCache) -> None:
         self._files = files
         self._cache = cache
-        #: The place's MD5s are not those of the contents, as in a bucket with its own keys; found out once.
+        #: Whether the place's MD5s are not those of the contents, as in a bucket with customer keys; detected
+        #: once.
         self._md5_misleads = False
 
-    def fetch(self, path: str, entry: FileEntry, on_arrived: OnArrived, stop: threading.Event) -> Content:
-        """The content of a file, in the cache. Raises Stopped once `stop` is set, BacklineError when the file cannot be had."""
+    def fetch(
+        self, path: str, entry: FileEntry, on_arrived: OnArrived, stop: threading.Event
+    ) -> CachedContent:
+        """Downloads a file into the cache. Raises Stopped once `stop` is set, BacklineError on failure."""
         location = self._files.location
         key = (
             entry.identity.removeprefix(SHA256)
@@ -42,9 +47,8 @@ class Downloads:
             else self._cache.key(location, path, entry)
         )
         with self._cache.lock(key, stop.is_set):
-            if found := self._cache.find(
-                location, path, entry
-            ):  # another one fetched it while this one waited
+            # Another thread or process may have fetched it during the wait for the lock.
+            if found := self._cache.find(location, path, entry):
                 on_arrived(entry.size)
                 return found
             partial = self._cache.partial(key)
@@ -58,7 +62,7 @@ class Downloads:
 
     def _verified(
         self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event
-    ) -> Content:
+    ) -> CachedContent:
         received = self._receive(path, entry, partial, on_arrived, stop)
         if self._matches(entry, received):
             return received.content
@@ -67,13 +71,13 @@ class Downloads:
         if self._matches(entry, again):
             return again.content
         if entry.identity.startswith(MD5) and again.content == received.content:
-            self._md5_misleads = (
-                True  # encrypted with keys of their owner, objects have ETags that only look like MD5
-            )
+            # Objects encrypted with customer keys have ETags that only look like MD5s.
+            self._md5_misleads = True
             return again.content
         raise Unavailable(
-            f"'{self._place(path)}' arrived damaged twice: its checksum is not the announced {entry.identity}; "
-            "check the network between, and upload it again if that does not help"
+            f"'{self._place(path)}' arrived damaged twice: its checksum is not the announced"
+            f" {entry.identity}; "
+            "check the network, and upload it again if that does not help"
         )
 
     def _matches(self, entry: FileEntry, received: _Received) -> bool:
@@ -84,7 +88,7 @@ class Downloads:
     def _receive(
         self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event
     ) -> _Received:
-        """The file in `partial`, complete in length; goes on where a connection was cut."""
+        """Downloads the file to `partial` in full length, resuming where a connection was cut."""
         with self._cache.explained(f"store '{path}'"), partial.open("wb") as file:
             hashes = _Hashes(entry)
             failures = 0
@@ -122,18 +126,60 @@ class Downloads:
                 raise Stopped
             if hashes.size + len(chunk) > entry.size:
                 raise Unavailable(
-                    f"'{self._place(path)}' is larger than the {entry.size:,} bytes it was listed with; it changed while it was downloaded"
+                    f"'{self._place(path)}' is larger than the {entry.size:,} bytes it was listed with; it"
+                    " changed during the download"
                 )
             hashes.update(chunk)
             file.write(chunk)
             on_arrived(len(chunk))
         if hashes.size < entry.size:
             raise Unreachable(
-                f"'{self._place(path)}' ended after {hashes.size:,} of {entry.size:,} bytes; the connection was cut"
+                f"'{self._place(path)}' ended after {hashes.size:,} of {entry.size:,} bytes; the connection"
+                " was cut"
             )
 
     def _place(self, path: str) -> str:
         return f"{self._files.location.rstrip('/')}/{printable(path)}"
+
+
+class DownloadProgress:
+    """Counts bytes that arrive on threads; reports them on the event loop, one call at a time."""
+
+    def __init__(self, total: int, on_bytes: OnBytes) -> None:
+        """Calls `on_bytes` on the event loop with the bytes present so far, and `total` bytes."""
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._total = total
+        self._on_bytes = on_bytes
+        self._here = 0
+        self._announced = False
+
+    def add(self, count: int) -> None:
+        """Counts more bytes. Called on any thread."""
+        with self._lock:
+            self._here += count
+            if self._announced:
+                return
+            self._announced = True
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        with self._lock:
+            self._announced = False
+            here = self._here
+        self._on_bytes(here, self._total)
+
+    def end(self) -> None:
+        """Reports the final count at once, and nothing afterwards."""
+        with self._lock:
+            on_bytes, self._on_bytes = self._on_bytes, _say_nothing
+            here = self._here
+        on_bytes(here, self._total)
+
+
+def _say_nothing(here: int, total: int) -> None:
+    """Replaces the callback after the end."""
 
 
 class _Writable(Protocol):
@@ -143,15 +189,15 @@ class _Writable(Protocol):
 
 
 class _Received:
-    """What a download gave: its content, and the digests that an identity can be held against."""
+    """A finished download: its content, and the digests to compare with the file's identity."""
 
-    def __init__(self, content: Content, digests: dict[str, str]) -> None:
+    def __init__(self, content: CachedContent, digests: dict[str, str]) -> None:
         self.content = content
         self.digests = digests
 
 
 class _Hashes:
-    """The digests of a file while it arrives; only those that are needed."""
+    """The digests of a file as it arrives, only those that are needed."""
 
     def __init__(self, entry: FileEntry) -> None:
         self._entry = entry
@@ -172,4 +218,4 @@ class _Hashes:
 
     def received(self) -> _Received:
         digests = {kind: digest.hexdigest() for kind, digest in self._hashes.items()}
-        return _Received(Content(digests[SHA256], self.size), digests)
+        return _Received(CachedContent(digests[SHA256], self.size), digests)

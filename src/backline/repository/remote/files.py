@@ -1,4 +1,4 @@
-"""What a remote place must be able to do for its files to be listed and downloaded: object stores, hubs and web servers implement it."""
+"""The seam to remote files, which object stores, hubs and web servers implement."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from backline.engine.errors import Unavailable
 from backline.repository.listing import FileEntry
 from backline.repository.names import printable
 
-#: Checksums that an identity may start with ("sha256:9f86..."): the content is then held against it. "git" is git's SHA-1 of a blob.
+#: Prefixes of identities that are checksums ("sha256:9f86..."): the content is verified against them. "git"
+#: is git's SHA-1 of a blob.
 SHA256, MD5, GIT = "sha256:", "md5:", "git:"
 
-#: A part of a name is a file name on local disk, of at most this many bytes.
+#: The most bytes in each part of a path, which becomes a file name on local disk.
 _MAX_PART = 255
 
 
 class Unreachable(Unavailable):
-    """The place cannot be reached at the moment, or stopped answering; trying again may help."""
+    """The place cannot be reached, or stopped answering; trying again may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The bytes of a file from `start`, which is 0 where a place cannot begin in the middle."""
+    """The bytes of a file from `start`, which is 0 if the place cannot start in the middle."""
 
     start: int
     chunks: Iterator[bytes]
 
 
 class RemoteFiles(Protocol):
-    """Files somewhere else. The methods block and are called on threads, several at a time.
+    """Files in a remote place. Methods block and are called on several threads at a time.
 
     They raise Unreachable when trying again may help, another BacklineError when it does not.
     """
@@ -41,19 +42,19 @@ class RemoteFiles(Protocol):
 
     @property
     def name(self) -> str:
-        """What a model is called that is the whole place."""
+        """The name of a model that is the whole place."""
 
     def files(self) -> Mapping[str, FileEntry]:
-        """All files by path, with what is wrong with a name in its `problem`."""
+        """All files by path."""
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        """The content of one file from `offset` on; refuses when it is no longer the one of `entry`."""
+        """The content of a file from `offset` on. Raises Unavailable if it is no longer that of `entry`."""
 
     def close(self) -> None: ...
 
 
 def name_problem(path: str) -> str:
-    """Why a path from elsewhere must not become one on local disk; empty when it may."""
+    """Why a remote path must not become one on local disk; empty when it may."""
     if not path or path.startswith("/"):
         return "its name is absolute or empty; give it a relative name"
     if "\0" in path:
@@ -71,7 +72,7 @@ def name_problem(path: str) -> str:
 
 
 def checked(location: str, files: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
-    """The files, those whose names cannot exist on local disk marked with the reason."""
+    """The files, with a problem set for those whose names cannot exist on local disk."""
     folders = {path[:cut] for path in files for cut in range(len(path)) if path[cut] == "/"}
     result = {}
     for path, entry in files.items():

@@ -1,4 +1,4 @@
-"""Files by HTTP, by the standard library: it blocks, and is called on threads."""
+"""Reads files over HTTP with the standard library; it blocks, and is called on threads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _TIMEOUT_SECONDS: Final = 15
 _CHUNK: Final = 1 << 20
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-#: Where to try again makes sense: too early, too many requests, and failures of the server.
+#: Statuses, besides those of server failures, after which another attempt may succeed.
 _TRANSIENT: Final = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """The last answer, where redirects were followed; `headers` look names up in any case."""
+class WebResponse:
+    """The final response after redirects; lookups in `headers` ignore case."""
 
     url: str
     status: int
@@ -40,9 +40,9 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class HttpClient:
-    """GET and HEAD on one origin. `authorization` is sent to this origin only, never to where it redirects.
+    """GET and HEAD on one origin. `authorization` is sent to this origin only, never to one it redirects to.
 
-    `denied` says in messages what to do when access is denied.
+    `denied` is the advice in messages about denied access.
     """
 
     def __init__(self, url: str, *, authorization: str = "", denied: str = "check who may read it") -> None:
@@ -59,8 +59,8 @@ class HttpClient:
         method: str = "GET",
         headers: Mapping[str, str] | None = None,
         also: Container[int] = (),
-    ) -> Iterator[HttpAnswer]:
-        """The answer, after redirects. Raises NotFound, Unreachable or Unavailable for a status that is neither 2xx nor in `also`."""
+    ) -> Iterator[WebResponse]:
+        """The response after redirects. Raises BacklineError unless its status is 2xx or in `also`."""
         asked = url
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._open(url, method, headers or {})
@@ -71,14 +71,14 @@ class HttpClient:
                     continue
                 if not (200 <= response.status < 300 or response.status in also):
                     raise self._explain(asked, url, response)
-                yield HttpAnswer(url, response.status, response.headers, response)
+                yield WebResponse(url, response.status, response.headers, response)
                 return
         raise Unavailable(
             f"'{without_secrets(asked)}' redirects more than {_MAX_REDIRECTS} times; check the URL"
         )
 
-    def open_from(self, url: str, offset: int, check: Callable[[HttpAnswer], None]) -> Opened:
-        """The body from `offset` on, or from its start where the server cannot; `check` raises when it is not what was expected."""
+    def open_from(self, url: str, offset: int, check: Callable[[WebResponse], None]) -> Opened:
+        """The body from `offset`, or from 0 if the server cannot resume; `check` may raise to refuse it."""
         stack = contextlib.ExitStack()
         try:
             answer = stack.enter_context(
@@ -93,7 +93,7 @@ class HttpClient:
         )
         return Opened(offset if partial else 0, self._chunks(url, answer, stack))
 
-    def _chunks(self, url: str, answer: HttpAnswer, stack: contextlib.ExitStack) -> Iterator[bytes]:
+    def _chunks(self, url: str, answer: WebResponse, stack: contextlib.ExitStack) -> Iterator[bytes]:
         with stack:
             try:
                 while chunk := answer.body.read(_CHUNK):
@@ -110,11 +110,12 @@ class HttpClient:
         try:
             response: http.client.HTTPResponse = self._opener.open(request, timeout=_TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
-            # An answer as well; its body is what it reads from.
+            # Also a response, with a readable body.
             return error  # type: ignore[return-value]
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unreachable(
-                f"'{without_secrets(url)}' cannot be reached: {_reason(error)}; check the URL and the network",
+                f"'{without_secrets(url)}' cannot be reached: {_reason(error)}; check the URL and the"
+                " network",
                 retry_after=5,
             ) from None
         return response
@@ -124,11 +125,13 @@ class HttpClient:
         before, after = urlsplit(url), urlsplit(joined)
         if after.scheme not in {"http", "https"} or not after.hostname:
             raise Unavailable(
-                f"'{without_secrets(url)}' redirects to '{without_secrets(joined)}', which is no web address; check the URL"
+                f"'{without_secrets(url)}' redirects to '{without_secrets(joined)}', which is not a web"
+                " address; check the URL"
             )
         if before.scheme == "https" and after.scheme == "http":
             raise Unavailable(
-                f"'{without_secrets(url)}' redirects to '{without_secrets(joined)}', which is not encrypted; use one that stays with https"
+                f"'{without_secrets(url)}' redirects to '{without_secrets(joined)}', which is not encrypted;"
+                " use a URL that stays on https"
             )
         return joined
 
@@ -143,7 +146,9 @@ class HttpClient:
             return NotFound(f"{place} does not exist (status {status}); check the URL")
         if status in _TRANSIENT or status >= 500:
             return Unreachable(
-                f"{place} cannot be had at the moment (status {status} {response.reason}); try again later", 5
+                f"{place} is not available at the moment (status {status} {response.reason}); try again"
+                " later",
+                5,
             )
         return Unavailable(f"{place} answers with status {status} {response.reason}; check the URL")
 
@@ -154,7 +159,7 @@ def origin(url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """The URL without user, password, and query, where signatures are."""
+    """The URL without user, password and query, which may contain a signature."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment))
 

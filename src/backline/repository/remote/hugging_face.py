@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, or on a server that speaks its HTTP API."""
+"""Models on the Hugging Face hub, or on a server with its HTTP API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
 from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.files import GIT, SHA256, Opened
-from backline.repository.remote.http_client import HttpAnswer, HttpClient, origin
+from backline.repository.remote.http_client import HttpClient, WebResponse, origin
 from backline.repository.remote.remote import RemoteRepository
 
 _HUB = "https://huggingface.co"
@@ -29,8 +29,12 @@ _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 
 
 class HuggingFaceRepository(RemoteRepository):
-    """The models in hf://owner/repo[@revision][/path]; a revision is a branch, a tag or a commit, "main" without one (a "/" in it is
-    written "%2F"). HF_TOKEN gives access to private ones, HF_ENDPOINT names another server. Raises InvalidArgument for a wrong location."""
+    """The models in hf://owner/repo[@revision][/path].
+
+    A revision is a branch, a tag or a commit, by default "main" (a "/" in it is written "%2F"). HF_TOKEN
+    gives access to private repositories, HF_ENDPOINT names another server. Raises InvalidArgument for an
+    invalid location.
+    """
 
     def __init__(
         self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None
@@ -39,7 +43,7 @@ class HuggingFaceRepository(RemoteRepository):
 
 
 class HubFiles:
-    """The files of a repository of the hub at one commit; see RemoteFiles."""
+    """The files of a repository on the hub at one commit; see RemoteFiles."""
 
     def __init__(self, location: str, environment: Mapping[str, str] = os.environ) -> None:
         self._location = location
@@ -51,7 +55,7 @@ class HubFiles:
             or not _NAME.fullmatch(repo)
             or any(p in {"", ".", ".."} for p in path.split("/") if path)
         ):
-            raise InvalidArgument(f"'{location}' is no place on the hub; {_FORM}")
+            raise InvalidArgument(f"'{location}' is not a place on the hub; {_FORM}")
         self._repo = f"{owner}/{repo}"
         self._revision = unquote(revision) or "main"
         self._path = path
@@ -62,9 +66,11 @@ class HubFiles:
         self._client = HttpClient(
             self._endpoint,
             authorization=f"Bearer {token}" if token else "",
-            denied=f"accept the conditions of '{self._repo}' on the hub, or use a token that may read it (HF_TOKEN)"
+            denied=f"accept the conditions of '{self._repo}' on the hub, or use a token that may read it"
+            " (HF_TOKEN)"
             if token
-            else f"'{self._repo}' does not exist, or is private: check the name, or set HF_TOKEN to a token that may read it",
+            else f"'{self._repo}' does not exist, or is private: check the name, or set HF_TOKEN to a token"
+            " that may read it",
         )
         self._commit = ""
         self._single = False
@@ -85,7 +91,7 @@ class HubFiles:
             found = self._tree(folder)
             self._single = False
         except NotFound:
-            # A file has no tree; its folder has.
+            # The path may be a file: look for it in its folder.
             found = [
                 item
                 for item in self._tree(quote(f"/{self._path}").rpartition("/")[0])
@@ -102,18 +108,20 @@ class HubFiles:
         files = {item["path"][cut:]: _entry(item) for item in found if item["type"] == "file"}
         if not files:
             raise NotFound(
-                f"'{self._location}' holds no files at revision '{self._revision}'; check the path after the repository's name"
+                f"'{self._location}' holds no files at revision '{self._revision}'; check the path after the"
+                " repository's name"
             )
         return files
 
     def _resolve(self) -> str:
-        """The commit that the revision is now: a listing and its files must not be of different ones."""
+        """The revision's current commit: a listing and its files must come from the same one."""
         url = f"{self._endpoint}/api/models/{self._repo}/revision/{quote(self._revision, safe='')}"
         try:
             found, _ = self._json(url)
         except NotFound:
             raise NotFound(
-                f"'{self._location}': the hub has no repository '{self._repo}' with revision '{self._revision}'; check both"
+                f"'{self._location}': the hub has no repository '{self._repo}' with revision"
+                f" '{self._revision}'; check both"
             ) from None
         commit = found.get("sha") if isinstance(found, dict) else None
         if not isinstance(commit, str) or not commit:
@@ -140,7 +148,7 @@ class HubFiles:
         return items
 
     def _json(self, url: str) -> tuple[Any, str]:
-        """What an address of the API answers, and the address of the next page."""
+        """The document at an API address, and the address of the next page."""
         with self._client.request(url) as answer:
             body = answer.body.read(_MAX_PAGE + 1)
             following = _NEXT.search(answer.headers.get("Link", ""))
@@ -153,7 +161,8 @@ class HubFiles:
 
     def _odd(self, url: str) -> Unavailable:
         return Unavailable(
-            f"'{self._location}': {url} does not answer as the hub does; check HF_ENDPOINT ('{self._endpoint}')"
+            f"'{self._location}': {url} does not answer as the hub does; check HF_ENDPOINT"
+            f" ('{self._endpoint}')"
         )
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
@@ -165,15 +174,15 @@ class HubFiles:
         )
 
     def close(self) -> None:
-        """No connection is kept."""
+        """No connection is kept open."""
 
 
-def _accept(answer: HttpAnswer) -> None:
-    """The content is held against its hash."""
+def _accept(answer: WebResponse) -> None:
+    """Accepts any response: the content is verified by its hash."""
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:
-    """Large files have the SHA-256 of their content, the others git's own hash."""
+    """A file's entry, identified by the SHA-256 of a large file's content and git's hash of any other."""
     large = item.get("lfs")
     if isinstance(large, dict) and large.get("oid"):
         return FileEntry(
@@ -183,7 +192,7 @@ def _entry(item: dict[str, Any]) -> FileEntry:
 
 
 def _token(environment: Mapping[str, str]) -> str:
-    """HF_TOKEN, else what `hf auth login` has left."""
+    """HF_TOKEN, else the token that `hf auth login` saved."""
     if token := environment.get("HF_TOKEN") or environment.get("HUGGING_FACE_HUB_TOKEN"):
         return token.strip()
     home = (

@@ -1,4 +1,4 @@
-"""Where an object store is, and who asks: a URL, Triton's spellings, the environment, and Triton's file of credentials."""
+"""Location and credentials of an object store: from URL, environment and Triton's credentials file."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from backline.engine.errors import InvalidArgument
 CREDENTIALS_FILE: Final = "TRITON_CLOUD_CREDENTIAL_PATH"
 
 _ENDPOINT: Final = re.compile(r"https?://[^/:@\s]+(:\d{1,5})?")
-#: What a message says about credentials, by kind of store.
+#: The advice about credentials in messages, by kind of store.
 CREDENTIALS: Final = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN) or AWS_PROFILE, "
     "or AWS_SKIP_SIGNATURE=true for a public bucket",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, run 'gcloud auth application-default login', "
     "or set GOOGLE_SKIP_SIGNATURE=true for a public bucket",
-    "az": "set AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_KEY), "
-    "or AZURE_SKIP_SIGNATURE=true for a public container",
+    "az": "set AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY "
+    "(or AZURE_STORAGE_SAS_KEY), or AZURE_SKIP_SIGNATURE=true for a public container",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectLocation:
-    """A bucket or container of a store (`kind` "s3", "gs" or "az"), the prefix in it, and obstore's options to reach it."""
+    """A bucket or container of a store (`kind` "s3", "gs" or "az"), a prefix in it, and obstore's options."""
 
     kind: str
     bucket: str
@@ -39,13 +39,16 @@ class ObjectLocation:
 
 
 def parse_location(location: str, environment: Mapping[str, str] = os.environ) -> ObjectLocation:
-    """Reads s3://bucket/prefix, s3://[https://]host:port/bucket/prefix, gs://bucket/prefix, az://container/prefix and
-    as://account.blob.core.windows.net/container/prefix. Raises InvalidArgument with the form that was expected."""
+    """Parses the URL of a bucket or container. Raises InvalidArgument with the expected form.
+
+    The forms are s3://bucket/prefix, s3://[https://]host:port/bucket/prefix, gs://bucket/prefix,
+    az://container/prefix and as://account.blob.core.windows.net/container/prefix.
+    """
     scheme, _, rest = location.partition("://")
     scheme = scheme.lower()
     if "?" in rest or "#" in rest:
         raise InvalidArgument(
-            f"'{location}' has '?' or '#', which a bucket and its objects are named without; remove it"
+            f"'{location}' has '?' or '#', which names of buckets and objects cannot contain; remove it"
         )
     if scheme == "s3":
         return _s3(location, rest, environment)
@@ -77,7 +80,7 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
             scheme, rest = candidate, rest.removeprefix(f"{candidate}://")
     host = rest.partition("/")[0]
     if scheme or ":" in host:
-        # Triton's spelling of a store that is not Amazon's; its plain form speaks HTTP.
+        # Triton's form for a store other than Amazon's; without a scheme it means HTTP.
         endpoint, rest = f"{scheme or 'http'}://{host}", rest.partition("/")[2]
         if not _ENDPOINT.fullmatch(endpoint):
             raise InvalidArgument(
@@ -104,7 +107,7 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
 
 
 def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Keys and region of a profile in Amazon's two files; nothing where there are none and no profile was asked for."""
+    """Keys and region of a profile in AWS's two files; empty if there are none and no profile was named."""
     name = profile or "default"
     home = Path(environment.get("HOME", "~")).expanduser() / ".aws"
     paths = (
@@ -131,7 +134,8 @@ def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
             options |= {fields[key]: value for key, value in parser[section].items() if key in fields}
     if profile and not options:
         raise InvalidArgument(
-            f"neither '{paths[0][0]}' nor '{paths[1][0]}' has the profile '{profile}'; correct AWS_PROFILE or add it"
+            f"neither '{paths[0][0]}' nor '{paths[1][0]}' has the profile '{profile}'; correct AWS_PROFILE"
+            " or add it"
         )
     return options
 
@@ -167,14 +171,14 @@ def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]
         place = f"as://{container}/{prefix}"
     text = environment.get("AZURE_STORAGE_CONNECTION_STRING", "")
     connection = _connection_string(text) if text else {}
-    if connection and account in {"", connection["account_name"]}:  # for another account it says nothing
+    if connection and account in {"", connection["account_name"]}:  # it does not apply to another account
         options |= connection
     elif given := _given("as", place, environment):
         options["account_name"] = given.get("account_str", options.get("account_name", ""))
         options |= (
             {"account_key": given["account_key"]} if given.get("account_key") else {"skip_signature": True}
         )
-    elif asking := environment.get("AZURE_STORAGE_ACCOUNT"):  # Triton's and Azure's command line's names
+    elif asking := environment.get("AZURE_STORAGE_ACCOUNT"):  # the names used by Triton and the Azure CLI
         options.setdefault("account_name", asking)
     if key := environment.get("AZURE_STORAGE_KEY"):
         options.setdefault("account_key", key)
@@ -195,7 +199,8 @@ def _connection_string(text: str) -> dict[str, Any]:
     if not endpoint:
         if not account:
             raise InvalidArgument(
-                "AZURE_STORAGE_CONNECTION_STRING has neither AccountName nor BlobEndpoint; copy it from the Azure portal again"
+                "AZURE_STORAGE_CONNECTION_STRING has neither AccountName nor BlobEndpoint; copy it from the"
+                " Azure portal again"
             )
         suffix = parts.get("EndpointSuffix", "core.windows.net")
         endpoint = f"{parts.get('DefaultEndpointsProtocol', 'https')}://{account}.blob.{suffix}"
@@ -213,7 +218,7 @@ def _connection_string(text: str) -> dict[str, Any]:
 
 
 def _given(kind: str, place: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """What Triton's file of credentials says for a place: of the entries that begin like it, the longest."""
+    """The entry for a place in Triton's credentials file: the one with the longest matching prefix."""
     name = environment.get(CREDENTIALS_FILE)
     if not name:
         return {}
@@ -223,6 +228,8 @@ def _given(kind: str, place: str, environment: Mapping[str, str]) -> dict[str, s
         found = entries[max(matching, key=len)] if matching else {}
         found = {"path": found} if isinstance(found, str) else dict(found)
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InvalidArgument(f"{CREDENTIALS_FILE}: '{name}' cannot be used: {error}; expected JSON such as "
-                              '{"s3": {"s3://bucket": {"key_id": "...", "secret_key": "...", "region": "..."}}}') from None  # fmt: skip
+        raise InvalidArgument(
+            f"{CREDENTIALS_FILE}: '{name}' cannot be used: {error}; expected JSON such as "
+            '{"s3": {"s3://bucket": {"key_id": "...", "secret_key": "...", "region": "..."}}}'
+        ) from None
     return {key: value for key, value in found.items() if isinstance(value, str)}

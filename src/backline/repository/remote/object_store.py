@@ -1,4 +1,4 @@
-"""Models in an object store: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
+"""Models in an object store: S3 and compatible stores, Google Cloud Storage, Azure Blob Storage."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from backline.repository.remote.remote import RemoteRepository
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-#: A store that does not answer is noticed within seconds: models go on being served meanwhile, and the next poll tries again.
+#: A store that does not answer is noticed within seconds: serving continues, and the next poll tries again.
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 15
 _RETRIES = 2
 _RETRY_SECONDS = 10
-#: The library bounds a whole request; a large file may take its time as long as bytes arrive.
+#: The library limits the time of a whole request; a large file may take long as long as bytes arrive.
 _REQUEST_DAYS = 7
 _CHUNK = 1 << 20
-#: A bucket of other things, and not a model repository.
+#: A bucket with more objects than this is not a model repository.
 _MAX_OBJECTS = 200_000
-#: An ETag that is an MD5; one of an upload in parts has a dash.
+#: An ETag that is an MD5; that of a multipart upload has a dash.
 _MD5_ETAG = re.compile(r"[0-9a-f]{32}")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<\n]+)")
-#: What is behind "error sending request", in the part of a message that is for debugging.
+#: The causes of "error sending request", in the debugging part of a message.
 _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
 _CAUSES = (
     re.compile(r'\bmessage: "([^"]+)"'),
     re.compile(r'\berror: "([^"]+)"'),
     re.compile(r"\b(TimedOut)\b"),
 )
-#: Without credentials the library asks the machine in the cloud that it may be running on.
+#: Signs of missing credentials: the library then asks the metadata service of the cloud it may be running in.
 _NO_CREDENTIALS = (
     "/latest/api/token",
     "/latest/meta-data",
@@ -57,7 +57,7 @@ _NOT_THERE = ("NoSuchBucket", "ContainerNotFound")
 
 
 class ObjectStoreRepository(RemoteRepository):
-    """The models below a prefix of a bucket; `location` as ObjectLocation describes it. Raises InvalidArgument for a wrong one."""
+    """The models below a prefix of a bucket; see `parse_location` for its forms and errors."""
 
     def __init__(
         self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None
@@ -66,7 +66,7 @@ class ObjectStoreRepository(RemoteRepository):
 
 
 class ObjectFiles:
-    """The objects below a prefix; see RemoteFiles. A prefix that is one object is the place of that file."""
+    """The objects below a prefix, or the one object that the prefix names; see RemoteFiles."""
 
     def __init__(self, location: str) -> None:
         self._place = parse_location(location)
@@ -94,9 +94,10 @@ class ObjectFiles:
                 files |= {found["path"][cut:]: _entry(found) for found in page}
                 if len(files) > _MAX_OBJECTS:
                     raise InvalidArgument(
-                        f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; name the prefix in the {self._bucket} that has models"
+                        f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; name the prefix in the"
+                        f" {self._bucket} that has models"
                     )
-        # Tools that show folders keep them as empty objects.
+        # Tools that show folders store them as empty objects.
         folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}
         files = {
             path: entry for path, entry in files.items() if path and not (entry.size == 0 and path in folders)
@@ -130,7 +131,8 @@ class ObjectFiles:
             got = obstore.get(self._store, key, options={"range": {"offset": offset}} if offset else {})
         if _entry(got.meta) != FileEntry(entry.size, entry.identity):
             raise Unavailable(
-                f"'{self._location}': object '{key}' was replaced while it was downloaded; it is taken up when looked at again",
+                f"'{self._location}': object '{key}' was replaced during the download; the next scan will"
+                " find the new one",
                 1,
             )
         return Opened(got.range[0], self._chunks(key, got.stream(_CHUNK)))
@@ -141,7 +143,7 @@ class ObjectFiles:
                 yield bytes(chunk)
 
     def close(self) -> None:
-        """The store's connections go with it."""
+        """The store closes its connections when it is collected."""
 
     @property
     def _bucket(self) -> str:
@@ -168,7 +170,8 @@ class ObjectFiles:
         where = f"model repository '{self._location}'"
         if isinstance(error, obstore_errors.InvalidPathError):
             return InvalidArgument(
-                f"{where}: an object has a name that cannot be a file ({_last_line(text)}); rename or remove it"
+                f"{where}: an object has a name that cannot be a file ({_last_line(text)}); rename or remove"
+                " it"
             )
         if any(sign in text for sign in _NO_CREDENTIALS):
             return Unavailable(
@@ -176,7 +179,8 @@ class ObjectFiles:
             )
         if code in _NOT_THERE or (status == 404 and "list request" in text):
             return NotFound(
-                f"{where}: the {self._bucket} does not exist{self._at_endpoint}; create it, or correct its name or the endpoint"
+                f"{where}: the {self._bucket} does not exist{self._at_endpoint}; create it, or correct its"
+                " name or the endpoint"
             )
         if isinstance(error, FileNotFoundError) or status == 404:
             return NotFound(f"{where}: object '{key}' does not exist (any more)")
@@ -187,16 +191,18 @@ class ObjectFiles:
             return Unavailable(f"{where}: access is denied ({reason}); {CREDENTIALS[self._place.kind]}")
         if status in {301, 307, 308}:
             return Unavailable(
-                f"{where}: the store sends elsewhere ({reason}); set AWS_REGION to the region of the {self._bucket}"
+                f"{where}: the store redirects elsewhere ({reason}); set AWS_REGION to the region of the"
+                f" {self._bucket}"
             )
         if 400 <= status < 500 and status not in {408, 429}:
             return Unavailable(
-                f"{where}: the store refused the request with status {status} ({reason}); check the endpoint{self._at_endpoint}"
+                f"{where}: the store refused the request with status {status} ({reason}); check the"
+                f" endpoint{self._at_endpoint}"
             )
         if found := _CERTIFICATE.search(str(error)):
             return Unreachable(
                 f"{where} cannot be reached{self._at_endpoint}: its certificate is not trusted ({found[1]}); "
-                "name the file of its authority in SSL_CERT_FILE or AWS_CA_BUNDLE",
+                "set SSL_CERT_FILE or AWS_CA_BUNDLE to the file of its certificate authority",
                 retry_after=_RETRY_SECONDS,
             )
         reason = next((found[1] for cause in _CAUSES if (found := cause.search(str(error)))), reason)
@@ -217,7 +223,8 @@ def _open_store(location: str, place: ObjectLocation) -> ObjectStore:
         from obstore.store import AzureStore, GCSStore, S3Store
     except ImportError:
         raise InvalidArgument(
-            f"model repository '{location}' needs the package obstore; install it with: pip install 'backline[cloud]'"
+            f"model repository '{location}' needs the package obstore; install it with: pip install"
+            " 'backline[cloud]'"
         ) from None
     options: dict[str, Any] = dict(place.options)
     endpoint = options.get("endpoint") or options.get("base_url") or ""
@@ -257,7 +264,7 @@ def _entry(found: Any) -> FileEntry:
     etag = (found["e_tag"] or "").strip('"')
     if _MD5_ETAG.fullmatch(etag):
         return FileEntry(found["size"], MD5 + etag)
-    # A store without ETags: the time tells changes a second apart.
+    # Without an ETag, the time shows changes at least a second apart.
     return FileEntry(
         found["size"],
         f"etag:{etag}" if etag else f"modified:{found['last_modified'].replace(microsecond=0).isoformat()}",
@@ -265,5 +272,5 @@ def _entry(found: Any) -> FileEntry:
 
 
 def _last_line(text: str) -> str:
-    """The reason in a message of the library, without the queries of URLs, where signatures are."""
+    """The reason in a message of the library, without the queries of URLs, which may contain signatures."""
     return re.sub(r"\?\S+", "", text.strip().rpartition("\n")[2].rpartition(" - ")[2]).strip()

@@ -1,4 +1,4 @@
-"""A repository elsewhere: its files are listed there, kept in the cache here, and loaded from here."""
+"""A remote repository: its files are listed remotely, kept in the local cache, and loaded from there."""
 
 from __future__ import annotations
 
@@ -19,32 +19,30 @@ from backline.repository.file_lock import Stopped
 from backline.repository.layouts.layouts import Known
 from backline.repository.layouts.scan import scan_listing
 from backline.repository.listing import FileEntry, Listing
-from backline.repository.remote.cache import Content, ContentCache
-from backline.repository.remote.downloads import Downloads
+from backline.repository.remote.cache import CachedContent, ContentCache
+from backline.repository.remote.downloads import DownloadProgress, Downloads
 from backline.repository.remote.files import RemoteFiles, Unreachable, checked
-from backline.repository.remote.progress import Progress
-from backline.repository.remote.remembered import recall, remember
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 
 log = logging.getLogger("backline.repository")
 T = TypeVar("T")
 
-#: Files that one repository downloads at a time. One stream rarely fills a line; more than a few disturb each other.
+#: Parallel downloads of one repository: one stream rarely fills the line, and many slow each other down.
 PARALLEL = 8
 _THREADS = 4
-#: Files that a scan reads, if they are there, are small; what is larger is not read in advance.
+#: The files that a scan reads are small; larger ones are not fetched in advance.
 _SMALL = 1 << 20
 _READ_AT_SCAN = (".pbtxt", ".toml", "model-settings.json", "settings.json", ".config")
-#: How often the trees in use are marked as such, far below ContentCache's age limit.
+#: Seconds between marks on the trees in use, far below the cache's KEEP_SECONDS.
 _KEEP_SECONDS = 3600.0
-#: How often it is written down that a place could be reached, where nothing changes.
+#: Seconds between records that a place was reached, while nothing changes.
 _REMEMBER_SECONDS = 60.0
-#: How often it is said that a place cannot be reached since the start.
+#: Seconds between warnings that a place has been unreachable since the start.
 _WARN_SECONDS = 600.0
 
 
 class RemoteRepository:
-    """The models of a remote place; see Repository. `files` and what blocks run on threads of their own."""
+    """The models of a remote place; see Repository. Blocking work runs on its own threads."""
 
     def __init__(
         self,
@@ -60,7 +58,7 @@ class RemoteRepository:
         self._configs = configs or ConfigFiles()
         self._downloads = Downloads(files, cache)
         self._transfers = ThreadPoolExecutor(PARALLEL, thread_name_prefix="download")
-        #: For what does not wait behind downloads: scans, and a version that is here already.
+        #: For work that must not wait for downloads: scans, and versions already in the cache.
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="repository")
         self._scans = threading.Lock()
         self._closing = threading.Event()
@@ -68,7 +66,7 @@ class RemoteRepository:
         self._trees: set[Path] = set()
         self._kept = time.monotonic()
         self._known: Known = {}
-        #: The files of the last scan and the models in them, where every file could be read.
+        #: The files of the last scan and the models in them, if every file could be read.
         self._last: tuple[Mapping[str, FileEntry], list[FoundModel]] | None = None
         self._reached = False
         self._remembered_at = 0.0
@@ -127,26 +125,26 @@ class RemoteRepository:
             or time.monotonic() - self._remembered_at >= _REMEMBER_SECONDS
         ):
             with self._lenient():
-                remember(self._cache, self.location, files)
+                self._cache.remember(self.location, files)
             self._remembered_at = time.monotonic()
         return files
 
     def _remembered(self, error: Unreachable) -> Mapping[str, FileEntry]:
-        """What the place held when it was last reached. Raises `error` where that is not known."""
-        found = recall(self._cache, self.location)
+        """What the place held when it was last reached. Raises `error` if there is no record."""
+        found = self._cache.recall(self.location)
         if found is None:
             raise error
         files, seen = found
         if time.monotonic() - self._warned_at >= _WARN_SECONDS:
             self._warned_at = time.monotonic()
             log.warning(
-                "%s. Serving what the cache '%s' holds of it, as it was %s ago",
+                "%s. Serving what the cache '%s' holds of it, as recorded %s ago",
                 error.message, self._cache.folder, _age(time.time() - seen),
             )  # fmt: skip
         return files
 
     def _read_ahead(self, files: Mapping[str, FileEntry]) -> None:
-        """Fetches what the scan is about to read, several at a time; a failure is told when the scan reads the file."""
+        """Fetches in parallel what the scan is about to read, which then reports the failures."""
         missing = [
             path
             for path, entry in files.items()
@@ -183,7 +181,7 @@ class RemoteRepository:
 
     @contextlib.contextmanager
     def _lenient(self) -> Iterator[None]:
-        """For what a repository can do without: a failure of the cache is logged."""
+        """For work that a repository can do without: logs a failure of the cache."""
         try:
             yield
         except BacklineError as error:
@@ -201,7 +199,7 @@ class RemoteRepository:
             if entry.problem:
                 raise InvalidArgument(entry.problem)
         stop = threading.Event()
-        progress = Progress(sum(entry.size for entry in version.files.values()), on_bytes)
+        progress = DownloadProgress(sum(entry.size for entry in version.files.values()), on_bytes)
         try:
             contents = await self._run(self._find_all, version.files)
             missing = [path for path in version.files if path not in contents]
@@ -218,16 +216,16 @@ class RemoteRepository:
         self._trees.add(tree)
         return FetchedVersion(tree / version.path, tree / model.folder)
 
-    def _find_all(self, files: Mapping[str, FileEntry]) -> dict[str, Content]:
+    def _find_all(self, files: Mapping[str, FileEntry]) -> dict[str, CachedContent]:
         found = {path: self._cache.find(self.location, path, entry) for path, entry in files.items()}
         return {path: content for path, content in found.items() if content is not None}
 
     async def _fetch_all(
-        self, files: Mapping[str, FileEntry], progress: Progress, stop: threading.Event
-    ) -> dict[str, Content]:
-        """The contents of all, or the first failure once the others have stopped."""
+        self, files: Mapping[str, FileEntry], progress: DownloadProgress, stop: threading.Event
+    ) -> dict[str, CachedContent]:
+        """The contents of all files, or the first failure once the other downloads have stopped."""
 
-        def fetch(path: str, entry: FileEntry) -> Content:
+        def fetch(path: str, entry: FileEntry) -> CachedContent:
             try:
                 return self._downloads.fetch(path, entry, progress.add, _Either(stop, self._closing))
             except BaseException:
@@ -256,7 +254,7 @@ class RemoteRepository:
     # -- changes and end
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
-        """Every `interval` seconds: no store tells of changes by itself, and a scan is one request where nothing has changed."""
+        """Yields every `interval` seconds: stores do not report changes, and an idle scan is one request."""
         while not self._closed.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closed.wait(), interval)
@@ -286,7 +284,7 @@ class RemoteRepository:
 
 
 class _Either(threading.Event):
-    """Set when one of two events is."""
+    """Set when either of two events is."""
 
     def __init__(self, one: threading.Event, other: threading.Event) -> None:
         super().__init__()
@@ -301,7 +299,7 @@ class _Either(threading.Event):
 
 
 def _ignore(count: int) -> None:
-    """Progress that nobody looks at."""
+    """Discards progress."""
 
 
 def _age(seconds: float) -> str:

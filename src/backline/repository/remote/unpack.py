@@ -1,4 +1,4 @@
-"""Files out of an archive that somebody else wrote: names, kinds and sizes are checked before a byte is kept."""
+"""Reads untrusted archives: checks names, kinds and sizes of members before a byte is stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from backline.repository.names import printable
 from backline.repository.remote.cache import Readable
 from backline.repository.remote.files import name_problem
 
-#: The suffixes of archives, and how tarfile calls the compression of those that are tar files.
+#: The suffixes of archives, and tarfile's names for the compression of tar files.
 ARCHIVES: Final = {
     ".zip": "zip",
     ".tar": "",
@@ -30,7 +30,7 @@ ARCHIVES: Final = {
     ".tar.xz": "xz",
     ".tar.zst": "zst",
 }
-#: A member whose name and other headers are larger is an attack on memory.
+#: Larger headers of a member, its name included, are an attack on memory.
 _MAX_HEADER: Final = 1 << 20
 _DAMAGED: Final = (
     tarfile.TarError,
@@ -45,8 +45,11 @@ _DAMAGED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What an archive may unpack to: members in number, bytes in all, and bytes for each of its own bytes (above what harms nobody)."""
+class UnpackLimits:
+    """What an archive may unpack to: `files` members, and `size` bytes or less.
+
+    Above `harmless` bytes, it must not grow to more than `ratio` times its own size.
+    """
 
     files: int = 100_000
     size: int = 256 << 30
@@ -59,7 +62,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in an archive; `content` is to be read before the next one is asked for."""
+    """A regular file in an archive; read `content` before the next member."""
 
     path: str
     size: int
@@ -67,16 +70,17 @@ class Member:
 
 
 def archive_kind(path: str) -> str | None:
-    """Of ARCHIVES, by the name; None for what is none."""
+    """The kind of archive by its suffix, from ARCHIVES; None if the file is not an archive."""
     lower = path.lower()
     return next((kind for suffix, kind in ARCHIVES.items() if lower.endswith(suffix)), None)
 
 
-def members(archive: Path, kind: str, place: str, limits: Limits) -> Iterator[Member]:
-    """The regular files in an archive, one after the other; `place` is its name in messages.
+def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Iterator[Member]:
+    """The regular files in an archive, one by one; `place` is its name in messages.
 
-    Raises InvalidArgument that names the member for a name that is absolute, leads out, or is given twice (also by case), for links,
-    devices and encryption, for more than `limits` allow, and for a damaged archive.
+    Raises InvalidArgument, naming the member, for a name that is absolute, leads outside or repeats another
+    (ignoring case), for links, devices and encryption, for more than `limits` allow, and for a damaged
+    archive.
     """
     names = _Names(place, limits, limits.bytes_of(archive.stat().st_size))
     with _explained(place):
@@ -85,15 +89,13 @@ def members(archive: Path, kind: str, place: str, limits: Limits) -> Iterator[Me
 
 @contextlib.contextmanager
 def _explained(place: str) -> Iterator[None]:
-    """Turns what the unpacking libraries raise for damage into InvalidArgument."""
+    """Turns the errors that the unpacking libraries raise for damage into InvalidArgument."""
     try:
         yield
     except BacklineError:
         raise
     except (OSError, *_DAMAGED) as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # the disk's; a damaged gzip file has no number
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; gzip's errors have no errno
             raise
         raise InvalidArgument(
             f"archive '{place}' is damaged, or not what its name says: {error}; upload it again"
@@ -101,7 +103,7 @@ def _explained(place: str) -> Iterator[None]:
 
 
 class _Content:
-    """The content of a member, whose damage shows when it is read."""
+    """The content of a member; damage shows when it is read."""
 
     def __init__(self, stream: IO[bytes], place: str) -> None:
         self._stream = stream
@@ -113,15 +115,15 @@ class _Content:
 
 
 class _Names:
-    """The names so far, and what is still allowed."""
+    """The names so far, and what remains of the limits."""
 
-    def __init__(self, place: str, limits: Limits, size: int) -> None:
+    def __init__(self, place: str, limits: UnpackLimits, size: int) -> None:
         self.place = place
         self._limits = limits
         self._members = 0
         self._left = size
         self._size = size
-        #: By the name without case: on many disks two such names are one file.
+        #: By case-folded name: on many disks, names that differ only in case are one file.
         self._seen: dict[str, str] = {}
 
     def error(self, name: str, reason: str) -> InvalidArgument:
@@ -137,7 +139,7 @@ class _Names:
         if path.casefold() in self._seen:
             raise self.error(
                 name,
-                f"there is '{self._seen[path.casefold()]}' already; names must differ, and by more than case",
+                f"there is already '{self._seen[path.casefold()]}'; names must differ by more than case",
             )
         self._seen[path.casefold()] = path
         self._count(name)
@@ -145,7 +147,8 @@ class _Names:
         if self._left < 0:
             raise self.error(
                 name,
-                f"with it the archive unpacks to more than the {self._size:,} bytes allowed for its size; split it, or check it",
+                f"with it the archive unpacks to more than the {self._size:,} bytes allowed for its size;"
+                " check it, or split it",
             )
         return path
 
@@ -227,7 +230,7 @@ def _decompressed(archive: Path, kind: str, place: str) -> Iterator[IO[bytes]]:
 
 
 class _Forward:
-    """A stream that tarfile can read and skip on, but not collect a large header from: it would do so in memory."""
+    """A stream that tarfile can read and skip in, but without large headers, which would fill the memory."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -235,12 +238,12 @@ class _Forward:
         self.allow_header()
 
     def allow_header(self) -> None:
-        """So much may be read in a row, in as many steps as tarfile likes: all headers of a member."""
+        """Allows reads of _MAX_HEADER more bytes, in any number of steps: all headers of a member."""
         self._left = _MAX_HEADER
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= self._left:
-            raise ValueError("a header of it is too large")
+            raise ValueError("one of its headers is too large")
         data = self._stream.read(size)
         self._at += len(data)
         self._left -= len(data)
@@ -251,7 +254,7 @@ class _Forward:
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if whence != 0 or offset < self._at:
-            raise ValueError("its members are not one after the other")
+            raise ValueError("its members are not in sequence")
         while self._at < offset:
             self.allow_header()
             if not self.read(min(offset - self._at, _MAX_HEADER)):

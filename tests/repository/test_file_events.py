@@ -1,4 +1,4 @@
-"""Which file systems are another machine's."""
+"""Which file systems count as remote."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backline.repository import file_systems
-from backline.repository.file_systems import is_remote
+from backline.repository import file_events
+from backline.repository.file_events import is_remote
 
 
-def test_the_systems_own_list_of_mounts_is_read_as_others_read_it() -> None:
-    assert sorted(file_systems.mounts()) == sorted(
+def test_mounts_are_those_that_psutil_lists() -> None:
+    assert sorted(file_events.mounts()) == sorted(
         (mount.mountpoint, mount.fstype) for mount in psutil.disk_partitions(all=True)
     )
 
@@ -24,11 +24,11 @@ def test_the_systems_own_list_of_mounts_is_read_as_others_read_it() -> None:
     ("bucket /bucket fuse.s3fs rw 0 0", "/bucket", True),
     ("/dev/sda2 /data ext4 rw 0 0", "/data", False),
 ])  # fmt: skip
-def test_files_are_remote_by_the_type_of_what_is_mounted(
+def test_a_path_is_remote_by_the_type_of_its_file_system(
     line: str, path: str, remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = tmp_path / "mounts"
     listed.write_text(f"/dev/sda1 / ext4 rw 0 0\n{line}\n")
-    monkeypatch.setattr(file_systems, "MOUNTS", listed)
+    monkeypatch.setattr(file_events, "MOUNTS", listed)
 
     assert is_remote(Path(path)) == remote
