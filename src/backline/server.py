@@ -25,7 +25,7 @@ from backline.observe.log.requests import RequestLog
 from backline.observe.log.server_log import ServerLog
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
-from backline.observe.tracing.config import TraceConfig
+from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
 from backline.repository.configuration import ConfigFiles
 from backline.repository.location import open_repository

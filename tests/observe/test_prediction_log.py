@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Tensor
-from backline.observe.crc32c import crc32c
-from backline.observe.prediction_log import encode_record, read_log
+from backline.observe.prediction_log import crc32c, encode_record, read_log
 from backline.protos import message
 
 

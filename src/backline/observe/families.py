@@ -25,7 +25,7 @@ _LABELS = "\0"
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class FamilyTemplate:
     """The comment lines of a metric, and what writes the samples of a version; of those that were never ready only if `always`."""
 
     comment: str
@@ -35,19 +35,21 @@ class Family:
 
 def _single(
     name: str, kind: str, text: str, read: Callable[[Model], float], *, always: bool = False
-) -> Family:
+) -> FamilyTemplate:
     line = f"{name}{{%s}} %r\n"
-    return Family(comment(name, kind, text), lambda model, labels: line % (labels, read(model)), always)
+    return FamilyTemplate(
+        comment(name, kind, text), lambda model, labels: line % (labels, read(model)), always
+    )
 
 
-def _counter(name: str, text: str, read: Read) -> Family:
+def _counter(name: str, text: str, read: Read) -> FamilyTemplate:
     line = f"{name}{{%s}} %d\n"
-    return Family(
+    return FamilyTemplate(
         comment(name, "counter", text), lambda model, labels: line % (labels, read(model.statistics))
     )
 
 
-def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Read], ...]) -> Family:
+def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Read], ...]) -> FamilyTemplate:
     """A sample for each value of a label."""
     lines = "".join(f'{name}{{{_LABELS},{label}="{value}"}} %d\n' for value, _ in values)
     reads = tuple(read for _, read in values)
@@ -56,12 +58,12 @@ def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Re
         statistics = model.statistics
         return (lines % tuple([read(statistics) for read in reads])).replace(_LABELS, labels)
 
-    return Family(comment(name, kind, text), write)
+    return FamilyTemplate(comment(name, kind, text), write)
 
 
 def _histogram(
     name: str, text: str, counts: Callable[[ModelStatistics], list[int]], total_ns: Read
-) -> Family:
+) -> FamilyTemplate:
     bounds = [*(f"{2**i / 1e6:g}" for i in _BUCKETS), "+Inf"]
     lines = "".join(f'{name}_bucket{{{_LABELS},le="{bound}"}} %d\n' for bound in bounds)
     lines += f"{name}_count{{{_LABELS}}} %d\n{name}_sum{{{_LABELS}}} %r\n"
@@ -76,10 +78,10 @@ def _histogram(
         )
         return (lines % numbers).replace(_LABELS, labels)
 
-    return Family(comment(name, "histogram", text), write)
+    return FamilyTemplate(comment(name, "histogram", text), write)
 
 
-def _first_responses() -> Family:
+def _first_responses() -> FamilyTemplate:
     """Of decoupled models, in Triton's buckets or those of the model; of others it is the time of the request."""
     name = FIRST_RESPONSE_FAMILY
 
@@ -95,7 +97,7 @@ def _first_responses() -> Family:
         )
         return f"{buckets}{name}_count{{{labels}}} {sums[-1]}\n{name}_sum{{{labels}}} {responses.first_ns / 1e6!r}\n"
 
-    return Family(
+    return FamilyTemplate(
         comment(name, "histogram", "Time from arrival to the first response, in milliseconds"), write
     )
 
@@ -108,7 +110,7 @@ _OUTCOMES: tuple[tuple[str, Callable[[ResponseCounters], Duration]], ...] = (
 )
 
 
-def _responses() -> Family:
+def _responses() -> FamilyTemplate:
     name = "backline_responses_total"
     lines = "".join(f'{name}{{{_LABELS},outcome="{outcome}"}} %d\n' for outcome, _ in _OUTCOMES)
 
@@ -120,13 +122,13 @@ def _responses() -> Family:
             lines % tuple(sum(read(r).count for r in responses.counters) for _, read in _OUTCOMES)
         ).replace(_LABELS, labels)
 
-    return Family(
+    return FamilyTemplate(
         comment(name, "counter", "Responses of models that give any number of them to a request, by outcome"),
         write,
     )
 
 
-def _executions() -> Family:
+def _executions() -> FamilyTemplate:
     name = "backline_executions_total"
     line = f'{name}{{%s,batch_size="%d"}} %d\n'
 
@@ -134,7 +136,7 @@ def _executions() -> Family:
         batches = sorted(model.statistics.batches.items())
         return "".join([line % (labels, size, batch.compute_infer.count) for size, batch in batches])
 
-    return Family(comment(name, "counter", "Executions by batch size"), write)
+    return FamilyTemplate(comment(name, "counter", "Executions by batch size"), write)
 
 
 _CALLS: tuple[tuple[str, Callable[[CallStatistics], Duration]], ...] = (
@@ -144,7 +146,7 @@ _CALLS: tuple[tuple[str, Callable[[CallStatistics], Duration]], ...] = (
 )
 
 
-def _calls(name: str, text: str, read: Callable[[Duration], float]) -> Family:
+def _calls(name: str, text: str, read: Callable[[Duration], float]) -> FamilyTemplate:
     """The calls that Python models have made of others: the steps of pipelines."""
     line = f"{name}{{%s,%s}} %r\n"
 
@@ -155,21 +157,23 @@ def _calls(name: str, text: str, read: Callable[[Duration], float]) -> Family:
             for outcome, duration in _CALLS
         )
 
-    return Family(comment(name, "counter", text), write)
+    return FamilyTemplate(comment(name, "counter", text), write)
 
 
-def _states() -> Family:
+def _states() -> FamilyTemplate:
     name = "backline_model_state"
     lines = "".join(f'{name}{{{_LABELS},state="{state.value}"}} %d\n' for state in ModelState)
 
     def write(model: Model, labels: str) -> str:
         return (lines % tuple([model.state is state for state in ModelState])).replace(_LABELS, labels)
 
-    return Family(comment(name, "gauge", "1 for the state that the model version is in"), write, always=True)
+    return FamilyTemplate(
+        comment(name, "gauge", "1 for the state that the model version is in"), write, always=True
+    )
 
 
 #: In the order of the page.
-FAMILIES: tuple[Family, ...] = (
+FAMILIES: tuple[FamilyTemplate, ...] = (
     _counter("nv_inference_request_success", "Requests answered, all batch sizes", lambda s: s.success.count),
     _by(
         "nv_inference_request_failure",

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.pieces import in_pieces
-from backline.observe.custom_metrics import exposed
-from backline.observe.exposition import CONTENT_TYPE, comment, label_text
+from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text
 from backline.observe.families import FAMILIES
 
 if TYPE_CHECKING:
-    from backline.observe.process_metrics import ProcessMetrics
+    from prometheus_client.core import GaugeMetricFamily
 
 
 class Metrics:
@@ -79,8 +78,6 @@ class Metrics:
             yield f"backline_model_load_seconds_total{{{model}}} {counts.seconds!r}\n"
 
     def _of_process(self) -> bytes:
-        from backline.observe.process_metrics import ProcessMetrics
-
         if self._process is None:
             self._process = ProcessMetrics()
         return self._process.text()
@@ -91,3 +88,47 @@ def _labels(model: Model) -> str:
     return label_text(
         (*((f"_{name}", tags[name]) for name in tags), ("model", model.name), ("version", model.version))
     )
+
+
+class ProcessMetrics:
+    """Memory, processor time and open files of the process, Python's version, and the load of the machine."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._registry.register(_Machine())
+
+    def text(self) -> bytes:
+        """The text in Prometheus' format. Reads files; called on one thread at a time."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self._registry)
+
+
+class _Machine:
+    """The processors and the memory of the machine, under Triton's names."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        psutil.cpu_percent()  # from here on the first page measures
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        import psutil
+        from prometheus_client.core import GaugeMetricFamily
+
+        memory = psutil.virtual_memory()
+        yield GaugeMetricFamily(
+            "nv_cpu_utilization",
+            "Share of the machine's processor time that was used since the last page",
+            psutil.cpu_percent() / 100,
+        )
+        yield GaugeMetricFamily("nv_cpu_memory_total_bytes", "Memory of the machine", memory.total)
+        yield GaugeMetricFamily(
+            "nv_cpu_memory_used_bytes",
+            "Memory of the machine that is in use",
+            memory.total - memory.available,
+        )

@@ -64,12 +64,12 @@ class _Kept:
     outputs: tuple[str, ...] | None
 
 
-class _Answer(Listener):
+class _KeepIfAnswered(Listener):
     """Keeps a request once it has a response: a warm-up of requests that failed would fail."""
 
     __slots__ = ("_kept", "_recording", "_size")
 
-    def __init__(self, recording: _Recording, kept: _Kept, size: int) -> None:
+    def __init__(self, recording: LiveRecording, kept: _Kept, size: int) -> None:
         self._recording = recording
         self._kept = kept
         self._size = size
@@ -79,7 +79,7 @@ class _Answer(Listener):
             self._recording.keep(self._kept, self._size)
 
 
-class _Recording:
+class LiveRecording:
     """One recording of one version. Lives on the event loop; the file is written on a thread."""
 
     def __init__(self, model: Model, count: int, max_bytes: int, file: Path) -> None:
@@ -137,7 +137,7 @@ class _Recording:
         inputs = {
             name: Tensor(name, t.datatype, t.shape, t.data.copy()) for name, t in request.inputs.items()
         }
-        ticket.listen(_Answer(self, _Kept(inputs, request.outputs), size))
+        ticket.listen(_KeepIfAnswered(self, _Kept(inputs, request.outputs), size))
 
     def keep(self, kept: _Kept, size: int) -> None:
         if self._state != "recording" or self._bytes + size > self._max_bytes:
@@ -176,7 +176,7 @@ class Recorder:
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine = engine
         self._folder = folder
-        self._recordings: dict[str, _Recording] = {}
+        self._recordings: dict[str, LiveRecording] = {}
 
     def start(
         self, model: str, version: str = "", *, count: int, max_bytes: int = DEFAULT_BYTES
@@ -197,7 +197,7 @@ class Recorder:
         before = self._recordings.get(model)
         if before is not None and before.state.state in ("recording", "writing"):
             raise AlreadyExists(f"requests of model '{model}' are being recorded already; stop that first")
-        recording = self._recordings[model] = _Recording(
+        recording = self._recordings[model] = LiveRecording(
             found, count, max_bytes, recorded_file(self._folder, model)
         )
         return recording.state
@@ -215,7 +215,7 @@ class Recorder:
             raise Internal(state.reason)
         return state
 
-    def _find(self, model: str) -> _Recording:
+    def _find(self, model: str) -> LiveRecording:
         found = self._recordings.get(model)
         if found is None:
             raise NotFound(f"no requests of model '{model[:256]}' were recorded since the server started")

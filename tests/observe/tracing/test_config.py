@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backline.engine.errors import InvalidArgument
-from backline.observe.tracing.config import SpanOptions, TraceConfig, parse_trace_config
+from backline.observe.tracing.settings import SpanOptions, TraceConfig, parse_trace_config
 from docs.pages import code, read, table
 
 

@@ -17,9 +17,8 @@ from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.observe.tracing import trace_file
 from backline.observe.tracing.settings import TraceSetting
-from backline.observe.tracing.tensors import MAX_ELEMENTS, tensor_document
 from backline.observe.tracing.trace import Exchange
-from backline.observe.tracing.trace_file import TraceFile
+from backline.observe.tracing.trace_file import MAX_ELEMENTS, TraceFile, tensor_document
 from backline.workers.batch import Batch
 
 

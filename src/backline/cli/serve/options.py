@@ -16,7 +16,7 @@ from backline.cli.serve.option import Decorator, decorated, option
 from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import ControlMode, LifecycleOptions
-from backline.observe.tracing.config import TraceConfig, parse_trace_config
+from backline.observe.tracing.settings import TraceConfig, parse_trace_config
 from backline.server import ServerOptions
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFiles

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from backline.engine.errors import Unsupported
 from backline.engine.messages import InferRequest, InferResponse
-from backline.observe.tracing.config import SpanOptions
+from backline.observe.tracing.settings import SpanOptions
 from backline.observe.tracing.trace import Exchange, Failure, RequestTrace, Run, numbered
 from backline.version import __version__
 

@@ -11,12 +11,47 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.tensor import Tensor
 from backline.observe.tracing.settings import TraceSetting
-from backline.observe.tracing.tensors import tensor_document
 from backline.observe.tracing.trace import Exchange, RequestTrace, numbered
+
+#: Elements of a tensor that are told; of a larger one the first.
+MAX_ELEMENTS = 16 * 1024
+
+
+def tensor_document(tensor: Tensor) -> dict[str, str]:
+    """Name, elements, shape and datatype, all as texts.
+
+    Floating point numbers have six significant digits, as C++ prints them; BYTES stand in double quotes, with what is no UTF-8 replaced.
+    Of a tensor of more than MAX_ELEMENTS the first are there, and "..." behind them.
+    """
+    elements = tensor.data.reshape(-1)
+    first = elements[:MAX_ELEMENTS]
+    if tensor.datatype is DataType.BF16:  # its bits are the upper half of those of an FP32
+        first = (first.astype(np.uint32) << 16).view(np.float32)
+    told = [_text(element) for element in first.tolist()]
+    if elements.size > MAX_ELEMENTS:
+        told.append("...")
+    return {
+        "name": tensor.name,
+        "data": ",".join(told),
+        "shape": ",".join(map(str, tensor.shape)),
+        "dtype": tensor.datatype.name,
+    }
+
+
+def _text(element: Any) -> str:
+    if isinstance(element, bytes):
+        return f'"{element.decode(errors="replace")}"'
+    if isinstance(element, bool):
+        return str(int(element))
+    return f"{element:g}" if isinstance(element, float) else str(element)
+
 
 log = logging.getLogger("backline.observe")
 
@@ -33,12 +68,12 @@ _RECEIVED = {
 }
 
 
-class Entry:
+class TraceEntry:
     """What the file is to say of one request, the entries in order. `id` is its number among all."""
 
     __slots__ = ("entries", "id", "lines")
 
-    def __init__(self, id: int, entries: list[Entry] | None = None) -> None:
+    def __init__(self, id: int, entries: list[TraceEntry] | None = None) -> None:
         self.id = id
         self.lines: list[bytes] = []
         #: All entries of the exchange.
@@ -84,13 +119,13 @@ class TraceFile:
 
     # what is noted
 
-    def arrived(self, exchange: Exchange[Entry]) -> Entry:
-        return Entry(next(self._ids))
+    def arrived(self, exchange: Exchange[TraceEntry]) -> TraceEntry:
+        return TraceEntry(next(self._ids))
 
-    def began(self, trace: RequestTrace[Entry], request: InferRequest) -> Entry:
+    def began(self, trace: RequestTrace[TraceEntry], request: InferRequest) -> TraceEntry:
         exchange, parent = trace.exchange, trace.parent
         top = parent is None
-        entry = exchange.kept if top else Entry(next(self._ids), exchange.kept.entries)
+        entry = exchange.kept if top else TraceEntry(next(self._ids), exchange.kept.entries)
         if top and "TIMESTAMPS" in exchange.setting.trace_level:
             start, end = _RECEIVED[exchange.protocol]
             entry.stamp(start, exchange.began_ns)
@@ -109,15 +144,15 @@ class TraceFile:
                 entry.add(activity="TENSOR_QUEUE_INPUT", tensor=tensor_document(tensor))
         return entry
 
-    def context(self, kept: Entry) -> str:
+    def context(self, kept: TraceEntry) -> str:
         return "{}"
 
-    def responded(self, request: RequestTrace[Entry], response: InferResponse) -> None:
+    def responded(self, request: RequestTrace[TraceEntry], response: InferResponse) -> None:
         if "TENSORS" in request.exchange.setting.trace_level:
             for tensor in response.outputs:
                 request.kept.add(activity="TENSOR_BACKEND_OUTPUT", tensor=tensor_document(tensor))
 
-    def ended(self, request: RequestTrace[Entry]) -> None:
+    def ended(self, request: RequestTrace[TraceEntry]) -> None:
         entry, exchange = request.kept, request.exchange
         if "TIMESTAMPS" not in exchange.setting.trace_level:
             return
@@ -132,7 +167,7 @@ class TraceFile:
             entry.stamp("INFER_RESPONSE_COMPLETE", exchange.response_ns)
         entry.stamp("REQUEST_END", request.ended_ns)
 
-    def answered(self, exchange: Exchange[Entry]) -> None:
+    def answered(self, exchange: Exchange[TraceEntry]) -> None:
         entry, setting = exchange.kept, exchange.setting
         if "TIMESTAMPS" in setting.trace_level:
             if not entry.lines:  # it could not be read

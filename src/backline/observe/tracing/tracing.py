@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.tracing import SettingValue, TraceProtocol
-from backline.observe.tracing.beside import ToldBeside
-from backline.observe.tracing.config import DEFAULT_URL, TraceConfig
-from backline.observe.tracing.settings import SettingTable
-from backline.observe.tracing.trace import Exchange, TraceWriter
+from backline.observe.tracing.settings import DEFAULT_URL, SettingTable, TraceConfig
+from backline.observe.tracing.trace import Exchange, Kept, RequestTrace, TraceWriter
 
 if TYPE_CHECKING:
     from backline.observe.tracing.spans import SpanWriter
+
+
+class TraceWriterPair(Generic[Kept]):
+    """Fits TraceWriter: what is kept is the first one's, the second only hears of ends."""
+
+    def __init__(self, writer: TraceWriter[Kept], beside: TraceWriter[Any]) -> None:
+        self._writer = writer
+        self._beside = beside
+        self.arrived = writer.arrived
+        self.began = writer.began
+        self.context = writer.context
+        self.responded = writer.responded
+        self.flush = writer.flush
+        self.close = writer.close
+
+    def ended(self, request: RequestTrace[Kept]) -> None:
+        self._writer.ended(request)
+        self._beside.ended(request)
+
+    def answered(self, exchange: Exchange[Kept]) -> None:
+        self._writer.answered(exchange)
+        self._beside.answered(exchange)
 
 
 class Tracing:
@@ -51,7 +71,7 @@ class Tracing:
     def tell(self, log: TraceWriter[Any] | None) -> None:
         """From now on `log` hears of every request, also of those that are not traced; None: nobody does."""
         self._log = log
-        self._both = None if self._writer is None or log is None else ToldBeside(self._writer, log)
+        self._both = None if self._writer is None or log is None else TraceWriterPair(self._writer, log)
         self._follow()
 
     def arrived(
