@@ -80,6 +80,8 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--max-streams", "7"), "limits.max_streams", 7),
     (("--max-peer-share", "0.5"), "limits.max_peer_share", 0.5),
     (("--exit-timeout-secs", "7"), "limits.drain_timeout", 7.0),
+    (("--cors-origin", "https://a.example"), "cors_origins", ("https://a.example",)),
+    (("--allowed-host", "*.example.org"), "allowed_hosts", ("*.example.org",)),
     (("--not-ready-status", "400"), "not_ready_status", 400),
     (("--allow-client-shm", "true"), "allow_client_shm", True),
     (("--trace-config", "rate=7"), "trace.rate", 7),
