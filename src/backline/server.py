@@ -213,7 +213,9 @@ class Server:
         tracing = self._tracing = Tracing(self.engine, options.trace)
         if self._log is not None:
             requests = RequestLog()
-            self._log.watch(lambda settings: tracing.tell(requests if settings.verbose_level else None))
+            self._log.watch(
+                lambda settings: tracing.log_requests(requests if settings.verbose_level else None)
+            )
         recorder = Recorder(self.engine, self._embedded.state_folder)
         application = build_application(
             self.engine,

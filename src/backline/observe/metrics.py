@@ -1,4 +1,4 @@
-"""The page of Prometheus metrics: the engine's, those that models keep, and those of the process and the machine."""
+"""The Prometheus page: metrics of the engine, those that models define, and those of process and machine."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 
 
 class Metrics:
-    """Writes the page in small pieces between the turns of the event loop, so that a scrape of many models delays nobody.
+    """Writes the page in small pieces between turns of the event loop, so that a scrape delays no request.
 
-    The numbers of one model version are read together, those of different versions some milliseconds apart.
+    The numbers of one version are read together; those of different versions may be milliseconds apart.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._process: ProcessMetrics | None = None
         self._writing = asyncio.Lock()
-        #: How many pages were begun, and the last one.
+        #: How many pages were started, and the latest one.
         self._begun = 0
         self._page: list[bytes] | None = None
 
     async def page(self) -> tuple[bytes, list[bytes]]:
-        """The content type, and the text in pieces. One page is written at a time; all who have asked meanwhile share the next."""
+        """The content type, and the text in pieces.
+
+        One page is written at a time; scrapes that arrive meanwhile share the next one.
+        """
         begun = self._begun
         async with self._writing:
             if self._page is None or self._begun == begun:
@@ -41,13 +44,16 @@ class Metrics:
             return CONTENT_TYPE, self._page
 
     async def _write(self) -> list[bytes]:
-        # Beside the loop, as it imports libraries and reads files.
+        # On a thread, because it imports libraries and reads files.
         process = asyncio.get_running_loop().run_in_executor(None, self._of_process)
         page = await in_pieces(piece.encode() for piece in self._pieces())
         return [*filter(None, page), await process]
 
     def _pieces(self) -> Iterator[str]:
-        """The page, in pieces that take microseconds each; those that are empty were some work, too."""
+        """The page, in pieces that take microseconds each.
+
+        Empty pieces mark work that produced no text yet.
+        """
         families = [[family.comment] for family in FAMILIES]
         for model in tuple(self._engine.models()):
             labels = _labels(model)
@@ -62,18 +68,19 @@ class Metrics:
             yield from exposed(custom)
 
     def _of_names(self) -> Iterator[str]:
-        """Where the labels point, and the loads of all versions."""
+        """Labels, and counts of loads."""
         engine = self._engine
         yield comment("backline_model_label", "gauge", "1 for the version that the label points to")
         for name in engine.names():
             for label, version in engine.labels(name).items():
-                yield f"backline_model_label{{{label_text((('model', name), ('label', label), ('version', version)))}}} 1\n"
+                labels = label_text((("model", name), ("label", label), ("version", version)))
+                yield f"backline_model_label{{{labels}}} 1\n"
         loads = {label_text((("model", name),)): counts for name, counts in sorted(engine.loads.items())}
-        yield comment("backline_model_loads_total", "counter", "Loads that ended, by outcome")
+        yield comment("backline_model_loads_total", "counter", "Completed loads, by outcome")
         for model, counts in loads.items():
             yield f'backline_model_loads_total{{{model},outcome="success"}} {counts.succeeded}\n'
             yield f'backline_model_loads_total{{{model},outcome="failure"}} {counts.failed}\n'
-        yield comment("backline_model_load_seconds_total", "counter", "Time of the loads that succeeded")
+        yield comment("backline_model_load_seconds_total", "counter", "Time of successful loads, in seconds")
         for model, counts in loads.items():
             yield f"backline_model_load_seconds_total{{{model}}} {counts.seconds!r}\n"
 
@@ -91,7 +98,7 @@ def _labels(model: Model) -> str:
 
 
 class ProcessMetrics:
-    """Memory, processor time and open files of the process, Python's version, and the load of the machine."""
+    """The process's memory, CPU time and open files, Python's version, and the machine's load."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -102,19 +109,19 @@ class ProcessMetrics:
         self._registry.register(_Machine())
 
     def text(self) -> bytes:
-        """The text in Prometheus' format. Reads files; called on one thread at a time."""
+        """The text in Prometheus' format. Reads files; call it on one thread at a time."""
         from prometheus_client import generate_latest
 
         return generate_latest(self._registry)
 
 
 class _Machine:
-    """The processors and the memory of the machine, under Triton's names."""
+    """CPU and memory of the machine, under Triton's names."""
 
     def __init__(self) -> None:
         import psutil
 
-        psutil.cpu_percent()  # from here on the first page measures
+        psutil.cpu_percent()  # starts the interval that the first scrape reports
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         import psutil
@@ -123,12 +130,12 @@ class _Machine:
         memory = psutil.virtual_memory()
         yield GaugeMetricFamily(
             "nv_cpu_utilization",
-            "Share of the machine's processor time that was used since the last page",
+            "Share of the machine's CPU time used since the last scrape",
             psutil.cpu_percent() / 100,
         )
         yield GaugeMetricFamily("nv_cpu_memory_total_bytes", "Memory of the machine", memory.total)
         yield GaugeMetricFamily(
             "nv_cpu_memory_used_bytes",
-            "Memory of the machine that is in use",
+            "Memory of the machine in use",
             memory.total - memory.available,
         )

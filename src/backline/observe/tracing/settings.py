@@ -1,4 +1,4 @@
-"""What is traced: settings of all models and of single ones, in Triton's words and by its rules."""
+"""Trace settings, global and per model, by Triton's names and rules; and Triton's --trace-config."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ CHANGEABLE: Final = ("trace_level", *_RANGES)
 
 @dataclass(slots=True, eq=False)
 class TraceSetting:
-    """The settings of one model, or of all that have none of their own; also which of the next requests are traced.
+    """The settings of one model, or the global ones; decides which requests are traced.
 
-    Of every `trace_rate` requests the last one is traced, until `trace_count` were; -1 is any number. `specified` are the names of those
-    settings that are its own.
+    The last of every `trace_rate` requests is traced, until `trace_count` were; -1 is no limit. `specified`
+    names the settings that were set here rather than inherited.
     """
 
     trace_level: tuple[Level, ...] = ()
@@ -38,7 +38,7 @@ class TraceSetting:
     trace_count: int = -1
     log_frequency: int = 0
     specified: frozenset[str] = frozenset()
-    #: Requests that were looked at, and traces that are complete.
+    #: Requests considered for sampling, and completed traces.
     seen: int = 0
     collected: int = 0
 
@@ -47,7 +47,7 @@ class TraceSetting:
         return bool(self.trace_level)
 
     def sample(self, *, forced: bool = False) -> bool:
-        """Whether the next request is traced; one that is `forced` always is, if any are."""
+        """Whether to trace the next request. `forced` ones always are, while tracing is on."""
         if not self.on:
             return False
         hit = False
@@ -58,8 +58,8 @@ class TraceSetting:
                 self.trace_count -= 1
         return hit or forced
 
-    def told(self) -> dict[str, SettingValue]:
-        """As clients see it."""
+    def shown(self) -> dict[str, SettingValue]:
+        """The settings as clients see them."""
         levels: list[str] = [level for level in LEVELS if level in self.trace_level]
         return {"trace_level": levels or ["OFF"], **{name: str(getattr(self, name)) for name in _RANGES}}
 
@@ -67,7 +67,10 @@ class TraceSetting:
 def changed(
     current: TraceSetting | None, fallback: TraceSetting, changes: Mapping[str, object]
 ) -> TraceSetting:
-    """The settings after `changes`, by name; None has one be that of the fallback, as is each that was never set."""
+    """The settings after `changes`.
+
+    None resets a setting, which then comes from `fallback` like all unset ones.
+    """
     before = current.specified if current is not None else frozenset()
     cleared = {name for name, value in changes.items() if value is None}
     values = {name: getattr(current, name) for name in before - cleared}
@@ -76,15 +79,12 @@ def changed(
 
 
 class SettingTable:
-    """The settings of the start, those of all models, and those of single models where they differ.
-
-    What a model does not set itself follows what is set for all; what is not set for all is as at the start.
-    """
+    """Settings at three levels: a model's override the global ones, which override those given at start."""
 
     def __init__(self, start: TraceSetting, mode: Mode) -> None:
         self._start = start
         self._mode = mode
-        self._all = replace(start)  # whose count goes down
+        self._all = replace(start)  # a copy, because its count runs down
         self._models: dict[str, TraceSetting] = {}
 
     @property
@@ -95,7 +95,7 @@ class SettingTable:
         return self._models.get(model, self._all)
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None], *, has_file: bool) -> None:
-        """See TraceControl. Nothing is changed when it raises InvalidArgument or Unsupported."""
+        """See TraceControl. Changes nothing if it raises InvalidArgument or Unsupported."""
         read = read_changes(changes, self._mode)
         if model:
             setting = changed(self._models.get(model), self._all, read)
@@ -115,7 +115,7 @@ class SettingTable:
             self._models.pop(model, None)
 
     def _check(self, setting: TraceSetting, *, has_file: bool) -> None:
-        """Triton's words; only what is off may be anything."""
+        """Raises InvalidArgument in Triton's words. Settings that trace nothing need no check."""
         if not setting.on:
             return
         reason = ""
@@ -128,18 +128,21 @@ class SettingTable:
 
 
 def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict[str, object]:
-    """The values of settings that a client gives. Raises InvalidArgument, and Unsupported for what only the start decides."""
+    """Parses the settings that a client sent.
+
+    Raises InvalidArgument, and Unsupported for settings that can only be given at start.
+    """
     read: dict[str, object] = {}
     for name, value in changes.items():
         if name == "trace_file":
             raise Unsupported("trace file location can not be updated through network protocol")
         if name == "trace_mode":
             raise Unsupported(
-                "the trace mode cannot be changed while the server runs: start it with --trace-config mode=..."
+                "the trace mode cannot change while the server runs: start it with --trace-config mode=..."
             )
         if name not in CHANGEABLE:
             raise InvalidArgument(
-                f"unknown trace setting '{name[:256]}'; those that can be changed are {', '.join(CHANGEABLE)}"
+                f"unknown trace setting '{name[:256]}', expected one of {', '.join(CHANGEABLE)}"
             )
         if value is None:
             read[name] = None
@@ -151,7 +154,7 @@ def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict
 
 
 def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
-    """Raises InvalidArgument for what is no level, and for tensors in spans."""
+    """Raises InvalidArgument for an unknown level, and for TENSORS in mode opentelemetry."""
     if "OFF" in names:
         if len(names) > 1:
             raise InvalidArgument("Expect only one trace level 'OFF' is specified")
@@ -161,15 +164,15 @@ def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
             raise InvalidArgument(f"unknown trace level '{name[:256]}', expected OFF, TIMESTAMPS or TENSORS")
     if not names:
         raise InvalidArgument(
-            "'trace_level' names no level: give OFF, TIMESTAMPS, TENSORS, or nothing at all to have that of all models"
+            "'trace_level' is empty: give OFF, TIMESTAMPS or TENSORS, or null for the global setting"
         )
     if "TENSORS" in names and mode == "opentelemetry":
-        raise InvalidArgument("the trace level TENSORS is for the mode triton: spans have no tensors")
+        raise InvalidArgument("the trace level TENSORS needs mode=triton: spans carry no tensors")
     return tuple(level for level in LEVELS if level in names)
 
 
 def read_number(name: str, value: SettingValue) -> int:
-    """Raises InvalidArgument, in Triton's words."""
+    """Raises InvalidArgument in Triton's words."""
     if not isinstance(value, str):
         raise InvalidArgument(f"expect only 1 value for '{name}'")
     if not re.fullmatch(r"\s*[-+]?[0-9]+\s*", value, re.ASCII):
@@ -188,18 +191,18 @@ def read_number(name: str, value: SettingValue) -> int:
 _GLOBAL: Final = ("level", "rate", "count", "mode")
 _TRITON: Final = ("file", "log-frequency")
 _SPANS: Final = ("url", "resource", "bsp_max_queue_size", "bsp_schedule_delay", "bsp_max_export_batch_size")
-#: Where OpenTelemetry's collector listens, unless the environment says another place.
+#: Where an OpenTelemetry collector listens by default; environment variables may name another URL.
 DEFAULT_URL: Final = "http://localhost:4318/v1/traces"
 
 
 @dataclass(frozen=True, slots=True)
 class SpanOptions:
-    """Where spans go. None is what OpenTelemetry's environment variables say, or their default."""
+    """Where and how spans are sent. None means OpenTelemetry's environment variables or defaults apply."""
 
     url: str | None = None
-    #: Attributes of what sends them.
+    #: Attributes of the OpenTelemetry resource.
     resource: tuple[tuple[str, str], ...] = ()
-    #: Spans that wait at most to be sent, the milliseconds between two times, and how many go at once.
+    #: Spans waiting to be sent at most, milliseconds between sends, and spans per send.
     max_queue_size: int | None = None
     schedule_delay_ms: int | None = None
     max_export_batch_size: int | None = None
@@ -207,7 +210,7 @@ class SpanOptions:
 
 @dataclass(frozen=True, slots=True)
 class TraceConfig:
-    """What is traced at the start, and where to."""
+    """What is traced from the start, and where traces go."""
 
     levels: tuple[Level, ...] = ()
     rate: int = 1000
@@ -223,9 +226,9 @@ class TraceConfig:
 
 
 def parse_trace_config(texts: Sequence[str]) -> TraceConfig:
-    """The settings "level=TIMESTAMPS", "triton,file=trace.json", "opentelemetry,url=http://...", one a text.
+    """Parses settings such as "level=TIMESTAMPS", "triton,file=trace.json" or "opentelemetry,url=http://...".
 
-    Raises InvalidArgument, which says what is expected, for what is unknown or cannot be together.
+    Raises InvalidArgument for unknown or contradictory settings.
     """
     given: dict[str, list[str]] = {}
     for text in texts:
@@ -239,9 +242,7 @@ def parse_trace_config(texts: Sequence[str]) -> TraceConfig:
     levels = read_levels(given["level"], mode) if "level" in given else ()
     file = one.get("triton,file", "")
     if levels and mode == "triton" and not file:
-        raise InvalidArgument(
-            "a trace level needs a place to write to: triton,file=PATH, or mode=opentelemetry"
-        )
+        raise InvalidArgument("a trace level needs a destination: triton,file=PATH, or mode=opentelemetry")
     spans = SpanOptions(
         one.get("opentelemetry,url"),
         tuple(_resource(value) for value in given.get("opentelemetry,resource", ())),
@@ -251,7 +252,7 @@ def parse_trace_config(texts: Sequence[str]) -> TraceConfig:
     )
     if (spans.max_export_batch_size or 512) > (spans.max_queue_size or 2048):
         raise InvalidArgument(
-            "bsp_max_export_batch_size must not be above bsp_max_queue_size (by default 512 and 2048)"
+            "bsp_max_export_batch_size must not exceed bsp_max_queue_size (defaults: 512 and 2048)"
         )
     return TraceConfig(
         levels,
@@ -290,7 +291,7 @@ def _resource(value: str) -> tuple[str, str]:
     key, equals, text = value.partition("=")
     if not equals or not key:
         raise InvalidArgument(
-            f"'{value}' is no attribute of a resource, expected opentelemetry,resource=KEY=VALUE"
+            f"'{value}' is not a resource attribute, expected opentelemetry,resource=KEY=VALUE"
         )
     return key, text
 
