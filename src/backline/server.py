@@ -25,7 +25,7 @@ from backline.observe.log.requests import RequestLog
 from backline.observe.log.server_log import ServerLog
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
-from backline.observe.tracing.config import TraceConfig
+from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
 from backline.repository.configuration import ConfigFiles
 from backline.repository.location import open_repository
@@ -213,7 +213,9 @@ class Server:
         tracing = self._tracing = Tracing(self.engine, options.trace)
         if self._log is not None:
             requests = RequestLog()
-            self._log.watch(lambda settings: tracing.tell(requests if settings.verbose_level else None))
+            self._log.watch(
+                lambda settings: tracing.log_requests(requests if settings.verbose_level else None)
+            )
         recorder = Recorder(self.engine, self._embedded.state_folder)
         application = build_application(
             self.engine,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backline.cli.serve.exposure import exposure
+from backline.cli.serve.report import exposure
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import ServerOptions
 from backline.wire.tls import TlsFiles

@@ -32,7 +32,7 @@ def test_every_command_has_help_with_an_example(backline: Run, command: tuple[st
     ("arguments", "hint"),
     [
         (("srve", "x"), "Did you mean 'serve'?"),
-        (("frobnicate",), "Commands are serve, "),
+        (("frobnicate",), "The commands are serve, "),
         (("serve", "--htp-port", "1", "x"), "--http-port"),
         (("serve",), "No repository was given"),
         (("serve", "x", "--http-port", "70000"), "70000 is not in the range"),

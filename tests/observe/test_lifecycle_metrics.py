@@ -1,4 +1,4 @@
-"""What the metrics tell of loads, states, memory and labels."""
+"""Metrics of loads, states, memory and labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backline.observe.metrics import Metrics
 
 @pytest.fixture
 def engine() -> Engine:
-    """A model with two versions, of which one was never ready."""
+    """A model with two versions, one of which was never ready."""
     engine = Engine()
     for version, state in (("1", ModelState.READY), ("2", ModelState.UNAVAILABLE)):
         model = Model("add1", version, ModelConfig("add1"))
@@ -25,7 +25,7 @@ def engine() -> Engine:
 
 
 def samples(engine: Engine, name: str) -> dict[tuple[str, ...], float]:
-    """The values of one metric by the values of its labels, in the order of their names."""
+    """The values of a metric by its label values, in the order of label names."""
     _, text = asyncio.run(Metrics(engine).page())
     families = text_string_to_metric_families(b"".join(text).decode())
     return {
@@ -36,7 +36,7 @@ def samples(engine: Engine, name: str) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_each_version_is_in_one_state(engine: Engine) -> None:
+def test_each_version_has_one_state(engine: Engine) -> None:
     states = samples(engine, "backline_model_state")
     assert {key for key, value in states.items() if value} == {
         ("add1", "READY", "1"),
@@ -45,23 +45,23 @@ def test_each_version_is_in_one_state(engine: Engine) -> None:
     assert len(states) == 2 * len(ModelState)
 
 
-def test_a_version_that_is_loaded_on_demand_is_ready(engine: Engine) -> None:
+def test_an_on_demand_version_is_ready(engine: Engine) -> None:
     assert samples(engine, "backline_model_ready") == {("add1", "1"): 1, ("add1", "2"): 0}
     engine.find("add1", "2").on_demand = True
     assert samples(engine, "backline_model_ready")["add1", "2"] == 1
 
 
-def test_memory_of_each_version(engine: Engine) -> None:
+def test_memory_per_version(engine: Engine) -> None:
     engine.find("add1", "1").memory_bytes = 12_345_678
     assert samples(engine, "backline_model_memory_bytes") == {("add1", "1"): 12_345_678, ("add1", "2"): 0}
 
 
-def test_labels_name_their_version(engine: Engine) -> None:
+def test_labels_point_to_versions(engine: Engine) -> None:
     engine.set_labels("add1", {"stable": "1", "canary": "2"})
     assert samples(engine, "backline_model_label") == {("stable", "add1", "1"): 1, ("canary", "add1", "2"): 1}
 
 
-def test_loads_are_counted_with_their_failures_and_seconds(engine: Engine) -> None:
+def test_loads_are_counted_with_failures_and_seconds(engine: Engine) -> None:
     engine.record_load("add1", 0.5, succeeded=True)
     engine.record_load("add1", 0.25, succeeded=True)
     engine.record_load("add1", 9.0, succeeded=False)

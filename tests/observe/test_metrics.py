@@ -1,4 +1,4 @@
-"""The metrics, as a Prometheus server reads them."""
+"""The metrics page, parsed as Prometheus does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.server import ServerProcess
 
 
 def samples(server: ServerProcess) -> dict[tuple[str, str], float]:
-    """The values of the model add1, by metric (this parser adds _total to every counter) and remaining label."""
+    """The values of model add1, by metric (the parser adds _total to counters) and remaining label."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as answer:
         text = answer.read().decode()
     return {
@@ -46,7 +46,7 @@ def test_requests_are_counted_under_tritons_names_and_in_the_histogram(server: S
     assert after["backline_model_ready", ""] == 1
 
 
-def test_the_comment_lines_name_the_metrics_as_the_samples_do(server: ServerProcess) -> None:
+def test_help_lines_use_the_names_of_the_samples(server: ServerProcess) -> None:
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
         text = answer.read().decode()
 

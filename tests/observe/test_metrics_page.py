@@ -1,4 +1,4 @@
-"""How the page of metrics is written: in turns with everybody else, and readable whatever models are called."""
+"""The metrics page is written without blocking the event loop, and parses whatever models are called."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY, ResponseS
 from backline.engine.ticket import Ticket
 from backline.observe.metrics import Metrics
 
-#: Seconds of the event loop's processor time that a piece of the page may take; it is written for 0.5 ms, and then for one model more.
+#: Seconds of CPU time on the event loop for one piece: the target is 0.5 ms plus one model.
 LONGEST_TURN = 0.005
 
 
@@ -27,7 +27,7 @@ def add_model(engine: Engine, name: str) -> Model:
 
 
 def full_engine(models: int) -> Engine:
-    """Models that have answered, in batches of some sizes."""
+    """Models that have served batches of several sizes."""
     engine = Engine()
     for number in range(models):
         model = add_model(engine, f"model_{number}")
@@ -49,27 +49,27 @@ def values(text: list[bytes]) -> dict[tuple[str, frozenset[tuple[str, str]]], fl
     }
 
 
-def test_a_page_of_200_models_holds_the_event_loop_for_a_few_milliseconds_at_once() -> None:
-    """Processor time is measured, not the clock, so that other programs on the machine do not count."""
+def test_a_page_of_200_models_blocks_the_event_loop_for_milliseconds_at_most() -> None:
+    """Measures CPU time, so that other programs on the machine do not count."""
 
     async def longest_turn() -> float:
         metrics = Metrics(full_engine(200))
-        await metrics.page()  # the imports
+        await metrics.page()  # imports libraries
         longest = 0.0
         page = asyncio.ensure_future(metrics.page())
         while not page.done():
             began = thread_time()
-            await asyncio.sleep(0)  # all that is ready has its turn, once
+            await asyncio.sleep(0)  # one turn of the loop
             longest = max(longest, thread_time() - began)
         assert len(b"".join(page.result()[1])) > 1_000_000
         return longest
 
-    # The collector of garbage, or an interpreter that was interrupted at a bad moment, may spoil one attempt.
+    # A garbage collection or a preempted interpreter may spoil one attempt.
     assert min(asyncio.run(longest_turn()) for _ in range(3)) < LONGEST_TURN
 
 
-def test_who_asks_while_a_page_is_written_gets_the_next_one() -> None:
-    """Which is one for all, and holds what was counted before they asked."""
+def test_scrapes_during_a_page_share_the_next_page() -> None:
+    """It is one page for all, and includes everything counted before they asked."""
 
     async def ask() -> None:
         engine = full_engine(50)
@@ -92,7 +92,7 @@ def test_who_asks_while_a_page_is_written_gets_the_next_one() -> None:
     asyncio.run(ask())
 
 
-def test_a_page_that_fails_is_no_page_for_those_who_wait() -> None:
+def test_a_failed_page_is_not_shared() -> None:
     async def ask() -> None:
         engine = full_engine(1)
         metrics = Metrics(engine)
@@ -107,7 +107,7 @@ def test_a_page_that_fails_is_no_page_for_those_who_wait() -> None:
     asyncio.run(ask())
 
 
-def test_names_of_any_kind_are_read_back_as_they_are() -> None:
+def test_names_with_special_characters_survive_a_round_trip() -> None:
     engine = Engine()
     name = 'a "model" of 100 %s\\\n{x}'
     add_model(engine, name)
@@ -136,7 +136,7 @@ def test_names_of_any_kind_are_read_back_as_they_are() -> None:
     assert read["bare", frozenset()] == -1.5
 
 
-def test_responses_of_streams_are_counted_by_outcome_and_the_first_one_by_time() -> None:
+def test_stream_responses_are_counted_by_outcome_and_the_first_by_time() -> None:
     engine = Engine()
     model = add_model(engine, "stream")
     responses = model.statistics.responses = ResponseStatistics()
@@ -166,7 +166,7 @@ def test_responses_of_streams_are_counted_by_outcome_and_the_first_one_by_time()
     assert not [name for name, labels in read if name.startswith(first) and ("model", "plain") in labels]
 
 
-def test_the_first_response_is_counted_in_the_buckets_of_its_model_anew_when_they_change() -> None:
+def test_first_responses_use_the_models_buckets_and_restart_when_they_change() -> None:
     engine = Engine()
     responses = add_model(engine, "stream").statistics.responses = ResponseStatistics()
     responses.succeeded(0, 0, 0, 1, 30_000_000, empty=False)
@@ -188,14 +188,14 @@ def test_the_first_response_is_counted_in_the_buckets_of_its_model_anew_when_the
 OUTCOMES = ("success", "empty", "failure", "cancelled")
 
 
-def test_the_machine_is_told_of_under_tritons_names() -> None:
+def test_machine_metrics_have_tritons_names() -> None:
     read = values(asyncio.run(Metrics(Engine()).page())[1])
 
     assert 0 <= read["nv_cpu_utilization", frozenset()] <= 1
     assert 0 < read["nv_cpu_memory_used_bytes", frozenset()] < read["nv_cpu_memory_total_bytes", frozenset()]
 
 
-def test_tags_of_a_model_are_labels_of_its_metrics() -> None:
+def test_metric_tags_become_labels() -> None:
     engine = Engine()
     model = add_model(engine, "add1")
     model.config = ModelConfig("add1", metric_tags={"team": 'a"b', "cost": "1"})

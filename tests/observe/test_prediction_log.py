@@ -1,4 +1,4 @@
-"""Files of requests: what is written is read again, what TensorFlow writes is understood, and damage is named."""
+"""Request files: round trips, files written by TensorFlow, and damage."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Tensor
-from backline.observe.crc32c import crc32c
-from backline.observe.prediction_log import encode_record, read_log
+from backline.observe.prediction_log import crc32c, encode_record, read_log
 from backline.protos import message
 
 
@@ -38,18 +37,18 @@ def bitwise_crc32c(data: bytes) -> int:
         (bytes(range(32)), 0x46DD794E),
     ],
 )
-def test_the_checksums_of_the_rfc(data: bytes, expected: int) -> None:
+def test_checksums_from_the_rfc(data: bytes, expected: int) -> None:
     assert crc32c(data) == expected
 
 
 @pytest.mark.parametrize("size", [1 << 16, (1 << 16) + 1, 100_003])
-def test_long_data_gets_the_checksum_that_single_steps_give(size: int) -> None:
+def test_vectorised_checksums_equal_stepwise_ones(size: int) -> None:
     data = np.random.default_rng(size).bytes(size)
     assert crc32c(data) == bitwise_crc32c(data)
 
 
 def record(log: Any) -> bytes:
-    """A TFRecord of a message, as TensorFlow writes it."""
+    """A message as a TFRecord, as TensorFlow writes it."""
 
     def masked(data: bytes) -> bytes:
         crc = bitwise_crc32c(data)
@@ -61,7 +60,7 @@ def record(log: Any) -> bytes:
 
 
 def logged(fill: Callable[[Any], None]) -> bytes:
-    """A record with one input 'x' that `fill` fills."""
+    """A record with one input 'x', filled by `fill`."""
     log = message("backline.prediction_log.PredictionLog")()
     fill(log.predict_log.request.inputs["x"])
     return record(log)
@@ -74,7 +73,7 @@ def read_one(tmp_path: Path, content: bytes) -> Tensor:
 
 
 @pytest.mark.parametrize("datatype", list(DataType))
-def test_tensors_of_every_datatype_are_read_as_they_were_written(tmp_path: Path, datatype: DataType) -> None:
+def test_every_datatype_survives_a_round_trip(tmp_path: Path, datatype: DataType) -> None:
     data = np.array([[0, 1, 2], [1, 0, 1]]).astype(datatype.dtype)
     if datatype is DataType.BYTES:
         data = np.array([[b"", b"a", b"\xff\x00"], [b"b", b"c", b"d"]], np.object_)
@@ -103,7 +102,7 @@ def test_tensors_of_every_datatype_are_read_as_they_were_written(tmp_path: Path,
         (23, "uint64_val", [1 << 63], [1 << 63] * 3),
     ],
 )
-def test_typed_values_are_read_and_the_last_is_repeated(
+def test_typed_values_are_read_and_the_last_one_repeated(
     tmp_path: Path, dtype: int, field: str, values: list[Any], expected: list[Any]
 ) -> None:
     def fill(tensor: Any) -> None:
@@ -118,14 +117,14 @@ def test_typed_values_are_read_and_the_last_is_repeated(
     ("dtype", "dims", "content", "values", "reason"),
     [
         (1, [2], b"\x00" * 7, [], r"expected 8 bytes for shape \[2\] of FP32, got 7"),
-        (8, [2], b"", [], "datatype 8, which no request can carry"),
+        (8, [2], b"", [], "datatype 8, which requests do not support"),
         (1, [-1], b"", [1.0], r"no definite shape: \[-1\]"),
-        (1, [1 << 40], b"", [1.0], "more than the 1073741824 bytes"),
+        (1, [1 << 40], b"", [1.0], "above the limit of 1073741824 bytes"),
         (1, [1], b"", [1.0, 2.0], r"2 values in float_val for shape \[1\]"),
         (1, [1], b"", [], r"0 values in float_val for shape \[1\]"),
     ],
 )
-def test_a_tensor_that_cannot_be_is_refused_by_record_and_input(
+def test_invalid_tensors_are_refused_with_record_and_input(
     tmp_path: Path, dtype: int, dims: list[int], content: bytes, values: list[float], reason: str
 ) -> None:
     def fill(tensor: Any) -> None:
@@ -139,14 +138,14 @@ def test_a_tensor_that_cannot_be_is_refused_by_record_and_input(
         read_one(tmp_path, logged(fill))
 
 
-def test_other_kinds_of_requests_are_named(tmp_path: Path) -> None:
+def test_records_of_other_kinds_are_named(tmp_path: Path) -> None:
     log = message("backline.prediction_log.PredictionLog")(classify_log=b"")
     (tmp_path / "log").write_bytes(record(log))
     assert [request.other for request in read_log(tmp_path / "log")] == ["classify_log"]
 
 
 @given(cut=st.integers(1, 200), flipped=st.none() | st.integers(0, 2000))
-def test_damage_is_an_error_or_an_earlier_end_of_the_file(
+def test_damage_is_an_error_or_a_shorter_file(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flipped: int | None
 ) -> None:
     one = encode_record("m", {"x": Tensor("x", DataType.UINT8, (20,), np.zeros(20, np.uint8))})

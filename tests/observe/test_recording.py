@@ -1,4 +1,4 @@
-"""Recording: the next requests that a version answers are kept for its warm-up, and nothing of it stays in their way."""
+"""Recordings: the next answered requests are kept for warm-up, and serving is not affected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from backline.observe.recording import Recorder, recorded_file
 
 
 class Echo:
-    """A queue that answers at once, and refuses negative numbers."""
+    """A queue that responds immediately and refuses negative numbers."""
 
     pending = 0
 
@@ -36,7 +36,7 @@ class Echo:
 
 
 class Home:
-    """A ready version, and a recorder beside it."""
+    """A ready version and its recorder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Home:
         data = np.full((1, width), value, np.int32)
         request = InferRequest("m", {"x": Tensor("x", DataType.INT32, data.shape, data)})
         response = await self.engine.infer(request)
-        data[:] = 99  # as a receive buffer is used again
+        data[:] = 99  # like a reused receive buffer
         return response
 
     def recorded(self) -> list[int]:
@@ -65,7 +65,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
-def test_the_next_answered_requests_are_recorded_and_then_no_more(tmp_path: Path) -> None:
+def test_exactly_the_next_answered_requests_are_recorded(tmp_path: Path) -> None:
     async def scenario() -> None:
         home = Home(tmp_path)
         await home.ask(1)
@@ -95,7 +95,7 @@ def test_requests_that_fail_or_do_not_fit_are_not_recorded(tmp_path: Path) -> No
     run(scenario)
 
 
-def test_stopping_keeps_what_there_is_and_says_so(tmp_path: Path) -> None:
+def test_stopping_keeps_what_was_recorded(tmp_path: Path) -> None:
     async def scenario() -> None:
         home = Home(tmp_path)
         home.recorder.start("m", count=100)
@@ -108,7 +108,7 @@ def test_stopping_keeps_what_there_is_and_says_so(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_a_recording_ends_at_its_limit_of_bytes(tmp_path: Path) -> None:
+def test_a_recording_ends_at_its_byte_limit(tmp_path: Path) -> None:
     async def scenario() -> None:
         home = Home(tmp_path)
         home.recorder.start("m", count=100, max_bytes=20)
@@ -121,7 +121,7 @@ def test_a_recording_ends_at_its_limit_of_bytes(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_a_recording_of_nothing_leaves_the_file_of_before(tmp_path: Path) -> None:
+def test_an_empty_recording_keeps_the_previous_file(tmp_path: Path) -> None:
     async def scenario() -> None:
         home = Home(tmp_path)
         home.recorder.start("m", count=1)
@@ -135,30 +135,30 @@ def test_a_recording_of_nothing_leaves_the_file_of_before(tmp_path: Path) -> Non
     run(scenario)
 
 
-def test_a_version_that_is_unloaded_meanwhile_ends_it(tmp_path: Path) -> None:
+def test_unloading_the_version_ends_the_recording(tmp_path: Path) -> None:
     async def scenario() -> None:
         home = Home(tmp_path)
         home.recorder.start("m", count=10)
         await home.ask(1)
         home.model.check = None
         state = await home.recorder.stop("m")
-        assert (state.state, state.reason) == ("done", "the version was unloaded meanwhile")
+        assert (state.state, state.reason) == ("done", "the version was unloaded")
         assert home.model.check is None
 
     run(scenario)
 
 
-def test_one_recording_of_a_model_at_a_time(tmp_path: Path) -> None:
+def test_one_recording_per_model_at_a_time(tmp_path: Path) -> None:
     async def scenario() -> None:
         home = Home(tmp_path)
         home.recorder.start("m", count=1)
-        with pytest.raises(AlreadyExists, match="are being recorded already"):
+        with pytest.raises(AlreadyExists, match="are already being recorded"):
             home.recorder.start("m", count=1)
 
     run(scenario)
 
 
-def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+def test_impossible_recordings_are_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
         home = Home(tmp_path)
         for count in (0, 1001):
@@ -175,7 +175,7 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     async def scenario() -> None:
         (tmp_path / "warmup").write_text("a file where the folder should be")
         home = Home(tmp_path)
@@ -187,5 +187,5 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_a_name_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
+def test_a_model_name_cannot_leave_the_folder(tmp_path: Path) -> None:
     assert recorded_file(tmp_path, "../../etc/x").parent == tmp_path / "warmup"

@@ -1,4 +1,4 @@
-"""Recording on a running server: by the command and by requests, and what comes of it at the next start."""
+"""Recording on a running server, by command and over HTTP, and the warm-up that follows at the next start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ask(server: ServerProcess, method: str, path: str, body: bytes = b"") -> tup
         return error.code, json.loads(error.read())
 
 
-def test_the_command_records_and_the_next_load_runs_what_was_recorded(tmp_path: Path) -> None:
+def test_the_command_records_and_the_next_load_replays(tmp_path: Path) -> None:
     models.add1(tmp_path / "models")
     state = tmp_path / "state"
     with (
@@ -70,12 +70,12 @@ def test_the_command_records_and_the_next_load_runs_what_was_recorded(tmp_path: 
         }
     requests = list(read_log(recorded_file(state, "add1")))
     assert [request.inputs["INPUT0"].data.tolist() for request in requests] == [[[5.0] * 16] * 2] * 3
-    # What was recorded is damaged: that the next load says so shows that it reads it.
+    # The load reports the damaged recording, which shows that it reads it.
     recorded_file(state, "add1").write_bytes(b"damaged")
     with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(state), ready=False) as server:
         while "not available" not in server.output:
             assert server.process.poll() is None
-        assert "add1.tfrecord', record 1: the file ends within it" in server.output
+        assert "add1.tfrecord', record 1: the file ends in the middle of it" in server.output
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_command_records_and_the_next_load_runs_what_was_recorded(tmp_path: 
         (b"[]", 400, "failed to parse the request JSON"),
     ],
 )
-def test_a_wrong_request_is_refused_with_the_reason(
+def test_invalid_recording_requests_are_refused_with_the_reason(
     server: ServerProcess, body: bytes, status: int, reason: str
 ) -> None:
     answered, document = ask(server, "POST", "/v2/models/add1/record", body)
@@ -94,7 +94,7 @@ def test_a_wrong_request_is_refused_with_the_reason(
     assert reason in document["error"]
 
 
-def test_a_recording_is_begun_looked_at_and_stopped_by_requests(server: ServerProcess) -> None:
+def test_a_recording_can_be_started_queried_and_stopped_over_http(server: ServerProcess) -> None:
     begun = ask(server, "POST", "/v2/models/slow/record", b'{"count": 5}')
     assert (begun[0], begun[1]["state"], begun[1]["recorded"]) == (200, "recording", 0)
     with connect(server.url) as client:
@@ -105,7 +105,7 @@ def test_a_recording_is_begun_looked_at_and_stopped_by_requests(server: ServerPr
     Path(stopped["file"]).unlink()
 
 
-def test_a_model_that_nobody_recorded_has_no_recording(server: ServerProcess) -> None:
+def test_a_model_without_a_recording_is_404(server: ServerProcess) -> None:
     status, document = ask(server, "GET", "/v2/models/ident/record")
     assert (status, document["error"]) == (
         404,

@@ -8,11 +8,20 @@ from typing import Any
 
 import click
 
-from backline.cli.checked_model import check_ensembles, check_model
-from backline.cli.command_group import CommandGroup
-from backline.cli.model_folder import ModelFolder, loaded_model, open_model, open_models, unloaded_model
+from backline.cli.command import CommandGroup
+from backline.cli.model_folder import (
+    ModelFolder,
+    check_ensembles,
+    check_model,
+    loaded_model,
+    open_model,
+    open_models,
+    read_text,
+    unloaded_model,
+)
 from backline.cli.table import print_table
 from backline.dialects.open_inference.configuration import complete, describe
+from backline.engine.errors import InvalidArgument
 from backline.protos import to_plain
 from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
@@ -168,7 +177,10 @@ def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> N
     """Write config.pbtxt as model.toml, or the other way round. Comments are lost."""
     file = _configuration_file(path)
     is_toml = file.suffix == ".toml"
-    content = _read(file)
+    try:
+        content = read_text(file)
+    except InvalidArgument as error:
+        raise click.UsageError(f"{error.message}.") from None
     document = toml.parse(content, str(file)) if is_toml else text.parse(content, str(file))
     form = to or ("pbtxt" if is_toml else "toml")
     written = text.render(document) if form == "pbtxt" else toml.render(document)
@@ -222,10 +234,3 @@ def _configuration_file(path: Path) -> Path:
             f"'{path}' holds {'both' if files else 'neither'} config.pbtxt {'and' if files else 'nor'} model.toml."
         )
     return files[0]
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"'{file}' is not UTF-8 text (byte {error.start}).") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import click
 
 from backline.cli.connection import connection_options, with_suggestion
-from backline.cli.input_value import input_option, read_inputs
-from backline.cli.lone_request import lone_parameters
-from backline.cli.result_files import check_destination, documents, save_all, show
+from backline.cli.inputs import input_option, lone_parameters, read_inputs
+from backline.cli.result_files import check_destination, present, summary
 from backline.client.options import ClientOptions
 from backline.client.sync import Client, Model
 from backline.engine.errors import BacklineError, NotFound, Unsupported
@@ -66,15 +64,10 @@ def command(
         except NotFound as error:
             raise with_suggestion(client, model, error) from None
         seconds = perf_counter() - began
-    if destination is not None:
-        save_all(destination, results)
-    if as_json:
-        print(json.dumps(documents(results)))
-    else:
-        show(results)
-        responses = "" if len(results) == 1 else f" with {len(results)} responses"
-        version = results[0].model_version if results else model_version
-        print(f"{model} version {version or '?'} answered{responses} in {seconds * 1000:.2f} ms")
+    present(results, destination, as_json=as_json)
+    if not as_json:
+        version, responses = summary(results, model_version)
+        print(f"{model} version {version} answered{responses} in {seconds * 1000:.2f} ms")
 
 
 def _config(model: Model) -> dict[str, Any]:

@@ -5,30 +5,79 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from difflib import get_close_matches
-from importlib import import_module
+from collections.abc import Callable
 from typing import NoReturn
 
 import click
 
 import backline
+from backline.cli.command import CommandGroup
 from backline.engine.errors import BacklineError
 
-#: The commands and what they do; each is the object `command` of the module backline.cli.<name>.
-COMMANDS = {
-    "serve": "Serve the models of one or more repositories.",
-    "new": "Write a Python model to begin with.",
-    "run": "Run a model once, without a server.",
-    "infer": "Run a model of a server once.",
-    "models": "Show, load, unload and label the models of a server.",
-    "config": "Show, check, explain and convert configurations of models on disk.",
-    "env": "Show, build and remove the environments of Python models.",
-    "bench": "Measure a model of a server under load.",
+
+def _serve() -> click.Command:
+    from backline.cli.serve import command
+
+    return command
+
+
+def _new() -> click.Command:
+    from backline.cli.new import command
+
+    return command
+
+
+def _run() -> click.Command:
+    from backline.cli.run import command
+
+    return command
+
+
+def _infer() -> click.Command:
+    from backline.cli.infer import command
+
+    return command
+
+
+def _models() -> click.Command:
+    from backline.cli.models import command
+
+    return command
+
+
+def _config() -> click.Command:
+    from backline.cli.config import command
+
+    return command
+
+
+def _env() -> click.Command:
+    from backline.cli.env import command
+
+    return command
+
+
+def _bench() -> click.Command:
+    from backline.cli.bench import command
+
+    return command
+
+
+#: What each command does, and how it is imported.
+COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
+    "serve": ("Serve the models of one or more repositories.", _serve),
+    "new": ("Create a Python model to start from.", _new),
+    "run": ("Run a model once, without a server.", _run),
+    "infer": ("Send one request to a model on a server.", _infer),
+    "models": ("Show, load, unload and label the models on a server.", _models),
+    "config": ("Show, check, explain and convert the configuration of models on disk.", _config),
+    "env": ("Show, build and remove the environments of Python models.", _env),
+    "bench": ("Measure a model on a server under load.", _bench),
 }
 
 
-class Commands(click.Group):
-    """Commands that are imported when they are needed."""
+class LazyCommands(CommandGroup):
+    """Imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -36,30 +85,19 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"backline.cli.{cmd_name}").command
-        if not gc.isenabled():  # see main
+        found = COMMANDS[cmd_name][1]()
+        if not gc.isenabled():  # main() disabled it
             gc.freeze()
             gc.enable()
-        return command
+        return found
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            near = get_close_matches(name, COMMANDS, 1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"Commands are {', '.join(COMMANDS)}."
-            raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def help_lines(self) -> list[tuple[str, str]]:
         # From the table, so that --help imports no command.
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        return [(name, what) for name, (what, _) in COMMANDS.items()]
 
 
 @click.group(
-    cls=Commands,
+    cls=LazyCommands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Each command has examples: backline COMMAND --help. BACKLINE_DEBUG=1 shows the traceback of an error.",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,8 @@ from typing import NoReturn
 
 from backline.backends.backend import LoadOptions
 from backline.backends.registry import FORMATS
-from backline.engine.errors import InvalidArgument
+from backline.engine.engine import Engine
+from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model, ModelState, Placement
 from backline.engine.model_config import ModelConfig
 from backline.repository import configuration
@@ -58,7 +60,7 @@ def open_model(path: Path, config_name: str = "", overriding: Path | None = None
     found = _only(path, config_name)
     listing = walk(path) if path.is_dir() else walk(path.parent)
     if overriding is not None:
-        text = _read(overriding)
+        text = read_text(overriding)
         document = override.parse(text)
         found = replace(found, problem="", config=configuration.read_override(text, found.name, listing))
         return ModelFolder(path, found, document, overridden=True)
@@ -68,7 +70,7 @@ def open_model(path: Path, config_name: str = "", overriding: Path | None = None
     return ModelFolder(path, found, None if file is None else files.parse(listing, file))
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -169,3 +171,76 @@ def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
     model = Model(name, version, config)
     model.max_batch_size = config.max_batch_size or 0
     return model
+
+
+@dataclass(slots=True)
+class CheckedModel:
+    """A model, what is wrong with it, and what is worth a warning. `loaded` is what its load has found, None where it was not loaded."""
+
+    found: FoundModel
+    errors: list[str]
+    warnings: list[str]
+    loaded: Model | None = None
+
+
+def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
+    """Checks a model that was found at `path`, by loading it if that is wanted."""
+    errors = (
+        [found.problem]
+        if found.problem
+        else [version.problem for version in found.versions if version.problem]
+    )
+    checked = CheckedModel(found, errors, list(found.warnings))
+    if load and not errors:
+        try:
+            checked.loaded, warnings = loaded_model(ModelFolder(path.absolute(), found, None))
+            checked.warnings += warnings
+        except BacklineError as error:
+            errors.append(error.message)
+    return checked
+
+
+def check_ensembles(checked: Sequence[CheckedModel]) -> None:
+    """Adds the errors of ensembles whose models are missing among these, or do not fit, as far as the models are loaded."""
+    from backline.lifecycle.calls.ensemble_steps import check_steps, composed_signature, unanswered_step
+
+    engine = Engine()
+    waiting = []
+    for one in checked:
+        engine.declare(one.found.name)
+        if one.found.config.ensemble is not None and not one.errors:
+            waiting.append(one)
+        else:
+            _make_known(engine, one)
+    while waiting:  # ensembles of ensembles come behind those that they ask
+        reasons = [unanswered_step(engine, one.found.config) for one in waiting]
+        if all(reasons):
+            for one, reason in zip(waiting, reasons, strict=True):
+                one.errors.append(reason)
+            return
+        for one in (one for one, reason in zip(waiting, reasons, strict=True) if not reason):
+            config = one.found.config
+            assert config.ensemble is not None, "it is an ensemble"
+            try:
+                check_steps(engine, config, config.ensemble)
+            except BacklineError as error:
+                one.errors.append(error.message)
+            if one.loaded is not None:
+                one.loaded.signature = composed_signature(config)
+            _make_known(engine, one)
+        waiting = [one for one, reason in zip(waiting, reasons, strict=True) if reason]
+
+
+def _make_known(engine: Engine, checked: CheckedModel) -> None:
+    """Versions that were not loaded are on demand to the engine: they answer, and nothing is known of them yet."""
+    found = checked.found
+    for version in found.versions:
+        model = unloaded_model(found.name, found.config, version.version)
+        if checked.errors:
+            model.reason = checked.errors[0]
+        elif checked.loaded is not None and checked.loaded.version == version.version:
+            model = checked.loaded
+            model.state = ModelState.READY
+        else:
+            model.on_demand = True
+        engine.add(model)

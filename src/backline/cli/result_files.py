@@ -26,6 +26,22 @@ def check_destination(path: Path | None, param_hint: str, *, folders: bool = Fal
     )
 
 
+def present(results: Sequence[InferResult], destination: Path | None, *, as_json: bool) -> None:
+    """Writes the outputs to `destination`, if there is one, and prints them."""
+    if destination is not None:
+        save_all(destination, results)
+    if as_json:
+        print(json.dumps(documents(results)))
+    else:
+        show(results)
+
+
+def summary(results: Sequence[InferResult], version: str) -> tuple[str, str]:
+    """The version that responded (else `version`), and " with 3 responses" unless there was one."""
+    responses = "" if len(results) == 1 else f" with {len(results)} responses"
+    return (results[0].model_version if results else version) or "?", responses
+
+
 def save_all(path: Path, results: Sequence[InferResult]) -> None:
     """Writes the outputs of each response: outputs.npz, outputs-1.npz, ... Raises UsageError as `save`."""
     for index, result in enumerate(results):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import tempfile
@@ -14,11 +13,10 @@ from time import perf_counter
 
 import click
 
-from backline.cli.event_loop import run
-from backline.cli.input_value import input_option, read_inputs
-from backline.cli.lone_request import lone_parameters
+from backline.cli.command import run
+from backline.cli.inputs import input_option, lone_parameters, read_inputs
 from backline.cli.model_folder import open_models
-from backline.cli.result_files import check_destination, documents, save_all, show
+from backline.cli.result_files import check_destination, present, summary
 from backline.client.aio import AsyncClient
 from backline.client.inproc import InprocTransport
 from backline.client.options import ClientOptions
@@ -103,16 +101,11 @@ def command(
         )
         embedded = Embedded([repository], options)
         results, loaded, answered = run(_run(embedded, name, beside, model_version, inputs))
-    if destination is not None:
-        save_all(destination, results)
-    if as_json:
-        print(json.dumps(documents(results)))
-    else:
-        show(results)
-    responses = "" if len(results) == 1 else f" with {len(results)} responses"
-    version = results[0].model_version if results else model_version
+    present(results, destination, as_json=as_json)
+    version, responses = summary(results, model_version)
     print(
-        f"{name} version {version or '?'} was loaded in {loaded:.2f} s and answered{responses} in {answered * 1000:.2f} ms",
+        f"{name} version {version} was loaded in {loaded:.2f} s"
+        f" and answered{responses} in {answered * 1000:.2f} ms",
         file=sys.stderr,
     )
 

@@ -1,1 +1,1 @@
-"""What people see of the server: metrics and the log. Nothing here is called on the hot path; metrics are read from counters."""
+"""Metrics, log, traces and recordings. Metrics are read from counters, so the hot path calls nothing here."""

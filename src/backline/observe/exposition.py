@@ -1,12 +1,17 @@
-"""Prometheus' text format, version 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/), for samples by the thousand.
+"""Prometheus' text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
 
-The exposition library makes an object of every sample and a line of every object; here a family is a template, filled with numbers.
+prometheus_client creates an object per sample, which is too slow for thousands of them: here each metric is a
+template filled with numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from math import inf, isnan
+
+from backline.engine.custom_metrics import Family, Labels, Sample
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _LABEL = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
@@ -14,17 +19,55 @@ _HELP = str.maketrans({"\\": "\\\\", "\n": "\\n"})
 
 
 def comment(name: str, kind: str, text: str) -> str:
-    """The two comment lines before the samples of a metric; `kind` is counter, gauge, histogram."""
+    """The HELP and TYPE lines of a metric; `kind` is counter, gauge or histogram."""
     return f"# HELP {name} {text.translate(_HELP)}\n# TYPE {name} {kind}\n"
 
 
 def label_text(labels: Iterable[tuple[str, str]]) -> str:
-    """What stands between the braces of a sample: names that are valid, values of any kind."""
+    """The text between the braces of a sample. Names must be valid; values are escaped."""
     return ",".join([f'{name}="{value.translate(_LABEL)}"' for name, value in labels])
 
 
 def number(value: float) -> str:
-    """A value as Go's parser reads it."""
+    """A value in the notation of Go's parser, which Prometheus uses."""
     if value in (inf, -inf):
         return "+Inf" if value > 0 else "-Inf"
     return "NaN" if isnan(value) else repr(value)
+
+
+#: What a label's name cannot contain. Replaced, because one model's bad label must not make the page
+#: unreadable.
+_INVALID = re.compile(r"^(?=\d)|[^a-zA-Z0-9_]")
+
+
+def exposed(family: Family) -> Iterator[str]:
+    """The text of a metric that models define, in pieces: the comment lines, then each sample."""
+    yield comment(family.name, family.kind, family.description)
+    write = _histogram if family.kind == "histogram" else _value
+    for labels, sample in tuple(family.samples.items()):  # models may add samples between two pieces
+        yield write(family.name, tuple((_INVALID.sub("_", name), value) for name, value in labels), sample)
+
+
+def _value(name: str, labels: Labels, sample: Sample) -> str:
+    return f"{_labelled(name, labels)} {number(sample.value)}\n"
+
+
+def _histogram(name: str, labels: Labels, sample: Sample) -> str:
+    bounds = [*(f"{bound:g}" for bound in sample.bounds), "+Inf"]
+    buckets = [
+        f"{_labelled(f'{name}_bucket', sorted((*labels, ('le', bound))))} {count}\n"
+        for bound, count in zip(
+            bounds, accumulate(sample.counts), strict=False
+        )  # without buckets nothing is counted
+    ]
+    count, total = sum(sample.counts), number(sample.value)
+    lines = (
+        *buckets,
+        f"{_labelled(f'{name}_count', labels)} {count}\n",
+        f"{_labelled(f'{name}_sum', labels)} {total}\n",
+    )
+    return "".join(lines)
+
+
+def _labelled(name: str, labels: Labels | list[tuple[str, str]]) -> str:
+    return f"{name}{{{label_text(labels)}}}" if labels else name

@@ -1,6 +1,6 @@
-"""The families of metrics that the server keeps of model versions: under Triton's names where it has one, and finer ones beside them.
+"""The metrics of model versions, under Triton's names where Triton has one.
 
-A family is a template for the samples of one version: its labels never change, so only numbers are written at a scrape.
+Each is a template for the samples of one version. The labels never change, so a scrape only fills in numbers.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY, ResponseC
 from backline.engine.statistics import FAILURES, CallStatistics, Duration, ModelStatistics
 from backline.observe.exposition import comment, label_text
 
-#: The samples of a version, whose labels are given as text.
+#: Formats the samples of a version; the second argument is the text of its labels.
 Write: TypeAlias = Callable[[Model, str], str]
 Read: TypeAlias = Callable[[ModelStatistics], float]
 
-#: The powers of two of microseconds shown as buckets: 32 us to 67 s.
+#: Histogram buckets, as exponents of two in microseconds: 32 us to 67 s.
 _BUCKETS = range(5, 27)
 _LABELS = "\0"
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """The comment lines of a metric, and what writes the samples of a version; of those that were never ready only if `always`."""
+class FamilyTemplate:
+    """A metric's comment lines, and the function that formats a version's samples.
+
+    Versions that were never ready have samples only if `always` is set.
+    """
 
     comment: str
     write: Write
@@ -35,20 +38,22 @@ class Family:
 
 def _single(
     name: str, kind: str, text: str, read: Callable[[Model], float], *, always: bool = False
-) -> Family:
+) -> FamilyTemplate:
     line = f"{name}{{%s}} %r\n"
-    return Family(comment(name, kind, text), lambda model, labels: line % (labels, read(model)), always)
+    return FamilyTemplate(
+        comment(name, kind, text), lambda model, labels: line % (labels, read(model)), always
+    )
 
 
-def _counter(name: str, text: str, read: Read) -> Family:
+def _counter(name: str, text: str, read: Read) -> FamilyTemplate:
     line = f"{name}{{%s}} %d\n"
-    return Family(
+    return FamilyTemplate(
         comment(name, "counter", text), lambda model, labels: line % (labels, read(model.statistics))
     )
 
 
-def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Read], ...]) -> Family:
-    """A sample for each value of a label."""
+def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Read], ...]) -> FamilyTemplate:
+    """One sample per value of a label."""
     lines = "".join(f'{name}{{{_LABELS},{label}="{value}"}} %d\n' for value, _ in values)
     reads = tuple(read for _, read in values)
 
@@ -56,12 +61,12 @@ def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Re
         statistics = model.statistics
         return (lines % tuple([read(statistics) for read in reads])).replace(_LABELS, labels)
 
-    return Family(comment(name, kind, text), write)
+    return FamilyTemplate(comment(name, kind, text), write)
 
 
 def _histogram(
     name: str, text: str, counts: Callable[[ModelStatistics], list[int]], total_ns: Read
-) -> Family:
+) -> FamilyTemplate:
     bounds = [*(f"{2**i / 1e6:g}" for i in _BUCKETS), "+Inf"]
     lines = "".join(f'{name}_bucket{{{_LABELS},le="{bound}"}} %d\n' for bound in bounds)
     lines += f"{name}_count{{{_LABELS}}} %d\n{name}_sum{{{_LABELS}}} %r\n"
@@ -76,11 +81,14 @@ def _histogram(
         )
         return (lines % numbers).replace(_LABELS, labels)
 
-    return Family(comment(name, "histogram", text), write)
+    return FamilyTemplate(comment(name, "histogram", text), write)
 
 
-def _first_responses() -> Family:
-    """Of decoupled models, in Triton's buckets or those of the model; of others it is the time of the request."""
+def _first_responses() -> FamilyTemplate:
+    """For decoupled models, in Triton's buckets or the model's.
+
+    For others it equals the request's duration.
+    """
     name = FIRST_RESPONSE_FAMILY
 
     def write(model: Model, labels: str) -> str:
@@ -93,9 +101,10 @@ def _first_responses() -> Family:
             f'{name}_bucket{{{labels},le="{bound}"}} {count}\n'
             for bound, count in zip(bounds, sums, strict=True)
         )
-        return f"{buckets}{name}_count{{{labels}}} {sums[-1]}\n{name}_sum{{{labels}}} {responses.first_ns / 1e6!r}\n"
+        total_ms = responses.first_ns / 1e6
+        return f"{buckets}{name}_count{{{labels}}} {sums[-1]}\n{name}_sum{{{labels}}} {total_ms!r}\n"
 
-    return Family(
+    return FamilyTemplate(
         comment(name, "histogram", "Time from arrival to the first response, in milliseconds"), write
     )
 
@@ -108,7 +117,7 @@ _OUTCOMES: tuple[tuple[str, Callable[[ResponseCounters], Duration]], ...] = (
 )
 
 
-def _responses() -> Family:
+def _responses() -> FamilyTemplate:
     name = "backline_responses_total"
     lines = "".join(f'{name}{{{_LABELS},outcome="{outcome}"}} %d\n' for outcome, _ in _OUTCOMES)
 
@@ -120,13 +129,13 @@ def _responses() -> Family:
             lines % tuple(sum(read(r).count for r in responses.counters) for _, read in _OUTCOMES)
         ).replace(_LABELS, labels)
 
-    return Family(
-        comment(name, "counter", "Responses of models that give any number of them to a request, by outcome"),
+    return FamilyTemplate(
+        comment(name, "counter", "Responses of decoupled models, by outcome"),
         write,
     )
 
 
-def _executions() -> Family:
+def _executions() -> FamilyTemplate:
     name = "backline_executions_total"
     line = f'{name}{{%s,batch_size="%d"}} %d\n'
 
@@ -134,7 +143,7 @@ def _executions() -> Family:
         batches = sorted(model.statistics.batches.items())
         return "".join([line % (labels, size, batch.compute_infer.count) for size, batch in batches])
 
-    return Family(comment(name, "counter", "Executions by batch size"), write)
+    return FamilyTemplate(comment(name, "counter", "Executions by batch size"), write)
 
 
 _CALLS: tuple[tuple[str, Callable[[CallStatistics], Duration]], ...] = (
@@ -144,8 +153,8 @@ _CALLS: tuple[tuple[str, Callable[[CallStatistics], Duration]], ...] = (
 )
 
 
-def _calls(name: str, text: str, read: Callable[[Duration], float]) -> Family:
-    """The calls that Python models have made of others: the steps of pipelines."""
+def _calls(name: str, text: str, read: Callable[[Duration], float]) -> FamilyTemplate:
+    """Calls from Python models to other models: the steps of pipelines."""
     line = f"{name}{{%s,%s}} %r\n"
 
     def write(model: Model, labels: str) -> str:
@@ -155,26 +164,30 @@ def _calls(name: str, text: str, read: Callable[[Duration], float]) -> Family:
             for outcome, duration in _CALLS
         )
 
-    return Family(comment(name, "counter", text), write)
+    return FamilyTemplate(comment(name, "counter", text), write)
 
 
-def _states() -> Family:
+def _states() -> FamilyTemplate:
     name = "backline_model_state"
     lines = "".join(f'{name}{{{_LABELS},state="{state.value}"}} %d\n' for state in ModelState)
 
     def write(model: Model, labels: str) -> str:
         return (lines % tuple([model.state is state for state in ModelState])).replace(_LABELS, labels)
 
-    return Family(comment(name, "gauge", "1 for the state that the model version is in"), write, always=True)
+    return FamilyTemplate(
+        comment(name, "gauge", "1 for the current state of the model version"), write, always=True
+    )
 
 
-#: In the order of the page.
-FAMILIES: tuple[Family, ...] = (
-    _counter("nv_inference_request_success", "Requests answered, all batch sizes", lambda s: s.success.count),
+#: In page order.
+FAMILIES: tuple[FamilyTemplate, ...] = (
+    _counter(
+        "nv_inference_request_success", "Successful requests, all batch sizes", lambda s: s.success.count
+    ),
     _by(
         "nv_inference_request_failure",
         "counter",
-        "Requests that failed, by reason",
+        "Failed requests, by reason",
         "reason",
         (
             ("REJECTED", lambda s: s.rejected_full + s.rejected_total + s.rejected_late + s.expired),
@@ -186,17 +199,17 @@ FAMILIES: tuple[Family, ...] = (
     _by(
         "backline_request_failures_total",
         "counter",
-        "Requests that failed, by finer reasons",
+        "Failed requests, by detailed reason",
         "reason",
         tuple(FAILURES.items()),
     ),
     _counter(
-        "nv_inference_count", "Inferences, a request of batch size n counts n", lambda s: s.inference_count
+        "nv_inference_count", "Inferences; a request of batch size n counts n", lambda s: s.inference_count
     ),
     _counter("nv_inference_exec_count", "Executions of the model", lambda s: s.execution_count),
     _counter(
         "nv_inference_request_duration_us",
-        "Time from arrival to answer, in microseconds",
+        "Time from arrival to response, in microseconds",
         lambda s: s.success.ns // 1000,
     ),
     _counter(
@@ -219,7 +232,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _counter(
         "nv_cache_num_hits_per_model",
-        "Requests answered from the response cache",
+        "Requests served from the response cache",
         lambda s: s.cache_hit.count,
     ),
     _counter(
@@ -229,12 +242,12 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _counter(
         "nv_cache_hit_duration_per_model",
-        "Time to look up what was found, in microseconds",
+        "Time of cache lookups that hit, in microseconds",
         lambda s: s.cache_hit.ns // 1000,
     ),
     _counter(
         "nv_cache_miss_duration_per_model",
-        "Time to look up in vain and to keep outputs, in microseconds",
+        "Time of cache lookups that missed and of insertions, in microseconds",
         lambda s: s.cache_miss.ns // 1000,
     ),
     _single(
@@ -251,20 +264,22 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _first_responses(),
     _responses(),
-    _single("backline_model_ready", "gauge", "Whether the model version can answer", lambda m: int(m.ready)),
+    _single("backline_model_ready", "gauge", "Whether the model version can serve", lambda m: int(m.ready)),
     _executions(),
     _counter(
-        "backline_execution_timeouts_total", "Runs that took longer than they may", lambda s: s.timed_out
+        "backline_execution_timeouts_total",
+        "Runs that exceeded execution_timeout_seconds",
+        lambda s: s.timed_out,
     ),
     _single(
         "backline_stuck_runs",
         "gauge",
-        "Such runs that cannot be ended and go on",
+        "Runs past their timeout that cannot be interrupted and still go on",
         lambda m: m.statistics.stuck,
     ),
     _calls(
         "backline_model_calls_total",
-        "Calls that the model made of another one, by outcome",
+        "Calls from this model to another, by outcome",
         lambda d: d.count,
     ),
     _calls(
@@ -282,7 +297,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _histogram(
         "backline_request_duration_seconds",
-        "Time from arrival to answer",
+        "Time from arrival to response",
         lambda s: s.latency,
         lambda s: s.success.ns,
     ),

@@ -1,4 +1,4 @@
-"""The page of Prometheus metrics: the engine's, those that models keep, and those of the process and the machine."""
+"""The Prometheus page: metrics of the engine, those that models define, and those of process and machine."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from typing import TYPE_CHECKING
 from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.pieces import in_pieces
-from backline.observe.custom_metrics import exposed
-from backline.observe.exposition import CONTENT_TYPE, comment, label_text
+from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text
 from backline.observe.families import FAMILIES
 
 if TYPE_CHECKING:
-    from backline.observe.process_metrics import ProcessMetrics
+    from prometheus_client.core import GaugeMetricFamily
 
 
 class Metrics:
-    """Writes the page in small pieces between the turns of the event loop, so that a scrape of many models delays nobody.
+    """Writes the page in small pieces between turns of the event loop, so that a scrape delays no request.
 
-    The numbers of one model version are read together, those of different versions some milliseconds apart.
+    The numbers of one version are read together; those of different versions may be milliseconds apart.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._process: ProcessMetrics | None = None
         self._writing = asyncio.Lock()
-        #: How many pages were begun, and the last one.
+        #: How many pages were started, and the latest one.
         self._begun = 0
         self._page: list[bytes] | None = None
 
     async def page(self) -> tuple[bytes, list[bytes]]:
-        """The content type, and the text in pieces. One page is written at a time; all who have asked meanwhile share the next."""
+        """The content type, and the text in pieces.
+
+        One page is written at a time; scrapes that arrive meanwhile share the next one.
+        """
         begun = self._begun
         async with self._writing:
             if self._page is None or self._begun == begun:
@@ -42,13 +44,16 @@ class Metrics:
             return CONTENT_TYPE, self._page
 
     async def _write(self) -> list[bytes]:
-        # Beside the loop, as it imports libraries and reads files.
+        # On a thread, because it imports libraries and reads files.
         process = asyncio.get_running_loop().run_in_executor(None, self._of_process)
         page = await in_pieces(piece.encode() for piece in self._pieces())
         return [*filter(None, page), await process]
 
     def _pieces(self) -> Iterator[str]:
-        """The page, in pieces that take microseconds each; those that are empty were some work, too."""
+        """The page, in pieces that take microseconds each.
+
+        Empty pieces mark work that produced no text yet.
+        """
         families = [[family.comment] for family in FAMILIES]
         for model in tuple(self._engine.models()):
             labels = _labels(model)
@@ -63,24 +68,23 @@ class Metrics:
             yield from exposed(custom)
 
     def _of_names(self) -> Iterator[str]:
-        """Where the labels point, and the loads of all versions."""
+        """Labels, and counts of loads."""
         engine = self._engine
         yield comment("backline_model_label", "gauge", "1 for the version that the label points to")
         for name in engine.names():
             for label, version in engine.labels(name).items():
-                yield f"backline_model_label{{{label_text((('model', name), ('label', label), ('version', version)))}}} 1\n"
+                labels = label_text((("model", name), ("label", label), ("version", version)))
+                yield f"backline_model_label{{{labels}}} 1\n"
         loads = {label_text((("model", name),)): counts for name, counts in sorted(engine.loads.items())}
-        yield comment("backline_model_loads_total", "counter", "Loads that ended, by outcome")
+        yield comment("backline_model_loads_total", "counter", "Completed loads, by outcome")
         for model, counts in loads.items():
             yield f'backline_model_loads_total{{{model},outcome="success"}} {counts.succeeded}\n'
             yield f'backline_model_loads_total{{{model},outcome="failure"}} {counts.failed}\n'
-        yield comment("backline_model_load_seconds_total", "counter", "Time of the loads that succeeded")
+        yield comment("backline_model_load_seconds_total", "counter", "Time of successful loads, in seconds")
         for model, counts in loads.items():
             yield f"backline_model_load_seconds_total{{{model}}} {counts.seconds!r}\n"
 
     def _of_process(self) -> bytes:
-        from backline.observe.process_metrics import ProcessMetrics
-
         if self._process is None:
             self._process = ProcessMetrics()
         return self._process.text()
@@ -91,3 +95,47 @@ def _labels(model: Model) -> str:
     return label_text(
         (*((f"_{name}", tags[name]) for name in tags), ("model", model.name), ("version", model.version))
     )
+
+
+class ProcessMetrics:
+    """The process's memory, CPU time and open files, Python's version, and the machine's load."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._registry.register(_Machine())
+
+    def text(self) -> bytes:
+        """The text in Prometheus' format. Reads files; call it on one thread at a time."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self._registry)
+
+
+class _Machine:
+    """CPU and memory of the machine, under Triton's names."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        psutil.cpu_percent()  # starts the interval that the first scrape reports
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        import psutil
+        from prometheus_client.core import GaugeMetricFamily
+
+        memory = psutil.virtual_memory()
+        yield GaugeMetricFamily(
+            "nv_cpu_utilization",
+            "Share of the machine's CPU time used since the last scrape",
+            psutil.cpu_percent() / 100,
+        )
+        yield GaugeMetricFamily("nv_cpu_memory_total_bytes", "Memory of the machine", memory.total)
+        yield GaugeMetricFamily(
+            "nv_cpu_memory_used_bytes",
+            "Memory of the machine in use",
+            memory.total - memory.available,
+        )

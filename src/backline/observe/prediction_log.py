@@ -1,7 +1,9 @@
-"""Files of requests: TFRecords of TensorFlow Serving's PredictionLog, read for warm-up, written by recording.
+"""Files of requests, as TFRecords of TensorFlow Serving's PredictionLog: written by recordings, read for
+warm-up.
 
-A file is a sequence of records: the length (8 bytes, little-endian), its masked CRC-32C (4 bytes), a serialised PredictionLog, and its
-masked CRC-32C (https://www.tensorflow.org/tutorials/load_data/tfrecord). The messages are in protos/prediction_log.proto.
+A record is its length (8 bytes, little-endian), the masked CRC-32C of the length (4 bytes), a serialised
+PredictionLog, and its masked CRC-32C (https://www.tensorflow.org/tutorials/load_data/tfrecord). The messages
+are in protos/prediction_log.proto.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +21,17 @@ from google.protobuf.message import DecodeError
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Shape, Tensor, element_count, encode_tensor
-from backline.observe.crc32c import crc32c
 from backline.protos import message
 
-#: A record, and a tensor whose values are repeated, may take so many bytes.
+#: The limit in bytes of a record, and of a tensor whose last value is repeated.
 LARGEST = 1 << 30
 _LENGTH = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-#: numpy's largest rank in all supported versions.
+#: NumPy's largest rank, in all supported versions.
 _MAX_RANK = 32
 
-#: TensorFlow's DataType (tensorflow/core/framework/types.proto), and the field of typed values.
+#: By TensorFlow's DataType (tensorflow/core/framework/types.proto): our datatype, and the field of typed
+#: values.
 _DATATYPES = {
     1: (DataType.FP32, "float_val"),
     2: (DataType.FP64, "double_val"),
@@ -50,9 +53,9 @@ _NUMBERS = {datatype: number for number, (datatype, _) in _DATATYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
-    """A predict request of a file: `number` counts its records from 1. `outputs` are those asked for, None for all.
+    """A predict request in a file. `number` counts records from 1; `outputs` is None for all outputs.
 
-    `other` names the kind of a record that is no predict request ("classify_log"); it has no inputs.
+    `other` names the kind of a record that is not a predict request ("classify_log") and so has no inputs.
     """
 
     number: int
@@ -62,14 +65,17 @@ class LoggedRequest:
 
 
 def read_log(path: Path) -> Iterator[LoggedRequest]:
-    """The requests of a file, one at a time. Raises InvalidArgument with the record and what is wrong with it."""
+    """Yields the requests of a file.
+
+    Raises InvalidArgument, which names the record and what is wrong with it.
+    """
     log_type = message("backline.prediction_log.PredictionLog")
     for number, record in _records(path):
         where = f"'{path}', record {number}"
         try:
             log = log_type.FromString(record)
         except DecodeError:
-            raise InvalidArgument(f"{where}: it is no PredictionLog of TensorFlow Serving") from None
+            raise InvalidArgument(f"{where}: not a PredictionLog of TensorFlow Serving") from None
         kind = log.WhichOneof("log_type")
         if kind != "predict_log":
             yield LoggedRequest(number, {}, None, kind or "empty record")
@@ -82,7 +88,7 @@ def read_log(path: Path) -> Iterator[LoggedRequest]:
 
 
 def encode_record(model: str, inputs: Mapping[str, Tensor], outputs: tuple[str, ...] | None = None) -> bytes:
-    """The bytes of one record, to be written after those before it."""
+    """One record, ready to be appended to a file."""
     log = message("backline.prediction_log.PredictionLog")()
     request = log.predict_log.request
     request.model_spec.name = model
@@ -113,55 +119,54 @@ def _records(path: Path) -> Iterator[tuple[int, bytes]]:
                 number += 1
                 where = f"'{path}', record {number}"
                 if len(head) < _LENGTH.size:
-                    raise InvalidArgument(f"{where}: the file ends within it")
+                    raise InvalidArgument(f"{where}: the file ends in the middle of it")
                 length, checksum = _LENGTH.unpack(head)
                 if _masked(head[:8]) != checksum:
                     raise InvalidArgument(
-                        f"{where}: the checksum of its length is wrong, so this is no TFRecord file, or a damaged one"
+                        f"{where}: wrong checksum of its length: not a TFRecord file, or a damaged one"
                     )
                 if length > LARGEST:
-                    raise InvalidArgument(
-                        f"{where}: it has {length} bytes, more than the {LARGEST} that are read"
-                    )
+                    raise InvalidArgument(f"{where}: it has {length} bytes, above the limit of {LARGEST}")
                 if length + _CHECKSUM.size > size - file.tell():
-                    raise InvalidArgument(f"{where}: the file ends within it")
+                    raise InvalidArgument(f"{where}: the file ends in the middle of it")
                 record = file.read(length)
                 if _CHECKSUM.unpack(file.read(_CHECKSUM.size))[0] != _masked(record):
-                    raise InvalidArgument(f"{where}: its checksum is wrong, the file is damaged")
+                    raise InvalidArgument(f"{where}: wrong checksum, the file is damaged")
                 yield number, record
     except OSError as error:
         raise InvalidArgument(f"'{path}' cannot be read: {error.strerror}") from None
 
 
 def _masked(data: bytes) -> int:
-    """The checksum as TFRecords store it: a checksum of data that holds checksums is a weak one."""
+    """The checksum as TFRecords store it. Masked, because a CRC of data that contains CRCs is weak."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _decode(where: str, name: str, given: Any) -> Tensor:
     if given.dtype not in _DATATYPES:
-        raise InvalidArgument(f"{where} has TensorFlow's datatype {given.dtype}, which no request can carry")
+        raise InvalidArgument(
+            f"{where} has TensorFlow's datatype {given.dtype}, which requests do not support"
+        )
     datatype, field = _DATATYPES[given.dtype]
     shape: Shape = tuple(dim.size for dim in given.tensor_shape.dim)
     if given.tensor_shape.unknown_rank or len(shape) > _MAX_RANK or any(size < 0 for size in shape):
         raise InvalidArgument(f"{where} has no definite shape: {list(shape)}")
     count = element_count(shape)
     if count * (datatype.itemsize or 8) > LARGEST:
-        raise InvalidArgument(
-            f"{where} has the shape {list(shape)}, more than the {LARGEST} bytes that are read"
-        )
+        raise InvalidArgument(f"{where} has shape {list(shape)}, above the limit of {LARGEST} bytes")
     if given.tensor_content and datatype is not DataType.BYTES:
         expected = count * datatype.itemsize
         if len(given.tensor_content) != expected:
             raise InvalidArgument(
-                f"{where}: expected {expected} bytes for shape {list(shape)} of {datatype.name}, got {len(given.tensor_content)}"
+                f"{where}: expected {expected} bytes for shape {list(shape)} of {datatype.name},"
+                f" got {len(given.tensor_content)}"
             )
         return Tensor(
             name, datatype, shape, np.frombuffer(given.tensor_content, datatype.dtype).reshape(shape)
         )
     if given.tensor_content:
-        raise InvalidArgument(f"{where} has strings in tensor_content, expected them in string_val")
+        raise InvalidArgument(f"{where} has strings in tensor_content; they belong in string_val")
     values = getattr(given, field)
     if len(values) > count or (count and not values):
         raise InvalidArgument(f"{where} has {len(values)} values in {field} for shape {list(shape)}")
@@ -169,7 +174,7 @@ def _decode(where: str, name: str, given: Any) -> Tensor:
 
 
 def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.ndarray:
-    """An array of `count` elements, the last value repeated as TensorFlow does."""
+    """An array of `count` elements; the last value is repeated, as in TensorFlow."""
     array = np.empty(count, datatype.dtype)
     if not count:
         return array
@@ -180,8 +185,68 @@ def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.
         try:
             bits[: len(values)] = values
         except (OverflowError, ValueError):
-            raise InvalidArgument(
-                f"{where} has a value that is out of the range of {datatype.name}"
-            ) from None
+            raise InvalidArgument(f"{where} has a value out of range for {datatype.name}") from None
     array[len(values) :] = array[len(values) - 1]
     return array
+
+
+#: CRC-32C (RFC 3720, appendix B.4), reflected.
+_POLYNOMIAL = 0x82F63B78
+#: Data of at least _LONG bytes is computed in _LANES blocks side by side.
+_LONG = 1 << 16
+_LANES = 1024
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """The CRC-32C of `data`, vectorised with NumPy for data of megabytes."""
+    state = 0xFFFFFFFF
+    rest = memoryview(data)
+    if len(rest) >= _LONG:
+        length = len(rest) // _LANES
+        state = _in_lanes(np.frombuffer(rest[: length * _LANES], np.uint8).reshape(_LANES, length))
+        rest = rest[length * _LANES :]
+    table = _table().tolist()
+    for byte in rest:
+        state = table[(state ^ byte) & 0xFF] ^ (state >> 8)
+    return state ^ 0xFFFFFFFF
+
+
+def _in_lanes(blocks: np.ndarray) -> int:
+    """The CRC state after all rows of `blocks`, in order.
+
+    The state is linear over GF(2): the state after a block is the block's own state (started from 0), xor the
+    previous state advanced by as many zero bytes. So all blocks are computed in parallel from 0, together
+    with each of the 32 bits advanced by one block of zeros, and neighbours are then combined pairwise.
+    """
+    lanes, length = blocks.shape
+    table = _table()
+    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    states = np.concatenate([np.zeros(lanes, np.uint32), bits])
+    states[0] = 0xFFFFFFFF
+    columns = np.zeros((length, lanes + 32), np.uint8)
+    columns[:, :lanes] = blocks.T
+    for column in columns:
+        states = table[(states ^ column) & np.uint32(0xFF)] ^ (states >> np.uint32(8))
+    joined, zeros = states[:lanes], states[lanes:]
+    while len(joined) > 1:
+        joined = _after_zeros(joined[0::2], zeros) ^ joined[1::2]
+        zeros = _after_zeros(zeros, zeros)
+    return int(joined[0])
+
+
+def _after_zeros(states: np.ndarray, zeros: np.ndarray) -> np.ndarray:
+    """The states advanced by a run of zero bytes; `zeros[i]` is bit i advanced by the same run."""
+    result = np.zeros_like(states)
+    for bit in range(32):
+        result ^= ((states >> np.uint32(bit)) & np.uint32(1)) * zeros[bit]
+    return result
+
+
+@cache
+def _table() -> np.ndarray:
+    values = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        values = np.where(
+            values & np.uint32(1), (values >> np.uint32(1)) ^ np.uint32(_POLYNOMIAL), values >> np.uint32(1)
+        )
+    return values

@@ -1,6 +1,6 @@
-"""Recording live requests: the next ones that a version answers, kept in a file that warms the model up at its next load.
+"""Recording: the next requests that a version answers go into a file that warms the model up on load.
 
-While nothing is recorded it costs nothing: the version notifies its recording, if it has one, of the requests it accepts.
+Costs nothing while nothing is recorded: a version with a recording notifies it of the requests it accepts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from backline.observe.prediction_log import encode_record
 log = logging.getLogger("backline.observe")
 
 MAX_COUNT = 1000
-#: Bytes of all requests of a recording, unless asked for otherwise, and at most.
+#: Bytes of all requests in a recording: the default, and the maximum.
 DEFAULT_BYTES = 64 << 20
 MAX_BYTES = 1 << 30
 
@@ -40,13 +40,16 @@ State = Literal["recording", "writing", "done", "failed"]
 
 
 def recorded_file(folder: Path, model: str) -> Path:
-    """Where the recorded requests of a model are kept below the server's state folder. The format: see prediction_log."""
+    """The file of a model's recorded requests, in the format of prediction_log."""
     return folder / "warmup" / (quote(model, safe="") + ".tfrecord")
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingState:
-    """How far a recording is: `recorded` of `count` requests, `bytes` in all. `reason` says why it ended with fewer."""
+    """The progress of a recording: `recorded` of `count` requests, `bytes` in total.
+
+    `reason` says why it ended with fewer.
+    """
 
     model: str
     version: str
@@ -64,12 +67,12 @@ class _Kept:
     outputs: tuple[str, ...] | None
 
 
-class _Answer(Listener):
-    """Keeps a request once it has a response: a warm-up of requests that failed would fail."""
+class _KeepIfAnswered(Listener):
+    """Keeps a request if it succeeds: a warm-up with failing requests would fail."""
 
     __slots__ = ("_kept", "_recording", "_size")
 
-    def __init__(self, recording: _Recording, kept: _Kept, size: int) -> None:
+    def __init__(self, recording: LiveRecording, kept: _Kept, size: int) -> None:
         self._recording = recording
         self._kept = kept
         self._size = size
@@ -79,8 +82,8 @@ class _Answer(Listener):
             self._recording.keep(self._kept, self._size)
 
 
-class _Recording:
-    """One recording of one version. Lives on the event loop; the file is written on a thread."""
+class LiveRecording:
+    """A recording of one version. Lives on the event loop; a thread writes the file."""
 
     def __init__(self, model: Model, count: int, max_bytes: int, file: Path) -> None:
         assert model.check is not None
@@ -112,7 +115,7 @@ class _Recording:
         )
 
     async def stop(self) -> None:
-        """Ends with what there is; returns when the file is written."""
+        """Ends the recording with what it has; returns when the file is written."""
         self._end_if_unloaded()
         if self._state == "recording":
             self._end("it was stopped")
@@ -121,7 +124,7 @@ class _Recording:
 
     def _end_if_unloaded(self) -> None:
         if self._state == "recording" and self._model.check is not self._check:
-            self._end("the version was unloaded meanwhile")
+            self._end("the version was unloaded")
 
     def accepted(self, ticket: Ticket) -> None:
         """See engine.model.Recording."""
@@ -129,15 +132,17 @@ class _Recording:
         size = sum(_size(tensor) for tensor in request.inputs.values())
         if size > self._max_bytes - self._bytes:
             if not self._bytes:
-                self._reason = f"a request of {size} bytes was left out, as it is larger than the limit of {self._max_bytes}"
+                self._reason = (
+                    f"a request of {size} bytes was skipped: the limit is {self._max_bytes} bytes in total"
+                )
             elif size <= self._max_bytes:
                 self._end(f"the limit of {self._max_bytes} bytes is reached")
             return
-        # Copied, as the buffers under the tensors are used again.
+        # Copied, because the buffers of the tensors are reused.
         inputs = {
             name: Tensor(name, t.datatype, t.shape, t.data.copy()) for name, t in request.inputs.items()
         }
-        ticket.listen(_Answer(self, _Kept(inputs, request.outputs), size))
+        ticket.listen(_KeepIfAnswered(self, _Kept(inputs, request.outputs), size))
 
     def keep(self, kept: _Kept, size: int) -> None:
         if self._state != "recording" or self._bytes + size > self._max_bytes:
@@ -167,23 +172,27 @@ class _Recording:
         except OSError as error:
             self._state = "failed"
             self._reason = f"'{self._file}' cannot be written: {error.strerror or error}"
-            log.error("the recorded requests of model '%s' are lost: %s", self._model.name, self._reason)
+            log.error("lost the recorded requests of model '%s': %s", self._model.name, self._reason)
 
 
 class Recorder:
-    """The recordings of a server, one at a time for a model. `folder` is the server's state folder. Lives on the event loop."""
+    """The recordings of a server, at most one per model. `folder` is the server's state folder.
+
+    Lives on the event loop.
+    """
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine = engine
         self._folder = folder
-        self._recordings: dict[str, _Recording] = {}
+        self._recordings: dict[str, LiveRecording] = {}
 
     def start(
         self, model: str, version: str = "", *, count: int, max_bytes: int = DEFAULT_BYTES
     ) -> RecordingState:
-        """Begins to record the next `count` requests that the version answers, instead of those recorded before.
+        """Starts recording the next `count` requests that the version answers, in place of the last ones.
 
-        Raises NotFound or Unavailable for the version, InvalidArgument for a number out of range, AlreadyExists when one is under way.
+        Raises NotFound or Unavailable for the version, InvalidArgument for a number out of range, and
+        AlreadyExists while a recording is in progress.
         """
         if not 1 <= count <= MAX_COUNT:
             raise InvalidArgument(f"count is {count}, expected 1 to {MAX_COUNT}")
@@ -196,18 +205,26 @@ class Recorder:
             )
         before = self._recordings.get(model)
         if before is not None and before.state.state in ("recording", "writing"):
-            raise AlreadyExists(f"requests of model '{model}' are being recorded already; stop that first")
-        recording = self._recordings[model] = _Recording(
+            raise AlreadyExists(
+                f"requests of model '{model}' are already being recorded; stop that recording first"
+            )
+        recording = self._recordings[model] = LiveRecording(
             found, count, max_bytes, recorded_file(self._folder, model)
         )
         return recording.state
 
     def state(self, model: str) -> RecordingState:
-        """The recording of a model, the last one when it has ended. Raises NotFound when there was none since the server started."""
+        """The current or last recording of a model.
+
+        Raises NotFound if there was none since the server started.
+        """
         return self._find(model).state
 
     async def stop(self, model: str) -> RecordingState:
-        """Ends a recording with what there is; returns when its file is written. Raises NotFound; Internal when it cannot be written."""
+        """Ends a recording with what it has; returns when the file is written.
+
+        Raises NotFound if there is none, and Internal if the file cannot be written.
+        """
         recording = self._find(model)
         await recording.stop()
         state = recording.state
@@ -215,7 +232,7 @@ class Recorder:
             raise Internal(state.reason)
         return state
 
-    def _find(self, model: str) -> _Recording:
+    def _find(self, model: str) -> LiveRecording:
         found = self._recordings.get(model)
         if found is None:
             raise NotFound(f"no requests of model '{model[:256]}' were recorded since the server started")

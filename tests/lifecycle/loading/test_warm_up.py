@@ -208,7 +208,7 @@ def test_a_damaged_file_of_requests_fails_the_load(tmp_path: Path) -> None:
     record = bytearray(encode_record("m", request_of(1)))
     record[40] ^= 1
     file.write_bytes(record)
-    with pytest.raises(InvalidArgument, match="tf_serving_warmup_requests', record 1: its checksum is wrong"):
+    with pytest.raises(InvalidArgument, match="tf_serving_warmup_requests', record 1: wrong checksum"):
         list(warm_up_samples(ModelConfig("m"), batched=True, version_folder=tmp_path, model_folder=tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""How the line of a request looks."""
+"""The format of request lines."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ ANSWERED = {"protocol": "HTTP", "model": "add1", "version": "1", "status": 200, 
         ({"id": "half \ud800"}, 'HTTP add1 version 1 id "half ?": 200 in 412 us'),
     ],
 )
-def test_a_line_is_one_line_whatever_clients_write(fields: dict[str, object], line: str) -> None:
+def test_a_request_is_one_line_whatever_clients_send(fields: dict[str, object], line: str) -> None:
     assert text({**ANSWERED, **fields}) == line
 
 
-def test_what_could_not_be_read_has_no_version_and_over_grpc_no_model() -> None:
+def test_an_unreadable_request_has_no_version_and_over_grpc_no_model() -> None:
     assert (
         text({"protocol": "GRPC", "status": "INVALID_ARGUMENT", "duration_us": 5})
         == "GRPC -: INVALID_ARGUMENT in 5 us"

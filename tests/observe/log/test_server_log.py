@@ -1,4 +1,4 @@
-"""What the log holds by its settings, and how its lines look."""
+"""Which records each setting logs, and the format of the lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Started = Callable[..., tuple[ServerLog, Callable[[], list[str]]]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Started]:
-    """Makes the program's log one with these settings; its lines are read when it is that no more."""
+    """Installs a log with the given settings; its lines are read after it is uninstalled."""
     with ExitStack() as installed:
 
         def started(**settings: Any) -> tuple[ServerLog, Callable[[], list[str]]]:
@@ -60,22 +60,22 @@ OF_ERRORS = {"ERROR", "CRITICAL"}
         ({"verbose_level": 2, "info": True}, ALL, ALL),
     ],
 )
-def test_each_severity_is_switched_by_itself(
+def test_each_severity_can_be_switched(
     start: Started, settings: dict[str, Any], of_models: set[str], of_others: set[str]
 ) -> None:
     _, lines = start(**settings)
 
     say_everything()
 
-    told = [re.fullmatch(r"\S+ \S+ (\w+) ([\w.]+): \1", line) for line in lines()]
+    found = [re.fullmatch(r"\S+ \S+ (\w+) ([\w.]+): \1", line) for line in lines()]
     heard = {
-        name: {match[1] for match in told if match is not None and match[2] == name}
+        name: {match[1] for match in found if match is not None and match[2] == name}
         for name in ("backline.model", "elsewhere")
     }
     assert heard == {"backline.model": of_models, "elsewhere": of_others}
 
 
-def test_a_change_counts_from_then_on(start: Started) -> None:
+def test_a_change_takes_effect_immediately(start: Started) -> None:
     log, lines = start()
 
     logging.getLogger("backline.wire").info("before")
@@ -83,7 +83,7 @@ def test_a_change_counts_from_then_on(start: Started) -> None:
     logging.getLogger("backline.wire").info("after")
 
     first, second = map(json.loads, lines())
-    assert first["message"] == "the log was changed by request: log_info True, log_format json"
+    assert first["message"] == "log settings changed by request: log_info True, log_format json"
     assert second["message"] == "after"
 
 
@@ -96,7 +96,7 @@ def test_a_change_counts_from_then_on(start: Started) -> None:
         ("error", {"info": False, "warning": False, "error": True, "verbose_level": 0}),
     ],
 )
-def test_a_level_stands_for_severities_which_may_be_set_by_themselves(
+def test_a_level_sets_the_severities_that_are_not_set_explicitly(
     level: Any, severities: dict[str, Any]
 ) -> None:
     assert LogSettings.of_level(level) == LogSettings(**severities)
@@ -105,8 +105,8 @@ def test_a_level_stands_for_severities_which_may_be_set_by_themselves(
     )
 
 
-def test_a_line_of_json_has_what_a_collector_wants(start: Started, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Half a pair is no UTF-8, in which a process of tests sends what pytest has captured.
+def test_a_json_line_has_all_fields(start: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An unpaired surrogate is not UTF-8, which pytest's worker processes use to send captured output.
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     _, lines = start(format="json")
 
@@ -132,7 +132,7 @@ def test_a_line_of_json_has_what_a_collector_wants(start: Started, monkeypatch: 
     assert json.loads(half)["message"] == "half a pair: ?"
 
 
-def test_times_of_iso8601_are_in_utc(start: Started) -> None:
+def test_iso8601_times_are_in_utc(start: Started) -> None:
     _, lines = start(format="ISO8601")
 
     logging.getLogger("backline.wire").warning("now")
@@ -141,7 +141,7 @@ def test_times_of_iso8601_are_in_utc(start: Started) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z WARNING backline.wire: now", line)
 
 
-def test_a_record_that_cannot_be_formatted_is_a_line_nevertheless(start: Started) -> None:
+def test_a_record_that_cannot_be_formatted_is_still_logged(start: Started) -> None:
     log, lines = start()
 
     log.handle(
@@ -149,20 +149,20 @@ def test_a_record_that_cannot_be_formatted_is_a_line_nevertheless(start: Started
     )
 
     (line,) = lines()
-    assert line.startswith("a line of backline.wire cannot be written, '%d requests': ")
+    assert line.startswith("cannot format a record of backline.wire, '%d requests': ")
 
 
-def test_a_listener_is_told_of_the_settings_now_and_of_changes(start: Started) -> None:
+def test_a_listener_gets_the_settings_and_every_change(start: Started) -> None:
     log, _ = start()
-    told: list[int] = []
+    found: list[int] = []
 
-    log.watch(lambda settings: told.append(settings.verbose_level))
+    log.watch(lambda settings: found.append(settings.verbose_level))
     log.update({"log_verbose_level": 1})
 
-    assert told == [0, 1]
+    assert found == [0, 1]
 
 
-def test_the_programs_log_is_as_before_when_it_ends(start: Started) -> None:
+def test_uninstalling_restores_the_programs_log(start: Started) -> None:
     root = logging.getLogger()
     before = root.level, list(root.handlers)
     _, lines = start(verbose_level=2)

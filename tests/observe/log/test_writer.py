@@ -1,4 +1,4 @@
-"""The thread that writes the log: nobody waits for it, whatever becomes of where it writes to."""
+"""The thread that writes the log never blocks the others, whatever happens to the file or pipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def lost(count: int, reason: str) -> bytes:
     return f"{count} lost: {reason}\n".encode()
 
 
-def test_lines_are_written_in_their_order(tmp_path: Path) -> None:
+def test_lines_are_written_in_order(tmp_path: Path) -> None:
     file = tmp_path / "log"
     file.write_bytes(b"before\n")
     written = LogWriter(file, lost)
@@ -26,7 +26,7 @@ def test_lines_are_written_in_their_order(tmp_path: Path) -> None:
     assert file.read_bytes() == b"before\n" + b"".join(b"%d\n" % number for number in range(1000))
 
 
-def test_lines_that_a_full_disk_does_not_take_are_told_when_it_does_again(tmp_path: Path) -> None:
+def test_lines_lost_on_a_full_disk_are_counted_once_writing_works_again(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     file = tmp_path / "log"
@@ -34,7 +34,7 @@ def test_lines_that_a_full_disk_does_not_take_are_told_when_it_does_again(tmp_pa
     written = LogWriter(file, lost)
     for number in range(3):
         written.write(b"%d\n" % number)
-        written._write_all()  # now, so that the order of what follows is known
+        written._write_all()  # here rather than on the thread, for a known order
     file.unlink()
     written._looked = float("-inf")
     written.write(b"again\n")
@@ -43,7 +43,7 @@ def test_lines_that_a_full_disk_does_not_take_are_told_when_it_does_again(tmp_pa
     assert file.read_bytes() == b"again\n3 lost: No space left on device\n"
 
 
-def test_a_pipe_that_nobody_reads_holds_nobody_up_and_takes_a_bounded_memory(
+def test_an_unread_pipe_blocks_nothing_and_takes_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "_LAST", 0.1)
@@ -54,8 +54,8 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up_and_takes_a_bounded_memory(
     line = b"x" * 9999 + b"\n"
     count = 4 * MOST_WAITING // len(line)
     for _ in range(count):
-        written.write(line)  # more than the pipe and the memory take
-    written.close()  # returns although the thread is still at it
+        written.write(line)  # more than the pipe and the buffer hold
+    written.close()  # returns although the thread is still writing
     assert written._thread.is_alive()
 
     os.set_blocking(reader, True)
@@ -63,14 +63,14 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up_and_takes_a_bounded_memory(
         text = bytearray()
         while b" lost: " not in text:
             text += os.read(read.fileno(), 1 << 16)
-        *lines, told = bytes(text).splitlines()
+        *lines, found = bytes(text).splitlines()
     written._thread.join(10)
 
-    assert told == b"%d lost: they came faster than they could be written" % (count - len(lines))
+    assert found == b"%d lost: they came faster than they could be written" % (count - len(lines))
     assert len(lines) * len(line) < 3 * MOST_WAITING
 
 
-def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -86,7 +86,7 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_a_file_that_is_moved_away_is_begun_anew(tmp_path: Path) -> None:
+def test_a_rotated_file_is_reopened(tmp_path: Path) -> None:
     file = tmp_path / "log"
     written = LogWriter(file, lost)
     written.write(b"one\n")
@@ -99,6 +99,6 @@ def test_a_file_that_is_moved_away_is_begun_anew(tmp_path: Path) -> None:
     assert ((tmp_path / "log.1").read_bytes(), file.read_bytes()) == (b"one\n", b"two\n")
 
 
-def test_a_file_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_an_immediate_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file or directory"):
         LogWriter(tmp_path / "nowhere" / "log", lost)

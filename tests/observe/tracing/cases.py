@@ -1,6 +1,6 @@
-"""What stock tritonclient asks of the trace extension, and what a trace file says; of a server that is started with OPTIONS.
+"""Cases of the trace extension and trace file, run with stock tritonclient against a server with OPTIONS.
 
-Each case begins with the settings of the start.
+Each case starts from the settings at start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLEAR = dict.fromkeys(SETTINGS)
 
 
 def options(file: Path) -> list[str]:
-    """With which a server is started: it writes each trace to a file of its own, and traces all."""
+    """Options of the server: it traces every request, each into its own file."""
     return [
         f"--trace-config={one}"
         for one in (f"triton,file={file}", "triton,log-frequency=1", "level=TIMESTAMPS", "rate=1")
@@ -30,7 +30,7 @@ def options(file: Path) -> list[str]:
 
 
 class Ask:
-    """A server, asked by stock clients. `file` is its trace file."""
+    """A server with stock clients. `file` is its trace file."""
 
     def __init__(self, http_port: int, grpc_port: int, file: Path) -> None:
         self.http = http_client.InferenceServerClient(f"127.0.0.1:{http_port}")
@@ -60,18 +60,18 @@ class Ask:
 
     def _told(self, ask: Callable[[], Any]) -> Any:
         try:
-            told = ask()
+            found = ask()
         except InferenceServerException as error:
             return {"error": error.message(), "status": error.status()}
-        if not isinstance(told, dict):
-            told = {
+        if not isinstance(found, dict):
+            found = {
                 name: list(value["value"])
-                for name, value in json_format.MessageToDict(told)["settings"].items()
+                for name, value in json_format.MessageToDict(found)["settings"].items()
             }
-        return _without_file(told)
+        return _without_file(found)
 
     def infer(self, model: str, value: float = 1.0, *, by: str = "http", **more: Any) -> Any:
-        """None, or the error."""
+        """The error, or None."""
         api, client = (http_client, self.http) if by == "http" else (grpc_client, self.grpc)
         given = api.InferInput("IN", [1, 4], "FP32")
         given.set_data_from_numpy(np.full((1, 4), value, np.float32))
@@ -82,24 +82,24 @@ class Ask:
         return None
 
     def traces(self, count: int = 1) -> list[Any]:
-        """What the next traces say: of each request its model, its parent and the names of its moments, by their order in time."""
-        told = [
+        """The next traces: each request's model, parent, and timestamp names in order of time."""
+        found = [
             read_trace(self._file.with_name(f"{self._file.name}.{self._traces + index}"))
             for index in range(count)
         ]
         self._traces += count
-        return told
+        return found
 
 
-def _without_file(told: dict[str, Any]) -> dict[str, Any]:
-    """The trace file is another one each time."""
-    if told.get("trace_file"):
-        told["trace_file"] = "FILE" if isinstance(told["trace_file"], str) else ["FILE"]
-    return told
+def _without_file(found: dict[str, Any]) -> dict[str, Any]:
+    """Removes the file name, which differs each time."""
+    if found.get("trace_file"):
+        found["trace_file"] = "FILE" if isinstance(found["trace_file"], str) else ["FILE"]
+    return found
 
 
 def read_trace(file: Path) -> list[dict[str, Any]]:
-    """The requests of a file, numbered from 1. Waits for it to be complete."""
+    """The requests in a file, numbered from 1. Waits until it is complete."""
     entries = _wait_for(file)
     first = min(entry["id"] for entry in entries)
     requests: dict[int, dict[str, Any]] = {}
@@ -129,10 +129,10 @@ def _wait_for(file: Path) -> list[dict[str, Any]]:
 
 
 def _both(ask: Ask, settings: Mapping[str, Any], model: str | None = None) -> dict[str, Any]:
-    """By HTTP, and from the start again by gRPC."""
-    told = {"http": ask.update(settings, model)}
+    """Runs over HTTP, then again over gRPC."""
+    found = {"http": ask.update(settings, model)}
     ask.reset()
-    return {**told, "grpc": ask.update(settings, model, "grpc")}
+    return {**found, "grpc": ask.update(settings, model, "grpc")}
 
 
 def _traced(ask: Ask, *asked: Callable[[], Any], count: int = 1) -> Any:
@@ -141,19 +141,19 @@ def _traced(ask: Ask, *asked: Callable[[], Any], count: int = 1) -> Any:
 
 
 def _follows(ask: Ask) -> Any:
-    """What a model sets itself stays, what it does not follows the settings of all."""
-    told = [
+    """A model's own settings stay; the others follow the global ones."""
+    found = [
         ask.update({"trace_rate": "5"}, "add"),
         ask.update({"trace_rate": "6", "trace_count": "3"}),
         ask.get("add"),
         ask.get("twice"),
     ]
-    told += [ask.update({"trace_rate": None}, "add"), ask.update(CLEAR), ask.get("add")]
-    return told
+    found += [ask.update({"trace_rate": None}, "add"), ask.update(CLEAR), ask.get("add")]
+    return found
 
 
 def _counted(ask: Ask) -> Any:
-    """Of every second request there is a trace, until there are two."""
+    """Every second request is traced, until there are two traces."""
     ask.update({"trace_rate": "2", "trace_count": "2"})
     for number in range(7):
         ask.infer("add", request_id=f"r{number}")
@@ -161,7 +161,7 @@ def _counted(ask: Ask) -> Any:
 
 
 def _gathered(ask: Ask) -> Any:
-    """Several traces in one file."""
+    """One file holds several traces."""
     ask.update({"log_frequency": "3"})
     for number in range(3):
         ask.infer("add", request_id=f"g{number}")

@@ -1,14 +1,19 @@
-"""Where this server answers otherwise than Triton 2.51, and why."""
+"""Where this server's responses differ from Triton 2.51, and why."""
 
 from __future__ import annotations
 
 from typing import Any
 
 _RANGE = "value is out of range [ 0, 4294967295 ], got: "
-_UNKNOWN = "unknown trace setting 'trace_color'; those that can be changed are trace_level, trace_rate, trace_count, log_frequency"
-_MODE = "the trace mode cannot be changed while the server runs: start it with --trace-config mode=..."
-_BODY = "the body is no JSON object of trace settings, each a text, a list of texts, or null to have that of all models: "
-_NO_LEVEL = "'trace_level' names no level: give OFF, TIMESTAMPS, TENSORS, or nothing at all to have that of all models"
+_UNKNOWN = (
+    "unknown trace setting 'trace_color', expected one of trace_level, trace_rate, trace_count, log_frequency"
+)
+_MODE = "the trace mode cannot change while the server runs: start it with --trace-config mode=..."
+_BODY = (
+    "the body is no JSON object of trace settings, each a text, a list of texts, or null to have that of all"
+    " models: "
+)
+_NO_LEVEL = "'trace_level' is empty: give OFF, TIMESTAMPS or TENSORS, or null for the global setting"
 
 
 def _both(message: str, status: str = "400", code: str = "INVALID_ARGUMENT") -> dict[str, Any]:
@@ -34,24 +39,24 @@ _TENSORS = [
         "dtype": "FP32",
     },
 ]
-#: By case, what is answered, and the reason.
+#: By case: this server's response, and the reason.
 DIFFERENCES: dict[str, tuple[Any, str]] = {
-    "unknown": (_both(_UNKNOWN), "Triton ignores settings that it does not know"),
+    "unknown": (_both(_UNKNOWN), "Triton ignores unknown settings"),
     "mode": (_both(_MODE, "501", "UNIMPLEMENTED"), "Triton ignores it"),
     "no level": (
         _both("unknown trace level 'NOPE', expected OFF, TIMESTAMPS or TENSORS"),
-        "Triton ignores levels that it does not know",
+        "Triton ignores unknown levels",
     ),
-    "levels without any": ([400, {"error": _NO_LEVEL}], "Triton changes nothing and answers 200"),
+    "levels without any": ([400, {"error": _NO_LEVEL}], "Triton changes nothing and responds 200"),
     "negative rate": (_both(f"Unable to parse 'trace_rate', {_RANGE}-1"), "Triton takes -1 for 4294967295"),
     "broken rate": (_both("Unable to parse 'trace_rate', got: 1.5"), "Triton reads as far as it can"),
     "negative count": (
         _both("Unable to parse 'trace_count'. Expecting value >= -1, got: -2"),
-        "by HTTP Triton leaves out a space",
+        "over HTTP, Triton omits a space",
     ),
     "rate as a number": (
         [400, {"error": f"{_BODY}Expected `str | array | null`, got `int` - at `$[...]`"}],
-        "a client's fault is no 500",
+        "a client's mistake is not a 500",
     ),
     "level as a text": (
         [
@@ -67,7 +72,7 @@ DIFFERENCES: dict[str, tuple[Any, str]] = {
         ],
         "one level is a list of one, as it is by gRPC; Triton answers 500",
     ),
-    "no json": ([400, {"error": f"{_BODY}Input data was truncated"}], "a client's fault is no 500"),
+    "no json": ([400, {"error": f"{_BODY}Input data was truncated"}], "a client's mistake is not a 500"),
     "no object": (
         [400, {"error": f"{_BODY}Expected `object`, got `array`"}],
         "Triton takes it for an empty object",

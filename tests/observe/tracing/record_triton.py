@@ -1,6 +1,6 @@
-"""Records what Triton 2.51 answers to the cases of cases.py, into triton_2_51.json: `python -m observe.tracing.record_triton` in `tests/`.
+"""Records Triton 2.51's responses to cases.py into triton_2_51.json.
 
-Triton is installed on first use, as for the benchmarks.
+Run `python -m observe.tracing.record_triton` in `tests/`. Installs Triton on first use, as the benchmarks do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Models that Triton and Backline read alike: one that adds, one that calls it, an ensemble of it; and further ones for Backline."""
+"""Models for both Triton and Backline (an adder, a model that calls it, an ensemble), and more for Backline
+alone.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +8,34 @@ import shutil
 from pathlib import Path
 
 _MODELS = Path(__file__).with_name("models")
-_TENSORS = 'input [ { name: "IN" data_type: TYPE_FP32 dims: [ 4 ] } ]\noutput [ { name: "OUT" data_type: TYPE_FP32 dims: [ 4 ] } ]\n'
+_TENSORS = (
+    'input [ { name: "IN" data_type: TYPE_FP32 dims: [ 4 ] } ]\n'
+    'output [ { name: "OUT" data_type: TYPE_FP32 dims: [ 4 ] } ]\n'
+)
 _PYTHON = (
     f'backend: "python"\nmax_batch_size: 8\n{_TENSORS}instance_group [ {{ kind: KIND_CPU count: 1 }} ]\n'
 )
-_STEP = '{{ model_name: "add" model_version: -1 input_map {{ key: "IN" value: "{}" }} output_map {{ key: "OUT" value: "{}" }} }}'
+_STEP = (
+    '{{ model_name: "add" model_version: -1'
+    ' input_map {{ key: "IN" value: "{}" }} output_map {{ key: "OUT" value: "{}" }} }}'
+)
 _ENSEMBLE = (
     f'platform: "ensemble"\nmax_batch_size: 8\n{_TENSORS}'
     f"ensemble_scheduling {{ step [ {_STEP.format('IN', 'between')}, {_STEP.format('between', 'OUT')} ] }}\n"
 )
-#: Further models that add, with more on the way to their runs.
+#: More adders, with other schedulers, caches and batchers between request and run.
 ADDING = {
     "cached": "response_cache { enable: true }",
     "sequential": "sequence_batching { }",
-    "splitting": 'dynamic_batching { } parameters { key: "backline.enable_large_batch_splitting" value: { string_value: "true" } }',
+    "splitting": "dynamic_batching { } parameters "
+    '{ key: "backline.enable_large_batch_splitting" value: { string_value: "true" } }',
 }
-#: As Triton has them, too.
+#: Read by Triton too.
 SHARED = {"add": _PYTHON, "caller": _PYTHON, "twice": _ENSEMBLE}
 
 
 def write_repository(folder: Path) -> Path:
-    """The models of both servers."""
+    """Writes the models for both servers."""
     for name, config in SHARED.items():
         version = folder / name / "1"
         version.mkdir(parents=True)
@@ -37,7 +46,7 @@ def write_repository(folder: Path) -> Path:
 
 
 def add_models(folder: Path) -> Path:
-    """The models of Backline alone, in their own form."""
+    """Writes the models for Backline alone."""
     for name in ("pipeline", "batched", "waiting", "counting"):
         version = folder / name / "1"
         version.mkdir(parents=True)

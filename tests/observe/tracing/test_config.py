@@ -1,4 +1,4 @@
-"""--trace-config, as Triton takes it."""
+"""--trace-config, in Triton's syntax."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from backline.engine.errors import InvalidArgument
-from backline.observe.tracing.config import SpanOptions, TraceConfig, parse_trace_config
+from backline.observe.tracing.settings import SpanOptions, TraceConfig, parse_trace_config
 from docs.pages import code, read, table
 
 
-def test_nothing_is_traced_without_it() -> None:
+def test_nothing_is_traced_by_default() -> None:
     assert parse_trace_config([]) == TraceConfig(
         levels=(), rate=1000, count=-1, mode="triton", file=None, log_frequency=0
     )
 
 
-def test_a_trace_file() -> None:
-    told = [
+def test_settings_of_a_trace_file() -> None:
+    texts = [
         "triton,file=/tmp/trace.json",
         "triton,log-frequency=50",
         "rate=100",
@@ -30,24 +30,24 @@ def test_a_trace_file() -> None:
         "count=10",
     ]
 
-    assert parse_trace_config(told) == TraceConfig(
+    assert parse_trace_config(texts) == TraceConfig(
         ("TIMESTAMPS", "TENSORS"), 100, 10, "triton", Path("/tmp/trace.json"), 50
     )
 
 
-def test_spans() -> None:
-    told = [
+def test_settings_of_spans() -> None:
+    texts = [
         "mode=opentelemetry",
         "opentelemetry,url=http://host:4318/v1/traces",
         "opentelemetry,resource=a=b=c",
     ]
-    told += [
+    texts += [
         "opentelemetry,resource=service.name=music",
         "opentelemetry,bsp_schedule_delay=100",
         "level=TIMESTAMPS",
     ]
 
-    assert parse_trace_config(told) == TraceConfig(
+    assert parse_trace_config(texts) == TraceConfig(
         ("TIMESTAMPS",),
         mode="opentelemetry",
         spans=SpanOptions(
@@ -57,29 +57,29 @@ def test_spans() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("texts", "message"),
     [
         (["level"], "'level' is not of the form SETTING=VALUE"),
         (["lvel=TIMESTAMPS"], "unknown trace setting 'lvel': did you mean 'level'?"),
         (["opentelemetry,file=x"], "unknown trace setting 'opentelemetry,file'"),
         (["mode=jaeger"], "unknown trace mode 'jaeger', expected triton or opentelemetry"),
         (["level=MAX"], "unknown trace level 'MAX', expected OFF, TIMESTAMPS or TENSORS"),
-        (["level=TIMESTAMPS"], "a trace level needs a place to write to"),
-        (["mode=opentelemetry", "level=TENSORS"], "spans have no tensors"),
+        (["level=TIMESTAMPS"], "a trace level needs a destination"),
+        (["mode=opentelemetry", "level=TENSORS"], "spans carry no tensors"),
         (["rate=often"], "Unable to parse 'trace_rate', got: often"),
         (["count=-2"], "Unable to parse 'trace_count'. Expecting value >= -1, got: -2"),
         (["rate=1", "rate=2"], "'rate' is given 2 times, expected once"),
-        (["opentelemetry,resource=x"], "'x' is no attribute of a resource"),
+        (["opentelemetry,resource=x"], "'x' is not a resource attribute"),
         (["opentelemetry,bsp_max_queue_size=0"], "expected a number above 0"),
         (
             ["opentelemetry,bsp_max_queue_size=100"],
-            "bsp_max_export_batch_size must not be above bsp_max_queue_size",
+            "bsp_max_export_batch_size must not exceed bsp_max_queue_size",
         ),
     ],
 )
-def test_what_cannot_be_is_said(told: list[str], message: str) -> None:
+def test_invalid_settings_are_refused_with_a_reason(texts: list[str], message: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        parse_trace_config(told)
+        parse_trace_config(texts)
 
     assert message in refused.value.message
 
@@ -103,21 +103,21 @@ def _serve(*options: str, environment: dict[str, str] | None = None) -> subproce
     )
 
 
-def test_the_command_says_what_is_wrong() -> None:
+def test_the_command_reports_invalid_settings() -> None:
     shown = _serve("--trace-config", "rat=1")
 
     assert shown.returncode == 2
     assert "--trace-config: unknown trace setting 'rat': did you mean 'rate'?" in shown.stderr
 
 
-def test_a_file_that_cannot_be_written_ends_the_start() -> None:
+def test_an_unwritable_trace_file_stops_the_start() -> None:
     shown = _serve("--trace-config", "triton,file=/nowhere/trace.json", "--trace-config", "level=TIMESTAMPS")
 
     assert shown.returncode == 1
     assert "the trace file '/nowhere/trace.json' cannot be written" in shown.stderr
 
 
-def test_spans_without_the_extra_name_it(tmp_path: Path) -> None:
+def test_spans_without_the_sdk_name_the_extra(tmp_path: Path) -> None:
     (tmp_path / "opentelemetry.py").write_text("raise ImportError('No module named opentelemetry')\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
 
@@ -127,20 +127,20 @@ def test_spans_without_the_extra_name_it(tmp_path: Path) -> None:
     assert "pip install 'backline[otel]'" in shown.stderr
 
 
-def test_the_page_tells_the_settings_and_their_defaults() -> None:
-    told = {
+def test_the_page_lists_settings_and_defaults() -> None:
+    texts = {
         code(row["setting"])[0]: (code(row["default"]) or [""])[0]
         for row in table("docs/tracing.md", "setting")
     }
 
     config = TraceConfig()
-    assert {name: told.pop(name) for name in ("level", "rate", "count", "mode", "triton,log-frequency")} == {
+    assert {name: texts.pop(name) for name in ("level", "rate", "count", "mode", "triton,log-frequency")} == {
         "level": "OFF",
         "rate": str(config.rate),
         "count": str(config.count),
         "mode": config.mode,
         "triton,log-frequency": str(config.log_frequency),
     }
-    for name, default in told.items():
+    for name, default in texts.items():
         parse_trace_config([f"{name}={default or 'trace.json'}"])  # raises for one that is none
     assert "16384 elements" in read("docs/tracing.md")

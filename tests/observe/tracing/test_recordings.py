@@ -1,4 +1,4 @@
-"""The trace extension and the trace file, asked by stock clients: what they answer is what Triton 2.51 did, see record_triton.py."""
+"""The trace extension and trace file behave as Triton 2.51 did, with stock clients (record_triton.py)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_answer_is_that_of_triton(ask: Ask, name: str) -> None:
-    """Or differs from it as `differences.py` lists."""
+def test_responses_equal_tritons(ask: Ask, name: str) -> None:
+    """Except for what `differences.py` lists."""
     expected, reason = DIFFERENCES.get(name, (RECORDED[name], ""))
     ask.reset()
     given = json.loads(json.dumps(CASES[name](ask)))
     assert given == expected, reason
 
 
-def test_what_is_listed_differs() -> None:
+def test_listed_differences_exist() -> None:
     for name, (expected, _) in DIFFERENCES.items():
         assert expected != RECORDED[name], name

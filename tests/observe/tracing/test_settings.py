@@ -1,4 +1,4 @@
-"""Which requests are traced, and how settings follow each other."""
+"""Which requests are traced, and how settings inherit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _updates = st.lists(st.tuples(st.sampled_from(["", "one", "two"]), _changes), ma
 
 
 @given(rate=st.integers(1, 9), count=st.integers(-1, 9), requests=st.integers(0, 60))
-def test_of_every_so_many_requests_one_is_traced_until_there_are_enough(
+def test_one_in_rate_requests_is_traced_until_the_count_is_reached(
     rate: int, count: int, requests: int
 ) -> None:
     setting = TraceSetting(ON, rate, count)
@@ -33,18 +33,18 @@ def test_of_every_so_many_requests_one_is_traced_until_there_are_enough(
 
 
 @given(rate=st.integers(0, 9), count=st.integers(-1, 3), forced=st.lists(st.booleans(), max_size=40))
-def test_what_belongs_to_a_trace_is_always_traced(rate: int, count: int, forced: list[bool]) -> None:
+def test_forced_requests_are_always_traced(rate: int, count: int, forced: list[bool]) -> None:
     setting = TraceSetting(ON, rate, count)
 
     assert all(setting.sample(forced=one) for one in forced if one)
 
 
-def test_nothing_is_traced_that_is_off() -> None:
+def test_nothing_is_traced_while_off() -> None:
     assert not TraceSetting((), 1).sample(forced=True)
 
 
 @given(updates=_updates)
-def test_a_model_has_what_it_set_last_else_what_is_set_for_all_else_that_of_the_start(
+def test_model_settings_override_global_ones_which_override_the_start(
     updates: list[tuple[str, dict[str, Any]]],
 ) -> None:
     start = TraceSetting(trace_rate=100, trace_count=200, log_frequency=300)
@@ -57,19 +57,19 @@ def test_a_model_has_what_it_set_last_else_what_is_set_for_all_else_that_of_the_
 
     from_start = {"trace_rate": "100", "trace_count": "200", "log_frequency": "300"}
     for model, values in own.items():
-        assert table.of(model).told() == {"trace_level": ["OFF"], **from_start, **own[""], **values}
+        assert table.of(model).shown() == {"trace_level": ["OFF"], **from_start, **own[""], **values}
 
 
-def test_an_update_that_is_refused_changes_nothing() -> None:
+def test_a_refused_update_changes_nothing() -> None:
     table = SettingTable(TraceSetting(ON), "triton")
 
     with pytest.raises(InvalidArgument):
         table.update("", {"trace_count": "5", "trace_rate": "0"}, has_file=True)
 
-    assert table.of("").told() == TraceSetting(ON).told()
+    assert table.of("").shown() == TraceSetting(ON).shown()
 
 
-def test_traces_are_counted_anew_after_an_update() -> None:
+def test_an_update_restarts_the_count() -> None:
     before = TraceSetting(ON, trace_rate=2)
     before.sample()
 
@@ -79,6 +79,6 @@ def test_traces_are_counted_anew_after_an_update() -> None:
 
 
 @pytest.mark.parametrize("names", [["OFF", "TENSORS"], ["timestamps"], []])
-def test_levels_that_are_none(names: list[str]) -> None:
+def test_invalid_levels_are_refused(names: list[str]) -> None:
     with pytest.raises(InvalidArgument):
         read_levels(names, "triton")

@@ -1,4 +1,4 @@
-"""Spans of a real server, as a receiver over OTLP/HTTP gets them."""
+"""Spans of a real server, as received over OTLP/HTTP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from observe.tracing.repository import add_models, write_repository
 from support.otlp import Receiver, Span, receiver
 from support.server import ServerProcess, serve
 
-SERVER = 2  # the kind of a span that answers somebody else's
+SERVER = 2  # the span kind of a server
 COMPUTE = {"compute": ["input", "infer", "output"]}
 RUN = ["queue", COMPUTE]
 ADD = {"add": RUN}
@@ -32,7 +32,7 @@ ADD = {"add": RUN}
 
 @dataclass
 class Traced:
-    """A server that traces all requests, and what gets its spans."""
+    """A server that traces all requests, and the receiver of its spans."""
 
     server: ServerProcess
     receiver: Receiver
@@ -47,7 +47,7 @@ class Traced:
         by: str = "http",
         **more: Any,
     ) -> Any:
-        """The client's answer, or its error."""
+        """The client's response or error."""
         api, port = (
             (http_client, self.server.http_port) if by == "http" else (grpc_client, self.server.grpc_port)
         )
@@ -84,7 +84,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
             yield Traced(server, received, folder)
 
 
-def test_a_request_is_a_span_with_its_queue_and_its_compute_below(traced: Traced) -> None:
+def test_a_request_is_a_span_with_queue_and_compute_below(traced: Traced) -> None:
     traced.infer("add", "plain")
 
     root = traced.root("plain")
@@ -117,7 +117,7 @@ def test_a_request_is_a_span_with_its_queue_and_its_compute_below(traced: Traced
     ]
 
 
-def test_the_parts_of_a_span_lie_within_it_and_behind_each_other(traced: Traced) -> None:
+def test_child_spans_lie_within_their_parent_in_order(traced: Traced) -> None:
     before = time.time_ns()
     traced.infer("add", "times")
     after = time.time_ns()
@@ -134,7 +134,7 @@ def test_the_parts_of_a_span_lie_within_it_and_behind_each_other(traced: Traced)
     check(root)
     assert (
         before - 5_000_000 < root.began < root.ended < after + 5_000_000
-    )  # the clock may be corrected meanwhile
+    )  # the clock may have been adjusted
     queue, compute = root.below("add").children
     assert queue.ended == compute.began
     assert [(one.began, one.ended) for one in compute.children] == [
@@ -145,7 +145,7 @@ def test_the_parts_of_a_span_lie_within_it_and_behind_each_other(traced: Traced)
 
 
 @pytest.mark.parametrize("by", ["http", "grpc"])
-def test_the_clients_trace_is_gone_on_with(traced: Traced, by: str) -> None:
+def test_the_clients_trace_is_continued(traced: Traced, by: str) -> None:
     trace, span = (
         f"{'ab' if by == 'http' else 'cd'}7651916cd43dd8448eb211c80319c0"[:32].ljust(32, "1"),
         "b7ad6b7169203331",
@@ -164,7 +164,7 @@ def test_the_clients_trace_is_gone_on_with(traced: Traced, by: str) -> None:
     assert all(one.trace_id == trace for one in (root.below("add"), root.below("add", "compute", "infer")))
 
 
-def test_an_ensemble_has_a_span_for_each_step(traced: Traced) -> None:
+def test_an_ensemble_has_a_span_per_step(traced: Traced) -> None:
     traced.infer("twice", "steps")
 
     root = traced.root("steps")
@@ -176,7 +176,7 @@ def test_an_ensemble_has_a_span_for_each_step(traced: Traced) -> None:
     }
 
 
-def test_the_calls_of_a_pipeline_are_children_of_its_request(traced: Traced) -> None:
+def test_calls_of_a_pipeline_are_children_of_its_request(traced: Traced) -> None:
     traced.infer("pipeline", "calls", {"x": np.ones((1, 4), np.float32)})
 
     pipeline = traced.root("calls").below("pipeline")
@@ -188,7 +188,7 @@ def test_the_calls_of_a_pipeline_are_children_of_its_request(traced: Traced) -> 
     assert first.tree() == ADD
 
 
-def test_the_calls_of_triton_models_are_children_with_and_without_their_trace(traced: Traced) -> None:
+def test_calls_of_triton_models_are_children_with_or_without_passing_the_trace(traced: Traced) -> None:
     traced.infer("caller", "scripted", {"IN": np.full((1, 4), 6, np.float32)})
 
     caller = traced.root("scripted").below("caller")
@@ -196,7 +196,7 @@ def test_the_calls_of_triton_models_are_children_with_and_without_their_trace(tr
     assert [child.name for child in caller.children] == ["queue", "compute", "add", "add"]
 
 
-def test_the_context_in_a_model_is_that_of_its_span(traced: Traced) -> None:
+def test_the_trace_context_in_a_model_is_its_span(traced: Traced) -> None:
     traced.infer("caller", "context")
 
     caller = traced.root("context").below("caller")
@@ -207,7 +207,7 @@ def test_the_context_in_a_model_is_that_of_its_span(traced: Traced) -> None:
     assert [text.split("-")[2] for text in contexts if text.split("-")[1] == caller.trace_id] == [caller.id]
 
 
-def test_a_call_for_several_requests_is_a_child_of_one_and_linked_to_the_others(traced: Traced) -> None:
+def test_a_call_for_several_requests_is_a_child_of_one_and_linked_to_the_rest(traced: Traced) -> None:
     ids = ("one of two", "two of two")
     asking = [
         threading.Thread(target=traced.infer, args=("batched", id, {"x": np.ones((1, 4), np.float32)}))
@@ -225,7 +225,7 @@ def test_a_call_for_several_requests_is_a_child_of_one_and_linked_to_the_others(
     assert [span.below("compute").attributes["backline.run_batch_size"] for span in spans] == [2, 2]
 
 
-def test_a_failure_is_told_where_it_was(traced: Traced) -> None:
+def test_a_failure_is_recorded_on_the_span_where_it_happened(traced: Traced) -> None:
     traced.infer("twice", "failed", {"IN": np.full((1, 4), -1, np.float32)})
 
     root = traced.root("failed")
@@ -236,7 +236,7 @@ def test_a_failure_is_told_where_it_was(traced: Traced) -> None:
     assert root.attributes["error.type"] == "ModelFailed"
 
 
-def test_what_is_refused_is_an_error_without_a_run(traced: Traced) -> None:
+def test_a_refused_request_is_an_error_without_a_run(traced: Traced) -> None:
     wrong = traced.infer("add", "refused", {"IN": np.ones((1, 5), np.float32)}, by="grpc")
 
     root = traced.root("refused")
@@ -246,7 +246,7 @@ def test_what_is_refused_is_an_error_without_a_run(traced: Traced) -> None:
     assert root.attributes["error.type"] == "InvalidArgument"
 
 
-def test_what_cannot_be_read_is_an_error(traced: Traced) -> None:
+def test_an_unreadable_request_is_an_error(traced: Traced) -> None:
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(f"{traced.server.url}/v2/models/add/infer", data=b"{", timeout=10)
 
@@ -256,7 +256,7 @@ def test_what_cannot_be_read_is_an_error(traced: Traced) -> None:
 
 @pytest.fixture
 def occupied(traced: Traced) -> Iterator[str]:
-    """The model `waiting` runs a request, until the test is over."""
+    """Keeps the model `waiting` busy until the test ends."""
     gate = traced.folder / f"gate{time.monotonic_ns()}"
     running = threading.Thread(target=traced.infer, args=("waiting", "first", {"path": _path(gate)}))
     running.start()
@@ -291,7 +291,7 @@ def test_a_full_queue_is_an_error(traced: Traced, occupied: str) -> None:
         one.join()
 
 
-def test_what_waits_too_long_is_an_error(traced: Traced, occupied: str) -> None:
+def test_a_timeout_in_the_queue_is_an_error(traced: Traced, occupied: str) -> None:
     traced.infer("waiting", "expired", {"path": _path(occupied)}, timeout=1000)
 
     root = traced.root("expired")
@@ -300,7 +300,7 @@ def test_what_waits_too_long_is_an_error(traced: Traced, occupied: str) -> None:
     assert root.tree() == {"InferRequest": [{"waiting": ["queue"]}]}
 
 
-def test_a_deadline_that_passes_is_an_error(traced: Traced, occupied: str) -> None:
+def test_an_expired_deadline_is_an_error(traced: Traced, occupied: str) -> None:
     traced.infer("waiting", "late", {"path": _path(occupied)}, by="grpc", client_timeout=0.2)
 
     root = traced.root("late")
@@ -310,7 +310,7 @@ def test_a_deadline_that_passes_is_an_error(traced: Traced, occupied: str) -> No
     )
 
 
-def test_a_client_that_goes_away_is_an_error(traced: Traced, occupied: str) -> None:
+def test_a_cancelled_call_is_an_error(traced: Traced, occupied: str) -> None:
     with grpc_client.InferenceServerClient(f"127.0.0.1:{traced.server.grpc_port}") as client:
         given = grpc_client.InferInput("path", [1], "BYTES")
         given.set_data_from_numpy(_path(occupied))
@@ -334,7 +334,7 @@ def _pending(traced: Traced) -> int:
     )
 
 
-def test_a_stream_of_responses_says_how_many_there_were(traced: Traced) -> None:
+def test_a_stream_has_its_response_count(traced: Traced) -> None:
     done = threading.Event()
     with grpc_client.InferenceServerClient(f"127.0.0.1:{traced.server.grpc_port}") as client:
         client.start_stream(
@@ -354,7 +354,7 @@ def test_a_stream_of_responses_says_how_many_there_were(traced: Traced) -> None:
     assert "FIRST_RESPONSE" in counting.events
 
 
-def test_an_answer_from_the_cache_has_no_run(traced: Traced) -> None:
+def test_a_cache_hit_has_no_run(traced: Traced) -> None:
     for id in ("runs", "cached"):
         traced.infer("cached", id)
 
@@ -363,7 +363,7 @@ def test_an_answer_from_the_cache_has_no_run(traced: Traced) -> None:
     assert traced.root("cached").below("cached").attributes["backline.cache_hit"] is True
 
 
-def test_an_ensemble_that_is_answered_from_the_cache_has_no_steps(traced: Traced) -> None:
+def test_a_cache_hit_of_an_ensemble_has_no_steps(traced: Traced) -> None:
     for id in ("steps run", "steps cached"):
         traced.infer("cached_steps", id)
 
@@ -372,13 +372,13 @@ def test_an_ensemble_that_is_answered_from_the_cache_has_no_steps(traced: Traced
     assert (second.children, second.attributes["backline.cache_hit"]) == ([], True)
 
 
-def test_a_request_of_a_sequence_has_its_run(traced: Traced) -> None:
+def test_a_sequence_request_has_its_run(traced: Traced) -> None:
     traced.infer("sequential", "in a sequence", sequence_id=7, sequence_start=True, sequence_end=True)
 
     assert traced.root("in a sequence").tree() == {"InferRequest": [{"sequential": RUN}]}
 
 
-def test_a_request_that_is_run_in_parts_has_all_of_them(traced: Traced) -> None:
+def test_a_split_request_has_all_its_runs(traced: Traced) -> None:
     traced.infer("splitting", "large", {"IN": np.ones((19, 4), np.float32)})
 
     parts = [child for child in traced.root("large").below("splitting").children if child.name == "compute"]
@@ -398,10 +398,10 @@ def test_other_routes_are_traced(traced: Traced, route: str) -> None:
     assert root.events[-1] == "HTTP_SEND_END"
 
 
-def test_a_model_of_this_server_is_told_where_it_stands(traced: Traced) -> None:
+def test_a_python_model_receives_its_trace_context(traced: Traced) -> None:
     traced.infer(
         "counting", "told", {"count": np.array([1], np.int32)}
-    )  # over HTTP it is asked for one response, and refused
+    )  # over HTTP, a decoupled model is refused
     body = json.dumps({"id": "where", "count": 1}).encode()
     urllib.request.urlopen(f"{traced.server.url}/v2/models/counting/generate", data=body, timeout=10).read()
 
@@ -412,7 +412,7 @@ def test_a_model_of_this_server_is_told_where_it_stands(traced: Traced) -> None:
     assert "decoupled" in traced.root("told").error
 
 
-def test_a_client_that_hangs_up_is_an_error(traced: Traced, occupied: str) -> None:
+def test_a_disconnect_is_an_error(traced: Traced, occupied: str) -> None:
     body = json.dumps(
         {"id": "hung up", "inputs": [{"name": "path", "datatype": "BYTES", "shape": [1], "data": [occupied]}]}
     ).encode()
@@ -430,7 +430,7 @@ def test_a_client_that_hangs_up_is_an_error(traced: Traced, occupied: str) -> No
     assert root.tree() == {"InferRequest": [{"waiting": ["queue"]}]}
 
 
-def test_only_the_clients_trace_is_followed_with_a_rate_of_zero_or_none_that_is_sampled(
+def test_with_a_rate_never_reached_only_sampled_client_traces_are_followed(
     traced: Traced,
 ) -> None:
     client = http_client.InferenceServerClient(f"127.0.0.1:{traced.server.http_port}")
@@ -442,11 +442,11 @@ def test_only_the_clients_trace_is_followed_with_a_rate_of_zero_or_none_that_is_
     client.close()
 
     assert traced.root("followed").parent_id == "f" * 16
-    told = {span.attributes.get("triton.request_id") for span in traced.receiver.spans}
-    assert not told & {"not followed", "not sampled"}
+    found = {span.attributes.get("triton.request_id") for span in traced.receiver.spans}
+    assert not found & {"not followed", "not sampled"}
 
 
-def test_off_and_on_while_the_server_runs(traced: Traced) -> None:
+def test_tracing_can_be_switched_at_run_time(traced: Traced) -> None:
     client = grpc_client.InferenceServerClient(f"127.0.0.1:{traced.server.grpc_port}")
     client.update_trace_settings(settings={"trace_level": ["OFF"]})
     traced.infer("add", "dark")
@@ -458,7 +458,7 @@ def test_off_and_on_while_the_server_runs(traced: Traced) -> None:
     assert "dark" not in {span.attributes.get("triton.request_id") for span in traced.receiver.spans}
 
 
-def test_the_settings_of_this_mode(traced: Traced) -> None:
+def test_settings_shown_in_mode_opentelemetry(traced: Traced) -> None:
     client = http_client.InferenceServerClient(f"127.0.0.1:{traced.server.http_port}")
 
     assert client.get_trace_settings() == {
@@ -472,6 +472,6 @@ def test_the_settings_of_this_mode(traced: Traced) -> None:
         "bsp_schedule_delay": "50",
         "bsp_max_export_batch_size": "512",
     }
-    with pytest.raises(InferenceServerException, match="spans have no tensors"):
+    with pytest.raises(InferenceServerException, match="spans carry no tensors"):
         client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS", "TENSORS"]})
     client.close()

@@ -1,4 +1,4 @@
-"""The trace file itself: what is in it when, and what becomes of it when it cannot be written."""
+"""What the trace file holds at which time, and what happens if it cannot be written."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.observe.tracing import trace_file
 from backline.observe.tracing.settings import TraceSetting
-from backline.observe.tracing.tensors import MAX_ELEMENTS, tensor_document
 from backline.observe.tracing.trace import Exchange
-from backline.observe.tracing.trace_file import TraceFile
+from backline.observe.tracing.trace_file import MAX_ELEMENTS, TraceFile, tensor_document
 from backline.workers.batch import Batch
 
 
 def _trace(file: TraceFile, setting: TraceSetting, id: str = "") -> None:
-    """A request that is answered at once."""
+    """A request that completes immediately."""
     exchange = Exchange(file, Engine(), setting, "HTTP", "model", 1)
     request = Ticket(InferRequest("model", {}, id=id), lambda *_: None)
     request.trace = exchange.follow(request)
@@ -39,7 +38,7 @@ def _ids(path: Path) -> list[str]:
     return [entry["request_id"] for entry in json.loads(path.read_text()) if "request_id" in entry]
 
 
-def test_what_is_there_at_the_end_is_one_array(tmp_path: Path) -> None:
+def test_the_file_is_one_json_array_at_the_end(tmp_path: Path) -> None:
     async def run() -> None:
         file = TraceFile(tmp_path / "trace.json")
         for number in range(3):
@@ -52,7 +51,7 @@ def test_what_is_there_at_the_end_is_one_array(tmp_path: Path) -> None:
     assert _ids(tmp_path / "trace.json") == ["0", "1", "2"]
 
 
-def test_without_a_trace_there_is_no_file(tmp_path: Path) -> None:
+def test_no_traces_no_file(tmp_path: Path) -> None:
     async def run() -> None:
         await TraceFile(tmp_path / "trace.json").close()
 
@@ -78,7 +77,7 @@ def test_memory_does_not_grow_with_the_traces(tmp_path: Path, monkeypatch: pytes
     assert _ids(tmp_path / "trace.json") == [str(number) for number in range(10)]
 
 
-def test_what_the_disk_does_not_take_is_lost_and_told(
+def test_traces_that_cannot_be_written_are_lost_with_a_log_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "gone"
@@ -96,12 +95,12 @@ def test_what_the_disk_does_not_take_is_lost_and_told(
 
 
 @pytest.mark.parametrize("path", ["nowhere/trace.json", "."])
-def test_a_place_that_is_none_is_refused(tmp_path: Path, path: str) -> None:
+def test_an_unwritable_path_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(InvalidArgument, match="cannot be written"):
         TraceFile(tmp_path / path)
 
 
-def test_a_request_that_is_cancelled_is_complete_and_told_once(tmp_path: Path) -> None:
+def test_a_cancelled_request_is_written_once(tmp_path: Path) -> None:
     async def run() -> None:
         file = TraceFile(tmp_path / "trace.json")
         exchange = Exchange(file, Engine(), _on(), "GRPC", "model", 1)
@@ -116,8 +115,8 @@ def test_a_request_that_is_cancelled_is_complete_and_told_once(tmp_path: Path) -
     assert _ids(tmp_path / "trace.json") == ["gone"]
 
 
-def test_an_exchange_ends_with_the_last_request_for_it(tmp_path: Path) -> None:
-    """A call may outlive the request that it was made for."""
+def test_an_exchange_ends_with_the_last_request_on_its_behalf(tmp_path: Path) -> None:
+    """A call may outlive the request that made it."""
 
     async def run() -> int:
         file = TraceFile(tmp_path / "trace.json")
@@ -136,8 +135,8 @@ def test_an_exchange_ends_with_the_last_request_for_it(tmp_path: Path) -> None:
     assert _ids(tmp_path / "trace.json.0") == ["outer", "inner"]
 
 
-def test_the_run_of_a_request_that_was_made_for_it_is_not_its_own(tmp_path: Path) -> None:
-    """A step that begins when tracing has just been switched off has the trace of its ensemble."""
+def test_a_run_of_a_derived_request_is_not_its_parents(tmp_path: Path) -> None:
+    """A step that starts just after tracing is switched off shares the trace of its ensemble."""
 
     async def run() -> list[int]:
         exchange = Exchange(TraceFile(tmp_path / "trace.json"), Engine(), _on(), "HTTP", "model", 1)
@@ -166,7 +165,7 @@ def test_the_run_of_a_request_that_was_made_for_it_is_not_its_own(tmp_path: Path
         (DataType.BYTES, [b"a", b'"\xff'], '"a",""\ufffd"'),
     ],
 )
-def test_tensors_as_text(datatype: DataType, data: list[object], text: str) -> None:
+def test_text_of_tensors(datatype: DataType, data: list[object], text: str) -> None:
     array = np.array(data, datatype.dtype)
 
     assert tensor_document(Tensor("x", datatype, array.shape, array)) == {
@@ -177,7 +176,7 @@ def test_tensors_as_text(datatype: DataType, data: list[object], text: str) -> N
     }
 
 
-def test_of_a_large_tensor_the_first_elements_are_told() -> None:
+def test_large_tensors_are_cut() -> None:
     array = np.zeros((2, MAX_ELEMENTS), np.int32)
 
     told = tensor_document(Tensor("x", DataType.INT32, array.shape, array))["data"].split(",")

@@ -1,7 +1,278 @@
-"""`backline bench`."""
+"""`backline bench`: load on a model of a server, step by step."""
 
 from __future__ import annotations
 
-from backline.cli.bench.bench import command
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-__all__ = ["command"]
+import click
+import numpy as np
+
+from backline.cli.bench.load_generator import (
+    Arrivals,
+    BenchStep,
+    LoadResult,
+    ServerShare,
+    closed_loop,
+    open_loop,
+)
+from backline.cli.bench.report import (
+    BenchReport,
+    print_bench,
+    require_matplotlib,
+    write_html,
+    write_json,
+    write_png,
+)
+from backline.cli.command import run
+from backline.cli.connection import connection_options, nearest_model
+from backline.cli.inputs import generate, parse_shape
+from backline.client.aio import AsyncClient
+from backline.client.arrays import to_tensor
+from backline.client.options import ClientOptions
+from backline.client.records import ModelMetadata
+from backline.client.transport import InferCall, Transport
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound
+from backline.engine.tensor import Tensor
+
+_EPILOG = """\b
+Examples:
+  backline bench add1
+  backline bench add1 -c 1,8,64 --duration 10 --url grpc://localhost:8001
+  backline bench basic_pitch --rate 20,40 --arrivals constant
+  backline bench silero_vad --input-shape input:1,576 --html report.html
+  backline bench add1 --url inproc:///path/of/repository --json numbers.json
+
+Without --rate each step has that many callers who wait for their answer (closed loop). With --rate requests are sent at that rate, answered
+or not (open loop), and latency counts from the moment a request was due."""
+
+
+class Numbers(click.ParamType):
+    """Numbers with commas between."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self._kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self._kind(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or min(numbers) <= 0:
+            self.fail(f"{value!r} is not a list of numbers above 0 like 1,2,4", param, ctx)
+        return numbers
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("model")
+@click.option(
+    "--concurrency",
+    "-c",
+    type=Numbers(int),
+    default="1,2,4,8,16,32",
+    show_default=True,
+    help="Requests in flight, one step each.",
+)
+@click.option(
+    "--rate", type=Numbers(float), help="Requests a second, one step each, instead of --concurrency."
+)
+@click.option(
+    "--arrivals",
+    type=click.Choice(["poisson", "constant"]),
+    default="poisson",
+    show_default=True,
+    help="When requests of --rate come.",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Seconds of each step.",
+)
+@click.option(
+    "--warm-up",
+    type=click.FloatRange(0),
+    default=0.5,
+    show_default=True,
+    help="Seconds before each step that do not count.",
+)
+@click.option(
+    "--input-shape",
+    multiple=True,
+    metavar="NAME:DIMS",
+    help="The shape of an input, like audio:1,16000; random values.",
+)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help=".npz or .json file with the inputs by name.",
+)
+@click.option("--model-version", default="", help="A version; the server chooses without it.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all numbers as JSON."
+)
+@click.option(
+    "--html",
+    "html_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with picture and table.",
+)
+@click.option("--png", "png_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the picture.")
+@connection_options
+def command(
+    url: str,
+    options: ClientOptions,
+    model: str,
+    concurrency: tuple[int, ...],
+    rate: tuple[float, ...] | None,
+    arrivals: Arrivals,
+    duration: float,
+    warm_up: float,
+    input_shape: tuple[str, ...],
+    data: Path | None,
+    model_version: str,
+    json_path: Path | None,
+    html_path: Path | None,
+    png_path: Path | None,
+) -> None:
+    """Measure how fast a server answers for MODEL: throughput and latency percentiles over concurrency or rate."""
+    if html_path is not None or png_path is not None:
+        require_matplotlib()
+    for path in (json_path, html_path, png_path):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise click.BadParameter(f"'{path}' cannot be written: its folder does not exist")
+    plan = _Plan(model, model_version, concurrency, rate, arrivals, duration, warm_up)
+    report = run(_measure(url, options, plan, input_shape, data))
+    print_bench(report)
+    if json_path is not None:
+        write_json(report, json_path)
+    if html_path is not None:
+        write_html(report, html_path)
+    if png_path is not None:
+        write_png(report, png_path)
+    if any(step.errors for step in report.steps):
+        raise click.exceptions.Exit(1)
+
+
+class _Plan:
+    """The steps to take."""
+
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        concurrency: Sequence[int],
+        rates: Sequence[float] | None,
+        arrivals: Arrivals,
+        duration: float,
+        warm_up: float,
+    ) -> None:
+        self.model = model
+        self.version = version
+        self.steps: list[tuple[int | None, float | None]] = (
+            [(None, rate) for rate in rates] if rates else [(count, None) for count in concurrency]
+        )
+        self.arrivals = arrivals
+        self.duration = duration
+        self.warm_up = warm_up
+
+
+async def _measure(
+    url: str, options: ClientOptions, plan: _Plan, shapes: Sequence[str], data: Path | None
+) -> BenchReport:
+    async with AsyncClient(url, options) as client:
+        transport = await client.transport()
+        try:
+            metadata = await transport.model_metadata(plan.model, plan.version, options.timeout)
+        except NotFound as error:
+            raise nearest_model(plan.model, await client.models(), error) from None
+        tensors = _tensors(metadata, shapes, data)
+        call = InferCall(plan.model, tensors, plan.version, timeout=options.timeout)
+        await transport.infer(call)  # fails here, with its full text, rather than a thousand times
+        inputs = ", ".join(f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in tensors)
+        server = await transport.server_metadata(options.timeout)
+        print(f"{plan.model} at {client.address.url} ({server.name} {server.version}): {inputs}", flush=True)
+        steps = [await _step(transport, call, plan, *step) for step in plan.steps]
+        return BenchReport(plan.model, client.address.url, f"{server.name} {server.version}", inputs, steps)
+
+
+async def _step(
+    transport: Transport, call: InferCall, plan: _Plan, concurrency: int | None, rate: float | None
+) -> BenchStep:
+    send = transport.prepare(call)
+
+    async def load(seconds: float) -> LoadResult:
+        if concurrency is not None:
+            return await closed_loop(send, concurrency, seconds)
+        return await open_loop(send, rate or 1.0, seconds, plan.arrivals)
+
+    if plan.warm_up:
+        await load(plan.warm_up)
+    before = await _statistics(transport, plan, call.timeout)
+    measured = await load(plan.duration)
+    after = await _statistics(transport, plan, call.timeout)
+    if not measured.latencies and measured.last_error is not None:
+        raise measured.last_error
+    return BenchStep.of(measured, ServerShare.between(before, after), concurrency=concurrency, rate=rate)
+
+
+async def _statistics(transport: Transport, plan: _Plan, timeout: float) -> list[dict[str, Any]]:
+    """The counters, where the server has that extension."""
+    try:
+        return await transport.statistics(plan.model, plan.version, timeout)
+    except BacklineError:
+        return []
+
+
+def _tensors(metadata: ModelMetadata, shapes: Sequence[str], data: Path | None) -> tuple[Tensor, ...]:
+    given: dict[str, Any] = {} if data is None else _read(data)
+    chosen: dict[str, tuple[int, ...]] = {}
+    for item in shapes:
+        name, _, dims = item.rpartition(":")
+        chosen[name] = parse_shape(name or item, dims)
+    names = [spec.name for spec in metadata.inputs]
+    for name in (*given, *chosen):
+        if name not in names:
+            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}', it has {', '.join(names)}")
+    tensors = []
+    for spec in metadata.inputs:
+        if spec.name in given:
+            tensors.append(to_tensor(metadata.name, spec, given[spec.name]))
+            continue
+        if spec.name not in chosen and -1 in spec.shape[1:]:
+            raise InvalidArgument(
+                f"input '{spec.name}' of model '{metadata.name}' has shape {list(spec.shape)}, where not only the first dimension varies:"
+                f" pass --input-shape {spec.name}:{','.join(str(1 if dim < 0 else dim) for dim in spec.shape)}, or --data"
+            )
+        shape = chosen.get(spec.name, tuple(1 if dim < 0 else dim for dim in spec.shape))
+        values = generate(spec, "random", shape)
+        if spec.datatype is DataType.BF16:
+            tensors.append(Tensor(spec.name, spec.datatype, shape, values))
+        else:
+            tensors.append(to_tensor(metadata.name, spec, values))
+    return tuple(tensors)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"cannot read the inputs in '{path}': {error}") from None
+    if not isinstance(found, dict):
+        raise InvalidArgument(
+            f"'{path}' holds no inputs by name: expected a .npz file, or JSON like {{\"INPUT0\": [[1, 2]]}}"
+        )
+    return found

@@ -6,10 +6,12 @@ import asyncio
 import random
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from time import perf_counter_ns, process_time_ns
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from backline.engine.errors import BacklineError
 
@@ -24,7 +26,7 @@ MAX_BEHIND = 20_000
 
 
 @dataclass
-class Load:
+class LoadResult:
     """What one step of load measured. Times in nanoseconds; latencies are those of answered requests only.
 
     `seconds` lasts until the last answer. `lateness` is by how much an open loop sent a request later than planned, a part of its latency.
@@ -44,9 +46,9 @@ class Load:
         self.last_error = error
 
 
-async def closed_loop(send: Send, concurrency: int, seconds: float) -> Load:
+async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResult:
     """`concurrency` callers, each of which sends the next request when the last is answered."""
-    load = Load()
+    load = LoadResult()
     began, cpu = perf_counter_ns(), process_time_ns()
     end = began + int(seconds * SECOND)
 
@@ -69,12 +71,12 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> Load:
     return _measured(load, began, cpu)
 
 
-async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals) -> Load:
+async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals) -> LoadResult:
     """Requests at `rate` a second whether answers come or not.
 
     Latency counts from the moment a request was to be sent, so that a server that stalls is charged for those it kept waiting.
     """
-    load = Load()
+    load = LoadResult()
     tasks: set[asyncio.Task[None]] = set()
     began, cpu = perf_counter_ns(), process_time_ns()
 
@@ -119,8 +121,111 @@ async def _until(due: int) -> None:
         await asyncio.sleep(0)
 
 
-def _measured(load: Load, began: int, cpu: int) -> Load:
+def _measured(load: LoadResult, began: int, cpu: int) -> LoadResult:
     took = perf_counter_ns() - began
     load.seconds = took / SECOND
     load.generator_cpu = (process_time_ns() - cpu) / took
     return load
+
+
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerShare:
+    """Means of what the server says it spent on a request, in microseconds; `batch` is the mean number of items in a run, 0 where none was
+    needed, as the response cache had the answers; `cached` says how many it had.
+    """
+
+    queue_us: float
+    compute_us: float
+    batch: float
+    cached: int
+
+    @classmethod
+    def between(cls, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> ServerShare | None:
+        """The share of the requests between two readings of the statistics, None when it counted none."""
+
+        def total(entries: Sequence[dict[str, Any]], *path: str) -> int:
+            values = []
+            for entry in entries:
+                value: Any = entry
+                for key in path:
+                    value = value.get(key, {})
+                values.append(int(value or 0))
+            return sum(values)
+
+        def grown(*path: str) -> int:
+            return total(after, *path) - total(before, *path)
+
+        count, runs = grown("inference_stats", "success", "count"), grown("execution_count")
+        if count <= 0:
+            return None
+        compute = sum(
+            grown("inference_stats", name, "ns")
+            for name in ("compute_input", "compute_infer", "compute_output")
+        )
+        return cls(
+            queue_us=grown("inference_stats", "queue", "ns") / count / 1000,
+            compute_us=compute / count / 1000,
+            batch=grown("inference_count") / runs if runs else 0.0,
+            cached=grown("inference_stats", "cache_hit", "count"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BenchStep:
+    """One concurrency or one rate. `percentiles_us` maps "p50", "p90", "p99" and "p99.9" to microseconds; None without an answer."""
+
+    concurrency: int | None
+    rate: float | None
+    seconds: float
+    answered: int
+    errors: dict[str, int]
+    throughput: float
+    mean_us: float | None
+    max_us: float | None
+    percentiles_us: dict[str, float | None]
+    server: ServerShare | None
+    generator_cpu: float
+    late_p99_us: float | None
+    fell_behind: bool
+
+    @classmethod
+    def of(
+        cls,
+        load: LoadResult,
+        server: ServerShare | None,
+        *,
+        concurrency: int | None = None,
+        rate: float | None = None,
+    ) -> BenchStep:
+        latencies = np.frombuffer(load.latencies, np.int64) / 1000
+        some = latencies.size > 0
+        return cls(
+            concurrency=concurrency,
+            rate=rate,
+            seconds=load.seconds,
+            answered=int(latencies.size),
+            errors=dict(load.errors),
+            throughput=latencies.size / load.seconds,
+            mean_us=float(latencies.mean()) if some else None,
+            max_us=float(np.max(latencies)) if some else None,
+            percentiles_us={
+                f"p{rank:g}": float(np.percentile(latencies, rank)) if some else None for rank in PERCENTILES
+            },
+            server=server,
+            generator_cpu=load.generator_cpu,
+            late_p99_us=float(np.percentile(np.frombuffer(load.lateness, np.int64), 99) / 1000)
+            if load.lateness
+            else None,
+            fell_behind=load.fell_behind,
+        )
+
+    @property
+    def label(self) -> str:
+        return str(self.concurrency) if self.concurrency is not None else f"{self.rate:g}"
+
+    def document(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return asdict(self)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import backline
-from backline.cli.bench.step import BenchStep
+from backline.cli.bench.load_generator import BenchStep
 from backline.cli.table import print_table
 from backline.engine.errors import InvalidArgument
 

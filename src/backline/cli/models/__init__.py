@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import click
 
-from backline.cli.command_group import CommandGroup
-from backline.cli.models.history import show_history
-from backline.cli.models.labels import label_model, promote_version, roll_back
-from backline.cli.models.listing import list_models
+from backline.cli.command import CommandGroup
+from backline.cli.models.labels import label_model, promote_version, roll_back, show_history
 from backline.cli.models.load import load_model, refresh_models, unload_model
 from backline.cli.models.record import record_requests
-from backline.cli.models.show import show_model
+from backline.cli.models.show import list_models, show_model
 
 _EPILOG = """\b
 Examples:

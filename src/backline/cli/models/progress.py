@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from backline.cli.event_loop import run
+from backline.cli.command import run
 from backline.cli.models.entries import explain, progress_text
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions

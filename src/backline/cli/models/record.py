@@ -58,7 +58,7 @@ def record_requests(
     The inputs of live requests are written to the server's state folder, in the place of those recorded before. When fewer requests come
     while this waits, or on Ctrl-C, those that came are kept.
     """
-    recording = _Recording(url, options, name, model_version)
+    recording = ServerRecording(url, options, name, model_version)
     state = asyncio.run(recording.run({"count": count, "max_bytes": max_bytes}, wait))
     if as_json:
         print(json.dumps(state))
@@ -80,7 +80,7 @@ def _print(state: dict[str, Any]) -> None:
         print(f"{state['file']} warms the model up at its next load")
 
 
-class _Recording:
+class ServerRecording:
     """One recording on a server, asked for over HTTP."""
 
     def __init__(self, url: str, options: ClientOptions, name: str, version: str) -> None:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
+
+from backline.engine.byte_size import parse_bytes
+from backline.engine.errors import InvalidArgument
+from backline.lifecycle.options import LifecycleOptions
+from backline.server import ServerOptions
+from backline.wire.limits import Limits
 
 Function: TypeAlias = Callable[..., Any]
 Decorator: TypeAlias = Callable[[Function], Function]
@@ -25,3 +33,65 @@ def decorated(function: Function, options: Sequence[Decorator]) -> Function:
     for add in reversed(options):
         function = add(function)
     return function
+
+
+_DEFAULTS = {
+    field.name: field.default for kind in (ServerOptions, LifecycleOptions, Limits) for field in fields(kind)
+}
+
+
+def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
+    """An option that fills a field and has its default."""
+    default = _DEFAULTS[field]
+    return option(
+        name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}
+    )
+
+
+def flag(name: str, field: str, text: str) -> Decorator:
+    return fills(name, field, is_flag=True, help=text)
+
+
+def port(field: str, what: str) -> Decorator:
+    name = f"--{field.replace('_', '-')}"
+    return fills(
+        name, field, type=click.IntRange(0, 65535), help=f"Port of {what}; 0 takes any that is free."
+    )
+
+
+def seconds(name: str, field: str, text: str) -> Decorator:
+    return fills(name, field, type=click.FloatRange(0, min_open=True), metavar="SECONDS", help=text)
+
+
+def count(name: str, field: str, text: str, *, least: int = 1, metavar: str | None = None) -> Decorator:
+    return fills(name, field, type=click.IntRange(least), metavar=metavar, help=text)
+
+
+def path(name: str, field: str, text: str) -> Decorator:
+    return fills(name, field, type=click.Path(path_type=Path), help=text)
+
+
+class Size(click.ParamType):
+    """A number of bytes, with a unit if wanted."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def parsed(
+    parse: Callable[[str], str],
+) -> Callable[[click.Context, click.Parameter, Sequence[str]], tuple[str, ...]]:
+    """A callback that parses each text of an option that may be repeated."""
+
+    def convert(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
+        try:
+            return tuple(map(parse, texts))
+        except InvalidArgument as error:
+            raise click.BadParameter(error.message) from None
+
+    return convert

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,64 +12,28 @@ import click
 
 from backline.access.browsers import parse_origin
 from backline.access.host_names import parse_host_name
-from backline.cli.serve.option import Decorator, decorated, option
-from backline.engine.byte_size import parse_bytes
+from backline.cli.serve.option import (
+    Decorator,
+    Size,
+    count,
+    decorated,
+    fills,
+    flag,
+    option,
+    parsed,
+    path,
+    port,
+    seconds,
+)
 from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import ControlMode, LifecycleOptions
-from backline.observe.tracing.config import TraceConfig, parse_trace_config
+from backline.observe.tracing.settings import TraceConfig, parse_trace_config
 from backline.server import ServerOptions
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFiles
 
 if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
-
-_DEFAULTS = {
-    field.name: field.default for kind in (ServerOptions, LifecycleOptions, Limits) for field in fields(kind)
-}
-
-
-def _fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option that fills a field and has its default."""
-    default = _DEFAULTS[field]
-    return option(
-        name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}
-    )
-
-
-def _flag(name: str, field: str, text: str) -> Decorator:
-    return _fills(name, field, is_flag=True, help=text)
-
-
-def _port(field: str, what: str) -> Decorator:
-    name = f"--{field.replace('_', '-')}"
-    return _fills(
-        name, field, type=click.IntRange(0, 65535), help=f"Port of {what}; 0 takes any that is free."
-    )
-
-
-def _seconds(name: str, field: str, text: str) -> Decorator:
-    return _fills(name, field, type=click.FloatRange(0, min_open=True), metavar="SECONDS", help=text)
-
-
-def _count(name: str, field: str, text: str, *, least: int = 1, metavar: str | None = None) -> Decorator:
-    return _fills(name, field, type=click.IntRange(least), metavar=metavar, help=text)
-
-
-def _path(name: str, field: str, text: str) -> Decorator:
-    return _fills(name, field, type=click.Path(path_type=Path), help=text)
-
-
-class _Size(click.ParamType):
-    """A number of bytes, with a unit if wanted."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else parse_bytes(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _response_cache(
@@ -92,110 +56,96 @@ def _trace(context: click.Context, parameter: click.Parameter, texts: Sequence[s
         raise click.UsageError(f"--trace-config: {error.message}") from None
 
 
-def _parsed(
-    parse: Callable[[str], str],
-) -> Callable[[click.Context, click.Parameter, Sequence[str]], tuple[str, ...]]:
-    """A callback that parses each text of an option that may be repeated."""
-
-    def convert(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
-        try:
-            return tuple(map(parse, texts))
-        except InvalidArgument as error:
-            raise click.BadParameter(error.message) from None
-
-    return convert
-
-
 _OPTIONS: tuple[Decorator, ...] = (
     click.argument("repositories", nargs=-1, metavar="REPO..."),
     option("--model-repository", multiple=True, metavar="REPO", help="A further repository."),
     # Which models are served, and how they come and go.
-    _fills(
+    fills(
         "--model-control-mode",
         "mode",
         type=click.Choice(get_args(ControlMode)),
         help="Who changes what is served: nobody, the repositories whenever they change, or requests.",
     ),
-    _fills(
+    fills(
         "--load-model",
         "load_models",
         multiple=True,
         metavar="MODEL",
         help="In mode explicit, a model to load at the start; * for all.",
     ),
-    _seconds(
+    seconds(
         "--repository-poll-secs",
         "poll_seconds",
         "In mode poll, between two looks at a repository that cannot tell when it changes.",
     ),
-    _flag(
+    flag(
         "--model-namespacing",
         "namespacing",
         "Call models <repository>.<model>, so that repositories may hold the same names.",
     ),
-    _fills(
+    fills(
         "--model-config-name",
         "config_name",
         metavar="NAME",
         help="Read configs/NAME.pbtxt of models that have it.",
     ),
-    _flag(
+    flag(
         "--disable-auto-complete-config",
         "complete_configs",
         "Refuse models whose configuration does not name all inputs and outputs.",
     ),
-    _fills(
+    fills(
         "--model-name",
         "model_name",
         metavar="NAME",
         help="What the model is called, where the repository is a single model: its file or its folder.",
     ),
-    _fills(
+    fills(
         "--strict-readiness/--no-strict-readiness",
         "strict_readiness",
         help="Ready only when all models are, or as soon as they were tried.",
     ),
-    _flag(
+    flag(
         "--trust-pickle",
         "trust_pickle",
         "Load models that can execute code when they are loaded: pickles, machine code.",
     ),
-    _flag(
+    flag(
         "--trust-remote-code",
         "trust_remote_code",
         "Run code (Python, TorchScript, torch.export) of remote repositories and of loads that bring files along.",
     ),
-    _flag(
+    flag(
         "--strict-devices",
         "strict_devices",
         "Refuse models that ask for a GPU which cannot be used, instead of running them on the CPU.",
     ),
-    _flag(
+    flag(
         "--exit-on-error", "exit_on_error", "End when a model cannot be loaded at the start, as Triton does."
     ),
-    _count("--model-load-thread-count", "load_threads", "Models that are loaded at the same time."),
-    _count(
+    count("--model-load-thread-count", "load_threads", "Models that are loaded at the same time."),
+    count(
         "--model-load-retry-count",
         "load_retries",
         "Further attempts after a failed load, with pauses.",
         least=0,
     ),
-    _seconds("--drain-timeout-secs", "drain_seconds", "Given to the requests of a version that is unloaded."),
+    seconds("--drain-timeout-secs", "drain_seconds", "Given to the requests of a version that is unloaded."),
     # What they may take.
-    _fills(
+    fills(
         "--memory-budget",
         "memory_budget",
-        type=_Size(),
+        type=Size(),
         metavar="SIZE",
         help="Resident memory of the server, at most, as 2GiB: idle models are unloaded, and loaded again on request.",
     ),
-    _count(
+    count(
         "--max-queued-requests",
         "max_queued_requests",
         "Requests that may wait in the queues of all models together; further ones are refused with 503, unless their model is idle.",
         metavar="COUNT",
     ),
-    _fills(
+    fills(
         "--cache-config",
         "response_cache",
         multiple=True,
@@ -203,7 +153,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         metavar="CACHE",
         help="Keeps answers of models with response_cache, as local,size=64MiB or redis,host=HOST,port=6379; may be spread over several.",
     ),
-    _count(
+    count(
         "--compute-threads",
         "compute_threads",
         "Threads that compute at once, of all models in this process; default: as many as there are cores; 0: any number.",
@@ -223,26 +173,26 @@ _OPTIONS: tuple[Decorator, ...] = (
         help="Of a resource there are so many; without any, of each as many as the instance takes that takes the most.",
     ),
     # Where things are kept.
-    _path(
+    path(
         "--state-dir",
         "state_folder",
         "Keeps labels, the audit log and recorded requests; default: of its own for the repositories.",
     ),
-    _path(
+    path(
         "--cache-dir",
         "cache_folder",
         "Keeps files of remote repositories and environments of models; default: in the user's cache.",
     ),
     # Where the server listens.
-    _fills(
+    fills(
         "--host", "host", "--http-address", help="Address to listen on; 0.0.0.0 or :: for all of the machine."
     ),
-    _port("http_port", "HTTP"),
-    _port("grpc_port", "gRPC"),
-    _port("metrics_port", "the Prometheus metrics"),
+    port("http_port", "HTTP"),
+    port("grpc_port", "gRPC"),
+    port("metrics_port", "the Prometheus metrics"),
     option("--no-grpc", is_flag=True, help="Do not open the gRPC port."),
     option("--no-metrics", is_flag=True, help="Do not open the metrics port; /metrics of the others stays."),
-    _path("--unix-socket", "unix_socket", "Listen on a Unix socket too."),
+    path("--unix-socket", "unix_socket", "Listen on a Unix socket too."),
     option(
         "--ssl-certificate",
         type=click.Path(path_type=Path),
@@ -255,58 +205,58 @@ _OPTIONS: tuple[Decorator, ...] = (
         help="PEM file: only clients with a certificate of this authority.",
     ),
     # What clients may do.
-    _count(
+    count(
         "--http-max-input-size",
         "max_body_size",
         "Largest request body or gRPC message, in bytes, before and after inflating.",
     ),
-    _count("--max-header-size", "max_header_size", "Largest head of a request, in bytes."),
-    _count("--max-connections", "max_connections", "Open connections."),
-    _count(
+    count("--max-header-size", "max_header_size", "Largest head of a request, in bytes."),
+    count("--max-connections", "max_connections", "Open connections."),
+    count(
         "--max-concurrent-requests",
         "max_concurrent_requests",
         "Requests in flight; further ones are refused with 503.",
     ),
-    _count(
+    count(
         "--max-streams",
         "max_streams",
         "Streaming gRPC calls that are open; further ones are refused with RESOURCE_EXHAUSTED.",
     ),
-    _fills(
+    fills(
         "--max-peer-share",
         "max_peer_share",
         type=click.FloatRange(0, 1, min_open=True),
         metavar="SHARE",
         help="Of connections, requests and streams, what one client address may hold; 1 where a proxy stands for all clients.",
     ),
-    _seconds("--header-timeout", "header_timeout", "Until the head of a request is complete."),
-    _seconds(
+    seconds("--header-timeout", "header_timeout", "Until the head of a request is complete."),
+    seconds(
         "--progress-timeout", "progress_timeout", "Without any byte while a body comes or an answer goes."
     ),
-    _seconds("--idle-timeout", "idle_timeout", "On a connection without a request."),
-    _seconds(
+    seconds("--idle-timeout", "idle_timeout", "On a connection without a request."),
+    seconds(
         "--stream-idle-timeout",
         "stream_idle_timeout",
         "On a streaming gRPC call without a message in either direction.",
     ),
-    _seconds("--exit-timeout-secs", "drain_timeout", "Given to requests in flight when the server stops."),
-    _fills(
+    seconds("--exit-timeout-secs", "drain_timeout", "Given to requests in flight when the server stops."),
+    fills(
         "--cors-origin",
         "cors_origins",
         multiple=True,
-        callback=_parsed(parse_origin),
+        callback=parsed(parse_origin),
         metavar="ORIGIN",
         help="Let web pages of this origin use the server, as https://console.example.org. May be repeated.",
     ),
-    _fills(
+    fills(
         "--allowed-host",
         "allowed_hosts",
         multiple=True,
-        callback=_parsed(parse_host_name),
+        callback=parsed(parse_host_name),
         metavar="NAME",
         help="A further name that clients reach the server by, or *.example.org for all below. May be repeated.",
     ),
-    _fills(
+    fills(
         "--not-ready-status",
         "not_ready_status",
         type=click.Choice(("503", "400")),
@@ -314,14 +264,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         callback=lambda context, parameter, status: int(status),
         help="HTTP status of a health question whose answer is no; Triton's is 400.",
     ),
-    _fills(
+    fills(
         "--allow-client-shm",
         "allow_client_shm",
         type=bool,
         metavar="true|false",
         help="Let clients of this machine register shared memory for inputs and outputs (Linux).",
     ),
-    _fills(
+    fills(
         "--trace-config",
         "trace",
         multiple=True,
@@ -377,18 +327,18 @@ def _filled(kind: Any, given: dict[str, Any]) -> Any:
 
 def _check_ports(options: ServerOptions) -> None:
     taken: dict[int, str] = {}
-    for name, port in (
+    for name, number in (
         ("--http-port", options.http_port),
         ("--grpc-port", options.grpc_port),
         ("--metrics-port", options.metrics_port),
     ):
-        if port and port in taken:
+        if number and number in taken:
             raise click.UsageError(
-                f"{name} and {taken[port]} are both {port}. One port answers every protocol:"
+                f"{name} and {taken[number]} are both {number}. One port answers every protocol:"
                 " leave one out (--no-grpc, --no-metrics) or choose another"
             )
-        if port:
-            taken[port] = name
+        if number:
+            taken[number] = name
 
 
 def _resources(rate_limit: str, resources: Sequence[str]) -> tuple[str, ...] | None:

@@ -1,1 +1,1 @@
-"""The server's log: what it holds, how its lines look, and who writes them."""
+"""The server's log: settings, formats, and the thread that writes it."""

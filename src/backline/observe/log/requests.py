@@ -1,6 +1,6 @@
-"""A line of the log for each request, while the log is verbose: what was asked, what came of it, and how long it took.
+"""The log line of each request, while the log is verbose: model, outcome and times.
 
-It is told by the same notes that traces are made of, so that nothing is paid for it otherwise.
+Made from the same notes as traces, so it costs nothing while the log is not verbose.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from backline.observe.tracing.trace import UNKNOWN_VERSION, Exchange, Failure, R
 
 log = logging.getLogger(REQUESTS)
 
-#: Characters of what a client or a model has written; more are left out.
+#: Characters shown of text from a client or a model.
 _LONGEST = 256
-#: By code (https://grpc.io/docs/guides/status-codes/).
+#: Names by code (https://grpc.io/docs/guides/status-codes/).
 _GRPC_STATUSES = (
     *(
         "OK",
@@ -47,28 +47,28 @@ _GRPC_STATUSES = (
 
 
 class RequestLog:
-    """Fits TraceWriter, and keeps nothing. Requests that models make of others have no line of their own."""
+    """A TraceWriter that keeps nothing. Requests between models get no line."""
 
     def arrived(self, exchange: Exchange[None]) -> None:
-        """Nothing is told of it yet."""
+        """Logs nothing: the line is written at the end."""
 
     def began(self, trace: RequestTrace[None], request: InferRequest) -> None:
-        """Nothing is told of it yet."""
+        """Logs nothing: the line is written at the end."""
 
     def context(self, kept: None) -> str:
         return "{}"
 
     def responded(self, request: RequestTrace[None], response: InferResponse) -> None:
-        """They are counted, not told."""
+        """Logs nothing: the trace counts responses."""
 
     def ended(self, request: RequestTrace[Any]) -> None:
         if request.parent is None:
-            _tell(_of_request(request))
+            _log_line(_of_request(request))
 
     def answered(self, exchange: Exchange[Any]) -> None:
-        """Of what could not be read there was no request."""
+        """Logs what could not be read, and so never became a request."""
         if not exchange.requests:
-            _tell(
+            _log_line(
                 _fields(
                     exchange.protocol,
                     exchange.model,
@@ -80,10 +80,10 @@ class RequestLog:
             )
 
     def flush(self) -> None:
-        """The log writes by itself."""
+        """Nothing to do: the log has its own thread."""
 
     async def close(self) -> None:
-        """As `flush`."""
+        """Nothing to do, see `flush`."""
 
 
 def _of_request(request: RequestTrace[Any]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _of_request(request: RequestTrace[Any]) -> dict[str, Any]:
 def _fields(
     protocol: TraceProtocol, model: str, version: str, id: str, error: Failure | None, took_ns: int
 ) -> dict[str, Any]:
-    """What a line tells, for collectors of JSON; what is not known is left out."""
+    """The fields of a line, for JSON collectors; unknown ones are left out."""
     fields = {"protocol": protocol, "model": _short(model), "version": _short(version), "id": _short(id)}
     known: dict[str, Any] = {name: value for name, value in fields.items() if value}
     known["status"] = _status(protocol, error)
@@ -113,12 +113,12 @@ def _fields(
     return known
 
 
-def _tell(fields: dict[str, Any]) -> None:
+def _log_line(fields: dict[str, Any]) -> None:
     log.debug("%s", text(fields), extra={"fields": fields})
 
 
 def text(fields: dict[str, Any]) -> str:
-    """A line for people: one, whatever a client has put into a name or an id."""
+    """The line as text. Names and ids from clients are escaped, so it is always a single line."""
     asked = f"{fields['protocol']} {_plain(fields.get('model', '-'))}"
     if "version" in fields:
         asked += f" version {_plain(fields['version'])}"
@@ -129,10 +129,10 @@ def text(fields: dict[str, Any]) -> str:
         details.append(f"batch of {fields['batch_size']}")
     if "responses" in fields:
         details.append(f"{fields['responses']} responses")
-    told = f"{asked}: {fields['status']} in {fields['duration_us']} us"
+    line = f"{asked}: {fields['status']} in {fields['duration_us']} us"
     if details:
-        told += f" ({', '.join(details)})"
-    return f"{told}: {_plain(fields['error'])}" if "error" in fields else told
+        line += f" ({', '.join(details)})"
+    return f"{line}: {_plain(fields['error'])}" if "error" in fields else line
 
 
 def _status(protocol: TraceProtocol, error: Failure | None) -> int | str:

@@ -1,29 +1,33 @@
-"""The log of a server: everything that the program logs, as its settings want it."""
+"""The server's log: every record of the program, filtered and formatted as the settings say."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import msgspec
 
 from backline.engine.log_control import LogValue
-from backline.observe.log.lines import formatter
-from backline.observe.log.settings import LogSettings
+from backline.observe.log.settings import LogFormat, LogSettings
 from backline.observe.log.writer import LogWriter
 
 log = logging.getLogger("backline.observe")
 
-#: What these log as DEBUG is shown from verbose level 1 on, what others do from 2 on.
+#: DEBUG records of these loggers are shown from verbose level 1, those of others from level 2.
 REQUESTS = "backline.requests"
 _VERBOSE = (REQUESTS, "backline.model")
 
 
 class ServerLog(logging.Handler):
-    """Takes all records of the program while it is installed. Records are made lines where they come from, and written by a thread.
+    """Handles all log records while installed.
 
-    Raises OSError when the file of the settings cannot be opened.
+    Formats them on the thread that logs; another thread writes them.
+
+    Raises OSError if the log file cannot be opened.
     """
 
     def __init__(self, settings: LogSettings) -> None:
@@ -34,7 +38,7 @@ class ServerLog(logging.Handler):
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
-        """Within it the program's log is this one. What was said is written when it ends."""
+        """Makes this the program's log for a `with` block; writes the remaining lines at its end."""
         root = logging.getLogger()
         before = root.level
         root.addHandler(self)
@@ -49,22 +53,22 @@ class ServerLog(logging.Handler):
             self.close()
 
     def settings(self) -> Mapping[str, LogValue]:
-        """As LogControl."""
+        """See LogControl."""
         return self._settings.shown()
 
     def update(self, changes: Mapping[str, object]) -> None:
-        """As LogControl."""
+        """See LogControl."""
         before = self._settings
         self._settings = before.changed(changes)
         self._apply()
         if self._settings != before:
             log.info(
-                "the log was changed by request: %s",
+                "log settings changed by request: %s",
                 ", ".join(f"{name} {value}" for name, value in changes.items()),
             )
 
     def watch(self, listener: Callable[[LogSettings], None]) -> None:
-        """Calls `listener` with the settings now, and whenever they have changed."""
+        """Calls `listener` with the settings now, and after every change."""
         self._listeners.append(listener)
         listener(self._settings)
 
@@ -82,7 +86,7 @@ class ServerLog(logging.Handler):
             listener(settings)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the settings want a record; loggers have let through what is below their level only."""
+        """Whether to log a record. Loggers already drop records below their level."""
         settings, level = self._settings, record.levelno
         if level < logging.INFO:
             return settings.verbose_level > (0 if record.name in _VERBOSE else 1)
@@ -96,17 +100,65 @@ class ServerLog(logging.Handler):
     def _line(self, record: logging.LogRecord) -> bytes:
         try:
             text = self.format(record)
-        except (
-            Exception
-        ) as error:  # of whoever made the record: arguments that do not fit, or that cannot be shown
-            text = f"a line of {record.name} cannot be written, {record.msg!r}: {error}"
+        except Exception as error:  # the caller's fault: wrong arguments, or arguments without a text form
+            text = f"cannot format a record of {record.name}, {record.msg!r}: {error}"
         return text.encode(errors="backslashreplace") + b"\n"
 
     def _lost(self, count: int, reason: str) -> bytes:
-        text = f"{count} lines of the log were lost: {reason}"
+        text = f"{count} log lines were lost: {reason}"
         return self._line(logging.LogRecord(log.name, logging.WARNING, __file__, 0, text, None, None))
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining lines."""
         self._writer.close()
         super().close()
+
+
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def formatter(kind: LogFormat) -> logging.Formatter:
+    """The formatter for a log format."""
+    if kind == "json":
+        return JsonFormatter()
+    return IsoFormatter(_TEXT) if kind == "ISO8601" else logging.Formatter(_TEXT)
+
+
+class IsoFormatter(logging.Formatter):
+    """Times in ISO 8601, UTC, to the millisecond."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line:
+
+    `time`, `level`, `logger`, `message`, `exception` if any, and the record's `fields`.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        document: dict[str, Any] = {
+            "time": _ISO.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)
+        fields = getattr(record, "fields", None)
+        if isinstance(fields, Mapping):
+            document |= fields
+        try:
+            return _encode(document).decode()
+        except UnicodeEncodeError:  # an unpaired surrogate, which a client may send in an id
+            return _encode({name: _encodable(value) for name, value in document.items()}).decode()
+
+
+def _encodable(value: Any) -> Any:
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+_ISO = IsoFormatter()

@@ -1,4 +1,7 @@
-"""What the log holds, in the words of Triton's logging extension (docs/protocol/extension_logging.md of triton-inference-server/server)."""
+"""The log settings, under the names of Triton's logging extension.
+
+Source: docs/protocol/extension_logging.md of triton-inference-server/server.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,10 @@ _EXPECTED = {bool: "boolean", int: "int32", str: "string"}
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """`file` is empty for standard error. A severity that is False is left out.
+    """Which severities are logged, where to (`file` is empty for stderr), and in which format.
 
-    `verbose_level` 1 adds a line for each request and what models say verbosely, 2 all that the server and its libraries have to say.
+    `verbose_level` 1 adds a line per request and verbose messages from models, 2 everything from the server
+    and its libraries.
     """
 
     file: str = ""
@@ -34,7 +38,10 @@ class LogSettings:
 
     @classmethod
     def of_level(cls, level: LogLevel, **others: Any) -> LogSettings:
-        """All severities from `level` on; "debug" is everything. `others` go before, unless they are None."""
+        """All severities from `level` up; "debug" is everything.
+
+        Fields in `others` take precedence unless None.
+        """
         rank = LEVELS.index(level)
         settings = cls(info=rank <= 1, warning=rank <= 2, verbose_level=0 if rank else 2)
         return replace(settings, **{name: value for name, value in others.items() if value is not None})
@@ -44,7 +51,10 @@ class LogSettings:
         return {f"log_{name}": value for name, value in asdict(self).items()}
 
     def changed(self, changes: Mapping[str, object]) -> LogSettings:
-        """Other settings, from values under Triton's names. Raises InvalidArgument, and Unsupported for the file, as Triton does."""
+        """A copy with changes, given under Triton's names.
+
+        Raises InvalidArgument, and Unsupported for the file, as Triton does.
+        """
         shown = self.shown()
         for name, value in changes.items():
             if name not in shown:
@@ -52,13 +62,15 @@ class LogSettings:
             if name == "log_file":
                 raise Unsupported("log file location can not be updated through network protocol")
             kind = type(shown[name])
-            if type(value) is not kind or (kind is int and not 0 <= value <= _HIGHEST):  # type: ignore[operator]
+            fits = type(value) is kind and (not isinstance(value, int) or 0 <= value <= _HIGHEST)
+            if not fits:
                 raise InvalidArgument(f"expect {_EXPECTED[kind]} for '{name}', got {_short(value)}")
             if name == "log_format" and value not in FORMATS:
                 raise InvalidArgument(
                     f"invalid argument for log_format, got: {_short(value)}. Expected {', '.join(FORMATS)}"
                 )
-        return replace(self, **{name.removeprefix("log_"): value for name, value in changes.items()})  # type: ignore[arg-type]
+        fields: dict[str, Any] = {name.removeprefix("log_"): value for name, value in changes.items()}
+        return replace(self, **fields)
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The thread that writes the log: whatever becomes of a disk or of who reads a pipe, nobody waits for it."""
+"""The thread that writes the log, so that a full disk or an unread pipe never blocks the server."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-#: Bytes that may wait to be written; further lines are lost.
+#: Bytes that may wait to be written; beyond it lines are lost.
 MOST_WAITING = 4 << 20
-#: Seconds that lines are gathered for, to be written together.
+#: Seconds to gather lines before writing them together.
 _GATHER = 0.002
-#: Seconds between two looks whether a file was moved away, as programs do that rotate logs.
+#: Seconds between checks whether log rotation has moved the file away.
 _LOOK = 1.0
-#: Seconds until a descriptor that takes nothing now is tried again.
+#: Seconds before retrying a descriptor that would block.
 _PAUSE = 0.05
-#: Seconds that what is left may take when the server ends.
+#: Seconds for the remaining lines when the server stops.
 _LAST = 2.0
 
 
 class LogWriter:
-    """Writes to a file, or to standard error, on a thread of its own. A line that cannot be written is lost; how many is told in the log.
+    """Writes to a file or to stderr, on its own thread.
 
-    `tell_lost(count, reason)` makes the line that says so. Raises OSError when the file cannot be opened.
+    Lines that cannot be written are lost, and counted in the log.
+
+    `report_lost(count, reason)` formats the line that says how many. Raises OSError if the file cannot be
+    opened.
     """
 
-    def __init__(self, file: Path | None, tell_lost: Callable[[int, str], bytes]) -> None:
+    def __init__(self, file: Path | None, report_lost: Callable[[int, str], bytes]) -> None:
         self._file = file
-        self._tell_lost = tell_lost
+        self._report_lost = report_lost
         self._descriptor = _standard_error() if file is None else _open(file)
         self._lock = threading.Lock()
         self._waiting: list[bytes] = []
@@ -43,7 +46,7 @@ class LogWriter:
         self._thread.start()
 
     def write(self, line: bytes) -> None:
-        """Has a line written. Never waits and never raises; of any thread."""
+        """Queues a line. Never blocks, never raises; may be called from any thread."""
         with self._lock:
             if self._size + len(line) > MOST_WAITING:
                 self._lost += 1
@@ -54,7 +57,7 @@ class LogWriter:
         self._wake.set()
 
     def close(self) -> None:
-        """Ends when all that was to be written is, or cannot be in some time; what comes later is lost."""
+        """Writes the remaining lines, for at most _LAST seconds; later lines are lost."""
         self._ending = True
         self._wake.set()
         self._thread.join(_LAST)
@@ -74,7 +77,7 @@ class LogWriter:
             self._size = 0
             lost, self._lost = self._lost, 0
         if lost:
-            lines.append(self._tell_lost(lost, self._reason))
+            lines.append(self._report_lost(lost, self._reason))
         if not lines:
             return
         self._look()
@@ -92,11 +95,11 @@ class LogWriter:
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # another program has made the terminal, or the pipe, so
+            except BlockingIOError:  # another program made the terminal or pipe non-blocking
                 time.sleep(_PAUSE)
 
     def _look(self) -> None:
-        """Goes on in a new file when the old one was moved or removed."""
+        """Opens a new file if the old one was moved or deleted."""
         now = time.monotonic()
         if self._file is None or now < self._looked + _LOOK:
             return
@@ -107,7 +110,7 @@ class LogWriter:
                 before, self._descriptor = self._descriptor, _open(self._file)
                 os.close(before)
         except OSError:
-            pass  # the old one is as good as any
+            pass  # keep writing to the old one
 
 
 def _open(file: Path) -> int:
@@ -115,5 +118,5 @@ def _open(file: Path) -> int:
 
 
 def _standard_error() -> int | None:
-    """None where it was closed when the program started: its number may be anything's by now."""
+    """None if stderr was closed at start: its number may belong to another file by now."""
     return None if sys.__stderr__ is None else sys.__stderr__.fileno()

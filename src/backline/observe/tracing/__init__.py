@@ -1,1 +1,1 @@
-"""Traces: where the time of single requests went, in Triton's file or as spans of OpenTelemetry."""
+"""Traces of single requests, in Triton's trace file or as OpenTelemetry spans."""

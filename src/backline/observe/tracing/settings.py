@@ -1,10 +1,12 @@
-"""What is traced: settings of all models and of single ones, in Triton's words and by its rules."""
+"""Trace settings, global and per model, by Triton's names and rules; and Triton's --trace-config."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from backline.engine.errors import InvalidArgument, Unsupported
@@ -25,10 +27,10 @@ CHANGEABLE: Final = ("trace_level", *_RANGES)
 
 @dataclass(slots=True, eq=False)
 class TraceSetting:
-    """The settings of one model, or of all that have none of their own; also which of the next requests are traced.
+    """The settings of one model, or the global ones; decides which requests are traced.
 
-    Of every `trace_rate` requests the last one is traced, until `trace_count` were; -1 is any number. `specified` are the names of those
-    settings that are its own.
+    The last of every `trace_rate` requests is traced, until `trace_count` were; -1 is no limit. `specified`
+    names the settings that were set here rather than inherited.
     """
 
     trace_level: tuple[Level, ...] = ()
@@ -36,7 +38,7 @@ class TraceSetting:
     trace_count: int = -1
     log_frequency: int = 0
     specified: frozenset[str] = frozenset()
-    #: Requests that were looked at, and traces that are complete.
+    #: Requests considered for sampling, and completed traces.
     seen: int = 0
     collected: int = 0
 
@@ -45,7 +47,7 @@ class TraceSetting:
         return bool(self.trace_level)
 
     def sample(self, *, forced: bool = False) -> bool:
-        """Whether the next request is traced; one that is `forced` always is, if any are."""
+        """Whether to trace the next request. `forced` ones always are, while tracing is on."""
         if not self.on:
             return False
         hit = False
@@ -56,8 +58,8 @@ class TraceSetting:
                 self.trace_count -= 1
         return hit or forced
 
-    def told(self) -> dict[str, SettingValue]:
-        """As clients see it."""
+    def shown(self) -> dict[str, SettingValue]:
+        """The settings as clients see them."""
         levels: list[str] = [level for level in LEVELS if level in self.trace_level]
         return {"trace_level": levels or ["OFF"], **{name: str(getattr(self, name)) for name in _RANGES}}
 
@@ -65,7 +67,10 @@ class TraceSetting:
 def changed(
     current: TraceSetting | None, fallback: TraceSetting, changes: Mapping[str, object]
 ) -> TraceSetting:
-    """The settings after `changes`, by name; None has one be that of the fallback, as is each that was never set."""
+    """The settings after `changes`.
+
+    None resets a setting, which then comes from `fallback` like all unset ones.
+    """
     before = current.specified if current is not None else frozenset()
     cleared = {name for name, value in changes.items() if value is None}
     values = {name: getattr(current, name) for name in before - cleared}
@@ -74,15 +79,12 @@ def changed(
 
 
 class SettingTable:
-    """The settings of the start, those of all models, and those of single models where they differ.
-
-    What a model does not set itself follows what is set for all; what is not set for all is as at the start.
-    """
+    """Settings at three levels: a model's override the global ones, which override those given at start."""
 
     def __init__(self, start: TraceSetting, mode: Mode) -> None:
         self._start = start
         self._mode = mode
-        self._all = replace(start)  # whose count goes down
+        self._all = replace(start)  # a copy, because its count runs down
         self._models: dict[str, TraceSetting] = {}
 
     @property
@@ -93,7 +95,7 @@ class SettingTable:
         return self._models.get(model, self._all)
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None], *, has_file: bool) -> None:
-        """See TraceControl. Nothing is changed when it raises InvalidArgument or Unsupported."""
+        """See TraceControl. Changes nothing if it raises InvalidArgument or Unsupported."""
         read = read_changes(changes, self._mode)
         if model:
             setting = changed(self._models.get(model), self._all, read)
@@ -113,7 +115,7 @@ class SettingTable:
             self._models.pop(model, None)
 
     def _check(self, setting: TraceSetting, *, has_file: bool) -> None:
-        """Triton's words; only what is off may be anything."""
+        """Raises InvalidArgument in Triton's words. Settings that trace nothing need no check."""
         if not setting.on:
             return
         reason = ""
@@ -126,18 +128,21 @@ class SettingTable:
 
 
 def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict[str, object]:
-    """The values of settings that a client gives. Raises InvalidArgument, and Unsupported for what only the start decides."""
+    """Parses the settings that a client sent.
+
+    Raises InvalidArgument, and Unsupported for settings that can only be given at start.
+    """
     read: dict[str, object] = {}
     for name, value in changes.items():
         if name == "trace_file":
             raise Unsupported("trace file location can not be updated through network protocol")
         if name == "trace_mode":
             raise Unsupported(
-                "the trace mode cannot be changed while the server runs: start it with --trace-config mode=..."
+                "the trace mode cannot change while the server runs: start it with --trace-config mode=..."
             )
         if name not in CHANGEABLE:
             raise InvalidArgument(
-                f"unknown trace setting '{name[:256]}'; those that can be changed are {', '.join(CHANGEABLE)}"
+                f"unknown trace setting '{name[:256]}', expected one of {', '.join(CHANGEABLE)}"
             )
         if value is None:
             read[name] = None
@@ -149,7 +154,7 @@ def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict
 
 
 def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
-    """Raises InvalidArgument for what is no level, and for tensors in spans."""
+    """Raises InvalidArgument for an unknown level, and for TENSORS in mode opentelemetry."""
     if "OFF" in names:
         if len(names) > 1:
             raise InvalidArgument("Expect only one trace level 'OFF' is specified")
@@ -159,15 +164,15 @@ def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
             raise InvalidArgument(f"unknown trace level '{name[:256]}', expected OFF, TIMESTAMPS or TENSORS")
     if not names:
         raise InvalidArgument(
-            "'trace_level' names no level: give OFF, TIMESTAMPS, TENSORS, or nothing at all to have that of all models"
+            "'trace_level' is empty: give OFF, TIMESTAMPS or TENSORS, or null for the global setting"
         )
     if "TENSORS" in names and mode == "opentelemetry":
-        raise InvalidArgument("the trace level TENSORS is for the mode triton: spans have no tensors")
+        raise InvalidArgument("the trace level TENSORS needs mode=triton: spans carry no tensors")
     return tuple(level for level in LEVELS if level in names)
 
 
 def read_number(name: str, value: SettingValue) -> int:
-    """Raises InvalidArgument, in Triton's words."""
+    """Raises InvalidArgument in Triton's words."""
     if not isinstance(value, str):
         raise InvalidArgument(f"expect only 1 value for '{name}'")
     if not re.fullmatch(r"\s*[-+]?[0-9]+\s*", value, re.ASCII):
@@ -181,3 +186,120 @@ def read_number(name: str, value: SettingValue) -> int:
             f"Unable to parse '{name}', value is out of range [ {low}, {high} ], got: {number}"
         )
     return number
+
+
+_GLOBAL: Final = ("level", "rate", "count", "mode")
+_TRITON: Final = ("file", "log-frequency")
+_SPANS: Final = ("url", "resource", "bsp_max_queue_size", "bsp_schedule_delay", "bsp_max_export_batch_size")
+#: Where an OpenTelemetry collector listens by default; environment variables may name another URL.
+DEFAULT_URL: Final = "http://localhost:4318/v1/traces"
+
+
+@dataclass(frozen=True, slots=True)
+class SpanOptions:
+    """Where and how spans are sent. None means OpenTelemetry's environment variables or defaults apply."""
+
+    url: str | None = None
+    #: Attributes of the OpenTelemetry resource.
+    resource: tuple[tuple[str, str], ...] = ()
+    #: Spans waiting to be sent at most, milliseconds between sends, and spans per send.
+    max_queue_size: int | None = None
+    schedule_delay_ms: int | None = None
+    max_export_batch_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TraceConfig:
+    """What is traced from the start, and where traces go."""
+
+    levels: tuple[Level, ...] = ()
+    rate: int = 1000
+    count: int = -1
+    mode: Mode = "triton"
+    file: Path | None = None
+    log_frequency: int = 0
+    spans: SpanOptions = field(default_factory=SpanOptions)
+
+    @property
+    def setting(self) -> TraceSetting:
+        return TraceSetting(self.levels, self.rate, self.count, self.log_frequency)
+
+
+def parse_trace_config(texts: Sequence[str]) -> TraceConfig:
+    """Parses settings such as "level=TIMESTAMPS", "triton,file=trace.json" or "opentelemetry,url=http://...".
+
+    Raises InvalidArgument for unknown or contradictory settings.
+    """
+    given: dict[str, list[str]] = {}
+    for text in texts:
+        name, value = _split(text)
+        given.setdefault(name, []).append(value)
+    for name, values in given.items():
+        if len(values) > 1 and name not in ("level", "opentelemetry,resource"):
+            raise InvalidArgument(f"'{name}' is given {len(values)} times, expected once")
+    one = {name: values[-1] for name, values in given.items()}
+    mode = _mode(one.get("mode", "triton"))
+    levels = read_levels(given["level"], mode) if "level" in given else ()
+    file = one.get("triton,file", "")
+    if levels and mode == "triton" and not file:
+        raise InvalidArgument("a trace level needs a destination: triton,file=PATH, or mode=opentelemetry")
+    spans = SpanOptions(
+        one.get("opentelemetry,url"),
+        tuple(_resource(value) for value in given.get("opentelemetry,resource", ())),
+        _positive(one, "opentelemetry,bsp_max_queue_size"),
+        _positive(one, "opentelemetry,bsp_schedule_delay"),
+        _positive(one, "opentelemetry,bsp_max_export_batch_size"),
+    )
+    if (spans.max_export_batch_size or 512) > (spans.max_queue_size or 2048):
+        raise InvalidArgument(
+            "bsp_max_export_batch_size must not exceed bsp_max_queue_size (defaults: 512 and 2048)"
+        )
+    return TraceConfig(
+        levels,
+        read_number("trace_rate", one.get("rate", "1000")),
+        read_number("trace_count", one.get("count", "-1")),
+        mode,
+        Path(file) if file else None,
+        read_number("log_frequency", one.get("triton,log-frequency", "0")),
+        spans,
+    )
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise InvalidArgument(f"'{text}' is not of the form SETTING=VALUE or MODE,SETTING=VALUE")
+    name = name.strip()
+    known = [*_GLOBAL, *(f"triton,{one}" for one in _TRITON), *(f"opentelemetry,{one}" for one in _SPANS)]
+    if name not in known:
+        close = get_close_matches(name, known, 1)
+        hint = f"did you mean '{close[0]}'?" if close else f"expected one of {'; '.join(known)}"
+        raise InvalidArgument(f"unknown trace setting '{name}': {hint}")
+    return name, value.strip()
+
+
+def _mode(value: str) -> Mode:
+    match value.lower():
+        case "triton":
+            return "triton"
+        case "opentelemetry":
+            return "opentelemetry"
+    raise InvalidArgument(f"unknown trace mode '{value}', expected triton or opentelemetry")
+
+
+def _resource(value: str) -> tuple[str, str]:
+    key, equals, text = value.partition("=")
+    if not equals or not key:
+        raise InvalidArgument(
+            f"'{value}' is not a resource attribute, expected opentelemetry,resource=KEY=VALUE"
+        )
+    return key, text
+
+
+def _positive(given: dict[str, str], name: str) -> int | None:
+    value = given.get(name)
+    if value is None:
+        return None
+    if not value.isdecimal() or not 0 < int(value) < 2**31:
+        raise InvalidArgument(f"'{name}' is '{value}', expected a number above 0")
+    return int(value)

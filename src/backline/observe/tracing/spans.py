@@ -1,4 +1,4 @@
-"""Traces as spans of OpenTelemetry, made and sent by its SDK: the extra `backline[otel]`."""
+"""Traces as OpenTelemetry spans, created and sent by its SDK (the extra `backline[otel]`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from backline.engine.errors import Unsupported
 from backline.engine.messages import InferRequest, InferResponse
-from backline.observe.tracing.config import SpanOptions
+from backline.observe.tracing.settings import SpanOptions
 from backline.observe.tracing.trace import Exchange, Failure, RequestTrace, Run, numbered
 from backline.version import __version__
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Span
 
-#: Seconds that the end waits for spans to be sent.
+#: Seconds to wait for spans to be sent when the server stops.
 _FAREWELL = 2.0
 _RECEIVED = {
     "HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"),
@@ -32,26 +32,30 @@ _RECEIVED = {
 
 
 class KeptSpan:
-    """The span of an exchange or a request, and what turns the moments of time.monotonic_ns() into those of the wall clock."""
+    """The span of an exchange or request; `offset_ns` converts time.monotonic_ns() to wall-clock time."""
 
     __slots__ = ("id", "offset_ns", "span")
 
     def __init__(self, span: Span, offset_ns: int, id: int = 0) -> None:
         self.span = span
-        #: Its number among all requests, as in Triton's attributes.
+        #: A running number, for Triton's attributes.
         self.id = id
         self.offset_ns = offset_ns
 
 
 class SpanWriter:
-    """Makes spans of traces; fits TraceWriter.
+    """A TraceWriter that turns traces into spans.
 
-    A span `InferRequest` for what the client has asked, below it one for each request to a model, with the model's name; below that
-    `queue` and `compute`, and below `compute` `input`, `infer` and `output`. What cannot be sent in time is lost.
+    The client's request is a span `InferRequest`. Below it each request to a model has a span with the
+    model's name; below that are `queue` and `compute`, and below `compute` are `input`, `infer` and `output`.
+    Spans that cannot be sent in time are lost.
     """
 
     def __init__(self, options: SpanOptions, processor: SpanProcessor | None = None) -> None:
-        """`processor` stands for what sends the spans to `options.url`. Raises Unsupported where the SDK is not installed."""
+        """`processor` replaces the exporter to `options.url`.
+
+        Raises Unsupported if the SDK is not installed.
+        """
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -62,12 +66,12 @@ class SpanWriter:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
             raise Unsupported(
-                f"the trace mode opentelemetry needs OpenTelemetry's SDK ({error}): pip install 'backline[otel]'"
+                f"trace mode opentelemetry needs OpenTelemetry's SDK ({error}): pip install 'backline[otel]'"
             ) from None
         resource = Resource.create(dict(options.resource))
         if str(resource.attributes.get("service.name", "")).startswith(
             "unknown_service"
-        ):  # neither an option nor the environment says it
+        ):  # neither an option nor the environment names the service
             resource = resource.merge(Resource({"service.name": "backline"}))
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
         if processor is None:
@@ -77,7 +81,8 @@ class SpanWriter:
                 schedule_delay_millis=options.schedule_delay_ms,
                 max_export_batch_size=options.max_export_batch_size,
             )
-            # It would say of each span that there is no room for it, which costs more than the span; what cannot be sent is told anyway.
+            # It would log every span that finds the queue full, which costs more than the span. Failed
+            # sends are logged anyway.
             logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.ERROR)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("backline", __version__)
@@ -86,7 +91,7 @@ class SpanWriter:
         self._propagator = TraceContextTextMapPropagator()
 
     def read_parent(self, headers: Mapping[bytes, bytes]) -> Context | None:
-        """Where the client's own trace stands by `traceparent` and `tracestate`; None without one, and for one that is not sampled."""
+        """The client's trace context from `traceparent` and `tracestate`; None if absent or not sampled."""
         carrier = {
             name: headers[name.encode()].decode("latin-1")
             for name in self._propagator.fields
@@ -96,7 +101,7 @@ class SpanWriter:
         standing = self._trace.get_current_span(context).get_span_context()
         return context if standing.is_valid and standing.trace_flags.sampled else None
 
-    # what is noted
+    # notes
 
     def arrived(self, exchange: Exchange[KeptSpan]) -> KeptSpan:
         offset = time_ns() - monotonic_ns()
@@ -137,7 +142,7 @@ class SpanWriter:
         return json.dumps(carrier)
 
     def responded(self, request: RequestTrace[KeptSpan], response: InferResponse) -> None:
-        """Responses are counted by the request itself."""
+        """Adds nothing: the trace counts responses."""
 
     def ended(self, request: RequestTrace[KeptSpan]) -> None:
         kept = request.kept
@@ -165,7 +170,7 @@ class SpanWriter:
         self._end(exchange.kept, events, exchange.sent_ns, exchange.error)
 
     def _add_queue(self, request: RequestTrace[KeptSpan]) -> None:
-        """How long it waited; an ensemble and what was refused at once did not, and what was answered from the cache says so."""
+        """Adds the time in the queue, or marks a cache hit. Ensembles and refused requests never queued."""
         if request.runs:
             self._add(request.kept, "queue", request.began_ns, request.runs[0].started_ns)
         elif request.error is None and not request.asked_others:
@@ -202,23 +207,23 @@ class SpanWriter:
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, error.message))
         span.end(ended_ns + kept.offset_ns)
 
-    # the end
+    # shutdown
 
     def flush(self) -> None:
-        """The SDK sends when it has enough, or after a while."""
+        """Does nothing: the SDK sends in batches and at intervals."""
 
     async def close(self) -> None:
-        """Sends what there is, for a moment: a receiver that does not answer must not hold up the end."""
+        """Sends the remaining spans, for at most _FAREWELL seconds: a hung receiver must not block the exit."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
 
         def shut_down() -> None:
             self._provider.shutdown()
-            with suppress(RuntimeError):  # the loop was closed meanwhile
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(ended.set)
 
         threading.Thread(
             target=shut_down, name="spans", daemon=True
-        ).start()  # the interpreter does not wait for it
+        ).start()  # a daemon thread does not block the exit
         with suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), _FAREWELL)

@@ -1,4 +1,4 @@
-"""What is noted of a request on its way, and of the requests that are made for it; what becomes of the notes is a writer's."""
+"""Notes on a client's request and the requests made on its behalf, which a TraceWriter makes traces of."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from backline.engine.ticket import Listener, Ticket
 from backline.engine.tracing import RunMoments, Trace, TraceProtocol
 from backline.observe.tracing.settings import TraceSetting
 
-#: What a writer keeps of an exchange, and of a request.
+#: What a writer stores with an exchange or a request.
 Kept = TypeVar("Kept")
-#: Seconds that what ends a request at its deadline may be early.
+#: Seconds by which a deadline timer may fire early.
 _EARLY = 0.002
-#: Stands for the version of a model that there is not, as in Triton's traces.
+#: The version of a model that was not found, as in Triton's traces.
 UNKNOWN_VERSION = "-1"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of the model with the request in it: moments of time.monotonic_ns(), and the items of the whole batch."""
+    """A run that included the request: times of time.monotonic_ns(), and the items of the whole batch."""
 
     started_ns: int
     gathered_ns: int
@@ -35,7 +35,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What an error says. Not the error itself, whose traceback would hold on to the request's tensors."""
+    """The kind and text of an error.
+
+    The error itself would keep the request's tensors alive by its traceback.
+    """
 
     kind: str
     message: str
@@ -46,35 +49,38 @@ class Failure:
 
 
 class TraceWriter(Protocol[Kept]):
-    """Makes something lasting of what was noted. Every method is called on the event loop, and must not wait."""
+    """Makes a trace of the notes. Every method is called on the event loop and must not block."""
 
     def arrived(self, exchange: Exchange[Kept]) -> Kept:
-        """A client has asked for something."""
+        """A client's request has arrived."""
 
     def began(self, trace: RequestTrace[Kept], request: InferRequest) -> Kept:
-        """A request is about to be submitted: the client's, or one that is made for another."""
+        """A ticket is about to be submitted: the client's, or one on its behalf."""
 
     def context(self, kept: Kept) -> str:
         """See Trace.context."""
 
     def responded(self, request: RequestTrace[Kept], response: InferResponse) -> None:
-        """A request has a response, the only one or one of many."""
+        """A request has a response, one of possibly many."""
 
     def ended(self, request: RequestTrace[Kept]) -> None:
-        """A request has its answer, or will have none."""
+        """A request is done: completed, refused or cancelled."""
 
     def answered(self, exchange: Exchange[Kept]) -> None:
-        """The client has its answer, and no request is under way for it any more."""
+        """The client has its response, and no request on its behalf is in flight."""
 
     def flush(self) -> None:
-        """What is complete is to be written soon."""
+        """Starts writing the completed traces."""
 
     async def close(self) -> None:
-        """Writes what there is, for some seconds at most."""
+        """Writes the remaining traces, within a few seconds."""
 
 
 class Exchange(Generic[Kept]):
-    """What a client has asked, from its arrival to its answer; fits Trace. `parent` is where its own trace stands, for the writer."""
+    """A client's request from arrival to response; satisfies Trace.
+
+    `parent` is the client's trace context.
+    """
 
     def __init__(
         self,
@@ -90,15 +96,15 @@ class Exchange(Generic[Kept]):
         self.engine = engine
         self.setting = setting
         self.protocol = protocol
-        #: That was asked, as far as it is known without reading.
+        #: The model in the route or call; empty if only the body names it.
         self.model = model
         self.parent = parent
         self.began_ns = began_ns
-        #: When it was read.
+        #: When it was read completely.
         self.read_ns = monotonic_ns()
         self.response_ns = self.send_ns = self.sent_ns = 0
         self.error: Failure | None = None
-        #: Requests that were begun for it, and those that are under way.
+        #: Requests made for it so far, and those in flight.
         self.requests = 0
         self._open = 0
         self._answered = False
@@ -116,23 +122,23 @@ class Exchange(Generic[Kept]):
         return self
 
     def ran(self, run: RunMoments) -> None:
-        """Nothing runs but requests."""
+        """Nothing to note: runs are noted on requests."""
 
     def unreadable(self, error: BacklineError) -> None:
         self.answer(error)
 
     def opened(self) -> None:
-        """A request was begun for it."""
+        """A request on its behalf has started."""
         self.requests += 1
         self._open += 1
 
     def closed(self) -> None:
-        """A request that was made for it is over."""
+        """A request on its behalf is done."""
         self._open -= 1
         self._look_at_end()
 
     def answer(self, error: BacklineError | None) -> None:
-        """The client has its answer, or waits for none."""
+        """The client has its response, or has left."""
         if not self._answered:
             self._answered = True
             self.error = Failure.of(error)
@@ -146,9 +152,10 @@ class Exchange(Generic[Kept]):
 
 
 class RequestTrace(Listener, Generic[Kept]):
-    """One request to a model: that of the client, a step of an ensemble, a call of a model. Fits Trace, and listens to its ticket.
+    """One request to a model: the client's, a step of an ensemble, or a call from another model.
 
-    `parent` is the request that it is made for, `links` are further ones.
+    Satisfies Trace and listens to its ticket. `parent` is the request that it is made for, `links` are
+    further ones.
     """
 
     def __init__(
@@ -166,7 +173,7 @@ class RequestTrace(Listener, Generic[Kept]):
         self.parent = parent
         self.links = links
         self.began_ns = request.arrived_ns
-        #: 0 while it is under way.
+        #: 0 while it is in flight.
         self.ended_ns = 0
         self.runs: list[Run] = []
         self.error: Failure | None = None
@@ -174,9 +181,9 @@ class RequestTrace(Listener, Generic[Kept]):
         self.responses = 0
         self.first_response_ns = 0
         self.model_version, composed = _resolve(exchange.engine, request)
-        #: Whether it waits for a run of its own: an ensemble's request does not, nor does one that is refused.
+        #: Whether it waits in a queue; ensembles and refused requests do not.
         self.queued = not composed
-        #: Whether another request was made for it.
+        #: Whether other requests were made on its behalf.
         self.asked_others = False
         exchange.opened()
         self.kept = exchange.writer.began(self, request)
@@ -191,10 +198,10 @@ class RequestTrace(Listener, Generic[Kept]):
         return RequestTrace(self.exchange, ticket, self)
 
     def unreadable(self, error: BacklineError) -> None:
-        """See Trace: only an exchange with a client can be."""
+        """Never called: only a client's exchange can be unreadable."""
 
     def beside(self, others: Sequence[Trace]) -> Trace:
-        return _Beside(self, [other for other in others if isinstance(other, RequestTrace)])
+        return _Shared(self, [other for other in others if isinstance(other, RequestTrace)])
 
     def ran(self, run: RunMoments) -> None:
         for part in run.parts or (run,):
@@ -206,10 +213,13 @@ class RequestTrace(Listener, Generic[Kept]):
             )
 
     def _is_of(self, ticket: Ticket) -> bool:
-        """Whether a ticket that runs is the one of this trace. One that was made for it after tracing ended shares its trace."""
+        """Whether a running ticket is this trace's.
+
+        Those made for it after tracing was switched off share its trace.
+        """
         return ticket.trace is self and ticket.request.model_name == self.model_name
 
-    # from the ticket
+    # as a listener of the ticket
 
     def refused(self, ticket: Ticket, error: BacklineError) -> None:
         self.queued = False
@@ -217,9 +227,9 @@ class RequestTrace(Listener, Generic[Kept]):
 
     def abandoned(self, ticket: Ticket) -> None:
         late = ticket.waits_until is not None and ticket.waits_until <= monotonic() + _EARLY
-        after = f"{(monotonic_ns() - self.began_ns) / 1e6:.0f} ms after it came"
+        after = f"{(monotonic_ns() - self.began_ns) / 1e6:.0f} ms after the request arrived"
         error: BacklineError = (
-            DeadlineExceeded(f"the deadline of the request passed {after}")
+            DeadlineExceeded(f"the deadline passed {after}")
             if late
             else Cancelled(f"the client left or stopped waiting {after}")
         )
@@ -245,7 +255,7 @@ class RequestTrace(Listener, Generic[Kept]):
             self.exchange.answer(error)
 
     def _end_all(self, ticket: Ticket, error: BacklineError) -> None:
-        """Ends the request, and with it the client's exchange if the request was the client's."""
+        """Ends the request, and the exchange if the request is the client's."""
         self._end(ticket, error)
         if self.parent is None:
             self.exchange.answer(error)
@@ -258,8 +268,8 @@ class RequestTrace(Listener, Generic[Kept]):
         self.exchange.closed()
 
 
-class _Beside(Generic[Kept]):
-    """A request that a request is part of, and others that it is a part of, too. Fits Trace."""
+class _Shared(Generic[Kept]):
+    """The trace of a request that is made for several others: a child of the first, linked to the rest."""
 
     def __init__(self, first: RequestTrace[Kept], others: Sequence[RequestTrace[Kept]]) -> None:
         self._first = first
@@ -274,21 +284,21 @@ class _Beside(Generic[Kept]):
         return self
 
     def ran(self, run: RunMoments) -> None:
-        """It stands before a submit only."""
+        """Never called: `follow` replaces it when the request is submitted."""
 
     def unreadable(self, error: BacklineError) -> None:
-        """As `ran`."""
+        """Never called, see `ran`."""
 
 
 def _resolve(engine: Engine, request: InferRequest) -> tuple[str, bool]:
-    """The version that is asked, and whether it runs nothing itself."""
+    """The version that the request resolves to, and whether it is an ensemble."""
     try:
         model = engine.find(request.model_name, request.model_version)
-    except BacklineError:  # said again when it is submitted
+    except BacklineError:  # raised again when it is submitted
         return request.model_version or UNKNOWN_VERSION, False
     return model.version, model.config.ensemble is not None
 
 
 def numbered(version: str) -> int | str:
-    """A version as Triton's traces tell it: its number, -1 for the server's choice."""
+    """A version as in Triton's traces: a number if it is one."""
     return int(version) if version.removeprefix("-").isdecimal() else version

@@ -1,4 +1,4 @@
-"""Triton's trace file: a JSON array of what was noted of each request."""
+"""Triton's trace file: a JSON array with the notes on each request."""
 
 from __future__ import annotations
 
@@ -11,20 +11,55 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.tensor import Tensor
 from backline.observe.tracing.settings import TraceSetting
-from backline.observe.tracing.tensors import tensor_document
 from backline.observe.tracing.trace import Exchange, RequestTrace, numbered
+
+#: Elements of a tensor that are written; of a larger one only the first ones.
+MAX_ELEMENTS = 16 * 1024
+
+
+def tensor_document(tensor: Tensor) -> dict[str, str]:
+    """Name, elements, shape and datatype, all as text.
+
+    Floats have six significant digits, as C++ prints them. BYTES are in double quotes, with invalid UTF-8
+    replaced. After MAX_ELEMENTS elements follows "...".
+    """
+    elements = tensor.data.reshape(-1)
+    first = elements[:MAX_ELEMENTS]
+    if tensor.datatype is DataType.BF16:  # the upper 16 bits of an FP32
+        first = (first.astype(np.uint32) << 16).view(np.float32)
+    texts = [_text(element) for element in first.tolist()]
+    if elements.size > MAX_ELEMENTS:
+        texts.append("...")
+    return {
+        "name": tensor.name,
+        "data": ",".join(texts),
+        "shape": ",".join(map(str, tensor.shape)),
+        "dtype": tensor.datatype.name,
+    }
+
+
+def _text(element: Any) -> str:
+    if isinstance(element, bytes):
+        return f'"{element.decode(errors="replace")}"'
+    if isinstance(element, bool):
+        return str(int(element))
+    return f"{element:g}" if isinstance(element, float) else str(element)
+
 
 log = logging.getLogger("backline.observe")
 
-#: Bytes of complete traces that are kept before they are written.
+#: Bytes of completed traces to gather before writing.
 _MAX_KEPT = 1 << 20
-#: Writes that may wait for the disk; what comes beyond is lost.
+#: Writes that may wait for the disk; further traces are lost.
 _MAX_WRITES = 8
-#: Seconds that the end waits for the disk.
+#: Seconds to wait for the disk when the server stops.
 _FAREWELL = 5.0
 _encode = msgspec.json.Encoder().encode
 _RECEIVED = {
@@ -33,15 +68,17 @@ _RECEIVED = {
 }
 
 
-class Entry:
-    """What the file is to say of one request, the entries in order. `id` is its number among all."""
+class TraceEntry:
+    """The lines of one request in the file.
+
+    `id` is a running number; `entries` are those of the whole exchange.
+    """
 
     __slots__ = ("entries", "id", "lines")
 
-    def __init__(self, id: int, entries: list[Entry] | None = None) -> None:
+    def __init__(self, id: int, entries: list[TraceEntry] | None = None) -> None:
         self.id = id
         self.lines: list[bytes] = []
-        #: All entries of the exchange.
         self.entries = entries if entries is not None else []
         self.entries.append(self)
 
@@ -54,14 +91,14 @@ class Entry:
 
 
 class TraceFile:
-    """Writes the traces of a server; fits TraceWriter.
+    """A TraceWriter for Triton's file format.
 
-    Traces with a `log_frequency` are written to FILE.0, FILE.1 and so on whenever there are as many, the others to FILE as they come: its
-    array is closed at the end. All writing is done on a thread.
+    With a `log_frequency` of n, every n traces go to a file of their own: FILE.0, FILE.1 and so on. Other
+    traces are appended to FILE, whose array is closed when the server stops. A thread does the writing.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises InvalidArgument when nothing can be written there."""
+        """Raises InvalidArgument if the file cannot be written."""
         folder = path.parent
         if (
             not folder.is_dir()
@@ -69,28 +106,28 @@ class TraceFile:
             or (path.exists() and not (path.is_file() and os.access(path, os.W_OK)))
         ):
             raise InvalidArgument(
-                f"the trace file '{path}' cannot be written: its folder must be there, and both must be this user's to write"
+                f"the trace file '{path}' cannot be written: its folder must exist and be writable for this user"
             )
         self._path = path
         self._ids = count(1)
         self._indices = count()
         self._begun = False
-        #: Complete traces that are not written yet, by log frequency, and their bytes.
+        #: Completed traces that are not written yet, by log frequency, and their bytes.
         self._pending: dict[int, list[bytes]] = {}
         self._bytes: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trace-file")
         self._writes = 0
         self._lost = 0
 
-    # what is noted
+    # notes
 
-    def arrived(self, exchange: Exchange[Entry]) -> Entry:
-        return Entry(next(self._ids))
+    def arrived(self, exchange: Exchange[TraceEntry]) -> TraceEntry:
+        return TraceEntry(next(self._ids))
 
-    def began(self, trace: RequestTrace[Entry], request: InferRequest) -> Entry:
+    def began(self, trace: RequestTrace[TraceEntry], request: InferRequest) -> TraceEntry:
         exchange, parent = trace.exchange, trace.parent
         top = parent is None
-        entry = exchange.kept if top else Entry(next(self._ids), exchange.kept.entries)
+        entry = exchange.kept if top else TraceEntry(next(self._ids), exchange.kept.entries)
         if top and "TIMESTAMPS" in exchange.setting.trace_level:
             start, end = _RECEIVED[exchange.protocol]
             entry.stamp(start, exchange.began_ns)
@@ -109,15 +146,15 @@ class TraceFile:
                 entry.add(activity="TENSOR_QUEUE_INPUT", tensor=tensor_document(tensor))
         return entry
 
-    def context(self, kept: Entry) -> str:
+    def context(self, kept: TraceEntry) -> str:
         return "{}"
 
-    def responded(self, request: RequestTrace[Entry], response: InferResponse) -> None:
+    def responded(self, request: RequestTrace[TraceEntry], response: InferResponse) -> None:
         if "TENSORS" in request.exchange.setting.trace_level:
             for tensor in response.outputs:
                 request.kept.add(activity="TENSOR_BACKEND_OUTPUT", tensor=tensor_document(tensor))
 
-    def ended(self, request: RequestTrace[Entry]) -> None:
+    def ended(self, request: RequestTrace[TraceEntry]) -> None:
         entry, exchange = request.kept, request.exchange
         if "TIMESTAMPS" not in exchange.setting.trace_level:
             return
@@ -132,10 +169,10 @@ class TraceFile:
             entry.stamp("INFER_RESPONSE_COMPLETE", exchange.response_ns)
         entry.stamp("REQUEST_END", request.ended_ns)
 
-    def answered(self, exchange: Exchange[Entry]) -> None:
+    def answered(self, exchange: Exchange[TraceEntry]) -> None:
         entry, setting = exchange.kept, exchange.setting
         if "TIMESTAMPS" in setting.trace_level:
-            if not entry.lines:  # it could not be read
+            if not entry.lines:  # the request could not be read
                 start, end = _RECEIVED[exchange.protocol]
                 entry.stamp(start, exchange.began_ns)
                 entry.stamp(end, exchange.read_ns)
@@ -143,7 +180,7 @@ class TraceFile:
             entry.stamp(f"{exchange.protocol}_SEND_END", exchange.sent_ns)
         self._keep(setting, b",".join(line for one in entry.entries for line in one.lines))
 
-    # what is written
+    # writing
 
     def _keep(self, setting: TraceSetting, trace: bytes) -> None:
         frequency = setting.log_frequency
@@ -168,7 +205,7 @@ class TraceFile:
             return
         if self._writes >= _MAX_WRITES:
             if not self._lost:
-                log.warning("traces are lost: '%s' is written too slowly", self._path)
+                log.warning("losing traces: '%s' is written too slowly", self._path)
             self._lost += len(traces)
             return
         self._writes += 1
@@ -180,7 +217,7 @@ class TraceFile:
         self._writes -= 1
 
     def _write_traces(self, traces: list[bytes], index: int | None) -> None:
-        """On the thread. Into a file of their own with an index, else behind what is there already."""
+        """Runs on the thread. With an index, traces get a new file; otherwise they are appended."""
         try:
             if index is not None:
                 self._path.with_name(f"{self._path.name}.{index}").write_bytes(b"[%b]" % b",".join(traces))
@@ -190,7 +227,7 @@ class TraceFile:
             self._begun = True
         except OSError as error:
             log.error(
-                "%d traces are lost: '%s' cannot be written: %s",
+                "lost %d traces: '%s' cannot be written: %s",
                 len(traces),
                 self._path,
                 error.strerror or error,
@@ -202,7 +239,7 @@ class TraceFile:
                 with self._path.open("ab") as file:
                     file.write(b"]")
             except OSError as error:
-                log.error("the trace file '%s' has no end: %s", self._path, error.strerror or error)
+                log.error("the trace file '%s' is incomplete: %s", self._path, error.strerror or error)
 
     async def close(self) -> None:
         self.flush()
@@ -210,4 +247,4 @@ class TraceFile:
         self._thread.shutdown(wait=False)
         done, _ = await asyncio.wait((ended,), timeout=_FAREWELL)
         if not done or self._lost:
-            log.error("traces are lost: '%s' is written too slowly (%d)", self._path, self._lost)
+            log.error("lost %d traces: '%s' is written too slowly", self._lost, self._path)

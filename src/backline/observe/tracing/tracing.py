@@ -1,30 +1,54 @@
-"""The tracing of a server: which requests are traced, where their traces go, and what clients may change of it."""
+"""The server's tracing: which requests are traced, and where their traces go."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.tracing import SettingValue, TraceProtocol
-from backline.observe.tracing.beside import ToldBeside
-from backline.observe.tracing.config import DEFAULT_URL, TraceConfig
-from backline.observe.tracing.settings import SettingTable
-from backline.observe.tracing.trace import Exchange, TraceWriter
+from backline.observe.tracing.settings import DEFAULT_URL, SettingTable, TraceConfig
+from backline.observe.tracing.trace import Exchange, Kept, RequestTrace, TraceWriter
 
 if TYPE_CHECKING:
     from backline.observe.tracing.spans import SpanWriter
 
 
-class Tracing:
-    """Follows the requests of an engine as a configuration and clients say; fits Tracer and TraceControl. Lives on the event loop.
+class TraceWriterPair(Generic[Kept]):
+    """A TraceWriter for two: the first keeps what it needs, the second (the log) is only notified of ends."""
 
-    The engine knows it as its tracer only while there is something to trace.
+    def __init__(self, writer: TraceWriter[Kept], second: TraceWriter[Any]) -> None:
+        self._writer = writer
+        self._second = second
+        self.arrived = writer.arrived
+        self.began = writer.began
+        self.context = writer.context
+        self.responded = writer.responded
+        self.flush = writer.flush
+        self.close = writer.close
+
+    def ended(self, request: RequestTrace[Kept]) -> None:
+        self._writer.ended(request)
+        self._second.ended(request)
+
+    def answered(self, exchange: Exchange[Kept]) -> None:
+        self._writer.answered(exchange)
+        self._second.answered(exchange)
+
+
+class Tracing:
+    """Traces an engine's requests by the settings; implements Tracer and TraceControl.
+
+    Lives on the event loop.
+
+    It is the engine's tracer only while there is something to trace.
     """
 
     def __init__(self, engine: Engine, config: TraceConfig) -> None:
-        """Raises Unsupported where OpenTelemetry is wanted and is not installed, InvalidArgument for a file that cannot be written."""
+        """Raises Unsupported if OpenTelemetry is missing, InvalidArgument if the trace file cannot be
+        written.
+        """
         self._engine = engine
         self._config = config
         self._table = SettingTable(config.setting, config.mode)
@@ -38,7 +62,7 @@ class Tracing:
             from backline.observe.tracing.trace_file import TraceFile
 
             self._writer = TraceFile(config.file)
-        #: Told of every request, whatever is traced, and the two of them for what both are to know.
+        #: The log of all requests, traced or not; and the pair of writer and log, for those that are traced.
         self._log: TraceWriter[Any] | None = None
         self._both: TraceWriter[Any] | None = None
         engine.trace_control = self
@@ -48,16 +72,16 @@ class Tracing:
         traces = self._writer is not None and self._table.any_on
         self._engine.tracer = self if traces or self._log is not None else None
 
-    def tell(self, log: TraceWriter[Any] | None) -> None:
-        """From now on `log` hears of every request, also of those that are not traced; None: nobody does."""
+    def log_requests(self, log: TraceWriter[Any] | None) -> None:
+        """Reports every request to `log` from now on, traced or not; None stops it."""
         self._log = log
-        self._both = None if self._writer is None or log is None else ToldBeside(self._writer, log)
+        self._both = None if self._writer is None or log is None else TraceWriterPair(self._writer, log)
         self._follow()
 
     def arrived(
         self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int
     ) -> Exchange[Any] | None:
-        """See Tracer. One that belongs to a sampled trace of the client's is traced, whatever the rate."""
+        """See Tracer. A request with a sampled trace of the client is traced whatever the rate."""
         setting = self._table.of(model)
         parent = (
             self._spans.read_parent(headers)
@@ -75,14 +99,14 @@ class Tracing:
     def settings(self, model: str) -> Mapping[str, SettingValue]:
         """See TraceControl."""
         self._check(model)
-        told = self._table.of(model).told()
+        shown = self._table.of(model).shown()
         config = self._config
         if config.mode == "triton":
-            return {**told, "trace_file": str(config.file or ""), "trace_mode": config.mode}
-        del told["log_frequency"]
+            return {**shown, "trace_file": str(config.file or ""), "trace_mode": config.mode}
+        del shown["log_frequency"]
         spans = config.spans
         return {
-            **told,
+            **shown,
             "trace_mode": config.mode,
             "url": spans.url or DEFAULT_URL,
             "resource": [f"{key}={value}" for key, value in spans.resource],
@@ -100,7 +124,7 @@ class Tracing:
         self._follow()
 
     def _check(self, model: str) -> None:
-        """In Triton's words."""
+        """Raises InvalidArgument in Triton's words for an unknown model."""
         if not model:
             return
         try:
@@ -109,7 +133,7 @@ class Tracing:
             raise InvalidArgument(f"Request for unknown model : {model[:256]}") from None
 
     async def close(self) -> None:
-        """Traces no more, and writes what there is."""
+        """Stops tracing and writes the remaining traces."""
         self._engine.tracer = None
         if self._writer is not None:
             await self._writer.close()

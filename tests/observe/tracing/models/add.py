@@ -2,7 +2,7 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """Adds 1; negative numbers are an error."""
+    """Adds 1; rejects negative numbers."""
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]

@@ -4,7 +4,7 @@ from backline.model import FP32, Models
 
 
 class Batched:
-    """One call for all the requests of a batch."""
+    """Makes one call for all requests of a batch."""
 
     max_batch_size = 8
 

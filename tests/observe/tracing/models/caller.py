@@ -2,7 +2,7 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """Asks `add` with its own trace and once more without it; says its context in the log."""
+    """Calls `add` with its trace and again without; logs its trace context."""
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]

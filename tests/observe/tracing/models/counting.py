@@ -6,7 +6,7 @@ from backline.model import INT32, Request
 
 
 class Counting:
-    """As many responses as it is told."""
+    """Gives as many responses as the request says."""
 
     def predict(self, count: INT32[1], request: Request) -> Iterator[INT32[1]]:
         print("stands at", request.trace.get("traceparent"), flush=True)

@@ -6,7 +6,7 @@ from backline.model import FP32, Models
 
 
 class Pipeline:
-    """A branch and a join: two calls at once, and one with what came of them."""
+    """Two concurrent calls, and a third with their results."""
 
     async def predict(self, x: FP32[1, 4], models: Models) -> FP32[1, 4]:
         add = models["add"]

@@ -7,7 +7,7 @@ from backline.model import BYTES, FP32
 
 
 class Waiting:
-    """Waits until a file is there."""
+    """Waits until a file exists."""
 
     def predict(self, path: BYTES[1]) -> FP32[1]:
         gate = Path(path[0].decode())

@@ -1,0 +1,259 @@
+"""`backline env`: the environments that models ask for, built by uv. One module for each command."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+
+from backline.backends.registry import choose
+from backline.cli.command import CommandGroup
+from backline.cli.model_folder import open_models
+from backline.cli.table import print_table
+from backline.engine.byte_size import format_bytes
+from backline.engine.errors import BacklineError
+from backline.environments.requirements import Requirements, find_requirements
+from backline.environments.store import Environments, StoredEnvironment, User, default_folder, unused
+from backline.environments.uv import Uv
+from backline.repository.repository import FoundModel
+
+
+def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --cache-dir to a command, which gets `store`."""
+    return click.option(
+        "--cache-dir",
+        "store",
+        type=click.Path(path_type=Path),
+        envvar="BACKLINE_CACHE_DIR",
+        show_envvar=True,
+        callback=lambda context, option, value: Environments(default_folder(value)),
+        help="The folder that `backline serve --cache-dir` names; default: in the user's cache.",
+    )(function)
+
+
+def document(entry: StoredEnvironment) -> dict[str, Any]:
+    """An environment as JSON."""
+    about = entry.about
+    return {
+        "environment": entry.digest,
+        "file": about.file,
+        "python": about.python,
+        "packages": about.packages,
+        "bytes": about.bytes,
+        "built": about.built,
+        "last_used": entry.last_used,
+        "in_use": entry.in_use,
+        "models": [{"model": user.model, "folder": user.model_folder} for user in entry.users],
+    }
+
+
+def ago(moment: float) -> str:
+    """How long ago a moment of time.time() was: "3 h ago"."""
+    seconds = max(time.time() - moment, 0)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return "just now"
+
+
+_LISTING_EPILOG = """\b
+Examples:
+  backline env list
+  backline env list --json | jq '.environments[] | select(.models == [])'"""
+
+
+@click.command("list", epilog=_LISTING_EPILOG)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with all packages.")
+@store_option
+def list_environments(store: Environments, as_json: bool) -> None:
+    """Show all environments: what they were built from, their size, when they were last used, and by which models."""
+    entries = store.entries()
+    if as_json:
+        print(
+            json.dumps({"folder": str(store.folder), "environments": [document(entry) for entry in entries]})
+        )
+        return
+    if not entries:
+        print(f"There are no environments in '{store.folder}'")
+        return
+    columns = ("environment", "python", "from", "packages", "size", "last used", "models")
+    print_table(columns, [_row(entry) for entry in entries], right=("packages", "size"))
+    total = format_bytes(sum(entry.about.bytes for entry in entries))
+    print(f"\n{len(entries)} environment{'s' if len(entries) > 1 else ''}, {total}, in '{store.folder}'")
+
+
+def _row(entry: StoredEnvironment) -> tuple[str, ...]:
+    about = entry.about
+    models = ", ".join(sorted({user.model for user in entry.users})) or "-"
+    used = "in use" if entry.in_use else ago(entry.last_used)
+    return (
+        entry.digest[:12],
+        about.python,
+        about.file or "-",
+        str(len(about.packages)),
+        format_bytes(about.bytes),
+        used,
+        models,
+    )
+
+
+_BUILD_EPILOG = """\b
+Examples:
+  backline env build models/
+  backline env build models/tagger --rebuild
+  backline env build models/ --cache-dir /var/cache/backline
+
+In an image of a container, this makes the first start as quick as all others."""
+
+
+@click.command("build", epilog=_BUILD_EPILOG)
+@click.argument(
+    "paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH..."
+)
+@click.option(
+    "--rebuild", is_flag=True, help="Build those anew that are there: what is not pinned becomes the newest."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@store_option
+def build_environments(store: Environments, paths: tuple[Path, ...], rebuild: bool, as_json: bool) -> int:
+    """Build the environments that models ask for. PATH is a repository, the folder of a model, or a model's file.
+
+    Ends with status 1 when one cannot be built.
+    """
+    results = []
+    for path in paths:
+        for model in open_models(path):
+            for user, requirements in _asked_for(path.absolute(), model):
+                result = _build(store, user, requirements, again=rebuild)
+                results.append(result)
+                if not as_json:
+                    _show(result)
+    if as_json:
+        print(json.dumps({"environments": results}))
+    elif not results:
+        print("No model asks for an environment of its own")
+    return 1 if any("error" in result for result in results) else 0
+
+
+def _asked_for(path: Path, model: FoundModel) -> Iterator[tuple[User, Requirements]]:
+    root = path if path.is_dir() else path.parent
+    asked: set[str] = set()
+    for version in model.versions:
+        file = None if version.path is None else root / version.path
+        if file is None or not choose(model.config, file).hosted:
+            continue
+        folder = file if file.is_dir() else file.parent
+        user = User(model.name, str(folder), str(root / model.folder), model.config.python)
+        requirements = find_requirements(folder, root / model.folder, model.config.python)
+        if requirements is not None and requirements.digest not in asked:
+            asked.add(requirements.digest)
+            yield user, requirements
+
+
+def _build(store: Environments, user: User, requirements: Requirements, *, again: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "model": user.model,
+        "environment": requirements.digest,
+        "from": requirements.source,
+    }
+    began = perf_counter()
+    try:
+        there = not again and store.find(requirements, user) is not None
+        if not there:
+            print(f"{user.model}: building from {requirements.source}", file=sys.stderr, flush=True)
+            store.build(
+                requirements, Uv(), user, on_bytes=_bytes_shown(user.model), stop=lambda: False, again=again
+            )
+            store.find(requirements, user)  # which notes who asked for it
+    except BacklineError as error:
+        return {**result, "error": error.message}
+    return {**result, "built": not there, "seconds": round(perf_counter() - began, 3)}
+
+
+def _bytes_shown(model: str) -> Any:
+    def show(done: int, total: int) -> None:
+        print(
+            f"{model}: {format_bytes(done)} of {format_bytes(total)} downloaded", file=sys.stderr, flush=True
+        )
+
+    return show
+
+
+def _show(result: dict[str, Any]) -> None:
+    if "error" in result:
+        print(f"{result['model']}: FAILED: {result['error']}")
+    elif result["built"]:
+        print(
+            f"{result['model']}: built {result['environment'][:12]} from {result['from']} in {result['seconds']:.1f} s"
+        )
+    else:
+        print(f"{result['model']}: {result['environment'][:12]} is there")
+
+
+_PRUNE_EPILOG = """\b
+Examples:
+  backline env prune
+  backline env prune --unused-for 30
+  backline env prune --all --dry-run"""
+
+
+@click.command("prune", epilog=_PRUNE_EPILOG)
+@click.option(
+    "--unused-for",
+    type=click.FloatRange(0),
+    metavar="DAYS",
+    help="Also those that no server has used for so many days.",
+)
+@click.option("--all", "everything", is_flag=True, help="All that no server uses at the moment.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
+@store_option
+def prune_environments(
+    store: Environments, unused_for: float | None, everything: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Remove environments that no model asks for any more, and what interrupted builds have left.
+
+    What a running server uses stays. Whatever is removed is built again when a model needs it.
+    """
+    days = 0.0 if everything else unused_for
+    chosen = unused(store.entries(), now=time.time(), seconds=None if days is None else days * 86400)
+    removed = [entry for entry in chosen if dry_run or store.remove(entry.digest)]
+    freed = sum(entry.about.bytes for entry in removed) + (0 if dry_run else store.remove_unfinished())
+    if as_json:
+        print(
+            json.dumps(
+                {"removed": [document(entry) for entry in removed], "bytes": freed, "dry_run": dry_run}
+            )
+        )
+        return
+    for entry in removed:
+        about = entry.about
+        verb = "would remove" if dry_run else "removed"
+        print(f"{verb} {entry.digest[:12]} ({about.file or 'no packages'}, Python {about.python})")
+    count = f"{len(removed)} environment{'' if len(removed) == 1 else 's'}"
+    print(f"{count}, {format_bytes(freed)}{' would be' if dry_run else ''} freed")
+
+
+_EPILOG = """\b
+Examples:
+  backline env list
+  backline env build models/
+  backline env prune --unused-for 30
+
+A model asks for an environment by a requirements.txt, pyproject.toml, uv.lock or .python-version beside its model.py, or by
+python = "3.13" in its model.toml. Models that ask for the same share one."""
+
+
+@click.group(cls=CommandGroup, epilog=_EPILOG)
+def command() -> None:
+    """Show, build and remove the environments of Python models."""
+
+
+for subcommand in (list_environments, build_environments, prune_environments):
+    command.add_command(subcommand)
