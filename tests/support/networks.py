@@ -1,4 +1,4 @@
-"""Small ONNX networks, built on the spot."""
+"""Small ONNX networks that tests build as they run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(
     opset: int = 17,
     ir_version: int = 10,
 ) -> Path:
-    """Writes a network of `nodes`; dims of None leave the rank open."""
+    """Writes a network of `nodes`; `dims` of None leaves the rank unspecified."""
     graph = helper.make_graph(
         list(nodes),
         "graph",
@@ -53,7 +53,7 @@ def ints(*values: int) -> np.ndarray:
 
 
 def looping(path: Path) -> None:
-    """Writes a model: Y = X, FP32 [N], after as many rounds of a loop as the greatest of ROUNDS, INT64 [N], says."""
+    """Writes a model with output Y = X, FP32 [N], that loops max(ROUNDS) times; ROUNDS is INT64 [N]."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Neg", ["x"], ["y"])],
         "body",
