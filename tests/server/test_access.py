@@ -31,7 +31,11 @@ OPTIONS = ("--cors-origin", ALLOWED, "--allowed-host", "models", "--allowed-host
 def served(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("access")
     with serve(
-        model_repository, folder / "log", *OPTIONS, "--unix-socket", str(folder / "socket")
+        model_repository,
+        folder / "log",
+        *OPTIONS,
+        *("--model-control-mode", "explicit", "--load-model", "*"),
+        *("--unix-socket", str(folder / "socket")),
     ) as running:
         yield running
 

@@ -53,7 +53,7 @@ class Model:
         return x * 2
 """
 #: Each answer holds the number of requests in its `execute`.
-COMPANY_IN_TRITON = """
+BATCH_SIZES_IN_TRITON = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -142,8 +142,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     counted = (
         f'backend: "python" output {{ name: "y" data_type: TYPE_INT32 dims: 2 }} {BOUNDS} {TOGETHER % 4}'
     )
-    put(repository / "company" / "1" / "model.py", COMPANY_IN_TRITON)
-    put(repository / "company" / "config.pbtxt", f"{RAGGED} {counted}")
+    put(repository / "batch_sizes" / "1" / "model.py", BATCH_SIZES_IN_TRITON)
+    put(repository / "batch_sizes" / "config.pbtxt", f"{RAGGED} {counted}")
     for name, setting in (("add1", "false"), ("split", "true")):
         models.add1(repository, name)
         put(
@@ -214,12 +214,12 @@ def test_a_python_model_gets_concatenated_requests_and_a_bad_request_fails_alone
 
 def test_a_triton_python_model_gets_each_request_separately(server: ServerProcess, ask: Ask) -> None:
     """As in Triton 2.51, whose Python backend never concatenates requests and ignores `batch_input`."""
-    before = counts(server, "company")
+    before = counts(server, "batch_sizes")
 
-    answers = ask("company", ramps(3, 1, 7, 4))
+    answers = ask("batch_sizes", ramps(3, 1, 7, 4))
 
     assert [answer["y"].tolist() for answer in answers] == [[[4, length]] for length in (3, 1, 7, 4)]
-    assert counts(server, "company").since(before) == Counts(4, 0, 4, 1, {4: 1})
+    assert counts(server, "batch_sizes").since(before) == Counts(4, 0, 4, 1, {4: 1})
 
 
 def test_large_ragged_tensors_go_through_shared_memory(server: ServerProcess) -> None:

@@ -1,4 +1,4 @@
-"""A timer that rings far too late tells that the process stood still."""
+"""A timer that fires far too late reveals that the process was suspended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backline.system.standstill import stood_still
     ("wait", "still", "expected"),
     [(0.01, 0.0, False), (0.01, 1.1, True), (0.0002, 0.0, False), (0.0, 0.0, False)],
 )
-def test_a_timer_that_is_a_second_late(
+def test_a_timer_one_second_late(
     make_loop: Callable[[], asyncio.AbstractEventLoop], wait: float, still: float, expected: bool
 ) -> None:
     loop = make_loop()
