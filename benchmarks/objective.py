@@ -1,8 +1,9 @@
-"""What a latency objective is worth under overload: `python benchmarks/objective.py`.
+"""The value of a latency objective under overload: `python benchmarks/objective.py`.
 
-A network that gains by batches is asked over HTTP and gRPC at several times its capacity, by requests that come at random and do not wait
-for each other, of three servers in turns, for several rounds: Backline as it is, Backline with an objective, and Triton with the best queue
-policy that was found. A latency counts from when its request was due. Writes docs/benchmarks/overload.md and overload.png.
+A network that gains from batching gets open-loop Poisson load over HTTP and gRPC, at multiples of its
+capacity. Three servers take turns over several rounds: plain Backline, Backline with an objective, and Triton
+with the best queue policy found. Latency counts from when a request was due. Writes
+docs/benchmarks/overload.md and overload.png.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from harness.voice_encoder import NAME, write_voice_encoder
 REPORT = ROOT / "docs" / "benchmarks" / "overload.md"
 MAX_BATCH = 8
 PLAIN, OBJECTIVE, TRITON = "plain", "objective", "triton"
-#: One instance, so that the other core of a small machine is left to the front of the server and to the load.
+#: One instance, which leaves the other core of a small machine to the server's front end and the load.
 CONFIGURATION = f"max_batch_size = {MAX_BATCH}\n\n[instance_group]\ncount = 1\n\n[dynamic_batching]\n"
-#: Seconds at the beginning of each load that are not counted, and that are waited at most for the last answers.
+#: Seconds at the start of each load that do not count; also the wait for the last answers.
 LEAD, SETTLE = 1.0, 20.0
 
 
 class TunedTriton(Triton):
-    """Triton with one instance and a queue policy: `timeout` in seconds and a number of requests, each None for none."""
+    """Triton with one instance and a queue policy: an optional `timeout` in seconds and queue size."""
 
     def __init__(self, timeout: float | None, size: int | None) -> None:
         super().__init__()
@@ -72,14 +73,14 @@ def http_request(model: Model) -> bytes:
 
 
 async def offer(peer: Peer, model: Model, protocol: str, rate: float, seconds: float, seed: int) -> Turn:
-    """Requests at `rate` a second for `seconds`, after a second that is not counted."""
+    """Sends `rate` requests a second for `seconds`, after a second that does not count."""
     clients: Clients | H2Clients
     if protocol == "http":
         clients = Clients(peer.http_port, http_request(model))
     else:
         clients = H2Clients(peer.grpc_port, model.grpc_request())
         await clients.open()
-    gc.disable()  # a collection would be a pause of the load
+    gc.disable()  # a collection would interrupt the load
     try:
         began = monotonic() + 0.1
         await clients.send_at([began + moment for moment in poisson(rate, LEAD + seconds, seed)])
@@ -91,7 +92,7 @@ async def offer(peer: Peer, model: Model, protocol: str, rate: float, seconds: f
 
 
 async def closed_loop(peer: Peer, model: Model, seconds: float) -> float:
-    """Requests answered per second when 32 clients wait for their answers: batches are full then."""
+    """Answers per second to 32 closed-loop clients, which keep batches full."""
     clients = Clients(peer.http_port, http_request(model))
     rate = await clients.closed_loop(32, seconds)
     clients.close()
@@ -99,7 +100,7 @@ async def closed_loop(peer: Peer, model: Model, seconds: float) -> float:
 
 
 def repository(mode: str, objective: float) -> Model:
-    """The model in a repository of its own, with the configuration of the mode."""
+    """The model in a separate repository, with the configuration of the mode."""
     model = write_voice_encoder(BENCH / "objective" / mode / NAME / "1" / "model.onnx")
     more = f"\n[objective]\np99_ms = {objective * 1000:g}\n" if mode == OBJECTIVE else ""
     (model.file.parents[1] / "model.toml").write_text(CONFIGURATION + more)
@@ -107,7 +108,7 @@ def repository(mode: str, objective: float) -> Model:
 
 
 def tune(model: Model, capacity: float, objective: float, seconds: float) -> tuple[TunedTriton, list[str]]:
-    """The policy of Triton's with the best goodput at 1.1 and 4 times the capacity, and what was tried."""
+    """The Triton policy with the best goodput at 1.1 and 4 times the capacity, and what was tried."""
     fit = capacity * objective
     policies = [(0.5, None), (0.65, None), (0.8, None), (None, 0.5), (None, 0.75), (0.65, 0.75)]
     tried: list[tuple[float, TunedTriton]] = []
@@ -136,17 +137,20 @@ def tune(model: Model, capacity: float, objective: float, seconds: float) -> tup
 @click.command(context_settings={"show_default": True})
 @click.option("--objective-ms", type=click.FloatRange(1), default=150.0, help="The objective.")
 @click.option(
-    "--rounds", type=click.IntRange(1), default=5, help="How often each server has its turn at each load."
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    help="Number of rounds; each server has a turn per load in each.",
 )
-@click.option("--seconds", type=click.FloatRange(1), default=5.0, help="How long a turn is measured.")
-@click.option("--loads", default="0.7,1.1,2,4", help="Times the capacity, with commas between.")
+@click.option("--seconds", type=click.FloatRange(1), default=5.0, help="Measured seconds per turn.")
+@click.option("--loads", default="0.7,1.1,2,4", help="Multiples of the capacity, separated by commas.")
 @click.option("--protocols", default="http,grpc", help="http, grpc or both.")
-@click.option("--without-triton", is_flag=True, help="Leave Triton out.")
+@click.option("--without-triton", is_flag=True, help="Skip Triton.")
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
     default=REPORT,
-    help="Where the page goes; the picture lies beside it.",
+    help="File for the page; the picture goes next to it.",
 )
 def main(
     objective_ms: float,
@@ -157,7 +161,7 @@ def main(
     without_triton: bool,
     report: Path,
 ) -> None:
-    """Overloads three servers in turns. Status 1 if a claim is broken."""
+    """Overloads three servers in turns. Status 1 if a claim fails."""
     objective = objective_ms / 1000
     about = machine()
     click.echo("\n".join(f"- {name}: {value}" for name, value in about.items()))
@@ -204,7 +208,8 @@ def main(
     )
     low, high = min(capacities), max(capacities)
     about["capacity"] = (
-        f"{median(capacities):.1f}/s in a closed loop of 32 clients, asked before each round: {low:.1f} to {high:.1f}"
+        f"{median(capacities):.1f}/s in a closed loop of 32 clients, measured before each round:"
+        f" {low:.1f} to {high:.1f}"
     )
     versions = {mode: peers[mode].versions for mode in found.modes}
     found.write(report, about=about, versions=versions, tried=tried, objective_mode=OBJECTIVE)
@@ -220,7 +225,7 @@ def main(
 
 
 def capacity_of(peer: Peer, model: Model) -> float:
-    """Requests per second that a server that is not in its turn answers in a closed loop."""
+    """The closed-loop capacity of a server outside its turn, in requests per second."""
     peer.resume()
     capacity = asyncio.run(closed_loop(peer, model, 4.0))
     peer.pause()

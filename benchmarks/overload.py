@@ -1,8 +1,8 @@
-"""Three times what the server can do, then SIGTERM under load: `python benchmarks/overload.py`.
+"""Overload at three times capacity, then SIGTERM under load: `python benchmarks/overload.py`.
 
-A model that costs some milliseconds and cannot be batched is asked by a closed loop first, which tells the best throughput, then at a fixed
-rate of a multiple of that. h2load sends, a program in C, so that the server keeps the processors that they share; this process sends a few
-requests a second beside it. What was answered is counted by the server.
+A closed loop first finds the best throughput of a slow model that cannot be batched; then an open loop sends
+a multiple of that. h2load sends (written in C, so that it takes little of the shared CPU), and this process
+sends a few probes a second. The server's own count gives the number of answers.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from harness.peers.backline import Backline
 SUCCESS = ("200", "OK")
 REFUSALS = ("503", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 WIDTH = 512
-#: Requests that wait for one model version at most, by default.
+#: Default limit of queued requests per model version.
 QUEUE = 1024
-#: Connections over which h2load spreads its calls: together they carry more than the queue and all refusals under way.
+#: h2load's connections: together they can carry the full queue and all refusals in flight.
 GRPC_CONNECTIONS = 32
-#: Requests of this process beside h2load's, whose fates are told in full.
+#: Probes a second from this process, with fully recorded outcomes.
 PROBES_PER_SECOND = 20
 
 
 @dataclass
 class Report:
-    """Lines of what was seen, and what each claim came to."""
+    """Observations, and the verdict on each claim."""
 
     numbers: dict[str, object] = field(default_factory=dict)
     claims: list[tuple[bool, str]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Report:
 
 
 def slow_model(milliseconds: float) -> Model:
-    """A model that takes about `milliseconds` for a run on one core: one product with a 512 x 512 matrix takes roughly 15 us."""
+    """A model that takes about `milliseconds` on one core; a product with a 512 x 512 matrix takes 15 us."""
     layers = max(2, round(milliseconds / 0.015))
     path = BENCH / "overload" / f"slow{layers}" / "slow" / "1" / "model.onnx"
     if not path.exists():
@@ -72,7 +72,7 @@ def http_request(model: Model) -> bytes:
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
-    """In milliseconds; NaN when there are none."""
+    """Quantiles in milliseconds; NaN without values."""
     if not seconds:
         return dict.fromkeys(("p50", "p99", "max"), float("nan"))
     return {
@@ -90,7 +90,7 @@ def took(fates: list[Fate]) -> list[float]:
 
 
 def answered(server: Backline, model: Model) -> int:
-    """How many requests the server has answered with a result, as it counts itself."""
+    """The server's own count of successful requests."""
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
     try:
         connection.request("GET", f"/v2/models/{model.name}/stats")
@@ -101,7 +101,7 @@ def answered(server: Backline, model: Model) -> int:
 
 
 async def count_answered(server: Backline, model: Model, seconds: float) -> float:
-    """Requests answered per second over the next `seconds`."""
+    """Successful requests per second over the next `seconds`."""
     before, started = await asyncio.to_thread(answered, server, model), monotonic()
     await asyncio.sleep(seconds)
     after = await asyncio.to_thread(answered, server, model)
@@ -113,7 +113,7 @@ def post_of(server: Backline, model: Model, protocol: str) -> h2load.Post:
 
 
 async def closed_loop(server: Backline, model: Model, protocol: str, clients: int, seconds: float) -> float:
-    """Requests answered per second when each of `clients` waits for its answer; not counted are the first half second and what follows."""
+    """Successful requests per second of `clients` closed-loop clients, without the first half second."""
     options = [f"-c{clients}", "-m1", f"-D{round(seconds) + 2}", *(["--h1"] if protocol == "http" else [])]
     load = h2load.Load(post_of(server, model, protocol), options)
     try:
@@ -126,9 +126,9 @@ async def closed_loop(server: Backline, model: Model, protocol: str, clients: in
 
 
 def open_loop(server: Backline, model: Model, protocol: str, rate: float, requests: int) -> h2load.Load:
-    """Starts h2load at `rate` requests per second, whatever the server does; it ends when each of about `requests` has met its fate."""
+    """Starts h2load at `rate` requests per second; it ends when about `requests` have an outcome."""
     if protocol == "http":
-        # On HTTP/1.1 a request occupies its connection, so that each gets a new one; they come in pulses of 20 ms.
+        # An HTTP/1.1 request occupies its connection, so each gets a new one; they start in pulses of 20 ms.
         pulse = max(1, round(rate * 0.02))
         options = [
             "--h1",
@@ -149,7 +149,7 @@ def open_loop(server: Backline, model: Model, protocol: str, rate: float, reques
 
 
 async def watch_memory(server: Backline, samples: list[float]) -> None:
-    """Appends the server's resident memory in MB twice a second."""
+    """Samples the server's resident memory in MB twice a second."""
     while True:
         samples.append(server.running().resident_bytes() / 1e6)
         await asyncio.sleep(0.5)
@@ -169,7 +169,7 @@ async def close(clients: Clients | GrpcClients) -> None:
 
 
 async def first_refusal(fates: Fates, seconds: float) -> None:
-    """Returns when a probe was refused: the queue is full. Raises CannotRun when that takes more than `seconds`."""
+    """Waits until a probe is refused: the queue is full. Raises CannotRun after `seconds`."""
     deadline = monotonic() + seconds
     while not fates.of(*REFUSALS):
         if monotonic() > deadline:
@@ -180,12 +180,13 @@ async def first_refusal(fates: Fates, seconds: float) -> None:
 async def overload(
     server: Backline, model: Model, protocol: str, times: float, seconds: float, report: Report
 ) -> float:
-    """The closed loop, then the open loop; returns the best throughput, in requests per second."""
+    """Runs the closed loop, then the open loop; returns the best throughput in requests per second."""
     best = max([await closed_loop(server, model, protocol, number, 4.0) for number in (4, 16, 64)])
     rate = best * times
     filling = QUEUE / (rate - best)
     click.echo(
-        f"{protocol}: best throughput of a closed loop {best:,.1f}/s; now {times:g} times that, for {seconds:g} s after the queue is full"
+        f"{protocol}: best throughput of a closed loop {best:,.1f}/s;"
+        f" now {times:g} times that, for {seconds:g} s after the queue is full"
     )
     probes = clients_of(server, model, protocol)
     samples: list[float] = []
@@ -204,13 +205,13 @@ async def overload(
         requests = load.requests()
     finally:
         load.end()
-    # The same closed loop once more: a machine that has become slower meanwhile must not be taken for a server that has.
+    # Repeats the closed loop, to tell a slower machine from a slower server.
     again = await closed_loop(server, model, protocol, 16, 4.0)
     await close(probes)
     offered = sum(began <= request.ended < ended for request in requests) / (ended - began)
     statuses = Counter(request.status for request in requests)
     refused = probes.fates.of(*REFUSALS)
-    # What h2load sees of a refusal over gRPC has status 200, too: there the probes alone tell how long it took.
+    # Over gRPC h2load sees refusals as status 200, so only the probes time them.
     times_of = {"probes": took(refused)}
     if protocol == "http":
         times_of["h2load"] = [request.took for request in requests if request.status == 503]
@@ -233,13 +234,14 @@ async def overload(
         "resident_mb": samples,
     }
     click.echo(
-        f"  h2load saw {dict(statuses)}, the probes {dict(probes.fates.count())}; a closed loop afterwards: {again:,.1f}/s"
+        f"  h2load saw {dict(statuses)}, the probes {dict(probes.fates.count())};"
+        f" a closed loop afterwards: {again:,.1f}/s"
     )
     kinds = ", ".join(sorted({fate.what for fate in refused}))
     claims = [
         (
             offered >= 0.95 * rate,
-            f"{offered / best:.2f} times the best throughput was offered (asked {times:g})",
+            f"{offered / best:.2f} times the best throughput was offered (target {times:g})",
         ),
         (kept >= 0.9 * best, f"answered {kept:,.1f}/s, {kept / best:.1%} of the best (at least 90 %)"),
         *(
@@ -251,11 +253,14 @@ async def overload(
         ),
         (
             not others and not lost and not unfinished,
-            f"no other fate: {others}, {lost + unfinished} without any at the end",
+            f"no other outcome: {others}, {lost + unfinished} without any at the end",
         ),
         (
             last <= middle + 8,
-            f"memory {samples[0]:.0f} MB at first, {middle:.0f} in the middle, {last:.0f} at the end (at most 8 more)",
+            (
+                f"memory {samples[0]:.0f} MB at first, {middle:.0f} in the middle,"
+                f" {last:.0f} at the end (at most 8 more)"
+            ),
         ),
     ]
     for holds, words in claims:
@@ -266,7 +271,7 @@ async def overload(
 async def terminate_under_load(
     server: Backline, model: Model, protocol: str, rate: float, report: Report
 ) -> None:
-    """SIGTERM while requests come at `rate`: what was sent before must be answered, and no answer may be cut off."""
+    """Sends SIGTERM at `rate`: earlier requests must be answered, and no answer may be truncated."""
     clients = clients_of(server, model, protocol)
     sending = asyncio.create_task(clients.open_loop(rate, 4.0))
     await asyncio.sleep(2.0)
@@ -285,11 +290,12 @@ async def terminate_under_load(
     seen = {"before": dict(before.count()), "after": dict(after.count()), "seconds": took, "status": status}
     report.numbers[f"{protocol} sigterm"] = seen
     click.echo(
-        f"SIGTERM at {rate:,.0f}/s over {protocol}: sent before {dict(before.count())}, sent after {dict(after.count())}"
+        f"SIGTERM at {rate:,.0f}/s over {protocol}:"
+        f" sent before {dict(before.count())}, sent after {dict(after.count())}"
     )
     bad_before = [fate.what for fate in before.all if fate.what not in SUCCESS]
-    # A client that sends on a kept connection in the moment in which it is closed sees it closed without a byte, and may send again
-    # (RFC 9112, section 9.3.1); a cut answer is never right.
+    # A request sent just as its connection closes gets no byte and may be retried (RFC 9112, section 9.3.1);
+    # a truncated answer is never allowed.
     bad_after = [
         fate.what
         for fate in after.all
@@ -302,8 +308,8 @@ async def terminate_under_load(
             f"every request sent before it was answered ({bad_before[:3]}, {lost} open)",
         ),
         (not bad_after, f"nothing sent after it got a broken answer ({bad_after[:3]})"),
-        (unanswered == 0, f"{unanswered} requests sent after it met a closing connection without an answer"),
-        (status == 0, f"ended with status {status} after {took:.1f} s"),
+        (unanswered == 0, f"{unanswered} requests sent after it hit a closing connection without an answer"),
+        (status == 0, f"exited with status {status} after {took:.1f} s"),
     ]
     for holds, words in claims:
         report.claim(holds, f"SIGTERM, {protocol}: {words}")
@@ -312,13 +318,16 @@ async def terminate_under_load(
 
 @click.command(context_settings={"show_default": True})
 @click.option(
-    "--times", type=click.FloatRange(1), default=3.0, help="How many times the best throughput is offered."
+    "--times",
+    type=click.FloatRange(1),
+    default=3.0,
+    help="Offered load as a multiple of the best throughput.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(3), default=20.0, help="How long, from when the queue is full."
+    "--seconds", type=click.FloatRange(3), default=20.0, help="Seconds from when the queue is full."
 )
 @click.option(
-    "--model-ms", type=click.FloatRange(1), default=20.0, help="About how long a run of the model takes."
+    "--model-ms", type=click.FloatRange(1), default=20.0, help="Approximate milliseconds per execution."
 )
 @click.option("--protocols", default="http,grpc", help="http, grpc or both.")
 @click.option(
@@ -326,10 +335,10 @@ async def terminate_under_load(
     "json_file",
     type=click.Path(path_type=Path),
     default=BENCH / "overload.json",
-    help="Where the results go as JSON.",
+    help="File for the results as JSON.",
 )
 def main(times: float, seconds: float, model_ms: float, protocols: str, json_file: Path) -> None:
-    """Overloads `backline serve`, then ends it under load. Status 1 if a claim is broken."""
+    """Overloads `backline serve`, then stops it under load. Status 1 if a claim fails."""
     names = protocols.split(",")
     if unknown := [name for name in names if name not in ("http", "grpc")]:
         raise click.BadParameter(f"{unknown[0]!r} is neither http nor grpc", param_hint="--protocols")

@@ -1,7 +1,8 @@
-"""Many busy models on few cores, with and without a limit for the threads that compute at once: `python benchmarks/oversubscription.py`.
+"""Many busy models on few cores: `python benchmarks/oversubscription.py`.
 
-Each model takes some milliseconds of one core, cannot be batched, and has an instance on a thread for each core. Closed loops ask all of
-them; the two ways are measured alternately, in processes of their own, and told as medians: of the rounds, and of the ratios within each.
+Each model takes some milliseconds of one core, cannot be batched, and has an instance thread per core. Closed
+loops call all of them. Runs with and without a limit on the threads that compute at once alternate, each in a
+separate process; results are medians over the rounds, and of the ratios within each.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from harness.machine import machine
 from harness.model import write_slow_model
 
 WIDTH = 512
-#: Products of a vector with a matrix, of roughly 15 us each.
+#: Products of a vector with a matrix, roughly 15 us each.
 LAYERS = 200
-#: Requests that are under way for each model.
+#: Requests in flight per model.
 AT_ONCE = 4
 
 
 def put_models(repository: Path, count: int, threads: int) -> None:
-    """Copies of one model under different names; each load has weights of its own."""
+    """Copies of one model under different names; each load has separate weights."""
     shutil.rmtree(repository, ignore_errors=True)
     first = repository / "model0" / "1" / "model.onnx"
     write_slow_model(first, LAYERS, WIDTH)
@@ -44,7 +45,7 @@ def put_models(repository: Path, count: int, threads: int) -> None:
 
 
 async def measure(repository: Path, seconds: float, compute_threads: int | None) -> dict[str, float]:
-    """Requests a second, the milliseconds of a core that each took, and the 50th and 99th percentile of their milliseconds."""
+    """Requests a second, CPU milliseconds per request, and the 50th and 99th percentile of latency in ms."""
     from backline.engine.datatypes import DataType
     from backline.engine.messages import InferRequest
     from backline.engine.tensor import Tensor
@@ -95,8 +96,8 @@ def in_its_own_process(repository: Path, seconds: float, compute_threads: int | 
 
 @click.command()
 @click.option("--models", default="1,8,32", help="Numbers of models.")
-@click.option("--threads", default=1, help="Threads that one run computes on.")
-@click.option("--seconds", default=4.0, help="Of each measurement.")
+@click.option("--threads", default=1, help="Threads per execution.")
+@click.option("--seconds", default=4.0, help="Seconds per measurement.")
 @click.option("--rounds", default=3)
 @click.option("--alone", hidden=True)
 @click.option("--limit", default="", hidden=True)
@@ -119,7 +120,8 @@ def main(models: str, threads: int, seconds: float, rounds: int, alone: str | No
         medians = {way: {key: median(one[key] for one in ran) for key in ran[0]} for way, ran in ways.items()}
         for way, found in medians.items():
             click.echo(
-                f"{count:>6} {way:>8} {found['a second']:>11.0f} {found['cpu ms']:>11.2f} {found['p50']:>8.1f} {found['p99']:>8.1f}"
+                f"{count:>6} {way:>8} {found['a second']:>11.0f} {found['cpu ms']:>11.2f}"
+                f" {found['p50']:>8.1f} {found['p99']:>8.1f}"
             )
         pairs = list(zip(ways["cores"], ways["none"], strict=True))
         ratios = [

@@ -1,10 +1,11 @@
-"""What a worker process costs: `python benchmarks/process_lane.py` asks Python identity models of this server and of Triton, in turns.
+"""Measures the overhead of a worker process, alternating with Triton: `python benchmarks/process_lane.py`.
 
-wrk sends 64 bytes and 602,112 bytes with 1, 16 and 64 connections to `python` (a model.py in a worker process, dynamic batching, one
-instance), to `inside` (the identity backend, on the server's own loop) and to Triton's Python backend (identity, dynamic batching, one
-instance). Each turn is `--seconds` long, and the servers without the turn are stopped; ratios are taken within a round, and their median
-is printed. Status 1 when `python` misses what is claimed of it: at least Triton's requests per second with 64 bytes, and 1.3 times as many
-with 602,112 bytes and 16 connections.
+wrk sends 64 bytes and 602,112 bytes over 1, 16 and 64 connections to identity models: `python` (a model.py in
+a worker process, dynamic batching, one instance), `inside` (the identity backend on the server's event loop)
+and Triton's Python backend (dynamic batching, one instance). Each turn takes `--seconds` while the other
+servers are suspended; ratios are taken within a round and their median is printed. Exit status 1 if `python`
+misses its claim: at least Triton's requests per second with 64 bytes, and 1.3 times that with 602,112 bytes
+and 16 connections.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class TritonPythonModel:
         responses = []
         for request in requests:
             x = pb_utils.get_input_tensor_by_name(request, "x")
-            responses.append(pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("output", x.as_numpy())]))
+            responses.append(
+                pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("output", x.as_numpy())])
+            )
         return responses
 """
 CONFIG = """
@@ -61,13 +64,13 @@ instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 """
 SIZES = (64, 602_112)
 CONNECTIONS = (1, 16, 64)
-#: By bytes and connections, how many times Triton's requests per second are claimed.
+#: The claimed multiple of Triton's requests per second, by bytes and connections.
 CLAIMED = {(64, 1): 1.0, (64, 16): 1.0, (64, 64): 1.0, (602_112, 16): 1.3}
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of those that take turns: a model, and the server that it is in."""
+    """A model and its server, which take turns with others."""
 
     name: str
     model: str
@@ -80,7 +83,7 @@ class Side:
 
 
 def write_repositories(folder: Path) -> tuple[Path, Path]:
-    """Of this server, and of Triton."""
+    """The repositories of Backline and of Triton."""
     own, triton = folder / "backline", folder / "triton"
     for place, text in ((own / "python", MODEL), (triton / "identity", TRITON_MODEL)):
         (place / "1").mkdir(parents=True)
@@ -104,7 +107,7 @@ def start_backline(repository: Path) -> tuple[ServerProcess, int]:
 
 
 def request(size: int) -> tuple[bytes, dict[str, str]]:
-    """Body and headers, tensors in binary both ways."""
+    """Body and headers of a request with binary tensors both ways."""
     parameters = {"binary_data_size": size}
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, size // 4], "parameters": parameters}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
@@ -116,7 +119,10 @@ def request(size: int) -> tuple[bytes, dict[str, str]]:
 
 
 def check(url: str, body: bytes, headers: dict[str, str], size: int) -> None:
-    """Raises CannotRun when what comes back is not what was sent. Some servers first go on with what a load generator has left behind."""
+    """Raises CannotRun unless the answer equals the input.
+
+    Retries for a while: some servers first finish requests that a load generator abandoned.
+    """
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -146,7 +152,7 @@ def take_turns(
             except CannotRun as error:
                 if side.process.alive():
                     raise
-                print(f"{side.name} ended before its turn with {connections} connections: {error}")
+                print(f"{side.name} exited before its turn with {connections} connections: {error}")
                 found[side.name].append(Measurement(0.0, math.nan, math.nan, 0))
                 continue
             found[side.name].append(
@@ -160,7 +166,7 @@ def take_turns(
 def measure(
     own: list[Side], triton: Triton, repository: Path, sizes: list[int], seconds: float, rounds: int
 ) -> bool:
-    """Prints a row for each case; whether all that is claimed holds. Triton is started for each case, as it may end in one."""
+    """Prints a row per case; returns whether all claims hold. Triton may crash, and restarts per case."""
     names = [*(side.name for side in own), "triton"]
     print(
         f"{'bytes':>8} {'connections':>12} "

@@ -1,7 +1,8 @@
-"""Backline beside the speed proofs: `python benchmarks/proofs.py DIR_OF_PROOFS`.
+"""Backline compared with the speed proofs: `python benchmarks/proofs.py DIR_OF_PROOFS`.
 
-DIR_OF_PROOFS holds `http1_inline.py` and `grpc_hpack.py`, small programs started with `MODEL.onnx PORT`. They are not part of this project:
-they mark what Python can reach on the data plane, and Backline, which does much more, is asked to stay near them.
+DIR_OF_PROOFS contains `http1_inline.py` and `grpc_hpack.py`, minimal programs started with `MODEL.onnx PORT`.
+They are not part of this project: they show what Python can reach on the data plane, and Backline, which does
+much more, should stay close to them.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from harness.table import as_json, table
 
 #: ONNX Runtime at its best batch size and thread count.
 ONE_CALLER = "in-process, one caller"
-#: The same with several runs at the same time, too: shown beside it, no goal.
+#: The same with concurrent runs: reported for comparison, not a goal.
 IN_PROCESS = "in-process"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Backline's requests per second as a share of those of `against`, at each number of clients."""
+    """Backline's requests per second as a share of `against`, for each number of clients."""
 
     against: str
     model: str
@@ -41,7 +42,7 @@ class Goal:
     concurrency: tuple[int, ...]
     least: float
     aim: float
-    #: Of a model with dynamic batching, priorities, deadlines and statistics all on.
+    #: Whether the model has dynamic batching, priorities, deadlines and statistics enabled.
     scheduled: bool = False
 
 
@@ -53,13 +54,14 @@ GOALS = {
     "http-ident": Goal("proof", "ident", "http", (16,), 0.90, 1.0),
     "http-basic_pitch": Goal(ONE_CALLER, "basic_pitch", "http", (8,), 0.97, 1.0),
 }
-#: With scheduling all on and many clients, the server's processor time for each request may be this many times that of the proof.
+#: With all scheduling on and the most clients, the server's CPU time per request as a multiple of the
+#: proof's.
 CPU_SHARE = 20 / 13
 PROGRAMS = {"http": "http1_inline.py", "grpc": "grpc_hpack.py"}
 
 
 def measure_goal(goal: Goal, proofs: Path, *, rounds: int, seconds: float) -> list[Row]:
-    """Starts the two servers, lets them take turns, and ends them."""
+    """Starts the two servers, alternates between them, and stops them."""
     asked = scheduled_add1() if goal.scheduled else model(goal.model)
     if goal.against == "proof":
         others: dict[str, Peer] = {"proof": Proof(proofs / PROGRAMS[goal.protocol], goal.protocol)}
@@ -84,9 +86,9 @@ def measure_goal(goal: Goal, proofs: Path, *, rounds: int, seconds: float) -> li
 
 
 def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """A line for each number of clients, and whether the goal is reached: "reached", "aim reached", "MISSED" or "NOT MEASURED".
+    """A line per number of clients, with "reached", "aim reached", "MISSED" or "NOT MEASURED".
 
-    A line "beside it" is no goal.
+    A line marked "no goal" is for comparison only.
     """
     lines = []
     for row in rows:
@@ -113,7 +115,10 @@ def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
             word = "reached" if cpu <= CPU_SHARE else "MISSED"
             lines.append(
                 (
-                    f"{what}: {cpu:.2f} times the processor time of {goal.against} for each request (at most {CPU_SHARE:.2f})",
+                    (
+                        f"{what}: {cpu:.2f} times the processor time of {goal.against} per request"
+                        f" (at most {CPU_SHARE:.2f})"
+                    ),
                     word,
                 )
             )
@@ -121,15 +126,15 @@ def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
         if beside is not None:
             lines.append(
                 (
-                    f"{what}: {beside:.2f} of {IN_PROCESS} with several runs at the same time (no goal)",
-                    "beside it",
+                    f"{what}: {beside:.2f} of {IN_PROCESS} with concurrent runs",
+                    "no goal",
                 )
             )
     return lines
 
 
 def _cpu_share(row: Row, against: str) -> float | None:
-    """The server's processor time for each request as a multiple of that of `against`; None where it was not read."""
+    """The server's CPU time per request as a multiple of that of `against`; None if not measured."""
     mine, theirs = row.median("backline"), row.median(against)
     if mine is None or theirs is None or math.isnan(mine.cpu_us) or math.isnan(theirs.cpu_us):
         return None
@@ -139,19 +144,24 @@ def _cpu_share(row: Row, against: str) -> float | None:
 @click.command(context_settings={"show_default": True})
 @click.argument("proofs", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
-    "--only", multiple=True, type=click.Choice(tuple(GOALS)), help="Only these comparisons; all if not given."
+    "--only", multiple=True, type=click.Choice(tuple(GOALS)), help="Only these comparisons; default: all."
 )
-@click.option("--rounds", type=click.IntRange(1), default=5, help="How often each of the two has a turn.")
-@click.option("--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds of one turn.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    help="Number of rounds; each of the two has a turn in each.",
+)
+@click.option("--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds per turn.")
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path),
     default=BENCH / "proofs.json",
-    help="Where the results go as JSON.",
+    help="File for the results as JSON.",
 )
 def main(proofs: Path, only: tuple[str, ...], rounds: int, seconds: float, json_file: Path) -> None:
-    """Measures Backline and the speed proofs in PROOFS, taking turns, and prints the ratios. Status 1 if a goal is missed."""
+    """Compares Backline with the programs in PROOFS and prints the ratios. Status 1 if a goal is missed."""
     about = machine()
     rows: list[Row] = []
     lines: list[tuple[str, str]] = []
@@ -172,7 +182,8 @@ def main(proofs: Path, only: tuple[str, ...], rounds: int, seconds: float, json_
     json_file.write_text(json.dumps(data, indent=1))
     click.echo("\n" + "\n".join(f"- {name}: {value}" for name, value in about.items()))
     click.echo(
-        f"\nMedians of {rounds} rounds of {seconds:g} s; bold: how many times its requests per second backline reaches.\n"
+        f"\nMedians of {rounds} rounds of {seconds:g} s; bold: Backline's requests per second as a multiple"
+        " of the peer's.\n"
     )
     click.echo(table(rows, ["backline", "proof", ONE_CALLER, IN_PROCESS]) + "\n")
     for what, result in lines:

@@ -1,7 +1,7 @@
-"""Whether unloading gives memory back: `python benchmarks/reload_memory.py`.
+"""Whether unloading a model releases its memory: `python benchmarks/reload_memory.py`.
 
-A server process loads and unloads one model of 100 MB many times by its API, with a request in between. Its resident memory after the last
-unload is compared with that after the first.
+A server loads and unloads a model of 100 MB many times, with a request in between. Its resident memory after
+the last unload is compared with that after the first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIDE = 5000
 
 
 def make_model() -> Path:
-    """A matrix product with 100 MB of weights, made once."""
+    """A matrix product with 100 MB of weights, created once."""
     file = REPOSITORY / "large" / "1" / "model.onnx"
     if not file.exists():
         weights = np.random.default_rng(1).standard_normal((SIDE, SIDE)).astype(np.float32)
@@ -67,7 +67,7 @@ def infer(url: str) -> None:
 
 
 def settled(process: ServerProcess, seconds: float = 5.0) -> int:
-    """The resident memory once it has stopped falling: memory is given back just after the unload is answered."""
+    """The resident memory once it stops falling, since it is released just after the unload is answered."""
     lowest = process.resident_bytes()
     quiet_since = time.monotonic()
     end = quiet_since + seconds
@@ -80,24 +80,22 @@ def settled(process: ServerProcess, seconds: float = 5.0) -> int:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option(
-    "--rounds", type=click.IntRange(2), default=50, help="How often the model is loaded and unloaded."
-)
+@click.option("--rounds", type=click.IntRange(2), default=50, help="Number of loads and unloads.")
 @click.option(
     "--max-growth",
     type=float,
     default=0.05,
-    help="The growth that is allowed, of the memory after the first unload.",
+    help="Allowed growth, as a fraction of the memory after the first unload.",
 )
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path),
     default=BENCH / "reload_memory.json",
-    help="Where the results go.",
+    help="File for the results.",
 )
 def main(rounds: int, max_growth: float, json_file: Path) -> None:
-    """Loads and unloads a model of 100 MB. Status 1 if memory is kept."""
+    """Loads and unloads a model of 100 MB. Status 1 if memory is not released."""
     about = machine()
     click.echo("\n".join(f"- {name}: {value}" for name, value in about.items()))
     file = make_model()
@@ -122,15 +120,17 @@ def main(rounds: int, max_growth: float, json_file: Path) -> None:
             unloaded.append(settled(process))
             if number in (0, 1, rounds // 2, rounds - 1):
                 click.echo(
-                    f"  {number + 1:3}: {loaded[-1] / 1e6:6.1f} MB loaded, {unloaded[-1] / 1e6:6.1f} MB after the unload"
+                    f"  {number + 1:3}: {loaded[-1] / 1e6:6.1f} MB loaded,"
+                    f" {unloaded[-1] / 1e6:6.1f} MB after the unload"
                 )
     finally:
         process.end()
     growth = unloaded[-1] / unloaded[0] - 1
     holds = growth <= max_growth
     click.echo(
-        f"{'holds ' if holds else 'BROKEN'} {unloaded[-1] / 1e6:.1f} MB after {rounds} loads of {file.stat().st_size / 1e6:.0f} MB,"
-        f" {unloaded[0] / 1e6:.1f} MB after the first ({growth:+.1%}, at most {max_growth:+.0%}), {before / 1e6:.1f} MB before it"
+        f"{'holds ' if holds else 'BROKEN'} {unloaded[-1] / 1e6:.1f} MB after {rounds} loads of"
+        f" {file.stat().st_size / 1e6:.0f} MB, {unloaded[0] / 1e6:.1f} MB after the first ({growth:+.1%},"
+        f" at most {max_growth:+.0%}), {before / 1e6:.1f} MB before it"
     )
     json_file.parent.mkdir(parents=True, exist_ok=True)
     results = {

@@ -1,4 +1,4 @@
-"""Backline beside its peers, in one run, taking turns: `python benchmarks/run.py --help`."""
+"""Backline compared with its peers, alternating in one run: `python benchmarks/run.py --help`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.table import as_json, document
 
 
 class Names(click.ParamType):
-    """A list of names separated by commas, each one of those allowed."""
+    """A comma-separated list of allowed names."""
 
     name = "names"
 
@@ -36,7 +36,7 @@ class Names(click.ParamType):
 
 
 class Numbers(click.ParamType):
-    """A list of positive whole numbers separated by commas."""
+    """A comma-separated list of positive integers."""
 
     name = "numbers"
 
@@ -53,7 +53,7 @@ class Numbers(click.ParamType):
 def cases_of(
     models: list[Model], protocols: list[str], concurrency: list[int], peers: list[Peer], remarks: list[str]
 ) -> list[Case]:
-    """Every way to ask every model. What no load generator here can do, or only one peer would do, is left out and remarked."""
+    """Every way to call every model, without those that no load generator, or only one peer, supports."""
     ways: list[tuple[str, str, str]] = []
     if "http" in protocols:
         if wrk.available():
@@ -63,7 +63,8 @@ def cases_of(
         else:
             ways.append(("http", "binary", "perf_analyzer"))
             remarks.append(
-                "wrk is not installed, so perf_analyzer measured HTTP; it cannot drive peers without the v2 protocol"
+                "wrk is not installed, so perf_analyzer measured HTTP; it cannot drive peers"
+                " without the v2 protocol"
             )
     if "grpc" in protocols:
         if perf_analyzer.executable():
@@ -86,13 +87,14 @@ def cases_of(
         and h2load.available()
     ):
         remarks.append(
-            "gRPC of large requests was measured by h2load alone, for every peer: perf_analyzer gets no result with 16 clients"
+            "gRPC of large requests was measured by h2load alone, for every peer:"
+            " perf_analyzer has no result with 16 clients"
         )
     return cases
 
 
 def ways_of(asked: Model, ways: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """The ways to ask this model: gRPC of large requests is h2load's, where there is one."""
+    """The ways to call this model: large gRPC requests use h2load if it is installed."""
     if not asked.large or not h2load.available():
         return ways
     others = [way for way in ways if way[0] != "grpc"]
@@ -104,42 +106,42 @@ def ways_of(asked: Model, ways: list[tuple[str, str, str]]) -> list[tuple[str, s
     "--peers",
     type=Names(tuple(PEERS)),
     default=",".join(PEERS),
-    help="Who takes part; ratios are those of backline to each.",
+    help="Peers to measure; ratios are of backline to each.",
 )
-@click.option("--models", type=Names(NAMES), default=",".join(NAMES), help="Which models are asked.")
-@click.option("--protocols", type=Names(("http", "grpc")), default="http,grpc", help="How they are asked.")
+@click.option("--models", type=Names(NAMES), default=",".join(NAMES), help="Models to call.")
+@click.option("--protocols", type=Names(("http", "grpc")), default="http,grpc", help="Protocols to use.")
 @click.option(
     "--concurrency",
     type=Numbers(),
     default="1,16,64",
-    help="Numbers of clients, each waiting for its answer.",
+    help="Numbers of closed-loop clients.",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(1),
     default=3,
-    help="How often everybody has a turn; medians are taken over the rounds.",
+    help="Number of rounds, with a turn for each peer; results are medians.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds of one turn; slow models get more."
+    "--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds per turn; slow models get more."
 )
 @click.option(
     "--quick",
     is_flag=True,
-    help="One round of one second: shows that everything runs, the numbers mean little.",
+    help="One round of one second: checks that everything runs; the numbers mean little.",
 )
 @click.option(
     "--cpus",
     type=str,
     default=None,
-    help="Processors for servers and load generators together, as 0,1; all if not given.",
+    help="Processors for servers and load generators together, such as 0,1; default: all.",
 )
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path),
     default=BENCH / "results.json",
-    help="Where the results go as JSON.",
+    help="File for the results as JSON.",
 )
 def main(
     peers: list[str],
@@ -152,17 +154,17 @@ def main(
     cpus: str | None,
     json_file: Path,
 ) -> None:
-    """Measures Backline and its peers side by side; leaves JSON, a Markdown table and a picture in build/bench/."""
+    """Compares Backline with its peers; leaves JSON, a Markdown table and a picture in build/bench/."""
     if quick:
         rounds, seconds = 1, 1.0
     if cpus is not None:
         try:
             os.sched_setaffinity(
                 0, {int(cpu) for cpu in cpus.split(",")}
-            )  # Every process started from here inherits it.
+            )  # inherited by every process started from here
         except (ValueError, OSError) as error:
             raise click.BadParameter(
-                f"{cpus!r}: {error}; give processors of this machine, as 0,1", param_hint="--cpus"
+                f"{cpus!r}: {error}; give processors of this machine, such as 0,1", param_hint="--cpus"
             ) from error
     about = machine()
     loaded = [model(name) for name in models]

@@ -1,7 +1,8 @@
-"""What a client notices while Prometheus scrapes a server of many models: `python benchmarks/scrapes.py`.
+"""How Prometheus scrapes of a server with many models affect a client: `python benchmarks/scrapes.py`.
 
-One client asks one of the models, its next request a millisecond after each answer, in stretches that alternate: with scrapes beside it,
-one after another without a pause, which is far more than Prometheus does, and without. Told are the milliseconds that its requests took.
+One client calls one of the models, pausing a millisecond after each answer. Stretches without scrapes
+alternate with stretches of back-to-back scrapes, far more than Prometheus makes. The output is the client's
+latency in ms.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def put_models(repository: Path, count: int) -> None:
 
 
 def ask(port: int, seconds: float) -> list[float]:
-    """The milliseconds of each request."""
+    """The latency of each request in milliseconds."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     took = []
     end = time.perf_counter() + seconds
@@ -61,20 +62,22 @@ def ask(port: int, seconds: float) -> list[float]:
 def show(count: int, way: str, took: list[float], scrapes: str) -> None:
     p50, p99, p999 = np.percentile(took, (50, 99, 99.9))
     click.echo(
-        f"{count:>6} {way:>8} {len(took):>8} {p50:>8.2f} {p99:>8.2f} {p999:>8.2f} {max(took):>8.2f}  {scrapes}"
+        f"{count:>6} {way:>8} {len(took):>8} {p50:>8.2f} {p99:>8.2f}"
+        f" {p999:>8.2f} {max(took):>8.2f}  {scrapes}"
     )
 
 
 @click.command()
 @click.option("--models", default="50,200,500", help="Numbers of models.")
-@click.option("--seconds", default=3.0, help="Of each stretch.")
+@click.option("--seconds", default=3.0, help="Seconds per stretch.")
 @click.option("--rounds", default=3)
 def main(models: str, seconds: float, rounds: int) -> None:
-    """Measure the latency of a client with and without scrapes beside it."""
+    """Measures a client's latency with and without concurrent scrapes."""
     for name, value in machine().items():
         click.echo(f"{name}: {value}")
     click.echo(
-        f"{'models':>6} {'scrapes':>8} {'requests':>8} {'p50 ms':>8} {'p99 ms':>8} {'p99.9':>8} {'longest':>8}"
+        f"{'models':>6} {'scrapes':>8} {'requests':>8} {'p50 ms':>8} {'p99 ms':>8}"
+        f" {'p99.9':>8} {'longest':>8}"
     )
     for count in map(int, models.split(",")):
         repository = BENCH / "scrapes" / "models"
@@ -101,7 +104,7 @@ def measure(count: int, port: int, page: str, seconds: float, rounds: int) -> No
         scraper = subprocess.Popen([sys.executable, "-c", SCRAPE, page], stdout=subprocess.PIPE, text=True)
         try:
             assert scraper.stdout is not None
-            scraper.stdout.readline()  # it is under way
+            scraper.stdout.readline()  # the scraper has started
             beside += ask(port, seconds)
         finally:
             scraper.kill()

@@ -1,10 +1,11 @@
-"""Stateful speech detection: `python benchmarks/sequences.py` streams interleaved audio to silero_vad, batched and not.
+"""Stateful speech detection with silero_vad, batched and unbatched: `python benchmarks/sequences.py`.
 
-Every stream sends its next chunk when the last one was answered, over HTTP and gRPC at once, one half each, with all bytes made before. The
-answers are compared bit by bit with those of the same runtime on one stream after the other, without a server. Prints throughput, average
-batch, processor time of the server and the machine; status 1 when what is claimed does not hold: the same answers, batches of at least 8 on
-average, and at least 4 times the throughput of unbatched. The claim is made with OpenVINO, for which eight rows cost little more than one;
-`--backend onnxruntime` shows the runtime with the least to gain from batches of this network.
+Every stream sends its next chunk after the last answer, half of the streams over HTTP and half over gRPC,
+with prepared bytes. Answers are compared bit by bit with those of the same runtime, stream by stream, without
+a server. Prints throughput, average batch size, the server's CPU time and the machine. Exit status 1 if a
+claim fails: equal answers, batches of at least 8 on average, and at least 4 times the unbatched throughput.
+The claim is for OpenVINO, where eight rows cost little more than one; `--backend onnxruntime` gains least
+from batching this network.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ output_name = "stateN"
 data_type = "TYPE_FP32"
 dims = [2, 128]
 """
-#: 32 ms of audio at 16 kHz, and the 64 samples before it.
+#: 32 ms of audio at 16 kHz, after the 64 samples before it.
 CHUNK = 576
 LEAST_BATCH = 8
 LEAST_RATIO = 4.0
@@ -107,7 +108,7 @@ STEPS = {"openvino": openvino_step, "onnxruntime": onnxruntime_step}
 
 
 def one_by_one(backend: str, sound: np.ndarray) -> np.ndarray:
-    """What the runtime says to each stream alone."""
+    """The runtime's answers to each stream alone."""
     step = STEPS[backend]()
     answers = np.empty(sound.shape[:2], np.float32)
     for stream, chunks in enumerate(sound):
@@ -150,7 +151,7 @@ def grpc_request(sequence: int, chunk: np.ndarray, *, start: bool, end: bool) ->
 
 
 def streams_of(sound: np.ndarray) -> list[Stream]:
-    """A stream for each row of sound, the even ones for HTTP and the odd ones for gRPC."""
+    """A stream per row of sound, alternating between HTTP and gRPC."""
     last = sound.shape[1] - 1
     made = []
     for number, chunks in enumerate(sound):
@@ -165,7 +166,7 @@ def streams_of(sound: np.ndarray) -> list[Stream]:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of all streams: `rate` in chunks a second, the average `batch`, the server's processor time for each chunk."""
+    """One run of all streams: `rate` in chunks a second, the average `batch`, CPU time per chunk."""
 
     answers: np.ndarray
     rate: float
@@ -221,13 +222,15 @@ def main() -> int:
         + ", ".join(f"{name} {value}" for name, value in machine().items())
     )
     print(
-        f"silero_vad by {given.backend}, {given.streams} streams of {given.chunks} chunks, half over HTTP, half over gRPC"
+        f"silero_vad by {given.backend}, {given.streams} streams of {given.chunks} chunks,"
+        " half over HTTP, half over gRPC"
     )
     sound = audio(given.streams, given.chunks)
     began = time.perf_counter()
     expected = one_by_one(given.backend, sound)
     print(
-        f"one stream after the other, no server  {sound.shape[0] * sound.shape[1] / (time.perf_counter() - began):8.0f} chunks/s"
+        f"one stream after the other, no server "
+        f" {sound.shape[0] * sound.shape[1] / (time.perf_counter() - began):8.0f} chunks/s"
     )
     runs: dict[int, list[Run]] = {1: [], given.batch: []}
     same = True
@@ -238,7 +241,8 @@ def main() -> int:
             identical = np.array_equal(found.answers, expected)
             same = same and identical
             print(
-                f"max_batch_size {batch:3}                     {found.rate:8.0f} chunks/s, batches of {found.batch:5.1f},"
+                f"max_batch_size {batch:3}                     {found.rate:8.0f} chunks/s,"
+                f" batches of {found.batch:5.1f},"
                 f" {found.cpu_us:4.0f} us of processor time, bit-identical: {identical}",
                 flush=True,
             )
@@ -246,7 +250,8 @@ def main() -> int:
     average = min(found.batch for found in runs[given.batch])
     holds = same and average >= LEAST_BATCH and ratio >= LEAST_RATIO
     print(
-        f"{'holds' if holds else 'MISSED'}: {ratio:.2f} times the throughput (at least {LEAST_RATIO:g}), batches of {average:.1f}"
+        f"{'holds' if holds else 'MISSED'}: {ratio:.2f} times the throughput (at least {LEAST_RATIO:g}),"
+        f" batches of {average:.1f}"
     )
     return 0 if holds else 1
 

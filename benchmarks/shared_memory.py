@@ -1,8 +1,9 @@
-"""What memory that clients share costs and brings: `python benchmarks/shared_memory.py`.
+"""Costs and benefits of client shared memory: `python benchmarks/shared_memory.py`.
 
-The first table compares ways to get at a region: a view of a mapping, which a client that shrinks its object turns into SIGBUS, a copy
-through one, and what the server does, `preadv` and `pwrite`. The second is the identity of 602,112 bytes over gRPC, by perf_analyzer with
-four clients, with and without shared memory, in turns.
+The first table compares ways to access a region: a view of a mapping (which raises SIGBUS if a client shrinks
+the object), a copy through a mapping, and the server's `preadv` and `pwrite`. The second is perf_analyzer
+with four clients calling an identity model with 602,112 bytes over gRPC, with and without shared memory,
+alternating.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ NAME = "ident"
 
 
 def microseconds(step: Callable[[], object], size: int) -> float:
-    """The best of five runs."""
+    """The best time of five runs."""
     count = max(5, min(20_000, (1 << 28) // size))
     runs = []
     for _ in range(5):
@@ -46,7 +47,7 @@ def microseconds(step: Callable[[], object], size: int) -> float:
 
 
 def copies(size: int) -> dict[str, float]:
-    """Microseconds by way."""
+    """Microseconds per way."""
     path = Path("/dev/shm") / f"backline-bench-{os.getpid()}"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
@@ -93,18 +94,18 @@ def requests_per_second(port: int, kind: str, seconds: float) -> float:
     ).stdout
     found = re.search(r"Throughput: ([0-9.e+]+) infer/sec", shown)
     if found is None:
-        raise CannotRun(f"perf_analyzer gave no result:\n{shown[-500:]}")
+        raise CannotRun(f"perf_analyzer has no result:\n{shown[-500:]}")
     return float(found[1])
 
 
 @click.command()
-@click.option("--rounds", default=3, show_default=True, help="Turns of each way.")
-@click.option("--seconds", default=2.0, show_default=True, help="Of one measurement.")
+@click.option("--rounds", default=3, show_default=True, help="Turns per way.")
+@click.option("--seconds", default=2.0, show_default=True, help="Seconds per measurement.")
 @click.option(
     "--json", "file", type=click.Path(path_type=Path), default=BENCH / "shared_memory.json", show_default=True
 )
 def main(rounds: int, seconds: float, file: Path) -> None:
-    """Measures shared memory with clients."""
+    """Measures client shared memory."""
     if perf_analyzer.executable() is None:
         raise CannotRun("perf_analyzer is not installed")
     print("  ".join(f"{key}: {value}" for key, value in machine().items()))
@@ -129,7 +130,8 @@ def main(rounds: int, seconds: float, file: Path) -> None:
         process.end()
     ratio = median(shared / sent for shared, sent in zip(rates["system"], rates["none"], strict=True))
     print(
-        f"{NAME}: {median(rates['none']):,.0f} requests/s sent, {median(rates['system']):,.0f} in shared memory: {ratio:.2f} times"
+        f"{NAME}: {median(rates['none']):,.0f} requests/s sent,"
+        f" {median(rates['system']):,.0f} in shared memory: {ratio:.2f} times"
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(

@@ -1,7 +1,8 @@
-"""How soon Backline answers, and how much memory it keeps: `python benchmarks/startup.py`.
+"""Backline's startup time and memory use: `python benchmarks/startup.py`.
 
-The time runs from the start of the command to the first 200 of /v2/health/ready. The memory is the resident memory of the server's
-processes with the model add1, after some and after ten times as many requests.
+The time is from the start of the command to the first 200 of /v2/health/ready. The memory is the resident
+memory of the server's processes with the model add1, after a number of requests and after ten times that
+number.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from harness.server_process import ServerProcess, free_ports
 
 REPOSITORY = BENCH / "startup"
 CLIENTS = 16
-#: Some pages are touched sooner or later, whatever is asked: less than a byte for each of the requests between the two readings.
+#: Some pages are first touched at some point, whatever the load: less than a byte per request in between.
 PAGES_MB = 0.1
 
 
@@ -40,14 +41,14 @@ def is_ready(port: int) -> bool:
 
 
 def seconds_to_ready() -> float:
-    """One start, from the command to the first 200."""
+    """The time of one start, from the command to the first 200."""
     http_port, grpc_port, metrics_port = free_ports(3)
     started = time.perf_counter()
     process = ServerProcess("startup", serve_command(REPOSITORY, http_port, grpc_port, metrics_port))
     try:
         while not is_ready(http_port):
             if not process.alive():
-                raise CannotRun(f"the server ended: {process.last_words()}")
+                raise CannotRun(f"the server exited: {process.last_words()}")
             if time.perf_counter() - started > 30:
                 raise CannotRun(f"the server was not ready within 30 s: {process.last_words()}")
             time.sleep(0.002)
@@ -57,7 +58,7 @@ def seconds_to_ready() -> float:
 
 
 def answered(connection: http.client.HTTPConnection, name: str) -> int:
-    """How many requests the server has answered with a result, as it counts itself."""
+    """The server's own count of successful requests."""
     connection.request("GET", f"/v2/models/{name}/stats")
     return sum(
         version["inference_stats"]["success"]["count"]
@@ -66,9 +67,9 @@ def answered(connection: http.client.HTTPConnection, name: str) -> int:
 
 
 def memory_after(requests: int, protocol: str, say: Callable[[str], None]) -> list[tuple[int, float]]:
-    """Requests answered and resident memory in MB (10**6 bytes): at the start, after `requests` and after ten times as many.
+    """Answered requests and resident MB (10**6 bytes) at start, after `requests`, after ten times as many.
 
-    All of them come on the same connections: what a connection costs is no cost of its requests.
+    All requests share the same connections, whose cost is not a cost of requests.
     """
     asked = model("add1", REPOSITORY)
     server = Backline()
@@ -98,29 +99,27 @@ def memory_after(requests: int, protocol: str, say: Callable[[str], None]) -> li
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--starts", type=click.IntRange(1), default=5, help="How often the server is started.")
+@click.option("--starts", type=click.IntRange(1), default=5, help="Number of starts.")
 @click.option(
     "--requests",
     type=click.IntRange(1),
     default=100_000,
-    help="Memory is read after so many and after ten times as many.",
+    help="Requests before the first reading of memory; the second is after ten times as many.",
 )
-@click.option("--protocols", default="http,grpc", help="http, grpc or both, each with a server of its own.")
-@click.option("--max-seconds", type=float, default=0.6, help="The start that is asked for.")
-@click.option(
-    "--max-mb", type=float, default=100.0, help="The memory that is asked for after the first count."
-)
+@click.option("--protocols", default="http,grpc", help="http, grpc or both, each with a separate server.")
+@click.option("--max-seconds", type=float, default=0.6, help="Maximum startup time.")
+@click.option("--max-mb", type=float, default=100.0, help="Maximum memory at the first reading.")
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path),
     default=BENCH / "startup.json",
-    help="Where the results go as JSON.",
+    help="File for the results as JSON.",
 )
 def main(
     starts: int, requests: int, protocols: str, max_seconds: float, max_mb: float, json_file: Path
 ) -> None:
-    """Measures start and memory. Status 1 if one of them is worse than asked for."""
+    """Measures startup and memory. Status 1 if either exceeds its limit."""
     names = protocols.split(",")
     if unknown := [name for name in names if name not in ("http", "grpc")]:
         raise click.BadParameter(f"{unknown[0]!r} is neither http nor grpc", param_hint="--protocols")
@@ -129,7 +128,7 @@ def main(
     model("add1", REPOSITORY)
     claims: list[tuple[bool, str]] = []
     try:
-        seconds_to_ready()  # The first start warms the disk's cache, and compiles the modules if they are not yet.
+        seconds_to_ready()  # warms the disk cache and compiles modules
         times = [seconds_to_ready() for _ in range(starts)]
         middle = median(times)
         claims.append(
@@ -145,12 +144,13 @@ def main(
             claims.append(
                 (
                     some < max_mb,
-                    f"{name}: {some:.2f} MB after {before:,} requests, {first:.2f} before (below {max_mb:g} MB)",
+                    (
+                        f"{name}: {some:.2f} MB after {before:,} requests,"
+                        f" {first:.2f} before (below {max_mb:g} MB)"
+                    ),
                 )
             )
-            words = (
-                f"{many:.2f} MB after {after:,} requests (no higher than {some:.2f}, but for {PAGES_MB:g} MB)"
-            )
+            words = f"{many:.2f} MB after {after:,} requests (at most {some:.2f} + {PAGES_MB:g} MB)"
             claims.append((many <= some + PAGES_MB, f"{name}: {words}"))
     except CannotRun as error:
         raise click.ClickException(str(error)) from error

@@ -1,8 +1,9 @@
-"""What tracing costs the server: `python benchmarks/tracing.py`.
+"""The overhead of tracing: `python benchmarks/tracing.py`.
 
-The application of a server is asked for `add1` as its wire would ask, without sockets, one request after another. Told is the processor
-time of a request in microseconds, of the whole process with the thread that sends or writes, and of the event loop's thread alone: the
-least of many stretches, as other programs only add to it. Each way has a process of its own, and they take turns.
+Calls `add1` through the server's application without sockets, one request after another. Reports microseconds
+of CPU time per request, of the whole process (including the thread that sends or writes) and of the event
+loop's thread: the minimum over many stretches, since other programs only add. Settings alternate, in separate
+processes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SPANS = ("level=TIMESTAMPS", "mode=opentelemetry")
 
 
 class Request(HttpRequest):
-    """A request that is answered to nobody."""
+    """A request whose answer goes nowhere."""
 
     __slots__ = ("answered",)
     answered: asyncio.Future[int]
@@ -49,7 +50,7 @@ class Request(HttpRequest):
 
 
 async def measure(settings: Sequence[str]) -> tuple[float, float]:
-    """The microseconds of a request: of the process, and of the event loop's thread."""
+    """Microseconds per request, of the process and of the event loop's thread."""
     loop = asyncio.get_running_loop()
     asked = model("add1", REPOSITORY)
     body, headers = asked.binary_request()
@@ -79,7 +80,7 @@ async def measure(settings: Sequence[str]) -> tuple[float, float]:
 
 
 class _Receiver(http.server.BaseHTTPRequestHandler):
-    """Takes spans and forgets them."""
+    """Receives spans and discards them."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -96,13 +97,13 @@ class _Receiver(http.server.BaseHTTPRequestHandler):
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="How often each way has a turn; the least counts.",
+    help="Number of turns per setting; the minimum counts.",
 )
 @click.option(
-    "--measure", "settings", hidden=True, help="Measures one way, given as JSON, and prints what it found."
+    "--measure", "settings", hidden=True, help="Measures one setting, given as JSON, and prints the result."
 )
 def main(rounds: int, settings: str | None) -> None:
-    """Measures what tracing costs the server, and prints a table."""
+    """Measures the overhead of tracing and prints a table."""
     if settings is not None:
         gc.disable()
         click.echo(json.dumps(uvloop.run(measure(json.loads(settings)))))
@@ -116,7 +117,7 @@ def main(rounds: int, settings: str | None) -> None:
             "trace file, every request": (*FILE, "rate=1"),
             "spans, every 1000th request": (*SPANS, there, "rate=1000"),
             "spans, every request": (*SPANS, there, "rate=1"),
-            "spans, every request, nobody takes them": (
+            "spans, every request, no receiver": (
                 *SPANS,
                 "opentelemetry,url=http://127.0.0.1:9/v1/traces",
                 "rate=1",

@@ -1,8 +1,9 @@
-"""Worker processes under fire: `python benchmarks/worker_chaos.py` kills one every second while requests come at a fixed rate.
+"""Kills a worker process every second under constant load: `python benchmarks/worker_chaos.py`.
 
-A Python model with two instances is asked 200 times a second, whatever happens, and one of 50 other models of the same server 50 times a
-second. First nothing is killed, then a worker ends by SIGKILL every second. Prints failures and latencies of both phases, counted
-from when a request was due. Claims: no request fails, and p99 is below 1 s. Status 1 when a claim does not hold.
+A Python model with two instances gets 200 requests a second, and 50 other models of the same server share 50
+a second. First nothing is killed, then a worker gets SIGKILL every second. Prints failures and latencies of
+both phases, counted from when a request was due. Claims: no request fails, and p99 is below 1 s. Exit status
+1 if a claim fails.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ output [ { name: "output" data_type: TYPE_FP32 dims: [ -1 ] } ]
 """
 OTHERS = 50
 OTHER_RATE = 50
-#: Seconds that a request may take at p99.
+#: The maximum p99 in seconds.
 SLOWEST = 1.0
 
 
 @dataclass
 class Seen:
-    """What became of the requests to one kind of model."""
+    """The outcomes of requests to one kind of model."""
 
     seconds: list[float] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
@@ -60,7 +61,10 @@ class Seen:
     def row(self, phase: str, name: str) -> str:
         p50, p99, most = np.percentile(self.seconds, (50, 99, 100)) * 1e3
         count = len(self.seconds)
-        return f"{phase:10} {name:12} {count:8} {sum(self.failures.values()):7} {p50:8.1f} {p99:8.1f} {most:8.1f}"
+        return (
+            f"{phase:10} {name:12} {count:8} {sum(self.failures.values()):7}"
+            f" {p50:8.1f} {p99:8.1f} {most:8.1f}"
+        )
 
 
 def write_repository(folder: Path) -> None:
@@ -83,7 +87,7 @@ async def ask(client: AsyncClient, model: str, due: float, seen: Seen) -> None:
 
 
 async def load(client: AsyncClient, models: list[str], rate: float, seconds: float, seen: Seen) -> None:
-    """Requests at a fixed rate, each when it is due."""
+    """Sends requests at a fixed rate, each when it is due."""
     began = monotonic()
     tasks = []
     for number in range(round(rate * seconds)):
@@ -94,7 +98,7 @@ async def load(client: AsyncClient, models: list[str], rate: float, seconds: flo
 
 
 async def kill(server: psutil.Process, seconds: float) -> int:
-    """Ends a worker every second; returns how many."""
+    """Kills a worker every second; returns how many."""
     killed = 0
     for _ in range(int(seconds)):
         await asyncio.sleep(1)

@@ -1,4 +1,4 @@
-"""For all tests: one server process with the small models, and loops for coroutines."""
+"""Shared fixtures: one server process with the small models, and an event loop for coroutine tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.server import ServerProcess, serve
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where the tools are known to be there (continuous integration), a test that is skipped for want of one has failed."""
+    """Fails a test skipped for a missing tool where every tool must be installed, as in CI."""
     report = yield
     if (
         report.skipped
@@ -29,7 +29,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs a test that is a coroutine function in an event loop of its own."""
+    """Runs a coroutine test in a fresh event loop."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
@@ -49,6 +49,6 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A running server for tests that only ask; a test that stops or floods it starts its own."""
+    """A shared server for read-only tests; a test that stops or overloads its server starts another."""
     with serve(model_repository, tmp_path_factory.mktemp("log") / "server.log") as running:
         yield running

@@ -1,1 +1,1 @@
-"""What a malicious client does, and how an honest one fares meanwhile. Only for servers on the loopback interface."""
+"""Malicious clients, and an honest one to measure the effect. Only for servers on the loopback interface."""

@@ -1,4 +1,4 @@
-"""An attack on a server, with an honest client before, during and after, and an eye on the server's process."""
+"""Runs an attack, with an honest client before, during and after it, and samples the server's process."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from attacks.attacker import Attacker, Spoils
 from attacks.weapons import Weapon
 
 MIB = 1 << 20
-#: Before and after the attack.
+#: Seconds of honest calls before and after the attack.
 QUIET = 1.0
 IDLE_WITHIN = 1.0
-#: A server is idle when it takes less than this share of a core; the honest client alone takes some of it.
+#: A server is idle if it uses less than this share of a core; the honest client causes part of that.
 IDLE_SHARE = 0.25
 
 _context = multiprocessing.get_context("spawn")
@@ -38,20 +38,20 @@ class Target:
 
 @dataclass
 class Watch:
-    """What a process took while it was watched: memory in MiB, processor time in seconds."""
+    """A process's use while it was watched: memory in MiB, processor time in seconds."""
 
     before: float = 0.0
     peak: float = 0.0
     after: float = 0.0
     cpu: float = 0.0
-    #: Seconds from the end of the attack until the server was idle; None if it was not within the time.
+    #: Seconds from the end of the attack until the server was idle; None if it never was in time.
     idle_after: float | None = None
     alive: bool = True
 
 
 @dataclass
 class Result:
-    """One attack."""
+    """The result of one attack."""
 
     name: str
     duration: float
@@ -64,12 +64,13 @@ class Result:
     misses: list[str] = field(default_factory=list)
 
     def judge(self, slack: float) -> None:
-        """Notes the marks that were missed. `slack` is what p99 may be above that under valid load, in milliseconds."""
+        """Records the missed limits. `slack` is how many ms p99 may exceed that under valid load."""
         if not self.watch.alive:
             self.misses.append("the server died")
         if self.errors:
             self.misses.append(
-                f"{len(self.errors)} honest errors, the first: {self.errors[0].protocol} {self.errors[0].error}"
+                f"{len(self.errors)} honest errors,"
+                f" the first: {self.errors[0].protocol} {self.errors[0].error}"
             )
         p99 = self.during.quantile(0.99)
         if p99 > self.valid_p99 + slack:
@@ -79,13 +80,13 @@ class Result:
             self.misses.append(f"memory grew by {grown:.0f} MB")
         left = self.watch.after - self.watch.before
         if left > 64:
-            self.misses.append(f"{left:.0f} MB did not come back")
+            self.misses.append(f"{left:.0f} MB were not released")
         if self.watch.idle_after is None:
             self.misses.append(f"not idle within {IDLE_WITHIN:.0f} s")
 
 
 class Sampler:
-    """Follows the memory of a process in a thread."""
+    """Samples the memory of a process in a thread."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
@@ -114,7 +115,7 @@ class Sampler:
                 return
 
     def settle(self) -> None:
-        """After the attack: waits until the server is idle."""
+        """Waits after the attack until the server is idle."""
         try:
             self.watch.cpu += self.cpu()
             began = monotonic()
@@ -144,7 +145,7 @@ class Sampler:
 
 @contextmanager
 def honest_client(target: Target) -> Iterator[Connection]:
-    """A process that calls, which begins before the block. Ask for its calls by `collect`."""
+    """Calls from another process, starting before the block; `collect` returns the calls."""
     ours, theirs = _context.Pipe()
     process = _context.Process(target=honest.run, args=(target.host, target.port, theirs), daemon=True)
     process.start()
@@ -154,7 +155,7 @@ def honest_client(target: Target) -> Iterator[Connection]:
             ours.recv()
         except EOFError:
             raise RuntimeError(
-                f"the server did not answer an honest client for {honest.PATIENCE:.0f} s before the attack"
+                f"an honest client got no answer for {honest.PATIENCE:.0f} s before the attack"
             ) from None
         yield ours
     finally:
@@ -177,7 +178,7 @@ def _attack(address: tuple[str, int], weapon: Weapon, duration: float, control: 
 
 
 def in_process(function: Callable[..., None], *arguments: object) -> tuple[BaseProcess, Connection]:
-    """Runs a function in a process of its own; its last argument is a pipe, on which it says when it is loaded."""
+    """Runs a function in another process; its last argument is a pipe, on which it reports readiness."""
     ours, theirs = _context.Pipe()
     process = _context.Process(target=function, args=(*arguments, theirs), daemon=True)
     process.start()

@@ -1,4 +1,4 @@
-"""One attack: connections that send as fast as they can, in one thread."""
+"""Carries out an attack: one thread that sends as fast as it can on its connections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GOAWAY_CODES = {
 
 @dataclass
 class Spoils:
-    """What the attacker achieved and what it got."""
+    """What the attacker sent and received."""
 
     connections: int = 0
     sent: int = 0
@@ -39,7 +39,7 @@ class Spoils:
 
 
 def goaway(tail: bytes) -> str | None:
-    """The code of a GOAWAY frame at the end of what was received."""
+    """The error code of a GOAWAY frame at the end of the received bytes."""
     at = tail.rfind(b"\x07\x00\x00\x00\x00\x00")
     if at < 3 or len(tail) < at + 14:
         return None
@@ -69,7 +69,7 @@ class Shooter:
 
 
 class Attacker:
-    """Runs a weapon against an address until a time is over."""
+    """Runs a weapon against an address until its time is up."""
 
     def __init__(self, address: tuple[str, int], weapon: Weapon) -> None:
         self.address = address
@@ -127,7 +127,7 @@ class Attacker:
         shooter.events = events
 
     def _shoot(self, shooter: Shooter, size: int) -> None:
-        # The opening goes out whole, whatever the pace.
+        # The opening is sent whole, whatever the pace.
         if shooter.opening:
             size = max(size, len(shooter.blob))
         try:
@@ -151,7 +151,7 @@ class Attacker:
                 self._watch(shooter, writing=False)
         elif not self.ammunition.endless:
             shooter.opening = False
-            # All is said: leave, wait for the server to end it, or stay and read nothing.
+            # All sent: close, wait for the server to close, or stay without reading.
             self._watch(shooter, writing=False)
             if self.weapon.leaves:
                 self._drop(shooter, "all sent")
@@ -183,7 +183,7 @@ class Attacker:
             self.spoils.got["HTTP " + shooter.head[9:12].decode("latin-1")] += 1
 
     def _last_words(self, shooter: Shooter) -> None:
-        """A write failed: what the server said before it closed may still be read."""
+        """Reads what the server sent before it closed, after a write has failed."""
         while True:
             try:
                 received = shooter.socket.recv(1 << 18)

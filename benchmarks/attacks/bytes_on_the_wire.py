@@ -1,4 +1,4 @@
-"""The bytes that attacks are made of: HTTP/1.1 requests, HTTP/2 frames and gRPC messages, built once and sent in big writes."""
+"""The bytes of attacks (HTTP/1.1 requests, HTTP/2 frames, gRPC messages), built once for large writes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings(*pairs: tuple[int, int]) -> bytes:
 
 
 def greeting(*pairs: tuple[int, int]) -> bytes:
-    """What a client says first."""
+    """The start of an HTTP/2 connection: the preface and SETTINGS."""
     return PREFACE + settings(*pairs) + frame(SETTINGS, 1, 0)
 
 
@@ -53,7 +53,7 @@ def headers(encoder: hpack.Encoder, stream: int, what: Sequence[tuple[str, str]]
 
 
 def data(stream: int, payload: bytes, *, end: bool) -> bytes:
-    """DATA frames of at most 16 KiB."""
+    """DATA frames of at most 16 KiB each."""
     pieces = [payload[at : at + 16384] for at in range(0, len(payload), 16384)] or [b""]
     last = len(pieces) - 1
     return b"".join(
@@ -75,7 +75,7 @@ def _field(number: int, value: bytes) -> bytes:
 
 
 def infer_message(model: str, shape: Sequence[int], raw: bytes) -> bytes:
-    """inference.ModelInferRequest with one FP32 input INPUT0."""
+    """An inference.ModelInferRequest with one FP32 input, INPUT0."""
     tensor = _field(1, b"INPUT0") + _field(2, b"FP32") + _field(3, b"".join(map(_varint, shape)))
     return _field(1, model.encode()) + _field(5, tensor) + _field(7, raw)
 
@@ -94,10 +94,11 @@ def post(path: str, body: bytes, *extra: str) -> bytes:
 
 
 def binary_request(model: str, shape: Sequence[int], raw: bytes) -> bytes:
-    """An inference over HTTP with one binary input, and a binary output."""
+    """An HTTP inference request with a binary input and a binary output."""
     dimensions = ",".join(map(str, shape))
     document = (
-        f'{{"inputs":[{{"name":"INPUT0","datatype":"FP32","shape":[{dimensions}],"parameters":{{"binary_data_size":{len(raw)}}}}}],'
+        f'{{"inputs":[{{"name":"INPUT0","datatype":"FP32","shape":[{dimensions}],'
+        f'"parameters":{{"binary_data_size":{len(raw)}}}}}],'
         '"parameters":{"binary_data_output":true}}'
     ).encode()
     return post(
@@ -111,7 +112,7 @@ def add1_request() -> bytes:
 
 @cache
 def zipped_ident_message() -> bytes:
-    """A call of ident: 600 bytes that ask for 602,112."""
+    """A call of ident: 600 bytes that decompress to 602,112."""
     return grpc_message(
         gzip.compress(infer_message("ident", (1, 3, 224, 224), bytes(602112))), compressed=True
     )
@@ -120,7 +121,8 @@ def zipped_ident_message() -> bytes:
 @cache
 def zipped_ident_request() -> bytes:
     document = (
-        b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1,3,224,224],"parameters":{"binary_data_size":602112}}],'
+        b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1,3,224,224],'
+        b'"parameters":{"binary_data_size":602112}}],'
         b'"parameters":{"binary_data_output":true}}'
     )
     packed = gzip.compress(document + bytes(602112))
@@ -130,7 +132,7 @@ def zipped_ident_request() -> bytes:
 
 @cache
 def bomb(wrapper: int = 31, size: int = 256 * MIB) -> bytes:
-    """`size` blanks, in gzip (31) or zlib (15): about a thousandth of it."""
+    """`size` spaces, compressed about a thousandfold with gzip (31) or zlib (15)."""
     packer = zlib.compressobj(9, zlib.DEFLATED, wrapper)
     blank = b" " * MIB
     return b"".join(packer.compress(blank) for _ in range(size // MIB)) + packer.flush()

@@ -1,4 +1,4 @@
-"""An honest client: one inference over HTTP and one over gRPC every 50 ms, from a process of its own."""
+"""An honest client in another process: one inference over HTTP and one over gRPC every 50 ms."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from attacks import bytes_on_the_wire as wire
 
 PERIOD = 0.05
 TIMEOUT = 3.0
-#: For the first calls.
+#: Seconds to wait for the first calls.
 PATIENCE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: when it began (monotonic), how long it took, and what went wrong."""
+    """One call: its start (monotonic), its duration, and its error if any."""
 
     protocol: str
     began: float
@@ -40,13 +40,13 @@ class Log:
         return [call for call in self.calls if call.error]
 
     def quantile(self, share: float) -> float:
-        """In milliseconds; 0 without calls. A failed call counts with the time until it failed."""
+        """A quantile in milliseconds; 0 without calls. A failed call counts with its time to failure."""
         times = sorted(call.seconds for call in self.calls)
         return 1000 * times[min(len(times) - 1, int(share * len(times)))] if times else 0.0
 
 
 class HttpCaller:
-    """Inference over HTTP/1.1 on one connection, opened again after an error."""
+    """Inference over HTTP/1.1 on one connection, reopened after an error."""
 
     protocol = "HTTP"
 
@@ -89,7 +89,7 @@ class GrpcCaller:
 
 
 def _first_call(caller: HttpCaller | GrpcCaller) -> None:
-    """A server that still has an earlier attack to get over is waited for."""
+    """Retries until the server has recovered from an earlier attack."""
     until = monotonic() + PATIENCE
     while True:
         try:
@@ -103,7 +103,7 @@ def _first_call(caller: HttpCaller | GrpcCaller) -> None:
 
 
 def run(host: str, port: int, control: Connection) -> None:
-    """Calls until told to stop, then hands back all calls. Says when the first calls went well."""
+    """Reports its first successful calls, calls until it receives a stop, then sends back all calls."""
     callers = (HttpCaller(host, port), GrpcCaller(host, port))
     for caller in callers:
         _first_call(caller)

@@ -1,4 +1,4 @@
-"""The control: honest clients that ask as fast as they are answered."""
+"""The control: honest clients in a closed loop."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from time import monotonic
 from attacks import bytes_on_the_wire as wire
 from attacks.arena import Target, collect, honest_client, in_process
 
-#: At most: more connections would only measure their own queue.
+#: Maximum number of connections: more would only measure their own queueing.
 CONNECTIONS = 32
 
 
 def _take_turns(address: tuple[str, int], connections: int, duration: float, control: Connection) -> None:
-    """Closed-loop clients: each sends its next request when the answer is there."""
+    """Closed-loop clients: each sends its next request after its answer."""
     request = wire.add1_request()
     selector = selectors.DefaultSelector()
     control.send("loaded")
@@ -30,7 +30,7 @@ def _take_turns(address: tuple[str, int], connections: int, duration: float, con
     while monotonic() < end:
         for key, _ in selector.select(0.1):
             connection = key.data
-            # An answer is far smaller than this, and comes in one piece.
+            # An answer is far smaller than this, and arrives in one piece.
             if not connection.recv(65536):
                 raise RuntimeError("the server closed a connection of the valid load")
             connection.sendall(request)
@@ -39,7 +39,7 @@ def _take_turns(address: tuple[str, int], connections: int, duration: float, con
 
 
 def valid_p99(target: Target, connections: int, duration: float) -> float:
-    """The honest client's p99 in milliseconds beside as many connections under valid load."""
+    """The honest client's p99 in milliseconds, next to `connections` of valid load."""
     count = min(connections, CONNECTIONS)
     process, load = in_process(_take_turns, (target.host, target.port), count, duration)
     with honest_client(target) as client:

@@ -1,4 +1,4 @@
-"""The attacks, each as what one connection sends."""
+"""The attacks, each defined by what one connection sends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attacks.bytes_on_the_wire import MIB, frame, greeting, headers
 
 @dataclass(frozen=True, slots=True)
 class Ammunition:
-    """What a connection sends: `opening` once, then `blob`, again and again if `endless`."""
+    """What a connection sends: `opening` once, then `blob`, repeatedly if `endless`."""
 
     opening: bytes = b""
     blob: bytes = b""
@@ -22,21 +22,22 @@ class Ammunition:
 
 @dataclass(frozen=True, slots=True)
 class Weapon:
-    """An attack. `load` builds its bytes, which may take a moment, in the attacker's process."""
+    """An attack. `load` builds its bytes in the attacker's process, which may take a moment."""
 
     load: Callable[[], Ammunition]
     connections: int = 8
-    #: Whether the attacker reads what the server answers.
+    #: Whether the attacker reads the server's answers.
     reads: bool = True
-    #: Bytes that a connection sends every 100 ms; 0 is as fast as it can.
+    #: Bytes that a connection sends every 100 ms; 0 means as fast as it can.
     trickle: int = 0
-    #: Whether a connection that was closed, or has sent all, is opened anew.
+    #: Whether a connection is reopened after it was closed or has sent everything.
     reconnects: bool = True
-    #: Whether a connection that has sent all leaves without reading, and comes back; else it stays.
+    #: Whether a connection that has sent everything closes without reading and reconnects, instead of
+    #: staying.
     leaves: bool = False
     #: SO_RCVBUF of the attacker.
     receive_buffer: int | None = None
-    #: What the server's memory may grow by, in MiB, where the body size that it allows is more than the common mark.
+    #: Allowed memory growth in MiB where the permitted body size exceeds the usual limit.
     memory: int = 64
 
 
@@ -66,7 +67,7 @@ def rapid_reset_grpc() -> Ammunition:
 
 
 def made_you_reset() -> Ammunition:
-    """The server is made to reset by a window increment of 0, after it took the whole request."""
+    """Makes the server reset a stream with a window increment of 0, after it took the whole request."""
     encoder = hpack.Encoder()
     message = wire.add1_message()
     blob = b"".join(
@@ -79,7 +80,7 @@ def made_you_reset() -> Ammunition:
 
 
 def requests_flood() -> Ammunition:
-    """Calls without an end to the streams: more than the server announced to take at once."""
+    """Calls that never end their streams, more than the server's announced limit."""
     encoder = hpack.Encoder()
     return Ammunition(
         greeting(),
@@ -97,7 +98,7 @@ def empty_settings_flood() -> Ammunition:
 
 
 def settings_with_open_streams() -> Ammunition:
-    """Every change of the initial window touches all open streams, each with an answer that waits for its window."""
+    """Each change of the initial window affects all open streams, whose answers wait for window."""
     encoder = hpack.Encoder()
     opened = b"".join(headers(encoder, n, wire.fields("GET", "/"), end=True) for n in range(1, 201, 2))
     change = wire.settings((wire.INITIAL_WINDOW_SIZE, 0)) + wire.settings((wire.INITIAL_WINDOW_SIZE, 1))
@@ -126,7 +127,7 @@ def empty_data() -> Ammunition:
 
 
 def padded_data() -> Ammunition:
-    """One byte of body and 255 of padding in each frame; stops when the window is used up."""
+    """One byte of body and 255 of padding per frame, until the window is used up."""
     piece = frame(wire.DATA, 0x8, 1, b"\xff" + b"x" + bytes(255))
     return Ammunition(greeting() + headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False), repeated(piece))
 
@@ -137,7 +138,7 @@ def empty_continuation() -> Ammunition:
 
 
 def continuation_flood() -> Ammunition:
-    """A header block that never ends: literals without indexing, 16 KiB a frame."""
+    """A header block that never ends: literals without indexing, 16 KiB per frame."""
     literal = b"\x00\x03x-a\x7f\x81\x7f" + b"y" * 256
     return Ammunition(
         greeting() + frame(wire.HEADERS, 0, 1, hpack.Encoder().encode(wire.GRPC_FIELDS)),
@@ -150,7 +151,7 @@ def window_update_flood() -> Ammunition:
 
 
 def window_dribble() -> Ammunition:
-    """100 calls of 1 KB each that are answered with 600 KB, taken one byte at a time."""
+    """100 calls of 1 KB with answers of 600 KB, for which the window opens one byte at a time."""
     encoder = hpack.Encoder()
     body = wire.zipped_ident_message()
     what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
@@ -164,7 +165,7 @@ def window_dribble() -> Ammunition:
 
 
 def unread_http1() -> Ammunition:
-    """Questions of 1 KB that are answered with 600 KB."""
+    """Requests of 1 KB with answers of 600 KB that are never read."""
     return Ammunition(b"", repeated(wire.zipped_ident_request()))
 
 
@@ -173,7 +174,7 @@ def unread_metadata() -> Ammunition:
 
 
 def unread_http2() -> Ammunition:
-    """Large windows, thousands of questions, nothing read."""
+    """Large windows and thousands of requests, with nothing read."""
     encoder = hpack.Encoder()
     opening = greeting((wire.INITIAL_WINDOW_SIZE, 2**31 - 1)) + wire.window_update(0, 2**31 - 1 - 65535)
     what = wire.fields("GET", "/v2/models/ident/config")
@@ -183,7 +184,7 @@ def unread_http2() -> Ammunition:
 
 
 def header_bomb() -> Ammunition:
-    """A field of 4,000 bytes in the dynamic table, then blocks of 16,000 references to it: 64 MB each."""
+    """A 4,000-byte field in the dynamic table, then blocks of 16,000 references to it: 64 MB each."""
     encoder = hpack.Encoder()
     first = encoder.encode(wire.fields("GET", "/", ("x-bomb", "b" * 3900)))
     blocks = [frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 1, first)]
@@ -213,7 +214,7 @@ def gzip_bomb_http() -> Ammunition:
 
 
 def gzip_bomb_grpc() -> Ammunition:
-    """A message of 64 KB, which the first window lets through, of 64 MB."""
+    """A message of 64 KB, which fits the first window, that decompresses to 64 MB."""
     encoder = hpack.Encoder()
     what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
     body = wire.grpc_message(wire.bomb(size=63 * MIB), compressed=True)
@@ -274,7 +275,7 @@ def connection_flood() -> Ammunition:
     )
 
 
-#: Buffers of the body size that a server allows are not an attack's fault: 4 connections of 64 MiB.
+#: Buffers up to the permitted body size are not the attack's doing: 4 connections of 64 MiB.
 BODIES = 4 * 64 + 64
 
 WEAPONS = {

@@ -1,1 +1,1 @@
-"""The measuring harness: peers, load generators, statistics and tables. Run it through the scripts beside this folder."""
+"""The benchmark harness: peers, load generators, statistics and tables for the scripts in benchmarks/."""

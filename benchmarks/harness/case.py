@@ -1,4 +1,4 @@
-"""What is measured: a case, and one measurement of it."""
+"""A benchmark case, and a measurement of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.model import Model
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table: a model, a way to ask it, and a number of clients that each wait for their answer."""
+    """A row of the table: a model, a protocol and encoding, and a number of closed-loop clients."""
 
     model: Model
     protocol: str  # http or grpc
@@ -26,23 +26,23 @@ class Case:
         )
 
     def seconds(self, asked: float) -> float:
-        """How long to measure: as asked, but long enough that each client is answered a few times."""
-        # Parsing and writing JSON costs a Python server about a millisecond for each 40 KB.
+        """How long to measure: `asked`, or longer if that is too short for a few answers per client."""
+        # A Python server spends about a millisecond per 40 KB of JSON.
         cost_ms = self.model.run_ms + (self.model.input.size / 10_000 if self.encoding == "json" else 0)
         return max(asked, 4 * self.concurrency * cost_ms / 1000) if cost_ms > 1 else asked
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run of a load generator. Latencies are in microseconds; NaN where the generator does not say."""
+    """One run of a load generator. Latencies are in microseconds, NaN if not reported."""
 
     requests_per_second: float
     p50_us: float
     p99_us: float
     requests: int
-    #: Answers that were not a success, and connections that failed.
+    #: Unsuccessful answers and failed connections.
     errors: int = 0
-    #: Processor time of the server for each request, in microseconds; NaN where it was not read.
+    #: The server's processor time per request in microseconds; NaN if not measured.
     cpu_us: float = math.nan
 
     def as_json(self) -> dict[str, float | int | None]:
@@ -53,7 +53,7 @@ class Measurement:
 
 
 def middle(values: list[float]) -> float:
-    """The median of those values that are known; NaN when none is."""
+    """The median of the known values; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return median(known) if known else math.nan
 
@@ -71,9 +71,9 @@ def median_measurement(runs: list[Measurement]) -> Measurement:
 
 
 def ratio(mine: list[Measurement], theirs: list[Measurement]) -> float:
-    """How many times the requests per second of `theirs` are reached by `mine`: the median over the rounds of the ratio within a round.
+    """The rate of `mine` as a multiple of that of `theirs`: the median of the ratios within each round.
 
-    The ratio is taken round by round because neighbours in time met the same machine; NaN when either has no run.
+    Within a round both met the same machine speed. NaN if either has no runs.
     """
     return middle(
         [

@@ -12,7 +12,7 @@ from harness.peers.peer import Peer
 
 @dataclass
 class Row:
-    """A case with the runs of each peer, in the order of the rounds, and why a peer has none."""
+    """A case with each peer's runs in order of the rounds, or the reason why a peer has none."""
 
     case: Case
     runs: dict[str, list[Measurement]] = field(default_factory=dict)
@@ -22,14 +22,14 @@ class Row:
         return median_measurement(self.runs[peer]) if self.runs.get(peer) else None
 
     def ratio(self, base: str, peer: str) -> float | None:
-        """Requests per second of `base` as a multiple of those of `peer`; None when one of them has no runs."""
+        """The requests per second of `base` as a multiple of those of `peer`; None without runs of both."""
         return (
             ratio(self.runs[base], self.runs[peer]) if self.runs.get(base) and self.runs.get(peer) else None
         )
 
 
 def turns(peers: Sequence[str], round_number: int) -> list[str]:
-    """The order of a round: each peer is first, second, ... equally often, so that none always follows the same neighbour's heat."""
+    """The order of a round, rotated so that no peer always runs on a machine heated by the same neighbour."""
     start = round_number % len(peers) if peers else 0
     return [*peers[start:], *peers[:start]]
 
@@ -42,7 +42,7 @@ def measure(
     seconds: float,
     say: Callable[[str], None],
 ) -> list[Row]:
-    """Measures every case on every peer that can, `rounds` times. The peers are running; all but the one measured are paused."""
+    """Measures every case `rounds` times on every running peer that supports it; all others are paused."""
     rows = []
     for peer in peers.values():
         peer.pause()
@@ -55,7 +55,7 @@ def measure(
             try:
                 peer.resume()
                 peer.check(case)
-                if seconds > 1:  # A warm-up would double the time of a quick run.
+                if seconds > 1:  # a warm-up would double the time of a quick run
                     peer.measure(case, 1.0)
                     peer.settle(case)
                 able.append(name)
@@ -83,6 +83,7 @@ def measure(
         ]
         figures += [f"{name}: {reason}" for name, reason in row.reasons.items()]
         say(
-            f"[{number}/{len(cases)}] {case.model.name}, {case.way} by {case.generator}, {case.concurrency} clients: {'; '.join(figures)}"
+            f"[{number}/{len(cases)}] {case.model.name}, {case.way} by {case.generator},"
+            f" {case.concurrency} clients: {'; '.join(figures)}"
         )
     return rows

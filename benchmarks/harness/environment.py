@@ -1,4 +1,4 @@
-"""Virtual environments of the peers: made on first use, made again when what they need has changed."""
+"""The peers' virtual environments, created on first use and again when their requirements change."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from harness.folders import ENVIRONMENTS
 
 
 class CannotRun(Exception):
-    """A peer, a generator or a case cannot be measured here. The message is the reason, and stands in the table."""
+    """A peer, a generator or a case cannot be measured here; the message is the reason shown in the table."""
 
 
 def environment(name: str, requirements: list[str]) -> Path:
-    """The folder of the virtual environment `name` with `requirements` in it.
+    """The folder of the virtual environment `name`, with `requirements` installed.
 
-    Raises CannotRun with pip's last words when they cannot be installed; the half-made environment is removed.
+    Raises CannotRun with pip's last line on failure, after removing the incomplete environment.
     """
     folder = ENVIRONMENTS / name
     stamp = folder / "requirements.txt"
     wanted = "\n".join([sys.version, *requirements])
     if stamp.exists() and stamp.read_text() == wanted:
         return folder
-    print(f"making the environment of {name} in {folder}: {' '.join(requirements)}", flush=True)
+    print(f"creating the environment of {name} in {folder}: {' '.join(requirements)}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     for command in (
         [sys.executable, "-m", "venv", str(folder)],
@@ -43,14 +43,14 @@ def environment(name: str, requirements: list[str]) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             words = (done.stderr or done.stdout).strip().splitlines()
             raise CannotRun(
-                f"cannot be installed: {words[-1] if words else 'pip ended with ' + str(done.returncode)}"
+                f"cannot be installed: {words[-1] if words else 'pip exited with ' + str(done.returncode)}"
             )
     stamp.write_text(wanted)
     return folder
 
 
 def versions(folder: Path, packages: list[str]) -> dict[str, str]:
-    """The installed versions of `packages` in the environment `folder`; a package that is missing is left out."""
+    """The installed versions of `packages` in the environment `folder`, without missing ones."""
     script = (
         "import sys, importlib.metadata as m\n"
         "for p in sys.argv[1:]:\n"

@@ -1,4 +1,4 @@
-"""Where the benchmarks build, and where they leave their results. Nothing is written outside `build/`."""
+"""Folders for environments and results, all inside `build/`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
-#: One virtual environment for each peer.
+#: One virtual environment per peer.
 ENVIRONMENTS = BUILD / "bench-envs"
 #: Models, request bodies, repositories, server logs and results.
 BENCH = BUILD / "bench"

@@ -1,4 +1,4 @@
-"""h2load, nghttp2's load generator in C: HTTP/2 and gRPC, and HTTP/1.1 where each request's time and status are wanted."""
+"""h2load, nghttp2's load generator: HTTP/2, gRPC, and HTTP/1.1 where per-request times are needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REQUESTS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A line of the log file: when the request was sent (seconds since the epoch), its HTTP status (-1: none), and seconds to its end."""
+    """A log line: the request's start (Unix seconds), HTTP status (-1: none) and duration in seconds."""
 
     sent: float
     status: int
@@ -38,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Post:
-    """The request that is sent again and again. h2load does not read grpc-status: a gRPC answer without a message has status 200, too."""
+    """A request to repeat. h2load ignores grpc-status, so a gRPC error counts as status 200."""
 
     url: str
     body: bytes
@@ -60,7 +60,7 @@ def available() -> bool:
 
 
 class Load:
-    """A running h2load with one thread. `options` say how many connections and requests, and when."""
+    """A running h2load with one thread; `options` set connections, requests and timing."""
 
     def __init__(self, post: Post, options: Sequence[str]) -> None:
         if not available():
@@ -79,15 +79,15 @@ class Load:
         return self._process.poll() is None
 
     def finish(self, seconds: float) -> str:
-        """What it printed, when it has ended. Raises CannotRun when that takes more than `seconds`."""
+        """h2load's output once it has exited. Raises CannotRun if that takes more than `seconds`."""
         try:
             return self._process.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired as error:
             self.end()
-            raise CannotRun(f"h2load did not end within {seconds:.0f} s") from error
+            raise CannotRun(f"h2load did not finish within {seconds:.0f} s") from error
 
     def requests(self) -> list[Request]:
-        """All requests that have ended, in that order."""
+        """All finished requests, in order of completion."""
         lines = self._log.read_text().splitlines() if self._log.exists() else []
         columns = [line.split("\t") for line in lines if line.count("\t") >= 2]
         return [Request(int(sent) / 1e6, int(status), int(took) / 1e6) for sent, status, took, *_ in columns]
@@ -100,26 +100,26 @@ class Load:
 
 
 def parse(output: str, durations_us: list[float]) -> Measurement:
-    """Reads the report; `durations_us` are the answers' times from the log file. Raises CannotRun when there is no result."""
+    """Parses the report; `durations_us` come from the log file. Raises CannotRun without a result."""
     finished, requests = FINISHED.search(output), REQUESTS.search(output)
     if finished is None or requests is None:
-        raise CannotRun(f"h2load got no result: {output.strip()[-200:] or 'it printed nothing'}")
+        raise CannotRun(f"h2load has no result: {output.strip()[-200:] or 'no output'}")
     succeeded = int(requests[4])
     p50, p99 = np.percentile(durations_us, [50, 99]) if durations_us else (np.nan, np.nan)
     return Measurement(float(finished[3]), float(p50), float(p99), succeeded, int(requests[5]))
 
 
 def unfinished(output: str) -> int:
-    """Requests that got no whole answer: not started, broken off, or not ended. Raises CannotRun when there is no report."""
+    """The number of requests without a complete answer. Raises CannotRun without a report."""
     requests = REQUESTS.search(output)
     if requests is None:
-        raise CannotRun(f"h2load got no result: {output.strip()[-200:] or 'it printed nothing'}")
+        raise CannotRun(f"h2load has no result: {output.strip()[-200:] or 'no output'}")
     total, _, done, _, _, errored = map(int, requests.groups())
     return total - done + errored
 
 
 def run(post: Post, *, concurrency: int, seconds: float) -> Measurement:
-    """Sends for `seconds` (whole ones, at least 1): `concurrency` connections of HTTP/2 with one request under way each."""
+    """Sends for whole `seconds` on `concurrency` HTTP/2 connections with one request in flight on each."""
     load = Load(post, [f"-c{concurrency}", "-m1", f"-D{max(1, round(seconds))}"])
     try:
         output = load.finish(seconds + 90)

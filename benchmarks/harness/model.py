@@ -1,4 +1,4 @@
-"""The measured models, their one request each, and what the answer must be."""
+"""The benchmark models, with one request each and the expected answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.folders import BENCH
 
 NAMES = ("add1", "ident", "basic_pitch")
 REPOSITORY = BENCH / "models"
-#: Models with all that a scheduler can be asked for; what is in no configuration is in the request.
+#: Configuration with every scheduling feature; per-request settings are in the request.
 SCHEDULED = BENCH / "scheduled"
 SCHEDULING = """
 max_batch_size: 64
@@ -29,29 +29,31 @@ output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 16 ] } ]
 dynamic_batching {
   priority_levels: 3
   default_priority_level: 2
-  default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 2000000 allow_timeout_override: true max_queue_size: 512 }
-  priority_queue_policy { key: 1 value: { default_timeout_microseconds: 1000000 allow_timeout_override: true max_queue_size: 256 } }
+  default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 2000000
+    allow_timeout_override: true max_queue_size: 512 }
+  priority_queue_policy { key: 1 value: { default_timeout_microseconds: 1000000
+    allow_timeout_override: true max_queue_size: 256 } }
 }
 """
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model with one FP32 input, and the request of one item that every load generator sends."""
+    """A model with one FP32 input, and the one-item request that every load generator sends."""
 
     name: str
     file: Path
     input_name: str
-    #: The shape of the request's tensor, with the batch dimension of 1.
+    #: The shape of the request's tensor, including the batch dimension of 1.
     shape: tuple[int, ...]
-    #: Milliseconds that one run takes, roughly: slow models need a longer measurement.
+    #: Approximate milliseconds per execution: slow models need longer measurements.
     run_ms: float
-    #: What the request says beside its tensor: parameters of the protocol, all of them numbers.
+    #: The request's parameters, all of them numbers.
     parameters: tuple[tuple[str, int], ...] = ()
 
     @property
     def large(self) -> bool:
-        """Whether a request is so large that perf_analyzer gets no result over gRPC with 16 clients or more, whoever answers."""
+        """Whether perf_analyzer fails on it over gRPC with 16 or more clients, whatever the server."""
         return 4 * math.prod(self.shape) > 1 << 18
 
     @cached_property
@@ -60,13 +62,14 @@ class Model:
         if self.name == "ident":
             data = np.full(size, 0.5)
         elif self.name == "basic_pitch":
-            # Two seconds of an A major chord at the model's rate of 22,050 Hz, rounded so that its JSON is of a natural length.
+            # Two seconds of an A major chord at the model's rate of 22,050 Hz, rounded to JSON of realistic
+            # length.
             seconds = np.arange(size) / 22050
             data = np.round(
                 sum(np.sin(2 * np.pi * hertz * seconds) for hertz in (220.0, 277.18, 329.63)) * 0.25, 4
             )
         elif self.name == "voice_encoder":
-            # As loud as the mel spectra of speech are.
+            # The range of mel spectrograms of speech.
             data = np.random.default_rng(0).gamma(0.5, 0.5, size)
         else:
             data = np.arange(size)
@@ -74,13 +77,13 @@ class Model:
 
     @cached_property
     def outputs(self) -> dict[str, np.ndarray]:
-        """What ONNX Runtime answers in this process: every peer's first answer is compared with it."""
+        """ONNX Runtime's answer in this process, the reference for every peer's first answer."""
         session = onnxruntime.InferenceSession(str(self.file), providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, {self.input_name: self.input}), strict=True))
 
     def binary_request(self) -> tuple[bytes, dict[str, str]]:
-        """Body and headers of the v2 request with binary tensors both ways."""
+        """Body and headers of the v2 request with binary input and output tensors."""
         raw = self.input.tobytes()
         tensor = {
             "name": self.input_name,
@@ -96,7 +99,7 @@ class Model:
         }
 
     def json_request(self) -> tuple[bytes, dict[str, str]]:
-        """Body and headers of the v2 request with JSON tensors both ways."""
+        """Body and headers of the v2 request with JSON input and output tensors."""
         data = [float(f"{value:.6g}") for value in self.input.ravel()]
         tensor = {"name": self.input_name, "shape": self.shape, "datatype": "FP32", "data": data}
         return json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode(), {
@@ -107,7 +110,7 @@ class Model:
         return self.binary_request() if encoding == "binary" else self.json_request()
 
     def grpc_request(self) -> bytes:
-        """ModelInferRequest with raw contents, serialised."""
+        """The serialised ModelInferRequest with raw contents."""
         from tritonclient.grpc import service_pb2
 
         return service_pb2.ModelInferRequest(
@@ -124,7 +127,7 @@ class Model:
         ).SerializeToString()
 
     def check(self, answer: dict[str, np.ndarray]) -> None:
-        """Raises CannotRun when an answer is not what the model computes: a fast wrong server must not stand in a table."""
+        """Raises CannotRun unless the answer is correct, so that no fast but wrong server is listed."""
         for name, right in self.outputs.items():
             got = answer.get(name)
             if got is None:
@@ -135,12 +138,13 @@ class Model:
                 got.reshape(right.shape), right, rtol=1e-3, atol=1e-3
             ):
                 raise CannotRun(
-                    f"its answer for {self.name}, output {name}, is wrong: {got.ravel()[:4]}, right is {right.ravel()[:4]}"
+                    f"its answer for {self.name}, output {name}, is wrong:"
+                    f" {got.ravel()[:4]} instead of {right.ravel()[:4]}"
                 )
 
 
 def write_model(path: Path, operator: str, dims: list[int], constant: float | None = None) -> None:
-    """A model of one operator on a tensor [N, *dims]; with a constant as the second operand where one is given."""
+    """A model with one operator on a tensor [N, *dims]; `constant` is its second operand if given."""
     x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, ["N", *dims])
     y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, ["N", *dims])
     constants = (
@@ -155,7 +159,7 @@ def write_model(path: Path, operator: str, dims: list[int], constant: float | No
 
 
 def write_slow_model(path: Path, layers: int, width: int = 512) -> None:
-    """A chain of matrix products on a tensor [1, width]: its cost grows with `layers`, and it cannot be batched."""
+    """A chain of `layers` matrix products on a tensor [1, width], which cannot be batched."""
     x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, [1, width])
     y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, [1, width])
     weights = helper.make_tensor(
@@ -172,7 +176,10 @@ def write_slow_model(path: Path, layers: int, width: int = 512) -> None:
 
 
 def fetch_basic_pitch(path: Path) -> None:
-    """Takes the ONNX file out of the basic-pitch wheel (Apache-2.0). The package itself is not installed: it wants TensorFlow."""
+    """Extracts the ONNX file from the basic-pitch wheel (Apache-2.0).
+
+    The package is not installed, since it requires TensorFlow.
+    """
     folder = BENCH / "basic-pitch"
     found = next(folder.rglob("nmp.onnx"), None)
     if found is None:
@@ -195,21 +202,22 @@ def fetch_basic_pitch(path: Path) -> None:
         found = next(folder.rglob("nmp.onnx"), None)
         if found is None:
             raise CannotRun(
-                f"basic-pitch 0.4.0 cannot be fetched: {(done.stderr.strip().splitlines() or ['no nmp.onnx in it'])[-1]}"
+                f"basic-pitch 0.4.0 cannot be downloaded:"
+                f" {(done.stderr.strip().splitlines() or ['no nmp.onnx in it'])[-1]}"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(found.read_bytes())
 
 
 def scheduled_add1() -> Model:
-    """add1 with dynamic batching, priority levels and queue policies; its requests have a level and a timeout of their own."""
+    """add1 with dynamic batching, priorities and queue policies; requests set a priority and a timeout."""
     plain = model("add1", SCHEDULED)
     (SCHEDULED / "add1" / "config.pbtxt").write_text(SCHEDULING)
     return replace(plain, parameters=(("priority", 1), ("timeout", 500_000)))
 
 
 def model(name: str, repository: Path = REPOSITORY) -> Model:
-    """The model `name` in `repository`, written there first if need be."""
+    """The model `name` in `repository`, created if missing."""
     path = repository / name / "1" / "model.onnx"
     if name == "add1":
         if not path.exists():
@@ -223,4 +231,4 @@ def model(name: str, repository: Path = REPOSITORY) -> Model:
         if not path.exists():
             fetch_basic_pitch(path)
         return Model(name, path, "serving_default_input_2:0", (1, 43844, 1), 20.0)
-    raise CannotRun(f"there is no model {name!r}; there are {', '.join(NAMES)}")
+    raise CannotRun(f"unknown model {name!r}, expected one of {', '.join(NAMES)}")

@@ -1,7 +1,7 @@
-"""HTTP/1.1 clients that tell every fate of a request apart: answered, refused, cut off, never answered.
+"""HTTP/1.1 clients that classify each request's outcome: answered, refused, truncated, unanswered.
 
-A closed loop (each client waits for its answer) finds what a server can do; an open loop sends at a fixed rate whatever the server does,
-which is what overload means. Latencies of the open loop count from when a request was due.
+A closed loop (each client waits for its answer) finds a server's capacity; an open loop sends at a fixed rate
+whatever the server does, and so can overload it. Open-loop latencies count from when a request was due.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLOSE = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:
-    """The moments, from 0 on, of events that come independently of each other, `rate` a second on average."""
+    """Times from 0 on of a Poisson process with `rate` events a second."""
     chance = random.Random(seed)
     moments: list[float] = []
     moment = chance.expovariate(rate)
@@ -31,19 +31,19 @@ def poisson(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 async def send_at(send: Callable[[float], None], dues: Iterable[float]) -> None:
-    """Calls `send` at each of these moments of time.monotonic(), which are in order, with the moment."""
+    """Calls `send` with each of these times of time.monotonic(), in order, when it is due."""
     for due in dues:
-        # Behind what came meanwhile, also when it is late; the loop's timers may be a little early, which does not matter.
+        # Yield even when late, so that what has arrived is handled; waking slightly early does not matter.
         await asyncio.sleep(max(0.0, due - monotonic()))
         send(due)
 
 
 @dataclass(slots=True)
 class Fate:
-    """What became of one request.
+    """The outcome of one request.
 
-    `what` is the status, or "partial" (the answer was cut off), "unanswered" (the connection closed without a byte), "no connection" (it
-    was not accepted). Times are those of time.monotonic().
+    `what` is the status, "partial" (a truncated answer), "unanswered" (closed without a byte) or "no
+    connection". Times are those of time.monotonic().
     """
 
     what: str
@@ -54,7 +54,7 @@ class Fate:
 
 @dataclass
 class Fates:
-    """All requests of a phase."""
+    """The outcomes of all requests in a phase."""
 
     all: list[Fate] = field(default_factory=list)
 
@@ -66,7 +66,7 @@ class Fates:
 
 
 class Connection(asyncio.Protocol):
-    """One connection with at most one request under way."""
+    """A connection with at most one request in flight."""
 
     def __init__(self, clients: Clients) -> None:
         self.clients = clients
@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
 
 
 class Clients:
-    """Connections to one server, opened when none is idle."""
+    """Connections to one server, opened whenever none is idle."""
 
     def __init__(self, port: int, request: bytes, *, most: int = 8000) -> None:
         self.port = port
@@ -153,7 +153,7 @@ class Clients:
             self.quiet.set()
 
     def send(self, due: float) -> None:
-        """Sends one request now, on a new connection if need be."""
+        """Sends one request now, on a new connection if needed."""
         self.under_way += 1
         self.quiet.clear()
         while self.idle:
@@ -183,7 +183,7 @@ class Clients:
         connection.send(self.request, due)
 
     async def closed_loop(self, clients: int, seconds: float) -> float:
-        """Answers of status 200 per second when each of `clients` waits for its answer."""
+        """Answers with status 200 per second from `clients` closed-loop clients."""
         before = len(self.fates.all)
         started = monotonic()
         self.looping = True
@@ -197,7 +197,7 @@ class Clients:
         return done / took
 
     async def open_loop(self, rate: float, seconds: float) -> None:
-        """Sends `rate` requests per second for `seconds`; returns when the last has been sent."""
+        """Sends `rate` requests per second for `seconds`; returns after sending the last one."""
         started = monotonic()
         sent = 0
         total = round(rate * seconds)
@@ -209,11 +209,11 @@ class Clients:
             await asyncio.sleep(0.001)
 
     async def send_at(self, dues: Iterable[float]) -> None:
-        """Sends a request at each of these moments of time.monotonic(), which are in order; returns when the last has been sent."""
+        """Sends a request at each of these time.monotonic() times, in order; returns after the last."""
         await send_at(self.send, dues)
 
     async def settle(self, seconds: float) -> int:
-        """Waits until every request has met its fate, at most `seconds`; returns how many have not."""
+        """Waits up to `seconds` for all outcomes; returns how many are missing."""
         try:
             await asyncio.wait_for(self.quiet.wait(), seconds)
         except TimeoutError:

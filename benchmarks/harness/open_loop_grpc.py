@@ -1,4 +1,4 @@
-"""The same load over gRPC, by grpcio's asyncio client: for rates of up to about a thousand calls per second."""
+"""The open loop over gRPC with grpcio's asyncio client, for up to about a thousand calls per second."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from harness.open_loop import Fate, Fates
 
-#: Calls that one connection carries at once, less than servers allow: above its limit a client waits without telling.
+#: Calls in flight per connection, below servers' limits: above them a client queues calls silently.
 CALLS_PER_CONNECTION = 100
 
 
 class GrpcClients:
-    """Calls of ModelInfer, spread over connections. The fate of a call is OK or the name of its status code."""
+    """ModelInfer calls spread over connections. An outcome is the name of the call's status code."""
 
     def __init__(self, port: int, message: bytes, *, connections: int = 48) -> None:
-        # Without this option all channels to one address share one connection.
+        # Without this option, all channels to one address share a connection.
         options = [("grpc.use_local_subchannel_pool", 1)]
         self.channels = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) for _ in range(connections)]
         self.stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self.channels]
@@ -48,7 +48,7 @@ class GrpcClients:
         task.add_done_callback(self.tasks.discard)
 
     async def closed_loop(self, clients: int, seconds: float) -> float:
-        """Successful calls per second when each of `clients` waits for its answer."""
+        """Successful calls per second from `clients` closed-loop clients."""
         started = monotonic()
         done = 0
 
@@ -62,7 +62,7 @@ class GrpcClients:
         return done / (monotonic() - started)
 
     async def open_loop(self, rate: float, seconds: float) -> None:
-        """Sends `rate` calls per second for `seconds`; returns when the last has been sent."""
+        """Sends `rate` calls per second for `seconds`; returns after sending the last one."""
         started = monotonic()
         sent = 0
         total = round(rate * seconds)
@@ -74,7 +74,7 @@ class GrpcClients:
             await asyncio.sleep(0.001)
 
     async def settle(self, seconds: float) -> int:
-        """Waits until every call has ended, at most `seconds`; returns how many have not."""
+        """Waits up to `seconds` for all calls to end; returns how many have not."""
         if self.tasks:
             await asyncio.wait(set(self.tasks), timeout=seconds)
         return len(self.tasks)

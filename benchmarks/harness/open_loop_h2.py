@@ -1,6 +1,7 @@
-"""The same load over gRPC, by HTTP/2 written for it: a call costs a tenth of grpcio's, so that the generator stays out of the way.
+"""The open loop over gRPC on hand-written HTTP/2, at a tenth of grpcio's CPU time per call.
 
-Servers are told to use no dynamic table for header fields: equal blocks mean equal fields then, and are decoded once.
+The client disables the server's dynamic header table, so that equal blocks mean equal fields and are decoded
+once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION =
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 LARGEST_WINDOW = 2**31 - 1
 MAX_FRAME = 16384
-#: The names of the codes of gRPC that servers refuse with, and OK.
+#: OK and the gRPC status codes with which servers refuse.
 NAMES = {
     "0": "OK",
     "1": "CANCELLED",
@@ -36,14 +37,14 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """One connection with any number of calls under way."""
+    """A connection with any number of calls in flight."""
 
     def __init__(self, clients: H2Clients) -> None:
         self.clients = clients
         self.transport: asyncio.Transport | None = None
         self.received = b""
         self.next_stream = 1
-        #: Calls under way, by stream: when they were due and sent; and the status that their trailers have told.
+        #: Calls in flight by stream: when each was due and sent, and its status once the trailers arrived.
         self.calls: dict[int, tuple[float, float]] = {}
         self.window = 65535
         self.waiting: deque[float] = deque()
@@ -120,7 +121,7 @@ class Connection(asyncio.Protocol):
 
 
 class H2Clients:
-    """Calls of ModelInfer, spread over connections in turn. The fate of a call is OK or the name of its status."""
+    """ModelInfer calls spread over connections in turn. An outcome is the name of the call's status."""
 
     def __init__(self, port: int, message: bytes, *, connections: int = 16) -> None:
         self.port = port
@@ -148,7 +149,7 @@ class H2Clients:
         encoder.header_table_size = 0
         head = encoder.encode(fields)
         pieces = [body[at : at + MAX_FRAME] for at in range(0, len(body), MAX_FRAME)]
-        #: Each frame of a call: what stands before the number of its stream, and what behind.
+        #: Each frame of a call, split before and after its stream id.
         self.frames = [(frame(HEADERS, END_HEADERS, 0, head)[:5], head)]
         self.frames += [
             (frame(DATA, END_STREAM if piece is pieces[-1] else 0, 0, piece)[:5], piece) for piece in pieces
@@ -163,7 +164,7 @@ class H2Clients:
             await connection.ready
 
     def decode(self, block: bytes) -> dict[bytes, bytes]:
-        """The fields of a block."""
+        """The decoded fields of a header block."""
         fields = self._fields.get(block)
         if fields is None:
             fields = {bytes(name): bytes(value) for name, value in self._decoder.decode(block, raw=True)}
@@ -172,7 +173,7 @@ class H2Clients:
         return fields
 
     def send(self, due: float) -> None:
-        """Begins a call now, or as soon as the server's window lets it."""
+        """Starts a call now, or as soon as the server's window permits."""
         self.under_way += 1
         self.quiet.clear()
         self._turn = (self._turn + 1) % len(self.connections)
@@ -185,11 +186,11 @@ class H2Clients:
             self.quiet.set()
 
     async def send_at(self, dues: Iterable[float]) -> None:
-        """Begins a call at each of these moments of time.monotonic(), which are in order; returns when the last has begun."""
+        """Starts a call at each of these time.monotonic() times, in order; returns after the last."""
         await send_at(self.send, dues)
 
     async def settle(self, seconds: float) -> int:
-        """Waits until every call has ended, at most `seconds`; returns how many have not."""
+        """Waits up to `seconds` for all calls to end; returns how many have not."""
         try:
             await asyncio.wait_for(self.quiet.wait(), seconds)
         except TimeoutError:

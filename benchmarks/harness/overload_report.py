@@ -1,4 +1,4 @@
-"""What came of loads that are above a server's capacity, as a page with a table and a picture."""
+"""Results of loads above a server's capacity, as a page with a table and a picture."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import numpy as np
 from harness.open_loop import Fate
 
 ANSWERED = ("200", "OK")
-#: A server that is told to be late is not worse than one that refuses.
+#: Outcomes that count as refused: a late deadline error is no worse than a refusal.
 REFUSED = ("503", "504", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 NAMES = {"plain": "Backline", "objective": "Backline, objective", "triton": "Triton, tuned"}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What became of the requests that one server was sent at one load in `seconds`; `lost` are those without a fate."""
+    """The outcomes of one server's requests at one load over `seconds`; `lost` requests have no outcome."""
 
     fates: Sequence[Fate]
     lost: int
     seconds: float
 
     def rate(self, what: Sequence[str], within: float = float("inf")) -> float:
-        """Requests per second with one of these fates, `within` seconds after they were due."""
+        """Requests per second with one of these outcomes, at most `within` seconds after they were due."""
         return (
             sum(fate.what in what and fate.ended - fate.due <= within for fate in self.fates) / self.seconds
         )
@@ -36,11 +36,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of all turns of one server at one load.
+    """The results of all turns of one server at one load.
 
-    Requests per second that were offered, answered, refused, and answered within the objective: the medians of the turns, of the last one
-    also the least and the most. Latencies in milliseconds are those of all requests together. `refusal_p99` is how long refusals took,
-    `lateness_p99` how late the generator itself was.
+    Rates (offered, answered, refused, answered within the objective) are medians over the turns, in requests
+    per second; goodput also has its minimum and maximum. Latencies in milliseconds are over all requests of
+    all turns. `refusal_p99` is the time to a refusal, `lateness_p99` how late the generator sent.
     """
 
     offered: float
@@ -66,7 +66,7 @@ class Outcome:
 
 
 def outcome_of(turns: Sequence[Turn], objective: float) -> Outcome:
-    """`objective` in seconds."""
+    """The outcome of these turns; `objective` is in seconds."""
     fates = [fate for turn in turns for fate in turn.fates]
     answered = [fate.ended - fate.due for fate in fates if fate.what in ANSWERED]
     refused = [fate.ended - fate.due for fate in fates if fate.what in REFUSED]
@@ -95,7 +95,7 @@ def _quantile(seconds: Sequence[float], share: float) -> float:
 
 @dataclass
 class Report:
-    """Outcomes by protocol, load and mode. The objective and the time of each load in each of the rounds are in seconds."""
+    """Outcomes by protocol, load and mode. The objective and the seconds per turn are in seconds."""
 
     objective: float
     seconds: float
@@ -108,7 +108,7 @@ class Report:
 
     @property
     def modes(self) -> list[str]:
-        """In the order in which they are told."""
+        """The modes in order of presentation."""
         found = {mode for _, _, mode in self.outcomes}
         return [mode for mode in NAMES if mode in found]
 
@@ -120,7 +120,7 @@ class Report:
         return max(outcome.goodput for (other, _, _), outcome in self.outcomes.items() if other == protocol)
 
     def claims(self, mode: str, loads: Sequence[float]) -> list[tuple[bool, str]]:
-        """Whether the goodput of a mode is near the best, and its answers are within the objective."""
+        """Claims about a mode: its goodput is near the best, and its answers meet the objective."""
         made = []
         for protocol in self.protocols:
             best = self.best(protocol)
@@ -130,7 +130,10 @@ class Report:
                     made.append(
                         (
                             share >= least,
-                            f"{protocol}, {times:g} times: {share:.1%} of the best goodput (at least {least:.0%})",
+                            (
+                                f"{protocol}, {times:g} times: {share:.1%} of the best goodput"
+                                f" (at least {least:.0%})"
+                            ),
                         )
                     )
             for times in loads:
@@ -139,7 +142,10 @@ class Report:
                 made.append(
                     (
                         p99 <= objective,
-                        f"{protocol}, {times:g} times: p99 of the answered {p99:.0f} ms (at most {objective:g} ms)",
+                        (
+                            f"{protocol}, {times:g} times: p99 of the answered {p99:.0f} ms"
+                            f" (at most {objective:g} ms)"
+                        ),
                     )
                 )
         return made
@@ -159,7 +165,7 @@ class Report:
         tried: Sequence[str],
         objective_mode: str,
     ) -> None:
-        """Writes the page, and the picture beside it."""
+        """Writes the page, and the picture next to it."""
         page.parent.mkdir(parents=True, exist_ok=True)
         picture = page.with_suffix(".png")
         self.draw(picture)
@@ -171,14 +177,14 @@ class Report:
             "",
             "Requests arrive at random (Poisson) at a multiple of the capacity, whatever the server does;",
             "latency counts from when a request was due. Goodput is what is served within",
-            f"{self.objective * 1000:g} ms. The model is a speaker encoder of three LSTM layers, in batches of up to",
-            "8 on one instance; load generator and servers share the machine.",
+            f"{self.objective * 1000:g} ms. The model is a speaker encoder of three LSTM layers, in batches",
+            "of up to 8 on one instance; load generator and servers share the machine.",
             "",
-            f"The servers take turns of {self.seconds:g} s in {self.rounds} rounds, each in another order, because the",
-            "speed of the machine changes from minute to minute. Rates are medians of the rounds (goodput also",
-            "with minimum and maximum), latencies are over all requests of all rounds. The best is the highest",
-            "goodput of any server at any load. Responses after the end of a turn count too, so a server that",
-            "lets requests queue can serve more than its capacity.",
+            f"The servers take turns of {self.seconds:g} s in {self.rounds} rounds, each in a new order,",
+            "because the speed of the machine changes from minute to minute. Rates are medians of the rounds",
+            "(goodput also with minimum and maximum), latencies are over all requests of all rounds. The",
+            "best is the highest goodput of any server at any load. Responses after the end of a turn count",
+            "too, so a server that lets requests queue can serve more than its capacity.",
             "",
             f"![Goodput and p99 over the load]({picture.name})",
             "",
@@ -254,7 +260,7 @@ class Report:
         return lines
 
     def draw(self, path: Path) -> None:
-        """Writes a PNG: for each protocol the goodput, and the p99 of what was answered, over the load."""
+        """Writes a PNG of goodput and the p99 of answers over the load, per protocol."""
         import matplotlib as mpl
 
         mpl.use("Agg")

@@ -1,4 +1,4 @@
-"""perf_analyzer, Triton's load generator: gRPC, and HTTP where wrk is missing."""
+"""perf_analyzer, Triton's load generator: gRPC, and HTTP if wrk is missing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FAILED = re.compile(r"Failed Request Count: (\d+)", re.IGNORECASE)
 
 
 def executable() -> str | None:
-    """perf_analyzer beside the running Python, else on PATH."""
+    """The path of perf_analyzer, from the running environment or else PATH."""
     beside = Path(sys.executable).parent / "perf_analyzer"
     return str(beside) if beside.exists() else shutil.which("perf_analyzer")
 
 
 def installed_version() -> str:
-    """The version of the package: the program itself says 0.0.0."""
+    """The version of the package, since the program reports 0.0.0."""
     try:
         return version("perf-analyzer")
     except PackageNotFoundError:
@@ -34,7 +34,7 @@ def installed_version() -> str:
 
 
 def parse(output: str) -> Measurement:
-    """Reads the report. Raises CannotRun with what perf_analyzer said when it holds no result."""
+    """Parses the report. Raises CannotRun with perf_analyzer's message if there is no result."""
     final = FINAL.search(output)
     if final is None:
         words = [line.strip() for line in output.splitlines() if line.strip()]
@@ -42,7 +42,7 @@ def parse(output: str) -> Measurement:
             (line for line in reversed(words) if "rror" in line or "ailed" in line),
             words[-1] if words else "nothing",
         )
-        raise CannotRun(f"perf_analyzer got no result: {said[:300]}")
+        raise CannotRun(f"perf_analyzer has no result: {said[:300]}")
     percentiles = {name: float(value) for name, value in PERCENTILE.findall(output)}
     return Measurement(
         float(final[1]),
@@ -56,15 +56,15 @@ def parse(output: str) -> Measurement:
 def run(case: Case, port: int, *, seconds: float, batched: bool = True) -> Measurement:
     """Sends the case's request to 127.0.0.1:`port` for `seconds`.
 
-    `batched` says whether the server adds a batch dimension to the model's shape: perf_analyzer wants the shape without it then.
+    If the server adds a batch dimension (`batched`), perf_analyzer expects the shape without it.
     """
     binary = executable()
     if binary is None:
         raise CannotRun("perf_analyzer is not installed (pip install perf-analyzer)")
     command = [binary, "-m", case.model.name, "-i", case.protocol, "-u", f"127.0.0.1:{port}"]
     command += ["--concurrency-range", str(case.concurrency)]
-    # Three windows that make up the asked time, and no wish for steadiness: repeating and taking medians is our part. With fewer than
-    # three windows perf_analyzer reports nothing, and with --request-count its throughput comes from a time rounded to seconds.
+    # Three windows fill the time, with no stability criterion, as we repeat and take medians ourselves. With
+    # fewer windows perf_analyzer reports nothing; with --request-count it rounds the time to seconds.
     command += [
         "--measurement-interval",
         str(max(200, round(seconds * 1000 / 3))),
@@ -73,17 +73,15 @@ def run(case: Case, port: int, *, seconds: float, batched: bool = True) -> Measu
         "--stability-percentage",
         "999",
     ]
-    if (
-        case.model.name != "basic_pitch"
-    ):  # Its shape is fixed, and its input has a colon in the name, where --shape splits.
+    if case.model.name != "basic_pitch":  # fixed shape; --shape would split its input's name at the colon
         command += [
             "--shape",
-            f"{case.model.input_name}:{','.join(map(str, case.model.shape[1:] if batched else case.model.shape))}",
+            f"{case.model.input_name}:{','.join(map(str, case.model.shape[1 if batched else 0 :]))}",
         ]
     if case.protocol == "http" and case.encoding == "json":
         command += ["--input-tensor-format", "json", "--output-tensor-format", "json"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds * 4 + 120)
     except subprocess.TimeoutExpired as error:
-        raise CannotRun(f"perf_analyzer did not end within {seconds * 4 + 120:.0f} s") from error
+        raise CannotRun(f"perf_analyzer did not finish within {seconds * 4 + 120:.0f} s") from error
     return parse(done.stdout + done.stderr)

@@ -1,4 +1,4 @@
-"""The results as a picture: requests per second over the number of clients, one panel for each model and way."""
+"""A picture of the results: requests per second over the clients, a panel per model and protocol."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from harness.comparison import Row
 
-#: The peer that is no server.
+#: The peer without a server.
 CEILING = "in-process"
 
 
 def draw(rows: Sequence[Row], peers: Sequence[str], path: Path) -> None:
-    """Writes a PNG. Bars are medians; the thin line spans the rounds."""
+    """Writes a PNG. Bars are medians; thin lines span the rounds."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -39,7 +39,7 @@ def draw(rows: Sequence[Row], peers: Sequence[str], path: Path) -> None:
             [median.requests_per_second for (peer, _), median in medians.items() if peer != CEILING],
             default=0.0,
         )
-        # A ceiling far above the servers would flatten their bars; it stands in the title then.
+        # A ceiling far above the servers would flatten their bars, so it moves to the title.
         ceiling = max(
             [median.requests_per_second for (peer, _), median in medians.items() if peer == CEILING],
             default=0.0,

@@ -1,7 +1,8 @@
-"""Closed loops of requests whose bytes were made before: each stream sends its next request when the last one was answered.
+"""Closed loops of requests whose bytes were prepared: each stream sends its next request after each answer.
 
-For servers that answer faster than a client library can ask. A stream speaks HTTP/1.1, on a connection of its own, or gRPC, several on a
-connection. One thread, no library; the last bytes of each answer are kept, everything else is only checked for success.
+For servers that answer faster than a client library can send. A stream uses HTTP/1.1 on its own connection,
+or gRPC with several streams per connection. One thread, no library; only the last bytes of each answer are
+kept, everything else is only checked for success.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _LARGEST_WINDOW = (1 << 31) - 1
 
 
 class BadAnswer(Exception):
-    """The server answered something else than a success."""
+    """The server answered with an error."""
 
 
 class Stream:
-    """The requests of one stream, and the last `kept` bytes of each answer so far."""
+    """The requests of a stream, and the last `kept` bytes of each answer so far."""
 
     def __init__(self, requests: Sequence[bytes], kept: int) -> None:
         self.requests = requests
@@ -34,7 +35,7 @@ class Stream:
         self.answers: list[bytes] = []
 
     def take(self, answer: bytes) -> bytes | None:
-        """The next request, after an answer; None when there is none."""
+        """Records an answer and returns the next request; None after the last."""
         self.answers.append(answer[-self.kept :])
         return self.requests[len(self.answers)] if len(self.answers) < len(self.requests) else None
 
@@ -48,11 +49,11 @@ class Connection(Protocol):
         """Sends the first requests."""
 
     def readable(self) -> bool:
-        """Takes what has come, and sends what follows; whether all is answered."""
+        """Receives what has arrived and sends what follows; returns whether every request is answered."""
 
 
 class Http:
-    """One stream over HTTP/1.1: its requests are whole requests."""
+    """A stream over HTTP/1.1 whose requests are whole HTTP requests."""
 
     def __init__(self, port: int, stream: Stream) -> None:
         self.socket = _connect(port)
@@ -84,7 +85,7 @@ class Http:
 
 
 class Grpc:
-    """Several streams over one HTTP/2 connection: their requests are gRPC messages for one method."""
+    """Several streams over one HTTP/2 connection, whose requests are gRPC messages for one method."""
 
     def __init__(self, port: int, path: str, streams: Sequence[Stream]) -> None:
         self.socket = _connect(port)
@@ -170,7 +171,7 @@ def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
 
 
 def _head(path: str) -> bytes:
-    """The header block of a call, without the compression's dynamic table: literals that are not to be indexed (RFC 7541, 6.2.2)."""
+    """The header block of a call as literals that are never indexed (RFC 7541, 6.2.2)."""
     fields = (
         (":method", "POST"),
         (":scheme", "http"),
@@ -186,7 +187,7 @@ def _head(path: str) -> bytes:
 
 
 def run(connections: Sequence[Connection], timeout: float = 300.0) -> float:
-    """Answers all requests of all connections; returns the seconds that it took. Raises BadAnswer, and TimeoutError."""
+    """Sends all requests of all connections; returns the seconds taken. Raises BadAnswer and TimeoutError."""
     selector = selectors.DefaultSelector()
     for connection in connections:
         selector.register(connection.socket, selectors.EVENT_READ, connection)

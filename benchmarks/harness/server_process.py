@@ -1,4 +1,4 @@
-"""A server under measurement: a process group that is started, paused between its turns, watched and ended."""
+"""A measured server as a process group that is started, paused between its turns, sampled and stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.folders import BENCH
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` TCP ports that are free at this moment."""
+    """`count` TCP ports that are currently free."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
@@ -31,7 +31,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def answers_200(url: str, timeout: float = 2.0) -> bool:
-    """Whether a GET of `url` answers 200."""
+    """Whether a GET of `url` returns 200."""
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer:
             return answer.status == 200
@@ -40,7 +40,7 @@ def answers_200(url: str, timeout: float = 2.0) -> bool:
 
 
 def accepts(port: int) -> bool:
-    """Whether somebody listens on the port."""
+    """Whether the port accepts connections."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
@@ -49,8 +49,8 @@ def accepts(port: int) -> bool:
 class ServerProcess:
     """A server's whole process group.
 
-    Servers take turns: those that do not have theirs are stopped (SIGSTOP), because some poll their queues while idle and would take
-    processor time from the one that is measured.
+    Servers are suspended (SIGSTOP) between their turns, since some poll their queues while idle and would
+    take processor time from the measured one.
     """
 
     def __init__(
@@ -77,12 +77,16 @@ class ServerProcess:
             )
 
     def wait_until(self, ready: object, seconds: float = 60) -> None:
-        """Waits until `ready()` is true. Raises CannotRun with the last lines of the log when the process ends or the time is over."""
+        """Waits until `ready()` is true.
+
+        Raises CannotRun with the end of the log if the process exits or the time is up.
+        """
         deadline = time.monotonic() + seconds
         while not ready():  # type: ignore[operator]
             if self.process.poll() is not None:
                 raise CannotRun(
-                    f"{self.name} ended with status {self.process.returncode} at start: {self.last_words()} (log: {self.log})"
+                    f"{self.name} exited with status {self.process.returncode} during startup:"
+                    f" {self.last_words()} (log: {self.log})"
                 )
             if time.monotonic() > deadline:
                 self.end()
@@ -93,7 +97,7 @@ class ServerProcess:
 
     def last_words(self) -> str:
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1][:200] if lines else "it printed nothing"
+        return lines[-1][:200] if lines else "no output"
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -114,7 +118,7 @@ class ServerProcess:
             return []
 
     def cpu_seconds(self) -> float:
-        """Processor time of the group so far, user and system."""
+        """The group's processor time so far, user and system."""
         total = 0.0
         for process in self.tree():
             with contextlib.suppress(psutil.Error):
@@ -123,7 +127,7 @@ class ServerProcess:
         return total
 
     def resident_bytes(self) -> int:
-        """Resident memory of the group; pages that its processes share are counted for each of them."""
+        """The group's resident memory; shared pages count once per process."""
         total = 0
         for process in self.tree():
             with contextlib.suppress(psutil.Error):
@@ -131,7 +135,7 @@ class ServerProcess:
         return total
 
     def end(self, seconds: float = 10) -> None:
-        """SIGTERM to the group, SIGKILL when that was not enough."""
+        """Stops the group with SIGTERM, and with SIGKILL after `seconds`."""
         group = self.process.pid
         self.resume()
         for number in (signal.SIGTERM, signal.SIGKILL):

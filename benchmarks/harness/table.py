@@ -13,12 +13,12 @@ BASE = "backline"
 
 
 def rate(value: float) -> str:
-    """Requests per second with three figures or all digits before the point."""
+    """Requests per second with at least three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def duration(microseconds: float) -> str:
-    """A latency in the unit that suits it; a dash when it is not known."""
+    """A latency in a suitable unit; a dash if unknown."""
     if math.isnan(microseconds):
         return "-"
     if microseconds < 1000:
@@ -27,12 +27,12 @@ def duration(microseconds: float) -> str:
 
 
 def multiple(times: float) -> str:
-    """A ratio with two digits behind the point, or two figures where it is small."""
+    """A ratio with two decimals, or two significant digits if small."""
     return f"{times:.2f}x" if times >= 0.1 else f"{times:.2g}x"
 
 
 def cell(median: Measurement | None, times: float | None, reason: str | None) -> str:
-    """One peer in one case: its rate, p50 and p99, the base's multiple of it in bold; or why there is nothing."""
+    """A peer's cell: rate, p50, p99 and the base's multiple in bold; or the reason for no result."""
     if median is None:
         return f"none: {reason}" if reason else ""
     words = rate(median.requests_per_second)
@@ -48,7 +48,7 @@ def cell(median: Measurement | None, times: float | None, reason: str | None) ->
 
 
 def table(rows: Sequence[Row], peers: Sequence[str], base: str = BASE) -> str:
-    """A Markdown table: a row for each case, a column for each peer."""
+    """A Markdown table with a row per case and a column per peer."""
     head = ["model", "asked by", "clients", *peers]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
@@ -77,7 +77,7 @@ def document(
     remarks: Sequence[str],
     base: str = BASE,
 ) -> str:
-    """The whole report: machine, versions, how each peer is set up, who is missing and why, the table."""
+    """The whole report: machine, versions, the peers' settings, skipped peers with reasons, and the table."""
     lines = ["# Benchmark", ""]
     lines += [f"- {name}: {value}" for name, value in machine.items()]
     lines += ["", "Peers:", ""]
@@ -89,8 +89,9 @@ def document(
             lines.append(f"- **{peer}** ({installed}): {setup}")
     lines += ["", "Remarks:", "", *(f"- {remark}" for remark in remarks), ""]
     lines.append(
-        "A cell is: requests per second, p50 / p99 latency, the server's processor time for each request, and in bold how many times its "
-        f"requests per second {base} reaches. All are medians over the rounds; the ratio is the median of the ratios within a round."
+        "A cell is: requests per second, p50 / p99 latency, the server's processor time per request,"
+        f" and in bold the requests per second of {base} as a multiple of the peer's."
+        " All are medians over the rounds; the multiple is the median of the ratios within each round."
     )
     lines += ["", table(rows, [peer for peer in setups if peer not in skipped], base), ""]
     return "\n".join(lines)

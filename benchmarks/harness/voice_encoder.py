@@ -1,4 +1,4 @@
-"""A network that gains by batches: the speaker encoder of the resemblyzer package (Apache-2.0), three LSTM layers over 1.6 s of speech."""
+"""A network that gains from batching: resemblyzer's speaker encoder (Apache-2.0), three LSTM layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRAMES, CHANNELS = 160, 40
 
 
 def write_voice_encoder(path: Path) -> Model:
-    """Takes the weights out of the wheel, which is not installed, and writes them as an ONNX file, unless it is there. Needs torch."""
+    """Writes the weights from the resemblyzer wheel as an ONNX file, if missing. Needs torch."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _export(_weights(), path)
@@ -46,7 +46,7 @@ def _weights() -> Path:
         found = next(folder.rglob("pretrained.pt"), None)
         if found is None:
             words = done.stderr.strip().splitlines() or ["no pretrained.pt in it"]
-            raise CannotRun(f"resemblyzer 0.1.4 cannot be fetched: {words[-1]}")
+            raise CannotRun(f"resemblyzer 0.1.4 cannot be downloaded: {words[-1]}")
     return found
 
 
@@ -54,9 +54,7 @@ def _export(weights: Path, path: Path) -> None:
     try:
         import torch
     except ImportError as error:
-        raise CannotRun(
-            "PyTorch is not installed, which the model is exported with (pip install 'backline[torch]')"
-        ) from error
+        raise CannotRun("exporting the model needs PyTorch (pip install 'backline[torch]')") from error
 
     class Encoder(torch.nn.Module):
         def __init__(self) -> None:

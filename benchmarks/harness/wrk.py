@@ -1,4 +1,4 @@
-"""wrk, the load generator for HTTP/1.1: one thread, a fixed number of connections, each with one request under way."""
+"""wrk, the HTTP/1.1 load generator: one thread, one request in flight on each of its connections."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def available() -> bool:
 
 
 def parse(output: str) -> Measurement:
-    """Reads the line that post.lua prints. Raises CannotRun when it is not there."""
+    """Parses the line printed by post.lua. Raises CannotRun if it is missing."""
     line = next((line for line in output.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
-        raise CannotRun(f"wrk printed no result: {output.strip()[-200:] or 'nothing at all'}")
+        raise CannotRun(f"wrk has no result: {output.strip()[-200:] or 'no output'}")
     result = json.loads(line.removeprefix("RESULT "))
     failed = result["connect"] + result["read"] + result["write"] + result["status"] + result["timeout"]
     rate = result["requests"] / result["duration_us"] * 1e6 if result["duration_us"] else 0.0
@@ -28,7 +28,7 @@ def parse(output: str) -> Measurement:
 
 
 def write_request(name: str, body: bytes, headers: dict[str, str]) -> tuple[Path, Path]:
-    """The files that post.lua reads: headers and body."""
+    """Writes the files that post.lua reads: headers and body."""
     folder = BENCH / "requests"
     folder.mkdir(parents=True, exist_ok=True)
     header_file, body_file = folder / f"{name}.headers", folder / f"{name}.body"
@@ -40,7 +40,7 @@ def write_request(name: str, body: bytes, headers: dict[str, str]) -> tuple[Path
 def run(
     url: str, name: str, body: bytes, headers: dict[str, str], *, concurrency: int, seconds: float
 ) -> Measurement:
-    """POSTs `body` to `url` for `seconds` (whole seconds, at least 1: wrk knows no others)."""
+    """POSTs `body` to `url` for `seconds`, rounded to whole seconds since wrk supports no others."""
     files = write_request(name, body, headers)
     duration = max(1, round(seconds))
     command = [
@@ -60,5 +60,5 @@ def run(
             [*command, *map(str, files)], capture_output=True, text=True, check=False, timeout=duration + 90
         )
     except subprocess.TimeoutExpired as error:
-        raise CannotRun(f"wrk did not end within {duration + 90} s") from error
+        raise CannotRun(f"wrk did not finish within {duration + 90} s") from error
     return parse(done.stdout + done.stderr)

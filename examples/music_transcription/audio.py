@@ -1,4 +1,4 @@
-"""Audio files to samples."""
+"""Decodes audio files to samples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _BLOCK_SECONDS = 10
 
 
 class AudioError(Exception):
-    """A file that cannot be read as audio; the message names it and says why."""
+    """A file cannot be read as audio; the message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Samples of one channel, float32 [n] in about -1 to 1, at `rate` per second, and how the file had them."""
+    """Mono samples, float32 [n] in about -1 to 1, at `rate` per second, and the original file's format."""
 
     samples: np.ndarray
     rate: int
@@ -31,14 +31,16 @@ class Recording:
         return len(self.samples) / self.rate
 
     def at(self, rate: int) -> np.ndarray:
-        """The samples at another rate, float32 [m]."""
+        """The samples resampled to another rate, float32 [m]."""
         return soxr.resample(self.samples, self.rate, rate)
 
 
 def load(path: Path, rate: int) -> Recording:
-    """Decodes WAV, FLAC, OGG, Opus or MP3, mixes the channels to one and resamples to `rate`.
+    """Decodes WAV, FLAC, OGG, Opus or MP3, mixes the channels down to one and resamples to `rate`.
 
-    Reads and resamples block by block, so that hours of stereo need the memory of the result only. Raises AudioError.
+    Works block by block, so that even hours of stereo need only the memory of the result.
+
+    Raises AudioError.
     """
     if not path.exists():
         raise AudioError(f"{path}: no such file")
@@ -72,5 +74,5 @@ def _resampled(file: soundfile.SoundFile, rate: int) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    # libsndfile's own sentence, without the path that precedes it
+    # libsndfile's own message, without the path it starts with
     return str(getattr(error, "error_string", error)).rstrip(".").strip()

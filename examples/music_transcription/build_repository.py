@@ -1,9 +1,9 @@
-"""Builds the model repository of the example, from the ONNX files that two packages carry.
+"""Builds the example's model repository from ONNX files in two packages.
 
     build/models/basic_pitch/1/model.onnx   notes in music, from basic-pitch (Spotify), Apache-2.0
     build/models/silero_vad/1/model.onnx    speech, from silero-vad (Silero Team), MIT
 
-The files are copied as they are, and their licences beside the versions. Nothing else is needed: no configuration, no conversion.
+The files are copied unchanged, their licences next to the versions. No configuration or conversion is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model comes from: a file in an installed package."""
+    """A model's origin: a file in an installed package."""
 
     model: str
     package: str
@@ -35,9 +35,9 @@ _REQUIREMENTS = Path(__file__).with_name("requirements-models.txt")
 
 
 def build(repository: Path) -> list[str]:
-    """Copies what is missing or differs into `repository`; gives a line for each model.
+    """Copies missing or different files into `repository` and returns a line per model.
 
-    Raises FileNotFoundError, which says what to install, and OSError where the repository cannot be written.
+    Raises FileNotFoundError, saying what to install, or OSError if the repository cannot be written.
     """
     return [_add(source, repository) for source in SOURCES]
 
@@ -52,7 +52,8 @@ def _add(source: Source, repository: Path) -> str:
     origin = Path(str(distribution.locate_file(source.file)))
     if not origin.is_file():
         raise FileNotFoundError(
-            f"{source.package} {distribution.version} lacks {source.file}: install the version in {_REQUIREMENTS}"
+            f"{source.package} {distribution.version} lacks {source.file}:"
+            f" install the version in {_REQUIREMENTS}"
         )
     target = repository / source.model / "1" / "model.onnx"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,11 +65,14 @@ def _add(source: Source, repository: Path) -> str:
             _copy(Path(str(distribution.locate_file(licence))), repository / source.model / "LICENSE")
     state = "copied" if changed else "is there"
     size = target.stat().st_size / 1024
-    return f"{source.model:12} {state}, {size:,.0f} KiB from {source.package} {distribution.version} ({source.licence})"
+    return (
+        f"{source.model:12} {state}, {size:,.0f} KiB from {source.package} {distribution.version}"
+        f" ({source.licence})"
+    )
 
 
 def _copy(origin: Path, target: Path) -> None:
-    # a server may be reading the repository: a file is there as a whole or not at all
+    # Atomic, since a server may be reading the repository.
     partial = target.with_name(target.name + ".partial")
     shutil.copyfile(origin, partial)
     partial.replace(target)

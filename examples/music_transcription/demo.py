@@ -1,9 +1,9 @@
-"""The whole example by one command: builds the model repository, starts a server, transcribes, and stops the server.
+"""The whole example in one command: builds the repository, starts a server, transcribes, stops the server.
 
-    python demo.py              a melody whose notes are known
-    python demo.py song.ogg     a file of yours
+    python demo.py              a built-in melody whose notes are known
+    python demo.py song.ogg     your own file
 
-The status is 0 when all of it went well, the server stopped when it was told to, and F1 of the known melody was at least 0.85.
+The exit status is 0 if everything succeeded, the server's shutdown included, and the melody's F1 was >= 0.85.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STOP_SECONDS = 15
 
 
 class DemoError(Exception):
-    """What went wrong with the server, for people to read."""
+    """A problem with the server; the message is for users."""
 
 
 def main() -> int:
@@ -44,10 +44,10 @@ def main() -> int:
         "audio",
         nargs="?",
         type=Path,
-        help="WAV, FLAC, OGG, Opus or MP3; without it, a melody whose notes are known",
+        help="WAV, FLAC, OGG, Opus or MP3; without it, a built-in melody whose notes are known",
     )
     audio = parser.parse_args().audio
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped as well
     try:
         for line in build(_REPOSITORY):
             print(f"repository   {line}")
@@ -72,7 +72,7 @@ def main() -> int:
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """A `backline serve` on free ports: gives its URL when its models are ready, and sees to it that the process has ended afterwards."""
+    """Runs `backline serve` on free ports until the block ends; yields its URL once ready."""
     http, grpc, metrics = _free_ports(3)
     command = [
         str(Path(sys.executable).with_name("backline")),
@@ -90,7 +90,8 @@ def _server() -> Iterator[str]:
         url = f"http://127.0.0.1:{http}"
         _wait_until_ready(process, url)
         print(
-            f"server       {url} (gRPC {grpc}, metrics {metrics}), ready after {time.monotonic() - started:.2f} s, process {process.pid}",
+            f"server       {url} (gRPC {grpc}, metrics {metrics}),"
+            f" ready after {time.monotonic() - started:.2f} s, process {process.pid}",
             flush=True,
         )
         yield url
@@ -116,7 +117,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
                 status = process.wait(0.05)
             except subprocess.TimeoutExpired:
                 continue
-            raise DemoError(f"the server ended with status {status} instead of serving. {_last_words()}")
+            raise DemoError(f"the server exited with status {status} during startup. {_last_words()}")
 
 
 def _is_ready(client: Client) -> bool:
@@ -128,7 +129,7 @@ def _is_ready(client: Client) -> bool:
             for model in client.models()
             if model.state == "UNAVAILABLE" and model.reason
         ]
-    except Unavailable:  # it does not listen yet
+    except Unavailable:  # it is not listening yet
         return False
     if failed:
         raise DemoError(f"a model could not be loaded: {'; '.join(failed)}")
@@ -136,7 +137,7 @@ def _is_ready(client: Client) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server as a service manager would. Raises DemoError when it does not go, or not with status 0."""
+    """Stops the server as a service manager would. Raises DemoError on a hang or a non-zero exit status."""
     started = time.monotonic()
     process.terminate()
     try:
@@ -148,7 +149,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             f"the server did not stop within {_STOP_SECONDS} s of SIGTERM and was killed. {_last_words()}"
         ) from None
     if status != 0:
-        raise DemoError(f"the server ended with status {status} after SIGTERM. {_last_words()}")
+        raise DemoError(f"the server exited with status {status} after SIGTERM. {_last_words()}")
     print(f"server       stopped by SIGTERM after {time.monotonic() - started:.2f} s, status {status}")
 
 

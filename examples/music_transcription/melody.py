@@ -1,4 +1,4 @@
-"""A melody whose notes are known: the Ode to Joy (Ludwig van Beethoven, 1824, public domain), for a piano of sine waves."""
+"""A melody with known notes: the Ode to Joy (Beethoven, 1824, public domain) on a synthetic piano."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ RATE = 44_100
 _BEAT = 60 / 112
 _LEAD_IN = 0.5
 _RING_OUT = 1.5
-_GAP = 0.03  # a finger leaves the key a little before the next note
+_GAP = 0.03  # seconds between the release of a key and the next note
 
-# Pitches with their lengths in beats; "-" is a rest.
+# Pitches and their lengths in beats; "-" is a rest.
 _THEME = "F#4 1 F#4 1 G4 1 A4 1 | A4 1 G4 1 F#4 1 E4 1 | D4 1 D4 1 E4 1 F#4 1"
 _RIGHT = f"""
 {_THEME} | F#4 1.5 E4 .5 E4 2
@@ -35,12 +35,12 @@ _SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 
 def notes() -> list[Note]:
-    """The true notes, by time."""
+    """The true notes in time order."""
     return sorted([*_voice(_RIGHT, loudness=0.85), *_voice(_LEFT, loudness=0.6)])
 
 
 def render(path: Path) -> list[Note]:
-    """Writes the melody as a stereo WAV file at 44,100 Hz, and gives its true notes."""
+    """Writes the melody as a stereo WAV file at 44,100 Hz and returns its true notes."""
     melody = notes()
     length = int((max(note.end for note in melody) + _RING_OUT) * RATE)
     left, right = np.zeros(length), np.zeros(length)
@@ -48,7 +48,7 @@ def render(path: Path) -> list[Note]:
         tone = _piano_tone(note.midi, round(note.length, 3), note.strength)
         start = round(note.start * RATE)
         tone = tone[: length - start]
-        place = (note.midi - 40) / 60  # low strings on the left, as the player hears them
+        place = (note.midi - 40) / 60  # low notes on the left, as a player hears them
         left[start : start + len(tone)] += tone * np.cos(place * np.pi / 2)
         right[start : start + len(tone)] += tone * np.sin(place * np.pi / 2)
     stereo = np.stack((left, right), axis=1)
@@ -75,9 +75,9 @@ def _midi(pitch: str) -> int:
 
 @lru_cache
 def _piano_tone(midi: int, held: float, loudness: float) -> np.ndarray:
-    """One struck key: partials a little sharp (strings are stiff), the high ones weaker and sooner gone, and the hammer's knock.
+    """One struck key: slightly sharp partials (stiff strings), the higher the faster they decay, and a knock.
 
-    float32 [samples] at 44,100 Hz, `held` seconds until the damper falls.
+    Returns float32 [samples] at 44,100 Hz; the damper falls after `held` seconds.
     """
     fundamental = 440 * 2 ** ((midi - 69) / 12)
     time = np.arange(int((held + 0.4) * RATE), dtype=np.float32) / np.float32(RATE)
@@ -88,12 +88,12 @@ def _piano_tone(midi: int, held: float, loudness: float) -> np.ndarray:
         frequency = partial * fundamental * np.sqrt(1 + stiffness * partial**2)
         if frequency > 9_000:
             break
-        # a hammer that strikes at an eighth of the string leaves out every eighth partial; soft strokes are darker
+        # Striking at an eighth of the string suppresses every eighth partial; soft strokes are darker.
         weight = abs(np.sin(np.pi * partial / 8)) * partial ** -(1.9 - 0.6 * loudness)
         decay = 0.5 + 0.0012 * frequency
         envelope = 0.6 * np.exp(-decay * 2.5 * time) + 0.4 * np.exp(-decay * 0.5 * time)
         angle = np.float32(2 * np.pi * frequency) * time + np.float32(random.uniform(0, 2 * np.pi))
-        # two strings a hair apart beat slowly
+        # two slightly detuned strings beat slowly
         tone += weight * envelope * (np.sin(angle) + 0.5 * np.sin(np.float32(1.0004) * angle))
     knock = random.standard_normal(len(time)) * np.exp(-time / 0.006)
     tone += 0.04 * np.convolve(knock, np.hanning(40) / 20, mode="same")

@@ -1,4 +1,4 @@
-"""Notes to a MIDI file."""
+"""Writes notes to a MIDI file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import mido
 from notes import Note
 
 _TICKS_PER_BEAT = 480
-_TEMPO = 500_000  # microseconds a beat: 120 beats a minute, so that a second is 960 ticks
+_TEMPO = 500_000  # microseconds per beat: 120 beats per minute, 960 ticks per second
 _PIANO = 0
 
 
 def write(path: Path, notes: Iterable[Note]) -> None:
-    """Writes the notes at their times, loud in proportion to their strength, for one piano."""
+    """Writes the notes for one piano at their times, with velocities in proportion to their strengths."""
     track = mido.MidiTrack(
         [
             mido.MetaMessage("set_tempo", tempo=_TEMPO),

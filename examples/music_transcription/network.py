@@ -1,4 +1,4 @@
-"""The network that hears notes, asked about all windows of a recording, some of them at the same time."""
+"""Runs the note detection network on all windows of a recording, several at a time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 import windows
 
-# The names that the file of basic-pitch gives its tensors.
+# The names of basic-pitch's tensors.
 INPUT = "serving_default_input_2:0"
 SOUNDING = "StatefulPartitionedCall:1"
 ONSET = "StatefulPartitionedCall:2"
 
-#: Takes one window, float32 [1, 43844, 1]; gives the outputs by name, SOUNDING and ONSET among them, float32 [1, 172, 88] each.
+#: Takes a window, float32 [1, 43844, 1]; returns outputs by name, SOUNDING and ONSET as float32 [1, 172, 88].
 Network = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """How surely each of 88 pitches sounds and begins, both float32 [frames, 88], and what it took to know that."""
+    """Probabilities that each of 88 pitches sounds and starts, float32 [frames, 88], and the work it took."""
 
     sounding: np.ndarray
     onset: np.ndarray
@@ -32,7 +32,10 @@ class Heard:
 
 
 def hear(samples: np.ndarray, network: Network, in_flight: int) -> Heard:
-    """Asks about every window of samples [n] at 22,050 Hz, `in_flight` requests at a time. The first error of the network is raised."""
+    """Sends every window of samples [n] at 22,050 Hz, `in_flight` requests at a time.
+
+    Raises the first error of the network.
+    """
     started = time.perf_counter()
     answers = list(_answers(windows.cut(samples), network, in_flight))
     seconds = time.perf_counter() - started
@@ -52,7 +55,7 @@ def _answers(
         waiting: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
         try:
             for window in cut:
-                if len(waiting) > in_flight:  # one is always ready to go when another has come back
+                if len(waiting) > in_flight:  # keeps one window ready to send
                     yield waiting.popleft().result()
                 waiting.append(pool.submit(ask, window))
             while waiting:

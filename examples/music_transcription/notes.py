@@ -1,4 +1,4 @@
-"""Notes from the two pictures that the network draws: how surely each pitch sounds, and how surely it begins, in each frame."""
+"""Decodes notes from the network's posteriorgrams: which pitches sound and which start in each frame."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 LOWEST_MIDI = 21
-#: Semitones from a note to its overtones two to eight, as the piano's keys have them.
+#: Semitones from a note to its overtones two to eight, rounded to the piano's keys.
 _OVERTONES = frozenset((12, 19, 24, 28, 31, 34, 36))
-#: Onsets within this many frames belong to one stroke; a stroke reaches into the note picture this many frames before it.
+#: Onsets within this many frames are one stroke, and the note posteriorgram may lead it by as many.
 _STROKE_FRAMES, _BEFORE_FRAMES = 3, 12
 _STROKE_SECONDS = 0.04
 _NEIGHBOURS = 64
@@ -18,7 +18,7 @@ _NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Note:
-    """A note: seconds from the start of the recording, MIDI number (60 is C4), and strength in 0 to 1."""
+    """A note: start in seconds, MIDI number (60 is C4), and strength from 0 to 1."""
 
     start: float
     midi: int
@@ -36,29 +36,29 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What counts as a note. Frames are 256 samples at 22,050 Hz, 11.6 ms."""
+    """What counts as a note. A frame is 256 samples at 22,050 Hz, 11.6 ms."""
 
-    #: A note begins where the onset picture has a peak as high as this.
+    #: Minimum height of an onset peak that starts a note.
     onset: float = 0.5
-    #: A note sounds as long as the note picture is as high as this.
+    #: Minimum height of the note posteriorgram while a note sounds.
     sounding: float = 0.3
-    #: Shorter notes are dropped.
+    #: Minimum length of a note in frames.
     shortest_frames: int = 11
-    #: A note goes on over dips of fewer frames than this.
+    #: Shorter dips than this, in frames, do not end a note.
     dip_frames: int = 11
-    #: A pitch that sounds already is struck again if its onset is this large a part of the strongest onset at that time: every stroke
-    #: shakes the onsets of the pitches held beside it a little.
+    #: A sounding pitch is struck again only if its onset is at least this fraction of the strongest one at
+    #: the time: every stroke also raises the onsets of held pitches a little.
     restrike: float = 0.85
-    #: A note that sounds where an overtone of another would is that overtone if its strength is a smaller part of the other's than this.
+    #: A note at an overtone of another is dropped if its strength is below this fraction of the other's.
     overtone: float = 0.6
 
 
 def decode(
     sounding: np.ndarray, onset: np.ndarray, frame_rate: float, thresholds: Thresholds | None = None
 ) -> list[Note]:
-    """The notes in posteriorgrams [frames, 88], lowest pitch A0 (MIDI 21), by time.
+    """The notes in posteriorgrams [frames, 88], whose lowest pitch is A0 (MIDI 21), in time order.
 
-    A note begins at a peak of the onset picture, and ends where it has faded, or where the same pitch begins again.
+    A note starts at an onset peak and ends where it fades or where the same pitch starts again.
     """
     thresholds = thresholds or Thresholds()
     frames = len(sounding)
@@ -76,14 +76,14 @@ def decode(
 
 
 def _peaks(picture: np.ndarray, least: float) -> np.ndarray:
-    """Where a column is at least `least` and higher than before it, and not lower than after; the first and the last frame can be peaks."""
+    """Local maxima of at least `least` in each column, including at the first and last frame."""
     edge = np.full((1, picture.shape[1]), -np.inf, picture.dtype)
     padded = np.concatenate((edge, picture, edge))
     return (picture >= least) & (picture > padded[:-2]) & (picture >= padded[2:])
 
 
 def _shaken(sounding: np.ndarray, onset: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    """Where a pitch sounds already, and its onset is weak beside the strongest of its time."""
+    """Where a pitch is already sounding and its onset is weak compared with the strongest at that time."""
     strongest = onset.max(axis=1)
     padded = np.pad(strongest, _STROKE_FRAMES)
     strongest_near = np.lib.stride_tricks.sliding_window_view(padded, 2 * _STROKE_FRAMES + 1).max(axis=1)
@@ -93,8 +93,8 @@ def _shaken(sounding: np.ndarray, onset: np.ndarray, thresholds: Thresholds) -> 
 
 
 def _without_overtones(found: list[Note], part: float) -> list[Note]:
-    """The notes but those that are a weak shadow, at the distance of an overtone, of a note that sounds when they begin."""
-    # sorted by time: who shadows a note stands not far from it
+    """The notes without those that are weak overtones of a note sounding at their start."""
+    # The list is sorted by time, so only near neighbours can sound at the same time.
     return [
         note
         for index, note in enumerate(found)
@@ -110,10 +110,10 @@ def _shadows(other: Note, note: Note, part: float) -> bool:
 
 
 def _fading(quiet: np.ndarray, dip_frames: int) -> np.ndarray:
-    """For each frame and pitch, the first frame from there on where the pitch is quiet for `dip_frames` or to the end."""
+    """For each frame and pitch, the next frame that begins `dip_frames` quiet ones, or quiet to the end."""
     frames, pitches = quiet.shape
     ends = np.empty((frames, pitches), np.int64)
-    run = np.full(pitches, dip_frames)  # after the last frame there is silence
+    run = np.full(pitches, dip_frames)  # the recording is followed by silence
     end = np.full(pitches, frames)
     for frame in range(frames - 1, -1, -1):
         run = np.where(quiet[frame], run + 1, 0)

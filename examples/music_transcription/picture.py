@@ -1,4 +1,4 @@
-"""The piano roll: what the network saw, what was found in it, and, where it is known, what is true."""
+"""Draws the piano roll: the network's output, the notes found, and the true notes if known."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ _KEY_HEIGHT = 0.135  # inches
 
 @dataclass(frozen=True, slots=True)
 class Transcription:
-    """All that the picture shows. `sounding` is the note posteriorgram [frames, 88]; `true` and `score` are there for a known melody."""
+    """Everything in the picture.
+
+    `sounding` is the note posteriorgram [frames, 88]; `true` and `score` are set for the known melody only.
+    """
 
     title: str
     recording: Recording
@@ -41,7 +44,10 @@ class Transcription:
 
 
 def draw(path: Path, music: Transcription) -> None:
-    """Writes a PNG: the waveform above a piano roll, broken into lines like a score; of a long recording, the first two minutes."""
+    """Writes a PNG with the waveform above a piano roll, wrapped into lines like a score.
+
+    Only the first two minutes of a long recording are drawn.
+    """
     seconds = music.recording.seconds
     rows = min(max(math.ceil(seconds / _SECONDS_A_ROW - 0.02), 1), _MOST_ROWS)
     span = min(seconds / rows, _SECONDS_A_ROW)
@@ -92,11 +98,11 @@ def _waveform(axes: Axes, recording: Recording, start: float, end: float) -> Non
 
 
 def _rows(axes: Axes, low: int, high: int, start: float, end: float) -> None:
-    """A row for each key, shaded for the black ones, and a line for each second."""
+    """A row per key, shaded for black keys, and a line per second."""
     for midi in range(low, high + 1):
         if midi % 12 in _BLACK_KEYS:
             axes.axhspan(midi - 0.5, midi + 0.5, color=_DARK_ROW, linewidth=0, zorder=0)
-        if midi % 12 in (0, 5):  # between B and C, and between E and F, there is no black key
+        if midi % 12 in (0, 5):  # no black key between B and C, or E and F
             axes.axhline(midi - 0.5, color=_LINE, linewidth=0.8, zorder=1)
     seconds = np.arange(math.ceil(start), end + 0.001)
     axes.set_xticks(seconds, [f"{second:g}" for second in seconds], fontsize=8.5, color=_FAINT)
@@ -110,7 +116,7 @@ def _rows(axes: Axes, low: int, high: int, start: float, end: float) -> None:
 
 
 def _keyboard(axes: Axes, low: int, high: int) -> None:
-    """The keys of a piano as they lie: the white ones fill their octave, the black ones lie upon them."""
+    """A piano keyboard: white keys fill the octave, with black keys on top."""
     axes.set(xlim=(0, 1), ylim=(low - 0.5, high + 0.5))
     axes.axis("off")
     axes.add_patch(
@@ -165,8 +171,8 @@ def _box(axes: Axes, note: Note, colour: str, inches_a_second: float) -> None:
     )
     axes.plot(
         (note.start, note.start), (note.midi - 0.38, note.midi + 0.38), color="white", linewidth=1, zorder=3.5
-    )  # parts repeated notes
-    if note.length * inches_a_second > 0.3:  # else the name does not fit
+    )  # separates repeated notes
+    if note.length * inches_a_second > 0.3:  # otherwise the name does not fit
         left, middle = note.start + 0.05 / inches_a_second, note.midi - 0.05
         axes.text(left, middle, note.name, fontsize=6.3, color="white", va="center", zorder=6, clip_on=True)
 
@@ -180,12 +186,12 @@ def _heading(figure: Figure, music: Transcription, shown: float, height: float) 
     facts = [f"{seconds:.1f} seconds", f"{len(music.found)} notes found"]
     if shown < seconds - 0.5:
         facts.append(f"the first {shown:.0f} seconds shown")
-    key = [Patch(facecolor=_FOUND, label="found (the stronger, the darker)")]
+    key = [Patch(facecolor=_FOUND, label="found (darker is stronger)")]
     if score:
         facts += [f"precision {score.precision:.3f}", f"recall {score.recall:.3f}", f"F1 {score.f1:.3f}"]
         key = [
             Patch(facecolor=_FOUND, label=f"found, true ({len(score.pairs)})"),
-            Patch(facecolor=_EXTRA, label=f"found, not true ({score.found_count - len(score.pairs)})"),
+            Patch(facecolor=_EXTRA, label=f"found, false ({score.found_count - len(score.pairs)})"),
             Patch(
                 facecolor="none",
                 edgecolor=_MISSED,
@@ -195,13 +201,14 @@ def _heading(figure: Figure, music: Transcription, shown: float, height: float) 
             ),
             Patch(facecolor="none", edgecolor=_INK, label=f"true ({score.true_count})"),
         ]
-    key.append(Patch(facecolor=_SEEN, label="what the network saw"))
+    key.append(Patch(facecolor=_SEEN, label="network output"))
     margin = 0.25 / _WIDTH
     figure.text(
         margin, 1 - 0.42 / height, music.title, fontsize=19, fontweight="bold", color=_INK, va="center"
     )
     figure.text(margin, 1 - 0.78 / height, "   ·   ".join(facts), fontsize=10.5, color=_FAINT, va="center")
     figure.legend(
-        handles=key, loc="center right", bbox_to_anchor=(1 - 0.1 / _WIDTH, 1 - 0.45 / height), ncols=len(key), frameon=False,
+        handles=key, loc="center right", bbox_to_anchor=(1 - 0.1 / _WIDTH, 1 - 0.45 / height),
+        ncols=len(key), frameon=False,
         fontsize=9.5, labelcolor=_INK,
     )  # fmt: skip

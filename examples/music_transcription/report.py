@@ -1,4 +1,4 @@
-"""What the application found, for people to read on a terminal."""
+"""Terminal output of the application."""
 
 from __future__ import annotations
 
@@ -17,32 +17,39 @@ _BETWEEN = "  |  "
 
 def audio_line(recording: Recording) -> str:
     channels = {1: "mono", 2: "stereo"}.get(recording.file_channels, f"{recording.file_channels} channels")
-    return f"{recording.seconds:.2f} s of {recording.file_format}, {recording.file_rate} Hz {channels}, heard at {recording.rate} Hz mono"
+    return (
+        f"{recording.seconds:.2f} s of {recording.file_format}, {recording.file_rate} Hz {channels},"
+        f" analysed at {recording.rate} Hz mono"
+    )
 
 
 def heard_line(heard: Heard, audio_seconds: float) -> str:
     factor = heard.seconds / audio_seconds
     return (
-        f"{_count(heard.windows, 'window')} of 1.99 s, {_count(heard.in_flight, 'request')} in flight: {heard.seconds:.2f} s, "
-        f"{1 / factor:.3g} times as fast as it plays (real-time factor {factor:.4f})"
+        f"{_count(heard.windows, 'window')} of 1.99 s, {_count(heard.in_flight, 'request')} in flight:"
+        f" {heard.seconds:.2f} s, "
+        f"{1 / factor:.3g} times real time (real-time factor {factor:.4f})"
     )
 
 
 def speech_line(speech: Speech, seconds: float) -> str:
     if speech.share < 0.02:
-        said = f"no speech (the likeliest 32 ms: {speech.probability.max():.2f})"
+        said = f"no speech (highest probability in 32 ms: {speech.probability.max():.2f})"
     else:
         said = f"speech in {speech.share:.0%} of the recording"
-    return f"{said}; {_count(speech.requests, 'request')}, each with the state of the one before: {seconds:.2f} s"
+    return (
+        f"{said}; {_count(speech.requests, 'request')}, each with the previous one's state: {seconds:.2f} s"
+    )
 
 
 def note_lines(found: Sequence[Note], score: Score | None, most: int) -> list[str]:
-    """The notes in columns, to be read downwards; where the true ones are known, an x stands behind the others."""
+    """The notes in columns, to be read downwards; if the true notes are known, an x marks false ones."""
     if not found:
         return ["no notes were found"]
     right = set(range(len(found))) if score is None else {index for _, index in score.pairs}
     cells = [
-        f"{note.start:7.2f}s  {note.name:<4} {note.midi:>4} {note.length:6.2f}s {note.strength:8.2f}{' ' if index in right else 'x'}"
+        f"{note.start:7.2f}s  {note.name:<4} {note.midi:>4} {note.length:6.2f}s {note.strength:8.2f}"
+        f"{' ' if index in right else 'x'}"
         for index, note in enumerate(found[:most])
     ]
     height = -(-len(cells) // _COLUMNS)
@@ -55,12 +62,15 @@ def note_lines(found: Sequence[Note], score: Score | None, most: int) -> list[st
 
 
 def score_lines(true: Sequence[Note], score: Score) -> list[str]:
-    """Precision, recall and F1, and the true notes that were not found."""
+    """Precision, recall and F1, and the missed notes."""
     caught = {index for index, _ in score.pairs}
     missed = [f"{note.name} at {note.start:.2f} s" for index, note in enumerate(true) if index not in caught]
     right, extra = len(score.pairs), score.found_count - len(score.pairs)
     lines = [
-        f"{right} of {score.true_count} true notes were found (same pitch, onset within 50 ms), and {extra} that are not true"
+        (
+            f"{right} of {score.true_count} true notes were found (same pitch, onset within 50 ms),"
+            f" and {extra} false ones"
+        )
     ]
     if missed:
         lines.append(f"missed: {', '.join(missed)}")

@@ -1,4 +1,4 @@
-"""How well found notes agree with the true ones."""
+"""Compares found notes with the true ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ONSET_TOLERANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """`pairs` are indices (true, found) of the notes that agree; the rest was missed or is extra."""
+    """`pairs` are the indices (true, found) of matching notes; all others are missed or extra."""
 
     true_count: int
     found_count: int
@@ -33,10 +33,10 @@ class Score:
 
 
 def compare(true: Sequence[Note], found: Sequence[Note], tolerance: float = ONSET_TOLERANCE) -> Score:
-    """Matches notes of the same pitch that begin within `tolerance` seconds of each other, each true and each found note at most once.
+    """Matches notes of equal pitch that start within `tolerance` seconds of each other, one to one.
 
-    This is the rule for onsets of MIREX and mir_eval (lengths do not count), on the semitone grid. Within one pitch both lists are in
-    order of time, and taking the earliest free partner is then a largest matching.
+    This is the onset rule of MIREX and mir_eval (lengths do not count), on the semitone grid. Within a pitch,
+    both lists are in time order, so taking the earliest free partner gives a maximum matching.
     """
     pairs: list[tuple[int, int]] = []
     for midi in {note.midi for note in true}:

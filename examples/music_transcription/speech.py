@@ -1,4 +1,4 @@
-"""Whether a recording contains speech, by a second network, which remembers: its state travels with the caller from step to step."""
+"""Detects speech with a second, stateful network, whose state the caller passes from step to step."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ _CONTEXT_SAMPLES = 64
 _SECTION_SECONDS = 4
 _MOST_SECTIONS = 16
 
-#: Takes `input` float32 [B, 576], `state` float32 [2, B, 128], `sr` int64 []; gives `output` [B, 1] and `stateN` [2, B, 128].
+#: Takes `input` float32 [B, 576], `state` float32 [2, B, 128], `sr` int64 []; returns `output` [B, 1] and
+#: `stateN` [2, B, 128].
 Step = Callable[..., Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """The probability of speech in each 32 ms of a recording, float32 [steps], and how many requests that took."""
+    """The probability of speech in each 32 ms of a recording, float32 [steps], and the number of requests."""
 
     probability: np.ndarray
     requests: int
 
     @property
     def share(self) -> float:
-        """The part of the recording that is speech."""
+        """The fraction of the recording that is speech."""
         return float((self.probability > 0.5).mean())
 
 
 def detect(samples: np.ndarray, step: Step) -> Speech:
-    """Steps through samples [n] at 16 kHz.
+    """Runs the network over samples [n] at 16 kHz.
 
-    A step needs the state after the one before it, so a recording is one long chain of requests; to shorten it, up to 16 sections of
-    the recording step side by side, as rows of one request.
+    Each step needs the previous step's state, so a recording is one long chain of requests. To shorten it, up
+    to 16 sections of the recording run in parallel, as the rows of one request.
     """
     steps = math.ceil(len(samples) / _STEP_SAMPLES)
     sections = min(max(math.ceil(len(samples) / SAMPLE_RATE / _SECTION_SECONDS), 1), _MOST_SECTIONS)
     length = math.ceil(steps / sections)
     padded = np.zeros(_CONTEXT_SAMPLES + sections * length * _STEP_SAMPLES, np.float32)
     padded[_CONTEXT_SAMPLES : _CONTEXT_SAMPLES + len(samples)] = samples
-    # [sections, length, 576]: each step hears the last 64 samples of the one before it again
+    # [sections, length, 576]: each step also gets the last 64 samples of the previous one
     every = np.lib.stride_tricks.sliding_window_view(padded, _CONTEXT_SAMPLES + _STEP_SAMPLES)[
         ::_STEP_SAMPLES
     ]

@@ -1,7 +1,7 @@
-"""Which notes are in a recording? Asks two networks behind a Backline server, and needs nothing but its client to do so.
+"""Transcribes the notes in a recording with two networks on a Backline server; needs only Backline's client.
 
 python transcribe.py song.ogg     the notes of a file
-python transcribe.py              a melody whose notes are known, and how many of them were found
+python transcribe.py              a built-in melody with known notes, and how many of them were found
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from backline.client.errors import BacklineError
 
 @dataclass(frozen=True, slots=True)
 class Music:
-    """A recording at the rate of the network; `true` are its notes where they are known."""
+    """A recording at the network's sample rate; `true` are its notes if known."""
 
     title: str
     stem: str
@@ -56,26 +56,29 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="The notes in a recording, found by networks that a Backline server runs."
+        description="Transcribe the notes in a recording with networks on a Backline server."
     )
     parser.add_argument(
         "audio",
         nargs="?",
         type=Path,
-        help="WAV, FLAC, OGG, Opus or MP3; without it, a melody whose notes are known",
+        help="WAV, FLAC, OGG, Opus or MP3; without it, a built-in melody whose notes are known",
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
     parser.add_argument(
-        "--in-flight", type=_positive, default=8, help="requests at a time (default: %(default)s)"
+        "--in-flight", type=_positive, default=8, help="concurrent requests (default: %(default)s)"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("build"), help="folder for what is written (default: %(default)s)"
+        "--output", type=Path, default=Path("build"), help="output folder (default: %(default)s)"
     )
     parser.add_argument(
-        "--notes", type=_positive, default=120, help="the most notes to list (default: %(default)s)"
+        "--notes", type=_positive, default=120, help="maximum number of notes to list (default: %(default)s)"
     )
     parser.add_argument(
-        "--require-f1", type=float, default=0.0, help="status 1 if F1 of the known melody is lower"
+        "--require-f1",
+        type=float,
+        default=0.0,
+        help="exit with status 1 if F1 of the built-in melody is lower",
     )
     return parser.parse_args()
 
@@ -103,7 +106,7 @@ def _music(path: Path | None, output: Path) -> Music:
 def _transcribe(client: Client, music: Music, arguments: argparse.Namespace) -> int:
     recording = music.recording
     server = client.metadata()
-    print(f"server       {server.name} {server.version} answers at {arguments.url}")
+    print(f"server       {server.name} {server.version} at {arguments.url}")
     print(f"audio        {music.title}: {report.audio_line(recording)}")
 
     ask = partial(client["basic_pitch"], outputs=(network.SOUNDING, network.ONSET))
@@ -127,7 +130,7 @@ def _transcribe(client: Client, music: Music, arguments: argparse.Namespace) -> 
     midi.write(mid, found)
     print(f"\nwritten      {png} (piano roll) and {mid} (MIDI)")
     if result and result.f1 < arguments.require_f1:
-        print(f"transcribe: F1 is {result.f1:.3f}, required are {arguments.require_f1}", file=sys.stderr)
+        print(f"transcribe: F1 is {result.f1:.3f}, but {arguments.require_f1} is required", file=sys.stderr)
         return 1
     return 0
 

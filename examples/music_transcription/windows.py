@@ -1,8 +1,9 @@
-"""A recording cut into the windows that the network takes, and the network's answers joined again.
+"""Splits a recording into the network's windows, and joins the network's outputs.
 
-The network hears 43,844 samples (1.99 s) and answers with 172 frames, one every 256 samples, frame k centred on sample 256 k. Near both
-ends of a window it hears half of what it needs, so windows overlap, and 15 frames are cut from each end of an answer. Windows start a
-whole number of frames apart (142, what is left of an answer): so the joined frames lie on one even grid, and times do not drift.
+The network takes 43,844 samples (1.99 s) and returns 172 frames, one per 256 samples, frame k centred on
+sample 256 k. It lacks context near both ends of a window, so windows overlap and 15 frames are cut from each
+end of an output. Windows start 142 frames apart, the rest of an output, so the joined frames form one even grid
+without drift.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ STRIDE_SAMPLES = KEPT_FRAMES * FRAME_SAMPLES
 
 
 def frame_count(sample_count: int) -> int:
-    """The frames of a recording: one for each 256 samples begun."""
+    """The number of frames in a recording: one per 256 samples, rounded up."""
     return math.ceil(sample_count / FRAME_SAMPLES)
 
 
 def window_count(sample_count: int) -> int:
-    """The windows of a recording."""
+    """The number of windows in a recording."""
     return math.ceil(frame_count(sample_count) / KEPT_FRAMES)
 
 
 def cut(samples: np.ndarray) -> Iterator[np.ndarray]:
-    """The windows of samples [n] at 22,050 Hz, each float32 [1, 43844, 1], silence where the recording has not begun or is over."""
+    """The windows of samples [n] at 22,050 Hz, each float32 [1, 43844, 1], silence at both ends."""
     for index in range(window_count(len(samples))):
         start = index * STRIDE_SAMPLES - MARGIN_FRAMES * FRAME_SAMPLES
         window = np.zeros(WINDOW_SAMPLES, np.float32)
@@ -44,6 +45,6 @@ def cut(samples: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def join(answers: Iterable[np.ndarray], sample_count: int) -> np.ndarray:
-    """The frames [frame_count, pitches] of a recording from the answers to its windows, each [1, 172, pitches], in order."""
+    """A recording's frames [frame_count, pitches] from its windows' outputs [1, 172, pitches], in order."""
     kept = [answer[0, MARGIN_FRAMES : MARGIN_FRAMES + KEPT_FRAMES] for answer in answers]
     return np.concatenate(kept)[: frame_count(sample_count)]

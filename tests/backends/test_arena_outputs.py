@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from backline.system.memory import trim
 from onnx import TensorProto, helper
 
 from backline.backends.arena_outputs import LARGE, MAX_HELD, ArenaOutputs
+from backline.system.memory import trim
 
 HOLD = """
 import gc, sys

@@ -1,4 +1,4 @@
-"""The benchmarks are scripts, not a package: their folder is put on the path."""
+"""Puts the benchmark scripts on the import path, as they are not a package."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ sys.path.insert(0, str(BENCHMARKS))
 
 @pytest.fixture
 def recorded() -> Callable[[str], str]:
-    """What a load generator once printed."""
+    """Reads the recorded output of a load generator."""
     return lambda name: (Path(__file__).parent / "recorded" / name).read_text()

@@ -1,4 +1,4 @@
-"""`make bench` in small: Backline alone, one second a case."""
+"""`make bench` in small: Backline only, one second a case."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_backline_alone_is_measured(protocol: str, tmp_path: Path) -> None:
     assert file.with_suffix(".png").exists()
 
 
-def test_an_unknown_peer_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_peer_is_refused_with_the_known_names() -> None:
     done = run("--peers", "backline,tritn")
 
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Turns, medians, ratios, the table and the JSON."""
+"""The order of turns, medians, ratios, the table and the JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def case(model: Model = MODEL, encoding: str = "binary", concurrency: int = 16) 
 
 
 class Recorder:
-    """A peer that answers with given rates, and writes down when it had its turn."""
+    """A peer with given rates that records its turns."""
 
     def __init__(self, name: str, answers: list[float], log: list[str], failing: int = 99) -> None:
         self.name, self.answers, self.log, self.failing = name, answers, log, failing
@@ -58,23 +58,23 @@ def test_median_of_each_number_and_sum_of_counts() -> None:
     assert median_measurement(runs) == Measurement(20, 3, 8, 600, 3, 8.0)
 
 
-def test_median_leaves_out_what_is_not_known() -> None:
+def test_median_ignores_unknown_numbers() -> None:
     middle = median_measurement([Measurement(10, math.nan, math.nan, 1), Measurement(20, 4.0, math.nan, 1)])
 
     assert middle.p50_us == 4.0
     assert math.isnan(middle.p99_us)
 
 
-def test_ratio_is_taken_within_a_round() -> None:
-    # The machine is half as fast in the second round and a third in the third: the ratio is 2 all the same.
+def test_ratios_are_computed_within_a_round() -> None:
+    # The machine slows to a half and a third in later rounds, yet the ratio stays 2.
     assert ratio(rates(600, 300, 200), rates(300, 150, 100)) == 2.0
 
 
-def test_ratio_to_a_peer_without_answers_is_not_known() -> None:
+def test_the_ratio_to_a_peer_without_answers_is_unknown() -> None:
     assert math.isnan(ratio(rates(10), rates(0)))
 
 
-def test_each_peer_has_each_place_in_the_order() -> None:
+def test_each_peer_takes_each_position_in_the_order() -> None:
     orders = [turns(["a", "b", "c"], number) for number in range(3)]
 
     assert orders == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
@@ -90,7 +90,7 @@ def test_peers_take_turns() -> None:
     assert row.ratio("backline", "other") == 3.0
 
 
-def test_a_peer_that_fails_keeps_what_it_reached_and_says_why() -> None:
+def test_a_failed_peer_keeps_its_results_and_its_reason() -> None:
     log: list[str] = []
     peers = {
         "backline": Recorder("backline", [4, 4], log),
@@ -103,7 +103,7 @@ def test_a_peer_that_fails_keeps_what_it_reached_and_says_why() -> None:
     assert [run.requests_per_second for run in row.runs["other"]] == [2]
 
 
-def test_slow_models_are_measured_until_every_client_was_answered() -> None:
+def test_slow_models_are_measured_until_every_client_has_an_answer() -> None:
     assert case().seconds(2) == 2
     assert case(SLOW, concurrency=64).seconds(2) == pytest.approx(4 * 64 * 0.02)
 
@@ -118,7 +118,7 @@ def test_table_shows_rates_latencies_and_ratios() -> None:
     )
 
 
-def test_table_says_why_a_peer_has_no_number() -> None:
+def test_table_states_why_a_peer_has_no_number() -> None:
     row = Row(case(), {"backline": rates(10)}, {"triton": "its answer is wrong | really"})
 
     assert "| none: its answer is wrong / really |" in table([row], ["backline", "triton"])
@@ -144,7 +144,7 @@ def test_document_names_machine_versions_and_skipped_peers() -> None:
     assert "| model | asked by | clients | backline |" in text
 
 
-def test_json_has_every_run_and_no_nan() -> None:
+def test_json_contains_every_run_and_no_nan() -> None:
     row = Row(case(), {"backline": [Measurement(10, math.nan, math.nan, 5)], "triton": rates(5)})
 
     data = as_json([row], machine={}, versions={}, skipped={}, settings={"rounds": 1})
@@ -162,7 +162,7 @@ def test_picture_is_a_png(tmp_path: Path) -> None:
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_large_requests_over_grpc_are_asked_by_h2load_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_grpc_requests_are_sent_by_h2load_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.h2load, "available", lambda: True)
     ways = [("http", "binary", "wrk"), ("grpc", "binary", "perf_analyzer"), ("grpc", "binary", "h2load")]
     large = Model("ident", Path("model.onnx"), "INPUT0", (1, 3, 224, 224), 0.1)

@@ -1,4 +1,4 @@
-"""The parsers read what the load generators really print."""
+"""The parsers read real output of the load generators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_wrk_rate_latencies_and_count(recorded: Recorded) -> None:
     assert (result.p50_us, result.p99_us, result.requests, result.errors) == (213, 403, 17504, 0)
 
 
-def test_wrk_counts_refused_and_broken_answers_as_errors(recorded: Recorded) -> None:
+def test_wrk_counts_refused_and_broken_responses_as_errors(recorded: Recorded) -> None:
     output = (
         recorded("wrk.txt")
         .replace('"read": 0', '"read": 3')
@@ -33,7 +33,7 @@ def test_wrk_counts_refused_and_broken_answers_as_errors(recorded: Recorded) -> 
     assert wrk.parse(output).errors == 45
 
 
-def test_wrk_without_a_result_says_what_it_printed() -> None:
+def test_wrk_without_a_result_reports_its_output() -> None:
     with pytest.raises(CannotRun, match="unable to connect"):
         wrk.parse("unable to connect to 127.0.0.1:1 Connection refused\n")
 
@@ -45,7 +45,7 @@ def test_perf_analyzer_rate_latencies_and_count(recorded: Recorded) -> None:
     assert (result.p50_us, result.p99_us, result.requests, result.errors) == (340, 738, 13287, 0)
 
 
-def test_perf_analyzer_without_a_result_says_its_error() -> None:
+def test_perf_analyzer_without_a_result_reports_its_error() -> None:
     output = "Request concurrency: 1\nerror: failed to get model config: Method not found!\n"
 
     with pytest.raises(CannotRun, match="Method not found"):
@@ -69,12 +69,12 @@ def test_h2load_counts_failed_requests(recorded: Recorded) -> None:
     assert math.isnan(result.p50_us)
 
 
-def test_h2load_without_a_result_says_what_it_printed() -> None:
+def test_h2load_without_a_result_reports_its_output() -> None:
     with pytest.raises(CannotRun, match="could not be resolved"):
         h2load.parse("host could not be resolved", [])
 
 
-def test_h2load_tells_how_many_requests_got_no_whole_answer(recorded: Recorded) -> None:
+def test_h2load_counts_requests_without_a_complete_response(recorded: Recorded) -> None:
     output = recorded("h2load.txt")
     broken = output.replace(
         "12869 done, 12869 succeeded, 0 failed, 0 errored", "12860 done, 12857 succeeded, 3 failed, 3 errored"
@@ -84,7 +84,7 @@ def test_h2load_tells_how_many_requests_got_no_whole_answer(recorded: Recorded) 
     assert h2load.unfinished(broken) == 12
 
 
-def test_h2load_writes_down_each_request() -> None:
+def test_h2load_logs_each_request() -> None:
     if not h2load.available():
         pytest.skip("h2load is not installed")
     answers = [

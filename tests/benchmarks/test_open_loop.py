@@ -1,4 +1,4 @@
-"""The clients of the overload benchmark tell the fates of their requests apart, against a real socket."""
+"""The overload benchmark's clients classify the outcomes of their requests, on a real socket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 def fates(answers: list[bytes], *, close: bool = False) -> dict[str, int]:
-    """What a client says of one request for each of `answers`, when the server writes them in turn."""
+    """Outcomes that a client reports for one request per answer, which the server writes in turn."""
 
     async def main() -> dict[str, int]:
         left = iter(answers)
@@ -46,7 +46,7 @@ def test_answers_are_counted_by_status() -> None:
     assert fates(answers) == {"200": 1, "503": 1}
 
 
-def test_an_answer_that_is_cut_off_is_partial() -> None:
+def test_a_truncated_answer_is_partial() -> None:
     assert fates([b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nhi"], close=True) == {"partial": 1}
 
 
@@ -54,11 +54,11 @@ def test_a_connection_closed_without_a_byte_is_unanswered() -> None:
     assert fates([b""], close=True) == {"unanswered": 1}
 
 
-def test_bytes_beyond_the_answer_are_noticed() -> None:
+def test_bytes_after_the_answer_are_reported() -> None:
     assert fates([b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nhello"]) == {"too many bytes": 1}
 
 
-def test_nobody_listening_is_no_connection() -> None:
+def test_a_closed_port_is_no_connection() -> None:
     async def main() -> dict[str, int]:
         clients = Clients(free_ports(1)[0], REQUEST)
         clients.send(1.0)
@@ -68,7 +68,7 @@ def test_nobody_listening_is_no_connection() -> None:
     assert asyncio.run(main()) == {"no connection": 1}
 
 
-def test_open_loop_sends_at_its_rate_without_waiting_for_answers() -> None:
+def test_the_open_loop_sends_at_its_rate_without_waiting_for_answers() -> None:
     async def main() -> int:
         received = 0
         enough = asyncio.Event()

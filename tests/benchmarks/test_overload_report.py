@@ -1,4 +1,4 @@
-"""The load of the benchmark of latency objectives and what is made of it, against a real server."""
+"""The load and the report of the latency objective benchmark, on a real server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fates(server: ServerProcess, name: str, moments: list[float]) -> list[Fate]:
     return asyncio.run(main())
 
 
-def test_calls_are_told_apart_by_their_status_and_counted_from_when_they_were_due(
+def test_calls_are_classified_by_status_and_timed_from_their_schedule(
     server: ServerProcess,
 ) -> None:
     moments = [number / 1000 for number in range(200)]
@@ -51,7 +51,7 @@ def test_calls_are_told_apart_by_their_status_and_counted_from_when_they_were_du
     assert {fate.what for fate in fates(server, "nobody", moments[:3])} == {"status 5"}
 
 
-def test_events_of_a_poisson_process_come_at_the_rate_and_as_irregularly_as_they_should() -> None:
+def test_poisson_arrivals_have_the_right_rate_and_variance() -> None:
     gaps = np.diff(poisson(500.0, 20.0, seed=1))
     assert len(gaps) == pytest.approx(10_000, rel=0.05)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
@@ -61,7 +61,7 @@ def turn(*latencies: float, seconds: float = 1.0) -> Turn:
     return Turn([Fate("200", 0.0, 0.0, latency) for latency in latencies], 0, seconds)
 
 
-def test_goodput_is_what_was_answered_within_the_objective() -> None:
+def test_goodput_counts_answers_within_the_objective() -> None:
     told = [
         Fate("200", 0.0, 0.01, 0.05),
         Fate("200", 0.0, 0.0, 0.2),
@@ -73,13 +73,13 @@ def test_goodput_is_what_was_answered_within_the_objective() -> None:
     assert outcome.others == {"partial": 1, "no answer": 1}
 
 
-def test_rates_are_medians_of_the_turns_and_latencies_those_of_all_requests() -> None:
+def test_rates_are_medians_over_turns_and_latencies_are_over_all_requests() -> None:
     outcome = outcome_of([turn(0.05, 0.05), turn(0.05), turn(*[0.07] * 5, 0.2)], objective=0.1)
     assert (outcome.answered, outcome.goodput, outcome.goodputs) == (2.0, 2.0, (1.0, 5.0))
     assert outcome.p50 == pytest.approx(70)
 
 
-def test_the_page_says_which_claims_hold(tmp_path: Path) -> None:
+def test_the_page_states_which_claims_hold(tmp_path: Path) -> None:
     outcomes = {
         ("http", 1.1, "plain"): outcome_of([turn(*[0.09] * 100)], 0.1),
         ("http", 1.1, "objective"): outcome_of([turn(*[0.05] * 94)], 0.1),

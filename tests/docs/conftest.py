@@ -1,4 +1,4 @@
-"""A folder as a reader of the README has it after the first steps, and the servers that its commands start."""
+"""The folder of a reader who has followed the README's first steps, and servers started by its commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.server import ServerProcess, free_ports
 
 @dataclass
 class Workspace:
-    """The reader's folder, in which `models` lies, and the ports that stand for 8000, 8001 and 8002 of the pages."""
+    """The reader's folder, with `models` in it, and the ports that replace the pages' 8000 to 8002."""
 
     folder: Path
     http_port: int
@@ -29,33 +29,33 @@ class Workspace:
 
     @property
     def environment(self) -> dict[str, str]:
-        """With the commands of this environment, and the ports of this workspace as the defaults."""
+        """The environment variables: commands on PATH, and this workspace's ports as defaults."""
         return {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "BACKLINE_HTTP_PORT": str(self.http_port),
             "BACKLINE_GRPC_PORT": str(self.grpc_port),
             "BACKLINE_METRICS_PORT": str(self.metrics_port),
-            # As some pages start their server.
+            # Set by some pages when they start a server.
             "BACKLINE_ALLOW_CLIENT_SHM": "true",
             "BACKLINE_MODEL_CONTROL_MODE": "poll",
             "BACKLINE_URL": f"http://localhost:{self.http_port}",
         }
 
     def here(self, text: str) -> str:
-        """The text of a page with this workspace's ports and path."""
+        """A page's text with this workspace's ports and path."""
         for port, own in ((8000, self.http_port), (8001, self.grpc_port), (8002, self.metrics_port)):
             text = text.replace(f"localhost:{port}", f"localhost:{own}")
         return text.replace("/path/to/models", str(self.folder / "models"))
 
     def run_python(self, block: Block) -> str:
-        """What a Python block prints."""
+        """The output of a Python block."""
         return self._run(
             [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", self.here(block.text)]
         )
 
     def run_shell(self, commands: str) -> str:
-        """What shell commands print on standard output."""
+        """The standard output of shell commands."""
         return self._run(["bash", "-euo", "pipefail", "-c", self.here(commands)])
 
     def _run(self, command: list[str]) -> str:
@@ -74,7 +74,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def serving(self, command: str) -> Iterator[ServerProcess]:
-        """A server started by a command of a page; not waited for."""
+        """A server started by a page's command, without waiting for it."""
         log = self.folder / "server.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -92,12 +92,12 @@ class Workspace:
 
 
 def commands(block: Block) -> list[str]:
-    """The commands of a shell block, one a line, without comments."""
+    """The commands of a shell block, one per line, without comments."""
     return [line.split("  #")[0].strip() for line in block.text.splitlines()]
 
 
 def wait_until_loaded(server: ServerProcess) -> None:
-    """Asks until the server has tried every model; it says so when it prints how to stop it."""
+    """Waits until the server has tried to load every model and printed how to stop it."""
     end = time.monotonic() + 30
     while "Ctrl-C stops" not in server.output:
         assert server.process.poll() is None, server.output
@@ -113,7 +113,7 @@ def _new_workspace(folder: Path) -> Workspace:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    """A workspace whose models are served, by the README's own command."""
+    """A workspace with a server, started by the README's own command."""
     workspace = _new_workspace(tmp_path_factory.mktemp("reader"))
     (serve,) = (
         line for block in blocks("README.md") for line in commands(block) if line.startswith("backline serve")

@@ -1,4 +1,4 @@
-"""The pages as data: their fenced blocks, tables, links and names in code style."""
+"""Documentation pages as data: fenced blocks, tables, links and code spans."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block; `line` is that of its fence."""
+    """A fenced block; `line` is the line of its opening fence."""
 
     language: str
     text: str
@@ -47,7 +47,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def tables(page: str, first_column: str) -> list[list[dict[str, str]]]:
-    """All tables whose first column has this title: their rows, by column."""
+    """The rows, keyed by column, of every table whose first column has this title."""
     found = []
     lines = read(page).split("\n")
     for number, line in enumerate(lines):
@@ -59,7 +59,7 @@ def tables(page: str, first_column: str) -> list[list[dict[str, str]]]:
 
 
 def table(page: str, first_column: str) -> list[dict[str, str]]:
-    """The only table whose first column has this title."""
+    """The rows of the only table whose first column has this title."""
     (found,) = tables(page, first_column)
     return found
 
@@ -69,5 +69,5 @@ def _cells(line: str) -> list[str]:
 
 
 def code(text: str) -> list[str]:
-    """All that is in code style in a cell or a page."""
+    """All code spans in a cell or a page."""
     return re.findall(r"`([^`\n]+)`", text)

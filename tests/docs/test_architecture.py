@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md: every file and every name that it tells exists."""
+"""ARCHITECTURE.md names only files and names that exist."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PACKAGE = ROOT / "src" / "backline"
 PAGE = "ARCHITECTURE.md"
 _PATH = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|toml|md))").fullmatch
 _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)?").fullmatch
-#: Methods of the protocol, which the package does not define but serves.
+#: Methods of the protocol, served by the package but not defined in it.
 _RPC = {"ModelInfer", "ModelStreamInfer"}
-#: What is in code style and is neither a name nor a file of the package.
+#: Code spans that are neither names nor files of the package.
 _OTHER = {"POST /v2/models/add1/infer", "src/backline/", "grpc-timeout", "make lint"}
 
 
 @cache
 def defined() -> tuple[set[str], dict[str, set[str]]]:
-    """The names that the package defines, and the members of its classes, inherited ones included."""
+    """The names that the package defines, and the members of its classes, including inherited ones."""
     names: set[str] = set()
     members: dict[str, set[str]] = defaultdict(set)
     bases: dict[str, set[str]] = defaultdict(set)
@@ -59,7 +59,7 @@ PATHS = [text for text in told() if _PATH(text) and text not in _OTHER]
 NAMES = [text for text in told() if _NAME(text) and not _PATH(text) and text not in _OTHER | _RPC]
 
 
-def test_everything_in_code_style_is_tested() -> None:
+def test_every_code_span_is_tested() -> None:
     assert len(PATHS) > 30
     assert len(NAMES) > 90
     assert set(told()) - set(PATHS) - set(NAMES) == _OTHER | _RPC
@@ -89,7 +89,7 @@ def test_the_rooms_are_the_folders_of_the_package() -> None:
     assert rooms == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
 
 
-def test_the_rooms_within_rooms_are_told() -> None:
+def test_every_subfolder_is_listed() -> None:
     told = {path.rstrip("/") for row in table(PAGE, "folder") for path in code(row["folder"])}
     within = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("*/*/__init__.py")}
 

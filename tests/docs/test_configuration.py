@@ -1,4 +1,4 @@
-"""docs/configuration.md against the options, fields and parameters that there are."""
+"""docs/configuration.md against the actual options, fields and parameters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _options() -> dict[str, click.Option]:
     return {param.opts[0]: param for param in serve.command.params if isinstance(param, click.Option)}
 
 
-def test_every_option_of_serve_is_told_with_its_variable_and_default() -> None:
+def test_every_serve_option_is_listed_with_its_variable_and_default() -> None:
     told = {
         code(row["option"])[0]: (code(row["option"]), code(row["environment variable"]), code(row["default"]))
         for row in table(PAGE, "option")
@@ -50,7 +50,7 @@ def test_every_option_of_serve_is_told_with_its_variable_and_default() -> None:
     }
 
 
-def test_the_help_shows_what_the_page_tells() -> None:
+def test_the_help_agrees_with_the_page() -> None:
     shown = CliRunner().invoke(serve.command, ["--help"], terminal_width=200).output
 
     for row in table(PAGE, "option"):
@@ -58,7 +58,7 @@ def test_the_help_shows_what_the_page_tells() -> None:
             assert text in shown
 
 
-def test_several_repositories_fit_into_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_can_list_several_repositories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKLINE_MODEL_REPOSITORY", "one s3://bucket/two")
 
     context = serve.command.make_context("serve", [])
@@ -66,13 +66,13 @@ def test_several_repositories_fit_into_the_variable(monkeypatch: pytest.MonkeyPa
     assert context.params["model_repository"] == ("one", "s3://bucket/two")
 
 
-def test_an_option_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_option_overrides_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKLINE_HTTP_PORT", "9000")
 
     assert serve.command.make_context("serve", ["--http-port", "9001"]).params["http_port"] == 9001
 
 
-def test_every_option_of_triton_is_told_with_what_to_do_instead() -> None:
+def test_every_triton_option_is_listed_with_its_replacement() -> None:
     told = {
         code(row["option of tritonserver"])[0]: row["instead"]
         for row in table(PAGE, "option of tritonserver")
@@ -83,16 +83,16 @@ def test_every_option_of_triton_is_told_with_what_to_do_instead() -> None:
 
 
 @pytest.mark.parametrize("advice", triton_options.ELSEWHERE.values())
-def test_what_to_do_instead_names_options_that_exist(advice: str) -> None:
+def test_replacements_name_existing_options(advice: str) -> None:
     names = {name for option in _options().values() for name in option.opts}
 
     assert {text.split()[0] for text in code(advice) if text.startswith("--")} <= names
 
 
-def test_the_supported_fields_of_config_pbtxt_are_told() -> None:
+def test_the_supported_fields_of_config_pbtxt_are_listed() -> None:
     told = {field for row in table(PAGE, "field") for field in code(row["field"])}
 
-    # A section that is supported as a whole is told by itself or by its fields.
+    # A fully supported section is listed as a whole or by its fields.
     assert {
         next((part for part in _with_sections(field) if part in effects.SUPPORTED), field) for field in told
     } == effects.SUPPORTED
@@ -103,7 +103,7 @@ def _with_sections(field: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
-def test_the_fields_of_config_pbtxt_that_are_told_exist() -> None:
+def test_the_listed_fields_of_config_pbtxt_exist() -> None:
     for row in table(PAGE, "field"):
         for field in code(row["field"]):
             section = message("inference.ModelConfig").DESCRIPTOR
@@ -120,7 +120,7 @@ def _read(folder: Path, text: str) -> ModelConfig:
 
 
 @pytest.mark.parametrize("field", ["optimization {priority: PRIORITY_MAX}"])
-def test_fields_that_are_not_supported_are_warnings(tmp_path: Path, field: str) -> None:
+def test_unsupported_fields_cause_warnings(tmp_path: Path, field: str) -> None:
     config = _read(tmp_path, field)
 
     assert any(
@@ -134,7 +134,7 @@ def test_an_ensemble_is_an_error(tmp_path: Path) -> None:
         _read(tmp_path, "ensemble_scheduling {}")
 
 
-def test_every_setting_is_told_for_both_files() -> None:
+def test_every_setting_is_listed_for_both_files() -> None:
     told = {
         code(row["key in `model.toml`"])[0]: code(row["parameter in `config.pbtxt`"])[0]
         for row in table(PAGE, "key in `model.toml`")
@@ -151,7 +151,7 @@ def test_every_setting_is_told_for_both_files() -> None:
 
 
 @pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", read(PAGE), re.DOTALL))
-def test_the_examples_of_model_toml_are_read_without_a_warning(example: str) -> None:
+def test_the_model_toml_examples_are_read_without_warnings(example: str) -> None:
     contents = {"model.toml": example.encode()}
     listing = Listing("m", {path: FileEntry(0, "") for path in contents}, frozenset(), contents.__getitem__)
 
@@ -161,7 +161,7 @@ def test_the_examples_of_model_toml_are_read_without_a_warning(example: str) -> 
     assert config.warnings == ()
 
 
-def test_the_parameters_are_told_with_their_defaults() -> None:
+def test_the_parameters_are_listed_with_their_defaults() -> None:
     rows = {code(row["key"])[0]: code(row["default"]) for row in table(PAGE, "key")}
     settings = onnx_options.SessionSettings()
 
@@ -177,14 +177,14 @@ def test_the_parameters_are_told_with_their_defaults() -> None:
     assert onnx_options._FLAGS[rows["enable_mem_pattern"][0]] == settings.memory_pattern
 
 
-def test_prefixes_that_pass_through_are_told() -> None:
+def test_pass_through_prefixes_are_listed() -> None:
     (sentence,) = re.findall(r"Keys that begin with (.*?) are given", read(PAGE))
 
     assert set(code(sentence)) == set(onnx_options._SESSION_PREFIXES)
 
 
 @pytest.mark.parametrize("connect", [backline.connect, backline.connect_async])
-def test_the_arguments_of_the_client_are_told_with_their_defaults(connect: object) -> None:
+def test_the_clients_arguments_are_listed_with_their_defaults(connect: object) -> None:
     told = {code(row["argument"])[0]: code(row["default"])[0] for row in table(PAGE, "argument")}
     options = ClientOptions()
 
@@ -194,7 +194,7 @@ def test_the_arguments_of_the_client_are_told_with_their_defaults(connect: objec
     assert list(told) == list(inspect.signature(connect).parameters)[1:]  # type: ignore[arg-type]
 
 
-def test_every_url_is_one_that_the_client_reads() -> None:
+def test_the_client_accepts_every_listed_url() -> None:
     from backline.client.address import Address
 
     (rows,) = tables(PAGE, "URL")
@@ -203,7 +203,7 @@ def test_every_url_is_one_that_the_client_reads() -> None:
     assert protocols == {"http", "grpc", "inproc"}
 
 
-def test_every_error_of_the_client_is_told() -> None:
+def test_every_client_error_is_listed() -> None:
     from backline.client import errors
 
     told = {code(row["error"])[0] for row in table("docs/client.md", "error")}

@@ -1,4 +1,4 @@
-"""Links and pictures lead somewhere, and every decision is in the index."""
+"""Links and pictures have targets, and the index lists every decision."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def _links() -> list[tuple[str, str]]:
 
 
 def _anchors(page: str) -> set[str]:
-    """As GitHub makes them of headings."""
+    """The anchors that GitHub generates from headings."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize(("page", "link"), _links())
-def test_links_lead_somewhere(page: str, link: str) -> None:
+def test_every_link_has_a_target(page: str, link: str) -> None:
     path, _, anchor = link.partition("#")
     target = (ROOT / page).parent / path if path else ROOT / page
 

@@ -32,13 +32,13 @@ def _number(text: str) -> float:
     return float(number) * _UNITS[unit]
 
 
-def test_every_limit_is_told_with_its_default() -> None:
+def test_every_limit_is_listed_with_its_default() -> None:
     told = {code(row["limit"])[0]: _number(row["default"]) for row in table(PAGE, "limit")}
 
     assert told == dataclasses.asdict(Limits())
 
 
-def test_the_options_of_limits_are_those_of_serve() -> None:
+def test_the_options_of_limits_are_options_of_serve() -> None:
     defaults = {
         name: param.default
         for param in serve.command.params
@@ -52,7 +52,7 @@ def test_the_options_of_limits_are_those_of_serve() -> None:
             assert defaults[option] == getattr(limits, code(row["limit"])[0])
 
 
-def test_every_limit_that_serve_sets_has_its_option_told() -> None:
+def test_every_limit_with_a_serve_option_names_it() -> None:
     set_by_serve = {param.name for param in serve.command.params} & {
         field.name for field in dataclasses.fields(Limits)
     }
@@ -60,7 +60,7 @@ def test_every_limit_that_serve_sets_has_its_option_told() -> None:
     assert set_by_serve == {code(row["limit"])[0] for row in table(PAGE, "limit") if row["option"]}
 
 
-def test_the_bounds_of_requests_are_told() -> None:
+def test_the_bounds_of_requests_are_listed() -> None:
     told = {code(row["bound"])[0]: row["value"].replace(" KiB", "*1024") for row in table(PAGE, "bound")}
 
     assert {name: prod(map(int, value.split("*"))) for name, value in told.items()} == {
@@ -73,7 +73,7 @@ def test_the_bounds_of_requests_are_told() -> None:
     }
 
 
-def test_the_size_of_a_queue_is_told() -> None:
+def test_the_default_queue_size_is_stated() -> None:
     assert f"a queue of its own: {DEFAULT_QUEUE_SIZE} requests" in read(PAGE)
 
 
@@ -86,7 +86,7 @@ def _get(url: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("port", ["http_port", "grpc_port", "metrics_port"])
-def test_every_metric_is_told(server: ServerProcess, port: str) -> None:
+def test_every_metric_is_listed(server: ServerProcess, port: str) -> None:
     _get(f"{server.url}/v2/models/add1/infer")
 
     status, text = _get(f"http://127.0.0.1:{getattr(server, port)}/metrics")
@@ -100,7 +100,7 @@ def test_every_metric_is_told(server: ServerProcess, port: str) -> None:
     assert {code(row["metric"])[0] for row in table(PAGE, "metric")} == families.keys()
 
 
-def test_the_reasons_of_failures_are_told(server: ServerProcess) -> None:
+def test_the_failure_reasons_are_listed(server: ServerProcess) -> None:
     text = _get(f"{server.url}/metrics")[1]
     for row in table(PAGE, "metric"):
         (metric, *_) = code(row["metric"])
@@ -110,7 +110,7 @@ def test_the_reasons_of_failures_are_told(server: ServerProcess) -> None:
             assert reasons == set(told)
 
 
-def test_health_is_no_while_a_model_is_broken(tmp_path: Path) -> None:
+def test_readiness_fails_while_a_model_is_broken(tmp_path: Path) -> None:
     models.add1(tmp_path / "models")
     broken = tmp_path / "models" / "broken" / "1" / "model.onnx"
     broken.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The package as it is installed: what a wheel holds, and what works without any extra."""
+"""The installed package: the contents of the wheel, and what works without extras."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from docs.pages import ROOT
 from support import models
 from support.server import serve
 
-#: What an environment without extras does not have: a module, and the extra that brings it.
+#: Modules that an environment without extras lacks, and the extra that installs each.
 EXTRAS = {
     "onnxruntime": "onnx",
     "torch": "torch",
@@ -38,18 +38,18 @@ EXTRAS = {
     "uv": "envs",
     "opentelemetry": "otel",
 }
-#: Extras that bring what others bring alone, or in another build.
+#: Extras that install what other extras install alone, or in another build.
 SEVERAL = {"torchserve", "onnx-gpu"}
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel that pip makes of this tree."""
+    """The wheel that pip builds from this tree."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
     built = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
     if built.returncode and "hatchling" in built.stderr:
-        pytest.skip("the build backend cannot be fetched, as there is no registry")
+        pytest.skip("the build backend cannot be installed: no package registry")
     assert built.returncode == 0, built.stderr
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
@@ -57,16 +57,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 @pytest.mark.parametrize(
     "name", ["py.typed", "protos/descriptors.binpb", "protos/inference.proto", "cli/serve/serve.py"]
 )
-def test_the_wheel_holds_what_the_program_needs(wheel: zipfile.ZipFile, name: str) -> None:
+def test_the_wheel_contains_what_the_program_needs(wheel: zipfile.ZipFile, name: str) -> None:
     assert f"backline/{name}" in wheel.namelist()
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_contains_only_the_package(wheel: zipfile.ZipFile) -> None:
     assert {name.split("/")[0].split("-")[0] for name in wheel.namelist()} == {"backline"}
     assert not [name for name in wheel.namelist() if "__pycache__" in name]
 
 
-def test_the_metadata_lead_to_licence_page_and_command(wheel: zipfile.ZipFile) -> None:
+def test_the_metadata_name_licence_page_and_command(wheel: zipfile.ZipFile) -> None:
     folder = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
     metadata = email.message_from_bytes(wheel.read(f"{folder}/METADATA"))
 
@@ -79,7 +79,7 @@ def test_the_metadata_lead_to_licence_page_and_command(wheel: zipfile.ZipFile) -
 
 @pytest.fixture(scope="module")
 def without_extras(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment variable under which the packages of all extras are missing."""
+    """Environment variables that hide the packages of all extras."""
     folder = tmp_path_factory.mktemp("missing")
     for name in EXTRAS:
         (folder / f"{name}.py").write_text(f"raise ImportError('No module named {name}', name='{name}')\n")
@@ -119,7 +119,7 @@ def test_a_model_without_its_runtime_names_the_extra(without_extras: dict[str, s
     assert "Traceback" not in shown.stderr
 
 
-def test_a_server_without_the_runtime_says_so_and_goes_on(
+def test_a_server_without_the_runtime_reports_it_and_keeps_running(
     without_extras: dict[str, str], tmp_path: Path
 ) -> None:
     models.add1(tmp_path / "models")
@@ -140,7 +140,7 @@ def test_a_server_without_the_runtime_says_so_and_goes_on(
         (["bench", "add1", "--png", "picture.png"], "plot"),
     ],
 )
-def test_what_needs_another_extra_names_it(
+def test_a_feature_of_a_missing_extra_names_the_extra(
     without_extras: dict[str, str], arguments: list[str], extra: str
 ) -> None:
     shown = _backline(*arguments, environment=without_extras)
@@ -149,7 +149,7 @@ def test_what_needs_another_extra_names_it(
     assert f"pip install 'backline[{extra}]'" in shown.stderr
 
 
-def test_serve_imports_nothing_that_it_may_not_need() -> None:
+def test_serve_imports_nothing_optional() -> None:
     script = (
         "import sys, backline.cli.serve; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )

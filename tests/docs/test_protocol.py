@@ -1,4 +1,4 @@
-"""docs/protocol.md against the routes, methods and errors that there are, asked of a real server."""
+"""docs/protocol.md against a real server's routes, methods and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNIMPLEMENTED = 12
 
 
 def _routes(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Method and path of each row; what is in brackets with and without."""
+    """Method and path of each row; bracketed parts are optional, giving both forms."""
     routes = []
     for row in rows:
         pattern = code(row["route"])[0]
@@ -72,14 +72,14 @@ def test_routes_are_served(server: ServerProcess, method: str, route: str) -> No
 
 
 @pytest.mark.parametrize(("method", "route"), CHANGING)
-def test_routes_of_changes_are_there(server: ServerProcess, method: str, route: str) -> None:
+def test_routes_that_change_state_exist(server: ServerProcess, method: str, route: str) -> None:
     status, body = _ask(server, method, route)
 
-    # 400 for the empty body, 503 where this server's models are not to be changed.
+    # 400 for the empty body, or 503 where model control is off.
     assert status in (200, 400, 503), body
 
 
-def test_routes_of_recordings_are_served(server: ServerProcess) -> None:
+def test_recording_routes_are_served(server: ServerProcess) -> None:
     start, look, stop = sorted(
         ((method, route) for method, route in RECORDING if "{version}" not in route), reverse=True
     )
@@ -88,9 +88,7 @@ def test_routes_of_recordings_are_served(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize(("method", "route"), SHARING)
-def test_routes_of_shared_memory_say_how_they_are_allowed(
-    server: ServerProcess, method: str, route: str
-) -> None:
+def test_shared_memory_routes_say_how_to_enable_them(server: ServerProcess, method: str, route: str) -> None:
     status, body = _ask(server, method, route)
 
     assert status == 501
@@ -98,7 +96,7 @@ def test_routes_of_shared_memory_say_how_they_are_allowed(
 
 
 @pytest.mark.parametrize(("method", "route"), UNSERVED)
-def test_routes_that_are_not_served_say_so(server: ServerProcess, method: str, route: str) -> None:
+def test_unsupported_routes_are_refused(server: ServerProcess, method: str, route: str) -> None:
     status, body = _ask(server, method, route)
 
     assert status == 501
@@ -129,7 +127,7 @@ def test_no_method_is_missing() -> None:
 @pytest.mark.parametrize(
     "path", [path for path in RPCS + SHARING_RPCS if not path.endswith(("Watch", "Info", "ModelStreamInfer"))]
 )
-def test_methods_are_served_as_told(server: ServerProcess, path: str) -> None:
+def test_methods_are_served_as_listed(server: ServerProcess, path: str) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary(path)
         try:
@@ -141,7 +139,7 @@ def test_methods_are_served_as_told(server: ServerProcess, path: str) -> None:
     assert (code == UNIMPLEMENTED) == (path in SHARING_RPCS)
 
 
-def test_the_kinds_of_errors_are_told_with_their_statuses() -> None:
+def test_the_kinds_of_errors_are_listed_with_their_statuses() -> None:
     told = {code(row["error"])[0]: (int(row["HTTP"]), int(row["gRPC"])) for row in table(PAGE, "error")}
 
     assert told == {
@@ -151,13 +149,13 @@ def test_the_kinds_of_errors_are_told_with_their_statuses() -> None:
     }
 
 
-def test_every_datatype_is_told() -> None:
+def test_every_datatype_is_listed() -> None:
     (names,) = re.findall(r"^- Datatypes: (.*?)\.", read(PAGE), re.MULTILINE)
 
     assert set(names.split(", ")) == {datatype.name for datatype in DataType}
 
 
-def test_numbers_of_the_page() -> None:
+def test_the_pages_numbers_are_current() -> None:
     page = read(PAGE)
 
     assert f"up to {stream_budget.MAX_IN_FLIGHT} are in flight" in page
@@ -174,7 +172,7 @@ def test_numbers_of_the_page() -> None:
         ("anything", "else"),
     ],
 )
-def test_parameters_are_accepted_as_told(server: ServerProcess, parameter: str, value: object) -> None:
+def test_parameters_are_accepted_as_listed(server: ServerProcess, parameter: str, value: object) -> None:
     data = {"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [0] * 16}
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
     try:

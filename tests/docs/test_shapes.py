@@ -1,4 +1,4 @@
-"""docs/shapes.md: its configurations are read, its model answers, and its tables tell every key and kind."""
+"""docs/shapes.md: its configurations parse, its model answers, and its tables list every key and kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = {"protobuf": "config.pbtxt", "toml": "model.toml"}
     [block for block in blocks(PAGE) if block.language in FILES],
     ids=lambda block: f"line {block.line}",
 )
-def test_the_configurations_are_read_without_a_warning(block: Block) -> None:
+def test_the_configurations_are_read_without_warnings(block: Block) -> None:
     file = FILES[block.language]
     listing = Listing("m", {file: FileEntry(0, "")}, frozenset(), {file: block.text.encode()}.__getitem__)
 
@@ -35,13 +35,16 @@ def test_the_configurations_are_read_without_a_warning(block: Block) -> None:
     assert config.warnings == ()
 
 
-def test_the_model_in_python_answers(tmp_path: Path) -> None:
+def test_the_python_model_answers(tmp_path: Path) -> None:
     (model,) = (block.text for block in blocks(PAGE) if block.language == "python")
     (place,) = re.findall(r"# (models/.*)", model)
     file = tmp_path / place
     file.parent.mkdir(parents=True)
     file.write_text(model)
-    config = 'batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO target_name: "bounds" data_type: TYPE_INT32 source_input: "x" }'
+    config = (
+        "batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO "
+        'target_name: "bounds" data_type: TYPE_INT32 source_input: "x" }'
+    )
     ragged = (
         'max_batch_size: 16 input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true }'
     )
@@ -52,14 +55,14 @@ def test_the_model_in_python_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["padding", "cut"])
-def test_every_key_is_told(setting: str) -> None:
+def test_every_key_is_listed(setting: str) -> None:
     column = f"key of `{setting}.{'INPUT' if setting == 'padding' else 'OUTPUT'}`"
     told = {key for row in table(PAGE, column) for key in code(row[column])}
 
     assert told == {field.name for field in native.SETTINGS[setting].fields}
 
 
-def test_every_kind_of_a_batch_input_is_told() -> None:
+def test_every_kind_of_batch_input_is_listed() -> None:
     kinds = message("inference.BatchInput").DESCRIPTOR.fields_by_name["kind"].enum_type.values_by_name
 
     assert {code(row["kind of `batch_input`"])[0] for row in table(PAGE, "kind of `batch_input`")} == set(

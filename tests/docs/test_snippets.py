@@ -1,4 +1,4 @@
-"""What the pages tell a reader to run, run: Python as it stands, shell commands too, against a server that their own command started."""
+"""The pages' Python and shell snippets run as printed, against a server started by the pages' own command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RUN = (
     "docs/operations.md",
     "docs/tracing.md",
 )
-#: Commands that set up an environment; they are not run, but held against what they name.
+#: Commands that set up an environment: not run, but their arguments are checked.
 SETUP = ("make", "pip")
 SERVE = "backline serve"
 
@@ -39,7 +39,7 @@ def _blocks(language: str) -> list[object]:
 
 
 def _shell_blocks() -> list[object]:
-    """Those that ask a server, without TLS."""
+    """Shell blocks with requests to a server without TLS."""
     shown = [
         (page, block)
         for page in RUN
@@ -51,7 +51,7 @@ def _shell_blocks() -> list[object]:
     return [pytest.param(block, id=f"{page}:{block.line}") for page, block in shown]
 
 
-@pytest.mark.parametrize("block", _blocks("python")[1:])  # the first one made the models
+@pytest.mark.parametrize("block", _blocks("python")[1:])  # the first one creates the models
 def test_python_prints_what_its_comments_say(workspace: Workspace, block: Block) -> None:
     expected = set(re.findall(r"print\(.*\)  # (.*)", block.text))
 
@@ -62,7 +62,7 @@ def test_python_prints_what_its_comments_say(workspace: Workspace, block: Block)
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_shell_commands_succeed(workspace: Workspace, block: Block) -> None:
     for line in commands(block):
-        assert '"error"' not in workspace.run_shell(line)  # curl succeeds with any answer
+        assert '"error"' not in workspace.run_shell(line)  # curl exits with 0 whatever the status
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -111,8 +111,8 @@ def _wait_for_https(url: str, workspace: Workspace) -> None:
     raise AssertionError((workspace.folder / "server.log").read_text())
 
 
-def _told(word: str) -> list[str]:
-    """All commands of the pages that begin with a word, in blocks and in prose."""
+def _mentions(word: str) -> list[str]:
+    """All commands in the pages that begin with a word, in blocks and in prose."""
     pages = (
         *RUN,
         "ARCHITECTURE.md",
@@ -130,7 +130,7 @@ def _told(word: str) -> list[str]:
 
 def test_every_target_of_make_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    told = _told("make")
+    told = _mentions("make")
 
     assert len(told) >= 6
     for command in told:
@@ -144,7 +144,7 @@ def test_every_extra_exists() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     told = {
         extra
-        for command in _told("pip")
+        for command in _mentions("pip")
         for names in re.findall(r"'(?:\.|backline)\[([\w,]+)\]'", command)
         for extra in names.split(",")
     }
@@ -154,7 +154,7 @@ def test_every_extra_exists() -> None:
 
 
 def test_every_script_exists() -> None:
-    for command in _told("python"):
+    for command in _mentions("python"):
         assert (ROOT / command.split()[1]).is_file(), command
 
 
@@ -165,7 +165,7 @@ def test_the_table_of_extras_is_complete() -> None:
     assert set(rows) == project["optional-dependencies"].keys()
 
 
-def test_the_version_is_the_one_that_is_told() -> None:
+def test_the_readme_states_the_current_version() -> None:
     import backline
 
     assert f"Alpha, version {backline.__version__}." in read("README.md")

@@ -1,4 +1,4 @@
-"""EXECUTION_ENV_PATH: environments that come with a model of Triton's Python backend."""
+"""EXECUTION_ENV_PATH: environments packed with a model for Triton's Python backend."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TritonPythonModel:
 
 
 def environment(folder: Path, *packages: str) -> Path:
-    """A venv with some of the packages that the tests run with, and a module of its own."""
+    """A venv with some of the test environment's packages, and one module that exists only there."""
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python3.*/site-packages")
     own = Path(sysconfig.get_path("purelib"))
@@ -61,7 +61,7 @@ def pack(folder: Path, archive: Path) -> Path:
     return archive
 
 
-def test_a_model_runs_in_the_environment_that_comes_with_it(tmp_path: Path) -> None:
+def test_a_model_runs_in_its_packed_environment(tmp_path: Path) -> None:
     model = tmp_path / "models" / "packed"
     pack(environment(tmp_path / "made", "numpy"), model / "environment.tar.gz")
     put(model / "config.pbtxt", CONFIG)
@@ -77,7 +77,7 @@ def test_a_model_runs_in_the_environment_that_comes_with_it(tmp_path: Path) -> N
     assert Path(prefix).name != Path(sys.prefix).name
 
 
-def test_an_archive_is_unpacked_once_for_its_content_and_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
+def test_equal_archives_are_unpacked_once_and_folders_are_used_in_place(tmp_path: Path) -> None:
     made = environment(tmp_path / "made", "numpy", "msgspec")
     first = packed_environment(str(pack(made, tmp_path / "one.tar.gz")), tmp_path, tmp_path / "cache")
     (tmp_path / "two.tar.gz").write_bytes((tmp_path / "one.tar.gz").read_bytes())
@@ -92,7 +92,7 @@ def test_an_archive_is_unpacked_once_for_its_content_and_a_folder_is_used_as_it_
     assert Path(prefix.strip()) == first.folder
 
 
-def test_what_is_no_environment_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_an_invalid_environment_is_refused_with_the_reason(tmp_path: Path) -> None:
     put(tmp_path / "text.tar.gz", "text")
     (tmp_path / "empty").mkdir()
     environment(tmp_path / "bare")
@@ -107,7 +107,7 @@ def test_what_is_no_environment_is_refused_with_the_reason(tmp_path: Path) -> No
 
 
 def crafted(archive: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
-    """An archive of members, each a name, a type and what it holds or leads to."""
+    """An archive with these members: name, type, and content or link target."""
     with tarfile.open(archive, "w:gz") as tar:
         for name, kind, content in members:
             info = tarfile.TarInfo(name)
@@ -127,23 +127,41 @@ def crafted(archive: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
         ([("x", tarfile.LNKTYPE, "../../victim"), ("x", tarfile.REGTYPE, b"evil")], "hard link"),
         ([("x", tarfile.LNKTYPE, "{victim}"), ("x", tarfile.REGTYPE, b"evil")], "hard link"),
         (
-            [("d", tarfile.SYMTYPE, "{folder}"), ("x", tarfile.LNKTYPE, "d/victim"), ("x", tarfile.REGTYPE, b"evil")],
+            [
+                ("d", tarfile.SYMTYPE, "{folder}"),
+                ("x", tarfile.LNKTYPE, "d/victim"),
+                ("x", tarfile.REGTYPE, b"evil"),
+            ],
             "hard link",
         ),
         (
-            [("s", tarfile.SYMTYPE, "{victim}"), ("x", tarfile.LNKTYPE, "s"), ("x", tarfile.REGTYPE, b"evil")],
+            [
+                ("s", tarfile.SYMTYPE, "{victim}"),
+                ("x", tarfile.LNKTYPE, "s"),
+                ("x", tarfile.REGTYPE, b"evil"),
+            ],
             "hard link",
         ),
-        ([("x", tarfile.SYMTYPE, "../../victim"), ("x", tarfile.REGTYPE, b"evil")], "a link out of the folder"),
+        (
+            [("x", tarfile.SYMTYPE, "../../victim"), ("x", tarfile.REGTYPE, b"evil")],
+            "a link out of the folder",
+        ),
         ([("d", tarfile.SYMTYPE, "{folder}"), ("d/victim", tarfile.REGTYPE, b"evil")], "outside"),
-        ([("d", tarfile.SYMTYPE, "{folder}"), ("d", tarfile.DIRTYPE, ""), ("d/victim", tarfile.REGTYPE, b"evil")], "outside"),
+        (
+            [
+                ("d", tarfile.SYMTYPE, "{folder}"),
+                ("d", tarfile.DIRTYPE, ""),
+                ("d/victim", tarfile.REGTYPE, b"evil"),
+            ],
+            "outside",
+        ),
         ([("d", tarfile.DIRTYPE, ""), ("d", tarfile.SYMTYPE, "{folder}")], "there is a folder of that name"),
         ([("../victim", tarfile.REGTYPE, b"evil")], "outside"),
         ([("x", tarfile.FIFOTYPE, "")], "a device or a pipe"),
         ([("x", tarfile.CHRTYPE, "")], "a device or a pipe"),
     ],
 )  # fmt: skip
-def test_an_archive_writes_nothing_outside_of_its_folder(
+def test_an_archive_cannot_write_outside_its_folder(
     tmp_path: Path, members: list[tuple[str, bytes, str | bytes]], told: str
 ) -> None:
     victim = tmp_path / "victim"
@@ -159,7 +177,7 @@ def test_an_archive_writes_nothing_outside_of_its_folder(
     assert not [*(tmp_path / "cache").iterdir()]
 
 
-def test_a_file_takes_the_place_of_a_link_and_is_not_written_into_its_target(tmp_path: Path) -> None:
+def test_a_file_replaces_a_link_instead_of_writing_to_its_target(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
     crafted(
@@ -174,7 +192,7 @@ def test_a_file_takes_the_place_of_a_link_and_is_not_written_into_its_target(tmp
     assert victim.read_bytes() == b"mine"
 
 
-def test_an_archive_of_too_many_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_with_too_many_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "_LIMITS", UnpackLimits(files=3))
     crafted(tmp_path / "env.tar.gz", *((f"f{i}", tarfile.REGTYPE, b"") for i in range(4)))
 

@@ -1,4 +1,4 @@
-"""What a model asks for, by the files beside it."""
+"""A model's requirements, found in the files next to it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def asked(model: Path, python: str = "") -> Requirements:
     return found
 
 
-def test_a_model_without_files_requires_nothing(tmp_path: Path) -> None:
+def test_a_model_without_requirement_files_has_no_requirements(tmp_path: Path) -> None:
     put(tmp_path / "1" / "model.py")
 
     assert find_requirements(tmp_path / "1", tmp_path) is None
 
 
-def test_the_versions_folder_precedes_the_models(tmp_path: Path) -> None:
+def test_the_versions_folder_overrides_the_models(tmp_path: Path) -> None:
     put(tmp_path / "requirements.txt", "numpy==1.26.4")
     assert asked(tmp_path).folder == tmp_path
 
@@ -56,7 +56,9 @@ def test_models_with_equal_requirements_share_an_environment(tmp_path: Path) -> 
         (".python-version", "3.13"),
     ],
 )
-def test_the_digest_depends_on_the_sources_of_packages(tmp_path: Path, file: str, text: str) -> None:
+def test_a_change_to_any_source_of_the_packages_changes_the_environment(
+    tmp_path: Path, file: str, text: str
+) -> None:
     put(tmp_path / "requirements.txt", "-r more.txt\n-c limits.txt\n./wheels/own.whl  # ours\n-e ./own\n")
     for name in ("more.txt", "limits.txt", "wheels/own.whl", "own/package.py"):
         put(tmp_path / name, "")
@@ -68,7 +70,7 @@ def test_the_digest_depends_on_the_sources_of_packages(tmp_path: Path, file: str
     assert asked(tmp_path).digest != before
 
 
-def test_a_lock_precedes_a_project_and_a_project_a_list(tmp_path: Path) -> None:
+def test_a_lock_overrides_a_project_and_a_project_overrides_requirements_txt(tmp_path: Path) -> None:
     put(tmp_path / "requirements.txt", "tinydb")
     put(tmp_path / "pyproject.toml", PROJECT)
     assert (asked(tmp_path).file, asked(tmp_path).ignored) == ("pyproject.toml", ("requirements.txt",))
@@ -77,34 +79,34 @@ def test_a_lock_precedes_a_project_and_a_project_a_list(tmp_path: Path) -> None:
     assert (asked(tmp_path).file, asked(tmp_path).ignored) == ("uv.lock", ("requirements.txt",))
 
 
-def test_a_pyproject_that_only_configures_tools_requires_nothing(tmp_path: Path) -> None:
+def test_a_pyproject_that_only_configures_tools_has_no_requirements(tmp_path: Path) -> None:
     put(tmp_path / "pyproject.toml", "[tool.ruff]\nline-length = 100\n")
 
     assert find_requirements(tmp_path / "1", tmp_path) is None
 
 
-def test_a_pyproject_that_is_not_toml_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_malformed_pyproject_is_an_error_that_names_it(tmp_path: Path) -> None:
     put(tmp_path / "pyproject.toml", "[project\n")
 
     with pytest.raises(InvalidArgument, match=r"pyproject.toml' is not valid TOML: .*line 1"):
         asked(tmp_path)
 
 
-def test_the_configurations_python_precedes_that_of_files(tmp_path: Path) -> None:
+def test_the_configured_python_overrides_the_files(tmp_path: Path) -> None:
     put(tmp_path / ".python-version", "# ours\n3.12\n")
     assert asked(tmp_path).python == "3.12"
 
     assert asked(tmp_path, "3.13").python == "3.13"
 
 
-def test_the_servers_python_is_used_if_a_project_allows_it(tmp_path: Path) -> None:
+def test_the_servers_python_is_used_if_the_project_allows_it(tmp_path: Path) -> None:
     put(tmp_path / "pyproject.toml", PROJECT)
 
     assert python_choices(asked(tmp_path)) == (f">=3.12,=={OWN_PYTHON}.*", ">=3.12")
 
 
 @pytest.mark.parametrize("text", ["/bin/true", "../python", "~/python", "3.*", "any", "--help", "\0"])
-def test_the_file_of_the_python_names_a_version_and_no_program(tmp_path: Path, text: str) -> None:
+def test_a_python_version_file_must_contain_a_version(tmp_path: Path, text: str) -> None:
     put(tmp_path / ".python-version", text)
 
     with pytest.raises(InvalidArgument, match=r"expected a version of Python such as 3\.13"):

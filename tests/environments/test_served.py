@@ -1,4 +1,4 @@
-"""Models with environments of their own, behind a real server."""
+"""Models with their own environments on a real server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Se
             put(repository / name / "requirements.txt", f"numpy=={numpy}\n")
     log = tmp_path_factory.mktemp("log") / "server.log"
     options = ("--cache-dir", str(cache), "--model-control-mode", "explicit", "--load-model", "*")
-    # A server's own packages are none of the model's: what is on its path must not get in between.
+    # The server's import path must not leak into the model's process.
     with serve(
         repository, log, *options, environment={"PYTHONPATH": ":".join(filter(None, sys.path))}
     ) as running:
@@ -53,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Se
 
 
 @pytest.mark.parametrize("size", [3, 100_000], ids=["in its frame", "in shared memory"])
-def test_two_versions_of_one_library_run_side_by_side(server: ServerProcess, size: int) -> None:
+def test_two_versions_of_one_library_are_served_together(server: ServerProcess, size: int) -> None:
     with backline.connect(server.url) as client:
         answers = {
             name: client[name]({"x": np.ones(size, np.float32), "name": np.array(["ä".encode()], object)})[
@@ -66,21 +66,21 @@ def test_two_versions_of_one_library_run_side_by_side(server: ServerProcess, siz
         assert f'"numpy": "{numpy}", "sum": {size}.0, "name": "ä"'.encode() in answers[name]
 
 
-def test_the_list_of_models_shows_where_they_run(server: ServerProcess, cache: Path) -> None:
+def test_the_model_list_shows_where_models_run(server: ServerProcess, cache: Path) -> None:
     with tritonclient.InferenceServerClient(server.url.removeprefix("http://")) as client:
         placement = client.get_model_config("old")["parameters"]["backline.placement"]["string_value"]
 
     assert f"of the environment '{cache / 'environments'}" in placement
 
 
-def test_the_startup_log_names_the_model_whose_environment_is_built(server: ServerProcess) -> None:
+def test_startup_names_the_models_whose_environments_are_built(server: ServerProcess) -> None:
     server.wait_started()
 
     assert "building the environment of old version 1" in server.output
     assert "building the environment of plain" not in server.output
 
 
-def test_a_further_load_takes_less_than_100_ms_more_than_one_without_an_environment(
+def test_a_cached_environment_adds_less_than_100_ms_to_a_load(
     server: ServerProcess,
 ) -> None:
     took: dict[str, list[float]] = {"same": [], "plain": []}
@@ -92,13 +92,11 @@ def test_a_further_load_takes_less_than_100_ms_more_than_one_without_an_environm
                 client.load(name)
                 seconds.append(time.perf_counter() - began)
 
-    more = min(took["same"]) - min(took["plain"])  # what others do on the machine is not meant
+    more = min(took["same"]) - min(took["plain"])  # minimum: excludes noise from other processes
     assert more < 0.1, took
 
 
-def test_a_new_version_whose_environment_cannot_be_built_leaves_the_old_one_serving(
-    tmp_path: Path, cache: Path
-) -> None:
+def test_a_failed_environment_build_leaves_the_old_version_serving(tmp_path: Path, cache: Path) -> None:
     put(tmp_path / "models" / "m" / "1" / "model.py", VERSIONS)
     with serve(
         tmp_path / "models",
@@ -123,7 +121,7 @@ def test_a_new_version_whose_environment_cannot_be_built_leaves_the_old_one_serv
     assert "uv: error: No solution found" in server.output
 
 
-def test_requirements_in_a_load_request_are_not_installed_without_trust(tmp_path: Path) -> None:
+def test_requirements_uploaded_with_a_load_are_not_installed_without_trust(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     files = {"file:1/model.py": VERSIONS, "file:1/requirements.txt": "numpy==1.26.4\n"}
     with (
@@ -143,10 +141,10 @@ def test_requirements_in_a_load_request_are_not_installed_without_trust(tmp_path
     assert not list((tmp_path / "cache").glob("environments/*"))
 
 
-def test_a_model_runs_on_the_python_of_its_configuration(tmp_path: Path, cache: Path) -> None:
+def test_a_model_runs_on_its_configured_python(tmp_path: Path, cache: Path) -> None:
     python = another_python()
     if not python:
-        pytest.skip("no other Python is on this machine")
+        pytest.skip("this machine has no other Python")
     put(
         tmp_path / "models" / "m" / "1" / "model.py",
         "import sys\n\nclass Model:\n    def predict(self, x: str) -> str:\n        return sys.version\n",

@@ -1,4 +1,4 @@
-"""Environments built by the real uv."""
+"""Environments built by real uv."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def building(store: Environments) -> list[Path]:
     return list(store.folder.glob(".building-*"))
 
 
-def test_an_interrupted_build_is_repeated_rather_than_used(store: Environments, model: Path) -> None:
+def test_an_interrupted_build_is_not_used_but_repeated(store: Environments, model: Path) -> None:
     other = in_other_process(store, model)
     wait_for(lambda: building(store))
     other.send_signal(signal.SIGKILL)
@@ -85,10 +85,10 @@ def test_an_interrupted_build_is_repeated_rather_than_used(store: Environments, 
     )
     wait_for(
         lambda: store.remove_unfinished() == 0 and not building(store)
-    )  # its uv may have gone on for a moment
+    )  # uv may outlive the interruption briefly
 
 
-def test_concurrent_builds_of_one_environment_build_it_once(store: Environments, model: Path) -> None:
+def test_concurrent_builds_of_one_environment_run_once(store: Environments, model: Path) -> None:
     others = [in_other_process(store, model) for _ in range(2)]
     most = 0
     while any(other.poll() is None for other in others):
@@ -100,7 +100,7 @@ def test_concurrent_builds_of_one_environment_build_it_once(store: Environments,
     assert [entry.digest for entry in store.entries()] == [asked(model)[0].digest]
 
 
-def test_a_cancelled_build_ends_at_once(store: Environments, model: Path) -> None:
+def test_an_abandoned_build_stops_at_once(store: Environments, model: Path) -> None:
     uv = Uv()
     threading.Thread(target=lambda: (wait_for(lambda: building(store)), uv.cancel())).start()
 
@@ -109,7 +109,7 @@ def test_a_cancelled_build_ends_at_once(store: Environments, model: Path) -> Non
     assert building(store) == []
 
 
-def test_a_failed_build_reports_uvs_error(store: Environments, model: Path) -> None:
+def test_a_failed_build_reports_uvs_message(store: Environments, model: Path) -> None:
     put(model / "requirements.txt", "numpy==1.26.4\nnumpy==2.1.3\n")
 
     with pytest.raises(
@@ -120,7 +120,7 @@ def test_a_failed_build_reports_uvs_error(store: Environments, model: Path) -> N
 
 
 @pytest.mark.parametrize("locked", [False, True], ids=["pyproject.toml", "uv.lock"])
-def test_a_projects_packages_have_the_versions_of_its_lock(
+def test_a_project_is_installed_at_its_locked_versions(
     store: Environments, tmp_path: Path, *, locked: bool
 ) -> None:
     model = tmp_path / "project"
@@ -157,7 +157,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environments, Path]
     return store, model
 
 
-def test_an_entry_lists_packages_and_the_models_that_require_it(
+def test_an_environment_is_listed_with_its_packages_and_models(
     built: tuple[Environments, Path],
 ) -> None:
     store, model = built
@@ -169,7 +169,9 @@ def test_an_entry_lists_packages_and_the_models_that_require_it(
     assert entry.in_use
 
 
-def test_a_model_with_changed_requirements_is_no_longer_a_user(built: tuple[Environments, Path]) -> None:
+def test_a_model_whose_requirements_changed_no_longer_uses_the_environment(
+    built: tuple[Environments, Path],
+) -> None:
     store, model = built
     store.find(*asked(model))
     put(model / "requirements.txt", "tinydb==4.7.0\n")
@@ -179,7 +181,7 @@ def test_a_model_with_changed_requirements_is_no_longer_a_user(built: tuple[Envi
     assert entry.users == ()
 
 
-def test_an_environment_held_by_a_server_is_not_removed_or_replaced(built: tuple[Environments, Path]) -> None:
+def test_an_environment_in_use_is_neither_removed_nor_replaced(built: tuple[Environments, Path]) -> None:
     store, model = built
     requirements, user = asked(model)
     assert store.find(requirements, user) is not None
@@ -193,7 +195,7 @@ def test_an_environment_held_by_a_server_is_not_removed_or_replaced(built: tuple
     assert store.find(requirements, user) is not None
 
 
-def test_an_environment_without_its_interpreter_is_rebuilt(built: tuple[Environments, Path]) -> None:
+def test_an_environment_is_rebuilt_if_its_interpreter_is_missing(built: tuple[Environments, Path]) -> None:
     store, model = built
     requirements, user = asked(model)
     environment = store.find(requirements, user)
@@ -206,12 +208,14 @@ def test_an_environment_without_its_interpreter_is_rebuilt(built: tuple[Environm
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
-        (["Resolved", "error: No solution found", "  cause: Because a==1"], "No solution found: Because a==1"),
-        (["  × No solution found:", "  ╰─▶ Because b was not found"], "No solution found: Because b was not found"),
+        (["Resolved", "error: No solution found", "  cause: Because a==1"],
+         "No solution found: Because a==1"),
+        (["  × No solution found:", "  ╰─▶ Because b was not found"],
+         "No solution found: Because b was not found"),
         (["Installed 1 package"], ""),
     ],
 )  # fmt: skip
-def test_the_cause_of_a_failure_is_one_line(lines: list[str], told: str) -> None:
-    assert cause(lines) == told
+def test_the_cause_of_a_failed_build_is_one_line(lines: list[str], expected: str) -> None:
+    assert cause(lines) == expected

@@ -1,4 +1,4 @@
-"""Which environments `backline env prune` removes."""
+"""The environments that `backline env prune` removes."""
 
 from __future__ import annotations
 
@@ -20,5 +20,7 @@ ENTRIES = (
     ("seconds", "gone"),
     [(None, ["forgotten"]), (400.0, ["forgotten", "old"]), (0.0, ["forgotten", "old", "recent"])],
 )
-def test_unrequired_and_long_unused_environments_are_selected(seconds: float | None, gone: list[str]) -> None:
+def test_environments_unused_by_models_or_for_long_are_removed(
+    seconds: float | None, gone: list[str]
+) -> None:
     assert [entry.digest for entry in unused(ENTRIES, now=1000.0, seconds=seconds)] == gone

@@ -1,4 +1,4 @@
-"""The example is an application, not a package: its modules are found by its folder, as when it is run."""
+"""Puts the example's folder on the import path, as running it does; it is an application, not a package."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ sys.path.insert(0, str(EXAMPLE))
 
 @pytest.fixture(scope="session")
 def example() -> Path:
-    """The folder of the example."""
+    """The example's folder."""
     return EXAMPLE

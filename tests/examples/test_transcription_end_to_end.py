@@ -1,4 +1,4 @@
-"""The example as people run it: its own commands, a real server, the real networks."""
+"""The example as users run it: its commands, a real server, the real networks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def models(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model repository of the example, built by its own script."""
+    """The example's model repository, built by its own script."""
     repository = tmp_path_factory.mktemp("example") / "models"
     subprocess.run(
         [sys.executable, example / "build_repository.py", repository], check=True, stdout=subprocess.DEVNULL
@@ -56,7 +56,7 @@ def _transcribe(
 def melody_run(
     example: Path, music_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
-    """What the application printed about the known melody, and the folder that it wrote to."""
+    """The application's output for the known melody, and its output folder."""
     output = tmp_path_factory.mktemp("melody")
     run = _transcribe(example, music_server.url, output)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -72,11 +72,11 @@ def test_the_notes_of_the_melody_are_found(melody_run: tuple[str, Path]) -> None
     assert float(f1[1]) >= 0.85
 
 
-def test_a_melody_without_words_has_no_speech(melody_run: tuple[str, Path]) -> None:
+def test_an_instrumental_melody_has_no_speech(melody_run: tuple[str, Path]) -> None:
     assert re.search(r"^silero_vad +no speech", melody_run[0], re.MULTILINE), melody_run[0]
 
 
-def test_the_midi_file_holds_the_notes_that_were_printed(melody_run: tuple[str, Path]) -> None:
+def test_the_midi_file_contains_the_printed_notes(melody_run: tuple[str, Path]) -> None:
     import mido
 
     printed, output = melody_run
@@ -88,7 +88,7 @@ def test_the_midi_file_holds_the_notes_that_were_printed(melody_run: tuple[str, 
     assert len(played) == int(count[1])
 
 
-def test_the_piano_roll_is_a_picture(melody_run: tuple[str, Path]) -> None:
+def test_the_piano_roll_is_a_png(melody_run: tuple[str, Path]) -> None:
     from matplotlib.image import imread
 
     height, width, _ = imread(melody_run[1] / "ode_to_joy.png").shape
@@ -101,13 +101,13 @@ def test_the_piano_roll_is_a_picture(melody_run: tuple[str, Path]) -> None:
     ("suffix", "rate", "channels"),
     [("wav", 8_000, 1), ("flac", 48_000, 2), ("ogg", 44_100, 2), ("mp3", 32_000, 1), ("wav", 96_000, 6)],
 )
-def test_files_of_every_kind_are_heard(
+def test_every_file_format_is_transcribed(
     example: Path, music_server: ServerProcess, tmp_path: Path, suffix: str, rate: int, channels: int
 ) -> None:
     import numpy as np
     import soundfile
 
-    # A4, struck once: at every rate and in every format the same note
+    # One A4: the same note in every format and at every sample rate.
     time = np.arange(2 * rate) / rate
     struck = (
         sum(np.sin(2 * np.pi * 440 * partial * time) / partial**2 for partial in (1, 2, 3))
@@ -151,7 +151,7 @@ def test_the_demo_starts_and_stops_its_server(example: Path, tmp_path: Path) -> 
     ],
     ids=["missing", "empty", "text", "no samples"],
 )
-def test_what_is_no_audio_is_refused_in_one_line(
+def test_an_invalid_audio_file_is_refused_in_one_line(
     example: Path, tmp_path: Path, content: bytes | None, complaint: str
 ) -> None:
     path = tmp_path / "song.wav"
@@ -166,7 +166,7 @@ def test_what_is_no_audio_is_refused_in_one_line(
     assert run.stderr.count("\n") == 1
 
 
-def test_a_server_that_is_not_there_is_said_in_one_line(example: Path, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported_in_one_line(example: Path, tmp_path: Path) -> None:
     url = "http://127.0.0.1:9"
 
     run = _transcribe(example, url, tmp_path)
@@ -177,7 +177,7 @@ def test_a_server_that_is_not_there_is_said_in_one_line(example: Path, tmp_path:
     assert run.stderr.count("\n") == 1
 
 
-def test_the_repository_is_built_again_without_a_copy(example: Path, models: Path) -> None:
+def test_rebuilding_the_repository_copies_nothing(example: Path, models: Path) -> None:
     run = subprocess.run(
         [sys.executable, example / "build_repository.py", models], check=True, capture_output=True, text=True
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from notes import Note, Thresholds, decode
 
-RATE = 100.0  # frames a second, so that a frame is 10 ms
+RATE = 100.0  # frames per second: a frame is 10 ms
 
 
 def _pictures(frames: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +19,7 @@ def _play(
     sounding: float = 0.8,
     onset: float = 0.95,
 ) -> None:
-    """Draws a note: its frames in the first picture, and a peak of three frames in the second."""
+    """Adds a note: its frames to the first posteriorgram, and a peak of three frames to the second."""
     pictures[0][start:end, midi - 21] = sounding
     pictures[1][max(start - 1, 0) : start + 2, midi - 21] = onset / 2
     pictures[1][start, midi - 21] = onset
@@ -73,7 +73,7 @@ def test_a_note_struck_again_is_two_notes() -> None:
     assert _found(pictures) == [(0.5, 60, 0.9), (0.9, 60, 1.5)]
 
 
-def test_a_held_note_that_another_stroke_shakes_is_one_note() -> None:
+def test_a_held_note_disturbed_by_another_onset_is_one_note() -> None:
     pictures = _pictures()
     _play(pictures, 60, 50, 150)
     _play(pictures, 65, 90, 150)
@@ -107,7 +107,7 @@ def test_notes_shorter_than_eleven_frames_are_dropped(length: int, count: int) -
 
 
 @pytest.mark.parametrize(("onset", "count"), [(0.49, 0), (0.5, 1)])
-def test_onsets_below_the_threshold_begin_no_note(onset: float, count: int) -> None:
+def test_onsets_below_the_threshold_start_no_note(onset: float, count: int) -> None:
     pictures = _pictures()
     _play(pictures, 60, 50, 110, onset=onset)
 
@@ -115,7 +115,7 @@ def test_onsets_below_the_threshold_begin_no_note(onset: float, count: int) -> N
 
 
 @pytest.mark.parametrize("interval", [12, 19, 24, 28])
-def test_a_weak_overtone_is_no_note(interval: int) -> None:
+def test_a_weak_overtone_is_not_a_note(interval: int) -> None:
     pictures = _pictures()
     _play(pictures, 48, 50, 150)
     _play(pictures, 48 + interval, 51, 90, sounding=0.4)
@@ -123,7 +123,7 @@ def test_a_weak_overtone_is_no_note(interval: int) -> None:
     assert _found(pictures) == [(0.5, 48, 1.5)]
 
 
-def test_an_octave_that_is_played_is_found() -> None:
+def test_a_played_octave_is_found() -> None:
     pictures = _pictures()
     _play(pictures, 48, 50, 150)
     _play(pictures, 60, 50, 150, sounding=0.7)
@@ -131,7 +131,7 @@ def test_an_octave_that_is_played_is_found() -> None:
     assert [midi for _, midi, _ in _found(pictures)] == [48, 60]
 
 
-def test_a_weak_note_that_is_no_overtone_is_found() -> None:
+def test_a_weak_note_that_is_not_an_overtone_is_found() -> None:
     pictures = _pictures()
     _play(pictures, 48, 50, 150)
     _play(pictures, 55, 50, 150, sounding=0.4)

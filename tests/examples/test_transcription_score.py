@@ -13,7 +13,7 @@ def _notes(*starts: tuple[float, int]) -> list[Note]:
     return [Note(start, midi, start + 0.5, 0.8) for start, midi in starts]
 
 
-def test_the_same_notes_score_one() -> None:
+def test_identical_notes_score_one() -> None:
     melody = _notes((0.0, 60), (0.5, 62), (0.5, 55))
 
     score = compare(melody, melody)
@@ -27,17 +27,17 @@ def test_an_onset_counts_within_fifty_milliseconds(late: float, pairs: int) -> N
 
 
 @pytest.mark.parametrize("midi", [59, 61, 72])
-def test_another_pitch_does_not_count(midi: int) -> None:
+def test_a_different_pitch_does_not_match(midi: int) -> None:
     assert compare(_notes((1.0, 60)), _notes((1.0, midi))).pairs == ()
 
 
-def test_a_true_note_is_matched_once() -> None:
+def test_a_true_note_is_matched_at_most_once() -> None:
     score = compare(_notes((1.0, 60)), _notes((0.99, 60), (1.01, 60)))
 
     assert (len(score.pairs), score.precision, score.recall) == (1, 0.5, 1.0)
 
 
-def test_a_found_note_is_matched_once() -> None:
+def test_a_found_note_is_matched_at_most_once() -> None:
     score = compare(_notes((0.99, 60), (1.01, 60)), _notes((1.0, 60)))
 
     assert (len(score.pairs), score.precision, score.recall) == (1, 1.0, 0.5)
@@ -59,7 +59,7 @@ _times = st.lists(st.integers(0, 12), max_size=5)
 
 
 @given(_times, _times)
-def test_no_other_matching_is_larger(true_times: list[int], found_times: list[int]) -> None:
+def test_the_matching_is_maximal(true_times: list[int], found_times: list[int]) -> None:
     true = _notes(*((time * 0.03, 60) for time in true_times))
     found = _notes(*((time * 0.03, 60) for time in found_times))
 

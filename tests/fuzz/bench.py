@@ -1,4 +1,4 @@
-"""The wire, the dialects and an engine with real models in this process, behind transports that are no sockets."""
+"""The wire, the dialects and an engine with real models in this process, on fake transports."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from conformance.h2probe import GOAWAY, HEADERS, INTERNAL_ERROR, PREFACE, RST_ST
 from fuzz.mutations import Input
 from support import models
 
-#: A connection must have ended so long after the client closed its half, in seconds.
+#: Seconds within which a connection must end after the client half-closes it.
 HANG = 5.0
-#: Statuses that say what the client or the load did. 500 is a fault of the server.
+#: Statuses caused by the client or by load. A 500 is a fault of the server.
 ALLOWED_5XX = (501, 503, 504, 505)
 UNKNOWN, INTERNAL = "2", "13"
-#: INTERNAL is what the gRPC specification asks for here (doc/compression.md).
+#: The gRPC specification requires INTERNAL here (doc/compression.md).
 RIGHTLY_INTERNAL = re.compile("compress|grpc-encoding", re.IGNORECASE)
 
-#: So small that every limit is met.
+#: Small enough that inputs reach every limit.
 TIGHT = Limits(
     max_header_size=4096,
     max_header_fields=16,
@@ -52,11 +52,11 @@ TIGHT = Limits(
 
 
 class Finding(Exception):
-    """What an input brought to light."""
+    """A fault that an input revealed."""
 
 
 class FakeTransport(asyncio.Transport):
-    """A transport whose other end is this test. With `slow`, what is written is taken only at the next turn of the loop."""
+    """A transport to the fuzzer. With `slow`, writes are consumed only in the next turn of the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, slow: bool) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class FakeTransport(asyncio.Transport):
         self.lost = False
         self.eof_written = False
 
-    # what the server calls
+    # the server's side
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return ("127.0.0.1", 1) if name in ("peername", "sockname") else default
@@ -152,10 +152,10 @@ class FakeTransport(asyncio.Transport):
             self._write_paused = False
             self._protocol.resume_writing()
 
-    # what the client does
+    # the client's side
 
     def deliver(self, data: bytes) -> None:
-        """Gives the protocol bytes as a loop would."""
+        """Delivers bytes to the protocol as an event loop would."""
         while data and not self.closing:
             protocol = self._protocol
             if isinstance(protocol, asyncio.BufferedProtocol):
@@ -177,7 +177,7 @@ class FakeTransport(asyncio.Transport):
 
 @dataclass
 class Faults(logging.Handler):
-    """Tracebacks that were logged, and exceptions that reached the loop."""
+    """Logged tracebacks, and exceptions that reached the event loop."""
 
     found: list[str] = field(default_factory=list)
 
@@ -206,7 +206,7 @@ class Faults(logging.Handler):
 
 
 def share_memory(engine: Engine) -> None:
-    """Clients may share memory: "region" has 4096 bytes, where the system keeps such memory."""
+    """Registers 4096 bytes as "region", on systems with shared memory."""
     engine.shared_memory = memory = SharedMemory(1 << 20, 1 << 26)
     if FOLDER.is_dir():
         path = FOLDER / f"backline-fuzz-{os.getpid()}"
@@ -216,7 +216,7 @@ def share_memory(engine: Engine) -> None:
 
 
 class Bench:
-    """Feeds inputs, one connection each, and checks what becomes of them."""
+    """Feeds inputs, one connection each, and checks the outcome."""
 
     def __init__(self, embedded: Embedded, faults: Faults) -> None:
         self._loop = asyncio.get_running_loop()
@@ -227,14 +227,14 @@ class Bench:
         self.answers = 0
 
     def _renew(self) -> None:
-        """Fresh wires: what one finding left behind must not be found again."""
+        """Creates fresh wires, so that one finding does not cause another."""
         self._wires = (
             Wire(self._application, Limits(), self._loop),
             Wire(self._application, TIGHT, self._loop),
         )
 
     async def feed(self, number: int, one: Input) -> None:
-        """Raises Finding."""
+        """Feeds one input. Raises Finding."""
         try:
             await self._feed(number, one)
         except Finding:
@@ -253,22 +253,23 @@ class Bench:
             sniffer.connection_made(transport)
             await self._deliver(transport, one)
             if one.valid:
-                await self._until(lambda: not wire.requests, "valid requests stay without their answer")
-                # Answers leave at the end of a turn.
+                await self._until(lambda: not wire.requests, "valid requests were never answered")
+                # Answers are written at the end of a turn.
                 for _ in range(3):
                     await asyncio.sleep(0)
             transport.deliver_eof()
         except Finding:
             raise
         except Exception as error:
-            raise Finding(f"an exception came out of the protocol: {error!r}") from error
+            raise Finding(f"the protocol raised an exception: {error!r}") from error
         await self._until(
-            lambda: transport.lost, "the connection does not end after the client closed its half"
+            lambda: transport.lost, "the connection did not end after the client half-closed it"
         )
         await self._until(
             lambda: not (wire.requests or wire.buffered_bytes or wire.connections),
             lambda: (
-                f"left over: {wire.requests} requests, {wire.buffered_bytes} bytes, {len(wire.connections)} connections"
+                f"left over: {wire.requests} requests, {wire.buffered_bytes} bytes,"
+                f" {len(wire.connections)} connections"
             ),
         )
         if text := self._faults.take():
@@ -281,9 +282,11 @@ class Bench:
 
     async def _deliver(self, transport: FakeTransport, one: Input) -> None:
         for piece in one.pieces:
-            # A loop does not read while reading is paused.
+            # An event loop does not deliver while reading is paused.
             if not transport.is_reading() and not transport.closing:
-                await self._until(lambda: transport.is_reading() or transport.closing, "reading stays paused")
+                await self._until(
+                    lambda: transport.is_reading() or transport.closing, "reading stayed paused"
+                )
             if transport.closing:
                 return
             transport.deliver(piece)
@@ -361,7 +364,7 @@ def write_repository(repository: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def bench(repository: Path) -> AsyncIterator[Bench]:
-    """A bench over a repository that is written here first."""
+    """A bench with its models written to `repository`."""
     write_repository(repository)
     faults = Faults()
     logging.getLogger().addHandler(faults)
@@ -372,7 +375,7 @@ async def bench(repository: Path) -> AsyncIterator[Bench]:
         f"{model.name}: {model.reason}" for model in embedded.engine.models() if model.state.value != "READY"
     ]
     if not_ready:
-        raise RuntimeError(f"models that do not load: {not_ready}")
+        raise RuntimeError(f"models that did not load: {not_ready}")
     try:
         yield Bench(embedded, faults)
     finally:

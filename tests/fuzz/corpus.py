@@ -1,4 +1,4 @@
-"""Valid inputs that mutation starts from: HTTP/1.1 requests, HTTP/2 frames, gRPC calls and inference bodies."""
+"""Valid inputs to mutate: HTTP/1.1 requests, HTTP/2 frames, gRPC calls and inference bodies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Fields = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Http1:
-    """A request of HTTP/1.1 in its parts. `framing` is length, chunked or none."""
+    """The parts of an HTTP/1.1 request. `framing` is length, chunked or none."""
 
     method: str = "GET"
     path: str = "/"
@@ -64,7 +64,7 @@ class Http1:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of HTTP/2; HEADERS and CONTINUATION may hold fields, which are encoded when the connection's turn comes."""
+    """An HTTP/2 frame. Fields of HEADERS and CONTINUATION are encoded when the frame is sent."""
 
     type: int
     flags: int = 0
@@ -93,7 +93,7 @@ def tensor_json(
 
 
 def in_memory(tensor: dict[str, Any], size: int, offset: int = 0) -> dict[str, Any]:
-    """An input or output in the shared memory of the bench."""
+    """An input or output in the bench's shared memory."""
     place = {
         "shared_memory_region": "region",
         "shared_memory_byte_size": size,
@@ -102,7 +102,7 @@ def in_memory(tensor: dict[str, Any], size: int, offset: int = 0) -> dict[str, A
     return {**{key: value for key, value in tensor.items() if key != "data"}, "parameters": place}
 
 
-#: Model and its inference as JSON: one for each model that the fuzzer serves.
+#: A JSON inference request for each model of the bench.
 INFERENCES: list[tuple[str, dict[str, Any]]] = [
     ("add1", {"inputs": [tensor_json()]}),
     (
@@ -189,7 +189,7 @@ GETS = [
 
 
 def http1_requests() -> list[Http1]:
-    """Valid requests; those of inference with plain JSON first."""
+    """Valid requests, those with plain JSON inference first."""
     requests = [
         Http1("POST", f"/v2/models/{model}/infer", [], json.dumps(document).encode())
         for model, document in INFERENCES
@@ -246,7 +246,7 @@ def raw_tensor(datatype: str, shape: tuple[int, ...]) -> bytes:
     return tensor(datatype=datatype, shape=shape)
 
 
-#: Path and message of gRPC calls.
+#: Paths and messages of gRPC calls.
 CALLS: list[tuple[str, bytes]] = [
     (INFER, infer_request()),
     (INFER, infer_request(version="1", outputs=["OUTPUT0"])),
@@ -312,7 +312,7 @@ GREETING = [
     Frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 20)),
 ]
 
-#: Frames that fit between others.
+#: Frames that may appear between others.
 EXTRAS = [
     Frame(PING, 0, 0, bytes(8)),
     Frame(PING, 1, 0, bytes(8)),

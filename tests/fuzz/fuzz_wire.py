@@ -1,8 +1,8 @@
-"""Fuzzes the wire and the dialects in this process: `python tests/fuzz/fuzz_wire.py --inputs 200000 --seed 1`.
+"""Fuzzes the wire and the dialects: `python tests/fuzz/fuzz_wire.py --inputs 200000 --seed 1`.
 
-Each input is a connection of its own: valid HTTP/1.1, HTTP/2, gRPC or inference bodies, mutated by their grammar. Nothing may raise,
-answer 500 or INTERNAL, hang, or leave requests, buffers or connections behind, and memory must stay flat. Exit status 1 if something was
-found; each finding is printed with the command that repeats it, and made small.
+Each input is a connection that carries valid HTTP/1.1, HTTP/2, gRPC or inference bodies, mutated by their
+grammar. No input may raise, answer 500 or INTERNAL, hang, or leak requests, buffers, connections or memory.
+Findings are minimised and printed with the command that reproduces them; any finding makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from fuzz.bench import Bench, Finding, bench
 from fuzz.mutations import Input, make_input
 
 MIB = 1 << 20
-#: What the memory may grow by after a tenth of the inputs, in MiB.
+#: Allowed growth of memory after the first tenth of the inputs, in MiB.
 GROWTH = 48
 MAX_FINDINGS = 20
 
 
 @dataclass
 class Report:
-    """What a run came to."""
+    """The results of a run."""
 
     inputs: int = 0
     answers: int = 0
@@ -60,7 +60,7 @@ async def still_found(bench: Bench, number: int, one: Input, complaint: str) -> 
 
 
 async def smaller(bench: Bench, number: int, one: Input, complaint: str) -> Input:
-    """Leaves out parts of an input as long as the same is found."""
+    """Removes parts of an input for as long as it still causes the same finding."""
     whole = Input(one.kind, (one.data,), one.valid)
     best = whole if await still_found(bench, number, whole, complaint) else one
     size = len(best.data) // 2
@@ -101,9 +101,8 @@ async def run(
                         pieces = least.pieces if len(least.pieces) < 8 else (least.data,)
                         repeat = f"--inputs 1 --first {number} --seed {seed}"
                         report.findings.append(
-                            f"input {number} ({one.kind}; {repeat}):\n{str(finding)[:3000]}\n  bytes: {pieces!r}"[
-                                :6000
-                            ]
+                            f"input {number} ({one.kind}; {repeat}):\n"
+                            f"{str(finding)[:3000]}\n  bytes: {pieces!r}"[:6000]
                         )
                         if progress:
                             click.echo(report.findings[-1] + "\n", err=True)
@@ -122,9 +121,7 @@ async def run(
             report.answers = target.answers
             report.growth = process.memory_info().rss / MIB - base
     if report.growth > GROWTH:
-        report.findings.append(
-            f"memory grew by {report.growth:.0f} MB between a tenth and the end of the inputs"
-        )
+        report.findings.append(f"memory grew by {report.growth:.0f} MB after the first tenth of the inputs")
     return report
 
 
@@ -132,15 +129,16 @@ async def run(
 @click.option("--inputs", default=200_000, show_default=True)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--first", default=0, show_default=True, help="Number of the first input.")
-@click.option("--shrink/--no-shrink", default=True, help="Whether inputs with a finding are made small.")
+@click.option("--shrink/--no-shrink", default=True, help="Minimise inputs with findings.")
 def main(inputs: int, seed: int, first: int, shrink: bool) -> None:
-    # On the loop that the server runs on, where it exists.
+    # Uses the server's event loop where it is installed.
     factory = uvloop.new_event_loop if uvloop else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         report = runner.run(run(inputs, seed, first, shrink=shrink, progress=True))
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
     click.echo(
-        f"{report.inputs} inputs ({kinds}) with {report.answers} answers in {report.seconds:.0f} s, memory {report.growth:+.0f} MB, "
+        f"{report.inputs} inputs ({kinds}) with {report.answers} answers in {report.seconds:.0f} s, "
+        f"memory {report.growth:+.0f} MB, "
         f"{len(report.findings)} findings"
     )
     sys.exit(1 if report.findings else 0)

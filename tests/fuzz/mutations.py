@@ -1,6 +1,6 @@
-"""Inputs made from valid ones: mutations of bytes, of JSON trees, of protobuf fields, of heads and of frames.
+"""Derives inputs from valid ones: mutations of bytes, JSON trees, protobuf fields, heads and frames.
 
-Every input follows from its seed and number alone.
+Every input depends only on its seed and number.
 """
 
 from __future__ import annotations
@@ -43,47 +43,64 @@ NUMBERS = [
 ]
 MAX_VARINT = 2**64 - 1
 VALUES: list[Any] = [
-    *NUMBERS, 1.5, -0.0, 1e308, 1e-400, True, False, None, "", "x", "1", "OUTPUT0", "INPUT0", "FP32", "INT8", "BYTES", "FP16", "BF16",
-    "\u0000", "\u00e9", "\ud800", "x" * 3000, [], {}, [0], [[]], [None], {"a": 1}, [1, 16], [[0] * 16], [0] * 16, {"binary_data_size": 64},
+    *NUMBERS, 1.5, -0.0, 1e308, 1e-400, True, False, None, "", "x", "1", "OUTPUT0", "INPUT0", "FP32",
+    "INT8", "BYTES", "FP16", "BF16",
+    "\u0000", "\u00e9", "\ud800", "x" * 3000, [], {}, [0], [[]], [None], {"a": 1}, [1, 16], [[0] * 16],
+    [0] * 16, {"binary_data_size": 64},
 ]  # fmt: skip
 KEYS = [
-    "id", "name", "datatype", "shape", "data", "parameters", "inputs", "outputs", "binary_data_size", "binary_data", "classification",
-    "binary_data_output", "priority", "timeout", "sequence_id", "sequence_start", "shared_memory_region", "shared_memory_offset",
+    "id", "name", "datatype", "shape", "data", "parameters", "inputs", "outputs", "binary_data_size",
+    "binary_data", "classification",
+    "binary_data_output", "priority", "timeout", "sequence_id", "sequence_start", "shared_memory_region",
+    "shared_memory_offset",
     "shared_memory_byte_size", "region", "key", "offset", "byte_size", "triton_x", "headers", "x", "",
 ]  # fmt: skip
 TOKENS = [
-    b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"0", b"-1", b"18446744073709551616", b"chunked", b"gzip",
+    b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"0", b"-1", b"18446744073709551616",
+    b"chunked", b"gzip",
     b"HTTP/1.1", b"HTTP/2.0",
-    b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: y\r\n", b"Expect: 100-continue\r\n", b"\xff", b"\x80",
+    b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: y\r\n",
+    b"Expect: 100-continue\r\n", b"\xff", b"\x80",
     b"{", b"}", b"[", b"]",
-    b'"', b"\\", b"null", b"NaN", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"A" * 5000, b"[" * 300, b"X: y\r\n" * 200,
+    b'"', b"\\", b"null", b"NaN", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"A" * 5000,
+    b"[" * 300, b"X: y\r\n" * 200,
 ]  # fmt: skip
 HEADER_FIELDS = [
-    ("Content-Length", "5"), ("Content-Length", "-1"), ("Content-Length", "99999999999999999999"), ("Transfer-Encoding", "chunked"),
-    ("Transfer-Encoding", "gzip, chunked"), ("Content-Encoding", "gzip"), ("Content-Encoding", "br"), ("Content-Encoding", "gzip, deflate"),
-    ("Accept-Encoding", "gzip;q=0.1, *;q=0"), ("Accept-Encoding", "deflate"), ("Expect", "100-continue"), ("Expect", "x"),
+    ("Content-Length", "5"), ("Content-Length", "-1"), ("Content-Length", "99999999999999999999"),
+    ("Transfer-Encoding", "chunked"),
+    ("Transfer-Encoding", "gzip, chunked"), ("Content-Encoding", "gzip"), ("Content-Encoding", "br"),
+    ("Content-Encoding", "gzip, deflate"),
+    ("Accept-Encoding", "gzip;q=0.1, *;q=0"), ("Accept-Encoding", "deflate"), ("Expect", "100-continue"),
+    ("Expect", "x"),
     ("Connection", "close"),
-    ("Connection", "upgrade"), ("Upgrade", "websocket"), ("Inference-Header-Content-Length", "0"), ("Inference-Header-Content-Length", "1"),
-    ("Inference-Header-Content-Length", "-5"), ("Inference-Header-Content-Length", "9" * 30), ("Host", "y"), ("TE", "gzip"),
+    ("Connection", "upgrade"), ("Upgrade", "websocket"), ("Inference-Header-Content-Length", "0"),
+    ("Inference-Header-Content-Length", "1"),
+    ("Inference-Header-Content-Length", "-5"), ("Inference-Header-Content-Length", "9" * 30),
+    ("Host", "y"), ("TE", "gzip"),
     ("X", "\udcff\udc80"), ("", "y"),
-    ("X Y", "z"), ("X", "a\r\n b"), ("Content-Type", "application/grpc"), ("Range", "bytes=0-1"), ("If-None-Match", "*"),
+    ("X Y", "z"), ("X", "a\r\n b"), ("Content-Type", "application/grpc"), ("Range", "bytes=0-1"),
+    ("If-None-Match", "*"),
 ]  # fmt: skip
 GRPC_FIELDS = [
-    ("grpc-timeout", "0n"), ("grpc-timeout", "1m"), ("grpc-timeout", "99999999H"), ("grpc-timeout", "x"), ("grpc-encoding", "gzip"),
-    ("grpc-encoding", "deflate"), ("grpc-encoding", "snappy"), ("grpc-accept-encoding", "gzip,identity"), ("x-bin", "AAAA"), ("x-bin", "!"),
-    ("triton_grpc_error", "true"), ("content-length", "5"), ("te", "x"), ("connection", "close"), ("X", "y"), (":path", "/"),
+    ("grpc-timeout", "0n"), ("grpc-timeout", "1m"), ("grpc-timeout", "99999999H"), ("grpc-timeout", "x"),
+    ("grpc-encoding", "gzip"),
+    ("grpc-encoding", "deflate"), ("grpc-encoding", "snappy"), ("grpc-accept-encoding", "gzip,identity"),
+    ("x-bin", "AAAA"), ("x-bin", "!"),
+    ("triton_grpc_error", "true"), ("content-length", "5"), ("te", "x"), ("connection", "close"),
+    ("X", "y"), (":path", "/"),
     (":x", "y"), ("x", "a\0b"),
-    ("content-type", "application/grpc+json"), ("content-type", "text/plain"), ("host", "z"), ("cookie", "a=b"), ("x", "y" * 5000),
+    ("content-type", "application/grpc+json"), ("content-type", "text/plain"), ("host", "z"),
+    ("cookie", "a=b"), ("x", "y" * 5000),
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Input:
-    """What one connection gets: the bytes, cut where they arrive apart."""
+    """The bytes of one connection, split where they arrive separately."""
 
     kind: str
     pieces: tuple[bytes, ...]
-    #: Whether nothing was mutated, so that all must go well.
+    #: True if nothing was mutated, so that every request must succeed.
     valid: bool = False
 
     @property
@@ -92,7 +109,7 @@ class Input:
 
 
 def mutate_bytes(random: Random, data: bytes, times: int | None = None) -> bytes:
-    """Flips, cuts, repeats, inserts and overwrites."""
+    """Flips, cuts, repeats, inserts and overwrites bytes."""
     out = bytearray(data)
     for _ in range(random.choice((1, 1, 1, 2, 3, 6)) if times is None else times):
         at = random.randrange(len(out) + 1)
@@ -116,7 +133,7 @@ def mutate_bytes(random: Random, data: bytes, times: int | None = None) -> bytes
 
 
 def _places(tree: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Every (container, key) of a JSON tree."""
+    """Every (container, key) pair in a JSON tree."""
     if isinstance(tree, dict):
         items: Any = list(tree.items())
     elif isinstance(tree, list):
@@ -130,7 +147,7 @@ def _places(tree: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 
 def mutate_json(random: Random, document: Any) -> bytes:
-    """Changes values, keys, order and number of the members of a tree; sometimes the text as well."""
+    """Changes values, keys, order and number of members in a tree, and sometimes the text too."""
     tree = json.loads(json.dumps(document))
     for _ in range(random.choice((1, 1, 2, 3))):
         places = _places(tree, [])
@@ -160,14 +177,14 @@ def mutate_json(random: Random, document: Any) -> bytes:
 
 
 def _nested(depth: int, value: Any) -> Any:
-    # json.dumps and deepcopy are recursive themselves: no deeper than they can go three times.
+    # json.dumps and deepcopy recurse too: the depth leaves a third of the stack to each.
     for _ in range(min(depth, 120)):
         value = [value]
     return value
 
 
 def parse_protobuf(message: bytes) -> list[tuple[int, int, bytes]]:
-    """The fields of a message as (number, wire type, value with its length); what is no protobuf is an empty list."""
+    """The fields of a message as (number, wire type, value with its length); empty if it is not protobuf."""
     fields = []
     at = 0
     while at < len(message):
@@ -204,7 +221,7 @@ def _varint_at(message: bytes, at: int) -> tuple[int, int]:
 
 
 def mutate_protobuf(random: Random, message: bytes, depth: int = 0) -> bytes:
-    """Drops, repeats, renumbers and changes fields, at any depth."""
+    """Drops, repeats, renumbers and changes fields at any depth."""
     fields = parse_protobuf(message)
     if not fields or random.random() < 0.1:
         return mutate_bytes(random, message, 1)
@@ -242,7 +259,7 @@ def mutate_protobuf(random: Random, message: bytes, depth: int = 0) -> bytes:
 
 
 def mutate_http1(random: Random, request: Http1) -> bytes:
-    """Changes a request in its parts, or the bytes of its head."""
+    """Changes a request's parts, or the bytes of its head."""
     match random.randrange(8):
         case 0:
             request = replace(request, fields=[*request.fields, random.choice(HEADER_FIELDS)])
@@ -313,7 +330,7 @@ def json_request(random: Random) -> bytes:
 
 
 def binary_request(random: Random) -> bytes:
-    """Binary tensors whose JSON, size, header or bytes do not fit."""
+    """Binary tensors with inconsistent JSON, size, header or bytes."""
     model, document, raw = random.choice(corpus.BINARIES)
     head = mutate_json(random, document) if random.random() < 0.6 else json.dumps(document).encode()
     length = str(
@@ -443,7 +460,7 @@ def grpc_frames(random: Random, stream: int) -> list[Frame]:
 
 
 def http2_input(random: Random) -> bytes:
-    """Requests and calls on some streams, in any order, with frames mutated, repeated, dropped and put between."""
+    """Interleaved requests and calls, with frames mutated, repeated, dropped and inserted."""
     streams: list[list[Frame]] = []
     mutated = random.random() < 0.7
     for number in range(1, 2 * random.choice((1, 2, 3, 6)) + 1, 2):
@@ -484,7 +501,7 @@ def http2_input(random: Random) -> bytes:
 
 
 def cut(random: Random, data: bytes) -> tuple[bytes, ...]:
-    """Most inputs come in one piece, some in few, some in single bytes at the start."""
+    """Most inputs arrive in one piece, some in a few, some byte by byte at the start."""
     way = random.random()
     if way < 0.5 or len(data) < 2:
         return (data,)
@@ -498,7 +515,7 @@ def cut(random: Random, data: bytes) -> tuple[bytes, ...]:
 
 
 def make_input(seed: int, number: int) -> Input:
-    """The input of a number."""
+    """The input with a number."""
     random = Random(f"{seed}:{number}")
     kind = random.choices(
         ("json", "binary", "http1", "http2", "valid http1", "valid http2", "noise"), (20, 12, 25, 35, 2, 4, 2)

@@ -1,4 +1,4 @@
-"""A short run of the fuzzer; the long one is tests/fuzz/fuzz_wire.py."""
+"""A short run of the fuzzer; tests/fuzz/fuzz_wire.py runs it for longer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INPUTS = 3000
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_mutated_inputs_bring_nothing_to_light(seed: int) -> None:
+def test_mutated_inputs_cause_no_findings(seed: int) -> None:
     report = asyncio.run(run(INPUTS, seed))
     assert report.inputs == INPUTS
     assert report.answers > INPUTS // 2

@@ -1,6 +1,7 @@
-"""Networks on a real GPU, compared with the CPU: `pytest tests/gpu` on a machine with an NVIDIA GPU, onnxruntime-gpu and PyTorch for CUDA.
+"""Networks on a real GPU, compared with the CPU: `pytest tests/gpu`.
 
-Without them each test is skipped and says what is missing. The server is strict, so nothing here can run on the CPU unnoticed.
+They need an NVIDIA GPU, onnxruntime-gpu and PyTorch for CUDA; without, tests are skipped with the reason. The
+server runs with --strict-devices, so that nothing falls back to the CPU unnoticed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ON = {
     "gpu": "instance_group { count: 2 kind: KIND_GPU gpus: [ 0 ] }",
     "auto": "",
 }
-#: Both runtimes round the factors of products to TF32 on GPUs that have it, 10 bits.
+#: Both runtimes use TF32 (a mantissa of 10 bits) for matrix products on GPUs that support it.
 CLOSE = {"rtol": 2e-2, "atol": 2e-2}
 
 
@@ -60,7 +61,10 @@ def put_torch(path: Path) -> None:
     torch.export.save(torch.export.export(network, (torch.zeros(2, 64),), dynamic_shapes=({0: items},)), path)
 
 
-TORCH_SCRIPT = 'max_batch_size: 64 input { name: "x" data_type: TYPE_FP32 dims: 64 } output { name: "y" data_type: TYPE_FP32 dims: 8 }'
+TORCH_SCRIPT = (
+    'max_batch_size: 64 input { name: "x" data_type: TYPE_FP32 dims: 64 } '
+    'output { name: "y" data_type: TYPE_FP32 dims: 8 }'
+)
 FORMATS = {
     "onnx": ("onnxruntime", "model.onnx", put_onnx, ""),
     "script": ("torch", "model.pt", put_torch, TORCH_SCRIPT),
@@ -69,7 +73,7 @@ FORMATS = {
 
 
 def why_not(name: str, folder: Path) -> str:
-    """Why a format cannot be tried on a GPU here; empty where it can."""
+    """Why a format cannot run on a GPU here; empty if it can."""
     module, filename, put, _ = FORMATS[name]
     if importlib.util.find_spec(module) is None:
         return f"{module} is missing"
@@ -105,7 +109,7 @@ def network(request: pytest.FixtureRequest, reasons: dict[str, str]) -> str:
 
 
 def answers(server: ServerProcess, model: str, batches: list[np.ndarray]) -> list[np.ndarray]:
-    """What a model gives to requests that come at the same time, so that they are joined and run on all of its instances."""
+    """A model's answers to concurrent requests, which are batched and run on all of its instances."""
 
     async def ask() -> list[np.ndarray]:
         async with backline.connect_async(server.url) as client:
@@ -118,7 +122,7 @@ def answers(server: ServerProcess, model: str, batches: list[np.ndarray]) -> lis
 
 
 @pytest.mark.parametrize("kind", ["gpu", "auto"])
-def test_a_gpu_answers_what_the_cpu_answers(server: ServerProcess, network: str, kind: str) -> None:
+def test_gpu_answers_equal_cpu_answers(server: ServerProcess, network: str, kind: str) -> None:
     batches = [floats(size, 64, seed=size) for size in (1, 2, 3, 5, 8, 13, 1, 2)]
 
     for on_gpu, on_cpu in zip(
@@ -127,7 +131,7 @@ def test_a_gpu_answers_what_the_cpu_answers(server: ServerProcess, network: str,
         np.testing.assert_allclose(on_gpu, on_cpu, **CLOSE)
 
 
-def test_the_configuration_says_that_it_is_there(server: ServerProcess, network: str) -> None:
+def test_the_configuration_shows_the_gpu(server: ServerProcess, network: str) -> None:
     with backline.connect(server.url) as client:
         groups = {kind: client[f"{network}_{kind}"].config()["instance_group"][0] for kind in ON}
 
@@ -136,7 +140,7 @@ def test_the_configuration_says_that_it_is_there(server: ServerProcess, network:
     assert groups["cpu"]["kind"] == "KIND_CPU"
 
 
-def test_an_onnx_session_computes_by_cuda(reasons: dict[str, str], tmp_path: Path) -> None:
+def test_an_onnx_session_uses_cuda(reasons: dict[str, str], tmp_path: Path) -> None:
     if reasons["onnx"]:
         pytest.skip(reasons["onnx"])
     from backline.backends.onnxruntime import OnnxRuntime
@@ -149,7 +153,9 @@ def test_an_onnx_session_computes_by_cuda(reasons: dict[str, str], tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["script", "export"])
-def test_the_weights_of_a_program_are_on_the_gpu(reasons: dict[str, str], tmp_path: Path, name: str) -> None:
+def test_the_weights_of_an_exported_program_are_on_the_gpu(
+    reasons: dict[str, str], tmp_path: Path, name: str
+) -> None:
     if reasons[name]:
         pytest.skip(reasons[name])
     import torch

@@ -1,1 +1,1 @@
-"""Scheduling scenarios that run alike on real Triton and on Backline: what Triton answers is recorded, and Backline compared with it."""
+"""Scheduling scenarios run against real Triton, whose answers are recorded, and compared with Backline."""

@@ -1,4 +1,7 @@
-"""Runs the scenarios against real Triton, which is recorded, and against Backline: `python -m scenarios --against both`, in tests/."""
+"""Runs the scenarios against Triton, which is recorded, or Backline.
+
+In tests/: `python -m scenarios --against both`.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ from scenarios.servers import Setup, backline, triton
 from scenarios.session import Server
 from scenarios.themes import SCENARIOS, setup_of
 
-#: Starts a server of a setup in a folder, until the block ends.
+#: Starts a setup's server in a folder; it runs until the block ends.
 Start: TypeAlias = Callable[[Path, Setup], AbstractContextManager[Server]]
 
 
 def main() -> int:
-    """The number of scenarios that failed, or differ although no difference is listed."""
+    """Returns how many scenarios failed or differ without a listed difference."""
     arguments = _arguments()
     chosen = [
         one for one in SCENARIOS if any(text in f"{one.theme}: {one.name}" for text in arguments.only or [""])
@@ -40,7 +43,7 @@ def main() -> int:
 
 
 def _run(chosen: list[Scenario], start: Start, folder: Path) -> dict[Scenario, Any]:
-    """What the scenarios saw, each at the server that it runs at; these run one after the other."""
+    """The results of the scenarios, run one after the other, grouped by server setup."""
     by_setup: dict[Setup, list[Scenario]] = {}
     for one in chosen:
         by_setup.setdefault(setup_of(one), []).append(one)
@@ -81,7 +84,7 @@ def _record(chosen: list[Scenario], results: dict[Scenario, Any], *, complete: b
         now = {one.name: results[one] for one in chosen if one.theme == theme}
         for name in before.keys() & now.keys():
             for deviation in compare(before[name], now[name]):
-                print(f"Triton itself differs from before: {theme}: {name}: {deviation}")
+                print(f"Triton differs from its recording: {theme}: {name}: {deviation}")
         record(theme, {**before, **now})
 
 
@@ -112,21 +115,21 @@ def _show(chosen: list[Scenario], answers: dict[Scenario, Any]) -> int:
 
 
 def _summary(result: Any) -> str:
-    """In few words: how many were answered, the statuses of the others, and the sizes of the batches that ran."""
+    """A short summary: the number of answers, the statuses of errors, and the sizes of executed batches."""
     if result is None or "failed" in result:
         return "" if result is None else "failed"
     events = (
         result["seen"].get("events", ()) if isinstance(result.get("seen"), dict) else result.get("seen", ())
     )
-    told = [
+    answers = [
         one
         for one in (*result["answers"], *(events if isinstance(events, (list, tuple)) else ()))
         if isinstance(one, dict)
     ]
     statuses = Counter(
-        str(one.get("status") or "error").removeprefix("StatusCode.") for one in told if "error" in one
+        str(one.get("status") or "error").removeprefix("StatusCode.") for one in answers if "error" in one
     )
-    answered = sum("error" not in one for one in told)
+    answered = sum("error" not in one for one in answers)
     batches = Counter()
     for counted in result["statistics"].values():
         for size, count in counted.get("batches", {}).items():

@@ -1,4 +1,4 @@
-"""Which requests run together."""
+"""Which requests are batched together."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ MODELS: dict[str, Served] = {
 }
 
 
-#: Without RUN: which of two instances takes a request is chance.
-COMPANY = ("OUT", "COMPANY")
+#: Without RUN: either of the two instances may take a request.
+BATCH = ("OUT", "BATCH")
 
 
 def rows(*values: int) -> np.ndarray:
@@ -38,44 +38,44 @@ def rows(*values: int) -> np.ndarray:
 
 
 @scenario("http", "grpc")
-def a_request_alone_is_a_batch(session: Session) -> None:
+def a_single_request_is_a_batch_of_one(session: Session) -> None:
     session.infer("joined", 5)
 
 
 @scenario("http", "grpc")
-def what_waits_behind_a_busy_instance_is_one_batch(session: Session) -> None:
+def requests_queued_for_a_busy_instance_form_one_batch(session: Session) -> None:
     with session.busy("joined"):
         for value in range(1, 6):
             session.queue("joined", value)
 
 
 @scenario("grpc")
-def a_new_connection_asks_much_at_once(session: Session) -> None:
-    # A server that has answered nothing yet is careful with what it lets in.
+def several_requests_at_once_on_a_new_connection(session: Session) -> None:
+    # A server limits a connection's requests in flight until it has answered the first.
     session.infer("joined")
     with session.busy("joined"):
         session.connect_again()
-        for _ in range(3):  # alike, as any of them may come first
+        for _ in range(3):  # equal, since any of them may be first
             session.ask("joined", 1)
         session.pause(0.2)
 
 
 @scenario("http", "grpc")
-def no_batch_is_above_the_maximum(session: Session) -> None:
+def no_batch_exceeds_the_maximum(session: Session) -> None:
     with session.busy("joined"):
         for value in range(1, 12):
             session.queue("joined", value)
 
 
 @scenario("http", "grpc")
-def requests_may_bring_batches_themselves(session: Session) -> None:
+def requests_may_contain_batches(session: Session) -> None:
     with session.busy("joined"):
         for batch in (rows(1, 2, 3), rows(4, 5, 6), rows(7, 8, 9)):
             session.queue("joined", batch)
 
 
 @scenario("http", "grpc")
-def a_full_batch_runs_beside_nobody(session: Session) -> None:
+def a_full_batch_is_not_joined(session: Session) -> None:
     with session.busy("joined"):
         session.queue("joined", 1)
         session.queue("joined", rows(*range(11, 19)))
@@ -93,21 +93,21 @@ def a_request_without_rows_is_refused(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def without_dynamic_batching_nothing_is_joined(session: Session) -> None:
+def without_dynamic_batching_requests_run_separately(session: Session) -> None:
     with session.busy("unjoined"):
         for value in (rows(1), rows(2, 3), rows(4)):
             session.queue("unjoined", value)
 
 
 @scenario("http", "grpc")
-def without_a_batch_dimension_nothing_is_joined(session: Session) -> None:
+def without_a_batch_dimension_requests_run_separately(session: Session) -> None:
     with session.busy("unbatched", value=np.array([0], np.int32)):
         for value in (1, 2, 3):
             session.queue("unbatched", np.array([value], np.int32))
 
 
 @scenario("http", "grpc")
-def a_batch_for_a_model_without_batches_is_refused(session: Session) -> None:
+def a_batch_for_an_unbatched_model_is_refused(session: Session) -> None:
     session.infer("unbatched", rows(1))
 
 
@@ -119,7 +119,7 @@ def the_largest_preferred_size_is_taken(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def less_than_a_preferred_size_does_not_wait(session: Session) -> None:
+def fewer_requests_than_a_preferred_size_do_not_wait(session: Session) -> None:
     with session.busy("preferred"):
         for value in (1, 2):
             session.queue("preferred", value)
@@ -133,7 +133,7 @@ def batches_of_requests_add_up_to_a_preferred_size(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def company_is_awaited_for_the_queue_delay(session: Session) -> None:
+def a_batch_waits_for_the_queue_delay(session: Session) -> None:
     for _ in range(3):
         session.ask("patient", 1)
 
@@ -146,14 +146,14 @@ def a_preferred_size_ends_the_wait(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def only_equal_shapes_run_together(session: Session) -> None:
+def only_equal_shapes_are_batched(session: Session) -> None:
     with session.busy("shapes"):
         for value in ([[1, 1]], [[2, 2]], [[3, 3, 3]], [[4, 4]], [[5, 5]]):
             session.queue("shapes", value)
 
 
 @scenario("http", "grpc")
-def only_the_same_optional_inputs_run_together(session: Session) -> None:
+def only_requests_with_the_same_optional_inputs_are_batched(session: Session) -> None:
     plus = {"PLUS": np.array([[100]], np.int32)}
     with session.busy("shapes"):
         session.queue("shapes", 1)
@@ -173,20 +173,20 @@ def an_unknown_input_is_refused(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def another_datatype_is_refused(session: Session) -> None:
+def a_wrong_datatype_is_refused(session: Session) -> None:
     session.infer("joined", 1, inputs={"IN": np.array([[1]], np.float32)})
 
 
 @scenario("http", "grpc")
-def another_shape_is_refused(session: Session) -> None:
+def a_wrong_shape_is_refused(session: Session) -> None:
     session.infer("joined", [[1, 2]])
 
 
 @scenario("http", "grpc")
-def only_requested_outputs_are_answered(session: Session) -> None:
+def only_requested_outputs_are_returned(session: Session) -> None:
     with session.busy("joined"):
         session.queue("joined", 1, outputs=("OUT",))
-        session.queue("joined", 2, outputs=("COMPANY", "OUT"))
+        session.queue("joined", 2, outputs=("BATCH", "OUT"))
 
 
 @scenario("http", "grpc")
@@ -203,7 +203,7 @@ def one_request_of_a_batch_may_fail(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def an_error_has_the_kind_that_the_model_says(session: Session) -> None:
+def an_error_has_the_code_that_the_model_sets(session: Session) -> None:
     for code in (
         "INTERNAL",
         "NOT_FOUND",
@@ -225,29 +225,29 @@ def an_exception_fails_the_batch(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def two_instances_run_side_by_side(session: Session) -> None:
-    with session.busy("pair", instances=2, outputs=COMPANY):
+def two_instances_run_concurrently(session: Session) -> None:
+    with session.busy("pair", instances=2, outputs=BATCH):
         for value in (1, 2, 3):
-            session.queue("pair", value, outputs=COMPANY)
+            session.queue("pair", value, outputs=BATCH)
 
 
 @scenario("http", "grpc")
-def answers_leave_as_they_come(session: Session) -> Seen:
+def answers_are_sent_in_order_of_completion(session: Session) -> Seen:
     gate = session.gate()
-    session.ask("pair", 1, outputs=COMPANY, parameters={"gate": gate.name})
+    session.ask("pair", 1, outputs=BATCH, parameters={"gate": gate.name})
     gate.wait_entered()
-    session.infer("pair", 2, outputs=COMPANY)
+    session.infer("pair", 2, outputs=BATCH)
     gate.open()
     session.wait_all()
     return session.order
 
 
 @scenario("http", "grpc")
-def ordered_answers_leave_in_the_order_of_the_requests(session: Session) -> Seen:
+def preserve_ordering_sends_answers_in_request_order(session: Session) -> Seen:
     first, second = session.gate(), session.gate()
-    session.ask("ordered", 1, outputs=COMPANY, parameters={"gate": first.name})
+    session.ask("ordered", 1, outputs=BATCH, parameters={"gate": first.name})
     first.wait_entered()
-    later = session.ask("ordered", 2, outputs=COMPANY, parameters={"gate": second.name})
+    later = session.ask("ordered", 2, outputs=BATCH, parameters={"gate": second.name})
     second.wait_entered()
     second.open()
     early = later.done_within(0.1)
@@ -260,7 +260,7 @@ def ordered(session: Session, *values: Any, **options: Any) -> list[Gate]:
     gates = []
     for value in values:
         gates.append(session.gate())
-        session.ask("ordered", value, outputs=COMPANY, parameters={"gate": gates[-1].name, **options})
+        session.ask("ordered", value, outputs=BATCH, parameters={"gate": gates[-1].name, **options})
         gates[-1].wait_entered()
     return gates
 
@@ -276,7 +276,7 @@ def ordered_answers_of_three_instances(session: Session) -> Seen:
 
 
 @scenario("grpc")
-def an_error_keeps_the_order_too(session: Session) -> Seen:
+def errors_are_ordered_too(session: Session) -> Seen:
     gates = ordered(session, 1, 2, 3, fail="no")
     for gate in reversed(gates):
         gate.open()
@@ -286,11 +286,11 @@ def an_error_keeps_the_order_too(session: Session) -> Seen:
 
 
 @scenario("grpc")
-def a_cancelled_request_holds_up_no_order(session: Session) -> Seen:
+def a_cancelled_request_does_not_block_ordered_answers(session: Session) -> Seen:
     first, second = session.gate(), session.gate()
-    cancelled = session.ask("ordered", 1, outputs=COMPANY, parameters={"gate": first.name})
+    cancelled = session.ask("ordered", 1, outputs=BATCH, parameters={"gate": first.name})
     first.wait_entered()
-    later = session.ask("ordered", 2, outputs=COMPANY, parameters={"gate": second.name})
+    later = session.ask("ordered", 2, outputs=BATCH, parameters={"gate": second.name})
     second.wait_entered()
     cancelled.cancel()
     session.pause()
@@ -321,5 +321,5 @@ def optional_inputs_in_batches_of_several_rows(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def an_optional_input_with_other_rows_is_refused(session: Session) -> None:
+def an_optional_input_of_a_different_batch_size_is_refused(session: Session) -> None:
     session.infer("shapes", rows(1, 2), inputs={"PLUS": rows(100)})

@@ -1,4 +1,4 @@
-"""What is answered from the response cache."""
+"""Which requests are answered from the response cache."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ MODELS: dict[str, Served] = {
 
 
 @scenario("http", "grpc")
-def the_second_time_is_a_hit(session: Session) -> None:
+def a_repeated_request_is_a_hit(session: Session) -> None:
     value = session.fresh
     for _ in range(3):
         session.infer("cached", value)
 
 
 @scenario("http", "grpc")
-def without_dynamic_batching_too(session: Session) -> None:
+def caching_works_without_dynamic_batching(session: Session) -> None:
     value = session.fresh
     for _ in range(2):
         session.infer("cached_alone", value)
 
 
 @scenario("http", "grpc")
-def other_inputs_are_a_miss(session: Session) -> None:
+def different_inputs_are_a_miss(session: Session) -> None:
     value = session.fresh
     session.infer("cached", value)
     session.infer("cached", value + 1)
 
 
 @scenario("http", "grpc")
-def another_shape_is_a_miss(session: Session) -> None:
+def a_different_shape_is_a_miss(session: Session) -> None:
     value = session.fresh
     session.infer("cached", rows(value, value))
     session.infer("cached", value)
@@ -53,49 +53,49 @@ def another_shape_is_a_miss(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def the_id_is_the_requests_own(session: Session) -> None:
+def a_hit_has_the_id_of_its_request(session: Session) -> None:
     value = session.fresh
     session.infer("cached", value, request_id="a")
     session.infer("cached", value, request_id="b")
 
 
 @scenario("http", "grpc")
-def parameters_do_not_matter(session: Session) -> None:
+def different_parameters(session: Session) -> None:
     value = session.fresh
     session.infer("cached", value, parameters={"a": 1})
     session.infer("cached", value, parameters={"a": 2})
 
 
 @scenario("http", "grpc")
-def priorities_do_not_matter(session: Session) -> None:
+def different_priorities(session: Session) -> None:
     value = session.fresh
     session.infer("cached", value, priority=1)
     session.infer("cached", value, priority=2)
 
 
 @scenario("http", "grpc")
-def fewer_outputs_after_all(session: Session) -> None:
+def fewer_outputs_than_cached(session: Session) -> None:
     value = session.fresh
     session.infer("cached", value)
     session.infer("cached", value, outputs=("OUT",))
 
 
 @scenario("http", "grpc")
-def more_outputs_after_some(session: Session) -> None:
+def more_outputs_than_cached(session: Session) -> None:
     value = session.fresh
     session.infer("cached", value, outputs=("OUT",))
-    session.infer("cached", value, outputs=("OUT", "COMPANY"))
+    session.infer("cached", value, outputs=("OUT", "BATCH"))
 
 
 @scenario("http", "grpc")
-def errors_are_not_kept(session: Session) -> None:
+def errors_are_not_cached(session: Session) -> None:
     value = session.fresh
     session.infer("cached", value, parameters={"fail": "no"})
     session.infer("cached", value)
 
 
 @scenario("http", "grpc")
-def the_same_twice_at_once(session: Session) -> None:
+def identical_concurrent_requests(session: Session) -> None:
     with session.busy("cached", value=session.fresh + 1):
         for _ in range(2):
             session.ask("cached", session.fresh)
@@ -110,7 +110,7 @@ def a_step_of_an_ensemble_is_a_hit(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def a_batch_that_a_client_brings_is_one_entry(session: Session) -> None:
+def a_clients_batch_is_one_entry(session: Session) -> None:
     value = session.fresh
     session.infer("cached", rows(value, value + 1))
     session.infer("cached", rows(value, value + 1))
@@ -118,7 +118,7 @@ def a_batch_that_a_client_brings_is_one_entry(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def requests_of_a_batch_are_kept_each(session: Session) -> None:
+def batched_requests_are_cached_separately(session: Session) -> None:
     value = session.fresh
     with session.busy("cached", value=value + 1):
         for number in (2, 4, 6):
@@ -129,7 +129,7 @@ def requests_of_a_batch_are_kept_each(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def hits_do_not_wait_behind_a_busy_instance(session: Session) -> Seen:
+def hits_do_not_wait_for_a_busy_instance(session: Session) -> Seen:
     value = session.fresh
     session.infer("cached", value)
     with session.busy("cached", value=value + 1):
@@ -139,7 +139,7 @@ def hits_do_not_wait_behind_a_busy_instance(session: Session) -> Seen:
 
 
 @scenario("http", "grpc")
-def a_failed_request_of_a_batch_is_not_kept(session: Session) -> None:
+def a_failed_request_of_a_batch_is_not_cached(session: Session) -> None:
     value = session.fresh
     with session.busy("cached", value=value + 1):
         session.queue("cached", value + 2)
@@ -156,7 +156,7 @@ def a_batch_through_an_ensemble_is_a_hit(session: Session) -> None:
 
 
 @scenario("http", "grpc", watch=("first", "cached"))
-def an_ensemble_is_a_hit_itself(session: Session) -> None:
+def an_ensemble_can_be_cached(session: Session) -> None:
     value = session.fresh
     for number in (value, value, value + 1):
         session.infer("cached_chain", number)

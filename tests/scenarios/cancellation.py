@@ -1,4 +1,4 @@
-"""Requests that nobody waits for any more."""
+"""Cancelled and abandoned requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODELS: dict[str, Served] = {}
 
 
 def post(session: Session, request: Request) -> http.client.HTTPConnection:
-    """Sends a request as tritonclient does, on a connection that can be closed; its client cannot."""
+    """Sends a request as tritonclient does, but on a connection that can be closed mid-request."""
     arguments = request.arguments(tritonclient.http)
     body, length = tritonclient.http.InferenceServerClient.generate_request_body(arguments["inputs"])
     connection = http.client.HTTPConnection(session.server.http, timeout=PATIENCE)
@@ -27,7 +27,7 @@ def post(session: Session, request: Request) -> http.client.HTTPConnection:
 
 
 @scenario("grpc")
-def a_request_that_is_cancelled_in_the_queue_is_not_run(session: Session) -> None:
+def a_request_cancelled_in_the_queue_does_not_run(session: Session) -> None:
     with session.busy("joined"):
         session.queue("joined", 1)
         session.queue("joined", 2).cancel()
@@ -37,7 +37,7 @@ def a_request_that_is_cancelled_in_the_queue_is_not_run(session: Session) -> Non
 
 
 @scenario("grpc")
-def a_request_that_is_cancelled_leaves_its_place(session: Session) -> None:
+def a_cancelled_request_frees_its_queue_slot(session: Session) -> None:
     with session.busy("limited"):
         session.queue("limited", 1).cancel()
         session.pause()
@@ -47,7 +47,7 @@ def a_request_that_is_cancelled_leaves_its_place(session: Session) -> None:
 
 
 @scenario("http")
-def a_client_that_goes_away_is_not_answered(session: Session) -> None:
+def a_client_that_disconnects_is_not_answered(session: Session) -> None:
     with session.busy("joined"):
         session.queue("joined", 1)
         connection = post(session, session.request("joined", 2))
@@ -58,35 +58,35 @@ def a_client_that_goes_away_is_not_answered(session: Session) -> None:
 
 
 @scenario("grpc")
-def a_run_is_told_that_nobody_waits(session: Session) -> None:
+def an_executing_model_sees_the_cancellation(session: Session) -> None:
     gate = session.gate()
-    asked = session.ask("joined", 1, parameters={"gate": gate.name})
+    request = session.ask("joined", 1, parameters={"gate": gate.name})
     gate.wait_entered()
-    asked.cancel()
+    request.cancel()
     gate.wait_cancelled()
     gate.open()
 
 
 @scenario("grpc", watch=("first", "second"))
-def no_step_begins_after_a_cancellation(session: Session) -> None:
+def no_step_starts_after_a_cancellation(session: Session) -> None:
     gate = session.gate()
-    asked = session.ask("chain", 1, parameters={"gate": gate.name, "at": "first"})
+    request = session.ask("chain", 1, parameters={"gate": gate.name, "at": "first"})
     gate.wait_entered()
-    asked.cancel()
+    request.cancel()
     session.pause()
     gate.open()
     session.pause()
 
 
 @scenario("grpc", watch=("first", "second"))
-def a_step_that_is_cancelled_in_the_queue_is_not_run(session: Session) -> None:
+def a_step_cancelled_in_the_queue_does_not_run(session: Session) -> None:
     with session.busy("first"):
         session.queue("chain", 1, at="first").cancel()
         session.pause()
 
 
 @scenario("grpc")
-def a_request_of_a_sequence_that_is_cancelled_in_the_queue(session: Session) -> None:
+def a_sequence_request_cancelled_in_the_queue(session: Session) -> None:
     session.infer("oldest", 1, sequence_id=2, sequence_start=True)
     with session.busy("oldest", sequence_id=1, sequence_start=True, sequence_end=True):
         session.queue("oldest", 10, sequence_id=2)
@@ -97,7 +97,7 @@ def a_request_of_a_sequence_that_is_cancelled_in_the_queue(session: Session) -> 
 
 
 @scenario("grpc")
-def who_waits_no_longer_than_the_client_allows(session: Session) -> None:
+def a_request_is_cancelled_at_the_clients_timeout(session: Session) -> None:
     with session.busy("joined"):
         session.queue("joined", 1, client_timeout=0.05).result()
         session.pause()

@@ -1,4 +1,4 @@
-"""Models that give any number of responses to a request."""
+"""Models with any number of responses per request."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def an_exception_before_any_response(session: Session) -> Seen:
 
 
 @scenario("stream")
-def a_request_that_does_not_fit(session: Session) -> Seen:
+def an_invalid_request(session: Session) -> Seen:
     return streamed(
         session, session.request("many", inputs={"IN": np.array([1.0], np.float32)}), empty_final=True
     )
@@ -137,7 +137,7 @@ def an_error_of_a_model_with_one_response_on_a_stream(session: Session) -> Seen:
 
 @scenario("stream")
 def both_kinds_of_models_on_a_stream(session: Session) -> Seen:
-    """A decoupled model that stands still holds nobody up."""
+    """A decoupled model that is waiting blocks no other request."""
     gate = session.gate()
     stream = session.stream()
     stream.send(many(session, 5, 6, request_id="many", parameters={"gate": gate.name, "at": 1}))
@@ -179,7 +179,7 @@ def no_response_of_a_decoupled_step_of_an_ensemble(session: Session) -> Seen:
 
 
 @scenario("stream")
-def a_stream_that_is_left_ends_its_requests(session: Session) -> Seen:
+def an_abandoned_stream_cancels_its_requests(session: Session) -> Seen:
     gate = session.gate()
     stream = session.stream()
     stream.send(many(session, 5, 6, 7, parameters={"gate": gate.name, "at": 1}))

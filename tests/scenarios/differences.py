@@ -1,4 +1,4 @@
-"""Where Backline differs from Triton on purpose: which fields of which scenarios, what they hold, and why."""
+"""Intended differences from Triton: the scenarios and fields concerned, their values, and why."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from scenarios.scenario import Scenario
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """In each of the scenarios (by title, or by title and way) some fields differ whose paths match one of `paths`.
+    """A difference in the fields that match one of `paths`, in each of `scenarios` (title, or title and way).
 
-    `holds` says of what Triton and Backline gave whether it is the difference that is meant. `reason` is a row of the table in
-    docs/differences-from-triton.md. What Triton does by `chance` may be the same in a recording.
+    `holds` says whether Triton's and Backline's values show this difference. `reason` is a row of the table
+    in docs/differences-from-triton.md. `chance` marks a race in Triton: a recording may not show the
+    difference.
     """
 
     reason: str
@@ -34,7 +35,7 @@ class Difference:
 
 
 def unlisted(scenario: Scenario, deviations: list[Deviation]) -> list[Deviation]:
-    """The deviations that no difference covers."""
+    """The deviations that no listed difference covers."""
     listed = [difference for difference in DIFFERENCES if difference.applies(scenario)]
     return [
         deviation
@@ -44,7 +45,7 @@ def unlisted(scenario: Scenario, deviations: list[Deviation]) -> list[Deviation]
 
 
 def gone(scenario: Scenario, deviations: list[Deviation]) -> list[Difference]:
-    """The differences that are listed for the scenario but are no longer there."""
+    """The differences listed for the scenario that it no longer shows."""
     listed = [
         difference for difference in DIFFERENCES if difference.applies(scenario) and not difference.chance
     ]
@@ -56,7 +57,7 @@ def gone(scenario: Scenario, deviations: list[Deviation]) -> list[Difference]:
 
 
 def words(triton: Any, backline: Any) -> bool:
-    """Backline's message has Triton's words in their order, and more or fewer of its own."""
+    """Backline's message has all of Triton's words in order, or the other way round."""
     if not isinstance(triton, str) or not isinstance(backline, str):
         return False
     shorter, longer = sorted((_words(triton), _words(backline)), key=len)
@@ -69,17 +70,17 @@ def _words(text: str) -> list[str]:
 
 
 def less(triton: Any, backline: Any) -> bool:
-    """Backline counts less."""
+    """Backline's count is lower."""
     return (backline or 0) < (triton or 0)
 
 
 def more(triton: Any, backline: Any) -> bool:
-    """Backline counts more."""
+    """Backline's count is higher."""
     return (backline or 0) > (triton or 0)
 
 
 def any_value(triton: Any, backline: Any) -> bool:
-    """What follows from another difference of the scenario."""
+    """Accepts anything: the field follows from another difference of the scenario."""
     return True
 
 
@@ -94,19 +95,19 @@ def is_new(triton: Any, backline: Any) -> bool:
 
 
 def became(triton: Any, backline: Any) -> Callable[[Any, Any], bool]:
-    """Backline gives the one where Triton gives the other."""
+    """Exactly these two values."""
     return lambda one, other: (one, other) == (triton, backline)
 
 
-#: Counts of requests that were answered: those that Backline does not count among them it counts as failed.
+#: Counts of successful requests; Backline counts more of them as failed.
 _OF_ANSWERS = tuple(f"statistics.*.{name}" for name in ("compute_*", "inference_count", "queue", "success"))
 _COUNTS = ("statistics.*",)
 _FEWER_RUNS = (*_OF_ANSWERS, "statistics.*.execution_count", "statistics.*.batches*")
 
-#: Requests whose own answer is an error of the model.
+#: Scenarios in which the model answers a request with an error.
 _ANSWERED_WITH_ERRORS = (
     "one_request_of_a_batch_may_fail",
-    "an_error_has_the_kind_that_the_model_says",
+    "an_error_has_the_code_that_the_model_sets",
     "an_error_of_the_first_step",
     "an_error_of_the_last_step",
     "an_error_in_a_branch",
@@ -118,73 +119,73 @@ _ANSWERED_WITH_ERRORS = (
     "generate_with_an_error",
     "generate_stream_with_an_error_first",
     "generate_stream_with_an_error_among_the_responses",
-    "generate_with_parameters_of_their_own",
-    "an_error_keeps_the_order_too",
+    "generate_with_a_parameters_object",
+    "errors_are_ordered_too",
     "an_error_of_one_ragged_request",
-    "a_failed_run_gives_back_what_it_took",
+    "a_failed_execution_releases_its_resources",
 )
 _ENSEMBLES = (
     "a_chain_of_two",
-    "a_batch_passes_as_one",
+    "a_batch_passes_through_the_steps_whole",
     "a_fork_and_a_join",
     "an_ensemble_in_an_ensemble",
-    "steps_are_joined_with_other_requests",
-    "ensembles_answer_with_requested_outputs",
-    "steps_that_nobody_needs",
+    "steps_are_batched_with_other_requests",
+    "ensembles_return_only_requested_outputs",
+    "unneeded_steps",
     "optional_inputs_of_steps",
-    "the_priority_is_the_steps_too",
-    "the_sequence_is_the_steps_too",
-    "an_id_is_given_back",
+    "steps_inherit_the_priority",
+    "steps_inherit_the_sequence",
+    "the_request_id_is_returned",
     "a_step_of_an_ensemble_is_a_hit",
-    "an_ensemble_is_a_hit_itself",
+    "an_ensemble_can_be_cached",
     "the_times_of_an_ensemble_are_those_of_its_steps",
     "a_decoupled_step_of_an_ensemble",
     "an_error_in_a_decoupled_step_of_an_ensemble",
     "a_deadline_that_does_not_pass",
-    "the_timeout_is_the_steps_too",
+    "steps_inherit_the_timeout",
     "a_batch_through_an_ensemble_is_a_hit",
-    "an_ensemble_takes_what_its_steps_take",
+    "an_ensemble_uses_the_resources_of_its_steps",
     "generate_of_an_ensemble",
 )
 _ITERATED = (
-    "a_request_is_run_until_it_is_answered",
-    "a_request_is_answered_at_once",
-    "the_start_is_told_once",
-    "a_request_is_a_sequence_of_its_own",
+    "a_request_runs_until_it_is_answered",
+    "a_request_answered_by_its_first_execution",
+    "the_start_flag_is_set_once",
+    "each_request_is_a_separate_sequence",
     "a_named_sequence_ends_with_its_answer",
-    "places_are_iterated_too",
-    "who_comes_later_joins",
+    "the_direct_strategy_iterates_too",
+    "later_requests_join_the_batch",
     "an_error_ends_the_iteration",
 )
-_WARMED = ("warm_ups_run_in_their_order_before_the_first_request", "a_warm_up_may_run_several_times")
+_WARMED = ("warm_ups_run_in_order_before_the_first_request", "a_warm_up_may_run_several_times")
 
 DIFFERENCES: tuple[Difference, ...] = (
-    # what runs together
+    # batching
     Difference(
         "batches form when an instance is free",
         ("the_largest_preferred_size_is_taken",),
-        ("answers.*.COMPANY", "answers.*.RUN"),
+        ("answers.*.BATCH", "answers.*.RUN"),
         any_value,
     ),
-    # requests that do not fit
+    # invalid requests
     Difference(
         "messages say more",
         (
-            "a_batch_for_a_model_without_batches_is_refused",
-            "another_shape_is_refused",
+            "a_batch_for_an_unbatched_model_is_refused",
+            "a_wrong_shape_is_refused",
             "an_unknown_output_is_refused",
-            "a_request_that_does_not_fit_counts_nowhere",
-            "a_level_has_a_limit_of_its_own",
-            "the_default_limit_is_of_each_level",
+            "an_invalid_request_is_not_counted",
+            "each_priority_has_its_own_limit",
+            "the_default_limit_applies_to_each_priority",
             "a_full_queue_refuses",
-            "a_full_queue_of_a_model_with_batches_refuses",
-            "a_full_queue_with_levels_refuses",
-            "requests_count_and_not_their_rows",
-            "a_queue_takes_again_when_it_has_room",
-            "a_level_has_a_timeout_of_its_own",
-            "who_has_waited_for_too_long_is_refused",
-            "a_request_may_ask_for_less_than_the_default",
-            "a_request_may_not_ask_for_more_than_the_default",
+            "a_full_queue_of_a_batching_model_refuses",
+            "a_full_queue_with_priorities_refuses",
+            "the_limit_counts_requests_not_items",
+            "a_queue_accepts_again_once_it_has_room",
+            "each_priority_has_its_own_timeout",
+            "a_request_that_waits_too_long_is_rejected",
+            "a_request_may_lower_the_timeout",
+            "a_request_may_not_raise_the_timeout",
             "a_full_queue_of_a_step",
             "a_timeout_in_a_step",
             "an_error_of_the_first_step",
@@ -192,11 +193,11 @@ DIFFERENCES: tuple[Difference, ...] = (
             "an_error_in_a_branch",
             "an_error_in_a_decoupled_step_of_an_ensemble",
             "an_exception_in_a_step",
-            "the_timeout_is_the_steps_too",
-            "levels_may_delay_or_refuse",
-            "ragged_inputs_have_a_number_of_dimensions",
-            "a_queue_fills_while_a_run_waits_for_its_turn",
-            "a_timeout_while_a_run_waits_for_its_turn",
+            "steps_inherit_the_timeout",
+            "a_priority_may_delay_or_reject",
+            "ragged_inputs_have_a_fixed_rank",
+            "a_queue_fills_while_waiting_for_a_turn",
+            "a_timeout_while_waiting_for_a_turn",
         ),
         ("answers.*.error", "seen.*.error"),
         words,
@@ -207,7 +208,7 @@ DIFFERENCES: tuple[Difference, ...] = (
             "a_request_without_rows_is_refused",
             "an_unknown_input_is_refused",
             "a_missing_required_input_is_refused",
-            "an_optional_input_with_other_rows_is_refused",
+            "an_optional_input_of_a_different_batch_size_is_refused",
         ),
         ("answers.0.error",),
         any_value,
@@ -233,7 +234,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         "a cancellation is 499",
-        ("an_error_has_the_kind_that_the_model_says [http]",),
+        ("an_error_has_the_code_that_the_model_sets [http]",),
         ("answers.6.status",),
         became("400", "499"),
     ),
@@ -263,7 +264,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         "a client's mistake is 400",
-        ("generate_with_an_input_of_another_type",),
+        ("generate_with_an_input_of_the_wrong_type",),
         ("seen.status", "seen.events.0.error"),
         any_value,
     ),
@@ -271,7 +272,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     # time
     Difference(
         "a request's own timeout counts",
-        ("a_request_may_ask_where_there_is_no_default", "a_request_asks_in_vain_without_a_queue_policy"),
+        ("a_request_may_set_a_timeout_without_a_default", "a_request_timeout_without_a_queue_policy"),
         ("answers.*", "statistics.*"),
         any_value,
     ),
@@ -290,8 +291,8 @@ DIFFERENCES: tuple[Difference, ...] = (
             "an_exception_in_a_step",
             "a_full_queue_of_a_step",
             "a_timeout_in_a_step",
-            "the_sequence_is_the_steps_too",
-            "the_timeout_is_the_steps_too",
+            "steps_inherit_the_sequence",
+            "steps_inherit_the_timeout",
         ),
         ("statistics.*.fail",),
         became(2, 1),
@@ -306,43 +307,43 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         "cancelled requests do not run",
         (
-            "a_request_that_is_cancelled_in_the_queue_is_not_run",
-            "a_client_that_goes_away_is_not_answered",
-            "a_step_that_is_cancelled_in_the_queue_is_not_run",
-            "no_step_begins_after_a_cancellation",
-            "who_waits_no_longer_than_the_client_allows",
-            "a_run_is_told_that_nobody_waits",
-            "a_stream_that_is_left_ends_its_requests",
+            "a_request_cancelled_in_the_queue_does_not_run",
+            "a_client_that_disconnects_is_not_answered",
+            "a_step_cancelled_in_the_queue_does_not_run",
+            "no_step_starts_after_a_cancellation",
+            "a_request_is_cancelled_at_the_clients_timeout",
+            "an_executing_model_sees_the_cancellation",
+            "an_abandoned_stream_cancels_its_requests",
             "a_deadline_in_the_first_step_ends_an_ensemble",
             "a_deadline_in_the_second_step_ends_an_ensemble",
-            "a_cancelled_request_holds_up_no_order",
-            "who_is_cancelled_while_he_waits_for_his_turn_is_not_run",
+            "a_cancelled_request_does_not_block_ordered_answers",
+            "a_request_cancelled_while_waiting_for_its_turn_does_not_run",
         ),
-        ("answers.*.COMPANY", *_COUNTS),
+        ("answers.*.BATCH", *_COUNTS),
         any_value,
     ),
     Difference(
         "cancelled requests leave the queue at once",
-        ("a_request_that_is_cancelled_leaves_its_place",),
+        ("a_cancelled_request_frees_its_queue_slot",),
         ("answers.3.*", *_COUNTS),
         any_value,
     ),
     Difference(
         "a sequence continues after a cancellation",
-        ("a_request_of_a_sequence_that_is_cancelled_in_the_queue",),
+        ("a_sequence_request_cancelled_in_the_queue",),
         ("answers.4.*", *_COUNTS),
         any_value,
     ),
     # sequences
     Difference(
         "string sequence ids",
-        ("ids_may_be_texts", "a_number_for_a_text_id_input"),
+        ("ids_may_be_strings", "a_number_for_a_string_id_input"),
         ("answers.*", *_COUNTS),
         lambda triton, backline: triton is None or backline is None,
     ),
     Difference(
         "sequence ids that do not fit are refused",
-        ("a_text_for_a_numeric_id_input", "an_id_that_does_not_fit_its_input"),
+        ("a_string_for_a_numeric_id_input", "an_id_too_large_for_its_input"),
         ("answers.0.*", *_COUNTS),
         lambda triton, backline: triton is None or backline is None,
     ),
@@ -350,11 +351,11 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         "ready sequences are batched together",
         (
-            "no_more_sequences_run_than_are_candidates",
-            "who_comes_later_joins",
+            "the_number_of_candidates_is_limited",
+            "later_requests_join_the_batch",
         ),
         (
-            "answers.*.COMPANY",
+            "answers.*.BATCH",
             "answers.*.RUN",
             "answers.*.SEEN",
             "statistics.*.batches.*",
@@ -367,13 +368,13 @@ DIFFERENCES: tuple[Difference, ...] = (
     # the rate limiter
     Difference(
         "waiting for a resource blocks only its users",
-        ("who_lacks_something_and_who_wants_something_else",),
+        ("a_waiting_model_and_one_that_needs_another_resource",),
         ("seen.*",),
         any_value,
     ),
     Difference(
         "waiting for a permit is waiting in the queue",
-        ("a_timeout_while_a_run_waits_for_its_turn",),
+        ("a_timeout_while_waiting_for_a_turn",),
         ("answers.1.*", "statistics.timed.*"),
         any_value,
     ),
@@ -381,28 +382,28 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("a warm-up is not counted", _WARMED, ("seen.*_count", "seen.success"), less),
     Difference(
         "a warm-up is one request",
-        ("warm_ups_run_in_their_order_before_the_first_request",),
+        ("warm_ups_run_in_order_before_the_first_request",),
         ("answers.0.SEEN", "seen.runs"),
         any_value,
     ),
     # cache
     Difference(
         "requested outputs and parameters are part of the cache key",
-        ("fewer_outputs_after_all", "more_outputs_after_some", "parameters_do_not_matter"),
+        ("fewer_outputs_than_cached", "more_outputs_than_cached", "different_parameters"),
         ("answers.1.*", *_COUNTS),
         any_value,
     ),
-    Difference("errors are not cached", ("errors_are_not_kept",), ("answers.1.*", *_COUNTS), any_value),
+    Difference("errors are not cached", ("errors_are_not_cached",), ("answers.1.*", *_COUNTS), any_value),
     Difference(
         "errors are not cached",
-        ("a_failed_request_of_a_batch_is_not_kept",),
+        ("a_failed_request_of_a_batch_is_not_cached",),
         ("answers.3.*", *_COUNTS),
         any_value,
     ),
     Difference(
         "identical requests in flight share a run",
-        ("the_same_twice_at_once",),
-        ("answers.*.COMPANY", *_COUNTS),
+        ("identical_concurrent_requests",),
+        ("answers.*.BATCH", *_COUNTS),
         any_value,
     ),
     # statistics

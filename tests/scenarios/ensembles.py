@@ -1,4 +1,4 @@
-"""Models that consist of others."""
+"""Ensembles: models composed of other models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scenarios.timeouts import OVER
 
 
 def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
-    """A step: the model's inputs and outputs with the tensors of the ensemble."""
+    """A step: the model's inputs and outputs, each mapped to a tensor of the ensemble."""
     pairs = [*(("input", *pair) for pair in inputs.items()), *(("output", *pair) for pair in outputs.items())]
     maps = [f'{kind}_map {{ key: "{name}" value: "{tensor}" }}' for kind, name, tensor in pairs]
     return f'step {{ model_name: "{model}" model_version: -1 {" ".join(maps)} }}'
@@ -32,9 +32,9 @@ MODELS: dict[str, Served] = {
     "adding": worker("dynamic_batching { }\n", plus=True),
     "chain": ensemble(
         [_IN],
-        [_OUT, tensor("COMPANY1", "STRING"), tensor("COMPANY2", "STRING")],
-        step("first", {"IN": "IN"}, {"OUT": "middle", "COMPANY": "COMPANY1"}),
-        step("second", {"IN": "middle"}, {"OUT": "OUT", "COMPANY": "COMPANY2"}),
+        [_OUT, tensor("BATCH1", "STRING"), tensor("BATCH2", "STRING")],
+        step("first", {"IN": "IN"}, {"OUT": "middle", "BATCH": "BATCH1"}),
+        step("second", {"IN": "middle"}, {"OUT": "OUT", "BATCH": "BATCH2"}),
     ),
     "fork": ensemble(
         [_IN],
@@ -51,8 +51,8 @@ MODELS: dict[str, Served] = {
     ),
     "by_levels": ensemble(
         [_IN],
-        [_OUT, tensor("COMPANY", "STRING")],
-        step("levels", {"IN": "IN"}, {"OUT": "OUT", "COMPANY": "COMPANY"}),
+        [_OUT, tensor("BATCH", "STRING")],
+        step("levels", {"IN": "IN"}, {"OUT": "OUT", "BATCH": "BATCH"}),
         max_batch_size=2,
     ),
     "by_limited": ensemble(
@@ -84,7 +84,7 @@ def a_chain_of_two(session: Session) -> None:
 
 
 @scenario("http", "grpc", watch=STEPS)
-def a_batch_passes_as_one(session: Session) -> None:
+def a_batch_passes_through_the_steps_whole(session: Session) -> None:
     session.infer("chain", rows(1, 2, 3))
 
 
@@ -99,7 +99,7 @@ def an_ensemble_in_an_ensemble(session: Session) -> None:
 
 
 @scenario("http", "grpc", watch=STEPS)
-def steps_are_joined_with_other_requests(session: Session) -> None:
+def steps_are_batched_with_other_requests(session: Session) -> None:
     with session.busy("second"):
         with session.busy("first"):
             session.queue("first", 1)
@@ -109,13 +109,13 @@ def steps_are_joined_with_other_requests(session: Session) -> None:
 
 
 @scenario("http", "grpc", watch=STEPS)
-def ensembles_answer_with_requested_outputs(session: Session) -> None:
-    session.infer("chain", 1, outputs=("OUT", "COMPANY1"))
+def ensembles_return_only_requested_outputs(session: Session) -> None:
+    session.infer("chain", 1, outputs=("OUT", "BATCH1"))
 
 
 @scenario("http", "grpc", watch=STEPS)
-def steps_that_nobody_needs(session: Session) -> None:
-    session.infer("chain", 1, outputs=("COMPANY1",))
+def unneeded_steps(session: Session) -> None:
+    session.infer("chain", 1, outputs=("BATCH1",))
 
 
 @scenario("http", "grpc", watch=("first", "adding"))
@@ -148,7 +148,7 @@ def an_error_in_a_branch(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def more_rows_than_the_ensemble_takes_are_refused(session: Session) -> None:
+def a_batch_above_the_ensembles_maximum_is_refused(session: Session) -> None:
     session.infer("chain", rows(*range(9)))
 
 
@@ -168,7 +168,7 @@ def a_timeout_in_a_step(session: Session) -> None:
 
 
 @scenario("http", "grpc", watch=("levels",))
-def the_priority_is_the_steps_too(session: Session) -> None:
+def steps_inherit_the_priority(session: Session) -> None:
     with session.busy("levels"):
         for value in (1, 2):
             session.queue("levels", value, priority=2)
@@ -176,14 +176,14 @@ def the_priority_is_the_steps_too(session: Session) -> None:
 
 
 @scenario("http", "grpc", watch=("oldest",))
-def the_sequence_is_the_steps_too(session: Session) -> None:
+def steps_inherit_the_sequence(session: Session) -> None:
     session.infer("in_sequence", 1, sequence_id=7, sequence_start=True)
     session.infer("in_sequence", 2, sequence_id=7, sequence_end=True)
     session.infer("in_sequence", 3, sequence_id=7)
 
 
 @scenario("http", "grpc")
-def an_id_is_given_back(session: Session) -> None:
+def the_request_id_is_returned(session: Session) -> None:
     session.infer("chain", 1, request_id="mine")
 
 
@@ -209,7 +209,7 @@ def a_deadline_that_does_not_pass(session: Session) -> None:
 
 
 @scenario("http", "grpc", watch=("rejecting_early",))
-def the_timeout_is_the_steps_too(session: Session) -> None:
+def steps_inherit_the_timeout(session: Session) -> None:
     with session.busy("rejecting_early"):
         session.queue("by_late", 1, at="rejecting_early", timeout=30_000)
         session.queue("by_late", 2, at="rejecting_early")

@@ -1,27 +1,27 @@
-"""Gates in the models: a run that comes to one tells so, and waits until it opens. Both sides see files of one folder."""
+"""Gates hold a model's execution until the scenario opens them; they are files in a shared folder."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-#: Seconds that anything a scenario waits for may take, on a busy machine.
+#: Timeout in seconds of any wait in a scenario, generous enough for a busy machine.
 PATIENCE = 10.0
 
 
 class Gate:
-    """One gate, closed at first. The parameter `gate` of a request names it."""
+    """A gate, initially closed. A request names it in its parameter `gate`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
         self._path = folder / name
 
     def wait_entered(self) -> None:
-        """Waits until a run has come to the gate."""
+        """Waits until an execution has reached the gate."""
         self._wait("entered")
 
     def wait_cancelled(self) -> None:
-        """Waits until the run at the gate has noticed that nobody waits for it."""
+        """Waits until the execution at the gate has seen its request cancelled."""
         self._wait("cancelled")
 
     @property
@@ -36,12 +36,12 @@ class Gate:
         end = time.monotonic() + PATIENCE
         while not file.exists():
             if time.monotonic() > end:
-                raise TimeoutError(f"no run came to gate '{self.name}': there is no {file.name}")
+                raise TimeoutError(f"no execution reached gate '{self.name}': {file.name} is missing")
             time.sleep(0.001)
 
 
 class Note:
-    """The runs of all requests whose parameter `note` names it, in the order in which they began."""
+    """The executions of requests that name it in their parameter `note`, in order of their start."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
@@ -49,5 +49,5 @@ class Note:
 
     @property
     def runs(self) -> list[str]:
-        """Of each run the model and the values of its requests."""
+        """The model and the input values of each execution."""
         return self._path.read_text().splitlines() if self._path.exists() else []

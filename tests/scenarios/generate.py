@@ -16,7 +16,7 @@ MODELS: dict[str, Served] = {}
 
 
 def generate(session: Session, route: str, model: str, document: dict[str, Any]) -> dict[str, Any]:
-    """What the generate extension answers; events as a list of what they hold."""
+    """The generate extension's answer; server-sent events as a list of their contents."""
     url = f"http://{session.server.http}/v2/models/{model}/{route}"
     request = urllib.request.Request(url, json.dumps(document).encode(), {"Content-Type": "application/json"})
     try:
@@ -26,7 +26,7 @@ def generate(session: Session, route: str, model: str, document: dict[str, Any])
         status, kind, body = error.code, error.headers["Content-Type"], error.read().decode()
     events = [json.loads(event.removeprefix("data: ")) for event in body.split("\n\n") if event]
     for event in events:
-        event.pop("RUN", None)  # it counts all scenarios
+        event.pop("RUN", None)  # counts executions across scenarios
         if "error" in event:
             event["error"] = plain_text(event["error"])
     return {"status": status, "type": kind, "events": events}
@@ -104,7 +104,7 @@ def generate_of_a_batch(session: Session) -> Seen:
 
 
 @scenario("http")
-def generate_with_parameters_of_their_own(session: Session) -> Seen:
+def generate_with_a_parameters_object(session: Session) -> Seen:
     session.watch("joined")
     return generate(
         session, "generate", "joined", {"IN": 5, "parameters": {"fail": "no", "code": "INVALID_ARG"}}
@@ -124,7 +124,7 @@ def generate_with_an_input_twice(session: Session) -> Seen:
 
 
 @scenario("http")
-def generate_with_an_input_of_another_type(session: Session) -> Seen:
+def generate_with_an_input_of_the_wrong_type(session: Session) -> Seen:
     session.watch("joined")
     return generate(session, "generate", "joined", {"IN": "five"})
 

@@ -1,4 +1,4 @@
-"""Requests that a model has again and again until it answers."""
+"""Models that reschedule a request until they answer it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from scenarios.scenario import scenario
 from scenarios.sequences import step
 from scenarios.session import Session
 
-_START = 'control_input [ { name: "START" control [ { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } ] } ]'
+_START = (
+    'control_input [ { name: "START" '
+    "control [ { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } ] } ]"
+)
 
 
 def iterative(strategy: str, *, max_batch_size: int = 4) -> Served:
     """The model `iterative.py`."""
-    shape = f"max_batch_size: {max_batch_size}\n{tensors([tensor('IN')], [tensor('OUT'), tensor('SEEN', 'STRING')])}"
+    shape = (
+        f"max_batch_size: {max_batch_size}\n"
+        f"{tensors([tensor('IN')], [tensor('OUT'), tensor('SEEN', 'STRING')])}"
+    )
     batching = f"max_sequence_idle_microseconds: 20000000 iterative_sequence: true {strategy}"
     return Served(f"{shape}{instance_group()}sequence_batching {{ {batching} }}\n", "iterative")
 
@@ -25,22 +31,22 @@ MODELS: dict[str, Served] = {
 
 
 @scenario("http", "grpc")
-def a_request_is_run_until_it_is_answered(session: Session) -> None:
+def a_request_runs_until_it_is_answered(session: Session) -> None:
     session.infer("iterated", 3)
 
 
 @scenario("http", "grpc")
-def a_request_is_answered_at_once(session: Session) -> None:
+def a_request_answered_by_its_first_execution(session: Session) -> None:
     session.infer("iterated", 1)
 
 
 @scenario("http", "grpc")
-def the_start_is_told_once(session: Session) -> None:
+def the_start_flag_is_set_once(session: Session) -> None:
     session.infer("iterated_start", 3)
 
 
 @scenario("http", "grpc")
-def a_request_is_a_sequence_of_its_own(session: Session) -> None:
+def each_request_is_a_separate_sequence(session: Session) -> None:
     session.infer("iterated", 2)
     session.infer("iterated", 2)
 
@@ -58,12 +64,12 @@ def a_named_sequence_must_start(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def places_are_iterated_too(session: Session) -> None:
+def the_direct_strategy_iterates_too(session: Session) -> None:
     session.infer("iterated_direct", 3)
 
 
 @scenario("http", "grpc")
-def who_comes_later_joins(session: Session) -> None:
+def later_requests_join_the_batch(session: Session) -> None:
     with session.busy("iterated", value=4):
         session.queue("iterated", 2)
         session.queue("iterated", 3)

@@ -1,8 +1,8 @@
-"""Levels of priority: who goes first, and what each level allows."""
+"""Priority levels: their order, and each level's limits."""
 
 from __future__ import annotations
 
-from scenarios.batching import COMPANY
+from scenarios.batching import BATCH
 from scenarios.repository import Served, worker
 from scenarios.scenario import Seen, scenario
 from scenarios.session import Session
@@ -15,8 +15,10 @@ MODELS: dict[str, Served] = {
     ),
     "levels_mixed": worker(
         "dynamic_batching { priority_levels: 2 default_priority_level: 2\n"
-        "  priority_queue_policy { key: 1 value { timeout_action: DELAY default_timeout_microseconds: 30000 } }\n"
-        "  priority_queue_policy { key: 2 value { timeout_action: REJECT default_timeout_microseconds: 30000 } } }\n",
+        "  priority_queue_policy { key: 1 value { timeout_action: DELAY "
+        "default_timeout_microseconds: 30000 } }\n"
+        "  priority_queue_policy { key: 2 value { timeout_action: REJECT "
+        "default_timeout_microseconds: 30000 } } }\n",
         max_batch_size=1,
     ),
     "policies": worker(
@@ -30,28 +32,28 @@ MODELS: dict[str, Served] = {
 
 
 @scenario("http", "grpc")
-def a_higher_level_goes_first(session: Session) -> None:
+def a_higher_priority_runs_first(session: Session) -> None:
     with session.busy("levels"):
         for value, level in ((1, 3), (2, 3), (3, 2), (4, 2), (5, 1), (6, 1)):
             session.queue("levels", value, priority=level)
 
 
 @scenario("http", "grpc")
-def within_a_level_it_is_first_come_first_served(session: Session) -> None:
+def requests_of_one_priority_are_first_come_first_served(session: Session) -> None:
     with session.busy("levels"):
         for value, level in ((1, 2), (2, 1), (3, 2), (4, 1), (5, 2), (6, 1)):
             session.queue("levels", value, priority=level)
 
 
 @scenario("http", "grpc")
-def a_batch_may_have_several_levels(session: Session) -> None:
+def a_batch_may_mix_priorities(session: Session) -> None:
     with session.busy("levels"):
         for value, level in ((1, 3), (2, 2), (3, 1)):
             session.queue("levels", value, priority=level)
 
 
 @scenario("http", "grpc")
-def who_names_no_level_has_the_default_one(session: Session) -> None:
+def without_a_priority_the_default_applies(session: Session) -> None:
     with session.busy("levels"):
         session.queue("levels", 1, priority=3)
         session.queue("levels", 2)
@@ -60,7 +62,7 @@ def who_names_no_level_has_the_default_one(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def a_level_that_there_is_not_is_the_default_one(session: Session) -> None:
+def an_unknown_priority_means_the_default(session: Session) -> None:
     with session.busy("levels"):
         session.queue("levels", 1, priority=3)
         session.queue("levels", 2, priority=99)
@@ -68,12 +70,12 @@ def a_level_that_there_is_not_is_the_default_one(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def a_model_without_levels_takes_any(session: Session) -> None:
+def a_model_without_priorities_accepts_any(session: Session) -> None:
     session.infer("joined", 1, priority=7)
 
 
 @scenario("http", "grpc")
-def a_level_has_a_limit_of_its_own(session: Session) -> None:
+def each_priority_has_its_own_limit(session: Session) -> None:
     with session.busy("policies"):
         session.queue("policies", 1, priority=1)
         session.infer("policies", 2, priority=1)
@@ -81,7 +83,7 @@ def a_level_has_a_limit_of_its_own(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def the_default_limit_is_of_each_level(session: Session) -> None:
+def the_default_limit_applies_to_each_priority(session: Session) -> None:
     with session.busy("policies"):
         for value in (1, 2, 3):
             session.queue("policies", value, priority=2)
@@ -90,7 +92,7 @@ def the_default_limit_is_of_each_level(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def a_level_has_a_timeout_of_its_own(session: Session) -> None:
+def each_priority_has_its_own_timeout(session: Session) -> None:
     with session.busy("policies"):
         session.queue("policies", 1, priority=3)
         session.queue("policies", 2, priority=2)
@@ -98,26 +100,26 @@ def a_level_has_a_timeout_of_its_own(session: Session) -> None:
 
 
 @scenario("grpc")
-def a_higher_level_goes_first_on_several_instances(session: Session) -> Seen:
+def a_higher_priority_runs_first_on_several_instances(session: Session) -> Seen:
     note = session.note()
     gates = []
     for _ in range(2):
         gates.append(session.gate())
-        session.ask("levels_pair", 0, outputs=COMPANY, parameters={"gate": gates[-1].name})
+        session.ask("levels_pair", 0, outputs=BATCH, parameters={"gate": gates[-1].name})
         gates[-1].wait_entered()
     for value, level in ((1, 3), (2, 2), (3, 1), (4, 3), (5, 1)):
-        session.ask("levels_pair", value, outputs=COMPANY, priority=level, parameters={"note": note.name})
+        session.ask("levels_pair", value, outputs=BATCH, priority=level, parameters={"note": note.name})
         session.pause(0.02)
-    gates[0].open()  # one after the other, on this instance
+    gates[0].open()  # the rest run one after the other on this instance
     session.wait_runs(note, 5)
     gates[1].open()
     return note.runs
 
 
 @scenario("http", "grpc")
-def levels_may_delay_or_refuse(session: Session) -> None:
-    with session.busy("levels_mixed", priority=1, outputs=COMPANY):
-        session.queue("levels_mixed", 1, priority=1, outputs=COMPANY)
-        session.queue("levels_mixed", 2, priority=2, outputs=COMPANY)
+def a_priority_may_delay_or_reject(session: Session) -> None:
+    with session.busy("levels_mixed", priority=1, outputs=BATCH):
+        session.queue("levels_mixed", 1, priority=1, outputs=BATCH)
+        session.queue("levels_mixed", 2, priority=2, outputs=BATCH)
         session.pause(OVER)
-        session.queue("levels_mixed", 3, priority=1, outputs=COMPANY)
+        session.queue("levels_mixed", 3, priority=1, outputs=BATCH)

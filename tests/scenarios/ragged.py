@@ -1,4 +1,4 @@
-"""Inputs of unlike shapes in one batch."""
+"""Inputs of different shapes in one batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = {
     "FLAT": "BATCH_ITEM_SHAPE_FLATTEN",
 }
 _RAGGED = tensor("IN", dims="-1", extra="allow_ragged_batch: true ")
-_OUTPUTS = [tensor("OUT", dims="-1"), tensor("RUN"), tensor("COMPANY", "STRING")]
+_OUTPUTS = [tensor("OUT", dims="-1"), tensor("RUN"), tensor("BATCH", "STRING")]
 
 
 def ragged(*inputs: str, further: str = "", max_batch_size: int = 8) -> Served:
@@ -34,7 +34,7 @@ MODELS: dict[str, Served] = {
 
 
 @scenario("http", "grpc")
-def ragged_inputs_run_together(session: Session) -> None:
+def ragged_inputs_are_batched(session: Session) -> None:
     with session.busy("ragged"):
         for value in ([[1]], [[2, 2]], [[3, 3, 3]], [[4]]):
             session.queue("ragged", value)
@@ -49,7 +49,7 @@ def ragged_inputs_with_several_rows(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def a_batch_of_ragged_inputs_is_not_above_the_maximum(session: Session) -> None:
+def a_batch_of_ragged_inputs_does_not_exceed_the_maximum(session: Session) -> None:
     with session.busy("ragged"):
         session.queue("ragged", rows(*range(1, 7)))
         session.queue("ragged", [[7, 7], [8, 8]])
@@ -65,7 +65,7 @@ def one_input_is_ragged_and_another_is_not(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def an_optional_input_beside_a_ragged_one(session: Session) -> None:
+def an_optional_input_with_a_ragged_one(session: Session) -> None:
     with session.busy("ragged_plus"):
         session.queue("ragged_plus", [[1]])
         session.queue("ragged_plus", [[2, 2]])
@@ -81,5 +81,5 @@ def an_error_of_one_ragged_request(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def ragged_inputs_have_a_number_of_dimensions(session: Session) -> None:
+def ragged_inputs_have_a_fixed_rank(session: Session) -> None:
     session.infer("ragged", np.zeros((1, 2, 2), np.int32))

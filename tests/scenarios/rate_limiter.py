@@ -1,4 +1,4 @@
-"""Who may run when instances share resources, of which there are as many as the one takes that takes the most."""
+"""Executions that share resources. Each resource's limit is the largest amount that any instance needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from scenarios.batching import COMPANY
+from scenarios.batching import BATCH
 from scenarios.decoupled import many_responses
 from scenarios.ensembles import ensemble, step
 from scenarios.repository import Served, tensor, worker
@@ -16,13 +16,13 @@ from scenarios.timeouts import SHORT, queue_policy
 
 
 def takes(resource: str, count: int = 1, *, everywhere: bool = False, priority: int = 0) -> str:
-    """The rate limiter of instances that take so much of a resource."""
+    """The rate limiter settings of instances that need `count` of a resource."""
     scope = "global: true " if everywhere else ""
     return f'resources [ {{ name: "{resource}" {scope}count: {count} }} ] priority: {priority}'
 
 
 def alone(rate: str = "", *, instances: int = 1) -> Served:
-    """A model that runs one request at a time."""
+    """A model that executes one request at a time."""
     return worker(max_batch_size=1, instances=instances, rate=rate)
 
 
@@ -59,37 +59,37 @@ MODELS: dict[str, Served] = {
 }
 
 
-def runs_beside(session: Session, busy: str, other: str) -> bool:
-    """Whether a model runs while another one does."""
-    with session.busy(busy, outputs=COMPANY):
-        return session.ask(other, 1, outputs=COMPANY).done_within(0.15)
+def runs_concurrently(session: Session, busy: str, other: str) -> bool:
+    """Whether `other` can execute while `busy` does."""
+    with session.busy(busy, outputs=BATCH):
+        return session.ask(other, 1, outputs=BATCH).done_within(0.15)
 
 
-def asked_behind(session: Session, busy: str, *asked: tuple[str, int]) -> list[str]:
-    """The runs in their order, of models that are asked while another one has what they need."""
+def order_after(session: Session, busy: str, *requests: tuple[str, int]) -> list[str]:
+    """The order of execution of models that were called while `busy` held what they need."""
     note = session.note()
-    with session.busy(busy, outputs=COMPANY):
-        for model, value in asked:
-            session.ask(model, value, outputs=COMPANY, parameters={"note": note.name})
+    with session.busy(busy, outputs=BATCH):
+        for model, value in requests:
+            session.ask(model, value, outputs=BATCH, parameters={"note": note.name})
             session.pause(0.02)
         session.pause(0.1)
     session.wait_all()
     return note.runs
 
 
-# Triton counts the runs of each instance from the start: these come first, when there were none.
+# Triton counts each instance's executions since startup: these scenarios go first, while the counts are zero.
 
 
 @scenario("grpc")
 def turns_alternate_without_priorities(session: Session) -> Seen:
-    return asked_behind(
+    return order_after(
         session, "batches", *((model, value) for value in (1, 2, 3) for model in ("left", "right"))
     )
 
 
 @scenario("grpc")
-def who_lacks_something_keeps_the_rest_of_it_back(session: Session) -> Seen:
-    """One that waits for a cup, and then one that only wants the plate."""
+def a_waiting_model_holds_back_its_other_resources(session: Session) -> Seen:
+    """One request waits for a cup; a later one needs only the plate."""
     note = session.note()
     with session.busy("cup"):
         session.ask("cup_and_plate", 1, parameters={"note": note.name})
@@ -101,7 +101,7 @@ def who_lacks_something_keeps_the_rest_of_it_back(session: Session) -> Seen:
 
 
 @scenario("grpc")
-def who_lacks_something_and_who_wants_something_else(session: Session) -> Seen:
+def a_waiting_model_and_one_that_needs_another_resource(session: Session) -> Seen:
     note = session.note()
     with session.busy("here"):
         session.ask("there", 1, parameters={"note": note.name})
@@ -113,66 +113,66 @@ def who_lacks_something_and_who_wants_something_else(session: Session) -> Seen:
 
 @scenario("http", "grpc")
 def instances_share_a_resource(session: Session) -> Seen:
-    return runs_beside(session, "twins", "twins")
+    return runs_concurrently(session, "twins", "twins")
 
 
 @scenario("http", "grpc")
 def models_share_a_resource(session: Session) -> Seen:
-    return [runs_beside(session, "left", "right"), runs_beside(session, "right", "left")]
+    return [runs_concurrently(session, "left", "right"), runs_concurrently(session, "right", "left")]
 
 
 @scenario("http", "grpc")
-def who_takes_nothing_runs_beside(session: Session) -> Seen:
-    return runs_beside(session, "left", "free")
+def a_model_without_resources_is_not_limited(session: Session) -> Seen:
+    return runs_concurrently(session, "left", "free")
 
 
 @scenario("http", "grpc")
-def other_resources_are_free(session: Session) -> Seen:
-    return [runs_beside(session, "left", "here"), runs_beside(session, "cup", "plate")]
+def models_with_different_resources_run_concurrently(session: Session) -> Seen:
+    return [runs_concurrently(session, "left", "here"), runs_concurrently(session, "cup", "plate")]
 
 
 @scenario("http", "grpc")
-def a_resource_of_the_server(session: Session) -> Seen:
-    return runs_beside(session, "here", "there")
+def a_global_resource(session: Session) -> Seen:
+    return runs_concurrently(session, "here", "there")
 
 
 @scenario("http", "grpc")
-def as_much_as_there_is(session: Session) -> Seen:
+def executions_share_a_resource_up_to_its_limit(session: Session) -> Seen:
     return [
-        runs_beside(session, "small", "small"),
-        runs_beside(session, "small", "large"),
-        runs_beside(session, "large", "small"),
+        runs_concurrently(session, "small", "small"),
+        runs_concurrently(session, "small", "large"),
+        runs_concurrently(session, "large", "small"),
     ]
 
 
 @scenario("http", "grpc")
-def all_resources_are_needed(session: Session) -> Seen:
+def a_model_waits_for_all_of_its_resources(session: Session) -> Seen:
     return [
-        runs_beside(session, one, other)
+        runs_concurrently(session, one, other)
         for one, other in (("cup", "cup_and_plate"), ("plate", "cup_and_plate"), ("cup_and_plate", "cup"))
     ]
 
 
 @scenario("grpc")
-def turns_go_by_the_priorities(session: Session) -> Seen:
-    runs = asked_behind(
+def turns_follow_the_priorities(session: Session) -> Seen:
+    runs = order_after(
         session, "always", *((model, value) for value in range(1, 7) for model in ("often", "seldom"))
     )
     return Counter(run.partition(":")[0] for run in runs[:8])
 
 
 @scenario("grpc")
-def the_large_one_is_not_passed_for_ever(session: Session) -> Seen:
-    """Small ones that come later do not take what the large one waits for."""
+def a_large_demand_is_not_starved(session: Session) -> Seen:
+    """Later small demands do not take the resource that a large one waits for."""
     note = session.note()
     first, second = session.gate(), session.gate()
-    session.ask("small", 1, outputs=COMPANY, parameters={"gate": first.name})
-    session.ask("small", 2, outputs=COMPANY, parameters={"gate": second.name})
+    session.ask("small", 1, outputs=BATCH, parameters={"gate": first.name})
+    session.ask("small", 2, outputs=BATCH, parameters={"gate": second.name})
     first.wait_entered()
     second.wait_entered()
     session.ask("large", 3, parameters={"note": note.name})
     session.pause()
-    session.ask("small", 4, outputs=COMPANY, parameters={"note": note.name})
+    session.ask("small", 4, outputs=BATCH, parameters={"note": note.name})
     session.pause()
     first.open()
     session.pause()
@@ -191,7 +191,7 @@ def a_batch_grows_while_it_waits_for_its_turn(session: Session) -> None:
 
 
 @scenario("grpc")
-def a_timeout_while_a_run_waits_for_its_turn(session: Session) -> None:
+def a_timeout_while_waiting_for_a_turn(session: Session) -> None:
     with session.busy("left"):
         session.ask("timed", 1)
         session.pause(0.01)
@@ -200,7 +200,7 @@ def a_timeout_while_a_run_waits_for_its_turn(session: Session) -> None:
 
 
 @scenario("grpc")
-def a_queue_fills_while_a_run_waits_for_its_turn(session: Session) -> None:
+def a_queue_fills_while_waiting_for_a_turn(session: Session) -> None:
     with session.busy("left"):
         for value in range(1, 6):
             session.ask("limited", value)
@@ -208,45 +208,45 @@ def a_queue_fills_while_a_run_waits_for_its_turn(session: Session) -> None:
 
 
 @scenario("grpc")
-def who_is_cancelled_while_he_waits_for_his_turn_is_not_run(session: Session) -> None:
+def a_request_cancelled_while_waiting_for_its_turn_does_not_run(session: Session) -> None:
     with session.busy("left"):
-        asked = session.ask("right", 1)
+        request = session.ask("right", 1)
         session.pause()
-        asked.cancel()
+        request.cancel()
         session.pause()
         session.ask("right", 2)
         session.pause()
 
 
 @scenario("http", "grpc")
-def a_failed_run_gives_back_what_it_took(session: Session) -> Seen:
+def a_failed_execution_releases_its_resources(session: Session) -> Seen:
     session.infer("left", 1, parameters={"fail": "no"})
     session.infer("left", 2, parameters={"raise": "no"})
     return session.ask("right", 3).done_within(5)
 
 
 @scenario("http", "grpc")
-def an_ensemble_takes_what_its_steps_take(session: Session) -> None:
-    """Both of its steps take the same: one after the other."""
+def an_ensemble_uses_the_resources_of_its_steps(session: Session) -> None:
+    """Both steps need the same resource, and so run one after the other."""
     session.infer("both_hands", 1)
 
 
 @scenario("stream")
-def a_decoupled_model_takes_its_resource_until_its_last_response(session: Session) -> Seen:
+def a_decoupled_model_holds_its_resource_until_its_last_response(session: Session) -> Seen:
     gate = session.gate()
     stream = session.stream()
     stream.send(session.request("many", np.array([5, 6], np.int32), parameters={"gate": gate.name, "at": 1}))
     first = stream.take(1)
     gate.wait_entered()
-    beside = session.ask("left", 1)
-    early = beside.done_within(0.15)
+    other = session.ask("left", 1)
+    early = other.done_within(0.15)
     gate.open()
-    beside.result()
+    other.result()
     return {"at once": early, "responses": first + stream.close()}
 
 
 @scenario("stream")
-def a_decoupled_model_again_and_again(session: Session) -> Seen:
+def a_decoupled_model_called_repeatedly(session: Session) -> Seen:
     stream = session.stream()
     for number in range(4):
         stream.send(session.request("many", np.array([number], np.int32)))

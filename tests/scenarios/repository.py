@@ -1,4 +1,4 @@
-"""The models of the scenarios as a repository that Triton and Backline read alike."""
+"""The scenarios' models, as a repository that Triton and Backline both read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SOURCES = Path(__file__).with_name("models")
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model: its configuration, and the name of its file in `models/`; an ensemble has none."""
+    """A model: its configuration, and the name of its file in `models/`; ensembles have no file."""
 
     config: str
     source: str = ""
@@ -36,12 +36,12 @@ def worker(
     dims: str = "1",
     plus: bool = False,
 ) -> Served:
-    """The model `worker.py`; with `plus`, it has the optional input PLUS. `rate` is the rate limiter of its instances."""
+    """The model `worker.py`; `plus` adds the optional input PLUS, `rate` the instances' rate limiter."""
     inputs = [
         tensor("IN", dims=dims),
         *([tensor("PLUS", dims=dims, extra="optional: true ")] if plus else ()),
     ]
-    outputs = [tensor("OUT", dims=dims), tensor("RUN"), tensor("COMPANY", "STRING")]
+    outputs = [tensor("OUT", dims=dims), tensor("RUN"), tensor("BATCH", "STRING")]
     shape = f"max_batch_size: {max_batch_size}\n{tensors(inputs, outputs)}"
     return Served(f"{shape}{instance_group(instances, rate)}{config}", "worker")
 
@@ -52,13 +52,14 @@ def instance_group(count: int = 1, rate: str = "") -> str:
 
 
 def write(folder: Path, models: Mapping[str, Served], gates: Path) -> Path:
-    """Writes the repository. Its models wait at gates of the folder `gates`."""
+    """Writes the repository, whose models use gates in the folder `gates`."""
     for name, model in models.items():
         version = folder / name / "1"
         version.mkdir(parents=True)
         config = model.config
         if model.source:
             shutil.copy(_SOURCES / f"{model.source}.py", version / "model.py")
-            config = f'backend: "python"\n{config}parameters {{ key: "gates" value: {{ string_value: "{gates}" }} }}\n'
+            gates_folder = f'key: "gates" value: {{ string_value: "{gates}" }}'
+            config = f'backend: "python"\n{config}parameters {{ {gates_folder} }}\n'
         (folder / name / "config.pbtxt").write_text(f'name: "{name}"\n{config}')
     return folder

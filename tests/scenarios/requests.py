@@ -1,4 +1,4 @@
-"""Requests of the scenarios, and how stock clients send them: over HTTP, over gRPC, on a stream of gRPC."""
+"""Requests, and how stock clients send them: over HTTP, over gRPC, or on a gRPC stream."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from scenarios.gate import PATIENCE
 
-#: What is different at every run: durations, and the folder that the models lie in.
+#: What varies from run to run: durations, and the repository's folder.
 _DURATION = re.compile(r"\b\d+ ms\b")
 _FOLDER = re.compile(r"[\w./-]+/(?=model\.py\b)")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One inference. `options` are further arguments of the client's `infer`, as `priority`, `timeout` (microseconds) or `sequence_id`."""
+    """One inference request.
+
+    `options` are further arguments of the client's `infer`, such as `priority`, `timeout` (microseconds) or
+    `sequence_id`.
+    """
 
     model: str
     inputs: Mapping[str, np.ndarray]
@@ -32,11 +36,11 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def without(self, name: str) -> Request:
-        """The same without one of its inputs."""
+        """The same request without one of its inputs."""
         return replace(self, inputs={other: array for other, array in self.inputs.items() if other != name})
 
     def arguments(self, client: ModuleType) -> dict[str, Any]:
-        """The arguments for a client of the module `client`."""
+        """Arguments for a client of the module `client`."""
         inputs = []
         for name, array in self.inputs.items():
             tensor = client.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
@@ -49,7 +53,7 @@ class Request:
 
 
 def answered(result: Any) -> dict[str, Any]:
-    """A response as plain data: what its outputs hold, by name, its id and its parameters, where it has some."""
+    """A response as plain data: its outputs by name, and its id and parameters if it has any."""
     document = result.get_response()
     if not isinstance(document, dict):
         document = result.get_response(as_json=True)
@@ -80,7 +84,7 @@ def _plain(array: np.ndarray | None) -> Any:
 
 
 def _value(value: Any) -> Any:
-    """A parameter's value; of protobuf's JSON form it is the only field of an object, numbers of 64 bits as texts."""
+    """A parameter's value: in protobuf's JSON an object's only field, with 64-bit numbers as strings."""
     if isinstance(value, dict):
         ((kind, inner),) = value.items()
         return int(inner) if kind.startswith("int64") else inner
@@ -88,11 +92,11 @@ def _value(value: Any) -> Any:
 
 
 def failed(error: InferenceServerException) -> dict[str, Any]:
-    """An error as plain data: its status and its message, without what is different at every run."""
+    """An error as plain data: its status and its message, without what varies from run to run."""
     status, text = error.status(), plain_text(error.message() or "")
     if (
         status == "StatusCode.DEADLINE_EXCEEDED"
-    ):  # the client and the server say it in words of their own, whoever notices first
+    ):  # the client or the server reports it, whichever notices first
         text = "the deadline passed"
     return {"status": status, "error": text}
 
@@ -102,14 +106,14 @@ def plain_text(text: str) -> str:
 
 
 class Pending:
-    """A request that was sent. `on_done` is called when its answer is there."""
+    """A request in flight; `on_done` is called with its answer."""
 
     def __init__(self, request: Request, on_done: Callable[[Pending], None]) -> None:
         self.request = request
         self.outcome: dict[str, Any] = {}
         self._on_done = on_done
         self._done = threading.Event()
-        #: Gives the request up.
+        #: Cancels the request.
         self.cancel: Callable[[], object] = lambda: None
 
     def answer(self, outcome: dict[str, Any]) -> None:
@@ -122,27 +126,27 @@ class Pending:
         return self._done.is_set()
 
     def done_within(self, seconds: float) -> bool:
-        """Whether there is an answer by then."""
+        """Whether the answer arrives within `seconds`."""
         return self._done.wait(seconds)
 
     def result(self) -> dict[str, Any]:
-        """What came of it. Raises TimeoutError when nothing does."""
+        """The answer. Raises TimeoutError if none arrives."""
         if not self._done.wait(PATIENCE):
             raise TimeoutError(f"no answer from model '{self.request.model}'")
         return self.outcome
 
 
 class Way(Protocol):
-    """A client."""
+    """A way to send requests: one of the clients."""
 
     def send(self, pending: Pending) -> None:
-        """Sends the request, and returns without waiting for the answer."""
+        """Sends the request without waiting for the answer."""
 
     def close(self) -> None: ...
 
 
 class Http:
-    """tritonclient.http: a thread and a client for each request, so that any number are under way."""
+    """tritonclient.http, with a thread and a client per request so that any number can be in flight."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -163,13 +167,13 @@ class Http:
 
 
 class Grpc:
-    """tritonclient.grpc, on a connection that something was asked on before, as programs do, unless `asked` is false."""
+    """tritonclient.grpc on a connection that has already served a request, unless `warm` is false."""
 
-    def __init__(self, address: str, *, asked: bool = True) -> None:
-        # Without an argument of its own a channel may share its connection with others to the same address.
+    def __init__(self, address: str, *, warm: bool = True) -> None:
+        # gRPC channels with equal arguments share a connection, so each gets a distinct argument.
         own = [("grpc.use_local_subchannel_pool", 1)]
         self._client = tritonclient.grpc.InferenceServerClient(address, channel_args=own)
-        if asked:
+        if warm:
             self._client.is_server_live()
 
     def send(self, pending: Pending) -> None:
@@ -184,7 +188,7 @@ class Grpc:
 
 
 class Stream:
-    """A stream of gRPC: what comes on it, in its order."""
+    """A gRPC stream and its responses in order."""
 
     def __init__(self, address: str, headers: Mapping[str, str] | None = None) -> None:
         self._received: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -199,11 +203,14 @@ class Stream:
         self._client.async_stream_infer(enable_empty_final_response=empty_final, **arguments)
 
     def take(self, count: int) -> list[dict[str, Any]]:
-        """The next responses. Raises queue.Empty when they do not come."""
+        """The next `count` responses. Raises queue.Empty if they do not arrive."""
         return [self._received.get(timeout=PATIENCE) for _ in range(count)]
 
     def close(self, *, cancel: bool = False) -> list[dict[str, Any]]:
-        """Ends the stream, with `cancel` without waiting for what is under way, and gives what else came. Once more is of no effect."""
+        """Ends the stream and returns its remaining responses; idempotent.
+
+        With `cancel`, requests in flight are cancelled rather than awaited.
+        """
         self._client.stop_stream(cancel_requests=cancel)
         self._client.close()
         rest = []

@@ -1,4 +1,4 @@
-"""Runs scenarios and compares what they saw, field by field, with what was recorded of Triton."""
+"""Runs scenarios and compares the results, field by field, with the recordings of Triton."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RECORDED = Path(__file__).with_name("recorded")
 
 
 class Deviation(NamedTuple):
-    """A field, by the names and numbers that lead to it, and what it holds at each; None where it is not there."""
+    """A differing field: its path, and its value on each side (None if absent)."""
 
     path: str
     triton: Any
@@ -22,19 +22,19 @@ class Deviation(NamedTuple):
 
 
 def run(scenario: Scenario, server: Server) -> dict[str, Any]:
-    """All answers of a scenario, what the models' statistics counted, and what the scenario itself tells. Raises what goes wrong."""
+    """The answers of a scenario, its models' statistics, and what it returns. Exceptions pass through."""
     session = Session(server, scenario.title, scenario.way, scenario.watched)
     try:
         seen = scenario.run(session)
         answers, counted = session.finish()
     finally:
         session.close()
-    told = {"answers": answers, "statistics": counted, **({} if seen is None else {"seen": seen})}
-    return json.loads(json.dumps(told))  # type: ignore[no-any-return]  # tuples are lists, and keys texts, as in a recording
+    result = {"answers": answers, "statistics": counted, **({} if seen is None else {"seen": seen})}
+    return json.loads(json.dumps(result))  # type: ignore[no-any-return]  # as JSON, like a recording
 
 
 def compare(triton: Any, backline: Any, path: str = "") -> Iterator[Deviation]:
-    """Every field that is not the same."""
+    """Every field that differs."""
     if isinstance(triton, dict) and isinstance(backline, dict):
         for name in sorted(triton.keys() | backline.keys()):
             yield from compare(triton.get(name), backline.get(name), f"{path}.{name}".lstrip("."))
@@ -46,12 +46,12 @@ def compare(triton: Any, backline: Any, path: str = "") -> Iterator[Deviation]:
 
 
 def recorded(theme: str) -> dict[str, Any]:
-    """What Triton answered in a theme, by the names of the scenarios; empty when it was never recorded."""
+    """Triton's answers by scenario name, for one theme; empty if never recorded."""
     file = RECORDED / f"{theme}.json"
     return json.loads(file.read_text()) if file.exists() else {}  # type: ignore[no-any-return]
 
 
 def record(theme: str, results: dict[str, Any]) -> None:
-    """Keeps what Triton answered."""
+    """Writes a theme's recording."""
     lines = [f"{json.dumps(name)}: {json.dumps(result)}" for name, result in sorted(results.items())]
     (RECORDED / f"{theme}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

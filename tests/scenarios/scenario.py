@@ -1,4 +1,4 @@
-"""What a scenario is: a short function that asks a server's models something, and the ways it is asked."""
+"""A scenario: a short function that sends requests to a server's models, and the ways it sends them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any, TypeAlias
 
 from scenarios.session import Session
 
-#: What a scenario saw: plain data that JSON can hold.
+#: What a scenario returns: plain JSON data.
 Seen: TypeAlias = Any
 Run: TypeAlias = Callable[[Session], Seen]
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`run` asks over `way` and returns what it saw; `watched` are models of which the statistics are compared besides those it asks."""
+    """A function `run` that sends requests over `way` and returns what it saw.
+
+    Statistics are compared for the models it calls and for those in `watched`.
+    """
 
     theme: str
     title: str
@@ -32,7 +35,10 @@ SCENARIOS: list[Scenario] = []
 
 
 def scenario(*ways: str, watch: tuple[str, ...] = ()) -> Callable[[Run], Run]:
-    """Makes a function a scenario, once for each way: `http`, `grpc` or `stream`. Its name is the title, its module the theme."""
+    """Declares a scenario for each of `ways`: `http`, `grpc` or `stream`.
+
+    The function's name is the title, its module the theme.
+    """
 
     def add(run: Run) -> Run:
         theme = run.__module__.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Requests that belong together: their places, the control inputs, their beginning and end."""
+"""Sequences: slots, control inputs, start and end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {"START": "CONTROL_SEQUENCE_START", "END": "CONTROL_SEQUENCE_END", "REA
 
 
 def controls(datatype: str = "int32", corrid: str = "UINT64") -> str:
-    """All control inputs: pairs of false and true in a datatype, and the sequence's id in another."""
+    """All control inputs, with flags of one datatype and the sequence id of another."""
     pair = {"int32": "0, 1", "fp32": "0.5, 2.5", "bool": "false, true"}[datatype]
     inputs = [
         f'{{ name: "{name}" control [ {{ kind: {kind} {datatype}_false_true: [ {pair} ] }} ] }}'
@@ -30,16 +30,17 @@ def controls(datatype: str = "int32", corrid: str = "UINT64") -> str:
 
 
 def sequence(batching: str, *, max_batch_size: int = 4, idle_us: int = 20_000_000) -> Served:
-    """The model `sequence.py`, whose sequences end by themselves only where that is asked for."""
-    outputs = [tensor("OUT"), tensor("RUN"), tensor("SEEN", "STRING"), tensor("COMPANY", "STRING")]
+    """The model `sequence.py`, whose sequences time out only if `idle_us` is short."""
+    outputs = [tensor("OUT"), tensor("RUN"), tensor("SEEN", "STRING"), tensor("BATCH", "STRING")]
     shape = f"max_batch_size: {max_batch_size}\n{tensors([tensor('IN')], outputs)}"
     return Served(
-        f"{shape}{instance_group()}sequence_batching {{ max_sequence_idle_microseconds: {idle_us} {batching} }}\n",
+        f"{shape}{instance_group()}"
+        f"sequence_batching {{ max_sequence_idle_microseconds: {idle_us} {batching} }}\n",
         "sequence",
     )
 
 
-#: The largest id that tritonclient sends over gRPC.
+#: The largest id that tritonclient can send over gRPC.
 LARGEST = 2**63 - 1
 _STATE = 'state [ { input_name: "STATE_IN" output_name: "STATE_OUT" data_type: TYPE_INT32 dims: [ 1 ] %s } ]'
 _ZERO = 'initial_state { name: "zero" data_type: TYPE_INT32 dims: [ 1 ] zero_data: true }'
@@ -87,13 +88,13 @@ def oldest_sees_start_and_end(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def controls_may_be_numbers_with_a_point(session: Session) -> None:
+def control_inputs_may_be_floats(session: Session) -> None:
     session.infer("single", 1, **step(7, start=True))
     session.infer("single", 2, **step(7, end=True))
 
 
 @scenario("http", "grpc")
-def ids_may_be_texts(session: Session) -> None:
+def ids_may_be_strings(session: Session) -> None:
     session.infer("texts", 1, **step("one", start=True))
     session.infer("texts", 10, **step("two", start=True))
     session.infer("texts", 2, **step("one", end=True))
@@ -107,17 +108,17 @@ def ids_may_be_large(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def a_text_for_a_numeric_id_input(session: Session) -> None:
+def a_string_for_a_numeric_id_input(session: Session) -> None:
     session.infer("direct", 1, **step("one", start=True, end=True))
 
 
 @scenario("http", "grpc")
-def a_number_for_a_text_id_input(session: Session) -> None:
+def a_number_for_a_string_id_input(session: Session) -> None:
     session.infer("texts", 1, **step(5, start=True, end=True))
 
 
 @scenario("http", "grpc")
-def an_id_that_does_not_fit_its_input(session: Session) -> None:
+def an_id_too_large_for_its_input(session: Session) -> None:
     session.infer("single", 1, **step(2**40, start=True, end=True))
 
 
@@ -147,7 +148,7 @@ def an_open_sequence_may_start_again(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def a_request_of_several_rows_is_refused(session: Session) -> None:
+def a_batch_in_a_sequence_is_refused(session: Session) -> None:
     session.infer("direct", rows(1, 2), **step(7, start=True))
 
 
@@ -159,7 +160,7 @@ def an_idle_sequence_ends(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def oldest_joins_sequences(session: Session) -> None:
+def oldest_batches_sequences(session: Session) -> None:
     for id in (2, 3):
         session.infer("oldest", id, **step(id, start=True))
     with session.busy("oldest", **step(1, start=True)):
@@ -179,7 +180,7 @@ def oldest_runs_the_requests_of_a_sequence_one_by_one(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def direct_joins_sequences_by_their_places(session: Session) -> None:
+def direct_batches_sequences_by_slot(session: Session) -> None:
     for id in (1, 2, 3):
         session.infer("direct", id, **step(id, start=True))
     with session.busy("direct", **step(1)):
@@ -191,7 +192,7 @@ def direct_joins_sequences_by_their_places(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def a_sequence_waits_for_a_place(session: Session) -> None:
+def a_sequence_waits_for_a_slot(session: Session) -> None:
     with session.busy("single", **step(1, start=True)):
         session.queue("single", 10, **step(2, start=True))
         session.queue("single", 11, **step(2, end=True))
@@ -207,7 +208,7 @@ def the_server_keeps_the_state(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def no_more_sequences_run_than_are_candidates(session: Session) -> None:
+def the_number_of_candidates_is_limited(session: Session) -> None:
     with session.busy("candidates", **step(1, start=True)):
         for id in (2, 3, 4):
             session.queue("candidates", id, **step(id, start=True, end=True))
@@ -215,8 +216,8 @@ def no_more_sequences_run_than_are_candidates(session: Session) -> None:
 
 
 @scenario("http", "grpc")
-def an_open_sequence_keeps_its_place(session: Session) -> Seen:
-    """A candidate that says nothing holds up those that have no place."""
+def an_open_sequence_keeps_its_slot(session: Session) -> Seen:
+    """An idle open sequence keeps others waiting for its slot."""
     session.infer("candidates", 1, **step(1, start=True))
     session.infer("candidates", 2, **step(2, start=True))
     waiting = session.ask("candidates", 3, **step(3, start=True, end=True))
@@ -234,7 +235,7 @@ def candidates_wait_no_longer_than_the_delay(session: Session) -> Seen:
 
 
 @scenario("http", "grpc")
-def places_wait_until_enough_are_used(session: Session) -> Seen:
+def slots_wait_for_the_minimum_utilization(session: Session) -> Seen:
     first = session.ask("utilised", 1, **step(1, start=True))
     early = first.done_within(0.1)
     session.ask("utilised", 2, **step(2, start=True))
@@ -245,20 +246,20 @@ def places_wait_until_enough_are_used(session: Session) -> Seen:
 
 
 @scenario("grpc")
-def places_wait_no_longer_than_the_delay(session: Session) -> Seen:
+def slots_wait_no_longer_than_the_delay(session: Session) -> Seen:
     first = session.ask("direct_patient", 1, **step(1, start=True, end=True))
     return {"at once": first.done_within(0.05), "later": first.done_within(5)}
 
 
 @scenario("http", "grpc")
-def sequences_without_batches(session: Session) -> None:
+def sequences_without_batching(session: Session) -> None:
     session.send(unbatched(session, 1, **step(7, start=True))).result()
     session.send(unbatched(session, 2, **step(7))).result()
     session.send(unbatched(session, 3, **step(7, end=True))).result()
 
 
 @scenario("http", "grpc")
-def a_sequence_without_batches_waits_for_the_one_before(session: Session) -> Seen:
+def an_unbatched_sequence_waits_for_the_previous_one(session: Session) -> Seen:
     session.send(unbatched(session, 1, **step(1, start=True))).result()
     waiting = session.send(unbatched(session, 10, **step(2, start=True, end=True)))
     early = waiting.done_within(0.1)

@@ -1,4 +1,4 @@
-"""The two servers, with the same models."""
+"""Starts Triton or Backline with the same models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Setup:
-    """A server that scenarios run at: its options and its models."""
+    """A server configuration that scenarios run against: its options and its models."""
 
     options: tuple[str, ...]
     models: Mapping[str, Served]
@@ -39,7 +39,10 @@ def backline(folder: Path, setup: Setup) -> Iterator[Server]:
 
 @contextmanager
 def triton(folder: Path, setup: Setup) -> Iterator[Server]:
-    """Real Triton, installed on first use, with its repository in `folder`, until the block ends. Raises CannotRun where there is none."""
+    """Real Triton, installed on first use, with its repository in `folder`, until the block ends.
+
+    Raises CannotRun if it cannot be installed.
+    """
     sys.path.insert(0, str(BENCHMARKS))
     from harness.peers.triton import Triton
 

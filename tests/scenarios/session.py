@@ -1,4 +1,4 @@
-"""One scenario at one server: it asks, knows what waits, holds runs at gates, and tells what the statistics say of it."""
+"""A scenario's connection to a server: sends requests, waits on queues, controls gates, reads statistics."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _gates = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a server answers, and the folder of the gates in its models.
+    """A server's addresses, and the folder of its models' gates.
 
-    `settle` are seconds after which it has surely done what a request that was noticed, or an answer that was given, still makes it do.
+    `settle` is how many seconds it may go on acting after it noticed a request or sent an answer.
     """
 
     name: str
@@ -49,14 +49,14 @@ class Server:
 
 
 class Session:
-    """What a scenario is given. `answers` are all answers in the order in which they came."""
+    """The interface of a scenario. `answers` are all answers in order of arrival."""
 
     def __init__(self, server: Server, scenario: str, way: str, watched: tuple[str, ...] = ()) -> None:
         self.server = server
         self.way = way
-        #: A value that no other scenario asks for, so that no answer to it is in a cache.
+        #: A value unique to this scenario, so that no earlier answer to it is cached.
         self.fresh = 1_000_000 + 2 * (zlib.crc32(f"{scenario} {way}".encode()) % 100_000_000)
-        #: The last one is asked.
+        #: New requests use the last one.
         self._clients: list[Way] = [Http(server.http) if way == "http" else Grpc(server.grpc)]
         self._streams: list[Stream] = []
         self._gates: list[Gate] = []
@@ -65,29 +65,32 @@ class Session:
         self._sent: list[Pending] = []
         self._order: list[Pending] = []
         self._lock = threading.Lock()
-        #: The requests that were sent, by the model in whose queue they wait, and how many of them are held at gates.
+        #: Requests in flight by the model whose queue they enter, and how many of them wait at gates.
         self._at: dict[str, list[Pending]] = {}
         self._held: dict[str, int] = {}
         for model in watched:
             self.watch(model)
 
-    # asking
+    # requests
 
     def connect_again(self) -> None:
-        """What is asked from now on over gRPC goes over a connection that nothing was asked on before."""
-        self._clients.append(Grpc(self.server.grpc, asked=False))
+        """Sends later gRPC requests over a new connection."""
+        self._clients.append(Grpc(self.server.grpc, warm=False))
 
     def request(
         self, model: str, value: Any = 0, *, outputs: tuple[str, ...] | None = None, **options: Any
     ) -> Request:
-        """A request with `value` as the input IN: one number, or an array as it is; `inputs` are further ones, `parameters` the model's."""
+        """A request with `value` as the input IN (one number, or an array).
+
+        `inputs` are further inputs, `parameters` are for the model.
+        """
         given = np.asarray(value, np.int32)
         inputs = {"IN": given.reshape(1, 1) if given.ndim == 0 else given, **options.pop("inputs", {})}
         self.watch(model)
         return Request(model, inputs, outputs, options)
 
     def send(self, request: Request, *, at: str = "") -> Pending:
-        """Sends a request without waiting for anything."""
+        """Sends a request without waiting."""
         pending = Pending(request, self._done)
         self._sent.append(pending)
         self._at.setdefault(at or request.model, []).append(pending)
@@ -95,7 +98,7 @@ class Session:
         return pending
 
     def ask(self, model: str, value: Any = 0, *, at: str = "", **options: Any) -> Pending:
-        """Sends a request without waiting for anything. `at` is the model in whose queue it waits, if that is another one."""
+        """Sends a request without waiting. `at` names the model whose queue it enters, if not `model`."""
         return self.send(self.request(model, value, **options), at=at)
 
     def infer(self, model: str, value: Any = 0, **options: Any) -> dict[str, Any]:
@@ -103,19 +106,19 @@ class Session:
         return self.ask(model, value, **options).result()
 
     def queue(self, model: str, value: Any = 0, *, at: str = "", **options: Any) -> Pending:
-        """Sends a request and waits until it is in the queue, or refused."""
+        """Sends a request and waits until it is queued or refused."""
         pending = self.ask(model, value, at=at, **options)
         self.wait_queued(at or model)
         return pending
 
     def stream(self, headers: dict[str, str] | None = None) -> Stream:
-        """A new stream; it is closed when the scenario ends."""
+        """A new stream, closed when the scenario ends."""
         stream = Stream(self.server.grpc, headers)
         self._streams.append(stream)
         return stream
 
     def wait_all(self) -> None:
-        """Waits for the answers of all that was asked so far."""
+        """Waits for the answers to all requests so far."""
         for pending in self._sent:
             pending.result()
 
@@ -125,24 +128,24 @@ class Session:
 
     @property
     def order(self) -> list[Any]:
-        """The inputs of the requests in the order in which their answers came."""
+        """The inputs of the requests in order of their answers."""
         return [int(pending.request.inputs["IN"].reshape(-1)[0]) for pending in self._order]
 
     # gates
 
     def gate(self) -> Gate:
-        """A gate that no other scenario has."""
+        """A new gate."""
         gate = Gate(self.server.gates, f"g{next(_gates)}")
         self._gates.append(gate)
         return gate
 
     def note(self) -> Note:
-        """A note that no other scenario has."""
+        """A new note."""
         return Note(self.server.gates, f"n{next(_gates)}")
 
     @contextmanager
     def busy(self, model: str, *, instances: int = 1, value: Any = 0, **options: Any) -> Iterator[None]:
-        """Keeps the instances of a model busy with a request each, until the block ends."""
+        """Occupies each instance of a model with one request until the block ends."""
         gates = [self.gate() for _ in range(instances)]
         for gate in gates:
             self.ask(model, value, parameters={"gate": gate.name}, **options)
@@ -156,23 +159,23 @@ class Session:
                 gate.open()
 
     def pause(self, seconds: float = 0.05) -> None:
-        """Gives the server time for what it does without telling: a cancellation, a timeout, a count after an answer."""
+        """Gives the server time for what it does not report: a cancellation, a timeout, a late count."""
         time.sleep(seconds)
 
     def wait_queued(self, model: str) -> None:
-        """Waits until every request that was sent to the model runs at a gate, is in the queue, or is answered as it was refused."""
+        """Waits until each request sent to the model is at a gate, in the queue, or refused."""
         sent, held = self._at[model], self._held.get(model, 0)
         self._wait(
             lambda: sum(not pending.done for pending in sent) - self.pending(model) == held,
-            f"{len(sent)} requests for model '{model}' that run, wait or are answered",
+            f"{len(sent)} requests for model '{model}' executing, queued or answered",
         )
 
     def wait_pending(self, model: str, count: int) -> None:
-        """Waits until as many requests wait for the model, whoever sent them."""
+        """Waits until `count` requests are queued for the model, whoever sent them."""
         self._wait(lambda: self.pending(model) == count, f"{count} requests waiting for model '{model}'")
 
     def wait_executions(self, model: str, count: int) -> None:
-        """Waits until the model has run so many times in this scenario."""
+        """Waits until the model has executed `count` times in this scenario."""
         self.watch(model)
         end = self._before[model].get("execution_count", 0) + count
         self._wait(
@@ -181,19 +184,19 @@ class Session:
         )
 
     def wait_runs(self, note: Note, count: int) -> None:
-        """Waits until so many runs are noted."""
+        """Waits until the note lists `count` executions."""
         self._wait(lambda: len(note.runs) >= count, f"{count} runs")
 
     def _wait(self, happened: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + PATIENCE
         while not happened():
             if time.monotonic() > end:
-                raise TimeoutError(f"there were not {what}")
+                raise TimeoutError(f"timed out waiting for {what}")
             time.sleep(0.001)
         time.sleep(self.server.settle)
 
     def pending(self, model: str) -> int:
-        """The requests that wait for the model, as the metrics tell."""
+        """The number of requests queued for the model, from the metrics."""
         with urllib.request.urlopen(f"http://{self.server.metrics}/metrics", timeout=PATIENCE) as answer:
             text = answer.read().decode()
         found = re.search(
@@ -201,10 +204,10 @@ class Session:
         )
         return int(found[1]) if found else 0
 
-    # the end
+    # results
 
     def finish(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """All answers in the order of their requests, and what the statistics of each model have counted."""
+        """All answers in the order of their requests, and each model's growth of statistics."""
         answers = [pending.result() for pending in self._sent]
         self._count_runs_from_zero()
         return answers, {
@@ -212,7 +215,7 @@ class Session:
         }
 
     def close(self) -> None:
-        """Opens all gates, and leaves."""
+        """Opens all gates and closes all clients."""
         for gate in self._gates:
             gate.open()
         for stream in self._streams:
@@ -222,7 +225,7 @@ class Session:
         self._statistics.close()
 
     def _count_runs_from_zero(self) -> None:
-        """The first run of each model in this scenario is its number 0."""
+        """Numbers each model's executions in this scenario from zero."""
         models = {pending.request.model for pending in self._sent}
         for model in models:
             outcomes = [pending.outcome for pending in self._sent if pending.request.model == model]
@@ -242,7 +245,7 @@ class Session:
         return counted  # type: ignore[no-any-return]
 
     def _settled(self, model: str) -> dict[str, Any]:
-        """The statistics once nothing changes any more: a server may count after it has answered."""
+        """The statistics once they stop changing: a server may count after it answers."""
         counted = self._read(model)
         while self.server.settle:
             time.sleep(4 * self.server.settle)
@@ -254,7 +257,7 @@ class Session:
 
 
 def _difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """What was counted, without durations; batches by their size, and nothing that is 0."""
+    """The growth of all non-zero counts, without durations; batches by size."""
     counted: dict[str, Any] = {
         key: after.get(key, 0) - before.get(key, 0) for key in ("inference_count", "execution_count")
     }

@@ -1,4 +1,4 @@
-"""What the statistics tell, beyond the counts that every scenario compares."""
+"""The statistics, beyond the counts that every scenario compares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODELS: dict[str, Served] = {}
 
 
 def fields(of: Any) -> Any:
-    """The names of all fields, at every depth; of a list those of its first element."""
+    """The names of all fields at every depth; for a list, those of its first element."""
     if isinstance(of, dict):
         return {name: fields(value) for name, value in sorted(of.items())}
     if isinstance(of, list):
@@ -40,8 +40,8 @@ def statistics(session: Session, model: str, version: str = "") -> Any:
 def the_fields_of_a_model(session: Session) -> Seen:
     session.infer("joined", 1)
     session.pause()
-    (told,) = statistics(session, "joined")["model_stats"]
-    return fields({name: value for name, value in told.items() if name != "memory_usage"})
+    (counted,) = statistics(session, "joined")["model_stats"]
+    return fields({name: value for name, value in counted.items() if name != "memory_usage"})
 
 
 @scenario("http", "grpc")
@@ -50,15 +50,15 @@ def the_responses_of_a_decoupled_model(session: Session) -> Seen:
     stream.send(session.request("many", [5, 6]))
     stream.close()
     session.pause()
-    (told,) = statistics(session, "many")["model_stats"]
-    return fields(told.get("response_stats", {}).get("0"))
+    (counted,) = statistics(session, "many")["model_stats"]
+    return fields(counted.get("response_stats", {}).get("0"))
 
 
 @scenario("http", "grpc")
 def the_times_of_an_ensemble_are_those_of_its_steps(session: Session) -> Seen:
     def spent(model: str) -> dict[str, int]:
-        (told,) = statistics(session, model)["model_stats"]
-        return {name: int(duration.get("ns", 0)) for name, duration in told["inference_stats"].items()}
+        (counted,) = statistics(session, model)["model_stats"]
+        return {name: int(duration.get("ns", 0)) for name, duration in counted["inference_stats"].items()}
 
     models = ("fork", "first", "second", "adding")
     before = [spent(model) for model in models]
@@ -77,7 +77,8 @@ def the_times_of_an_ensemble_are_those_of_its_steps(session: Session) -> Seen:
 @scenario("http", "grpc")
 def one_version_of_a_model(session: Session) -> Seen:
     return [
-        told["name"] + " " + told["version"] for told in statistics(session, "joined", "1")["model_stats"]
+        counted["name"] + " " + counted["version"]
+        for counted in statistics(session, "joined", "1")["model_stats"]
     ]
 
 
@@ -93,21 +94,21 @@ def an_unknown_version(session: Session) -> Seen:
 
 @scenario("http", "grpc")
 def all_models(session: Session) -> Seen:
-    return sorted(told["name"] for told in statistics(session, "")["model_stats"])
+    return sorted(counted["name"] for counted in statistics(session, "")["model_stats"])
 
 
 @scenario("http", "grpc")
-def a_request_that_does_not_fit_counts_nowhere(session: Session) -> None:
+def an_invalid_request_is_not_counted(session: Session) -> None:
     session.infer("joined", [[1, 2]])
 
 
 @scenario("http", "grpc")
 def durations_add_up(session: Session) -> Seen:
-    """The time of a request is that of its parts."""
+    """A request's duration is at least the sum of its phases."""
     session.infer("joined", 1)
     session.pause()
-    told = statistics(session, "joined")["model_stats"][0]["inference_stats"]
+    counted = statistics(session, "joined")["model_stats"][0]["inference_stats"]
     parts = sum(
-        int(told[name]["ns"]) for name in ("queue", "compute_input", "compute_infer", "compute_output")
+        int(counted[name]["ns"]) for name in ("queue", "compute_input", "compute_infer", "compute_output")
     )
-    return {"parts are no more than the whole": parts <= int(told["success"]["ns"])}
+    return {"parts are no more than the whole": parts <= int(counted["success"]["ns"])}

@@ -1,4 +1,4 @@
-"""Every scenario on Backline, against what was recorded of Triton, field by field."""
+"""Every scenario on Backline, compared field by field with the recording of Triton."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = "docs/differences-from-triton.md"
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Setup], Server]]:
-    """The server of a setup, started on first use."""
+    """Returns the server of a setup, started on first use."""
     running: dict[Setup, Server] = {}
     with ExitStack() as stack:
 
@@ -39,16 +39,16 @@ def test_backline_answers_as_triton_does(scenario: Scenario, servers: Callable[[
     )
 
     assert unlisted(scenario, deviations) == [], "they differ"
-    assert gone(scenario, deviations) == [], "these are listed as differences, but differ no longer"
+    assert gone(scenario, deviations) == [], "listed as differences, but no longer different"
 
 
-def test_every_recording_has_its_scenario() -> None:
+def test_every_recording_has_a_scenario() -> None:
     names = {(scenario.theme, scenario.name) for scenario in SCENARIOS}
 
     assert {(theme, name) for theme in {theme for theme, _ in names} for name in recorded(theme)} == names
 
 
-def test_every_difference_names_scenarios_that_there_are() -> None:
+def test_every_difference_names_existing_scenarios() -> None:
     titles = {scenario.title for scenario in SCENARIOS} | {scenario.name for scenario in SCENARIOS}
 
     assert [
@@ -56,7 +56,7 @@ def test_every_difference_names_scenarios_that_there_are() -> None:
     ] == []
 
 
-def test_the_page_tells_every_difference() -> None:
+def test_the_page_lists_every_difference() -> None:
     assert {row["difference"] for row in table(PAGE, "difference")} == {
         difference.reason for difference in DIFFERENCES
     }

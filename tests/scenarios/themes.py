@@ -1,4 +1,4 @@
-"""All themes: their models, their scenarios in order, and the servers that they run at."""
+"""All themes: their models, their scenarios in order, and their server setups."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _RATED = Setup(("--rate-limit=execution_count",), rate_limiter.MODELS)
 
 
 def setup_of(scenario: Scenario) -> Setup:
-    """The server that a scenario runs at."""
+    """The server setup of a scenario."""
     return _RATED if scenario.theme == "rate_limiter" else _COMMON
 
 

@@ -1,4 +1,4 @@
-"""How long a request may wait, and what becomes of it then."""
+"""Queue timeouts, and what happens to a request when one expires."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from scenarios.repository import Served, worker
 from scenarios.scenario import scenario
 from scenarios.session import Session
 
-#: Microseconds that a request waits behind a busy instance and not before a free one, and that none ever does.
+#: Queue timeouts in microseconds: one that expires while an instance is busy, and one that never does.
 SHORT, LONG = 30_000, 60_000_000
-#: Seconds after which SHORT is over.
+#: Seconds after which SHORT has expired.
 OVER = 0.1
 
 
@@ -46,7 +46,8 @@ MODELS: dict[str, Served] = {
     ),
     "delaying_levels": worker(
         "dynamic_batching { priority_levels: 2 default_priority_level: 1\n"
-        f"  default_queue_policy {{ timeout_action: DELAY default_timeout_microseconds: {LONG} allow_timeout_override: true }} }}\n",
+        f"  default_queue_policy {{ timeout_action: DELAY default_timeout_microseconds: {LONG}"
+        " allow_timeout_override: true } }\n",
         max_batch_size=1,
     ),
 }
@@ -55,7 +56,7 @@ MODELS: dict[str, Served] = {
 def wait_behind(
     session: Session, model: str, *timeouts: int | None, priorities: tuple[int, ...] = ()
 ) -> None:
-    """Queues requests with these timeouts of their own behind a busy instance, until the short ones are over."""
+    """Queues requests with these timeouts for a busy instance until the short ones have expired."""
     with session.busy(model):
         for number, timeout in enumerate(timeouts):
             options = {} if timeout is None else {"timeout": timeout}
@@ -66,47 +67,47 @@ def wait_behind(
 
 
 @scenario("http", "grpc")
-def who_has_waited_for_too_long_is_refused(session: Session) -> None:
+def a_request_that_waits_too_long_is_rejected(session: Session) -> None:
     wait_behind(session, "rejecting", None, None)
 
 
 @scenario("http", "grpc")
-def a_request_may_ask_for_less_than_the_default(session: Session) -> None:
+def a_request_may_lower_the_timeout(session: Session) -> None:
     wait_behind(session, "rejecting_early", SHORT, None)
 
 
 @scenario("http", "grpc")
-def a_request_may_not_ask_for_more_than_the_default(session: Session) -> None:
+def a_request_may_not_raise_the_timeout(session: Session) -> None:
     wait_behind(session, "rejecting_late", LONG)
 
 
 @scenario("http", "grpc")
-def a_request_may_ask_where_there_is_no_default(session: Session) -> None:
+def a_request_may_set_a_timeout_without_a_default(session: Session) -> None:
     wait_behind(session, "overridden", SHORT, None)
 
 
 @scenario("http", "grpc")
-def a_request_may_not_ask_where_it_is_not_allowed(session: Session) -> None:
+def a_request_may_not_set_a_timeout_without_override(session: Session) -> None:
     wait_behind(session, "unmoved", SHORT)
 
 
 @scenario("http", "grpc")
-def a_request_asks_in_vain_without_a_queue_policy(session: Session) -> None:
+def a_request_timeout_without_a_queue_policy(session: Session) -> None:
     wait_behind(session, "joined", SHORT)
 
 
 @scenario("http", "grpc")
-def who_is_delayed_runs_behind_the_others(session: Session) -> None:
+def a_delayed_request_runs_after_the_others(session: Session) -> None:
     wait_behind(session, "delaying", SHORT, None, SHORT, None)
 
 
 @scenario("http", "grpc")
-def who_is_delayed_is_not_behind_lower_levels(session: Session) -> None:
+def a_delayed_request_runs_before_lower_priorities(session: Session) -> None:
     wait_behind(session, "delaying_levels", SHORT, None, None, priorities=(1, 1, 2))
 
 
 @scenario("http", "grpc")
-def a_timeout_does_not_end_a_run(session: Session) -> None:
+def a_timeout_does_not_stop_an_execution(session: Session) -> None:
     gate = session.gate()
     session.ask("overridden", 1, timeout=SHORT, parameters={"gate": gate.name})
     gate.wait_entered()

@@ -1,4 +1,4 @@
-"""Runs before the first request."""
+"""Warm-up requests, executed before the first real one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scenarios.statistics import statistics
 
 
 def warmed(*samples: str, instances: int = 1, further: str = "dynamic_batching { }\n") -> Served:
-    """A model that tells which runs it had, with these samples of a warm-up."""
+    """A model that reports its executions, with these warm-up samples."""
     shape = f"max_batch_size: 8\n{tensors([tensor('IN')], [tensor('SEEN', 'STRING')])}"
     runs = "\n".join(f"model_warmup {{ {sample} }}" for sample in samples)
     return Served(f"{shape}{instance_group(instances)}{further}{runs}\n", "warmed")
@@ -28,8 +28,8 @@ MODELS: dict[str, Served] = {
 }
 
 
-def told(session: Session, model: str) -> dict[str, Any]:
-    """What ran before the first request, and what the statistics tell of it."""
+def executed(session: Session, model: str) -> dict[str, Any]:
+    """What was executed before the first request, and the statistics of it."""
     before = statistics(session, model)["model_stats"][0]
     answer = session.infer(model, 7)
     counted = {name: int(before.get(name, 0)) for name in ("inference_count", "execution_count")}
@@ -38,10 +38,10 @@ def told(session: Session, model: str) -> dict[str, Any]:
 
 
 @scenario("http")
-def warm_ups_run_in_their_order_before_the_first_request(session: Session) -> Seen:
-    return told(session, "warmed")
+def warm_ups_run_in_order_before_the_first_request(session: Session) -> Seen:
+    return executed(session, "warmed")
 
 
 @scenario("http")
 def a_warm_up_may_run_several_times(session: Session) -> Seen:
-    return told(session, "warmed_often")
+    return executed(session, "warmed_often")

@@ -1,4 +1,4 @@
-"""Requests as a web page would have a browser send them, on every port and over every protocol; and those of clients that are none."""
+"""Cross-site requests from web pages, on every port and protocol, and requests from other clients."""
 
 from __future__ import annotations
 
@@ -42,13 +42,17 @@ OPTIONS = (
 def served(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("access")
     with serve(
-        model_repository, folder / "log", *OPTIONS, "--unix-socket", str(folder / "socket")
+        model_repository,
+        folder / "log",
+        *OPTIONS,
+        *("--model-control-mode", "explicit", "--load-model", "*"),
+        *("--unix-socket", str(folder / "socket")),
     ) as running:
         yield running
 
 
 def ask(port: int, method: str, path: str, body: str = "", **fields: str) -> tuple[int, dict[str, str], str]:
-    """Status, header and body of the answer; a field's name has "_" for "-"."""
+    """Status, headers and body of the answer; underscores in field names become hyphens."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
         headers = {name.replace("_", "-"): value for name, value in fields.items()}
         connection.request(method, path, body or None, headers)
@@ -66,7 +70,7 @@ def error_of(answer: tuple[int, dict[str, str], str]) -> str:
 
 
 @pytest.mark.parametrize("port", ["http_port", "grpc_port", "metrics_port"])
-def test_every_port_refuses_pages_from_elsewhere(served: ServerProcess, port: str) -> None:
+def test_every_port_refuses_foreign_origins(served: ServerProcess, port: str) -> None:
     number = getattr(served, port)
 
     assert "--cors-origin" in error_of(ask(number, "POST", LOGGING, "{}", origin=FOREIGN))
@@ -77,7 +81,7 @@ def test_every_port_refuses_pages_from_elsewhere(served: ServerProcess, port: st
     )
 
 
-def test_refused_requests_leave_the_connection_open_whatever_their_body(served: ServerProcess) -> None:
+def test_a_refused_request_leaves_its_connection_open_whatever_the_body(served: ServerProcess) -> None:
     with closing(HTTPConnection("127.0.0.1", served.http_port, timeout=30)) as connection:
         for size in (2, 3000, 60_000):
             for headers in ({"Origin": FOREIGN}, {}):
@@ -89,8 +93,8 @@ def test_refused_requests_leave_the_connection_open_whatever_their_body(served: 
                 assert connection.sock is opened
 
 
-def test_an_origin_after_the_same_head_without_one_is_seen(served: ServerProcess) -> None:
-    """Heads that come again are not parsed again."""
+def test_an_origin_is_checked_after_an_equal_head_without_one(served: ServerProcess) -> None:
+    """Parsed heads are cached; a cached head must not hide an origin."""
     fields = {"host": "localhost", "content_type": "application/json"}
     with closing(HTTPConnection("127.0.0.1", served.http_port, timeout=30)) as connection:
         statuses = []
@@ -105,17 +109,20 @@ def test_an_origin_after_the_same_head_without_one_is_seen(served: ServerProcess
 @pytest.mark.parametrize(
     "head",
     [
-        "POST {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\n",
-        "POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nORIGIN: {origin}\r\n\r\n2\r\n",
+        ("POST {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\n"
+        "Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\n"),
+        ("POST {path} HTTP/1.1\r\nHost: localhost\r\n"
+        "Transfer-Encoding: chunked\r\nORIGIN: {origin}\r\n\r\n2\r\n"),
         "POST {path} HTTP/1.0\r\nOrigin: {origin}\r\nContent-Length: 2\r\n\r\n",
         "POST http://localhost{path} HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 2\r\n\r\n",
-        "POST {path} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nOrigin: {origin}\r\nContent-Length: 2\r\n\r\n",
+        ("POST {path} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+        "Origin: {origin}\r\nContent-Length: 2\r\n\r\n"),
         "POST {path}/ HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\nContent-Length: 2\r\n\r\n",
         "POST {quoted} HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\nContent-Length: 2\r\n\r\n",
         "POST {path}?x=1 HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\nContent-Length: 2\r\n\r\n",
     ],
 )  # fmt: skip
-def test_no_form_of_a_request_gets_round(served: ServerProcess, head: str) -> None:
+def test_no_spelling_of_a_request_evades_the_check(served: ServerProcess, head: str) -> None:
     sent = head.format(path=LOGGING, quoted="/v2/%6cogging", origin=FOREIGN).encode()
     with socket.create_connection(("127.0.0.1", served.http_port), timeout=30) as client:
         client.sendall(sent + b"{}\r\n0\r\n\r\n" if b"chunked" in sent else sent + b"{}")
@@ -125,15 +132,15 @@ def test_no_form_of_a_request_gets_round(served: ServerProcess, head: str) -> No
 @pytest.mark.parametrize(
     "host", ["models", "gpu.example.org:8000", "[::1]:8000", "10.1.2.3", socket.gethostname()]
 )
-def test_the_servers_own_names_are_known(served: ServerProcess, host: str) -> None:
+def test_the_servers_own_host_names_are_accepted(served: ServerProcess, host: str) -> None:
     assert ask(served.http_port, "POST", LOGGING, "{}", host=host)[0] == 200
 
 
-def test_programs_may_infer_under_any_name(served: ServerProcess) -> None:
+def test_clients_that_are_not_browsers_may_infer_under_any_host_name(served: ServerProcess) -> None:
     assert ask(served.http_port, "POST", INFER, BODY, host="models.namespace.svc")[0] == 200
 
 
-def test_reading_needs_no_name(served: ServerProcess) -> None:
+def test_get_requests_need_no_known_host_name(served: ServerProcess) -> None:
     assert ask(served.http_port, "GET", "/v2/health/ready", host="evil.example", origin=FOREIGN)[0] == 200
 
 
@@ -147,7 +154,7 @@ def test_websockets_are_refused(served: ServerProcess) -> None:
     assert "Upgrade" in body
 
 
-def test_a_unix_socket_has_no_name_to_know(served: ServerProcess) -> None:
+def test_a_unix_socket_accepts_any_host_name(served: ServerProcess) -> None:
     path = str(served.log.parent / "socket")
     url = "http://anything" + LOGGING
 
@@ -157,10 +164,11 @@ def test_a_unix_socket_has_no_name_to_know(served: ServerProcess) -> None:
     )
 
 
-def test_http2_is_refused_alike(served: ServerProcess) -> None:
+def test_http2_applies_the_same_checks(served: ServerProcess) -> None:
     def post(path: str, *arguments: str) -> str:
         return run(
-            "curl", "-s", "--http2-prior-knowledge", "-w", "\n%{http_code}", "-d", "{}", *arguments, served.url + path
+            "curl", "-s", "--http2-prior-knowledge", "-w", "\n%{http_code}",
+            "-d", "{}", *arguments, served.url + path,
         )  # fmt: skip
 
     assert post(LOGGING).endswith("\n200")
@@ -173,9 +181,7 @@ def test_http2_is_refused_alike(served: ServerProcess) -> None:
 @pytest.mark.parametrize(
     "metadata", [("origin", FOREIGN), ("sec-fetch-site", "cross-site"), ("origin", "null")], ids=str
 )
-def test_grpc_calls_that_change_something_are_refused(
-    served: ServerProcess, metadata: tuple[str, str]
-) -> None:
+def test_grpc_calls_with_side_effects_are_refused(served: ServerProcess, metadata: tuple[str, str]) -> None:
     with grpc.insecure_channel(f"localhost:{served.grpc_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         calls = [
@@ -193,20 +199,22 @@ def test_grpc_calls_that_change_something_are_refused(
 
 
 def test_grpc_from_a_page_over_tls_is_refused(model_repository: Path, tmp_path: Path) -> None:
-    """Over TLS a browser speaks HTTP/2, and a page may have it send application/grpc."""
+    """Over TLS a browser speaks HTTP/2, and a page can send application/grpc."""
     made = make_certificate(tmp_path)
     tls = ("--ssl-certificate", str(made.certificate), "--ssl-key", str(made.key))
     with serve(model_repository, tmp_path / "log", *tls, ready=False) as server:
         server.wait_started()
         answer = run(
-            "curl", "-sk", "--http2", "-D", "-", "-o", "/dev/null", "-H", "content-type: application/grpc", "-H", f"origin: {FOREIGN}",
-            "--data-binary", "\0\0\0\0\0".replace("\0", ""), f"https://localhost:{server.grpc_port}/inference.GRPCInferenceService/LogSettings",
+            "curl", "-sk", "--http2", "-D", "-", "-o", "/dev/null",
+            "-H", "content-type: application/grpc", "-H", f"origin: {FOREIGN}",
+            "--data-binary", "\0\0\0\0\0".replace("\0", ""),
+            f"https://localhost:{server.grpc_port}/inference.GRPCInferenceService/LogSettings",
         )  # fmt: skip
 
     assert "grpc-status: 7" in answer
 
 
-def test_stock_clients_are_let_in(served: ServerProcess) -> None:
+def test_stock_clients_are_admitted(served: ServerProcess) -> None:
     value = np.ones((1, 16), np.float32)
     for kit, url in (
         (triton_http, f"localhost:{served.http_port}"),
@@ -221,7 +229,7 @@ def test_stock_clients_are_let_in(served: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("-H", "Content-Type:"), ("-H", "Content-Type: application/json")])
-def test_curl_is_let_in_whatever_it_calls_the_body(served: ServerProcess, arguments: tuple[str, ...]) -> None:
+def test_curl_is_admitted_with_any_content_type(served: ServerProcess, arguments: tuple[str, ...]) -> None:
     tool("curl")
 
     assert "log_info" in run("curl", "-s", "-d", "{}", *arguments, served.url + LOGGING)
@@ -232,7 +240,7 @@ def test_curl_is_let_in_whatever_it_calls_the_body(served: ServerProcess, argume
 
 
 @pytest.mark.parametrize("path", [INFER, LOGGING, "/v2/models/add1/labels/x", "/metrics", "/v2/none"])
-def test_preflight_requests_of_allowed_origins_are_answered_on_all_paths(
+def test_preflight_requests_from_allowed_origins_succeed_on_every_path(
     served: ServerProcess, path: str
 ) -> None:
     status, headers, _ = ask(
@@ -249,7 +257,7 @@ def test_preflight_requests_of_allowed_origins_are_answered_on_all_paths(
 
 
 @pytest.mark.parametrize("origin", [FOREIGN, "null", ALLOWED + ".evil.example", ALLOWED.upper()])
-def test_other_origins_see_no_sign_of_sharing(served: ServerProcess, origin: str) -> None:
+def test_other_origins_get_no_cors_fields(served: ServerProcess, origin: str) -> None:
     asked = {"origin": origin, "access_control_request_method": "POST"}
 
     for method, path, fields in (
@@ -264,9 +272,12 @@ def test_other_origins_see_no_sign_of_sharing(served: ServerProcess, origin: str
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v2", 200), ("GET", "/metrics", 200), ("POST", INFER, 200), ("GET", "/v2/none", 404), ("DELETE", "/v2", 405)],
+    [
+        ("GET", "/v2", 200), ("GET", "/metrics", 200), ("POST", INFER, 200), ("GET", "/v2/none", 404),
+        ("DELETE", "/v2", 405),
+    ],
 )  # fmt: skip
-def test_answers_are_shared_with_allowed_origins(
+def test_answers_to_allowed_origins_carry_cors_fields(
     served: ServerProcess, method: str, path: str, status: int
 ) -> None:
     answered, headers, _ = ask(served.http_port, method, path, BODY if path == INFER else "", origin=ALLOWED)
@@ -277,16 +288,17 @@ def test_answers_are_shared_with_allowed_origins(
     assert "origin" in headers["vary"]
 
 
-def test_streams_are_shared_with_allowed_origins(served: ServerProcess) -> None:
+def test_streams_to_allowed_origins_carry_cors_fields(served: ServerProcess) -> None:
     status, headers, body = ask(
-        served.http_port, "POST", "/v2/models/add1/generate_stream", json.dumps({"INPUT0": [1.0] * 16}), origin=ALLOWED
+        served.http_port, "POST", "/v2/models/add1/generate_stream",
+        json.dumps({"INPUT0": [1.0] * 16}), origin=ALLOWED,
     )  # fmt: skip
 
     assert (status, headers["access-control-allow-origin"]) == (200, ALLOWED)
     assert "OUTPUT0" in body
 
 
-def test_an_option_that_is_no_origin_is_refused_at_the_start() -> None:
+def test_a_malformed_origin_or_host_option_is_refused_at_startup() -> None:
     for arguments, text in (
         (("--cors-origin", "*"), "is no origin"),
         (("--allowed-host", "http://models"), "is no host name"),

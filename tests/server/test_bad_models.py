@@ -1,4 +1,4 @@
-"""Models of every kind that misbehave, in a request and in a load, while another one is asked all the time."""
+"""Models of every kind that misbehave while loading or in a request, next to a model under constant load."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support import models, networks
 from support.repositories import put
 from support.server import ServerProcess, serve
 
-#: What a Python file does when it is told how; the same in all kinds of models.
+#: How a Python file misbehaves on demand; shared by all kinds of models.
 MISBEHAVE = """
 import ctypes, os, sys, time
 
@@ -156,7 +156,7 @@ IN_PREDICT = {
     "shape": "",
     "type": "",
 }
-#: What returns the wrong thing is told in the words of each kind. Triton passes shapes on as they are, what a handler gives is JSON.
+#: Each kind's error for a wrong return value. Triton passes shapes through; handlers return JSON.
 RETURNED = {
     ("native", "count"): r"output 'output' has shape \[0, 1\], but expected was \[1, 1\]",
     ("native", "shape"): r"output 'output' has shape \[1, 2\], but expected was \[1, 1\]",
@@ -173,7 +173,7 @@ HOWS = [*IN_PREDICT, "fork", "fine"]
 
 
 class Neighbour:
-    """A model that has nothing to do with it, asked fifty times a second."""
+    """An unrelated model that gets fifty requests a second."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.failures: list[Exception] = []
@@ -200,7 +200,7 @@ class Neighbour:
 
 
 class Misbehaving:
-    """A server in mode explicit, and the files of its models."""
+    """A server in explicit mode, and the files of its models."""
 
     def __init__(self, server: ServerProcess, repository: Path) -> None:
         self.server = server
@@ -208,7 +208,7 @@ class Misbehaving:
         self._repository = repository
 
     def write(self, kind: str, how: str, source: str = "") -> None:
-        """Makes a model misbehave when it is loaded."""
+        """Writes a model that misbehaves while loading."""
         file, text = FILES[kind]
         put(self._repository / kind / "1" / file, source or f"HOWS = {HOWS}\n{MISBEHAVE}\n{text}")
         put(self._repository / kind / "1" / "how", how)
@@ -267,8 +267,8 @@ def neighbour(models_of: Misbehaving) -> Iterator[Neighbour]:
     running.stop()
 
 
-def assert_told(answer: tuple[int, str], status: int, text: str) -> None:
-    """The reason, in the model's own terms: no stack of Python, no file of the server."""
+def assert_reason(answer: tuple[int, str], status: int, text: str) -> None:
+    """Checks that the answer gives the reason in the model's terms, with no traceback or server path."""
     assert answer[0] == status, answer
     assert re.search(text, answer[1]), answer
     for hidden in ("Traceback", 'File "', "backline/workers"):
@@ -276,16 +276,16 @@ def assert_told(answer: tuple[int, str], status: int, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_load_that_fails_says_why(models_of: Misbehaving, kind: str) -> None:
+def test_a_failed_load_states_the_reason(models_of: Misbehaving, kind: str) -> None:
     for how, text in ENDS.items():
         models_of.write(kind, how)
-        assert_told(models_of.load(kind), 400, text)
+        assert_reason(models_of.load(kind), 400, text)
     for source, text in (
         ("def x(:", "SyntaxError: "),
         ("import nothing_there", "No module named 'nothing_there'"),
     ):
         models_of.write(kind, "fine", source)
-        assert_told(models_of.load(kind), 400, text)
+        assert_reason(models_of.load(kind), 400, text)
 
     assert models_of.process.children(recursive=True) == []
 
@@ -303,29 +303,29 @@ def test_a_load_that_fails_says_why(models_of: Misbehaving, kind: str) -> None:
         ),
     ],
 )
-def test_a_setting_that_means_nothing_is_told(models_of: Misbehaving, setting: str, text: str) -> None:
+def test_an_invalid_setting_is_reported(models_of: Misbehaving, setting: str, text: str) -> None:
     models_of.write(
         "native",
         "fine",
         f"class Model:\n    {setting}\n\n    def predict(self, x: str) -> str:\n        return x\n",
     )
 
-    assert_told(models_of.load("native"), 400, text)
+    assert_reason(models_of.load("native"), 400, text)
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_what_a_model_does_to_a_request_is_told_and_the_next_one_is_answered(
+def test_misbehaviour_in_a_request_is_reported_and_the_next_request_succeeds(
     models_of: Misbehaving, kind: str
 ) -> None:
-    models_of.write(kind, "fork")  # its child goes with it
+    models_of.write(kind, "fork")  # its child must die with it
     assert models_of.load(kind)[0] == 200
 
     for how, text in IN_PREDICT.items():
         if (kind, how) in RETURNED or text:
-            assert_told(models_of.ask(kind, how), 500, RETURNED.get((kind, how), text))
+            assert_reason(models_of.ask(kind, how), 500, RETURNED.get((kind, how), text))
         began = time.monotonic()
         assert models_of.ask(kind, "fine")[0] == 200
-        assert time.monotonic() - began < 5  # a new process is there
+        assert time.monotonic() - began < 5  # a new process has started
     assert models_of.ask(kind, "fork")[0] == 200
     models_of.unload(kind)
 
@@ -340,13 +340,13 @@ def test_what_a_model_does_to_a_request_is_told_and_the_next_one_is_answered(
         ("pickled", "is a pickle, which can execute anything"),
     ],
 )
-def test_a_file_that_is_no_model_says_why(models_of: Misbehaving, model: str, text: str) -> None:
+def test_an_invalid_model_file_states_the_reason(models_of: Misbehaving, model: str, text: str) -> None:
     if model == "pickled":
         need("sklearn")
-    assert_told(models_of.load(model), 400, text)
+    assert_reason(models_of.load(model), 400, text)
 
 
-def test_the_neighbour_has_noticed_nothing(models_of: Misbehaving, neighbour: Neighbour) -> None:
+def test_the_neighbour_never_failed_or_stalled(models_of: Misbehaving, neighbour: Neighbour) -> None:
     neighbour.stop()
 
     assert neighbour.failures == []
@@ -358,7 +358,7 @@ def test_the_neighbour_has_noticed_nothing(models_of: Misbehaving, neighbour: Ne
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < end, "it never was"
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.02)
 
 
@@ -370,7 +370,7 @@ def hanging(server: ServerProcess) -> bool:
 
 
 @pytest.mark.parametrize("end", ["unload", "stop"])
-def test_a_load_that_hangs_is_seen_and_can_be_ended(tmp_path: Path, end: str) -> None:
+def test_a_hanging_load_is_shown_and_can_be_aborted(tmp_path: Path, end: str) -> None:
     put(tmp_path / "models" / "hangs" / "1" / "model.py", HANGING)
     with (
         serve(tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit") as server,
@@ -394,8 +394,8 @@ def test_a_load_that_hangs_is_seen_and_can_be_ended(tmp_path: Path, end: str) ->
     assert "never retrieved" not in server.output
 
 
-def test_clients_get_no_paths_of_the_server(tmp_path: Path) -> None:
-    """The log has them: whoever runs the server needs them."""
+def test_clients_never_see_the_servers_paths(tmp_path: Path) -> None:
+    """The operator finds them in the log."""
     repository = tmp_path / "models"
     broken = repository / "broken" / "1" / "model.onnx"
     broken.parent.mkdir(parents=True)

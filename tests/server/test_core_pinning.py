@@ -1,4 +1,4 @@
-"""Models that are kept to some cores: their threads, those of ONNX Runtime, their worker processes."""
+"""Models pinned to cores: their own threads, those of ONNX Runtime, and their worker processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def put_add1(repository: Path, settings: str) -> None:
 
 
 def run(folder: Path, look: Callable[[Embedded], None]) -> None:
-    """Looks at the models of a folder once they are loaded in this process, or have failed."""
+    """Calls `look` once the models of a folder are loaded in this process, or have failed to load."""
 
     async def whole() -> None:
         options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state")
@@ -55,31 +55,31 @@ def run(folder: Path, look: Callable[[Embedded], None]) -> None:
 
 
 def reason(folder: Path) -> str:
-    """Why the only model of a folder is not served."""
+    """Why the folder's only model is not served."""
     told = []
     run(folder, lambda program: told.extend(model.reason for model in program.engine.models()))
     return told[0]
 
 
-def kept() -> Counter[frozenset[int]]:
-    """How many threads of this process are kept to which cores."""
+def pinned() -> Counter[frozenset[int]]:
+    """The number of this process's threads by the set of cores they are pinned to."""
     return Counter(frozenset(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task"))
 
 
-def test_the_threads_of_a_model_and_of_its_runtime_are_kept_to_its_cores(tmp_path: Path) -> None:
+def test_threads_of_a_model_and_its_runtime_are_pinned_to_its_cores(tmp_path: Path) -> None:
     put_add1(
         tmp_path / "models",
         f"cpus = [{CORE}]\n[instance_group]\ncount = 2\n[parameters]\nintra_op_thread_count = 3\n",
     )
-    before = kept()
+    before = pinned()
 
     def look(program: Embedded) -> None:
         own = [thread for thread in threading.enumerate() if thread.name.startswith("add1-")]
         assert [os.sched_getaffinity(thread.native_id or 0) for thread in own] == [{CORE}, {CORE}]
         if len(os.sched_getaffinity(0)) > 1:
             assert (
-                kept()[frozenset({CORE})] - before[frozenset({CORE})] == 2 + 2
-            )  # two of ours, two that help ONNX Runtime's
+                pinned()[frozenset({CORE})] - before[frozenset({CORE})] == 2 + 2
+            )  # two instance threads, and two of ONNX Runtime
         placement = program.engine.find("add1").placement
         assert placement is not None
         assert (placement.lane, placement.instances) == ("thread", 2)
@@ -88,10 +88,11 @@ def test_the_threads_of_a_model_and_of_its_runtime_are_kept_to_its_cores(tmp_pat
     run(tmp_path, look)
 
 
-def test_the_instances_of_all_groups_are_kept_to_the_cores(tmp_path: Path) -> None:
+def test_instances_of_all_groups_are_pinned(tmp_path: Path) -> None:
     put_add1(
         tmp_path / "models",
-        f'cpus = "{CORE}"\n[[instance_group]]\ncount = 2\nkind = "CPU"\n[[instance_group]]\nname = "more"\ncount = 1\nkind = "CPU"\n',
+        f'cpus = "{CORE}"\n[[instance_group]]\ncount = 2\nkind = "CPU"\n'
+        '[[instance_group]]\nname = "more"\ncount = 1\nkind = "CPU"\n',
     )
 
     def look(program: Embedded) -> None:
@@ -101,7 +102,7 @@ def test_the_instances_of_all_groups_are_kept_to_the_cores(tmp_path: Path) -> No
     run(tmp_path, look)
 
 
-def test_worker_processes_are_kept_to_their_cores_and_models_show_tells(tmp_path: Path) -> None:
+def test_worker_processes_are_pinned_and_models_show_lists_their_cores(tmp_path: Path) -> None:
     (tmp_path / "models" / "where" / "1").mkdir(parents=True)
     (tmp_path / "models" / "where" / "1" / "model.py").write_text(PYTHON)
     (tmp_path / "models" / "where" / "model.toml").write_text(f'cpus = "{CORE}"\n')
@@ -115,7 +116,7 @@ def test_worker_processes_are_kept_to_their_cores_and_models_show_tells(tmp_path
     assert json.loads(answer)["output"] == CORE
 
 
-def test_a_core_that_there_is_not_is_told(tmp_path: Path) -> None:
+def test_an_unavailable_core_is_an_error(tmp_path: Path) -> None:
     put_add1(tmp_path / "models", "cpus = [4000]\n")
 
     there = format_cores(os.sched_getaffinity(0))
@@ -124,7 +125,7 @@ def test_a_core_that_there_is_not_is_told(tmp_path: Path) -> None:
     )
 
 
-def test_the_event_loop_is_kept_nowhere(tmp_path: Path) -> None:
+def test_the_inline_lane_cannot_be_pinned(tmp_path: Path) -> None:
     put_add1(tmp_path / "models", 'cpus = [0]\nlane = "inline"\n')
 
     assert "lane inline and cpus contradict each other: the event loop is not bound to cores" in reason(
@@ -132,7 +133,7 @@ def test_the_event_loop_is_kept_nowhere(tmp_path: Path) -> None:
     )
 
 
-def test_where_threads_cannot_be_pinned_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpus_is_an_error_on_systems_that_cannot_pin_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_setaffinity")
 
     with pytest.raises(InvalidArgument, match="model 'm': cpus needs a system that pins threads to cores"):
@@ -140,5 +141,5 @@ def test_where_threads_cannot_be_pinned_it_is_an_error(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("cores", "text"), [({0}, "0"), ({3, 0, 1, 2, 6}, "0-3, 6"), ({1, 3}, "1, 3")])
-def test_cores_are_told_as_ranges(cores: set[int], text: str) -> None:
+def test_cores_are_printed_as_ranges(cores: set[int], text: str) -> None:
     assert format_cores(cores) == text

@@ -1,4 +1,4 @@
-"""Deadlines and latency objectives of a real server with real clients: what is told, when, and how it is counted."""
+"""Deadlines and latency objectives of a real server with real clients: answers, timing, and counters."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def ask(
     server: ServerProcess, model: str, seconds: float, **headers: str
 ) -> tuple[int, dict[str, Any], dict[str, str], float]:
-    """Status, body and fields of an answer over HTTP, and the seconds that it took."""
+    """Status, body and fields of an answer over HTTP, and the seconds it took."""
     body = json.dumps({"inputs": [{"name": "seconds", "datatype": "FP64", "shape": [1], "data": [seconds]}]})
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
     began = time.monotonic()
@@ -75,7 +75,7 @@ def stats(server: ServerProcess, model: str) -> dict[str, Any]:
 
 
 def failures(server: ServerProcess, model: str) -> dict[str, int]:
-    """By reason, in Triton's and in finer ones; those without any are left out."""
+    """Non-zero failures by reason: Triton's reasons and Backline's finer ones."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     pattern = (
@@ -98,7 +98,7 @@ def until_running(server: ServerProcess, model: str, executions: int) -> None:
     ("field", "value"),
     [("grpc_timeout", "100m"), ("grpc_timeout", "100000u"), ("x_envoy_expected_rq_timeout_ms", "100")],
 )
-def test_a_request_that_runs_at_the_deadline_of_its_header_field_gets_504_then(
+def test_a_request_running_at_its_header_deadline_gets_504_at_that_moment(
     server: ServerProcess, field: str, value: str
 ) -> None:
     status, document, _, took = ask(server, "sleeper", 1.0, **{field: value})
@@ -107,12 +107,12 @@ def test_a_request_that_runs_at_the_deadline_of_its_header_field_gets_504_then(
     assert 0.1 <= took < 0.9
 
 
-def test_the_earlier_of_two_fields_counts_and_in_time_they_change_nothing(server: ServerProcess) -> None:
+def test_the_earlier_deadline_field_counts_and_answers_in_time_are_unaffected(server: ServerProcess) -> None:
     assert ask(server, "sleeper", 0.5, grpc_timeout="20S", x_envoy_expected_rq_timeout_ms="100")[0] == 504
     assert ask(server, "sleeper", 0.0, grpc_timeout="20S", x_envoy_expected_rq_timeout_ms="20000")[0] == 200
 
 
-def test_a_request_that_waits_at_its_deadline_never_runs(server: ServerProcess) -> None:
+def test_a_request_still_queued_at_its_deadline_never_runs(server: ServerProcess) -> None:
     until_running(server, "sleeper", 1)
     with ThreadPoolExecutor(2) as threads:
         running = threads.submit(ask, server, "cancelled", 0.6)
@@ -122,7 +122,7 @@ def test_a_request_that_waits_at_its_deadline_never_runs(server: ServerProcess) 
         assert running.result()[0] == 200
     assert stats(server, "cancelled")["execution_count"] == 1
     assert failures(server, "cancelled") == {"REJECTED": 1, "expired": 1}
-    assert stats(server, "cancelled")["inference_stats"]["fail"]["count"] == 1  # as Triton's
+    assert stats(server, "cancelled")["inference_stats"]["fail"]["count"] == 1  # as in Triton
 
 
 @pytest.mark.parametrize(
@@ -135,20 +135,20 @@ def test_a_request_that_waits_at_its_deadline_never_runs(server: ServerProcess) 
         ("x_envoy_expected_rq_timeout_ms", "0", 504),
     ],
 )
-def test_a_field_that_is_no_time_is_an_error_and_one_that_is_over_is_late(
+def test_a_malformed_deadline_is_an_error_and_a_past_one_is_exceeded(
     server: ServerProcess, field: str, value: str, status: int
 ) -> None:
     assert ask(server, "sleeper", 0.0, **{field: value})[0] == status
 
 
-def test_generate_keeps_to_the_deadline_too(server: ServerProcess) -> None:
+def test_generate_honours_the_deadline(server: ServerProcess) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
     connection.request("POST", "/v2/models/sleeper/generate", '{"seconds": 0.5}', {"grpc-timeout": "100m"})
     assert connection.getresponse().status == 504
     connection.close()
 
 
-def test_the_deadline_of_the_model_counts_for_requests_without_an_earlier_one(server: ServerProcess) -> None:
+def test_the_models_deadline_applies_unless_a_request_sets_an_earlier_one(server: ServerProcess) -> None:
     status, _, _, took = ask(server, "hurried", 1.5)
     assert (status, 0.2 <= took < 1.4) == (504, True)
     with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
@@ -157,7 +157,7 @@ def test_the_deadline_of_the_model_counts_for_requests_without_an_earlier_one(se
             client.infer("hurried", [_input(1.5)])
         assert 0.2 <= time.monotonic() - began < 1.4
         assert failures(server, "hurried") == {"REJECTED": 2, "expired": 2}
-        # The worker may still be asleep for the sake of nobody; behind it everything is as before.
+        # The worker may still be asleep for the abandoned request; later requests are unaffected.
         time.sleep(1.5)
         assert client.infer("hurried", [_input(0.0)]).as_numpy("output").tolist() == [0.0]
 
@@ -168,7 +168,7 @@ def _input(seconds: float) -> Any:
     return value
 
 
-def test_with_an_objective_who_cannot_be_answered_in_time_is_refused_at_once(server: ServerProcess) -> None:
+def test_an_objective_refuses_at_once_what_cannot_be_answered_in_time(server: ServerProcess) -> None:
     for _ in range(5):
         assert ask(server, "prompt", 0.05)[0] == 200
     with ThreadPoolExecutor(40) as threads:
@@ -188,7 +188,7 @@ def test_with_an_objective_who_cannot_be_answered_in_time_is_refused_at_once(ser
     assert failures(server, "prompt") == {"REJECTED": len(refused), "too_late": len(refused)}
 
 
-def test_a_refusal_over_grpc_says_when_to_come_again(server: ServerProcess) -> None:
+def test_a_refusal_over_grpc_says_when_to_retry(server: ServerProcess) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         request = triton.service_pb2.ModelInferRequest(model_name="prompt")
@@ -201,5 +201,5 @@ def test_a_refusal_over_grpc_says_when_to_come_again(server: ServerProcess) -> N
         assert all(int(dict(call.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1 for call in refused)
 
 
-def test_an_objective_leaves_a_request_alone_that_finds_nobody_before_it(server: ServerProcess) -> None:
-    assert ask(server, "prompt", 0.4)[0] == 200  # late, but nobody is served by a refusal
+def test_an_objective_never_refuses_a_request_that_finds_an_empty_queue(server: ServerProcess) -> None:
+    assert ask(server, "prompt", 0.4)[0] == 200  # late, but a refusal would help nobody

@@ -1,4 +1,4 @@
-"""Ensembles with decoupled steps on a real server: every stream of responses, slow and vanishing readers, statistics."""
+"""Ensembles with decoupled steps on a real server: streams, slow and vanishing readers, statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import backline.client
 from support.server import ServerProcess, metrics_page, serve
 from support.streaming import put_models
 
-#: repeat (any number of responses) -> timesten (an ONNX model with batches) ; the ensemble has none.
+#: repeat (any number of responses) -> timesten (an ONNX model that batches); the ensemble does not batch.
 TENFOLD = """
 platform: "ensemble"
 input [
@@ -31,13 +31,18 @@ input [
   { name: "DELAYS" data_type: TYPE_UINT32 dims: [ -1 ] },
   { name: "NEXT" data_type: TYPE_UINT32 dims: [ 1 ] }
 ]
-output [ { name: "TENFOLD" data_type: TYPE_INT32 dims: [ 1 ] }, { name: "PLACE" data_type: TYPE_UINT32 dims: [ 1 ] } ]
+output [
+  { name: "TENFOLD" data_type: TYPE_INT32 dims: [ 1 ] },
+  { name: "PLACE" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
 ensemble_scheduling {
   max_inflight_requests: 4
   step { model_name: "repeat" model_version: -1
-    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" } input_map { key: "WAIT" value: "NEXT" }
+    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" }
+    input_map { key: "WAIT" value: "NEXT" }
     output_map { key: "OUT" value: "one" } output_map { key: "IDX" value: "PLACE" } }
-  step { model_name: "timesten" model_version: 1 input_map { key: "x" value: "one" } output_map { key: "y" value: "TENFOLD" } }
+  step { model_name: "timesten" model_version: 1
+    input_map { key: "x" value: "one" } output_map { key: "y" value: "TENFOLD" } }
 }
 """
 #: repeat -> square: n responses for each element n.
@@ -51,12 +56,14 @@ input [
 output [ { name: "N" data_type: TYPE_INT32 dims: [ 1 ] } ]
 ensemble_scheduling {
   step { model_name: "repeat" model_version: -1
-    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" } input_map { key: "WAIT" value: "NEXT" }
+    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" }
+    input_map { key: "WAIT" value: "NEXT" }
     output_map { key: "OUT" value: "n" } }
-  step { model_name: "square" model_version: -1 input_map { key: "IN" value: "n" } output_map { key: "OUT" value: "N" } }
+  step { model_name: "square" model_version: -1
+    input_map { key: "IN" value: "n" } output_map { key: "OUT" value: "N" } }
 }
 """
-#: A Python step that refuses some values.
+#: A Python step that rejects some values.
 PICKY = """
 from backline.model import INT32, InvalidArgument
 
@@ -73,7 +80,7 @@ CHOSEN = (
 
 
 def put_ensembles(repository: Path) -> Path:
-    """Adds the models tenfold, squares and chosen, and those that they ask."""
+    """Adds the ensembles tenfold, squares and chosen, and the models they call."""
     put_models(repository)
     node = helper.make_node("Mul", ["x", "ten"], ["y"])
     spec = [helper.make_tensor_value_info(name, TensorProto.INT32, ["b", 1]) for name in "xy"]
@@ -130,7 +137,7 @@ def inputs(values: list[int], delay: int = 0) -> list[triton.InferInput]:
 
 
 class Stream:
-    """A ModelStreamInfer by tritonclient."""
+    """A ModelStreamInfer call made with tritonclient."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.client = triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
@@ -163,20 +170,20 @@ def http_get(server: ServerProcess, path: str) -> str:
     return body
 
 
-def test_each_response_goes_on_through_the_later_steps(server: ServerProcess) -> None:
+def test_each_response_passes_through_the_later_steps(server: ServerProcess) -> None:
     status, body = post(server, "/v2/models/tenfold/generate_stream", asked([3, 1, 2]))
 
     assert status == 200
     assert [(event["TENFOLD"], event["PLACE"]) for event in events(body)] == [(30, 0), (10, 1), (20, 2)]
 
 
-def test_many_responses_come_in_order(server: ServerProcess) -> None:
+def test_many_responses_arrive_in_order(server: ServerProcess) -> None:
     _, body = post(server, "/v2/models/tenfold/generate_stream", asked(list(range(3000))))
 
     assert [event["TENFOLD"] for event in events(body)] == list(range(0, 30000, 10))
 
 
-def test_infer_stream_answers_with_events_too(server: ServerProcess) -> None:
+def test_infer_stream_answers_with_events(server: ServerProcess) -> None:
     given = [
         {
             "name": name,
@@ -192,17 +199,17 @@ def test_infer_stream_answers_with_events_too(server: ServerProcess) -> None:
     assert [event["outputs"][0]["data"] for event in events(body)] == [[40], [50]]
 
 
-def test_a_decoupled_step_behind_a_decoupled_step_keeps_the_order(server: ServerProcess) -> None:
+def test_two_consecutive_decoupled_steps_keep_the_order(server: ServerProcess) -> None:
     _, body = post(server, "/v2/models/squares/generate_stream", asked([3, 0, 1, 2]))
 
     assert [event["N"] for event in events(body)] == [3, 3, 3, 1, 2, 2]
 
 
-def test_no_response_is_an_empty_stream(server: ServerProcess) -> None:
+def test_zero_responses_are_an_empty_stream(server: ServerProcess) -> None:
     assert post(server, "/v2/models/tenfold/generate_stream", asked([])) == (200, "")
 
 
-def test_the_ensemble_says_that_it_is_decoupled(server: ServerProcess) -> None:
+def test_the_ensemble_reports_that_it_is_decoupled(server: ServerProcess) -> None:
     status, body = post(server, "/v2/models/tenfold/infer", {"inputs": []})
 
     assert json.loads(http_get(server, "/v2/models/tenfold/config"))["model_transaction_policy"] == {
@@ -214,7 +221,7 @@ def test_the_ensemble_says_that_it_is_decoupled(server: ServerProcess) -> None:
     )
 
 
-def test_tritonclients_stream_ends_with_the_empty_final_response(
+def test_a_tritonclient_stream_ends_with_the_empty_final_response(
     server: ServerProcess, stream: Stream
 ) -> None:
     stream.client.async_stream_infer(
@@ -228,9 +235,7 @@ def test_tritonclients_stream_ends_with_the_empty_final_response(
     assert not answers[2].get_response().outputs
 
 
-def test_the_error_of_a_step_names_the_ensemble_and_ends_the_stream(
-    server: ServerProcess, stream: Stream
-) -> None:
+def test_a_failing_step_names_the_ensemble_and_ends_the_stream(server: ServerProcess, stream: Stream) -> None:
     stream.client.async_stream_infer("chosen", inputs([1, 2, -1, 4], delay=20))
 
     answers = [stream.next()]
@@ -240,7 +245,7 @@ def test_the_error_of_a_step_names_the_ensemble_and_ends_the_stream(
     assert answers[-1].message() == "in ensemble 'chosen', model 'picky': x is below zero"
 
 
-def test_our_client_iterates_over_the_responses(server: ServerProcess) -> None:
+def test_the_backline_client_iterates_over_the_responses(server: ServerProcess) -> None:
     with backline.client.connect(server.grpc_url) as client:
         given = {
             name: np.array(values, np.int32 if name == "VALUES" else np.uint32)
@@ -251,7 +256,7 @@ def test_our_client_iterates_over_the_responses(server: ServerProcess) -> None:
     assert got == [70, 80]
 
 
-def test_it_counts_a_request_once_and_its_steps_for_each_response(server: ServerProcess) -> None:
+def test_the_ensemble_counts_each_request_and_its_steps_each_response(server: ServerProcess) -> None:
     before = {
         model: statistics(server, model)["inference_count"] for model in ("tenfold", "repeat", "timesten")
     }
@@ -267,16 +272,16 @@ def test_it_counts_a_request_once_and_its_steps_for_each_response(server: Server
 
 
 def responses(server: ServerProcess, model: str, outcome: str) -> list[int]:
-    """How many responses of a place in their streams had this outcome, place by place."""
+    """How many responses at each position in their streams had this outcome."""
     return [counters[outcome]["count"] for counters in statistics(server, model)["response_stats"].values()]
 
 
 def grown(after: list[int], before: list[int]) -> list[int]:
-    """Counters of places, by how much they have grown."""
+    """The growth of per-position counters."""
     return [number - known for number, known in zip_longest(after, before, fillvalue=0)]
 
 
-def test_each_response_is_counted_by_its_place_and_the_first_one_is_timed(
+def test_responses_are_counted_by_position_and_the_first_is_timed(
     server: ServerProcess, stream: Stream
 ) -> None:
     succeeded, failed = responses(server, "chosen", "success"), responses(server, "chosen", "fail")
@@ -292,8 +297,8 @@ def test_each_response_is_counted_by_its_place_and_the_first_one_is_timed(
     assert metrics_page(server)[first] == timed + 1
 
 
-def test_a_slow_reader_pauses_the_decoupled_step_behind_which_others_run(server: ServerProcess) -> None:
-    """A million responses would take minutes and gigabytes if they were made ahead; the reader takes none of them."""
+def test_a_slow_reader_pauses_the_decoupled_step_through_its_later_steps(server: ServerProcess) -> None:
+    """Producing all of the million responses ahead of the reader would take minutes and gigabytes."""
     before = statistics(server, "timesten")["inference_count"]
     values = b",".join([b"5"] * 1_000_000)
     body = b'{"VALUES":[' + values + b'],"DELAYS":[' + b",".join([b"0"] * 1_000_000) + b'],"NEXT":[0]}'
@@ -307,11 +312,11 @@ def test_a_slow_reader_pauses_the_decoupled_step_behind_which_others_run(server:
         made = settled(server, "timesten")
         assert 0 < made - before < 200_000
 
-    assert settled(server, "timesten") < made + 100  # the reader went away: no step goes on
+    assert settled(server, "timesten") < made + 100  # the reader left: every step stops
 
 
 def settled(server: ServerProcess, model: str) -> int:
-    """The inferences of a model once they grow no more."""
+    """A model's inference count once it stops growing."""
     last, count = -1, statistics(server, model)["inference_count"]
     while count != last:
         time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""Models in this process whose runs take too long: ended by the runtime, or given up with their thread."""
+"""Overrunning in-process executions: stopped by the runtime, or abandoned with their thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from backline.workers.here.timed import MAX_STUCK
 from support.networks import looping
 from support.server import metrics_page, serve
 
-#: Rounds that take minutes, and hardly any time.
+#: Loop counts that take minutes, and next to no time.
 ENDLESS, QUICK = 2**40, 3
 
 
@@ -38,7 +38,7 @@ def put_looping(
     shape: tuple[int | str, ...] = ("N",),
     settings: str = "",
 ) -> None:
-    """A model whose runs ONNX Runtime can end; requests that come together run together."""
+    """A model whose executions ONNX Runtime can stop, and which batches concurrent requests."""
     (repository / "loop" / "1").mkdir(parents=True)
     looping(repository / "loop" / "1" / "model.onnx", shape)
     (repository / "loop" / "model.toml").write_text(
@@ -48,7 +48,7 @@ def put_looping(
 
 
 def put_sleeping(repository: Path, *, seconds: float, timeout: float = 0.1, instances: int = 1) -> None:
-    """A model whose runs nobody can end."""
+    """A model whose executions cannot be stopped."""
     (repository / "sleep" / "1").mkdir(parents=True)
     (repository / "sleep" / "config.pbtxt").write_text(
         f"""
@@ -63,7 +63,7 @@ def put_sleeping(repository: Path, *, seconds: float, timeout: float = 0.1, inst
 
 
 class Program:
-    """The models of a folder, in this process."""
+    """The models of a folder, loaded in this process."""
 
     def __init__(self, folder: Path) -> None:
         options = LifecycleOptions(
@@ -75,7 +75,10 @@ class Program:
         done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
         def complete(_: Ticket, response: InferResponse | None, error: Exception | None) -> None:
-            done.set_exception(error) if error is not None else done.set_result(response)  # type: ignore[arg-type]
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(response)  # type: ignore[arg-type]
 
         known = {spec.name: spec for spec in self.embedded.engine.find(model).signature.inputs}
         tensors = {}
@@ -93,7 +96,7 @@ class Program:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    while not holds():  # noqa: ASYNC110  # nothing tells when a thread that was left alone ends
+    while not holds():  # noqa: ASYNC110  # an abandoned thread signals nothing when it ends
         await asyncio.sleep(0.02)
 
 
@@ -109,7 +112,7 @@ def run(folder: Path, scenario: Callable[[Program], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(whole(), 30))
 
 
-def test_a_run_that_the_runtime_can_end_is_ended_and_tried_once_more(tmp_path: Path) -> None:
+def test_an_overrun_that_the_runtime_can_stop_is_stopped_and_retried_once(tmp_path: Path) -> None:
     async def scenario(program: Program) -> None:
         with pytest.raises(Internal) as error:
             await program.ask("loop", X=1, ROUNDS=ENDLESS)
@@ -148,7 +151,7 @@ def test_a_run_of_an_arranged_model_is_ended_and_leaves_no_thread_behind(
     run(tmp_path, scenario)
 
 
-def test_who_runs_together_with_it_is_answered(tmp_path: Path) -> None:
+def test_requests_batched_with_an_overrunning_one_are_answered(tmp_path: Path) -> None:
     async def scenario(program: Program) -> None:
         endless, quick = program.ask("loop", X=1, ROUNDS=ENDLESS), program.ask("loop", X=2, ROUNDS=QUICK)
         assert (await quick).outputs[0].data.tolist() == [-2]
@@ -161,7 +164,7 @@ def test_who_runs_together_with_it_is_answered(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_a_model_that_is_not_idempotent_is_not_tried_again(tmp_path: Path) -> None:
+def test_a_model_that_is_not_idempotent_is_not_retried(tmp_path: Path) -> None:
     async def scenario(program: Program) -> None:
         with pytest.raises(
             Internal, match=r"within 0\.3 s; it is not tried again: the model is not idempotent"
@@ -173,7 +176,7 @@ def test_a_model_that_is_not_idempotent_is_not_tried_again(tmp_path: Path) -> No
     run(tmp_path, scenario)
 
 
-def test_a_thread_that_cannot_be_interrupted_is_left_alone_and_replaced(tmp_path: Path) -> None:
+def test_a_thread_that_cannot_be_interrupted_is_abandoned_and_replaced(tmp_path: Path) -> None:
     async def scenario(program: Program) -> None:
         with pytest.raises(
             Internal, match=r"model 'sleep' version 1 did not finish within 0\.1 s, and neither did it"
@@ -189,19 +192,19 @@ def test_a_thread_that_cannot_be_interrupted_is_left_alone_and_replaced(tmp_path
             "cannot be interrupted: its thread is left alone, and a new one takes its place (2 so far)"
             in told[0].detail
         )
-        await until(lambda: not counted.stuck)  # they end after a second
+        await until(lambda: not counted.stuck)  # they end within a second
 
     put_sleeping(tmp_path / "models", seconds=0.8)
     run(tmp_path, scenario)
 
 
-def test_with_many_runs_that_do_not_end_it_takes_no_requests_until_one_does(tmp_path: Path) -> None:
+def test_a_model_with_too_many_stuck_executions_refuses_requests_until_one_ends(tmp_path: Path) -> None:
     async def scenario(program: Program) -> None:
         asked = [program.ask("sleep", X=1) for _ in range(3 * MAX_STUCK)]
         errors = await asyncio.gather(*asked, return_exceptions=True)
         assert {type(error) for error in errors} == {Internal, Unavailable}
         model = program.embedded.engine.find("sleep")
-        assert MAX_STUCK <= model.statistics.stuck < MAX_STUCK + 4  # those of other instances were under way
+        assert MAX_STUCK <= model.statistics.stuck < MAX_STUCK + 4  # other instances may have been executing
         with pytest.raises(
             Unavailable, match="runs that do not end; it is available again when one of them does"
         ):
@@ -213,12 +216,12 @@ def test_with_many_runs_that_do_not_end_it_takes_no_requests_until_one_does(tmp_
     run(tmp_path, scenario)
 
 
-def test_a_run_that_ended_while_the_server_stood_still_has_not_taken_too_long(tmp_path: Path) -> None:
+def test_an_execution_that_ended_while_the_server_was_suspended_is_not_overdue(tmp_path: Path) -> None:
     put_sleeping(tmp_path / "models", seconds=0.3, timeout=0.5)
     with serve(tmp_path / "models", tmp_path / "log") as server, ThreadPoolExecutor(1) as thread:
         body = b'{"inputs":[{"name":"X","datatype":"FP32","shape":[1],"data":[1]}]}'
         answer = thread.submit(urllib.request.urlopen, f"{server.url}/v2/models/sleep/infer", body)
-        time.sleep(0.1)  # it runs
+        time.sleep(0.1)  # it is executing
         server.process.send_signal(signal.SIGSTOP)
         time.sleep(2)
         server.process.send_signal(signal.SIGCONT)
@@ -226,7 +229,7 @@ def test_a_run_that_ended_while_the_server_stood_still_has_not_taken_too_long(tm
         assert metrics_page(server)['backline_execution_timeouts_total{model="sleep",version="1"}'] == 0
 
 
-def test_a_cancelled_run_is_not_one_that_took_too_long(tmp_path: Path) -> None:
+def test_a_cancelled_execution_is_not_counted_as_overdue(tmp_path: Path) -> None:
     async def scenario(program: Program) -> None:
         tensors = {
             "X": Tensor("X", DataType.FP32, (1,), np.ones(1, np.float32)),
@@ -245,7 +248,7 @@ def test_a_cancelled_run_is_not_one_that_took_too_long(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_the_metrics_count_what_took_too_long(tmp_path: Path) -> None:
+def test_the_metrics_count_overdue_executions(tmp_path: Path) -> None:
     put_sleeping(tmp_path / "models", seconds=0.6)
     with serve(tmp_path / "models", tmp_path / "log") as server:
         body = b'{"inputs":[{"name":"X","datatype":"FP32","shape":[1],"data":[1]}]}'

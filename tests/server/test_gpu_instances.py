@@ -1,4 +1,4 @@
-"""Instances on GPUs, as far as a server goes without any: a stand-in for the driver shows two, which Python models are told."""
+"""GPU instances without GPUs: a stand-in driver reports two, which Python models get as their devices."""
 
 from __future__ import annotations
 
@@ -32,16 +32,20 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        groups = [(group["kind"], group["gpus"]) for group in json.loads(args["model_config"])["instance_group"]]
-        told = [args["model_instance_" + name] for name in ("kind", "device_id", "name")]
-        self.told = json.dumps([told, groups, os.environ.get("CUDA_VISIBLE_DEVICES")])
+        config = json.loads(args["model_config"])
+        groups = [(group["kind"], group["gpus"]) for group in config["instance_group"]]
+        instance = [args["model_instance_" + name] for name in ("kind", "device_id", "name")]
+        self.seen = json.dumps([instance, groups, os.environ.get("CUDA_VISIBLE_DEVICES")])
 
     def execute(self, requests):
-        time.sleep(0.2)  # so that the other instances have something to do
-        answer = pb_utils.Tensor("told", np.array([self.told], object))
+        time.sleep(0.2)  # leaves work to the other instances
+        answer = pb_utils.Tensor("seen", np.array([self.seen], object))
         return [pb_utils.InferenceResponse([answer]) for _ in requests]
 """
-TENSORS = 'backend: "python" input { name: "x" data_type: TYPE_INT32 dims: 1 } output { name: "told" data_type: TYPE_STRING dims: 1 }'
+TENSORS = (
+    'backend: "python" input { name: "x" data_type: TYPE_INT32 dims: 1 } '
+    'output { name: "seen" data_type: TYPE_STRING dims: 1 }'
+)
 GROUPS = (
     "instance_group [ { count: 2 kind: KIND_GPU }, { name: 'slow' kind: KIND_CPU }, { kind: KIND_MODEL } ]"
 )
@@ -112,8 +116,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield running
 
 
-def told(server: ServerProcess, model: str, output: str, count: int, value: Any = ONE) -> Counter[str]:
-    """What the instances of a model answer, each to one of `count` requests at the same time."""
+def devices_seen(
+    server: ServerProcess, model: str, output: str, count: int, value: Any = ONE
+) -> Counter[str]:
+    """What a model's instances answer to `count` concurrent requests."""
 
     async def ask() -> list[str]:
         async with backline.connect_async(server.url) as client:
@@ -123,8 +129,8 @@ def told(server: ServerProcess, model: str, output: str, count: int, value: Any 
     return Counter(one.decode() if isinstance(one, bytes) else one for one in asyncio.run(ask()))
 
 
-def test_a_model_of_tritons_is_told_its_device_as_triton_tells_it(server: ServerProcess) -> None:
-    instances = [json.loads(text) for text in told(server, "groups", "told", 6)]
+def test_a_triton_model_receives_its_device_as_from_triton(server: ServerProcess) -> None:
+    instances = [json.loads(text) for text in devices_seen(server, "groups", "seen", 6)]
 
     assert sorted(instance for instance, _, _ in instances) == [
         ["CPU", "0", "slow_0"],
@@ -139,35 +145,37 @@ def test_a_model_of_tritons_is_told_its_device_as_triton_tells_it(server: Server
     ] * 6
 
 
-def test_its_environment_is_left_as_it_is_so_that_the_numbers_hold(server: ServerProcess) -> None:
-    assert [visible for _, _, visible in map(json.loads, told(server, "nothing", "told", 2))] == [
+def test_cuda_visible_devices_is_not_changed_so_device_ids_stay_valid(server: ServerProcess) -> None:
+    assert [visible for _, _, visible in map(json.loads, devices_seen(server, "nothing", "seen", 2))] == [
         os.environ.get("CUDA_VISIBLE_DEVICES")
     ] * 2
 
 
-def test_without_a_group_there_is_an_instance_on_each_gpu(server: ServerProcess) -> None:
-    assert sorted(instance for instance, _, _ in map(json.loads, told(server, "nothing", "told", 2))) == [
+def test_without_an_instance_group_every_gpu_gets_an_instance(server: ServerProcess) -> None:
+    assert sorted(
+        instance for instance, _, _ in map(json.loads, devices_seen(server, "nothing", "seen", 2))
+    ) == [
         ["GPU", "0", "nothing_0"],
         ["GPU", "1", "nothing_0"],
     ]
 
 
-def test_a_native_model_asks_for_its_device(server: ServerProcess) -> None:
-    assert told(server, "native", "output", 2, [1]) == {"cuda:0": 1, "cuda:1": 1}
+def test_a_native_model_can_query_its_device(server: ServerProcess) -> None:
+    assert devices_seen(server, "native", "output", 2, [1]) == {"cuda:0": 1, "cuda:1": 1}
 
 
-def test_instances_that_a_model_has_in_all_take_turns_on_the_gpus(server: ServerProcess) -> None:
-    assert told(server, "three", "output", 3, [1]) == {"cuda:0": 2, "cuda:1": 1}
+def test_a_total_of_instances_is_spread_over_the_gpus(server: ServerProcess) -> None:
+    assert devices_seen(server, "three", "output", 3, [1]) == {"cuda:0": 2, "cuda:1": 1}
 
 
-def test_an_archive_of_torchserve_says_its_devices(server: ServerProcess) -> None:
+def test_a_torchserve_archive_sets_its_devices(server: ServerProcess) -> None:
     text = np.array([b"x"], object)
 
-    assert told(server, "archive", "output", 1, text) == {"1": 1}
-    assert told(server, "processor", "output", 1, text) == {"None": 1}
+    assert devices_seen(server, "archive", "output", 1, text) == {"1": 1}
+    assert devices_seen(server, "processor", "output", 1, text) == {"None": 1}
 
 
-def test_the_configuration_shows_where_instances_are(server: ServerProcess) -> None:
+def test_the_configuration_shows_the_devices_of_instances(server: ServerProcess) -> None:
     with backline.connect(server.url) as client:
         groups = {name: client[name].config()["instance_group"] for name in ("groups", "nothing", "add1")}
 
@@ -184,7 +192,7 @@ def test_the_configuration_shows_where_instances_are(server: ServerProcess) -> N
     assert shown["add1"][0][2:] == ("KIND_CPU", [])
 
 
-def test_people_are_shown_where_instances_are(server: ServerProcess) -> None:
+def test_the_cli_shows_the_devices_of_instances(server: ServerProcess) -> None:
     command = [sys.executable, "-m", "backline", "models", "show", "groups", "--url", server.url]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -197,19 +205,22 @@ def test_people_are_shown_where_instances_are(server: ServerProcess) -> None:
 
 
 @without_cuda
-def test_a_network_that_cannot_have_its_gpu_says_so_and_answers(server: ServerProcess) -> None:
+def test_an_onnx_model_without_its_gpu_warns_and_runs_on_the_cpu(server: ServerProcess) -> None:
     with backline.connect(server.url) as client:
         assert client["add1"](np.zeros((1, 16), np.float32))["OUTPUT0"][0, 0] == 1
         because = client["add1"].config()["parameters"]["backline.placement"]["string_value"]
 
-    reason = "instance group add1_0 of model add1 asks for a GPU, but the installed ONNX Runtime has no CUDAExecutionProvider"
+    reason = (
+        "instance group add1_0 of model add1 asks for a GPU, "
+        "but the installed ONNX Runtime has no CUDAExecutionProvider"
+    )
     assert f"{reason} (it has " in server.output
     assert "pip install onnxruntime-gpu in place of onnxruntime: it runs on the CPU" in server.output
     assert f"; on the CPU: {reason}" in because
 
 
 @without_cuda
-def test_a_strict_server_refuses_what_cannot_have_its_gpu(tmp_path: Path) -> None:
+def test_a_strict_server_refuses_a_model_whose_gpu_is_unavailable(tmp_path: Path) -> None:
     put_gpu_network(tmp_path / "models")
     put(tmp_path / "models", "python", TRITON, f"{TENSORS} instance_group {{ kind: KIND_GPU gpus: [ 0 ] }}")
     put(tmp_path / "models", "anywhere", TRITON, TENSORS)
@@ -221,17 +232,18 @@ def test_a_strict_server_refuses_what_cannot_have_its_gpu(tmp_path: Path) -> Non
         server.wait_started()
 
     assert (
-        "instance group add1_0 of model add1 has kind KIND_GPU but no GPUs are available: the installed ONNX Runtime has"
-        in server.output
+        "instance group add1_0 of model add1 has kind KIND_GPU "
+        "but no GPUs are available: the installed ONNX Runtime has" in server.output
     )
     assert (
-        "instance group python_0 of model python has kind KIND_GPU but no GPUs are available: the NVIDIA driver cannot be used:"
+        "instance group python_0 of model python has kind KIND_GPU "
+        "but no GPUs are available: the NVIDIA driver cannot be used:"
         " CUDA_ERROR_NO_DEVICE" in server.output
     )
     assert "loaded anywhere version 1" in server.output
 
 
-def test_a_gpu_that_there_is_not_is_an_error_where_there_are_others(tmp_path: Path) -> None:
+def test_an_unknown_gpu_id_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
     put(tmp_path / "models", "python", TRITON, f"{TENSORS} instance_group {{ kind: KIND_GPU gpus: [ 2 ] }}")
 
     with serve(

@@ -1,4 +1,4 @@
-"""Pages in a real browser against a server on the same machine: they change nothing, unless their origin is allowed."""
+"""Pages in a real browser on the server's machine change nothing, unless their origin is allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.server import ServerProcess, serve
 
 REPORTED_WITHIN = 100.0
 INFER = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.5] * 16}]}
-#: Method, path and body of everything that changes something, or costs compute.
+#: Method, path and body of every request that changes state or costs compute.
 COMMANDS: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/v2/models/add1/infer", INFER),
     ("POST", "/v2/models/add1/generate", {"INPUT0": [1.5] * 16}),
@@ -75,15 +75,19 @@ async function attack(base, commands) {
     const tries = [];
     if (method === "POST") {
       // Fulfilled when an answer came, though it cannot be read.
-      tries.push(fetch(target, {method, mode: "no-cors", body: text}).then(() => reached.push(path), (e) => reached.push(String(e))));
+      tries.push(
+        fetch(target, {method, mode: "no-cors", body: text})
+          .then(() => reached.push(path), (e) => reached.push(String(e))));
       tries.push(fetch(target, {method, mode: "no-cors", body: new Blob([text])}).catch(() => 0));
-      tries.push(fetch(target, {method, mode: "no-cors", body: text, referrerPolicy: "no-referrer"}).catch(() => 0));
+      tries.push(
+        fetch(target, {method, mode: "no-cors", body: text, referrerPolicy: "no-referrer"}).catch(() => 0));
       for (const enctype of ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]) {
         tries.push(submit(target, enctype, body));
       }
       navigator.sendBeacon(target, text);
     }
-    tries.push(fetch(target, {method, headers: {"content-type": "application/json"}, body: text}).catch(() => 0));
+    tries.push(
+      fetch(target, {method, headers: {"content-type": "application/json"}, body: text}).catch(() => 0));
     tries.push(new Promise((done) => {
       const image = new Image();
       image.onload = image.onerror = () => done();
@@ -140,7 +144,7 @@ def ask(server: ServerProcess, path: str, body: Any = None, method: str | None =
 
 
 def prepare(server: ServerProcess, region: str) -> None:
-    """Something of each kind that can be taken away."""
+    """Creates one of each kind of thing that an attack could remove."""
     ask(server, "/v2/systemsharedmemory/region/mine/register", {"key": region, "byte_size": 64})
     ask(server, "/v2/models/add1/labels/kept", {"version": "1"}, "PUT")
 
@@ -154,7 +158,7 @@ OPTIONS = ("--model-control-mode", "explicit", "--load-model", "add1", "--allow-
 
 @pytest.mark.parametrize("host", [HOSTILE, "127.0.0.1"])
 @pytest.mark.timeout(240)
-def test_a_page_from_elsewhere_changes_nothing(
+def test_a_page_of_a_foreign_origin_changes_nothing(
     host: str, repository: Path, region: str, tmp_path: Path
 ) -> None:
     with serve(repository, tmp_path / "log", *OPTIONS) as server, PageServer() as pages:
@@ -174,16 +178,16 @@ def test_a_page_from_elsewhere_changes_nothing(
         with browse(f"http://{host}:{pages.port}/", tmp_path / "profile"):
             reported = pages.reports.get(timeout=REPORTED_WITHIN)
 
-        # The browser let the attempts out, so that it was the server that refused them.
+        # The browser sent the attempts, so it was the server that refused them.
         assert set(reported["reached"]) == {path for method, path, _ in COMMANDS if method == "POST"}
         assert state(server) == before
 
 
 @pytest.mark.timeout(240)
-def test_a_page_that_rebinds_its_name_to_the_server_changes_nothing(
+def test_a_page_that_rebinds_its_host_name_to_the_server_changes_nothing(
     repository: Path, region: str, tmp_path: Path
 ) -> None:
-    """The page's server makes room for ours on its port, so that the browser takes both for one origin."""
+    """The page's server hands its port to ours, so that the browser sees a single origin."""
     with PageServer() as pages, PageServer() as reports:
         pages.page = f"""<!doctype html><body><script>{ATTACK}
           (async () => {{
@@ -222,10 +226,12 @@ def test_a_page_of_an_allowed_origin_may_use_the_server(repository: Path, tmp_pa
                 {{method, headers: {{"content-type": "application/json"}}, body: JSON.stringify(body)}});
               (async () => {{
                 try {{
-                  const inferred = await (await send("POST", "/v2/models/add1/infer", {json.dumps(INFER)})).json();
+                  const infer = {json.dumps(INFER)};
+                  const inferred = await (await send("POST", "/v2/models/add1/infer", infer)).json();
                   const loaded = (await send("POST", "/v2/repository/models/ident/load", {{}})).status;
-                  const labelled = (await send("PUT", "/v2/models/add1/labels/canary", {{version: "1"}})).status;
-                  const failed = await (await send("POST", "/v2/models/none/infer", {json.dumps(INFER)})).json();
+                  const label = "/v2/models/add1/labels/canary";
+                  const labelled = (await send("PUT", label, {{version: "1"}})).status;
+                  const failed = await (await send("POST", "/v2/models/none/infer", infer)).json();
                   await report("/", {{inferred, loaded, labelled, failed}});
                 }} catch (error) {{ await report("/", {{error: String(error)}}); }}
               }})();

@@ -1,4 +1,4 @@
-"""Requests of unlike shapes run as one, by a real server and stock clients."""
+"""Batches of requests with different shapes, on a real server with stock clients."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ from support.server import ServerProcess, serve
 from support.stock_clients import Ask, Counts, counts, over_grpc, over_http
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
-#: A batch runs when it is full: the requests of a test are one, however slowly they come.
-TOGETHER = "max_batch_size: 8 dynamic_batching { preferred_batch_size: [ %d ] max_queue_delay_microseconds: 20000000 }"
+#: A batch runs only when full, so a test's requests always form one batch, however slowly they arrive.
+TOGETHER = (
+    "max_batch_size: 8 dynamic_batching "
+    "{ preferred_batch_size: [ %d ] max_queue_delay_microseconds: 20000000 }"
+)
 RAGGED = 'input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true }'
-BOUNDS = 'batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO target_name: "bounds" data_type: TYPE_INT32 source_input: "x" }'
+BOUNDS = (
+    "batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO "
+    'target_name: "bounds" data_type: TYPE_INT32 source_input: "x" }'
+)
 SCATTERED = 'batch_output { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "%s" source_input: "x" }'
 SUMS_IN_PYTHON = """
 import numpy as np
@@ -46,8 +52,8 @@ class Model:
             raise ValueError("negative")
         return x * 2
 """
-#: Each request says how many there were in its `execute`.
-COMPANY_IN_TRITON = """
+#: Each answer holds the number of requests in its `execute`.
+BATCH_SIZES_IN_TRITON = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -55,7 +61,9 @@ class TritonPythonModel:
     def execute(self, requests):
         shapes = [pb_utils.get_input_tensor_by_name(request, "x").shape() for request in requests]
         return [
-            pb_utils.InferenceResponse([pb_utils.Tensor("y", np.full((shape[0], 2), [len(requests), shape[1]], np.int32))])
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor("y", np.full((shape[0], 2), [len(requests), shape[1]], np.int32))]
+            )
             for shape in shapes
         ]
 """
@@ -71,7 +79,7 @@ class Model:
 
 
 def sums(repository: Path) -> None:
-    """The sum of each request's elements, from where each begins and ends."""
+    """The sum of each request's elements, whose bounds are an input."""
     one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
     last = helper.make_tensor("last", TensorProto.INT64, [1], [2**62])
     first = helper.make_tensor("first", TensorProto.INT64, [1], [0])
@@ -103,7 +111,7 @@ def sums(repository: Path) -> None:
 
 
 def twice(repository: Path) -> None:
-    """Twice each element, end to end, beside the shape of each item."""
+    """Twice each element of the concatenated requests, and the shape of each item."""
     nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Identity", ["shapes"], ["s"])]
     inputs = [("x", FLOAT, ["T"]), ("shapes", INT, ["N", 1])]
     models.save(
@@ -111,10 +119,12 @@ def twice(repository: Path) -> None:
     )
     put(
         repository / "twice" / "config.pbtxt",
-        f'{RAGGED} output {{ name: "y" data_type: TYPE_FP32 dims: -1 }} output {{ name: "s" data_type: TYPE_INT32 dims: 1 }}'
+        f'{RAGGED} output {{ name: "y" data_type: TYPE_FP32 dims: -1 }}'
+        'output { name: "s" data_type: TYPE_INT32 dims: 1 }'
         'batch_input { kind: BATCH_ITEM_SHAPE target_name: "shapes" data_type: TYPE_INT32 source_input: "x" }'
         f"{SCATTERED % 'y'} {TOGETHER % 6}"
-        'model_warmup { name: "w" batch_size: 2 count: 3 inputs { key: "x" value { data_type: TYPE_FP32 dims: 5 random_data: true } } }',
+        'model_warmup { name: "w" batch_size: 2 count: 3 '
+        'inputs { key: "x" value { data_type: TYPE_FP32 dims: 5 random_data: true } } }',
     )
 
 
@@ -132,8 +142,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     counted = (
         f'backend: "python" output {{ name: "y" data_type: TYPE_INT32 dims: 2 }} {BOUNDS} {TOGETHER % 4}'
     )
-    put(repository / "company" / "1" / "model.py", COMPANY_IN_TRITON)
-    put(repository / "company" / "config.pbtxt", f"{RAGGED} {counted}")
+    put(repository / "batch_sizes" / "1" / "model.py", BATCH_SIZES_IN_TRITON)
+    put(repository / "batch_sizes" / "config.pbtxt", f"{RAGGED} {counted}")
     for name, setting in (("add1", "false"), ("split", "true")):
         models.add1(repository, name)
         put(
@@ -154,7 +164,7 @@ def ask(request: pytest.FixtureRequest, server: ServerProcess) -> Iterator[Ask]:
 
 
 def ramps(*lengths: int, rows: int = 1) -> list[dict[str, np.ndarray]]:
-    """Requests for `x` of whole numbers, all different."""
+    """Requests whose `x` are consecutive integers, all different."""
     return [
         {"x": np.arange(1, 1 + rows * length, dtype=np.float32).reshape(rows, length) + 100 * i}
         for i, length in enumerate(lengths)
@@ -162,7 +172,7 @@ def ramps(*lengths: int, rows: int = 1) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("model", ["sums", "sums_py"])
-def test_ragged_requests_run_as_one(server: ServerProcess, ask: Ask, model: str) -> None:
+def test_ragged_requests_run_as_one_batch(server: ServerProcess, ask: Ask, model: str) -> None:
     requests = ramps(3, 1, 7, 4)
     before = counts(server, model)
 
@@ -173,7 +183,7 @@ def test_ragged_requests_run_as_one(server: ServerProcess, ask: Ask, model: str)
     assert counts(server, model).since(before) == Counts(4, 0, 4, 1, {4: 1})
 
 
-def test_outputs_are_scattered_by_the_shape_of_the_input(server: ServerProcess, ask: Ask) -> None:
+def test_outputs_are_scattered_by_the_shapes_of_the_inputs(server: ServerProcess, ask: Ask) -> None:
     requests = [*ramps(3, 1), *ramps(5, 2, rows=2)]
     before = counts(server, "twice")
 
@@ -185,7 +195,7 @@ def test_outputs_are_scattered_by_the_shape_of_the_input(server: ServerProcess, 
     assert counts(server, "twice").since(before) == Counts(4, 0, 6, 1, {6: 1})
 
 
-def test_a_python_model_gets_them_end_to_end_and_a_bad_request_fails_alone(
+def test_a_python_model_gets_concatenated_requests_and_a_bad_request_fails_alone(
     server: ServerProcess, ask: Ask
 ) -> None:
     requests = ramps(3, 2, 5, 1)
@@ -202,26 +212,26 @@ def test_a_python_model_gets_them_end_to_end_and_a_bad_request_fails_alone(
     assert (got.succeeded, got.failed) == (3, 1)
 
 
-def test_a_model_of_tritons_gets_each_by_itself(server: ServerProcess, ask: Ask) -> None:
-    """As Triton 2.51 does: `batch_input` is for backends that lay requests end to end, which its Python backend does not."""
-    before = counts(server, "company")
+def test_a_triton_python_model_gets_each_request_separately(server: ServerProcess, ask: Ask) -> None:
+    """As in Triton 2.51, whose Python backend never concatenates requests and ignores `batch_input`."""
+    before = counts(server, "batch_sizes")
 
-    answers = ask("company", ramps(3, 1, 7, 4))
+    answers = ask("batch_sizes", ramps(3, 1, 7, 4))
 
     assert [answer["y"].tolist() for answer in answers] == [[[4, length]] for length in (3, 1, 7, 4)]
-    assert counts(server, "company").since(before) == Counts(4, 0, 4, 1, {4: 1})
+    assert counts(server, "batch_sizes").since(before) == Counts(4, 0, 4, 1, {4: 1})
 
 
-def test_ragged_tensors_that_are_large_go_through_shared_memory(server: ServerProcess) -> None:
+def test_large_ragged_tensors_go_through_shared_memory(server: ServerProcess) -> None:
     requests = ramps(100_000, 50_000, 1, 200_000)
 
-    for ask in over_http(server):  # over gRPC a connection's first large requests are let in two by two
+    for ask in over_http(server):  # over gRPC, a new connection admits only two large requests at a time
         for request, answer in zip(requests, ask("twice_py", requests), strict=True):
             np.testing.assert_array_equal(answer["output"], request["x"] * 2)
 
 
 @pytest.mark.parametrize("model", ["sums", "sums_py"])
-def test_clients_do_not_see_what_is_made_up(server: ServerProcess, model: str) -> None:
+def test_clients_do_not_see_generated_inputs(server: ServerProcess, model: str) -> None:
     with backline.connect(server.url) as client:
         inputs = client[model].metadata().inputs
 
@@ -229,7 +239,7 @@ def test_clients_do_not_see_what_is_made_up(server: ServerProcess, model: str) -
         assert client[model].config()["batch_input"][0]["target_name"] == ["bounds"]
 
 
-def test_a_request_of_more_items_than_a_batch_is_answered_as_one(server: ServerProcess, ask: Ask) -> None:
+def test_a_request_larger_than_a_batch_gets_one_answer(server: ServerProcess, ask: Ask) -> None:
     large = np.arange(20 * 16, dtype=np.float32).reshape(20, 16)
     before = counts(server, "split")
 
@@ -239,7 +249,7 @@ def test_a_request_of_more_items_than_a_batch_is_answered_as_one(server: ServerP
     assert counts(server, "split").since(before) == Counts(1, 0, 20, 3, {8: 2, 4: 1})
 
 
-def test_no_more_parts_are_made_of_a_request_than_can_be_run(server: ServerProcess) -> None:
+def test_a_request_with_too_many_parts_is_refused(server: ServerProcess) -> None:
     body = b'{"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1099511627776, 0], "data": []}]}'
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{server.url}/v2/models/split_free/infer", body, timeout=10)
@@ -248,14 +258,14 @@ def test_no_more_parts_are_made_of_a_request_than_can_be_run(server: ServerProce
     assert "it runs 8 at once, in at most 4096 parts" in refused.value.read().decode()
 
 
-def test_without_the_setting_it_is_refused(server: ServerProcess, ask: Ask) -> None:
+def test_without_the_setting_a_larger_request_is_refused(server: ServerProcess, ask: Ask) -> None:
     with pytest.raises(
         InferenceServerException, match="inference request batch-size must be <= 8 for 'add1'"
     ):
         ask("add1", [{"INPUT0": np.zeros((20, 16), np.float32)}])
 
 
-def test_only_requests_with_the_same_optional_inputs_run_together(server: ServerProcess, ask: Ask) -> None:
+def test_only_requests_with_the_same_optional_inputs_are_batched(server: ServerProcess, ask: Ask) -> None:
     x = np.ones((1, 2), np.float32)
     before = counts(server, "optional")
 

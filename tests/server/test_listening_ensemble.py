@@ -1,4 +1,4 @@
-"""An ensemble over real networks: basic-pitch finds where notes begin, a Python model cuts them out, swift-f0 hears their pitch."""
+"""An ensemble of real networks: basic-pitch finds onsets, Python cuts clips, swift-f0 estimates pitch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from backline.server import Embedded
 from support.listening import DETECTOR, MELODY, RECOGNISER, hear, melody, put_networks
 from support.server import ServerProcess, serve
 
-#: The crop step: each onset that basic-pitch is sure of becomes a quarter of a second of audio at 16 kHz, which is what swift-f0 takes.
+#: The crop step: each confident onset of basic-pitch becomes 0.2 s of audio at 16 kHz, as swift-f0 needs.
 CROP = """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -61,7 +61,8 @@ output [
 ensemble_scheduling {
   max_inflight_requests: 2
   step { model_name: "detect" model_version: 1
-    input_map { key: "serving_default_input_2:0" value: "audio" } output_map { key: "StatefulPartitionedCall:2" value: "onsets" } }
+    input_map { key: "serving_default_input_2:0" value: "audio" }
+    output_map { key: "StatefulPartitionedCall:2" value: "onsets" } }
   step { model_name: "crop" model_version: 1
     input_map { key: "audio" value: "audio" } input_map { key: "onset" value: "onsets" }
     output_map { key: "clip" value: "note" } output_map { key: "at" value: "at" } }
@@ -73,7 +74,7 @@ ensemble_scheduling {
 
 
 def put_listening(repository: Path) -> Path:
-    """Adds the ensemble listen and the models that it asks; of recognise there is a newer version than the one it pins."""
+    """Adds the ensemble listen and its models; recognise also has a version newer than the pinned one."""
     put_networks(repository)
     shutil.copytree(repository / "recognise" / "1", repository / "recognise" / "2")
     (repository / "crop" / "1").mkdir(parents=True)
@@ -84,7 +85,7 @@ def put_listening(repository: Path) -> Path:
 
 
 def heard_here(audio: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pitch, confidence and moment of each note, by the same networks and the same code in this process."""
+    """Pitch, confidence and time of each note, from the same networks and code in this process."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     detector, recogniser = (
@@ -112,9 +113,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield running
 
 
-def test_the_stream_of_notes_is_what_the_networks_give_in_process(
-    server: ServerProcess, audio: np.ndarray
-) -> None:
+def test_the_stream_of_notes_equals_the_networks_in_process(server: ServerProcess, audio: np.ndarray) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     client = triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
     given = triton.InferInput("audio", list(audio.shape), "FP32")
@@ -133,7 +132,7 @@ def test_the_stream_of_notes_is_what_the_networks_give_in_process(
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
     assert [hear(pitch, confidence) for pitch, confidence, _ in notes] == list(MELODY)
     by_version = {stats["version"]: stats["execution_count"] for stats in statistics(client)}
-    assert by_version["1"] == len(notes)  # pinned, although there is a newer one
+    assert by_version["1"] == len(notes)  # pinned, although a newer version exists
     assert by_version["2"] == 0
     client.close()
 
@@ -151,14 +150,14 @@ def test_cancelling_the_client_stops_the_remaining_steps(tmp_path: Path, audio: 
     assert counts["detect", "1"].execution_count == 1
     assert (
         counts["recognise", "1"].execution_count <= 2
-    )  # the one whose note was heard, and at most one beside it
+    )  # the step that answered, and at most one concurrent step
     assert counts["listen", "1"].cancelled == 1
 
 
 async def leave_with_the_first_note(
     folder: Path, audio: np.ndarray
 ) -> dict[tuple[str, str], ModelStatistics]:
-    """The statistics of all versions when everything has ended."""
+    """The statistics of all versions once everything has ended."""
     options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state")
     program = Embedded([put_listening(folder / "models")], options)
     await program.start()

@@ -1,4 +1,4 @@
-"""The log of a running server: what is in it, and that nothing that happens to it hurts serving."""
+"""The log of a running server: its contents, and that failures to write it never affect serving."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BROKEN = "broken"
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers and one that fails to load, which is logged."""
+    """A model that answers and one whose failed load is logged."""
     folder = tmp_path_factory.mktemp("models")
     models.add1(folder)
     broken = folder / BROKEN / "1" / "model.onnx"
@@ -47,7 +47,7 @@ def answers(server: ServerProcess) -> bool:
         return bool((client["add1"](np.zeros((1, 16), np.float32))["OUTPUT0"] == 1).all())
 
 
-def test_the_log_may_be_lines_of_json_in_a_file(repository: Path, tmp_path: Path) -> None:
+def test_the_log_can_be_json_lines_in_a_file(repository: Path, tmp_path: Path) -> None:
     file = tmp_path / "file.log"
     with serve(
         repository, tmp_path / "log", "--log-format", "json", "--log-file", str(file), ready=False
@@ -60,7 +60,7 @@ def test_the_log_may_be_lines_of_json_in_a_file(repository: Path, tmp_path: Path
     assert "ERROR" not in server.output
 
 
-def test_a_file_that_cannot_be_opened_ends_the_start(repository: Path, tmp_path: Path) -> None:
+def test_startup_fails_if_the_log_file_cannot_be_opened(repository: Path, tmp_path: Path) -> None:
     with serve(
         repository, tmp_path / "log", "--log-file", str(tmp_path / "nowhere" / "log"), ready=False
     ) as server:
@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_opened_ends_the_start(repository: Path, tmp_path:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_does_not_hurt_serving(repository: Path, tmp_path: Path) -> None:
+def test_a_full_disk_does_not_affect_serving(repository: Path, tmp_path: Path) -> None:
     with serve(
         repository, tmp_path / "log", "--log-level", "debug", "--log-file", "/dev/full", ready=False
     ) as server:
@@ -81,7 +81,7 @@ def test_a_full_disk_does_not_hurt_serving(repository: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("what", ["closed", "a pipe without a reader", "a full disk"])
-def test_a_standard_stream_that_is_gone_does_not_hurt_serving(
+def test_a_closed_standard_stream_does_not_affect_serving(
     repository: Path, tmp_path: Path, stream: str, what: str
 ) -> None:
     (port,) = free_ports(1)
@@ -131,8 +131,8 @@ ASLEEP = {"id": "asleep", "inputs": [{"name": "x", "datatype": "FP32", "shape": 
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
-    """The lines of requests that are in the log by now."""
+def request_lines(tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
+    """A function that returns the log's request lines so far."""
 
     def lines() -> list[dict[str, Any]]:
         documents = [json.loads(line) for line in (tmp_path / "log.json").read_text().splitlines()]
@@ -143,7 +143,7 @@ def told(tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
 
 @contextmanager
 def logging_server(tmp_path: Path, *options: str) -> Iterator[ServerProcess]:
-    """A server whose log is JSON in a file."""
+    """A server that logs JSON to a file."""
     models.add1(tmp_path / "models")
     (tmp_path / "models" / "sleeper" / "1").mkdir(parents=True)
     (tmp_path / "models" / "sleeper" / "config.pbtxt").write_text(SLEEPER)
@@ -171,8 +171,8 @@ def post(server: ServerProcess, path: str, document: object, **fields: str) -> i
         return error.code
 
 
-def test_the_log_is_not_changed_where_requests_change_nothing(repository: Path, tmp_path: Path) -> None:
-    """Who may only ask models can neither fill the disk nor hide what goes wrong."""
+def test_log_settings_cannot_be_changed_where_model_control_is_off(repository: Path, tmp_path: Path) -> None:
+    """A client that may only infer can neither fill the disk nor hide errors."""
     with serve(repository, tmp_path / "log", ready=False) as server:
         server.wait_started()
         assert post(server, "/v2/logging", {"log_verbose_level": 2}) == 503
@@ -190,10 +190,10 @@ def test_the_log_is_not_changed_where_requests_change_nothing(repository: Path, 
         assert post(server, "/v2/logging", {}) == 200
 
 
-def test_a_verbose_log_has_a_line_for_each_request(
-    tmp_path: Path, told: Callable[[], list[dict[str, Any]]]
+def test_a_verbose_log_has_one_line_per_request(
+    tmp_path: Path, request_lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
-    """While it is verbose, and also where requests are traced besides."""
+    """While it is verbose, and also if requests are traced at the same time."""
     traces = tmp_path / "traces.json"
     tracing = (f"triton,file={traces}", "rate=1", "level=TIMESTAMPS")
     with logging_server(
@@ -213,7 +213,7 @@ def test_a_verbose_log_has_a_line_for_each_request(
         assert server.stop() == 0
 
     keys = ("protocol", "model", "version", "id", "status", "batch_size")
-    assert [tuple(line.get(key) for key in keys) for line in told()] == [
+    assert [tuple(line.get(key) for key in keys) for line in request_lines()] == [
         ("HTTP", "add1", "1", "one\ntwo", 200, 2),
         ("HTTP", "add1", "1", "unfit", 400, None),
         ("HTTP", "add1", None, None, 400, None),
@@ -221,7 +221,7 @@ def test_a_verbose_log_has_a_line_for_each_request(
         ("GRPC", "add1", "1", None, "OK", 1),
         ("GRPC", "add1", "1", None, "OK", 1),
     ]
-    for line in told():
+    for line in request_lines():
         if line["status"] in (200, "OK"):
             assert 0 <= line["queue_us"] + line["compute_us"] <= line["duration_us"]
         else:
@@ -230,8 +230,8 @@ def test_a_verbose_log_has_a_line_for_each_request(
     assert {"before", "one\ntwo", "after"} <= asked
 
 
-def test_deadlines_and_clients_that_leave_are_in_a_verbose_log(
-    tmp_path: Path, told: Callable[[], list[dict[str, Any]]]
+def test_a_verbose_log_records_deadlines_and_disconnects(
+    tmp_path: Path, request_lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
     with logging_server(tmp_path, "--log-verbose", "1") as server:
         path = "/v2/models/sleeper/infer"
@@ -239,18 +239,18 @@ def test_deadlines_and_clients_that_leave_are_in_a_verbose_log(
         connection = http.client.HTTPConnection("127.0.0.1", server.http_port)
         connection.request("POST", path, json.dumps(ASLEEP))
         connection.close()
-        assert post(server, path, ASLEEP) == 200  # it is behind the other one
+        assert post(server, path, ASLEEP) == 200  # it queues after the other request
 
         assert server.stop() == 0
 
-    assert sorted((line["id"], line["status"]) for line in told()) == [
+    assert sorted((line["id"], line["status"]) for line in request_lines()) == [
         ("asleep", 200),
         ("asleep", 499),
         ("asleep", 504),
     ]
 
 
-def test_a_log_that_is_not_verbose_leaves_the_way_of_requests_as_it_is(tmp_path: Path) -> None:
+def test_a_log_that_is_not_verbose_adds_nothing_to_the_request_path(tmp_path: Path) -> None:
     async def ways() -> list[bool]:
         log = ServerLog(LogSettings(file=str(tmp_path / "log")))
         options = ServerOptions(

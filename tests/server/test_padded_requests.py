@@ -1,4 +1,4 @@
-"""Requests of different lengths in one batch, by a real server and stock clients: padding, buckets, masks, allowed sizes."""
+"""Batches of requests with different lengths on a real server: padding, buckets, masks, allowed sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.repositories import put
 from support.server import ServerProcess, serve
 from support.stock_clients import Arrays, Ask, Counts, counts, over_grpc, over_http
 
-#: A batch runs when it is full: the requests of a test are as many as the batches need, however slowly they come.
+#: A batch runs only when full; each test sends exactly the requests that its batches need.
 TOGETHER = "dynamic_batching = { preferred_batch_size = [%d], max_queue_delay_microseconds = 20000000 }"
 LOG_MEL = f"""
 max_batch_size = 8
@@ -95,20 +95,20 @@ def ask(request: pytest.FixtureRequest, server: ServerProcess) -> Iterator[Ask]:
 
 
 def alone(repository: Path, model: str, inputs: Arrays) -> np.ndarray:
-    """What the runtime answers to a request without a server."""
+    """The runtime's answer to a single request, without a server."""
     session = onnxruntime.InferenceSession(repository / model / "1" / "model.onnx")
     return session.run(None, dict(inputs))[0]
 
 
 def glide(samples: int, pitch: float) -> np.ndarray:
-    """A voice that glides up, at 16 kHz."""
+    """A voice whose pitch glides up, at 16 kHz."""
     time = np.arange(samples) / 16000
     return sum(np.sin(2 * np.pi * pitch * k * (time + time**2)) / k for k in range(1, 6)).astype(np.float32)[
         np.newaxis
     ]
 
 
-def test_audio_of_different_lengths_runs_together_and_each_gets_its_own_frames(
+def test_audio_of_different_lengths_is_batched_and_each_request_gets_its_own_frames(
     server: ServerProcess, repository: Path, ask: Ask
 ) -> None:
     requests = [{"audio": glide(samples, 110 + samples / 100)} for samples in (8001, 12345, 16000)]
@@ -123,7 +123,7 @@ def test_audio_of_different_lengths_runs_together_and_each_gets_its_own_frames(
         np.testing.assert_allclose(answer["frames"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_long_and_short_ones_that_come_mixed_run_with_their_kind(server: ServerProcess, ask: Ask) -> None:
+def test_interleaved_long_and_short_requests_are_batched_by_bucket(server: ServerProcess, ask: Ask) -> None:
     short, long = [{"audio": glide(4000, 200)}], [{"audio": glide(15000, 100)}]
     before = counts(server, "log_mel")
 
@@ -133,13 +133,13 @@ def test_long_and_short_ones_that_come_mixed_run_with_their_kind(server: ServerP
     assert [answer["frames"].shape[1] for answer in answers] == [23, 92] * 3
 
 
-def test_above_the_last_bucket_a_request_keeps_its_length(server: ServerProcess, ask: Ask) -> None:
+def test_a_request_longer_than_the_last_bucket_keeps_its_length(server: ServerProcess, ask: Ask) -> None:
     answers = ask("log_mel", [{"audio": np.repeat(glide(20000, 100), 3, axis=0)}])
 
     assert answers[0]["frames"].shape == (3, 123, audio_models.BANDS)
 
 
-def test_a_model_that_is_told_the_lengths_answers_as_alone(
+def test_a_model_that_takes_lengths_answers_as_if_unbatched(
     server: ServerProcess, repository: Path, ask: Ask
 ) -> None:
     random = np.random.default_rng(3)
@@ -156,7 +156,7 @@ def test_a_model_that_is_told_the_lengths_answers_as_alone(
         np.testing.assert_allclose(answer["y"], expected, rtol=1e-5)
 
 
-def test_a_python_model_gets_a_mask_and_batches_of_an_allowed_size(server: ServerProcess, ask: Ask) -> None:
+def test_a_python_model_gets_a_mask_and_only_allowed_batch_sizes(server: ServerProcess, ask: Ask) -> None:
     requests = [{"x": np.arange(1, length + 1, dtype=np.float32)[np.newaxis]} for length in (5, 8, 6)]
 
     answers = ask("masked", requests)
@@ -165,14 +165,14 @@ def test_a_python_model_gets_a_mask_and_batches_of_an_allowed_size(server: Serve
     assert [answer["seen"].tolist() for answer in answers] == [[[4, 8]]] * 3
 
 
-def test_a_model_that_takes_the_filling_for_real_is_warned_about(server: ServerProcess) -> None:
+def test_a_model_whose_answers_depend_on_padding_is_warned_about(server: ServerProcess) -> None:
     assert (
-        "max_batch_size is 8, but joining requests changes answers: output 'y' of a request depends on the others"
-        in server.output
+        "max_batch_size is 8, but joining requests changes answers: "
+        "output 'y' of a request depends on the others" in server.output
     )
 
 
-def test_clients_see_neither_masks_nor_lengths(server: ServerProcess) -> None:
+def test_clients_see_neither_mask_nor_length_inputs(server: ServerProcess) -> None:
     with backline.connect(server.url) as client:
         assert [spec.name for spec in client["masked"].metadata().inputs] == ["x"]
         assert [spec.name for spec in client["recurrent"].metadata().inputs] == ["x"]

@@ -1,4 +1,4 @@
-"""A pipeline over real networks: an async function that asks basic-pitch and swift-f0 at the same time and joins what they hear."""
+"""A pipeline of real networks: an async function calls basic-pitch and swift-f0 concurrently."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ async def hear(audio: FP32[-1, 43844, 1], models: Models) -> Heard:
     for window in audio:
         moments = np.arange(0, 43844 / 22050, 1 / 16000)
         voice = np.interp(moments, np.arange(43844) / 22050, window[:, 0]).astype(np.float32)
-        detected, heard = await asyncio.gather(models["detect"](window[None]), models["recognise"](voice[None]))
+        detected, heard = await asyncio.gather(
+            models["detect"](window[None]), models["recognise"](voice[None])
+        )
         pitch = np.median(heard["pitch"][heard["confidence"] > 0.5])
         notes.append(round(69 + 12 * np.log2(pitch / 440)))
         certainties.append(detected["StatefulPartitionedCall:1"][0, :, notes[-1] - 21].max())
@@ -52,7 +54,7 @@ async def hear(audio: FP32[-1, 43844, 1], models: Models) -> Heard:
 
 
 def code() -> dict[str, Any]:
-    """The pipeline's file, as a notebook or a test has it."""
+    """The pipeline's module namespace, as a notebook or test would have it."""
     names: dict[str, Any] = {"__name__": "hear"}
     exec(HEAR, names)
     return names
@@ -86,7 +88,7 @@ def executions(client: Client) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_tritonclient_gets_what_the_networks_give_in_this_process(
+def test_tritonclient_gets_the_answers_of_the_networks_in_process(
     server: ServerProcess, protocol: str
 ) -> None:
     audio = played(MELODY)
@@ -107,7 +109,7 @@ def test_tritonclient_gets_what_the_networks_give_in_this_process(
     client.close()
 
 
-def test_the_same_file_runs_without_a_server_of_its_own(server: ServerProcess) -> None:
+def test_the_pipeline_file_runs_outside_the_server(server: ServerProcess) -> None:
     audio = played(MELODY[:2])
 
     async def hear_here() -> Any:
@@ -120,7 +122,7 @@ def test_the_same_file_runs_without_a_server_of_its_own(server: ServerProcess) -
     assert (heard.certainty > 0.5).all()
 
 
-def test_its_steps_are_counted_and_shown(server: ServerProcess, client: Client) -> None:
+def test_pipeline_steps_are_counted_and_shown(server: ServerProcess, client: Client) -> None:
     def steps() -> dict[str, int]:
         (stats,) = client["hear"].statistics()
         return {
@@ -145,7 +147,7 @@ def test_its_steps_are_counted_and_shown(server: ServerProcess, client: Client) 
     assert re.search(rf"^1 +detect +{after['detect']} +0 +0 +\d", shown, re.MULTILINE), shown
 
 
-def test_cancelling_the_client_stops_the_steps_that_remain(server: ServerProcess, client: Client) -> None:
+def test_cancelling_the_client_stops_the_remaining_steps(server: ServerProcess, client: Client) -> None:
     audio = played(MELODY * 9)
     given = grpc_client.InferInput("audio", list(audio.shape), "FP32")
     given.set_data_from_numpy(audio)
@@ -159,11 +161,11 @@ def test_cancelling_the_client_stops_the_steps_that_remain(server: ServerProcess
         assert "CANCELLED" in str(answers.get(timeout=10))
     left = executions(client)
 
-    client["hear"](played(MELODY[:1]))  # the witness, behind whatever was still on its way
+    client["hear"](played(MELODY[:1]))  # the witness, queued after whatever was still in flight
 
     ended = executions(client)
     for step in ("detect", "recognise"):
         assert ended[step] - begun[step] < len(audio) // 2
-        assert ended[step] - left[step] <= 2  # the one that ran, and the witness
+        assert ended[step] - left[step] <= 2  # the executing step, and the witness
     (stats,) = client["hear"].statistics()
     assert stats["response_stats"]["0"]["cancel"]["count"] == 1

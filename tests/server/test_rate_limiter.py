@@ -1,4 +1,4 @@
-"""The rate limiter on a real server: resources that several models share, priorities, and models that ask for more than there is."""
+"""The rate limiter on a real server: shared resources, priorities, and requirements that cannot be met."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backline.server import Embedded
 from support.server import serve
 from support.streaming import REPEAT
 
-#: A run notes when it begins and ends, in a file that all instances share, and takes a moment.
+#: Each execution takes a moment and logs its start and end to a file shared by all instances.
 RECORDING = """
 import time
 from pathlib import Path
@@ -81,7 +81,10 @@ def ask(
     done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
     def complete(_: Ticket, response: InferResponse | None, error: Exception | None) -> None:
-        done.set_exception(error) if error is not None else done.set_result(response)  # type: ignore[arg-type]
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(response)  # type: ignore[arg-type]
 
     shape = (1, 1) if batched else (1,)
     x = Tensor("x", DataType.FP32, shape, np.ones(shape, np.float32))
@@ -89,7 +92,7 @@ def ask(
     return done
 
 
-def test_models_that_share_a_resource_run_in_turn(tmp_path: Path) -> None:
+def test_models_that_share_a_resource_never_overlap(tmp_path: Path) -> None:
     async def scenario() -> float:
         identity(tmp_path / "models", "one", groups=limiter("a", 2, instances=2))
         identity(tmp_path / "models", "other", groups=limiter("a", 2, instances=2), lane="inline")
@@ -103,7 +106,7 @@ def test_models_that_share_a_resource_run_in_turn(tmp_path: Path) -> None:
     assert asyncio.run(scenario()) >= 8 * 0.02
 
 
-def test_worker_processes_take_their_resources_too(tmp_path: Path) -> None:
+def test_worker_processes_acquire_resources(tmp_path: Path) -> None:
     async def scenario() -> None:
         for name in ("one", "other"):
             python(tmp_path / "models", name, groups=limiter("gpu", 1, instances=2, everywhere=True))
@@ -121,13 +124,13 @@ def test_worker_processes_take_their_resources_too(tmp_path: Path) -> None:
     assert at_once == 2
 
 
-def test_priorities_weigh_the_turns(tmp_path: Path) -> None:
+def test_turns_are_weighted_by_priority(tmp_path: Path) -> None:
     async def scenario() -> tuple[int, int]:
         identity(tmp_path / "models", "first", delay=2, groups=limiter("a", 1))
         identity(tmp_path / "models", "second", delay=2, groups=limiter("a", 1, priority=3))
         program = await started(tmp_path)
         rest = [ask(program, model) for model in ("first", "second") * 60]
-        await asyncio.gather(*rest[::2])  # until the first one has had all its turns
+        await asyncio.gather(*rest[::2])  # until the first model has had all its turns
         counts = [program.engine.find(model).statistics.execution_count for model in ("first", "second")]
         await asyncio.gather(*rest)
         await program.stop()
@@ -139,7 +142,7 @@ def test_priorities_weigh_the_turns(tmp_path: Path) -> None:
     assert 17 <= second <= 23
 
 
-def test_a_deadline_that_passes_while_another_model_has_the_resource_is_told(tmp_path: Path) -> None:
+def test_a_deadline_that_passes_while_waiting_for_a_resource_is_reported(tmp_path: Path) -> None:
     async def scenario() -> None:
         identity(tmp_path / "models", "long", delay=150, groups=limiter("a", 1))
         identity(tmp_path / "models", "quick", delay=0, groups=limiter("a", 1))
@@ -155,7 +158,7 @@ def test_a_deadline_that_passes_while_another_model_has_the_resource_is_told(tmp
     asyncio.run(scenario())
 
 
-def test_a_model_that_asks_for_more_than_there_is_does_not_load(tmp_path: Path) -> None:
+def test_a_model_that_requires_more_than_the_resource_limit_does_not_load(tmp_path: Path) -> None:
     identity(tmp_path / "models", "greedy", groups=limiter("a", 5))
     identity(tmp_path / "models", "modest", groups=limiter("a", 3))
     options = ("--rate-limit", "execution_count", "--rate-limit-resource", "a:3")
@@ -163,7 +166,10 @@ def test_a_model_that_asks_for_more_than_there_is_does_not_load(tmp_path: Path) 
     with serve(tmp_path / "models", tmp_path / "log", *options, ready=False) as server:
         server.wait_started()
 
-        reason = 'Resource count for "a" is limited to 3 which will prevent scheduling of one or more model instances, the minimum'
+        reason = (
+            'Resource count for "a" is limited to 3 '
+            "which will prevent scheduling of one or more model instances, the minimum"
+        )
         assert reason in server.output
         assert "loaded modest" in server.output
 
@@ -178,7 +184,7 @@ def test_a_model_that_asks_for_more_than_there_is_does_not_load(tmp_path: Path) 
         ),
     ],
 )
-def test_resources_that_make_no_sense_are_refused(options: tuple[str, ...], reason: str) -> None:
+def test_invalid_resource_options_are_refused(options: tuple[str, ...], reason: str) -> None:
     result = CliRunner().invoke(command, ["models", *options])
 
     assert result.exit_code == 2
@@ -202,7 +208,7 @@ def calling(repository: Path, *, groups: str) -> None:
     (repository / "calling" / "config.pbtxt").write_text(groups)
 
 
-def test_a_model_that_calls_one_that_needs_what_it_holds_is_told_so(tmp_path: Path) -> None:
+def test_calling_a_model_that_needs_a_resource_the_caller_holds_is_an_error(tmp_path: Path) -> None:
     async def scenario() -> None:
         identity(tmp_path / "models", "called", delay=0, groups=limiter("memory", 1))
         calling(tmp_path / "models", groups=limiter("memory", 1))
@@ -217,7 +223,7 @@ def test_a_model_that_calls_one_that_needs_what_it_holds_is_told_so(tmp_path: Pa
     asyncio.run(scenario())
 
 
-def test_a_model_may_call_one_that_finds_enough_beside_it(tmp_path: Path) -> None:
+def test_calling_a_model_is_allowed_if_enough_of_the_resource_remains(tmp_path: Path) -> None:
     async def scenario() -> None:
         identity(tmp_path / "models", "called", delay=0, groups=limiter("memory", 1))
         calling(tmp_path / "models", groups=limiter("memory", 1, instances=2))
@@ -231,10 +237,10 @@ def test_a_model_may_call_one_that_finds_enough_beside_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("resources", "reason"), [((), "might wait for 'memory' for ever"), (("memory:129",), "")]
 )
-def test_an_ensemble_whose_decoupled_step_holds_what_the_next_one_needs_is_refused(
+def test_an_ensemble_whose_decoupled_step_holds_the_next_steps_resource_is_refused(
     tmp_path: Path, resources: tuple[str, ...], reason: str
 ) -> None:
-    """A decoupled model has a place for each of 128 streams."""
+    """A decoupled model has a slot for each of 128 streams."""
 
     async def scenario() -> None:
         for name, config in (
@@ -269,14 +275,16 @@ output [ { name: "N" data_type: TYPE_INT32 dims: [ 1 ] } ]
 ensemble_scheduling {
   max_inflight_requests: 2
   step { model_name: "repeat" model_version: -1
-    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" } input_map { key: "WAIT" value: "NEXT" }
+    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" }
+    input_map { key: "WAIT" value: "NEXT" }
     output_map { key: "OUT" value: "n" } }
-  step { model_name: "last" model_version: -1 input_map { key: "IN" value: "n" } output_map { key: "OUT" value: "N" } }
+  step { model_name: "last" model_version: -1
+    input_map { key: "IN" value: "n" } output_map { key: "OUT" value: "N" } }
 }
 """
 
 
-def test_a_batch_grows_while_it_waits_for_its_turn(tmp_path: Path) -> None:
+def test_a_batch_grows_while_waiting_for_its_turn(tmp_path: Path) -> None:
     async def scenario() -> None:
         identity(tmp_path / "models", "long", delay=150, groups=limiter("a", 1))
         identity(

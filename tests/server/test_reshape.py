@@ -1,4 +1,4 @@
-"""Inputs and outputs that a model has in another shape than its clients, by a real server and stock clients."""
+"""Inputs and outputs whose shapes differ between model and clients, on a real server with stock clients."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from support.server import ServerProcess, serve
 from support.stock_clients import Arrays, Ask, Counts, counts, over_grpc, over_http
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
-#: A batch runs when it is full: the requests of a test are one, however slowly they come.
-TOGETHER = "max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 20000000 }"
-#: Clients have [n, 4], the models [2, n, 2] and the shape that they saw.
+#: A batch runs only when full, so a test's requests always form one batch, however slowly they arrive.
+TOGETHER = (
+    "max_batch_size: 8 dynamic_batching "
+    "{ preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 20000000 }"
+)
+#: Clients send [n, 4]; the models see [2, n, 2] and also answer with the shape they saw.
 IN_DIMS = 'input { name: "x" data_type: TYPE_FP32 dims: [ 2, -1, 2 ] reshape { shape: [ 2, 1, -1, 2 ] } }'
 OUT_DIMS = 'output { name: "y" data_type: TYPE_FP32 dims: [ 2, -1, 2 ] reshape { shape: [ 2, 1, -1, 2 ] } }'
 SHAPE = 'output { name: "shape" data_type: TYPE_INT64 dims: [ %d ] }'
@@ -52,7 +55,9 @@ class TritonPythonModel:
         for request in requests:
             x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
             seen = np.tile(np.array(x.shape, np.int64), (len(x), 1))
-            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("y", x * 2), pb_utils.Tensor("shape", seen)]))
+            responses.append(
+                pb_utils.InferenceResponse([pb_utils.Tensor("y", x * 2), pb_utils.Tensor("shape", seen)])
+            )
         return responses
 """
 COMPLETED = """
@@ -69,7 +74,10 @@ class TritonPythonModel:
 
     def execute(self, requests):
         tensors = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
-        answers = [(pb_utils.Tensor("y", np.ascontiguousarray(x.T)), pb_utils.Tensor("seen", np.array(x.shape))) for x in tensors]
+        answers = [
+            (pb_utils.Tensor("y", np.ascontiguousarray(x.T)), pb_utils.Tensor("seen", np.array(x.shape)))
+            for x in tensors
+        ]
         return [pb_utils.InferenceResponse(list(answer)) for answer in answers]
 """
 DECOUPLED = """
@@ -117,7 +125,10 @@ def repository_in(folder: Path) -> None:
         constants,
     )
     reshaped = f"{IN_DIMS} {OUT_DIMS} {SHAPE % 5} {TOGETHER}"
-    warm = 'model_warmup { name: "w" batch_size: 2 inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 2, 3, 2 ] random_data: true } } }'
+    warm = (
+        'model_warmup { name: "w" batch_size: 2 '
+        'inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 2, 3, 2 ] random_data: true } } }'
+    )
     put(folder / "onnx" / "config.pbtxt", f"{reshaped} {warm}")
     put(folder / "python" / "config.pbtxt", f"{reshaped} {warm}")
     put(folder / "python" / "1" / "model.py", PYTHON)
@@ -132,7 +143,8 @@ def repository_in(folder: Path) -> None:
     )
     put(
         folder / "scalars" / "config.pbtxt",
-        f"input {SCALAR % 'a'} input {SCALAR % 'b'} output {SCALAR % 'c'} {TOGETHER} response_cache {{ enable: true }}",
+        f"input {SCALAR % 'a'} input {SCALAR % 'b'} output {SCALAR % 'c'} "
+        f"{TOGETHER} response_cache {{ enable: true }}",
     )
 
     transpose = [helper.make_node("Transpose", ["x"], ["y"])]
@@ -159,12 +171,16 @@ def repository_in(folder: Path) -> None:
             folder / name / "config.pbtxt",
             f'backend: "python" input {{ {FOUR_AS_TWO % "x"} }} output {{ {FOUR_AS_TWO % "y"} }} {more}',
         )
-    step = 'step { model_name: "%s" model_version: -1 input_map { key: "x" value: "%s" } output_map { key: "y" value: "%s" } }'
+    step = (
+        'step { model_name: "%s" model_version: -1 '
+        'input_map { key: "x" value: "%s" } output_map { key: "y" value: "%s" } }'
+    )
     four = 'name: "%s" data_type: TYPE_FP32 dims: [ 4 ]'
     put(
         folder / "ensemble" / "config.pbtxt",
         f'platform: "ensemble" input {{ {four % "x"} }} output {{ {four % "y"} }}'
-        f" ensemble_scheduling {{ {step % ('whole', 'x', 'between')} {step % ('completed', 'between', 'y')} }}",
+        f" ensemble_scheduling {{ {step % ('whole', 'x', 'between')}"
+        f" {step % ('completed', 'between', 'y')} }}",
     )
     (folder / "ensemble" / "1").mkdir()
 
@@ -211,7 +227,7 @@ def get(server: ServerProcess, path: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("model", ["onnx", "python", "triton"])
-def test_requests_are_joined_in_the_shape_of_the_model_and_answered_in_that_of_clients(
+def test_requests_are_batched_in_the_models_shape_and_answered_in_the_clients(
     server: ServerProcess, ask: Ask, model: str
 ) -> None:
     requests: list[Arrays] = [
@@ -230,14 +246,14 @@ def test_requests_are_joined_in_the_shape_of_the_model_and_answered_in_that_of_c
 
 
 @pytest.mark.parametrize("model", ["python", "triton"])
-def test_large_tensors_are_reshaped_where_they_lie(ask: Ask, model: str) -> None:
-    for start in (0, 1):  # the second in the shared memory of the first
+def test_large_tensors_are_reshaped_in_place(ask: Ask, model: str) -> None:
+    for start in (0, 1):  # the second request reuses the first one's shared memory
         (answer,) = ask(model, [{"x": numbers(4, 2, 50_000, 2, start=start)}])
         np.testing.assert_array_equal(answer["y"], numbers(4, 2, 50_000, 2, start=start) * 2)
 
 
 @pytest.mark.parametrize("model", ["onnx", "python", "triton"])
-def test_metadata_show_what_clients_send_and_get(server: ServerProcess, model: str) -> None:
+def test_metadata_shows_the_clients_shapes(server: ServerProcess, model: str) -> None:
     metadata = get(server, model)
     assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2, -1, 2]}]
     assert metadata["outputs"] == [
@@ -249,12 +265,12 @@ def test_metadata_show_what_clients_send_and_get(server: ServerProcess, model: s
 
 
 @pytest.mark.parametrize("model", ["onnx", "python", "triton"])
-def test_the_shape_of_the_model_is_not_that_of_requests(ask: Ask, model: str) -> None:
+def test_requests_in_the_models_shape_are_refused(ask: Ask, model: str) -> None:
     with pytest.raises(InferenceServerException, match=r"Expected \[-1,2,-1,2\], got \[1,2,1,3,2\]"):
         ask(model, [{"x": numbers(1, 2, 1, 3, 2)}])
 
 
-def test_an_empty_reshape_leaves_the_batch_alone(
+def test_an_empty_reshape_leaves_the_batch_dimension(
     server: ServerProcess, ask: Ask, request: pytest.FixtureRequest
 ) -> None:
     start = 1.0 if "http" in request.node.name else 2.0
@@ -266,7 +282,7 @@ def test_an_empty_reshape_leaves_the_batch_alone(
 
     first, again = ask("scalars", requests), ask("scalars", requests)
 
-    for answers in (first, again):  # the second time by the cache
+    for answers in (first, again):  # the second time from the cache
         assert [answer["c"].tolist() for answer in answers] == [
             [[start], [start + 2]],
             [[start + 10], [start + 12]],
@@ -275,27 +291,27 @@ def test_an_empty_reshape_leaves_the_batch_alone(
 
 
 @pytest.mark.parametrize("model", ["whole", "completed"])
-def test_a_model_without_a_batch_is_reshaped(ask: Ask, model: str) -> None:
+def test_a_model_without_a_batch_dimension_is_reshaped(ask: Ask, model: str) -> None:
     (answer,) = ask(model, [{"x": numbers(4)}])
     assert answer["y"].tolist() == [0, 2, 1, 3]
 
 
-def test_what_a_model_completes_of_its_configuration_keeps_the_reshape_of_the_file(ask: Ask) -> None:
+def test_auto_complete_config_keeps_the_files_reshape(ask: Ask) -> None:
     (answer,) = ask("completed", [{"x": numbers(4)}])
     assert answer["seen"].tolist() == [2, 2]
 
 
-def test_an_output_without_a_reshape_is_as_the_model_gives_it(ask: Ask) -> None:
+def test_an_output_without_a_reshape_is_unchanged(ask: Ask) -> None:
     (answer,) = ask("partial", [{"x": numbers(4)}])
     assert answer["y"].tolist() == [[0, 2], [1, 3]]
 
 
-def test_the_steps_of_an_ensemble_see_what_clients_see(ask: Ask) -> None:
+def test_the_steps_of_an_ensemble_use_the_clients_shapes(ask: Ask) -> None:
     (answer,) = ask("ensemble", [{"x": numbers(4)}])
     assert answer["y"].tolist() == [0, 1, 2, 3]
 
 
-def test_an_output_of_another_shape_fails_the_request_alone(ask: Ask) -> None:
+def test_an_output_of_an_unexpected_shape_fails_only_its_request(ask: Ask) -> None:
     with pytest.raises(
         InferenceServerException,
         match=r"'y' with shape \[1, 4\], but its configuration reshapes \[2, 2\] to \[4\]",
@@ -303,7 +319,7 @@ def test_an_output_of_another_shape_fails_the_request_alone(ask: Ask) -> None:
         ask("strange", [{"x": numbers(4)}])
 
 
-def test_responses_of_a_stream_are_reshaped(server: ServerProcess) -> None:
+def test_streamed_responses_are_reshaped(server: ServerProcess) -> None:
     import queue
 
     import tritonclient.grpc
@@ -319,7 +335,7 @@ def test_responses_of_a_stream_are_reshaped(server: ServerProcess) -> None:
     assert result.as_numpy("y").tolist() == [0, 2, 1, 3]  # type: ignore[attr-defined]
 
 
-def test_sequences_keep_their_state_beside_it(server: ServerProcess) -> None:
+def test_a_reshape_leaves_sequence_state_intact(server: ServerProcess) -> None:
     import tritonclient.http
 
     with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://")) as client:

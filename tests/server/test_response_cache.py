@@ -1,4 +1,4 @@
-"""The response cache of a real server, over HTTP and gRPC."""
+"""A real server's response cache, over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ask(url: str, value: float) -> float:
 
 
 def counts(server: ServerProcess, model: str = "add1") -> tuple[int, int, int]:
-    """Hits, misses and runs of a model."""
+    """A model's cache hits, misses and executions."""
     with urllib.request.urlopen(f"{server.url}/v2/models/{model}/stats", timeout=10) as answer:
         (stats,) = json.load(answer)["model_stats"]
     inference = stats["inference_stats"]
@@ -49,7 +49,7 @@ def counts(server: ServerProcess, model: str = "add1") -> tuple[int, int, int]:
 
 
 def metrics(server: ServerProcess) -> dict[str, float]:
-    """Those of the cache, of add1."""
+    """The cache metrics of add1."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     return {
@@ -74,7 +74,7 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize("protocol", ["url", "grpc_url"])
-def test_what_was_asked_before_is_not_run_again(server: ServerProcess, protocol: str) -> None:
+def test_a_repeated_request_is_not_executed_again(server: ServerProcess, protocol: str) -> None:
     url = getattr(server, protocol)
 
     answers = [ask(url, value) for value in (1, 1, 2, 1)]
@@ -83,12 +83,12 @@ def test_what_was_asked_before_is_not_run_again(server: ServerProcess, protocol:
     assert counts(server) == (2, 2, 2)
 
 
-def test_an_answer_given_over_http_is_there_for_grpc(server: ServerProcess) -> None:
+def test_http_and_grpc_share_cached_answers(server: ServerProcess) -> None:
     assert (ask(server.url, 5), ask(server.grpc_url, 5)) == (6, 6)
     assert counts(server) == (1, 1, 1)
 
 
-def test_the_metrics_count_as_the_statistics_do(server: ServerProcess) -> None:
+def test_the_metrics_agree_with_the_statistics(server: ServerProcess) -> None:
     for value in (1, 1, 1, 2):
         ask(server.url, value)
 
@@ -98,7 +98,7 @@ def test_the_metrics_count_as_the_statistics_do(server: ServerProcess) -> None:
     assert told["nv_cache_miss_duration_per_model"] > 0
 
 
-def test_each_answer_has_the_id_of_its_request(server: ServerProcess) -> None:
+def test_a_cached_answer_has_the_id_of_its_request(server: ServerProcess) -> None:
     def answer(name: str) -> dict[str, Any]:
         tensor = {"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [0.0] * 16}
         body = json.dumps({"id": name, "inputs": [tensor]}).encode()
@@ -112,7 +112,7 @@ def test_each_answer_has_the_id_of_its_request(server: ServerProcess) -> None:
     assert counts(server)[0] == 1
 
 
-def test_a_model_that_does_not_ask_for_it_runs_each_time(tmp_path: Path) -> None:
+def test_a_model_that_does_not_enable_the_cache_runs_every_request(tmp_path: Path) -> None:
     models.add1(tmp_path / "models")
     with serve(tmp_path / "models", tmp_path / "server.log", *LOCAL) as server:
         answers = [ask(server.url, 1), ask(server.url, 1)]
@@ -126,30 +126,31 @@ def test_a_model_that_does_not_ask_for_it_runs_each_time(tmp_path: Path) -> None
         )
 
 
-def test_the_start_says_where_answers_are_kept(server: ServerProcess) -> None:
+def test_startup_prints_where_answers_are_cached(server: ServerProcess) -> None:
     server.wait_started()
 
     assert "Response cache: 16 MiB of memory, for add1" in server.output
 
 
-def test_a_model_that_asks_where_there_is_none_is_a_warning_and_runs(tmp_path: Path) -> None:
+def test_enabling_the_cache_on_a_server_without_one_warns_and_runs(tmp_path: Path) -> None:
     with serve(put_cached(tmp_path / "models"), tmp_path / "server.log") as server:
         answers = [ask(server.url, 1), ask(server.url, 1)]
 
         assert answers == [2, 2]
         assert counts(server) == (0, 0, 2)
         assert (
-            "model 'add1' version 1 asks for the response cache, but the server has none and runs every request:"
+            "model 'add1' version 1 asks for the response cache, "
+            "but the server has none and runs every request:"
             " start it with --cache-config local,size=64MiB"
         ) in server.output
 
 
-def test_a_replaced_file_is_never_answered_for_by_the_old_one(tmp_path: Path) -> None:
+def test_a_replaced_model_file_never_gets_the_old_files_answers(tmp_path: Path) -> None:
     repository = put_cached(tmp_path / "models")
     options = (*LOCAL, "--model-control-mode", "poll", "--repository-poll-secs", "0.1")
     with serve(repository, tmp_path / "server.log", *options) as server:
         assert [ask(server.url, 1), ask(server.url, 1)] == [2, 2]
-        # Another file of the same size, and with the same time.
+        # A different file with the same size and modification time.
         file = repository / "add1" / "1" / "model.onnx"
         other = models.add1(tmp_path / "other", constant=10.0)
         times = file.stat()
@@ -157,12 +158,12 @@ def test_a_replaced_file_is_never_answered_for_by_the_old_one(tmp_path: Path) ->
         assert other.stat().st_size == times.st_size
         other.replace(file)
 
-        until(lambda: ask(server.url, 2) == 12, server)  # until it is served
+        until(lambda: ask(server.url, 2) == 12, server)  # until the new file is served
 
         assert [ask(server.url, 1), ask(server.grpc_url, 1)] == [11, 11]
 
 
-def test_the_cache_can_be_switched_off_while_it_serves(tmp_path: Path) -> None:
+def test_the_cache_can_be_disabled_while_serving(tmp_path: Path) -> None:
     repository = put_cached(tmp_path / "models")
     options = (*LOCAL, "--model-control-mode", "poll", "--repository-poll-secs", "0.1")
     with serve(repository, tmp_path / "server.log", *options) as server:
@@ -192,7 +193,7 @@ def test_the_cache_can_be_switched_off_while_it_serves(tmp_path: Path) -> None:
     ],
     ids=["sequences", "decoupled"],
 )
-def test_models_that_cannot_be_cached_are_refused(text: str, reason: str, tmp_path: Path) -> None:
+def test_models_that_cannot_use_the_cache_are_refused(text: str, reason: str, tmp_path: Path) -> None:
     if "backend" in text:
         (tmp_path / "models" / "add1" / "1").mkdir(parents=True)
     else:
@@ -212,7 +213,7 @@ class Model:
     def predict(self, text: str) -> Iterator[str]:
         yield text
 """
-#: Answers differently each time that it is run.
+#: Answers differently on each execution.
 RANDOM = """
 import os
 
@@ -230,7 +231,7 @@ def put_python(repository: Path, name: str, text: str) -> None:
     (repository / name / "config.pbtxt").write_text(CACHED)
 
 
-def test_a_python_model_that_streams_is_refused_by_what_its_code_says(tmp_path: Path) -> None:
+def test_a_python_model_whose_code_streams_is_refused(tmp_path: Path) -> None:
     put_python(tmp_path / "models", "add1", STREAM)
 
     with serve(tmp_path / "models", tmp_path / "server.log", *LOCAL, ready=False) as server:
@@ -242,7 +243,7 @@ def test_a_python_model_that_streams_is_refused_by_what_its_code_says(tmp_path: 
         )
 
 
-def test_a_python_model_is_cached_in_front_of_its_process(tmp_path: Path) -> None:
+def test_a_python_models_answers_are_cached_in_the_server(tmp_path: Path) -> None:
     put_python(tmp_path / "models", "add1", RANDOM)
 
     with serve(tmp_path / "models", tmp_path / "server.log", *LOCAL) as server, connect(server.url) as client:
@@ -252,11 +253,11 @@ def test_a_python_model_is_cached_in_front_of_its_process(tmp_path: Path) -> Non
         assert counts(server)[:2] == (1, 2)
 
 
-def test_large_requests_at_the_same_time_share_one_run(tmp_path: Path) -> None:
+def test_concurrent_large_requests_share_one_execution(tmp_path: Path) -> None:
     models.slow(tmp_path / "models", name="add1")
     (tmp_path / "models" / "add1" / "config.pbtxt").write_text(CACHED)
     with serve(tmp_path / "models", tmp_path / "server.log", *LOCAL) as server, connect(server.url) as client:
-        value = np.ones((300, 512), np.float32)  # above the size that is hashed on the event loop
+        value = np.ones((300, 512), np.float32)  # too large to hash on the event loop
         with ThreadPoolExecutor(8) as threads:
             answers = list(threads.map(lambda _: client["add1"](value), range(8)))
 
@@ -265,7 +266,7 @@ def test_large_requests_at_the_same_time_share_one_run(tmp_path: Path) -> None:
         assert all(np.array_equal(answer["OUTPUT0"], answers[0]["OUTPUT0"]) for answer in answers)
 
 
-def test_an_ensemble_is_cached_and_so_is_its_model(tmp_path: Path) -> None:
+def test_an_ensemble_and_its_model_are_both_cached(tmp_path: Path) -> None:
     repository = put_cached(tmp_path / "models")
     (repository / "both" / "1").mkdir(parents=True)
     (repository / "both" / "config.pbtxt").write_text(
@@ -293,7 +294,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
-def test_a_redis_keeps_answers_beyond_a_restart_and_may_go_away(redis: RedisServer, tmp_path: Path) -> None:
+def test_redis_keeps_answers_across_a_restart_and_may_go_down(redis: RedisServer, tmp_path: Path) -> None:
     repository = put_cached(tmp_path / "models")
     option = ("--cache-config", f"redis,host=127.0.0.1,port={redis.port},socket_timeout=2000")
     with serve(repository, tmp_path / "first.log", *option) as server:
@@ -314,7 +315,7 @@ def test_a_redis_keeps_answers_beyond_a_restart_and_may_go_away(redis: RedisServ
         )
 
 
-def test_servers_share_answers_of_the_same_content_only(redis: RedisServer, tmp_path: Path) -> None:
+def test_servers_share_answers_only_for_identical_model_files(redis: RedisServer, tmp_path: Path) -> None:
     option = ("--cache-config", f"redis,host=127.0.0.1,port={redis.port},socket_timeout=2000")
     found = []
     for place, constant in (("here", 1.0), ("there", 1.0), ("elsewhere", 10.0)):
@@ -336,7 +337,7 @@ def test_servers_share_answers_of_the_same_content_only(redis: RedisServer, tmp_
         (["local,size=1MiB", "redis,host=h"], "names local and redis, but a server has one response cache"),
     ],
 )
-def test_a_wrong_option_is_told_before_anything_starts(
+def test_an_invalid_cache_option_is_reported_before_startup(
     values: list[str], reason: str, tmp_path: Path
 ) -> None:
     options = [part for value in values for part in ("--cache-config", value)]

@@ -1,4 +1,4 @@
-"""Sequences of Python models whose worker process is killed: what it knew of them is lost, and nobody goes on as if it were not."""
+"""Sequences of Python models whose worker is killed: its state is lost, and clients get an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from support.server import ServerProcess, metrics_page, serve
 
-#: Adds up what comes in a sequence, and tells which process does it. Does not come to an end with numbers above 100.
+#: Adds up the inputs of a sequence and returns its process id. Hangs on numbers above 100.
 SUM = """
 import os
 import sys
@@ -38,7 +38,7 @@ class Model:
         self.sums[request.sequence] = self.sums.get(request.sequence, 0) + x[0]
         return np.array([self.sums[request.sequence], os.getpid()])
 """
-#: The same, with the sum in the server.
+#: The same, with the sum held by the server.
 STATE = """
 import os
 
@@ -65,7 +65,8 @@ def put(repository: Path, name: str, code: str, batching: str) -> None:
     (repository / name / "1").mkdir(parents=True)
     (repository / name / "1" / "model.py").write_text(code)
     (repository / name / "config.pbtxt").write_text(
-        f"sequence_batching {{ max_sequence_idle_microseconds: 60000000 {batching} }} instance_group {{ count: 2 }}"
+        f"sequence_batching {{ max_sequence_idle_microseconds: 60000000 {batching} }}"
+        " instance_group { count: 2 }"
     )
 
 
@@ -82,7 +83,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def step(
     server: ServerProcess, model: str, sequence: int, value: float, *, start: bool = False, end: bool = False
 ) -> tuple[float, int]:
-    """The sum so far, and the process that knows it."""
+    """The sum so far, and the id of the process that computed it."""
     x = tritonclient.http.InferInput("x", [1], "FP64")
     x.set_data_from_numpy(np.array([value], np.float64))
     with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://")) as client:
@@ -92,7 +93,7 @@ def step(
 
 
 @pytest.mark.parametrize("model", ["direct", "oldest"])
-def test_the_next_request_of_a_sequence_is_told_that_its_worker_was_killed(
+def test_the_next_request_of_a_sequence_fails_after_its_worker_was_killed(
     server: ServerProcess, model: str
 ) -> None:
     workers = [step(server, model, sequence, 1, start=True)[1] for sequence in (1, 2)]
@@ -121,7 +122,7 @@ def test_the_next_request_of_a_sequence_is_told_that_its_worker_was_killed(
     )
 
 
-def test_all_requests_of_a_sequence_that_wait_are_told(server: ServerProcess) -> None:
+def test_all_queued_requests_of_a_lost_sequence_fail(server: ServerProcess) -> None:
     _, worker = step(server, "oldest", 11, 1, start=True)
     with ThreadPoolExecutor(4) as threads:
         long = threads.submit(step, server, "oldest", 11, 101)
@@ -139,14 +140,14 @@ def test_all_requests_of_a_sequence_that_wait_are_told(server: ServerProcess) ->
 
 
 def wait_for_waiting(server: ServerProcess, model: str, count: int) -> None:
-    """Returns when so many requests wait."""
+    """Returns when `count` requests are queued."""
     end = time.monotonic() + 10
     while metrics_page(server)[f'nv_inference_pending_request_count{{model="{model}",version="1"}}'] < count:
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def test_a_sequence_whose_state_is_in_the_server_goes_on_in_another_worker(server: ServerProcess) -> None:
+def test_a_sequence_with_state_in_the_server_continues_in_another_worker(server: ServerProcess) -> None:
     _, worker = step(server, "state", 1, 1, start=True)
     os.kill(worker, signal.SIGKILL)
 

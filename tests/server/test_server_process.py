@@ -1,4 +1,4 @@
-"""The server as a process: start, drain, overload, end."""
+"""The life of a server process: startup, draining, overload, exit."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ BODY = (
 )
 
 
-def test_a_port_in_use_is_named_and_ends_the_start(tmp_path: Path) -> None:
+def test_startup_fails_and_names_a_port_in_use(tmp_path: Path) -> None:
     models.add1(tmp_path / "repository")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         done = subprocess.run(
-            [sys.executable, "-m", "backline", "serve", str(tmp_path / "repository"), "--http-port", str(port), "--grpc-port", "0"],
+            [
+                sys.executable, "-m", "backline", "serve", str(tmp_path / "repository"),
+                "--http-port", str(port), "--grpc-port", "0",
+            ],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
@@ -44,7 +47,7 @@ def test_a_port_in_use_is_named_and_ends_the_start(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_sigterm_under_load_finishes_what_was_accepted(tmp_path: Path) -> None:
+def test_sigterm_under_load_completes_accepted_requests(tmp_path: Path) -> None:
     models.slow(tmp_path / "repository", layers=200)
     broken: list[str] = []
     answered = 0
@@ -62,7 +65,7 @@ def test_sigterm_under_load_finishes_what_was_accepted(tmp_path: Path) -> None:
                 answer = connection.getresponse()
                 answer.read()
             except ConnectionError as error:
-                # Refused, or closed between two requests: nothing of an answer was seen, and the server takes no more.
+                # Refused, or closed between requests, without a partial answer: the server is draining.
                 if sent and not stopping.is_set():
                     broken.append(repr(error))
                 return
@@ -89,7 +92,7 @@ def test_sigterm_under_load_finishes_what_was_accepted(tmp_path: Path) -> None:
     assert "Traceback" not in server.output
 
 
-def test_an_overloaded_model_refuses_what_it_cannot_queue_at_once(tmp_path: Path) -> None:
+def test_an_overloaded_model_immediately_refuses_what_it_cannot_queue(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     models.slow(repository, layers=200)
     (repository / "slow" / "config.pbtxt").write_text(
@@ -123,7 +126,7 @@ def test_an_overloaded_model_refuses_what_it_cannot_queue_at_once(tmp_path: Path
     assert grown < 64 * 1024 * 1024
 
 
-def test_the_server_is_live_but_not_ready_while_a_model_is_missing(tmp_path: Path) -> None:
+def test_the_server_is_live_but_not_ready_if_a_model_failed_to_load(tmp_path: Path) -> None:
     models.add1(tmp_path / "repository")
     (tmp_path / "repository" / "broken" / "1").mkdir(parents=True)
     (tmp_path / "repository" / "broken" / "1" / "model.onnx").write_bytes(b"no model")
@@ -144,7 +147,7 @@ def test_the_server_is_live_but_not_ready_while_a_model_is_missing(tmp_path: Pat
         assert "broken" in server.output
 
 
-def test_the_status_of_not_ready_can_be_tritons(tmp_path: Path) -> None:
+def test_not_ready_can_use_tritons_status(tmp_path: Path) -> None:
     (tmp_path / "repository" / "broken" / "1").mkdir(parents=True)
     (tmp_path / "repository" / "broken" / "1" / "model.onnx").write_bytes(b"no model")
 
@@ -157,7 +160,7 @@ def test_the_status_of_not_ready_can_be_tritons(tmp_path: Path) -> None:
         assert connection.getresponse().status == 400
 
 
-def test_a_unix_socket_serves_and_its_file_is_removed(tmp_path: Path) -> None:
+def test_a_unix_socket_serves_and_its_file_is_removed_at_exit(tmp_path: Path) -> None:
     models.add1(tmp_path / "repository")
     path = tmp_path / "backline.sock"
 
@@ -171,13 +174,15 @@ def test_a_unix_socket_serves_and_its_file_is_removed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_options_can_come_from_the_environment(tmp_path: Path) -> None:
+def test_options_are_read_from_the_environment(tmp_path: Path) -> None:
     models.add1(tmp_path / "repository")
     (port,) = free_ports(1)
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "backline", "serve", str(tmp_path / "repository"), "--no-grpc", "--no-metrics"],
-        env={"BACKLINE_HTTP_PORT": str(port), "PATH": ""}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "backline", "serve",
+         str(tmp_path / "repository"), "--no-grpc", "--no-metrics"],
+        env={"BACKLINE_HTTP_PORT": str(port), "PATH": ""},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         with backline.connect(f"http://127.0.0.1:{port}") as client:
@@ -188,7 +193,7 @@ def test_options_can_come_from_the_environment(tmp_path: Path) -> None:
         assert process.wait(30) == 0
 
 
-def test_memory_of_large_requests_is_given_back(tmp_path: Path) -> None:
+def test_memory_of_large_requests_is_released(tmp_path: Path) -> None:
     models.ident(tmp_path / "repository", dims=("M",))
 
     with serve(tmp_path / "repository", tmp_path / "log") as server, backline.connect(server.url) as client:

@@ -1,4 +1,4 @@
-"""What a start costs: the parts of the server that a repository's models do not ask for are not even imported."""
+"""The cost of startup: parts that no model of the repository needs are not even imported."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import backline
 from support import models
 from support.server import serve
 
-#: Packages and modules, with all that is in them, and who needs them.
+#: Packages and modules, with everything in them, and what needs them.
 NOT_NEEDED = {
     "backline.workers.process": "models in worker processes",
-    "backline.workers.child": "what runs in them",
+    "backline.workers.child": "the code inside worker processes",
     "backline.environments": "environments of Python models",
     "backline.lifecycle.loading.worker_pools": "models in worker processes",
     "backline.lifecycle.composed": "ensembles",
@@ -30,7 +30,7 @@ NOT_NEEDED = {
     "backline.repository.remote": "repositories elsewhere",
     "backline.repository.configuration.toml": "model.toml",
     "backline.client": "clients",
-    "backline.compat": "models of other servers",
+    "backline.compat": "models written for other servers",
     "rich": "tables and bars on terminals",
     "psutil": "systems without /proc",
     "email": "nobody",
@@ -43,7 +43,7 @@ NOT_NEEDED = {
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """What `backline serve` has imported when it has answered a request to a model of ONNX."""
+    """The modules that `backline serve` has imported once it has answered a request to an ONNX model."""
     folder = tmp_path_factory.mktemp("start")
     models.add1(folder / "repository")
     with serve(folder / "repository", folder / "log", environment={"PYTHONPROFILEIMPORTTIME": "1"}) as server:
@@ -53,12 +53,12 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return set(re.findall(r"^import time:.*\| +(\S+)$", server.output, re.MULTILINE))
 
 
-def test_a_server_of_an_onnx_model_imports_its_runtime(imported: set[str]) -> None:
+def test_serving_an_onnx_model_imports_its_runtime(imported: set[str]) -> None:
     assert {"backline.server", "onnxruntime.capi"} <= imported
 
 
 @pytest.mark.parametrize("module", NOT_NEEDED)
-def test_a_server_of_an_onnx_model_does_not_import(module: str, imported: set[str]) -> None:
+def test_serving_an_onnx_model_does_not_import(module: str, imported: set[str]) -> None:
     too_much = sorted(name for name in imported if name == module or name.startswith(f"{module}."))
 
     assert not too_much, f"only for {NOT_NEEDED[module]}"

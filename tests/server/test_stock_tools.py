@@ -1,4 +1,4 @@
-"""Tools and clients that were written for other servers, unmodified, plain and over TLS."""
+"""Unmodified tools and clients of other servers, in plain text and over TLS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MUSIC = {
 
 
 def package_file(package: str, file: str) -> Path | None:
-    """A file of an installed package, which is not imported."""
+    """A file of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     return None if spec is None or spec.origin is None else Path(spec.origin).parent / file
 
@@ -130,7 +130,10 @@ def waiting_requests(server: ServerProcess) -> float:
 
 
 def run_perf_analyzer(server: ServerProcess, *arguments: str) -> str:
-    """Now and then perf_analyzer does not end though its requests are answered; when nothing waits in the server it is run again."""
+    """Runs perf_analyzer, which sometimes hangs after all its requests were answered.
+
+    If it hangs while nothing waits in the server, it is started again.
+    """
     for _ in range(3):
         try:
             return run("perf_analyzer", *arguments, timeout=20)
@@ -139,13 +142,13 @@ def run_perf_analyzer(server: ServerProcess, *arguments: str) -> str:
             while waiting_requests(server) and time.monotonic() < end:
                 time.sleep(0.05)
             assert waiting_requests(server) == 0, "requests of a client that is gone still wait in the server"
-    pytest.fail("perf_analyzer did not end in three runs")
+    pytest.fail("perf_analyzer hung three times")
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc", "grpc --streaming"])
 @pytest.mark.parametrize("concurrency", [1, 16, 64])
 @pytest.mark.parametrize("model", ["add1", "ident", "basic_pitch", "silero_vad"])
-def test_perf_analyzer_gets_answers_without_errors(
+def test_perf_analyzer_measures_without_errors(
     plain: ServerProcess, repository: Path, tmp_path: Path, protocol: str, concurrency: int, model: str
 ) -> None:
     if not (repository / model).exists():
@@ -159,8 +162,8 @@ def test_perf_analyzer_gets_answers_without_errors(
         (tmp_path / "data.json").write_text(json.dumps({"data": [data | {"sr": [16000]}]}))
         arguments = ["--input-data", str(tmp_path / "data.json")]
     port = plain.http_port if protocol == "http" else plain.grpc_port
-    # Models that answer in milliseconds are asked a number of times, the others for a time: with a count perf_analyzer never ends when
-    # everything is answered before it first looks.
+    # Fast models are measured for a number of requests, the others for a time: with a request count,
+    # perf_analyzer hangs if everything is answered before its first look.
     counts = {"basic_pitch": max(2 * concurrency, 20), "ident": 1500}
     measured = (
         ["--request-count", str(counts[model])] if model in counts else ["-p", "300", "-s", "999", "-r", "3"]

@@ -1,4 +1,4 @@
-"""Storms of requests that nobody waits for, on a real server: whatever orders, joins or refuses them, nothing of them is left."""
+"""Storms of abandoned requests on a real server leave nothing in its queues, batchers or limits."""
 
 from __future__ import annotations
 
@@ -30,14 +30,18 @@ parameters {{ key: "execute_delay_ms" value {{ string_value: "2" }} }}
 """
 POLICY = "default_timeout_microseconds: 50000 allow_timeout_override: true timeout_action: DELAY"
 MODELS = {
-    "priorities": f"dynamic_batching {{ priority_levels: 3 default_priority_level: 2 default_queue_policy {{ {POLICY} }} }}",
-    "objective": 'dynamic_batching { } parameters { key: "backline.objective.p99_ms" value { string_value: "50" } }',
+    "priorities": f"dynamic_batching {{ priority_levels: 3 default_priority_level: 2 "
+    f"default_queue_policy {{ {POLICY} }} }}",
+    "objective": "dynamic_batching { } "
+    'parameters { key: "backline.objective.p99_ms" value { string_value: "50" } }',
     "cached": "dynamic_batching { } response_cache { enable: true }",
     "direct": "sequence_batching { direct { } max_sequence_idle_microseconds: 200000 }",
-    "oldest": "sequence_batching { oldest { max_candidate_sequences: 4 } max_sequence_idle_microseconds: 200000 }",
+    "oldest": "sequence_batching { oldest { max_candidate_sequences: 4 } "
+    "max_sequence_idle_microseconds: 200000 }",
 }
 STEP = """
-  step {{ model_name: "{0}" model_version: -1 input_map {{ key: "x" value: "{1}" }} output_map {{ key: "y" value: "{2}" }} }}
+  step {{ model_name: "{0}" model_version: -1
+    input_map {{ key: "x" value: "{1}" }} output_map {{ key: "y" value: "{2}" }} }}
 """
 ENSEMBLE = """
 platform: "ensemble"
@@ -47,7 +51,7 @@ output {{ name: "y" data_type: TYPE_FP32 dims: [ 1 ] }}
 ensemble_scheduling {{ {} }}
 """
 SECONDS = 1.5
-#: Below what the storms would leave if something of each was.
+#: Less memory than a storm would leave if it leaked anything per request.
 LIMITS = ("--max-concurrent-requests", "500", "--max-queued-requests", "300")
 OPTIONS = (
     "--cache-config",
@@ -98,7 +102,7 @@ def grpc_message(model: str, chance: random.Random) -> bytes:
 
 
 def over_http2(port: int, models: list[str], chance: random.Random) -> None:
-    """A connection of calls, some of which are reset, which then is gone."""
+    """One connection with many calls, some of which are reset, then closed."""
     with FrameClient(port) as client:
         last = 2 * chance.randrange(1, 40)
         for number in range(1, last, 2):
@@ -120,7 +124,7 @@ def over_http2(port: int, models: list[str], chance: random.Random) -> None:
 
 
 def over_http1(port: int, models: list[str], chance: random.Random) -> None:
-    """A few requests one behind the other on a connection that is gone then."""
+    """A few requests in a row on one connection, then closed."""
     with socket.create_connection(("127.0.0.1", port)) as client:
         for _ in range(chance.randrange(1, 5)):
             model = chance.choice(models)
@@ -135,7 +139,7 @@ def over_http1(port: int, models: list[str], chance: random.Random) -> None:
 
 
 def leave(client: socket.socket, chance: random.Random) -> None:
-    """After a moment, and often without a farewell."""
+    """Closes after a moment, often with a reset."""
     time.sleep(chance.random() * 0.01)
     if chance.random() < 0.5:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -161,7 +165,7 @@ def answers(server: ServerProcess, model: str) -> None:
     [["priorities", "objective", "cached", "steps"], ["direct", "oldest"]],
     ids=["requests", "sequences"],
 )
-def test_nothing_is_left_of_requests_whose_clients_are_gone(
+def test_requests_of_vanished_clients_leave_nothing(
     server: ServerProcess, storm: Callable[[int, list[str], random.Random], None], models: list[str]
 ) -> None:
     chance = random.Random(1)

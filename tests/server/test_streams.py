@@ -1,4 +1,4 @@
-"""Streams of responses on a real server: server-sent events read by plain sockets, tritonclient's stream, slow and vanishing readers."""
+"""Response streams of a real server: server-sent events on plain sockets, and tritonclient's stream."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ from support.server import ServerProcess, metrics_page, serve
 from support.streaming import put_models
 from support.tools import tool
 
-NOT_ONE = "generate expects model to produce exactly 1 response, use generate stream for model that generates various number of responses"
+NOT_ONE = (
+    "generate expects model to produce exactly 1 response, "
+    "use generate stream for model that generates various number of responses"
+)
 
 BUCKETS = """
 model_metrics { metric_control {
-  metric_identifier { family: "nv_inference_first_response_histogram_ms" } histogram_options { buckets: [ 60000 ] } } }
+  metric_identifier { family: "nv_inference_first_response_histogram_ms" }
+  histogram_options { buckets: [ 60000 ] } } }
 """
 
 
@@ -40,7 +44,7 @@ def streaming(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProces
 
 
 def post(server: ServerProcess, path: str, document: object) -> tuple[int, str, str]:
-    """Status, content type and body."""
+    """Status, content type and body of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
     body = document if isinstance(document, str) else json.dumps(document)
     connection.request("POST", path, body, {"content-type": "application/json"})
@@ -65,7 +69,7 @@ def test_each_response_is_an_event(streaming: ServerProcess) -> None:
     )
 
 
-def test_no_response_is_an_empty_stream(streaming: ServerProcess) -> None:
+def test_zero_responses_are_an_empty_stream(streaming: ServerProcess) -> None:
     assert post(streaming, "/v2/models/repeat/generate_stream", repeat([])) == (
         200,
         "text/event-stream; charset=utf-8",
@@ -73,7 +77,7 @@ def test_no_response_is_an_empty_stream(streaming: ServerProcess) -> None:
     )
 
 
-def test_one_response_is_the_answer(streaming: ServerProcess) -> None:
+def test_generate_answers_with_a_single_response(streaming: ServerProcess) -> None:
     status, kind, body = post(
         streaming, "/v2/models/repeat/versions/1/generate", {"IN": 5, "DELAY": 0, "WAIT": 0}
     )
@@ -83,7 +87,7 @@ def test_one_response_is_the_answer(streaming: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("values", [[], [1, 2], list(range(5000))], ids=["none", "two", "many"])
-def test_generate_takes_exactly_one_response(values: list[int], streaming: ServerProcess) -> None:
+def test_generate_requires_exactly_one_response(values: list[int], streaming: ServerProcess) -> None:
     status, _, body = post(streaming, "/v2/models/repeat/generate", repeat(values))
 
     assert (status, json.loads(body)) == (500, {"error": NOT_ONE})
@@ -134,7 +138,7 @@ def test_the_first_response_decides_the_status(streaming: ServerProcess) -> None
     ],
 )
 @pytest.mark.parametrize("route", ["generate", "generate_stream"])
-def test_what_cannot_be_read_is_refused_in_json(
+def test_malformed_requests_get_a_json_error(
     route: str, document: object, status: int, message: str, streaming: ServerProcess
 ) -> None:
     got, kind, body = post(streaming, f"/v2/models/repeat/{route}", document)
@@ -143,7 +147,7 @@ def test_what_cannot_be_read_is_refused_in_json(
     assert message in json.loads(body)["error"]
 
 
-def test_parameters_may_be_nested_and_lists_stay_lists(streaming: ServerProcess) -> None:
+def test_nested_parameters_are_flattened_and_lists_stay_lists(streaming: ServerProcess) -> None:
     document = {"IN": ["a", "b\n"], "temperature": 0.5, "parameters": {"top": 1, "stop": "x"}}
 
     status, _, body = post(streaming, "/v2/models/echo/generate_stream", document)
@@ -151,7 +155,7 @@ def test_parameters_may_be_nested_and_lists_stay_lists(streaming: ServerProcess)
     assert (status, body) == (200, 'data: {"OUT":["a","b\\n"],"model_name":"echo","model_version":"1"}\n\n')
 
 
-def test_unknown_models_and_single_answers(streaming: ServerProcess) -> None:
+def test_unknown_models_and_models_that_are_not_decoupled(streaming: ServerProcess) -> None:
     assert post(streaming, "/v2/models/nope/generate_stream", {})[0] == 404
     status, _, body = post(
         streaming,
@@ -164,7 +168,7 @@ def test_unknown_models_and_single_answers(streaming: ServerProcess) -> None:
     )
 
 
-def test_an_event_of_infer_stream_is_what_infer_answers(streaming: ServerProcess) -> None:
+def test_events_of_infer_stream_equal_the_answers_of_infer(streaming: ServerProcess) -> None:
     document = {"id": "9", "inputs": [{"name": "IN", "datatype": "INT32", "shape": [1], "data": [2]}]}
 
     _, kind, body = post(streaming, "/v2/models/square/infer_stream", document)
@@ -179,15 +183,15 @@ def test_an_event_of_infer_stream_is_what_infer_answers(streaming: ServerProcess
     assert [json.loads(line.removeprefix("data: ")) for line in body.split("\n\n") if line] == [event, event]
 
 
-def test_the_policy_is_shown(streaming: ServerProcess) -> None:
+def test_the_decoupled_policy_is_shown(streaming: ServerProcess) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", streaming.http_port, timeout=20)
     connection.request("GET", "/v2/models/repeat/config")
 
     assert json.loads(connection.getresponse().read())["model_transaction_policy"] == {"decoupled": True}
 
 
-def test_http2_streams_events_too(streaming: ServerProcess) -> None:
-    """And the first one is timed, as the first of every stream, in the model's own buckets."""
+def test_http2_streams_events(streaming: ServerProcess) -> None:
+    """The first response is timed like that of any stream, in the model's own buckets."""
     first = 'nv_inference_first_response_histogram_ms_count{model="square",version="1"}'
     before = metrics_page(streaming)[first]
     command = [
@@ -211,7 +215,7 @@ def test_http2_streams_events_too(streaming: ServerProcess) -> None:
 
 
 def response_counts(server: ServerProcess) -> tuple[int, int]:
-    """Responses of `square` that were made, and streams that were given up."""
+    """Responses made by `square`, and streams it abandoned."""
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
     connection.request("GET", "/v2/models/square/stats")
     stats = json.loads(connection.getresponse().read())["model_stats"][0]["response_stats"]
@@ -222,7 +226,7 @@ def response_counts(server: ServerProcess) -> tuple[int, int]:
 
 
 def settled(server: ServerProcess) -> int:
-    """The responses that `square` made until it made no more."""
+    """The number of responses of `square` once it stops growing."""
     made, before = response_counts(server)[0], -1
     while made != before:
         time.sleep(0.2)
@@ -231,7 +235,7 @@ def settled(server: ServerProcess) -> int:
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_slow_reader_holds_the_model_back_and_a_vanished_one_cancels(
+def test_a_slow_reader_pauses_the_model_and_a_vanished_one_cancels_it(
     protocol: str, streaming: ServerProcess
 ) -> None:
     before, cancelled = response_counts(streaming)
@@ -264,7 +268,7 @@ def test_a_slow_reader_holds_the_model_back_and_a_vanished_one_cancels(
 
 
 def unread_call(server: ServerProcess, count: int) -> Any:
-    """A ModelStreamInfer whose responses are not read; returns what ends it."""
+    """A ModelStreamInfer call whose responses are never read; returns a function that ends it."""
     import grpc
     from tritonclient.grpc import service_pb2
 
@@ -284,7 +288,7 @@ def unread_call(server: ServerProcess, count: int) -> Any:
 
 
 class Stream:
-    """tritonclient's stream, and the answers so far."""
+    """A tritonclient stream, and the answers received so far."""
 
     def __init__(self, server: ServerProcess, **headers: str) -> None:
         self.client = triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
@@ -309,7 +313,7 @@ class Stream:
         self.client.async_stream_infer(model, inputs, request_id=id, enable_empty_final_response=empty)
 
     def next(self) -> tuple[str, bool, list[int]]:
-        """Id, whether it is the last, and OUT."""
+        """Id, whether it is the final response, and OUT."""
         result, error = self.answers.get(timeout=10)
         if error is not None:
             raise error
@@ -334,13 +338,13 @@ def stream(streaming: ServerProcess) -> Iterator[Stream]:
     opened.close()
 
 
-def test_answers_of_a_decoupled_model_are_never_the_last(stream: Stream) -> None:
+def test_responses_of_a_decoupled_model_are_never_final(stream: Stream) -> None:
     stream.ask([1, 2], id="a")
 
     assert [stream.next() for _ in range(2)] == [("a", False, [1]), ("a", False, [2])]
 
 
-def test_the_end_is_told_to_who_asks(stream: Stream) -> None:
+def test_the_final_response_is_sent_if_requested(stream: Stream) -> None:
     stream.ask([1], id="a", empty=True)
     stream.ask([], id="b", empty=True)
 
@@ -356,7 +360,7 @@ def test_requests_to_decoupled_models_do_not_wait_for_each_other(stream: Stream)
     assert [stream.next()[0] for _ in range(3)] == ["fast", "slow", "slow"]
 
 
-def test_an_error_is_an_answer(stream: Stream) -> None:
+def test_a_failed_request_is_answered_on_the_stream(stream: Stream) -> None:
     stream.ask([1], id="bad", model="nope")
     with pytest.raises(InferenceServerException, match="'nope'"):
         stream.next()
@@ -365,13 +369,13 @@ def test_an_error_is_an_answer(stream: Stream) -> None:
     assert stream.next() == ("good", False, [4])
 
 
-def test_ten_thousand_responses(stream: Stream) -> None:
+def test_ten_thousand_responses_arrive(stream: Stream) -> None:
     stream.ask(list(range(10_000)))
 
     assert [stream.next()[2] for _ in range(10_000)] == [[number] for number in range(10_000)]
 
 
-def test_an_error_ends_the_stream_for_those_who_ask_so(streaming: ServerProcess) -> None:
+def test_an_error_ends_the_stream_if_requested(streaming: ServerProcess) -> None:
     opened = Stream(streaming, triton_grpc_error="true")
     opened.ask([1], model="nope")
 
@@ -381,7 +385,7 @@ def test_an_error_ends_the_stream_for_those_who_ask_so(streaming: ServerProcess)
     opened.close()
 
 
-def test_a_unary_call_is_refused(streaming: ServerProcess) -> None:
+def test_a_unary_call_to_a_decoupled_model_is_refused(streaming: ServerProcess) -> None:
     given = triton.InferInput("IN", [1], "INT32")
     given.set_data_from_numpy(np.array([1], np.int32))
 

@@ -1,1 +1,1 @@
-"""Real parts for the tests: small ONNX models, and a server process."""
+"""Real parts for the tests: small ONNX models, server processes, object stores, clients."""

@@ -1,4 +1,4 @@
-"""ONNX models of audio and of sequences whose lengths vary."""
+"""ONNX models of audio and of variable-length sequences."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 from support import models
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
-#: Samples of a frame and between two frames, at 16 kHz: 25 ms and 10 ms, as speech recognition has them.
+#: Frame length and hop in samples at 16 kHz: 25 ms and 10 ms, the usual values in speech recognition.
 WINDOW, HOP = 400, 160
 BANDS = 40
 
 
 def log_mel(path: Path) -> Path:
-    """Log-mel spectrograms, what Whisper and most of speech recognition begin with: `audio` [N, samples] to `frames` [N, frames, 40]."""
+    """Log-mel spectrograms, as for speech recognition: `audio` [N, samples] to `frames` [N, frames, 40]."""
     bins = WINDOW // 2 + 1
     angles = 2 * np.pi * np.arange(bins)[:, None] * np.arange(WINDOW) / WINDOW
     hann = np.hanning(WINDOW + 1)[:-1]
@@ -44,7 +44,7 @@ def log_mel(path: Path) -> Path:
 
 
 def _bands(bins: int) -> np.ndarray:
-    """Triangles, evenly spaced on the mel scale up to 8 kHz: [bands, bins]."""
+    """Triangular filters, evenly spaced on the mel scale up to 8 kHz: [bands, bins]."""
     mels = np.linspace(0, 2595 * np.log10(1 + 8000 / 700), BANDS + 2)
     edges = 700 * (10 ** (mels / 2595) - 1) / 8000 * (bins - 1)
     low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
@@ -55,7 +55,7 @@ def _bands(bins: int) -> np.ndarray:
 
 
 def recurrent(path: Path, size: int = 8) -> Path:
-    """An LSTM over `x` [N, steps, 4], which is told how long each is by `steps` [N]: its last state `y` [N, 8]."""
+    """An LSTM over `x` [N, steps, 4], items of `steps` [N] valid steps; `y` [N, 8] is its last state."""
     random = np.random.default_rng(7)
 
     def weights(name: str, *shape: int) -> TensorProto:
@@ -82,6 +82,6 @@ def recurrent(path: Path, size: int = 8) -> Path:
 
 
 def mean(path: Path) -> Path:
-    """The mean over all of `x` [N, T], whether it is real or not: `y` [N, 1]."""
+    """The mean over all of `x` [N, T], padding included: `y` [N, 1]."""
     nodes = [helper.make_node("ReduceMean", ["x"], ["y"], axes=[1], keepdims=1)]
     return models.save(path, nodes, [("x", FLOAT, ["N", "T"])], [("y", FLOAT, ["N", 1])])

@@ -1,4 +1,4 @@
-"""A real browser on a page of its test."""
+"""A real browser that opens a test's page."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from typing import Any
 
 from support.tools import tool
 
-#: Names that resolve to this machine, for the browser alone.
+#: Host names that only this browser resolves, both to this machine.
 HOSTILE, TRUSTED = "evil.example", "console.example"
 _OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--remote-debugging-port=0",
     f"--host-resolver-rules=MAP {HOSTILE} 127.0.0.1, MAP {TRUSTED} 127.0.0.1",
 )  # fmt: skip
 
 
 @contextlib.contextmanager
 def browse(url: str, profile: Path) -> Iterator[None]:
-    """Shows a page in Chromium until the block ends. Skips the test where that is not installed."""
+    """Keeps a page open in Chromium until the block ends; skips the test if Chromium is not installed."""
     with (profile.parent / f"{profile.name}.log").open("wb") as log:
         process = subprocess.Popen(
             [tool("chromium"), *_OPTIONS, f"--user-data-dir={profile}", url],
@@ -44,7 +45,7 @@ def browse(url: str, profile: Path) -> Iterator[None]:
 
 
 class PageServer(http.server.ThreadingHTTPServer):
-    """Serves one page on all paths of a loopback port, and takes what the page reports by POST."""
+    """Serves one page on every path of a loopback port and records what the page posts."""
 
     daemon_threads = True
 
@@ -59,7 +60,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.close()
 
     def close(self) -> None:
-        """Frees the port."""
+        """Closes the listening socket."""
         self.shutdown()
         self.server_close()
 
@@ -73,7 +74,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("content-type", "text/html; charset=utf-8")
         self.send_header("content-length", str(len(page)))
         self.send_header("connection", "close")
-        self.send_header("access-control-allow-origin", "*")  # pages of other ports may read it
+        self.send_header("access-control-allow-origin", "*")  # lets pages on other ports read it
         self.end_headers()
         self.wfile.write(page)
 

@@ -1,4 +1,4 @@
-"""A stand-in for NVIDIA's driver: a shared library that shows GPUs which nothing can compute on."""
+"""A stand-in for the NVIDIA driver: a shared library that reports GPUs but cannot compute."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ int cuGetErrorName(int code, const char **name) { *name = "CUDA_ERROR_NO_DEVICE"
 
 
 def show_gpus(folder: Path, count: int, code: int = 0) -> dict[str, str]:
-    """The environment of a process that sees so many GPUs, or a driver that does not begin (`code` 100: CUDA_ERROR_NO_DEVICE)."""
+    """Environment for a process that sees `count` GPUs, or whose driver fails to initialise with `code`.
+
+    Code 100 is CUDA_ERROR_NO_DEVICE.
+    """
     compiler = shutil.which("cc")
     if compiler is None or os.name != "posix":
-        pytest.skip("the stand-in for a driver has to be compiled, and cc is not installed")
+        pytest.skip("compiling the stand-in driver needs cc, which is not installed")
     source = folder / "driver.c"
     source.write_text(_SOURCE)
     library = folder / "libcuda.so.1"

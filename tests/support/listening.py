@@ -1,4 +1,4 @@
-"""Two real networks that hear notes, and a melody for them: basic-pitch tells which notes sound, swift-f0 the pitch of one voice."""
+"""Two real audio networks and a melody: basic-pitch detects notes, swift-f0 a single voice's pitch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 RATE = 22050
 SAMPLES = 43844
-#: MIDI numbers of the notes that are played, one every quarter of a second.
+#: MIDI numbers of the notes, one every quarter of a second.
 MELODY = (57, 64, 60, 69, 62, 65, 59)
 
 RECOGNISE = """
@@ -24,7 +24,7 @@ parameters { key: "backline.constant_input.fmax" value { string_value: "2093.75"
 
 
 def package(name: str) -> Path:
-    """The folder of an installed package, which is not imported."""
+    """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.submodule_search_locations is None:
         pytest.skip(f"{name} is not installed", allow_module_level=True)
@@ -36,7 +36,7 @@ RECOGNISER = package("swift_f0") / "model.onnx"
 
 
 def put_networks(repository: Path) -> None:
-    """Adds them as detect (windows of SAMPLES samples at RATE) and recognise (audio at 16 kHz)."""
+    """Adds the networks as detect (windows of SAMPLES samples at RATE) and recognise (audio at 16 kHz)."""
     for model, file in (("detect", DETECTOR), ("recognise", RECOGNISER)):
         (repository / model / "1").mkdir(parents=True)
         shutil.copy(file, repository / model / "1" / "model.onnx")
@@ -44,7 +44,7 @@ def put_networks(repository: Path) -> None:
 
 
 def melody() -> np.ndarray:
-    """The notes, each with a few harmonics and a decay: [SAMPLES, 1]."""
+    """A synthetic melody, each note with a few harmonics and a decay: [SAMPLES, 1]."""
     seconds = np.arange(SAMPLES) / RATE
     wave = np.zeros(SAMPLES)
     for index, note in enumerate(MELODY):
@@ -57,6 +57,6 @@ def melody() -> np.ndarray:
 
 
 def hear(pitch: np.ndarray, confidence: np.ndarray) -> int:
-    """The MIDI number of the note that was heard."""
+    """The MIDI number of the estimated pitch."""
     heard = float(np.median(pitch[confidence > 0.5]))
     return round(69 + 12 * np.log2(heard / 440))

@@ -16,7 +16,7 @@ def save(
     outputs: Sequence[tuple[str, int, Sequence[int | str]]],
     initializers: Sequence[onnx.TensorProto] = (),
 ) -> Path:
-    """Writes a model of these nodes to `path`; inputs and outputs are (name, TensorProto type, shape)."""
+    """Writes a model with these nodes to `path`; inputs and outputs are (name, TensorProto type, shape)."""
     graph = helper.make_graph(
         list(nodes),
         "graph",
@@ -45,7 +45,7 @@ def add1(repository: Path, name: str = "add1", version: str = "1", constant: flo
 def ident(
     repository: Path, name: str = "ident", version: str = "1", dims: Sequence[int | str] = (3, 224, 224)
 ) -> Path:
-    """y = x over FP32 [N, *dims]; the default has 602,112 bytes an item."""
+    """y = x over FP32 [N, *dims]; an item of the default shape has 602,112 bytes."""
     return save(
         repository / name / version / "model.onnx",
         [helper.make_node("Identity", ["INPUT0"], ["OUTPUT0"])],
@@ -55,7 +55,7 @@ def ident(
 
 
 def identity_of(repository: Path, name: str, datatype: int, shape: Sequence[int | str] = ("N", "M")) -> Path:
-    """y = x of any datatype and shape."""
+    """y = x for any datatype and shape."""
     return save(
         repository / name / "1" / "model.onnx",
         [helper.make_node("Identity", ["INPUT0"], ["OUTPUT0"])],
@@ -65,7 +65,7 @@ def identity_of(repository: Path, name: str, datatype: int, shape: Sequence[int 
 
 
 def slow(repository: Path, name: str = "slow", size: int = 512, layers: int = 8) -> Path:
-    """A chain of matrix products over FP32 [N, size]: milliseconds instead of microseconds an item."""
+    """A chain of matrix products over FP32 [N, size] that takes milliseconds an item."""
     weight = helper.make_tensor("weight", TensorProto.FLOAT, [size, size], [0.001] * (size * size))
     names = ["INPUT0", *(f"hidden{i}" for i in range(layers - 1)), "OUTPUT0"]
     return save(

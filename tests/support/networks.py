@@ -1,4 +1,4 @@
-"""Small ONNX networks, built on the spot."""
+"""Small ONNX networks that tests build as they run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(
     opset: int = 17,
     ir_version: int = 10,
 ) -> Path:
-    """Writes a network of `nodes`; dims of None leave the rank open."""
+    """Writes a network of `nodes`; `dims` of None leaves the rank unspecified."""
     graph = helper.make_graph(
         list(nodes),
         "graph",
@@ -53,10 +53,7 @@ def ints(*values: int) -> np.ndarray:
 
 
 def looping(path: Path, shape: tuple[int | str, ...] = ("N",)) -> None:
-    """Writes a model: Y = X, negated in each of as many rounds of a loop as the greatest of ROUNDS, INT64 [N], says.
-
-    X and Y are FP32 tensors of `shape`.
-    """
+    """Writes a model with output Y = X, FP32 of `shape`, negated in each of max(ROUNDS) rounds; ROUNDS is INT64 [N]."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Neg", ["x"], ["y"])],
         "body",

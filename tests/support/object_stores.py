@@ -1,4 +1,4 @@
-"""Real object stores on free ports, each behind a relay that can be cut, and a web server."""
+"""Real object stores on free ports, each reached through a relay that can be cut, and a plain web server."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from urllib.parse import quote
 from support.tools import tool
 
 AZURE_ACCOUNT = "devstoreaccount1"
-#: The key that Azurite publishes for its only account.
+#: The well-known key of Azurite's only account.
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
-#: Moto looks who asks, but not at signatures.
+#: Moto reads the access key but does not verify signatures.
 S3_HEADERS = {
     "Content-Type": "application/octet-stream",
-    "Authorization": "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0",
+    "Authorization": "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request, "
+    "SignedHeaders=host, Signature=0",
 }
 
 
 class Relay:
-    """Listens on a port of its own and passes bytes on; after `cut` nobody gets through, until `mend`."""
+    """Forwards bytes from a port to a target; `cut` drops connections and refuses more until `mend`."""
 
     def __init__(self) -> None:
         self.target = 0
@@ -88,7 +89,7 @@ class Relay:
 
 @dataclass
 class Store:
-    """A bucket or container; `environment` is what a client needs to reach it."""
+    """A bucket or container; `environment` holds the variables that a client needs to reach it."""
 
     kind: str
     relay: Relay
@@ -130,7 +131,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def process(arguments: list[str], port: int, log: Path) -> Iterator[None]:
-    """A server process that listens on `port`."""
+    """A server process that is listening on `port`."""
     with log.open("wb") as output:
         running = subprocess.Popen(arguments, stdout=output, stderr=output)
     try:
@@ -141,7 +142,7 @@ def process(arguments: list[str], port: int, log: Path) -> Iterator[None]:
                 break
             except OSError:
                 assert running.poll() is None, f"{arguments[0]} ended:\n{log.read_text()}"
-                assert time.monotonic() < deadline, f"{arguments[0]} does not listen:\n{log.read_text()}"
+                assert time.monotonic() < deadline, f"{arguments[0]} is not listening:\n{log.read_text()}"
                 threading.Event().wait(0.02)
         yield
     finally:
@@ -196,7 +197,7 @@ def gcs(log: Path) -> Iterator[Store]:
         "-port",
         str(port),
     ]
-    # Only under this name does it speak the XML interface, which real clients use.
+    # Google's emulator speaks the XML interface of real clients only under this name.
     with process([*arguments, "-public-host", address, "-external-url", f"http://{address}"], port, log):
         url = f"http://127.0.0.1:{port}/storage/v1/b"
         upload = f"http://127.0.0.1:{port}/upload/storage/v1/b"
@@ -283,7 +284,7 @@ def azure(log: Path) -> Iterator[Store]:
 def _azure_signed(
     method: str, path: str, query: str, content: bytes, headers: Mapping[str, str]
 ) -> dict[str, str]:
-    """Headers with a shared key signature."""
+    """Headers with a shared-key signature."""
     sent = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-12-02", **headers}
     length = str(len(content)) if content else ""
     kind = "application/x-www-form-urlencoded" if content else ""
@@ -301,4 +302,4 @@ def _azure_signed(
 
 
 def void(_: object) -> None:
-    """For a callable whose answer does not matter."""
+    """A callable that ignores its argument and returns nothing."""

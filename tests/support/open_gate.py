@@ -1,4 +1,4 @@
-"""A gate for tests of the wire alone."""
+"""A gate for tests of `wire` without access rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from backline.wire.application import Gate
 
 
 class OpenGate(Gate):
-    """Lets all requests in, and has the wire ask for each."""
+    """Admits every request, while still making `wire` consult the gate for each one."""
 
     def __init__(self) -> None:
         self.own_hosts = set()

@@ -1,4 +1,4 @@
-"""A receiver of spans over OTLP/HTTP, as OpenTelemetry's collector is one."""
+"""A receiver of OTLP/HTTP spans, standing in for the OpenTelemetry collector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass
 class Span:
-    """A span as it was sent. Ids are in hexadecimal digits, moments in nanoseconds of the wall clock; `error` is empty without one."""
+    """A span as exported: ids in hex, times in Unix nanoseconds, `error` empty on success."""
 
     name: str
     kind: int
@@ -31,11 +31,11 @@ class Span:
     children: list[Span] = field(default_factory=list)
 
     def tree(self) -> dict[str, object]:
-        """The names of it and all below, children in the order in which they began."""
+        """The names of this span and its descendants, children in order of their start."""
         return {self.name: [child.tree() if child.children else child.name for child in self.children]}
 
     def below(self, *names: str) -> Span:
-        """The only span below it on this path of names."""
+        """The only descendant on this path of names."""
         found = self
         for name in names:
             (found,) = (child for child in found.children if child.name == name)
@@ -43,7 +43,7 @@ class Span:
 
 
 class Receiver:
-    """Gathers what is sent to `url`."""
+    """Collects the spans exported to `url`."""
 
     def __init__(self, server: ThreadingHTTPServer) -> None:
         self.url = f"http://127.0.0.1:{server.server_port}/v1/traces"
@@ -56,7 +56,10 @@ class Receiver:
             self._changed.notify_all()
 
     def wait_for(self, wanted: Callable[[Span], bool], timeout: float = 20.0) -> Span:
-        """The first root that is wanted, with all its children; roots are spans whose parents are not here. Raises TimeoutError."""
+        """The first root span that satisfies `wanted`, once its children have arrived. Raises TimeoutError.
+
+        A span is a root if its parent is not among the spans received.
+        """
         end = time.monotonic() + timeout
         with self._changed:
             while True:
@@ -74,7 +77,7 @@ class Receiver:
 
 @contextmanager
 def receiver() -> Iterator[Receiver]:
-    """A receiver until the block ends."""
+    """A receiver that runs until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -97,7 +100,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def _roots(spans: list[Span]) -> list[Span]:
-    """Whole traces: a span is sent when it has ended, and so after its children."""
+    """Complete traces: a span is exported when it ends, hence after its children."""
     by_id = {span.id: span for span in spans}
     for span in spans:
         span.children.clear()

@@ -1,4 +1,4 @@
-"""An ensemble that reads a picture by three ONNX models: its place, what is there, and what that means."""
+"""An ensemble of three ONNX models that reads a picture: detect a place, crop it, classify the crop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CUT = 4
 def put(
     repository: Path, name: str, nodes: list, inputs: list, outputs: list, constants: dict[str, np.ndarray]
 ) -> None:
-    """Writes an ONNX model of these nodes."""
+    """Writes an ONNX model with these nodes."""
     tensors = [numpy_helper.from_array(value, key) for key, value in constants.items()]
     graph = helper.make_graph(nodes, name, inputs, outputs, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -39,7 +39,7 @@ def floats(name: str, *shape: int | str) -> onnx.ValueInfoProto:
 
 
 def detector(repository: Path) -> None:
-    """From an image its brightest place: where a smoothing convolution is largest."""
+    """The brightest place in an image: the maximum after a smoothing convolution."""
     nodes = [
         helper.make_node("Conv", ["image", "kernel"], ["smooth"], pads=[1, 1, 1, 1]),
         helper.make_node("Flatten", ["smooth"], ["flat"]),
@@ -58,7 +58,7 @@ def detector(repository: Path) -> None:
 
 
 def cropper(repository: Path) -> None:
-    """The CUT pixels from a place on, in the order of rows."""
+    """The CUT pixels from a place on, in row order."""
     nodes = [
         helper.make_node("Reshape", ["image", "rows"], ["flat"]),
         helper.make_node("Add", ["place", "steps"], ["wanted"]),
@@ -78,7 +78,7 @@ def cropper(repository: Path) -> None:
 
 
 def recogniser(repository: Path) -> None:
-    """Probabilities of two classes: dark and bright."""
+    """Probabilities of two classes, dark and bright."""
     weights = np.stack([-np.ones(CUT, np.float32), np.ones(CUT, np.float32)], axis=1)
     nodes = [
         helper.make_node("MatMul", ["crop", "weights"], ["logits"]),
@@ -105,7 +105,8 @@ ensemble_scheduling {{
     input_map {{ key: "image" value: "picture" }} output_map {{ key: "place" value: "where" }}
     output_map {{ key: "score" value: "found" }} }}
   step {{ model_name: "crop" model_version: 1
-    input_map {{ key: "image" value: "picture" }} input_map {{ key: "place" value: "where" }} output_map {{ key: "crop" value: "cut" }} }}
+    input_map {{ key: "image" value: "picture" }} input_map {{ key: "place" value: "where" }}
+    output_map {{ key: "crop" value: "cut" }} }}
   step {{ model_name: "recognise" model_version: -1
     input_map {{ key: "crop" value: "cut" }} output_map {{ key: "classes" value: "text" }} }}
 }}
@@ -122,7 +123,7 @@ def reader(repository: Path) -> Path:
 
 
 def expected(pictures: np.ndarray) -> np.ndarray:
-    """What the three models give, computed with numpy."""
+    """The ensemble's answer, computed with NumPy."""
     rows = []
     for picture in pictures[:, 0]:
         padded = np.pad(picture, 1)
@@ -135,7 +136,7 @@ def expected(pictures: np.ndarray) -> np.ndarray:
 
 
 class Asked:
-    """A request, and what came of it."""
+    """A request and its outcome."""
 
     def __init__(self, picture: np.ndarray, outputs: tuple[str, ...] | None = None) -> None:
         self.done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
@@ -152,7 +153,7 @@ class Asked:
 
 
 async def start(repository: Path, **more: Any) -> Embedded:
-    """An engine with all models of the repository, which may be changed by request; its state lies beside the repository."""
+    """An explicit-mode engine with every model of the repository and its state in a sibling folder."""
     options = LifecycleOptions(
         mode="explicit", load_models=(ALL_MODELS,), state_folder=repository.with_name("state"), **more
     )

@@ -1,4 +1,4 @@
-"""Files of repositories on disk: their content does not matter to a scan."""
+"""Repositories on disk whose files are placeholders, since a scan never reads them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from backline.repository.local import LocalRepository
 from backline.repository.repository import FoundModel
 
 ONNX = ModelFormat("onnxruntime", ("model.onnx",), (".onnx",))
-#: Any user but the superuser, to whom nothing is unreadable.
+#: An unprivileged user, since file permissions do not bind the superuser.
 _NOBODY = 65534
 
 
 def put(path: Path, text: str = "model") -> Path:
-    """Writes a file, with the folders it is in."""
+    """Writes a file, creating its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
 
 
 def scan(path: Path, *, name: str = "", config_name: str = "") -> list[FoundModel]:
-    """The models at a path, of which only ONNX files are known."""
+    """The models at a path, when ONNX is the only known format."""
     return LocalRepository(path, formats=[ONNX], name=name, configs=ConfigFiles(config_name)).scan_now()
 
 
@@ -44,7 +44,10 @@ def served(model: FoundModel) -> list[str]:
 
 @contextmanager
 def unprivileged_folder() -> Iterator[Path]:
-    """A folder in which this process is bound by permissions, even as the superuser (whose own temporary folders others cannot enter)."""
+    """A folder in which file permissions bind this process, even if the tests run as root.
+
+    Root's own temporary folders will not do: other users cannot enter them.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -37,16 +37,19 @@ class ServerProcess:
 
     @property
     def output(self) -> str:
-        """What the server printed so far."""
+        """What the server has printed so far."""
         return self.log.read_text(errors="replace")
 
     def wait_ready(self, timeout: float = 60.0, context: ssl.SSLContext | None = None) -> None:
-        """Waits until all models are loaded, over TLS with a `context`. Raises RuntimeError with the server's output when it is not."""
+        """Waits until all models are loaded, over TLS if `context` is given.
+
+        Raises RuntimeError with the server's output if it exits or is not ready in time.
+        """
         url = self.url if context is None else self.url.replace("http:", "https:")
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise RuntimeError(f"the server ended with status {self.process.returncode}:\n{self.output}")
+                raise RuntimeError(f"the server exited with status {self.process.returncode}:\n{self.output}")
             with (
                 contextlib.suppress(OSError),
                 urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5, context=context) as answer,
@@ -57,19 +60,19 @@ class ServerProcess:
         raise RuntimeError(f"the server was not ready after {timeout} s:\n{self.output}")
 
     def wait_started(self, timeout: float = 60.0) -> None:
-        """Waits until the start is over and reported, whatever has become of the models."""
+        """Waits until startup has finished and been logged, whether or not the models loaded."""
         self.wait_for("Ctrl-C stops", timeout)
 
     def wait_for(self, text: str, timeout: float = 10.0) -> None:
-        """Waits until the server has printed this; its log is written a moment after the answer."""
+        """Waits until the server has printed `text`: its log may lag the response."""
         end = time.monotonic() + timeout
         while text not in self.output:
             if self.process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"the server has not printed {text!r}:\n{self.output}")
+                raise RuntimeError(f"the server did not print {text!r}:\n{self.output}")
             time.sleep(0.02)
 
     def stop(self, timeout: float = 40.0) -> int:
-        """Ends the server by SIGTERM; returns its exit status."""
+        """Stops the server with SIGTERM and returns its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
@@ -95,7 +98,7 @@ def serve(
     ready: bool = True,
     environment: dict[str, str] | None = None,
 ) -> Iterator[ServerProcess]:
-    """Runs `backline serve` on free ports until the block ends; with `ready`, waits until all models are loaded."""
+    """Runs `backline serve` on free ports until the block ends; with `ready`, first waits for all models."""
     http, grpc, metrics = free_ports(3)
     ports: Sequence[str] = (
         "--http-port",
@@ -128,7 +131,7 @@ def serve(
 
 
 def metrics_page(server: ServerProcess) -> dict[str, float]:
-    """The values of the metrics, by name and labels as they stand on the page."""
+    """The metrics page's values, keyed by name and labels as printed there."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return {

@@ -1,4 +1,4 @@
-"""tritonclient, as it is: many requests at once, and the counters behind them."""
+"""Unmodified tritonclient: concurrent requests, and the server's counters for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tritonclient.utils import np_to_triton_dtype
 from support.server import ServerProcess
 
 Arrays = Mapping[str, np.ndarray]
-#: Sends requests to a model at once and gives their answers in order.
+#: Sends requests to a model concurrently and returns the answers in order.
 Ask = Callable[[str, Sequence[Arrays]], list[Arrays]]
 
 
@@ -43,7 +43,7 @@ def over_grpc(server: ServerProcess) -> Iterator[Ask]:
         tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client,
         ThreadPoolExecutor(16) as threads,
     ):
-        client.is_server_live()  # the channel is connected
+        client.is_server_live()  # connects the channel
         yield lambda model, requests: list(threads.map(infer, [model] * len(requests), requests))
 
 
@@ -57,7 +57,7 @@ def _inputs(library: Any, arrays: Arrays) -> list[Any]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Requests that succeeded and failed, items, runs, and runs by batch size."""
+    """Successful and failed requests, items, executions, and executions by batch size."""
 
     succeeded: int
     failed: int

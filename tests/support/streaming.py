@@ -1,4 +1,4 @@
-"""Repositories with decoupled models, which need no file."""
+"""Repositories of decoupled models, all built in, so that they need no model files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ input [
   { name: "DELAY" data_type: TYPE_UINT32 dims: [ -1 ] },
   { name: "WAIT" data_type: TYPE_UINT32 dims: [ 1 ] }
 ]
-output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] }, { name: "IDX" data_type: TYPE_UINT32 dims: [ 1 ] } ]
+output [
+  { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] },
+  { name: "IDX" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
 """
 SQUARE = """
 backend: "square"
@@ -20,7 +23,7 @@ model_transaction_policy { decoupled: true }
 input [ { name: "IN" data_type: TYPE_INT32 dims: [ 1 ] } ]
 output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] } ]
 """
-#: One response a request.
+#: One response per request.
 ECHO = """
 backend: "identity"
 input [ { name: "IN" data_type: TYPE_STRING dims: [ -1 ] } ]

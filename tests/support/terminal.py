@@ -1,4 +1,4 @@
-"""A command on a pseudo-terminal, as a person has it."""
+"""A command on a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import termios
 import time
 from pathlib import Path
 
-#: The terminal becomes that of the session, so that Ctrl-C is a signal.
+#: Makes the pseudo-terminal the controlling terminal, so that Ctrl-C raises SIGINT.
 _TAKE_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -40,7 +40,7 @@ class Terminal:
         self._shown = ""
 
     def read_until(self, pattern: str, timeout: float = 30.0) -> str:
-        """What was shown up to and with the pattern."""
+        """The output up to and including `pattern`."""
         end = time.monotonic() + timeout
         while True:
             if found := re.search(pattern, self._shown):
@@ -57,7 +57,7 @@ class Terminal:
 
     @property
     def echoes(self) -> bool:
-        """Whether what a person types is shown, as it should be again when a command has ended."""
+        """Whether the terminal echoes input, as it must again once a command has exited."""
         return bool(termios.tcgetattr(self._theirs)[3] & termios.ECHO)
 
     def close(self) -> None:

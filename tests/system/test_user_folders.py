@@ -1,4 +1,4 @@
-"""Folders of users that have none."""
+"""Folders for users without a home."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 PROGRAM = """
 import os
 from backline.system.user_folders import user_cache, user_state
-user_cache(), user_state()  # what is imported late may be out of reach for others
+user_cache(), user_state()  # import lazily loaded code now: other users may lack access to it
 os.setuid(54321)
 del os.environ["HOME"]
 print(user_cache(), user_state())
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may become somebody else")
-def test_without_a_home_the_root_folder_is_the_home() -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser can switch users")
+def test_a_user_without_a_home_gets_the_root_folder_as_in_containers() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
 
     done = subprocess.run(

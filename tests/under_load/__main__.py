@@ -1,4 +1,4 @@
-"""`python -m under_load` (in tests/): changes to a model under a constant load, 200 unless told otherwise, in a folder or in a store."""
+"""Changes a model under constant load, in a folder or an object store: `python -m under_load` (in tests/)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SERVERS = {"s3": object_stores.s3, "gcs": object_stores.gcs, "azure": object_st
 
 @contextlib.contextmanager
 def _store(kind: str, root: Path) -> Iterator[tuple[Store, Mapping[str, str]]]:
-    """Somewhere for the models, and the environment in which a server finds it."""
+    """An empty store, and the environment in which a server can reach it."""
     if kind == "folder":
         yield FolderStore(root / "models"), {}
         return
@@ -31,16 +31,16 @@ def _store(kind: str, root: Path) -> Iterator[tuple[Store, Mapping[str, str]]]:
 
 
 @click.command()
-@click.option("--changes", default=200, show_default=True, help="How many, in a row.")
+@click.option("--changes", default=200, show_default=True, help="Number of changes.")
 @click.option(
     "--store",
     type=click.Choice(("folder", *_SERVERS)),
     default="folder",
     show_default=True,
-    help="Where the models are.",
+    help="Kind of model repository.",
 )
 def main(changes: int, store: str) -> None:
-    """Changes a model while 200 requests a second are answered; fails if any request notices."""
+    """Changes a model under 200 requests a second; fails if any request is affected."""
     with TemporaryDirectory() as folder, _store(store, Path(folder)) as (models, environment):
         root = Path(folder)
         deployment = Deployment(models)

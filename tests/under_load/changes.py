@@ -1,4 +1,4 @@
-"""Two hundred changes in a row to a model that serves, by files and by requests, as a team makes them in a year."""
+"""Changes to a model while it serves, by files and by requests; 200 in a row are about a team's year."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from under_load.constant_load import MODEL
 from under_load.stores import Store
 from under_load.timeline import Timeline
 
-#: The longest that a change may take to be seen.
+#: Timeout in seconds for a change to take effect.
 PATIENCE = 20.0
 CONFIGURATION = """
 name: "add"
@@ -30,19 +30,19 @@ parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }}
 
 
 def network(constant: float) -> bytes:
-    """A model that adds `constant`."""
+    """A network that adds `constant`."""
     with TemporaryDirectory() as folder:
         return models.add1(Path(folder), constant=constant).read_bytes()
 
 
 @dataclass
 class Deployment:
-    """The model `add` in a store, and what is known of what it answers."""
+    """The model `add` in a store, and the answers it may give."""
 
     store: Store
     client: AsyncClient = field(init=False)
     timeline: Timeline = field(default_factory=Timeline)
-    #: The versions that are there, oldest first, and the constant of each.
+    #: The constants of the existing versions, oldest first.
     constants: dict[int, float] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     instances: int = 1
@@ -59,12 +59,12 @@ class Deployment:
         self.timeline.begin("", self.constants[2], 0)
 
     async def label_first(self) -> None:
-        """Labels for the load to ask for."""
+        """Sets the labels that the load addresses."""
         for label, version in (("stable", 1), ("canary", 2)):
             await self.client.set_label(MODEL, label, str(version))
             self.labels[label] = version
             self.timeline.begin(label, self.constants[version], 0)
-        # Without a version a request follows the label "stable".
+        # A request without a version goes to the label "stable".
         self.timeline.begin("", self.constants[1], 0)
         self.timeline.settle("", self.constants[1], time.monotonic())
 
@@ -99,7 +99,7 @@ class Deployment:
         await self._until(seen, f"{self.instances} instances")
 
     async def changed_threads(self) -> None:
-        """A setting that needs every version loaded again."""
+        """Changes a setting that reloads every version."""
         self.threads = 3 - self.threads
         self._configure()
 
@@ -110,7 +110,7 @@ class Deployment:
         await self._until(seen, f"{self.threads} threads")
 
     async def moved_label(self, label: str) -> None:
-        """Forward to the newest version, or back by one."""
+        """Moves a label to the newest version, or back by one."""
         versions = sorted(self.constants)[-3:]
         before = self.labels[label]
         version = versions[-1] if before != versions[-1] else versions[-2]
@@ -123,7 +123,7 @@ class Deployment:
             self.timeline.settle(target, self.constants[version], time.monotonic())
 
     async def failed_load(self) -> None:
-        """A broken file as the newest version: it must say why, and nothing else may change; then it is taken away."""
+        """Adds a broken newest version, which must fail with a reason and affect no other; removes it."""
         version = max(self.constants) + 1
         self.store.put(f"{MODEL}/{version}/model.onnx", b"not a network, whatever its name says")
 
@@ -145,7 +145,7 @@ class Deployment:
         await self._until(gone, f"version {version} is gone")
 
     async def removed_old_version(self) -> None:
-        """The oldest version that no label names."""
+        """Removes the oldest version without a label."""
         free = [version for version in sorted(self.constants) if version not in self.labels.values()]
         if len(self.constants) < 4 or not free:
             await self.new_version()
@@ -199,5 +199,5 @@ class Deployment:
         while not await seen():
             if time.monotonic() > end:
                 entries = [(entry.version, entry.state, entry.reason) for entry in await self._entries()]
-                raise AssertionError(f"not within {PATIENCE:g} s: {what}; the server has {entries}")
+                raise AssertionError(f"timed out after {PATIENCE:g} s: {what}; the server lists {entries}")
             await asyncio.sleep(0.02)

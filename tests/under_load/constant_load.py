@@ -1,4 +1,4 @@
-"""A constant load over HTTP and gRPC by stock clients, which notes every answer."""
+"""Constant load over HTTP and gRPC with stock clients; records every answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INPUT = np.zeros((1, 16), np.float32)
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one request: the constant that was added, or an error. Moments are of time.monotonic()."""
+    """The outcome of a request: the constant that was added, or an error. Times are of time.monotonic()."""
 
     target: str
     protocol: str
@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass
 class ConstantLoad:
-    """`rate` requests a second, by turns over HTTP and gRPC and to each of `targets`, sent at their time whatever the answers do."""
+    """An open loop of `rate` requests a second, alternating between HTTP and gRPC, spread over `targets`."""
 
     http_url: str
     grpc_url: str
@@ -44,7 +44,7 @@ class ConstantLoad:
     answers: list[Answer] = field(default_factory=list)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Sends until `stop` is set, and returns when the last answer is there."""
+        """Sends until `stop` is set, and returns after the last answer."""
         http = tritonclient.http.aio.InferenceServerClient(self.http_url, conn_limit=256)
         grpc = tritonclient.grpc.aio.InferenceServerClient(self.grpc_url)
         clients: list[tuple[str, Any, Any]] = [

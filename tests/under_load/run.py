@@ -1,4 +1,4 @@
-"""Changes to a model under a constant load, and what the load saw of them."""
+"""Makes changes under constant load and reports what the load saw."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from under_load.changes import Deployment
 from under_load.constant_load import Answer, ConstantLoad
 
 TARGETS = ("", "stable", "canary")
-#: Seconds of load before the first change, to compare with.
+#: Seconds of load before the first change, as the baseline.
 BEFORE = 4.0
 
 
 @dataclass
 class Outcome:
-    """What the load saw. Latencies are medians, in seconds."""
+    """Results of a run. Latencies are medians in seconds."""
 
     changes: Counter[str]
     seconds: float
@@ -35,16 +35,18 @@ class Outcome:
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in self.changes.items())
         return (
-            f"{sum(self.changes.values())} changes in {self.seconds:.1f} s ({kinds}); {self.answers} answers of {self.constants} different"
-            f" networks, {len(self.errors)} errors, {len(self.wrong)} wrong; median latency {self.latency_before * 1e3:.2f} ms before,"
-            f" {self.latency_during * 1e3:.2f} ms during ({self.latency_during / self.latency_before:.2f} times)"
+            f"{sum(self.changes.values())} changes in {self.seconds:.1f} s ({kinds});"
+            f" {self.answers} answers of {self.constants} different networks, {len(self.errors)} errors,"
+            f" {len(self.wrong)} wrong; median latency {self.latency_before * 1e3:.2f} ms before,"
+            f" {self.latency_during * 1e3:.2f} ms during"
+            f" ({self.latency_during / self.latency_before:.2f} times)"
         )
 
 
 async def change_under_load(
     server: ServerProcess, deployment: Deployment, changes: int, rate: float = 200.0
 ) -> Outcome:
-    """Makes `changes` in a row while `rate` requests a second are answered. The deployment is laid out and served."""
+    """Makes `changes` under `rate` requests a second, to a deployment that is already served."""
     await deployment.label_first()
     load = ConstantLoad(f"127.0.0.1:{server.http_port}", f"127.0.0.1:{server.grpc_port}", rate, TARGETS)
     stop = asyncio.Event()
@@ -72,7 +74,7 @@ def judge(
         allowed = deployment.timeline.allowed(answer.target, answer.sent, answer.answered)
         if not answer.error and answer.constant not in allowed:
             wrong.append((answer, allowed))
-    # The first second is that of connections being made.
+    # The first second is left out: it includes connecting.
     before = [answer.latency for answer in answers if began - BEFORE / 2 < answer.sent < began]
     during = [answer.latency for answer in answers if began <= answer.sent <= ended]
     return Outcome(
@@ -88,7 +90,7 @@ def judge(
 
 
 def run(server: ServerProcess, deployment: Deployment, changes: int) -> Outcome:
-    """The whole, with a running server that has the deployment's first state."""
+    """A whole run against a server of the deployment's initial state."""
 
     async def whole() -> Outcome:
         async with backline.connect_async(server.url) as client:

@@ -1,4 +1,4 @@
-"""Where the models of a run lie: written to as a person who deploys would, file by file."""
+"""Model repositories that a run writes to file by file, as a deployment would."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from support.object_stores import Store as Bucket
 
 
 class Store(Protocol):
-    """A model repository that can be written to."""
+    """A writable model repository."""
 
-    #: How the server is told of it.
+    #: The location to pass to the server.
     location: str
 
     def put(self, path: str, content: bytes) -> None: ...
@@ -22,7 +22,7 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """A folder on this machine. Files appear complete (written beside, then renamed), as a careful deployment does it."""
+    """A local folder. Files appear atomically (written to a temporary name, then renamed)."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -40,7 +40,7 @@ class FolderStore:
 
 
 class BucketStore:
-    """A prefix of an object store."""
+    """A prefix in an object store."""
 
     def __init__(self, bucket: Bucket, prefix: str) -> None:
         self.location = bucket.location(prefix)

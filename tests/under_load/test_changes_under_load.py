@@ -1,4 +1,4 @@
-"""Models change under load, and nobody's request notices."""
+"""Changing models under load affects no request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from under_load.changes import Deployment
 from under_load.run import run
 from under_load.stores import FolderStore
 
-#: Each kind of change more than once; `python -m under_load` makes the full 200.
+#: Covers each kind of change more than once; `python -m under_load` makes the full 200.
 CHANGES = 40
 
 
@@ -39,7 +39,7 @@ def test_changes_in_a_folder_lose_no_request(tmp_path: Path) -> None:
     assert "Traceback" not in server.output
 
 
-def test_the_timeline_knows_which_answers_a_request_may_get() -> None:
+def test_the_timeline_knows_the_valid_answers_to_a_request() -> None:
     from under_load.timeline import Timeline
 
     timeline = Timeline()

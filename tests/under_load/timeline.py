@@ -1,4 +1,4 @@
-"""Which answers a request may get: the constants that its target stood for while it was in flight."""
+"""The valid answers to a request: the constants its target may have stood for while it was in flight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Span:
-    """A constant that may answer from the moment its change was begun until the moment its end was seen."""
+    """A constant, valid from the start of its change until the end of the next one was observed."""
 
     constant: float
     begun: float
@@ -17,16 +17,16 @@ class Span:
 
 @dataclass
 class Timeline:
-    """For every target of requests (a version, a label, "" for the model) the constants that may answer, and when."""
+    """For every target (a version, a label, or "" for the model), which constants are valid when."""
 
     spans: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
 
     def begin(self, target: str, constant: float, now: float) -> None:
-        """From now on `target` may answer with `constant`; what it answered with before it may still."""
+        """From now on `target` may answer with `constant`; previous constants stay valid."""
         self.spans[target].append(Span(constant, now))
 
     def settle(self, target: str, constant: float, now: float) -> None:
-        """From now on `target` answers with `constant` only."""
+        """From now on `target` answers only with `constant`."""
         for span in self.spans[target]:
             if span.constant != constant and span.ended > now:
                 span.ended = now
@@ -37,5 +37,5 @@ class Timeline:
             span.ended = min(span.ended, now)
 
     def allowed(self, target: str, sent: float, answered: float) -> set[float]:
-        """The constants that may answer a request to `target` that was in flight from `sent` to `answered`."""
+        """The valid answers to a request to `target` that was in flight from `sent` to `answered`."""
         return {span.constant for span in self.spans[target] if span.begun <= answered and span.ended >= sent}

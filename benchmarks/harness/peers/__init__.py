@@ -1,4 +1,4 @@
-"""The servers that are measured, each with the settings a careful user would choose."""
+"""The measured servers, each with the settings that a careful user would choose."""
 
 from __future__ import annotations
 

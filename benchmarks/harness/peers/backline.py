@@ -1,4 +1,4 @@
-"""Backline as it is installed beside the running Python, with its defaults."""
+"""Backline as installed in the running environment, with its defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def serve_command(repository: Path, http_port: int, grpc_port: int, metrics_port
     """The command line of `backline serve` on 127.0.0.1."""
     executable = Path(sys.executable).parent / "backline"
     if not executable.exists():
-        raise CannotRun(f"there is no {executable}: install Backline into this environment (make install)")
+        raise CannotRun(f"{executable} is missing: install Backline into this environment (make install)")
     ports = ["--http-port", http_port, "--grpc-port", grpc_port, "--metrics-port", metrics_port]
     return [str(executable), "serve", str(repository), "--host", "127.0.0.1", *map(str, ports)]
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime without a server: what the machine gives at most, with the best batch size and threads."""
+"""ONNX Runtime without a server, with its best batch size and threads: the upper bound of this machine."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from harness.model import Model
 from harness.peers.peer import Peer
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-#: Batch size, threads in a run, runs at the same time.
+#: Batch size, threads per run, concurrent runs.
 Setting = tuple[int, int, int]
 
 
 class InProcess(Peer):
-    """A sweep finds the best setting of each model; the two best take part in every round, and the better one counts.
+    """A sweep finds each model's best settings; the best two run in every round, and the better one counts.
 
-    With `one_caller` a run has the runtime for itself, which then has only its batch size and its threads to choose.
+    With `one_caller`, runs are not concurrent: only batch size and threads vary.
     """
 
     name = "in-process"
     ways = frozenset({("http", "binary"), ("grpc", "binary")})
-    setup = "ONNX Runtime in a program of its own, no server: the best of batch size x threads in a run x runs at the same time"
+    setup = (
+        "ONNX Runtime in a separate program, no server: "
+        "the best of batch size x threads per run x concurrent runs"
+    )
 
     def __init__(self, *, one_caller: bool = False) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class InProcess(Peer):
         self.versions = {name: version(name) for name in ("onnxruntime", "numpy")}
 
     def measures(self, case: Case) -> bool:
-        # It is the same whoever asks: beside perf_analyzer's row the one of h2load needs no second measurement.
+        # Independent of the client, so h2load's row reuses the measurement of perf_analyzer's.
         return super().measures(case) and (case.generator != "h2load" or case.model.large)
 
     def measure(self, case: Case, seconds: float) -> Measurement:
@@ -66,16 +69,16 @@ class InProcess(Peer):
         return Measurement(rate, math.nan, math.nan, round(rate * seconds))
 
     def remarks(self) -> list[str]:
-        words = "best batch size, threads in a run, runs at the same time"
+        words = "best batch size, threads per run, concurrent runs"
         return [
             f"in-process, {name}: {words}: {' and '.join(map(str, best))}" for name, best in self.best.items()
         ]
 
     def check(self, case: Case) -> None:
-        """Nothing to check: its answers are what the others are compared with."""
+        """Does nothing: this peer's answers are the reference."""
 
     def settle(self, case: Case) -> None:
-        """Nothing to wait for: it has ended."""
+        """Does nothing: the program has exited."""
 
     def _run(self, model: Model, settings: list[Setting], seconds: float) -> list[float]:
         described = [",".join(map(str, setting)) for setting in settings]
@@ -92,7 +95,5 @@ class InProcess(Peer):
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CannotRun(
-                f"ONNX Runtime failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}"
-            )
+            raise CannotRun(f"ONNX Runtime failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
         return json.loads(done.stdout)

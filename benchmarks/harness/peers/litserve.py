@@ -1,4 +1,4 @@
-"""LitServe with one endpoint for each model; it has no v2 protocol, so the endpoint takes and gives the same JSON."""
+"""LitServe with one endpoint per model. It lacks the v2 protocol; the endpoint uses the same JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class LitServe(Peer):
     ways = frozenset({("http", "json")})
     perf_analyzer = False
     setup = (
-        "no v2 protocol: an endpoint of our own with the same JSON body and answer; one worker for each core, no batching, "
+        "no v2 protocol: a custom endpoint with the same JSON body and answer; one worker per core, "
+        "no batching, "
         "no binary tensors, no gRPC"
     )
 

@@ -1,4 +1,4 @@
-"""MLServer with a custom runtime that runs ONNX Runtime."""
+"""MLServer with a custom ONNX Runtime runtime."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ class MLServer(Peer):
     ways = frozenset({("http", "json"), ("grpc", "binary")})
     perf_analyzer = False
     setup = (
-        "MLServer with a custom ONNX Runtime runtime, parallel_workers 0 (in the server's process: the quickest for small models); "
-        "its REST has no binary tensors, its gRPC no ModelConfig, so perf_analyzer cannot drive it and h2load does"
+        "MLServer with a custom ONNX Runtime runtime, parallel_workers 0 "
+        "(in the server's process: the quickest for small models); "
+        "its REST has no binary tensors and its gRPC no ModelConfig, "
+        "so h2load measures it instead of perf_analyzer"
     )
 
     def start(self, models: list[Model]) -> None:

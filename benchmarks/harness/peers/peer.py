@@ -1,4 +1,4 @@
-"""What the harness asks of a server."""
+"""What the harness needs from a measured server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from harness.server_process import ServerProcess
 
 
 class Peer(ABC):
-    """A server, from its environment to its end. Methods raise CannotRun with the reason when it cannot be measured."""
+    """A server, from its installation to its end. Methods raise CannotRun if it cannot be measured."""
 
     name: ClassVar[str]
-    #: What it speaks: pairs of protocol and encoding.
+    #: Supported pairs of protocol and encoding.
     ways: ClassVar[frozenset[tuple[str, str]]]
-    #: Whether perf_analyzer can drive it: it asks for the model's configuration and statistics.
+    #: Whether perf_analyzer can drive it, which needs the model's configuration and statistics.
     perf_analyzer: ClassVar[bool] = True
-    #: How it is set up, for the reader of the table.
+    #: Its settings, for the reader of the table.
     setup: ClassVar[str]
 
     def __init__(self) -> None:
@@ -39,10 +39,10 @@ class Peer(ABC):
 
     @abstractmethod
     def start(self, models: list[Model]) -> None:
-        """Installs the server if need be and starts it with `models`; returns when it is ready."""
+        """Installs the server if needed and starts it with `models`; returns when it is ready."""
 
     def measures(self, case: Case) -> bool:
-        """Whether the case makes sense for this server."""
+        """Whether the server supports the case."""
         return (case.protocol, case.encoding) in self.ways and (
             case.generator != "perf_analyzer" or self.perf_analyzer
         )
@@ -54,23 +54,23 @@ class Peer(ABC):
         return f"http://127.0.0.1:{self.http_port}{self.infer_path(model)}"
 
     def http_post(self, model: Model) -> h2load.Post:
-        """The request with binary tensors, for h2load."""
+        """The request with binary tensors for h2load."""
         return h2load.Post(self.infer_url(model), *model.binary_request())
 
     def grpc_post(self, model: Model) -> h2load.Post:
         return h2load.grpc_post(self.grpc_port, model.grpc_request())
 
     def batched(self, model: Model) -> bool:
-        """Whether the server says that it adds the batch dimension itself."""
+        """Whether the server reports that it adds the batch dimension."""
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=10)
             connection.request("GET", f"/v2/models/{model.name}/config")
             return json.loads(connection.getresponse().read()).get("max_batch_size", 0) > 0
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise CannotRun(f"it does not tell the configuration of {model.name}: {error}") from error
+            raise CannotRun(f"it does not return the configuration of {model.name}: {error}") from error
 
     def check(self, case: Case) -> None:
-        """One request as the load generators send it; raises CannotRun when the answer is not right."""
+        """Sends one request like the load generators; raises CannotRun if the answer is wrong."""
         case.model.check(
             self.ask_grpc(case.model) if case.protocol == "grpc" else self.ask_http(case.model, case.encoding)
         )
@@ -114,7 +114,7 @@ class Peer(ABC):
         return {tensor.name: array for tensor, array in zip(answer.outputs, data, strict=True)}
 
     def measure(self, case: Case, seconds: float) -> Measurement:
-        """One run of the case's load generator, with the processor time that the server took for each request."""
+        """One run of the case's load generator, including the server's processor time per request."""
         process = self.running()
         before = process.cpu_seconds()
         if case.generator == "wrk":
@@ -132,7 +132,7 @@ class Peer(ABC):
         return replace(result, cpu_us=spent / result.requests * 1e6) if result.requests else result
 
     def settle(self, case: Case) -> None:
-        """Returns when the server has worked off what the load generator left behind: some go on with requests whose client has gone."""
+        """Waits for the server to finish leftover work: some continue requests whose client has gone."""
         deadline = time.monotonic() + 120
         while True:
             try:
@@ -144,7 +144,7 @@ class Peer(ABC):
                 return
 
     def remarks(self) -> list[str]:
-        """What a reader of the table should know about this run."""
+        """Remarks for the reader of the table."""
         return []
 
     def pause(self) -> None:
@@ -157,7 +157,9 @@ class Peer(ABC):
 
     def running(self) -> ServerProcess:
         if self.process is None or not self.process.alive():
-            words = "it was not started" if self.process is None else f"it ended: {self.process.last_words()}"
+            words = (
+                "it was not started" if self.process is None else f"it exited: {self.process.last_words()}"
+            )
             raise CannotRun(words)
         return self.process
 

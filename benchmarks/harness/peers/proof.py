@@ -1,4 +1,4 @@
-"""A speed proof: a small program, `PROGRAM MODEL.onnx PORT`, that answers for one model on one protocol, and does nothing else."""
+"""A speed proof: a minimal program, `PROGRAM MODEL.onnx PORT`, that serves one model on one protocol."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ REQUIREMENTS = ["uvloop", "httptools", "hpack", "orjson", "numpy", "onnxruntime"
 
 
 class Proof(Peer):
-    """One proof, serving one model. It has no health route and no configuration: it is ready when it listens."""
+    """One proof with one model. It has no health route or configuration; listening means ready."""
 
     name = "proof"
     ways = frozenset({("http", "binary"), ("grpc", "binary")})
-    setup = "a program that only parses, runs and answers: no limits, no errors, no flow control"
+    setup = "a minimal program that parses, runs and answers: no limits, no errors, no flow control"
 
     def __init__(self, program: Path, protocol: str) -> None:
         super().__init__()
         if not program.exists():
-            raise CannotRun(f"there is no {program}")
+            raise CannotRun(f"{program} does not exist")
         self.program = program
         self.protocol = protocol
         self.model: Model | None = None

@@ -1,4 +1,4 @@
-"""NVIDIA Triton 2.51, the server inside the nvidia-pytriton wheel, without pytriton: its Python backend runs ONNX Runtime."""
+"""NVIDIA Triton 2.51 from the nvidia-pytriton wheel, running ONNX Runtime in its Python backend."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ class Triton(Peer):
     name = "triton"
     ways = frozenset({("http", "binary"), ("http", "json"), ("grpc", "binary")})
     setup = (
-        "tritonserver 2.51 (C++) from the nvidia-pytriton 0.7.0 wheel, dynamic batching up to 64; the wheel has no ONNX Runtime backend, "
-        "so a Python backend runs ONNX Runtime, one run for each batch"
+        "tritonserver 2.51 (C++) from the nvidia-pytriton 0.7.0 wheel, dynamic batching up to 64; "
+        "the wheel has no ONNX Runtime backend, "
+        "so a Python backend runs ONNX Runtime, one execution per batch"
     )
 
     def start(self, models: list[Model]) -> None:
         self.start_repository(self._write_repository(models))
 
     def start_repository(self, repository: Path, *options: str) -> None:
-        """Installs the server if need be and starts it with a model repository and further options; returns when it is ready."""
+        """Installs the server if needed, starts it with a repository and options, and waits until ready."""
         folder = environment(self.name, REQUIREMENTS)
         server = next(folder.glob("lib/python3.*/site-packages/pytriton/tritonserver"), None)
         if server is None:
-            raise CannotRun("the nvidia-pytriton wheel for this machine carries no tritonserver")
+            raise CannotRun("the nvidia-pytriton wheel for this machine contains no tritonserver")
         self._place_stub(server)
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         ports = {"http-port": self.http_port, "grpc-port": self.grpc_port, "metrics-port": self.metrics_port}
@@ -47,7 +48,7 @@ class Triton(Peer):
             str(server / "external_libs"),
             os.environ.get("LD_LIBRARY_PATH", ""),
         ]
-        # The stub process takes the first python on PATH for its own.
+        # The stub process runs the first python on PATH.
         settings = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
@@ -67,7 +68,7 @@ class Triton(Peer):
         if not stub.exists():
             raise CannotRun(f"the wheel has no Python backend for Python {python}")
         place = server / "backends" / "python" / stub.name
-        # Another server of this environment may be running it.
+        # The stub may be in use by another server of this environment.
         if not (place.exists() and filecmp.cmp(stub, place)):
             shutil.copy(stub, place)
 
@@ -87,11 +88,12 @@ class Triton(Peer):
             f'{{ name: "{name}" data_type: TYPE_FP32 dims: [ {", ".join(map(str, array.shape[1:]))} ] }}'
             for name, array in model.outputs.items()
         ]
-        # A model that keeps a core busy gets one instance for each core; for tiny ones a second process only takes turns with the first.
+        # Compute-bound models get an instance per core; for tiny ones a second process would only alternate.
         instances = (os.cpu_count() or 1) if model.run_ms > 1 else 1
         return (
             f'name: "{model.name}"\nbackend: "python"\nmax_batch_size: 64\ndynamic_batching {{ }}\n'
-            f'input [ {{ name: "{model.input_name}" data_type: TYPE_FP32 dims: [ {", ".join(map(str, model.shape[1:]))} ] }} ]\n'
+            f'input [ {{ name: "{model.input_name}" data_type: TYPE_FP32'
+            f" dims: [ {', '.join(map(str, model.shape[1:]))} ] }} ]\n"
             f"output [ {', '.join(outputs)} ]\n"
             f"instance_group [ {{ kind: KIND_CPU count: {instances} }} ]\n"
         )

@@ -1,7 +1,7 @@
-"""Answers with each element of its input in turn.
+"""Answers with each element of its input in turn. Request parameters make it wait or fail.
 
-Parameters of a request: `gate` waits until that gate opens, before the response `at`; `fail_at` is the place of an error among the
-responses; `final` marks the last response as the last, so that no empty one follows; `raise` is an error of the execution.
+`gate` is a gate to wait at before response number `at`, `fail_at` the position of an error; `final` flags the
+last response as final, so that no empty one follows; `raise` raises an exception.
 """
 
 import json

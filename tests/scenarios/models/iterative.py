@@ -1,6 +1,6 @@
-"""Counts how often it has had a request, and answers after as many times as its input says.
+"""Counts its executions of a request and answers at the one that the input specifies.
 
-Parameters of a request: `gate` waits until that gate opens, before the first time; `fail_at` is the time at which it fails.
+Request parameters: `gate` is a gate to wait at in the first execution, `fail_at` the execution that fails.
 """
 
 import json
@@ -33,9 +33,9 @@ class TritonPythonModel:
                 (self.gates / f"{gate}.entered").touch()
                 while not (self.gates / f"{gate}.open").exists():
                     time.sleep(0.001)
-        company = "|".join(str(self.value(request)) for request in requests)
+        batch = "|".join(str(self.value(request)) for request in requests)
         self.runs += 1
-        return [self.answer(request, company) for request in requests]
+        return [self.answer(request, batch) for request in requests]
 
     def value(self, request):
         return int(pb_utils.get_input_tensor_by_name(request, "IN").as_numpy().reshape(-1)[0])
@@ -44,13 +44,13 @@ class TritonPythonModel:
         tensor = pb_utils.get_input_tensor_by_name(request, "START")
         return None if tensor is None else int(tensor.as_numpy().reshape(-1)[0])
 
-    def answer(self, request, company):
+    def answer(self, request, batch):
         key = request.correlation_id()
         times = self.times[key] = self.times.get(key, 0) + 1
         flags = request.flags()
         marks = ("start " if flags & START else "") + ("end " if flags & END else "")
         control = f"START={self.start(request)} " if self.controlled else ""
-        self.seen.setdefault(key, []).append(f"{marks}{control}{company}")
+        self.seen.setdefault(key, []).append(f"{marks}{control}{batch}")
         if json.loads(request.parameters() or "{}").get("fail_at") == times:
             del self.times[key], self.seen[key]
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"no time {times}"))

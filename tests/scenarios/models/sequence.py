@@ -1,4 +1,4 @@
-"""Adds up the inputs of each sequence and tells which control inputs it saw, of all requests of its batch."""
+"""Adds up the inputs of each sequence and reports the control inputs of all requests in the batch."""
 
 import json
 import time
@@ -26,12 +26,10 @@ class TritonPythonModel:
                 while not (self.gates / f"{gate}.open").exists():
                     time.sleep(0.001)
         seen = [self.seen(request) for request in requests]
-        company = "|".join(
-            str(self.value(request)) if self.is_ready(request) else "-" for request in requests
-        )
+        batch = "|".join(str(self.value(request)) if self.is_ready(request) else "-" for request in requests)
         self.runs += 1
         return [
-            self.answer(request, controls, company) for request, controls in zip(requests, seen, strict=True)
+            self.answer(request, controls, batch) for request, controls in zip(requests, seen, strict=True)
         ]
 
     def tensor(self, request, name):
@@ -54,7 +52,7 @@ class TritonPythonModel:
         ]
         return " ".join([*shown, f"id={request.correlation_id()}", f"flags={request.flags()}"])
 
-    def answer(self, request, controls, company):
+    def answer(self, request, controls, batch):
         sequence = request.correlation_id()
         if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
             self.sums[sequence] = 0
@@ -63,6 +61,6 @@ class TritonPythonModel:
             "OUT": np.full(self.shape, total, np.int32),
             "RUN": np.full(self.shape, self.runs - 1, np.int32),
             "SEEN": np.full(self.shape, controls.encode(), np.object_),
-            "COMPANY": np.full(self.shape, company.encode(), np.object_),
+            "BATCH": np.full(self.shape, batch.encode(), np.object_),
         }
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])

@@ -1,4 +1,4 @@
-"""Adds its input to the state that the server keeps of its sequence."""
+"""Adds its input to the sequence state that the server keeps."""
 
 import triton_python_backend_utils as pb_utils
 

@@ -1,4 +1,4 @@
-"""Tells which runs it had before, and with what."""
+"""Reports its previous executions and their inputs."""
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -11,8 +11,8 @@ class TritonPythonModel:
     def execute(self, requests):
         given = [pb_utils.get_input_tensor_by_name(request, "IN").as_numpy() for request in requests]
         self.runs.append("|".join(" ".join(str(value) for value in rows.reshape(-1)) for rows in given))
-        told = "; ".join(self.runs).encode()
+        seen = "; ".join(self.runs).encode()
         return [
-            pb_utils.InferenceResponse([pb_utils.Tensor("SEEN", np.full((len(rows), 1), told, np.object_))])
+            pb_utils.InferenceResponse([pb_utils.Tensor("SEEN", np.full((len(rows), 1), seen, np.object_))])
             for rows in given
         ]

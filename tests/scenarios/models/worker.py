@@ -1,7 +1,7 @@
-"""Adds 1 to its input and tells who was in its batch. It fails, and waits at gates, as the parameters of the requests say.
+"""Adds 1 to its input and reports the inputs in its batch; request parameters make it wait or fail.
 
-Parameters of a request: `gate` waits until that gate opens, `note` is a file to which the run is added when it begins, `fail` is an error
-for this request, `code` its kind, `raise` one of the batch; `at` is the only model that they are for.
+`gate` is a gate to wait at, `note` a file that logs the start of each execution, `fail` an error for this
+request and `code` its kind, `raise` an exception for the batch; `at` is the only model they apply to.
 """
 
 import json
@@ -23,10 +23,10 @@ class TritonPythonModel:
 
     def execute(self, requests):
         parameters = [self.parameters(request) for request in requests]
-        company = "|".join(self.members(request) for request in requests)
+        batch = "|".join(self.members(request) for request in requests)
         for note in {given["note"] for given in parameters if "note" in given}:
             with (self.gates / note).open("a") as file:
-                file.write(f"{self.name}: {company}\n")
+                file.write(f"{self.name}: {batch}\n")
         for request, given in zip(requests, parameters, strict=True):
             if "gate" in given:
                 self.wait(given["gate"], request)
@@ -34,7 +34,7 @@ class TritonPythonModel:
             if "raise" in given:
                 raise ValueError(given["raise"])
         answers = [
-            self.answer(request, given, company) for request, given in zip(requests, parameters, strict=True)
+            self.answer(request, given, batch) for request, given in zip(requests, parameters, strict=True)
         ]
         self.runs += 1
         return answers
@@ -54,7 +54,7 @@ class TritonPythonModel:
         rows = pb_utils.get_input_tensor_by_name(request, "IN").as_numpy()
         return " ".join(str(value) for value in rows.reshape(-1))
 
-    def answer(self, request, parameters, company):
+    def answer(self, request, parameters, batch):
         if "fail" in parameters:
             code = getattr(pb_utils.TritonError, parameters.get("code", "INTERNAL"))
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(parameters["fail"], code))
@@ -64,7 +64,7 @@ class TritonPythonModel:
         values = {
             "OUT": given + (1 if optional is None else optional.as_numpy()),
             "RUN": np.full(one, self.runs, np.int32),
-            "COMPANY": np.full(one, company.encode(), np.object_),
+            "BATCH": np.full(one, batch.encode(), np.object_),
         }
         wanted = request.requested_output_names()
         return pb_utils.InferenceResponse(

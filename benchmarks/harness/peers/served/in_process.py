@@ -1,6 +1,8 @@
-"""Items per second of ONNX Runtime: `in_process.py MODEL.onnx INPUT SHAPE SECONDS BATCH,THREADS,CALLERS...` prints a JSON list.
+"""Items per second of ONNX Runtime, printed as a JSON list.
 
-CALLERS threads call one session, which uses THREADS threads for each run of BATCH items, for SECONDS.
+Usage: `in_process.py MODEL.onnx INPUT SHAPE SECONDS BATCH,THREADS,CALLERS...`
+
+For SECONDS, CALLERS threads share one session, which uses THREADS threads for each run of BATCH items.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def items_per_second(
     try:
         session.run(None, feed)
     except onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument:
-        return 0.0  # The model takes no such batch.
+        return 0.0  # the model does not accept this batch size
     runs = [0] * callers
     barrier = threading.Barrier(callers + 1)
     ended = [0.0] * callers

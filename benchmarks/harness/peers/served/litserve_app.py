@@ -1,4 +1,4 @@
-"""A LitServe server: `litserve_app.py PORT NAME=MODEL.onnx...`, with the JSON of the v2 protocol at its usual path."""
+"""A LitServe server, `litserve_app.py PORT NAME=MODEL.onnx...`, with the v2 protocol's JSON and paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A custom runtime of MLServer: ONNX Runtime."""
+"""A custom MLServer runtime for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 
-#: Requests for a model with larger inputs than this run on a thread, so that the loop goes on meanwhile.
+#: Models with larger inputs than this run on a thread, to keep the event loop free.
 INLINE_ITEMS = 1000
 
 

@@ -1,4 +1,4 @@
-"""model.py of Triton's Python backend: ONNX Runtime, one run for all requests of a batch."""
+"""A model.py for Triton's Python backend: ONNX Runtime, one execution per batch."""
 
 from __future__ import annotations
 
