@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from backline.process_memory import trim
 from onnx import TensorProto, helper
 
 from backline.backends.arena_outputs import LARGE, MAX_HELD, ArenaOutputs
+from backline.system.memory import trim
 
 HOLD = """
 import gc, sys
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from backline.backends.onnxruntime import OnnxRuntime
 from backline.engine.model_config import ModelConfig
-from backline.process_memory import resident_bytes, return_large_blocks, trim
+from backline.system.memory import resident_bytes, return_large_blocks, trim
 
 return_large_blocks()
 model = OnnxRuntime().load(Path(sys.argv[1]), ModelConfig(name="twice"))

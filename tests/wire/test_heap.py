@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from backline.process_memory import resident_bytes, trim
 
+from backline.system.memory import resident_bytes, trim
 from backline.wire.application import Application
 from backline.wire.connection import Wire
 from backline.wire.heap import Heap

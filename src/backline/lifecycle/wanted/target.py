@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from backline.engine.model_config import ModelConfig, VersionPolicy
 from backline.engine.version_order import version_order
 from backline.lifecycle.plan import Wanted
+from backline.repository.names import some_of
 from backline.repository.repository import FoundModel, FoundVersion, Repository
 
 #: The version shown for a model of which nothing can be served.
@@ -106,10 +107,11 @@ class Target:
 
 def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], list[str]]:
     """The versions that a policy selects, oldest first, and those that it names but that are missing."""
-    present = sorted(set(versions), key=version_order)
+    held = set(versions)
+    present = sorted(held, key=version_order)
     if policy.specific is not None:
         wanted = frozenset(policy.specific)
-        missing = [version for version in dict.fromkeys(policy.specific) if version not in present]
+        missing = [version for version in dict.fromkeys(policy.specific) if version not in held]
         return [version for version in present if version in wanted], missing
     if policy.latest is not None:
         return present[max(0, len(present) - policy.latest) :], []
@@ -119,8 +121,8 @@ def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], l
 def none_selected(place: str, held: Sequence[str], missing: Sequence[str]) -> str:
     """Why nothing is served if the policy only names missing versions; `place` is the model's folder."""
     return (
-        f"'{place}' holds none of the versions that version_policy names: {', '.join(missing)}"
-        f" (it holds {', '.join(held) or 'none'})"
+        f"'{place}' holds none of the versions that version_policy names: {some_of(missing)}"
+        f" (it holds {some_of(held) or 'none'})"
     )
 
 
