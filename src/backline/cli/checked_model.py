@@ -42,7 +42,7 @@ def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
 
 def check_ensembles(checked: Sequence[CheckedModel]) -> None:
     """Adds the errors of ensembles whose models are missing among these, or do not fit, as far as the models are loaded."""
-    from backline.lifecycle.calls.ensemble_steps import check_steps, composed_signature, unanswered_step
+    from backline.lifecycle.composed import check_steps, composed_signature, unanswered_step
 
     engine = Engine()
     waiting = []

@@ -96,10 +96,9 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
             folder.version.version if folder.version is not None else "",
         ), ()
     from backline.lifecycle.loading.loader import load  # brings the runtimes along
-    from backline.lifecycle.loading.scheduling_text import scheduling_text
+    from backline.lifecycle.loading.queueing import scheduling_text
     from backline.lifecycle.loading.version_load import request_check
-    from backline.lifecycle.loading.warm_up import fitting_request
-    from backline.lifecycle.loading.warm_up_samples import warm_up_samples
+    from backline.lifecycle.loading.warm_up import fitting_request, warm_up_samples
 
     version, file = folder.version, folder.model_file
     if version is None or file is None:
