@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from backline.backends.arena_outputs import LARGE, MAX_HELD, ArenaOutputs
+from backline.backends.onnxruntime import LARGE, MAX_HELD, ArenaOutputs
 from backline.system.memory import trim
 
 HOLD = """

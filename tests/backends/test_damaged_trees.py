@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from backends.served_models import need
-from backline.backends import lightgbm_file, xgboost_file
+from backline.backends import lightgbm as lightgbm_backend
+from backline.backends import xgboost as xgboost_backend
 from backline.engine.errors import InvalidArgument
 from support.server import serve
 
@@ -113,7 +114,7 @@ def test_a_lightgbm_model_whose_numbers_lead_out_of_it_is_refused(
     (tmp_path / "model.txt").write_text(text if "tree_sizes" in pattern else resized(text))
 
     with pytest.raises(InvalidArgument, match=f"is damaged, or was not copied completely: .*{reason}"):
-        lightgbm_file.check_file(tmp_path / "model.txt")
+        lightgbm_backend.check_file(tmp_path / "model.txt")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_what_lightgbm_writes_passes(tmp_path: Path, parameters: dict[str, Any])
     )
     lightgbm.train(given, data, 3).save_model(tmp_path / "model.txt")
 
-    lightgbm_file.check_file(tmp_path / "model.txt")
+    lightgbm_backend.check_file(tmp_path / "model.txt")
 
 
 def booster(**parameters: Any) -> xgboost.Booster:
@@ -214,7 +215,7 @@ def test_an_xgboost_model_whose_numbers_lead_out_of_it_is_refused(
     (tmp_path / "model.json").write_text(json.dumps(model))
 
     with pytest.raises(InvalidArgument, match=f"is damaged, or was not copied completely: .*{reason}"):
-        xgboost_file.check_file(tmp_path / "model.json")
+        xgboost_backend.check_file(tmp_path / "model.json")
 
 
 @pytest.mark.parametrize("form", ["json", "ubj"])
@@ -240,7 +241,7 @@ def test_what_xgboost_writes_passes(tmp_path: Path, form: str, parameters: dict[
         made = booster(**parameters)
     (tmp_path / f"model.{form}").write_bytes(bytes(made.save_raw(form)))
 
-    xgboost_file.check_file(tmp_path / f"model.{form}")
+    xgboost_backend.check_file(tmp_path / f"model.{form}")
 
 
 @pytest.mark.parametrize("form", ["json", "ubj"])
@@ -249,7 +250,7 @@ def test_a_linear_xgboost_model_passes(tmp_path: Path, form: str) -> None:
     made = xgboost.train(given, xgboost.DMatrix(X, Y), 2)
     (tmp_path / f"model.{form}").write_bytes(bytes(made.save_raw(form)))
 
-    xgboost_file.check_file(tmp_path / f"model.{form}")
+    xgboost_backend.check_file(tmp_path / f"model.{form}")
 
 
 def test_a_server_outlives_half_a_copy_and_serves_the_whole(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_no_spelling_of_save_writes_a_file(tmp_path: Path, spelling: str, method
 
 
 def test_the_word_save_in_a_text_or_a_definition_is_no_call(tmp_path: Path) -> None:
-    from backline.backends.pytorch_operations import check_source
+    from backline.backends.pytorch_files import check_source
 
     class Words(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> str:

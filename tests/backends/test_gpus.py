@@ -36,7 +36,7 @@ def asked_in_another_process(code: str, variables: dict[str, str]) -> str:
 
 def gpus_of_the_driver(variables: dict[str, str]) -> str:
     return asked_in_another_process(
-        "from backline.backends.cuda import cuda_gpus as ask; g = ask(); print(g.indexes, g.reason)",
+        "from backline.backends.runtime import cuda_gpus as ask; g = ask(); print(g.indexes, g.reason)",
         variables,
     )
 

@@ -9,9 +9,9 @@ import pytest
 
 from backends.loading import load
 from backline.backends.backend import LoadOptions
-from backline.backends.cuda import cuda_gpus
 from backline.backends.onnx_providers import CPU, Provider, can_use, read_providers, why_on_no_gpu
 from backline.backends.onnxruntime import OnnxRuntime
+from backline.backends.runtime import cuda_gpus
 from backline.engine.device import CPU as PROCESSOR
 from backline.engine.device import Device
 from backline.engine.errors import InvalidArgument

@@ -107,7 +107,7 @@ def test_a_key_that_is_slow_to_parse_does_not_hold_up_the_scan_of_other_models(t
         (tmp_path / name / "1" / "model.onnx").write_bytes(b"x")
         (tmp_path / name / "model.toml").write_text(text)
     scan = (
-        "import sys; from pathlib import Path; from backline.backends.formats import FORMATS\n"
+        "import sys; from pathlib import Path; from backline.backends.registry import FORMATS\n"
         "from backline.repository.local import LocalRepository\n"
         "for model in LocalRepository(Path(sys.argv[1]), formats=FORMATS).scan_now(): print(model.name, model.problem)"
     )

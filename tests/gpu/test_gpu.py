@@ -16,8 +16,8 @@ import pytest
 
 import backline
 from backline.backends.backend import LoadOptions, gpus_of
-from backline.backends.cuda import cuda_gpus
 from backline.backends.registry import choose
+from backline.backends.runtime import cuda_gpus
 from backline.engine.device import Device
 from backline.engine.model_config import ModelConfig
 from support.networks import FLOAT, build, floats, node

@@ -14,8 +14,7 @@ from onnx import TensorProto, helper
 
 from backline.engine.control import LabelMove
 from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
-from backline.lifecycle.records.audit import AuditLog
-from backline.lifecycle.records.labels import LabelStore
+from backline.lifecycle.records import AuditLog, LabelStore
 from support import models
 from support.repositories import unprivileged_folder
 from support.server import serve

@@ -396,7 +396,7 @@ def test_what_a_killed_server_leaves_is_removed_at_the_next_start_and_no_more(
     killed = """
 import os, signal
 from backline.engine.control import Overrides
-from backline.lifecycle.wanted.overriding import OverridingFiles
+from backline.lifecycle.overriding import OverridingFiles
 OverridingFiles()._write("m", "{}", Overrides("{}", {"1/model.onnx": b"x"}))
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -8,8 +8,7 @@ import pytest
 
 from backline.engine.model import ModelState
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.phase import FOLLOWING, SEEN_AS, IllegalTransition, VersionPhase
-from backline.lifecycle.shown_version import StandIn
+from backline.lifecycle.phase import FOLLOWING, SEEN_AS, IllegalTransition, StandIn, VersionPhase
 
 
 def version(phase: VersionPhase) -> StandIn:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backline.engine.model_format import ModelFormat
-from backline.lifecycle.wanted.target import select
+from backline.lifecycle.wanted import select
 from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.repository import FoundModel

@@ -9,9 +9,8 @@ import numpy as np
 
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, read_start
+from backline.backends.runtime import decode, encode, import_runtime, read_start
 from backline.backends.table import CATEGORIES, TableModel, features, reason
-from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig

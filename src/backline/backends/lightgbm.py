@@ -1,17 +1,20 @@
-"""LightGBM boosters in text form."""
+"""LightGBM boosters, from text files that are checked as data first."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
-from backline.backends.lightgbm_file import check_file
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, read_start
 from backline.backends.table import TableModel, features, reason
+from backline.backends.tree_checks import MAX_CLASSES, Damaged, check_children, check_range, damaged
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -55,3 +58,124 @@ class LightGbm:
         return TableModel(
             path, config, (features(count, DataType.FP64, config),), predict, threads, parameters.warnings
         )
+
+
+_END: Final = b"end of trees"
+#: Of a tree with splits: one value for each split, one for each leaf; the library reads those of the first line whatever a file says.
+_OF_SPLITS: Final = ("split_feature", "threshold", "decision_type", "left_child", "right_child")
+_MORE_OF_SPLITS: Final = ("split_gain", "internal_value", "internal_weight", "internal_count")
+_MORE_OF_LEAVES: Final = ("leaf_weight", "leaf_count")
+_CATEGORICAL: Final = 1
+
+
+def check_file(path: Path) -> None:
+    """Raises InvalidArgument for a file that was not copied completely or whose numbers lead out of it."""
+    with damaged(path):
+        content = path.read_bytes()
+        end = content.find(b"\n" + _END)
+        if end < 0:
+            raise Damaged(f"it has no line '{_END.decode()}'")
+        first = content.find(b"\nTree=")
+        first = min(first, end) + 1 if first >= 0 else end + 1
+        header = _lines(content[:first])
+        features = _number(header, "max_feature_idx") + 1
+        classes = _number(header, "num_class")
+        if not (0 < features <= 1 << 24 and 0 < classes <= MAX_CLASSES):
+            raise Damaged(f"it has {features} features and {classes} classes")
+        if _number(header, "num_tree_per_iteration") != classes:
+            raise Damaged("num_tree_per_iteration is not num_class")
+        if (given := re.search(r"\bnum_class:(\d+)", header.get("objective", ""))) and int(
+            given[1]
+        ) != classes:
+            raise Damaged("the num_class of its objective is another")
+        for name in ("feature_names", "feature_infos"):
+            if name in header and len(header[name].split()) != features:
+                raise Damaged(f"{name} are not {features}")
+        trees = _trees(content, header, first, end + 1)
+        if len(trees) % classes:
+            raise Damaged(f"{len(trees)} trees are not the same number for each of {classes} classes")
+        for index, tree in enumerate(trees):
+            try:
+                _check_tree(_lines(tree), features)
+            except Damaged as error:
+                raise Damaged(f"tree {index}: {error}") from None
+
+
+def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> list[bytes]:
+    """The texts of the trees, where the library looks for them: by their sizes."""
+    if "tree_sizes" in header:
+        sizes = _integers(header, "tree_sizes")
+        check_range("tree_sizes", sizes, 0, len(content) + 1)
+        starts = [first, *(first + np.cumsum(sizes)).tolist()]
+    else:
+        starts = [
+            first + found.start() for found in re.finditer(rb"^Tree=", content[first:end], re.MULTILINE)
+        ]
+        starts.append(end)
+    trees = [content[start:stop] for start, stop in pairwise(starts)]
+    if starts[-1] != end or any(not tree.startswith(b"Tree=") for tree in trees):
+        raise Damaged("tree_sizes are not those of the trees")
+    return trees
+
+
+def _check_tree(tree: Mapping[str, str], features: int) -> None:
+    leaves, categories = _number(tree, "num_leaves"), _number(tree, "num_cat")
+    if not 0 < leaves <= 1 << 24:
+        raise Damaged(f"it has {leaves} leaves")
+    _count(tree, "leaf_value", leaves)
+    if int(tree.get("is_linear", "0")):
+        counts = _integers(tree, "num_features")
+        check_range("num_features", counts, 0, features + 1)
+        _count(tree, "num_features", leaves)
+        _count(tree, "leaf_const", leaves)
+        _count(tree, "leaf_coeff", int(counts.sum()))
+        _count(tree, "leaf_features", int(counts.sum()))
+        check_range("leaf_features", _integers(tree, "leaf_features"), 0, features)
+    if leaves == 1:
+        return
+    for name in _OF_SPLITS:
+        _count(tree, name, leaves - 1)
+    for names, count in ((_MORE_OF_SPLITS, leaves - 1), (_MORE_OF_LEAVES, leaves)):
+        for name in names:
+            if tree.get(name):
+                _count(tree, name, count)
+    check_range("split_feature", _integers(tree, "split_feature"), 0, features)
+    left, right = _integers(tree, "left_child"), _integers(tree, "right_child")
+    # A leaf is the complement of its index: leaves come after the splits here.
+    joined = [np.where(child < 0, leaves - 2 - child, child) for child in (left, right)]
+    check_children(np.arange(leaves - 1), joined[0], joined[1], 2 * leaves - 1)
+    by_category = (_integers(tree, "decision_type") & _CATEGORICAL) != 0
+    if categories:
+        bounds = _integers(tree, "cat_boundaries")
+        _count(tree, "cat_boundaries", categories + 1)
+        if bounds[0] != 0 or (np.diff(bounds) < 0).any():
+            raise Damaged("cat_boundaries do not rise from 0")
+        _count(tree, "cat_threshold", int(bounds[-1]))
+    if by_category.any():
+        chosen = np.array(tree["threshold"].split(), np.float64)[by_category]
+        if not ((chosen >= 0) & (chosen < categories)).all():
+            raise Damaged("the threshold of a categorical split is none of its categories")
+
+
+def _lines(text: bytes) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for line in text.decode("utf-8", "replace").splitlines():
+        key, is_pair, value = line.partition("=")
+        if is_pair and key in values:
+            raise Damaged(f"{key} is given twice")
+        values[key] = value
+    return values
+
+
+def _number(values: Mapping[str, str], key: str) -> int:
+    return int(values[key])
+
+
+def _integers(values: Mapping[str, str], key: str) -> np.ndarray:
+    return np.array(values[key].split(), np.int64)
+
+
+def _count(values: Mapping[str, str], key: str, count: int) -> None:
+    found = len(values[key].split())
+    if found != count:
+        raise Damaged(f"{key} has {found} values, not {count}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from backline.backends.cuda import cuda_gpus
+from backline.backends.runtime import cuda_gpus
 from backline.engine.device import Device, Gpus
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig

@@ -9,11 +9,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
+from weakref import ref
 
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.arena_outputs import ArenaOutputs
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions, Run
 from backline.backends.onnx_external_data import check_external_data
 from backline.backends.onnx_options import SessionSettings, read_settings
@@ -24,8 +24,7 @@ from backline.backends.onnx_providers import (
     usable_gpus,
     why_on_no_gpu,
 )
-from backline.backends.runtime import import_runtime, one_line, read_start
-from backline.backends.text_tensors import decode, encode
+from backline.backends.runtime import decode, encode, import_runtime, one_line, read_start
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
@@ -328,3 +327,46 @@ def _one_line(error: Exception) -> str:
         r"\S*onnxruntime\S*\.(?:cc|h|cpp):\d+ .*?\)(?: const)?(?=\s|$)(?: \[[^\]]*\])?\s*", "", reason
     )
     return one_line(reason) if reason.strip() else type(error).__name__
+
+
+MIB = 1024 * 1024
+#: Smaller outputs are not counted.
+LARGE = MIB // 4
+#: Bytes of outputs that may lie in the arena at once.
+MAX_HELD = 16 * MIB
+
+
+class ArenaOutputs:
+    """Copies outputs out of the arena while too many of its bytes are held.
+
+    An arena grows for outputs that are still in use, and keeps what it grew by when they are freed: a burst of large answers that nobody
+    reads would stay resident for as long as the model is loaded. Copies go back to the system when they are freed. As long as clients take
+    their answers nothing is copied.
+
+    Outputs are freed on any thread, and at any moment of the interpreter's choice. So nothing here takes a lock: single operations on
+    the dictionary are atomic.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[ref[np.ndarray], int]] = {}
+
+    @property
+    def held(self) -> int:
+        """Bytes of outputs that lie in the arena and are in use."""
+        return sum(size for _, size in tuple(self._held.values()))
+
+    def limit(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
+        """The outputs of a run, in the arena or copied."""
+        for array in outputs:
+            if type(array) is np.ndarray and array.nbytes >= LARGE:
+                return [self._limit(array) for array in outputs]
+        return outputs
+
+    def _limit(self, array: np.ndarray) -> np.ndarray:
+        if type(array) is not np.ndarray or array.nbytes < LARGE or array.dtype == object:
+            return array
+        if self.held + array.nbytes > MAX_HELD:
+            return array.copy()
+        held, key = self._held, id(array)
+        held[key] = (ref(array, lambda _: held.pop(key, None)), array.nbytes)
+        return array

@@ -14,8 +14,7 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line, read_start
-from backline.backends.text_tensors import decode, encode
+from backline.backends.runtime import decode, encode, import_runtime, one_line, read_start
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import Internal, InvalidArgument

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from backline.backends.backend import DEFAULT_OPTIONS, HostedModel, LoadOptions
-from backline.backends.cuda import cuda_gpus
-from backline.backends.runtime import read_start, require_trust
+from backline.backends.runtime import cuda_gpus, read_start, require_trust
 from backline.engine.device import Gpus
 from backline.engine.model_config import ModelConfig
 

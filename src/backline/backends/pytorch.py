@@ -16,8 +16,7 @@ from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.pytorch_files import PytorchKind, compiled_for, identify
 from backline.backends.pytorch_programs import Argument, Program, device_name, moving, usable_gpus
-from backline.backends.runtime import import_runtime, one_line, require_trust
-from backline.backends.text_tensors import decode, encode
+from backline.backends.runtime import decode, encode, import_runtime, one_line, require_trust
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument

@@ -11,10 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from backline.backends.cuda import cuda_gpus
-from backline.backends.pytorch_files import compiled_for
-from backline.backends.pytorch_operations import check_graphs, check_source
-from backline.backends.runtime import one_line
+from backline.backends.pytorch_files import check_graphs, check_source, compiled_for
+from backline.backends.runtime import cuda_gpus, one_line
 from backline.engine.datatypes import DataType
 from backline.engine.device import Device, Gpus
 from backline.engine.errors import InvalidArgument

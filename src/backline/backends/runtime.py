@@ -1,12 +1,19 @@
-"""What backends share: importing a runtime, checking a file, and reasons in one line."""
+"""What backends need to use a runtime: its import, its file, its text, the driver's GPUs, and its reasons in one line."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from backline.backends.backend import LoadOptions
+from backline.engine.device import Gpus
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 
@@ -66,3 +73,55 @@ def require_trust(path: Path, config: ModelConfig, options: LoadOptions) -> None
             " brought files along) and would be executed: start the server with --trust-remote-code if you"
             " trust where it comes from"
         )
+
+
+def decode(model: str, name: str, array: np.ndarray) -> np.ndarray:
+    """Decodes an array of bytes. Raises InvalidArgument with the position of bytes that are not UTF-8."""
+    texts = np.empty(array.size, np.object_)
+    for index, element in enumerate(array.reshape(-1).tolist()):
+        try:
+            texts[index] = element.decode() if isinstance(element, bytes) else str(element)
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(
+                f"element {index} of input '{name}' of model '{model}' is not UTF-8 text (byte"
+                f" {error.start}), as its strings must be"
+            ) from None
+    return texts.reshape(array.shape)
+
+
+def encode(array: np.ndarray) -> np.ndarray:
+    """Encodes an array of str (or bytes)."""
+    encoded = np.empty(array.size, np.object_)
+    for index, text in enumerate(array.reshape(-1).tolist()):
+        encoded[index] = text.encode() if isinstance(text, str) else text
+    return encoded.reshape(array.shape)
+
+
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@cache
+def cuda_gpus() -> Gpus:
+    """Asks the driver once (cuInit, cuDeviceGetCount), which respects CUDA_VISIBLE_DEVICES."""
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return Gpus(reason=f"this machine has no NVIDIA driver ({_DRIVER} is not there)")
+    count = ctypes.c_int(0)
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code:
+        return Gpus(reason=f"the NVIDIA driver cannot be used: {_error_name(driver, code)}{_visible()}")
+    if not count.value:
+        return Gpus(reason=f"the NVIDIA driver shows no GPU{_visible()}")
+    return Gpus(tuple(range(count.value)))
+
+
+def _error_name(driver: ctypes.CDLL, code: int) -> str:
+    name = ctypes.c_char_p()
+    driver.cuGetErrorName(code, ctypes.byref(name))
+    return name.value.decode() if name.value else f"CUDA error {code}"
+
+
+def _visible() -> str:
+    return f" (with {_VISIBLE}={os.environ[_VISIBLE]})" if _VISIBLE in os.environ else ""

@@ -13,11 +13,9 @@ import numpy as np
 
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
-from backline.backends.cuda import cuda_gpus
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.runtime import cuda_gpus, encode, import_runtime, one_line
 from backline.backends.tensorflow_operations import check_operations
-from backline.backends.text_tensors import encode
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument

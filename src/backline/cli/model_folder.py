@@ -98,10 +98,9 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
             folder.version.version if folder.version is not None else "",
         ), ()
     from backline.lifecycle.loading.loader import load  # brings the runtimes along
-    from backline.lifecycle.loading.scheduling_text import scheduling_text
+    from backline.lifecycle.loading.queueing import scheduling_text
     from backline.lifecycle.loading.version_load import request_check
-    from backline.lifecycle.loading.warm_up import fitting_request
-    from backline.lifecycle.loading.warm_up_samples import warm_up_samples
+    from backline.lifecycle.loading.warm_up import fitting_request, warm_up_samples
 
     version, file = folder.version, folder.model_file
     if version is None or file is None:
@@ -202,7 +201,7 @@ def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
 
 def check_ensembles(checked: Sequence[CheckedModel]) -> None:
     """Adds the errors of ensembles whose models are missing among these, or do not fit, as far as the models are loaded."""
-    from backline.lifecycle.calls.ensemble_steps import check_steps, composed_signature, unanswered_step
+    from backline.lifecycle.composed import check_steps, composed_signature, unanswered_step
 
     engine = Engine()
     waiting = []

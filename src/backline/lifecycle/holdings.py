@@ -8,13 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from backline.engine.errors import NotFound
-from backline.lifecycle.dependencies import composed_of
-from backline.lifecycle.executor import Executor
+from backline.lifecycle.executor import Executor, composed_of
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.lifecycle.served_model import ServedModel
-from backline.lifecycle.wanted.sources import Sources
-from backline.lifecycle.wanted.target import Source, Target, listed
+from backline.lifecycle.wanted import Source, Sources, Target, listed
 
 log = logging.getLogger("backline.lifecycle")
 

@@ -12,8 +12,8 @@ from backline.engine.control import Action, Change
 from backline.engine.model import ModelState
 from backline.engine.version_order import version_order
 from backline.lifecycle.executor import Step
-from backline.lifecycle.memory.residency import TO_MAKE_ROOM, WHEN_IDLE
-from backline.lifecycle.records.audit import AuditLog
+from backline.lifecycle.memory import TO_MAKE_ROOM, WHEN_IDLE
+from backline.lifecycle.records import AuditLog
 from backline.lifecycle.served_model import ServedModel
 
 log = logging.getLogger("backline.lifecycle")

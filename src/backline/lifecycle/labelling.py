@@ -13,10 +13,9 @@ from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.names import LONGEST_NAME, fault_in_name
 from backline.lifecycle.executor import Executor
-from backline.lifecycle.records.audit import AuditLog
-from backline.lifecycle.records.labels import LabelStore
+from backline.lifecycle.records import AuditLog, LabelStore
 from backline.lifecycle.served_model import ServedModel
-from backline.lifecycle.wanted.target import Source, Target, listed
+from backline.lifecycle.wanted import Source, Target, listed
 
 
 class NoteChange(Protocol):

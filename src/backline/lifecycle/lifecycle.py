@@ -13,20 +13,16 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name
 from backline.engine.version_order import version_order
-from backline.lifecycle.dependencies import composed_of
-from backline.lifecycle.executor import Executor, Step
+from backline.lifecycle.executor import Executor, Step, composed_of
 from backline.lifecycle.holdings import Holdings
 from backline.lifecycle.journal import Journal, OnEvent
 from backline.lifecycle.labelling import Labelling
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.options import LifecycleOptions
-from backline.lifecycle.records.audit import AuditLog
-from backline.lifecycle.records.labels import LabelStore
-from backline.lifecycle.records.state_folder import default_state_folder, warn_of_folder
+from backline.lifecycle.overriding import OverridingFiles, remove_stale, with_configuration
+from backline.lifecycle.records import AuditLog, LabelStore, default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
-from backline.lifecycle.wanted.overriding import OverridingFiles, remove_stale, with_configuration
-from backline.lifecycle.wanted.sources import Sources
-from backline.lifecycle.wanted.target import Source, Target, listed, select
+from backline.lifecycle.wanted import Source, Sources, Target, listed, select
 from backline.repository.repository import Repository
 
 

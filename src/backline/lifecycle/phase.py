@@ -1,12 +1,14 @@
-"""The phases of a version: which may follow which, and the state that clients see in each."""
+"""The phases of a version: which may follow which, what clients see in each, and what enters them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
 
-from backline.engine.model import ModelState
+from backline.engine.model import LoadProgress, Model, ModelState, RequestQueue
+from backline.engine.model_config import ModelConfig
+from backline.engine.ticket import Ticket
 
 
 class VersionPhase(Enum):
@@ -70,3 +72,70 @@ def check_transition(before: VersionPhase, after: VersionPhase) -> None:
     """Raises IllegalTransition unless one phase may follow another."""
     if after not in FOLLOWING[before]:
         raise IllegalTransition(f"a version that is {before.value} cannot become {after.value}")
+
+
+class ShownVersion:
+    """Owns the `model` that the engine and its callers see: nothing else in the lifecycle writes it."""
+
+    def __init__(self, model: Model, phase: VersionPhase, reason: str = "") -> None:
+        self.model = model
+        self._phase = phase
+        self._show(reason)
+
+    @property
+    def phase(self) -> VersionPhase:
+        return self._phase
+
+    def enter(self, phase: VersionPhase, reason: str = "") -> None:
+        """Enters another phase, with the reason to show if any. Raises IllegalTransition."""
+        check_transition(self._phase, phase)
+        self._phase = phase
+        self._show(reason)
+
+    def _show(self, reason: str, *, stalled: bool = False) -> None:
+        """Derives what clients see. A `stalled` version keeps its phase, but cannot answer for now."""
+        self.model.state = SEEN_AS[VersionPhase.FAILED if stalled else self._phase]
+        self.model.reason = reason
+
+    def require(self, required: bool) -> None:
+        """Sets whether the server needs this version to be ready."""
+        self.model.required = required
+
+
+class StandIn(ShownVersion):
+    """Stands for a version without a load: one that waits for it, is asleep, or failed in a change."""
+
+    def __init__(
+        self, name: str, version: str, config: ModelConfig, phase: VersionPhase, reason: str = ""
+    ) -> None:
+        super().__init__(Model(name, version, config), phase, reason)
+
+    def hold_requests(
+        self, check: Callable[[Ticket], None], queue: RequestQueue, wake: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Makes it take requests until the version is loaded; `wake` loads it without a request."""
+        model = self.model
+        model.on_demand = True
+        model.check, model.queue, model.wake = check, queue, wake
+
+    def resemble(self, loaded: Model) -> None:
+        """Shows what an earlier load showed, and continues its statistics."""
+        model = self.model
+        model.signature, model.max_batch_size = loaded.signature, loaded.max_batch_size
+        model.backend, model.platform, model.placement = loaded.backend, loaded.platform, loaded.placement
+        model.scheduling, model.statistics = loaded.scheduling, loaded.statistics
+
+    def show_load(self, *, loading: bool, progress: LoadProgress | None) -> None:
+        """Shows whether a load is running, and its progress if known."""
+        phase = VersionPhase.WAKING if loading else VersionPhase.ASLEEP
+        if phase is not self.phase:
+            self.enter(phase, self.model.reason)
+        self.model.progress = progress
+
+    def fail_to_wake(self, reason: str) -> None:
+        """Shows why the last load failed; the next request tries again."""
+        self.model.reason = f"the last load failed: {reason}; tried again when a request comes"
+
+    def hand_over(self, loaded: Model) -> None:
+        """Sends requests straight to the loaded version."""
+        self.model.check, self.model.queue = loaded.check, loaded.queue

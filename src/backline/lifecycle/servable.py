@@ -19,13 +19,16 @@ from backline.engine.response_statistics import FIRST_RESPONSE_BOUNDS_MS
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.loading.instances import InstanceMaker
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
-from backline.lifecycle.loading.queueing import build_queue, build_sequence_queue, settings_of
-from backline.lifecycle.loading.scheduling_text import scheduling_text
+from backline.lifecycle.loading.queueing import (
+    build_queue,
+    build_sequence_queue,
+    scheduling_text,
+    settings_of,
+)
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
-from backline.lifecycle.phase import VersionPhase
+from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import Held
-from backline.lifecycle.shown_version import ShownVersion
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.deadline import with_deadline
 from backline.schedule.version_queue import InstancesQueue

@@ -1,17 +1,19 @@
-"""All versions of one model: the wanted ones, the held ones, and what the engine shows."""
+"""All versions of one model: the wanted ones, the held ones, and what the engine shows; and all models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from backline.engine.engine import Engine
+from backline.engine.errors import Unavailable
 from backline.engine.model import ModelState
 from backline.engine.statistics import ModelStatistics
-from backline.lifecycle.phase import VersionPhase
+from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
 from backline.lifecycle.plan import Wanted
 from backline.lifecycle.servable import Servable
-from backline.lifecycle.shown_version import ShownVersion, StandIn
-from backline.lifecycle.wanted.target import Target, identity
+from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
 
 #: Makes the stand-in for a version that is loaded on request.
@@ -319,3 +321,60 @@ class ServedModel:
     def gone(self) -> bool:
         """Whether nothing is left of it, here or in its repository."""
         return self.target is None and self.change is None and not self.held and not self.known_versions
+
+
+class ServedModels:
+    """The models that the executor brings to their targets. Lives on the event loop."""
+
+    def __init__(self, *, strict_readiness: bool) -> None:
+        self._strict_readiness = strict_readiness
+        self._models: dict[str, ServedModel] = {}
+        self._watchers: list[asyncio.Future[None]] = []
+        self._closed = False
+
+    def __getitem__(self, name: str) -> ServedModel:
+        """The model with a name; a new one has no target."""
+        return self._models.setdefault(name, ServedModel(name, strict_readiness=self._strict_readiness))
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(tuple(self._models.values()))
+
+    def find(self, name: str) -> ServedModel | None:
+        return self._models.get(name)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._models)
+
+    def forget(self, name: str) -> None:
+        """Removes a model of which nothing is left."""
+        del self._models[name]
+
+    def stepped(self) -> None:
+        """Wakes waiters after steps of any model."""
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Waits until steps have made `reached` true. Raises Unavailable when the server stops first."""
+        while not reached():
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            watcher = asyncio.get_running_loop().create_future()
+            self._watchers.append(watcher)
+            await watcher
+
+    async def settle(self, names: Iterable[str] | None = None) -> None:
+        """Waits until no step is in progress or scheduled, for some models or all."""
+        for name in self.names if names is None else names:
+            await self.until(partial(self._is_settled, name))
+
+    def _is_settled(self, name: str) -> bool:
+        return name not in self._models or self._models[name].settled
+
+    def close(self) -> None:
+        """Ends all steps; waiters raise Unavailable."""
+        self._closed = True
+        self.stepped()

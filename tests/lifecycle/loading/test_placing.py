@@ -13,7 +13,7 @@ from backline.engine.device import CPU, Device, Gpus, Places, name_devices
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.loading.placing import asks_for_devices, place, place_again
+from backline.lifecycle.loading.instances import asks_for_devices, place, place_again
 
 NONE = Gpus(reason="the runtime is built for the CPU alone")
 TWO = Gpus((0, 1))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.lifecycle.loading.scheduling_text import scheduling_text
+from backline.lifecycle.loading.queueing import scheduling_text
 from support.repositories import only, put
 
 TENSORS = """

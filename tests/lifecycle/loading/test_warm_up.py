@@ -21,8 +21,7 @@ from backline.engine.model import ModelState
 from backline.engine.model_config import ModelConfig, WarmUpInput, WarmUpSample
 from backline.engine.signature import RequestCheck, Signature
 from backline.engine.tensor import Tensor, encode_tensor
-from backline.lifecycle.loading.warm_up import warm_up
-from backline.lifecycle.loading.warm_up_samples import TENSORFLOW_FILE, WarmUpRequest, warm_up_samples
+from backline.lifecycle.loading.warm_up import TENSORFLOW_FILE, WarmUpRequest, warm_up, warm_up_samples
 from backline.observe.prediction_log import encode_record
 from support import models
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.backends.formats import FORMATS
+from backline.backends.registry import FORMATS
 from backline.engine.errors import InvalidArgument
 from backline.repository.local import LocalRepository
 from backline.repository.repository import FoundModel

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.backends.formats import FORMATS
+from backline.backends.registry import FORMATS
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.version_order import version_order
 from backline.repository.layouts.scan import scan_listing

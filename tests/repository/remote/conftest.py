@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.backends.formats import ONNX
+from backline.backends.registry import ONNX
 from backline.repository.location import open_repository
 from backline.repository.repository import FetchedVersion, FoundModel, Repository
 from support.object_stores import Store, azure, gcs, s3

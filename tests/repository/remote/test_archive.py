@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.backends.formats import ONNX
+from backline.backends.registry import ONNX
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.repository.names import printable
 from backline.repository.remote.archive import ArchiveRepository

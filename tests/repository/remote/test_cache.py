@@ -131,7 +131,7 @@ def test_concurrent_fetches_download_once(web: WebServer, model: bytes, opened: 
 FETCH = """
 import asyncio, sys
 from pathlib import Path
-from backline.backends.formats import ONNX
+from backline.backends.registry import ONNX
 from backline.engine.errors import BacklineError
 from backline.repository.location import open_repository
 

@@ -20,7 +20,7 @@ import backline
 from backline.engine.device import Gpus
 from backline.engine.errors import BacklineError
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.loading.placing import place
+from backline.lifecycle.loading.instances import place
 from backline.workers.channel.protocol import WorkerLoad
 from backline.workers.process import process as worker_process
 from backline.workers.process.pool import PoolOptions, WorkerPool

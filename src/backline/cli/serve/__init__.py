@@ -22,7 +22,7 @@ from backline.cli.serve.process import lasting_output, within_open_files
 from backline.cli.serve.report import LoadReport, print_report
 from backline.cli.serve.triton_options import ServeCommand
 from backline.engine.errors import BacklineError
-from backline.lifecycle.loading.load_threads import loads_running
+from backline.lifecycle.loading.version_load import loads_running
 from backline.observe.log.settings import LogSettings
 from backline.server import Server, ServerOptions
 from backline.wire.tls import TlsFileError

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar, Literal
 
-from backline.backends.backend import Run
+import numpy as np
+
+from backline.backends.backend import Run, StreamingModel
 from backline.engine.device import CPU, Place, Places, name_devices
+from backline.engine.errors import BacklineError
 from backline.engine.joining import Joining
 from backline.engine.model_config import Lane, ModelConfig
 from backline.engine.signature import Signature
 from backline.lifecycle.loading.batch_probe import BatchProbe
+from backline.lifecycle.loading.instances import InstanceMaker, place_again
 from backline.lifecycle.loading.run_time import RunTimes
+from backline.lifecycle.view.join import JoinInWorker
 from backline.lifecycle.view.states import HideStates
-from backline.lifecycle.view.view import View
+from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
+from backline.repository.configuration.effects import ignored_settings
 from backline.system.cores import format_cores
 from backline.workers.instance import Instance
-
-if TYPE_CHECKING:
-    from backline.lifecycle.loading.instances import InstanceMaker
+from backline.workers.model_in_workers import ModelInWorkers
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +117,119 @@ def why_there(config: ModelConfig, placed: Places) -> str:
     if placed.missing:
         return f"{cores}; on the CPU: {placed.missing}"
     return cores if placed.devices == (CPU,) else f"{cores}; on {name_devices(placed)}"
+
+
+#: Responses that warm-up takes from a stream, which may be endless.
+STREAMED_RESPONSES = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedStreams(LoadedVersion):
+    """Streams have no batches, and no run to measure."""
+
+    model: StreamingModel
+
+    def placed_again(self, config: ModelConfig) -> LoadedStreams:
+        placed = place_again(config, self.placed)
+        return replace(self, placed=placed, places=placed.spread(self.model.streams_at_once))
+
+    def make_instances(self, maker: InstanceMaker) -> list[Instance]:
+        return maker.places_for_streams(self.model, self.instances)
+
+    def lone_runs(self) -> Iterable[Run]:
+        return (self._run_first_responses,)
+
+    def _run_first_responses(
+        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> list[np.ndarray]:
+        with closing(self.model.stream(inputs, outputs, {})) as responses:
+            for _ in islice(responses, STREAMED_RESPONSES):
+                pass
+        return []
+
+    def close(self) -> None:
+        self.model.close()
+
+
+def loaded_streams(
+    config: ModelConfig, view: View, model: StreamingModel, *, backend: str, platform: str, placed: Places
+) -> LoadedStreams:
+    """Decides how to run a model of streams."""
+    return LoadedStreams(
+        view=view,
+        model=model,
+        backend=backend,
+        platform=platform,
+        signature=view.fit(model.signature),
+        max_batch_size=0,
+        batch_limit=0,
+        lane="thread",
+        placed=placed,
+        places=placed.spread(model.streams_at_once),
+        reason="a request may get any number of responses, which are computed on a thread",
+        decoupled=True,
+        warnings=model.warnings + ignored_settings(config, "stream") + missing_gpu(config, placed),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedWorkers(LoadedVersion):
+    """The number of workers is fixed until the next load."""
+
+    model: ModelInWorkers
+
+    resizable: ClassVar[bool] = False
+
+    def placed_again(self, config: ModelConfig) -> LoadedWorkers:
+        return replace(self, batch_limit=_joined(config, self.model))
+
+    def make_instances(self, maker: InstanceMaker) -> list[Instance]:
+        return maker.places_in_workers(self.model)
+
+    def lone_runs(self) -> Iterable[Run]:
+        return (self.view.alone(self.model).run,)
+
+    def resident_bytes(self, measured: int) -> int:
+        return self.model.resident_bytes
+
+    def close(self) -> None:
+        self.model.close()
+
+
+def loaded_workers(
+    config: ModelConfig, path: Path, model: ModelInWorkers, *, backend: str, warnings: tuple[str, ...]
+) -> LoadedWorkers:
+    """Decides how to run a model in workers. If it does not fit, closes it and raises BacklineError."""
+    said = model.loaded
+    view = View(config, path, STAGES_OF_WORKERS)
+    join = view.stage(JoinInWorker)
+    try:
+        join.check(joins=said.joins)
+        signature = view.fit(model.signature)
+    except BacklineError:
+        model.close()
+        raise
+    return LoadedWorkers(
+        view=view,
+        model=model,
+        backend=backend,
+        platform=said.platform,
+        signature=signature,
+        max_batch_size=said.max_batch_size,
+        batch_limit=_joined(config, model),
+        lane="debug" if model.debugged else "process",
+        placed=model.placed,
+        places=model.places,
+        reason=model.where + why_there(config, model.placed),
+        decoupled=said.decoupled,
+        warnings=model.warnings + warnings + missing_gpu(config, model.placed),
+        joining=join.joining,
+        max_queue_delay_us=said.max_queue_delay_us or 0,
+    )
+
+
+def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
+    """How many items the scheduler joins: a model may rely on single requests unless it asks for batches."""
+    said = model.loaded
+    alone = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
+    return min(1, said.max_batch_size) if alone else said.max_batch_size

@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from backline.backends.backend import LoadedModel, Run
 from backline.engine.device import Device, Places
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching, probe_joining
+from backline.lifecycle.loading.instances import InstanceMaker, place_again
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured, missing_gpu, why_there
-from backline.lifecycle.loading.placing import place_again
 from backline.lifecycle.loading.run_time import LARGEST_BATCH, RunPlan, measure, plan, spare_instances
 from backline.lifecycle.view.join import JoinRequests
 from backline.lifecycle.view.view import View
 from backline.system.cores import usable_cores
 from backline.workers.here.execution import Execution
 from backline.workers.instance import Instance
-
-if TYPE_CHECKING:
-    from backline.lifecycle.loading.instances import InstanceMaker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

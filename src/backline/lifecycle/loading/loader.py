@@ -19,12 +19,10 @@ from backline.backends.registry import choose
 from backline.engine.device import Device, Gpus, Places
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.loading.loaded import LoadedVersion, Measured
+from backline.lifecycle.loading.instances import asks_for_devices, place
+from backline.lifecycle.loading.loaded import LoadedVersion, Measured, loaded_streams, loaded_workers
 from backline.lifecycle.loading.loaded_here import loaded_here, measure_model
-from backline.lifecycle.loading.loaded_streams import loaded_streams
-from backline.lifecycle.loading.loaded_workers import loaded_workers
-from backline.lifecycle.loading.placing import asks_for_devices, place
-from backline.lifecycle.view.arrange import Arrange
+from backline.lifecycle.view.arrays import Arrange
 from backline.lifecycle.view.view import View
 from backline.repository.configuration.effects import ignored_settings
 from backline.workers.model_in_workers import ModelInWorkers

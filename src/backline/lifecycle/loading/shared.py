@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backline.engine.engine import Engine
-from backline.lifecycle.calls.call_graph import CallGraph
-from backline.lifecycle.loading.memory import LoadMeter
+from backline.lifecycle.call_graph import CallGraph
+from backline.lifecycle.memory import LoadMeter
 from backline.lifecycle.options import LifecycleOptions
 from backline.schedule.sequences.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal

@@ -6,10 +6,13 @@ import asyncio
 import hashlib
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from backline.backends.backend import HostedModel, LoadOptions
 from backline.engine.device import Places
@@ -22,8 +25,7 @@ from backline.engine.ticket import Ticket
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.shared import Shared
-from backline.lifecycle.loading.warm_up import warm_up
-from backline.lifecycle.loading.warm_up_samples import warm_up_samples
+from backline.lifecycle.loading.warm_up import warm_up, warm_up_samples
 from backline.observe.recording import recorded_file
 from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
@@ -243,3 +245,44 @@ def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
             " policy."
             " Please disable the response cache."
         )
+
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def loads_running() -> bool:
+    """Whether a load is running in this process: a runtime at work does not survive an orderly exit."""
+    return any(isinstance(thread, _LoadThread) for thread in threading.enumerate())
+
+
+class _LoadThread(threading.Thread):
+    """Recognised by its class."""
+
+
+class LoadThreads(Executor):
+    """Runs each call on a daemon thread; the caller limits their number.
+
+    A runtime cannot be interrupted. In a pool, a load that never ends would occupy a worker for good, and
+    block the interpreter's exit.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+
+    def submit(self, fn: Callable[P, Result], /, *args: P.args, **kwargs: P.kwargs) -> Future[Result]:
+        """Starts the call immediately."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        _LoadThread(target=run, name=f"load_{next(self._numbers)}", daemon=True).start()
+        return future

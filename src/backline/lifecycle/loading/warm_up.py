@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from backline.backends.backend import Run
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.messages import InferRequest
+from backline.engine.model_config import ModelConfig, WarmUpInput, WarmUpSample
+from backline.engine.tensor import Shape, Tensor, decode_tensor, element_count
 from backline.engine.ticket import Ticket, unsubmitted
-from backline.lifecycle.loading.warm_up_samples import WarmUpRequest
+from backline.lifecycle.loading.trial_inputs import NORMAL, ZEROS, make_values
+from backline.observe.prediction_log import LARGEST, read_log
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -59,3 +66,149 @@ def fitting_request(name: str, check: Callable[[Ticket], None], sample: WarmUpRe
 
 def _without_id(message: str) -> str:
     return message.removeprefix("[request id: <id_unknown>] ")
+
+
+#: The folder of `model_warmup` data files, below the model's folder (Triton's name).
+WARM_UP_FOLDER = "warmup"
+#: The warm-up file of SavedModels, below the version's folder (TensorFlow Serving's name).
+TENSORFLOW_FILE = "assets.extra/tf_serving_warmup_requests"
+#: TensorFlow Serving's limit of records.
+MAX_RECORDS = 1000
+#: Runs of one sample.
+MAX_COUNT = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpRequest:
+    """A request to run `count` times. `label` names it in messages; `outputs` is None for all.
+
+    `must_fit` is False for recorded ones: a new version may have other inputs than the recorded one.
+    """
+
+    label: str
+    inputs: Mapping[str, Tensor]
+    count: int = 1
+    outputs: tuple[str, ...] | None = None
+    must_fit: bool = True
+
+
+def warm_up_samples(
+    config: ModelConfig,
+    *,
+    batched: bool,
+    version_folder: Path,
+    model_folder: Path,
+    recorded: Path | None = None,
+) -> Iterator[WarmUpRequest]:
+    """All samples of a version, made one at a time.
+
+    `batched`: the first dimension is a batch, which shapes in the configuration leave out. `version_folder`
+    holds the model file, `model_folder` is its parent; `recorded` may not exist. Raises InvalidArgument, with
+    name, input and file, for a sample that cannot be made.
+    """
+    for sample in config.warm_up:
+        yield _configured(config, sample, model_folder / WARM_UP_FOLDER, batched=batched)
+    file = version_folder / TENSORFLOW_FILE
+    if file.exists():
+        yield from _logged(file, must_fit=True)
+    if recorded is not None and _is_there(recorded):
+        yield from _logged(recorded, must_fit=False)
+
+
+def _is_there(recorded: Path) -> bool:
+    """Whether there are recorded requests. A model loads without them if the state folder cannot be read."""
+    try:
+        recorded.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        log.warning(
+            "'%s' cannot be read (%s), so warm-up runs without the requests recorded there",
+            recorded,
+            error.strerror,
+        )
+        return False
+    return True
+
+
+def _logged(file: Path, *, must_fit: bool) -> Iterator[WarmUpRequest]:
+    for request in read_log(file):
+        if request.number > MAX_RECORDS:
+            log.warning("'%s' has more than %d records; the rest is not run", file, MAX_RECORDS)
+            return
+        if request.other:
+            log.warning(
+                "'%s', record %d: a %s is not run, only predict requests are",
+                file,
+                request.number,
+                request.other,
+            )
+            continue
+        yield WarmUpRequest(
+            f"warm-up request {request.number} of '{file}'",
+            request.inputs,
+            outputs=request.outputs,
+            must_fit=must_fit,
+        )
+
+
+def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batched: bool) -> WarmUpRequest:
+    label = f"warm-up sample '{sample.name}' of {config.source or config.name}"
+    if sample.batch_size > 1 and not batched:
+        raise InvalidArgument(f"{label}: batch_size is {sample.batch_size}, but the model takes no batches")
+    if sample.count > MAX_COUNT:
+        raise InvalidArgument(f"{label}: count is {sample.count}, expected at most {MAX_COUNT}")
+    inputs = {}
+    for seed, given in enumerate(sample.inputs):
+        if given.name in inputs:
+            raise InvalidArgument(f"{label}: input '{given.name}' is given twice")
+        rows = max(1, sample.batch_size) if batched else None
+        inputs[given.name] = _tensor(f"{label}: input '{given.name}'", given, rows, folder, seed)
+    return WarmUpRequest(label, inputs, max(1, sample.count))
+
+
+def _tensor(where: str, given: WarmUpInput, rows: int | None, folder: Path, seed: int) -> Tensor:
+    """The tensor of an input: `rows` copies of one item, or None if the shape is complete."""
+    if any(dimension < 0 for dimension in given.shape):
+        raise InvalidArgument(f"{where} has the dims {list(given.shape)}; every dimension needs a fixed size")
+    shape: Shape = given.shape if rows is None else (rows, *given.shape)
+    count = element_count(given.shape)
+    if element_count(shape) * (given.datatype.itemsize or 8) > LARGEST:
+        raise InvalidArgument(f"{where} has the shape {list(shape)}, more than {LARGEST} bytes")
+    if given.source == "zero":
+        data = make_values(given.datatype, count, ZEROS, 0)
+    elif given.source == "random":
+        data = make_values(given.datatype, count, NORMAL, seed + 1)
+    else:
+        data = _read(where, given, folder)
+    item = data.reshape(given.shape)
+    return Tensor(
+        given.name, given.datatype, shape, item if rows is None else np.repeat(item[np.newaxis], rows, axis=0)
+    )
+
+
+def _read(where: str, given: WarmUpInput, folder: Path) -> np.ndarray:
+    file = folder / given.source
+    try:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise InvalidArgument(f"{where}: input_data_file '{given.source}' leads out of '{folder}'")
+        if not file.is_file():
+            raise InvalidArgument(
+                f"{where}: input_data_file '{file}'"
+                f" {'is not a regular file' if file.exists() else 'does not exist'}"
+            )
+        expected = element_count(given.shape) * given.datatype.itemsize
+        size = file.stat().st_size
+        if size > LARGEST or (given.datatype.itemsize and size != expected):
+            text = f"expected {expected} bytes for shape {list(given.shape)} of {given.datatype.name}"
+            raise InvalidArgument(
+                f"{where}: '{file}' has {size} bytes,"
+                f" {text if given.datatype.itemsize else f'more than {LARGEST}'}"
+            )
+        raw = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"{where}: input_data_file '{given.source}' cannot be read: {error}") from None
+    try:
+        return decode_tensor(given.name, given.datatype, given.shape, raw).data
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{where}: '{file}': {error.message}") from None

@@ -26,8 +26,8 @@ from backline.environments.packed import PARAMETER, packed_environment
 from backline.environments.requirements import Requirements, find_requirements
 from backline.environments.store import Environments, User, default_folder
 from backline.environments.uv import OnBytes, Uv
-from backline.lifecycle.calls.model_calls import ModelCalls
 from backline.lifecycle.loading.shared import Shared
+from backline.lifecycle.model_calls import ModelCalls
 from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
 from backline.protos import message, to_plain
 from backline.repository.configuration.defaults import fill_defaults, fill_places

@@ -15,7 +15,7 @@ from backline.engine.joining import Joining
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape
-from backline.lifecycle.view.reshape import to_model
+from backline.lifecycle.view.arrays import to_model
 from backline.lifecycle.view.stage import Arrays, Stage
 from backline.workers.joiner import Joiner
 

@@ -9,9 +9,8 @@ from typing import TypeVar
 from backline.backends.backend import LoadedModel, StreamingModel
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature
-from backline.lifecycle.view.arrange import Arrange
+from backline.lifecycle.view.arrays import Arrange, ReshapeTensors
 from backline.lifecycle.view.join import JoinInWorker, JoinRequests
-from backline.lifecycle.view.reshape import ReshapeTensors
 from backline.lifecycle.view.stage import Stage, StagedModel
 from backline.lifecycle.view.states import HideStates
 

@@ -1,0 +1,96 @@
+"""Which models wait for which, because of calls in flight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from backline.engine.engine import Engine
+from backline.engine.ensemble import EnsembleStep
+from backline.engine.model import Model
+
+#: A model's name and version.
+Node: TypeAlias = tuple[str, str]
+#: The node that waits, and the node that it waits for.
+Wait: TypeAlias = tuple[Node, Node]
+
+
+class CallGraph:
+    """Free of circles: some model waits for no other, so calls finish with however few instances."""
+
+    def __init__(self) -> None:
+        self._waits: dict[Node, Counter[Node]] = {}
+
+    def circle(self, waits: Sequence[Wait]) -> list[Node]:
+        """The circle that these waits would close, ending with its first node again; empty if none."""
+        new: dict[Node, list[Node]] = {}
+        for waiting, awaited in waits:
+            new.setdefault(waiting, []).append(awaited)
+        for waiting, awaited in waits:
+            way = self._way(awaited, waiting, new)
+            if way:
+                return [waiting, *way]
+        return []
+
+    def _way(self, start: Node, end: Node, new: dict[Node, list[Node]]) -> list[Node]:
+        """The nodes on a path from one to another, both included; empty if there is none."""
+        before: dict[Node, Node | None] = {start: None}
+        reached = [start]
+        for node in reached:
+            if node == end:
+                way: list[Node] = []
+                step: Node | None = node
+                while step is not None:
+                    way.append(step)
+                    step = before[step]
+                return way[::-1]
+            for further in (*self._waits.get(node, ()), *new.get(node, ())):
+                if further not in before:
+                    before[further] = node
+                    reached.append(further)
+        return []
+
+    def together_with(self, waits: Iterable[Wait]) -> dict[Node, set[Node]]:
+        """All waits by node, with these added."""
+        together = {node: set(awaited) for node, awaited in self._waits.items()}
+        for waiting, awaited in waits:
+            together.setdefault(waiting, set()).add(awaited)
+        return together
+
+    def add(self, waits: Iterable[Wait]) -> None:
+        """Adds waits; each counts as often as it is added."""
+        for waiting, awaited in waits:
+            self._waits.setdefault(waiting, Counter())[awaited] += 1
+
+    def remove(self, waits: Iterable[Wait]) -> None:
+        """Removes waits, once each."""
+        for waiting, awaited in waits:
+            counts = self._waits[waiting]
+            counts[awaited] -= 1
+            if not counts[awaited]:
+                del counts[awaited]
+                if not counts:
+                    del self._waits[waiting]
+
+
+def node(model: Model) -> Node:
+    """A model as a node of the call graph."""
+    return model.name, model.version
+
+
+def called(engine: Engine, step: EnsembleStep) -> Model:
+    """The version that a step calls now. Raises BacklineError if none answers."""
+    return engine.find_ready(step.model, step.version or engine.served_versions(step.model)[-1])
+
+
+def waits_for_steps(engine: Engine, model: Model) -> list[Wait]:
+    """The waits of an ensemble, also those of its steps; empty for another model."""
+    ensemble = model.config.ensemble
+    if ensemble is None:
+        return []
+    waits = []
+    for step in ensemble.steps:
+        awaited = called(engine, step)
+        waits += [(node(model), node(awaited)), *waits_for_steps(engine, awaited)]
+    return list(dict.fromkeys(waits))

@@ -1,1 +1,0 @@
-"""Models that call other models: steps of ensembles, waits, and what workers may ask of the server."""

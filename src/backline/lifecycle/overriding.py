@@ -1,0 +1,182 @@
+"""Loads that bring a configuration or files to replace the repository's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from backline.backends.registry import FORMATS
+from backline.engine.control import Overrides
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.names import check_name
+from backline.engine.private_places import keep_private
+from backline.lifecycle.wanted import Source
+from backline.repository.configuration.override import parse, read_override
+from backline.repository.configuration.text import render
+from backline.repository.file_lock import open_lock, try_lock
+from backline.repository.fingerprint import fingerprint
+from backline.repository.layouts.layouts import CONFIG_FILES
+from backline.repository.layouts.model_settings import SETTINGS_FILE
+from backline.repository.local import LocalRepository
+from backline.repository.repository import FoundVersion
+from backline.repository.walk import walk
+
+#: Left out of the files of a load at any depth: the load's own configuration is the one that was checked.
+_CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})
+
+
+_PREFIX = "backline-loads-"
+
+
+class OverridingFiles:
+    """Private folders for files that came with loads; each lives until its model's next load, or `close`."""
+
+    def __init__(self, *, complete: bool = False) -> None:
+        """With `complete`, configurations must name inputs and outputs."""
+        self._complete = complete
+        self._root: Path | None = None
+        #: Of the root, locked as long as this process lives.
+        self._lock = -1
+        self._folders: dict[str, Path] = {}
+
+    async def source(self, name: str, overrides: Overrides) -> Source:
+        """The model made of a load's files. Raises InvalidArgument for unusable files or configuration."""
+        if overrides.config is None:
+            raise InvalidArgument(
+                "Load parameter 'config' must be specified for model file override"
+            )  # Triton's text
+        check_name("model", name)
+        place = await asyncio.to_thread(self._write, name, overrides.config, overrides)
+        try:
+            repository = LocalRepository(place / "models", formats=FORMATS)
+            found = await repository.scan()
+            return Source(name, found[0], repository, own_files=False)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    def loaded(self, source: Source) -> None:
+        """After a successful load: removes the files that the model was loaded from before."""
+        place = self._place(source)
+        if place is None or self._folders.get(source.name) != place:
+            self.forget(source.name)
+        if place is not None:
+            self._folders[source.name] = place
+
+    def failed(self, source: Source) -> None:
+        """After a failed load: removes its files."""
+        place = self._place(source)
+        if place is not None and self._folders.get(source.name) != place:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _place(self, source: Source) -> Path | None:
+        place = Path(source.repository.location).parent
+        return place if self._root is not None and place.parent == self._root else None
+
+    def _write(self, name: str, text: str, overrides: Overrides) -> Path:
+        if self._root is None:
+            self._root, self._lock = _new_root()
+            keep_private(self._root, "load")
+        place = Path(tempfile.mkdtemp(dir=self._root))
+        folder = place / "models" / name  # both checked: one folder below it, and files in that
+        try:
+            folder.mkdir(parents=True)
+            for path, content in overrides.files.items():
+                if path.rpartition("/")[2] in _CONFIGURATIONS:
+                    continue
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            read_override(text, name, walk(folder), complete=self._complete)
+            (folder / "config.pbtxt").write_text(render(parse(text)), "utf-8")
+        except OSError as error:
+            shutil.rmtree(place, ignore_errors=True)
+            raise InvalidArgument(
+                f"the files of the load of '{name}' cannot be written: {error.strerror}"
+            ) from None
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        return place
+
+    def forget(self, name: str) -> None:
+        """Removes the files of a model. What was loaded from them stays loaded."""
+        folder = self._folders.pop(name, None)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        if self._root is not None:
+            shutil.rmtree(self._root, ignore_errors=True)
+            os.close(self._lock)
+            self._root = None
+
+
+def remove_stale() -> None:
+    """Removes what servers of this user have left that were killed. Those that live hold the lock of their folder."""
+    if sys.platform == "win32":  # where no folder can be locked
+        return
+    with suppress(OSError):
+        for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with suppress(OSError):
+                # Anybody may put something of this name into a shared folder: links are not followed.
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    if os.fstat(descriptor).st_uid == os.geteuid() and try_lock(descriptor):
+                        shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
+
+
+def _new_root() -> tuple[Path, int]:
+    """A folder, and its descriptor, which is locked."""
+    while True:
+        root = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        descriptor = open_lock(root / "lock") if sys.platform == "win32" else os.open(root, os.O_RDONLY)
+        if try_lock(descriptor) and root.is_dir():
+            return root, descriptor
+        os.close(descriptor)  # a server that starts took it for a stale one before it was locked
+
+
+async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:
+    """A repository's model under a load's configuration, which with `complete` must name inputs and outputs.
+
+    Raises InvalidArgument for an unusable configuration.
+    """
+    found = source.found
+    usable = [version for version in found.versions if not version.problem]
+    if not usable:
+        raise InvalidArgument(
+            f"load failed for model '{source.name}': {found.problem or found.versions[-1].problem}"
+        )
+    fetched = await source.repository.fetch(found, usable[-1], lambda done, total: None)
+    config = await asyncio.to_thread(
+        lambda: read_override(
+            text, found.name, walk(fetched.model_folder), complete=complete, own=found.config.declared
+        )
+    )
+    versions = tuple(_under(version, found.folder, config) for version in found.versions)
+    return replace(
+        source, found=replace(found, config=config, versions=versions, problem="", warnings=config.warnings)
+    )
+
+
+def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVersion:
+    """A version under another configuration, which may name another file."""
+    if config.default_model_filename and not version.problem:
+        path = "/".join(part for part in (folder, version.version, config.default_model_filename) if part)
+        if path not in version.files and not any(name.startswith(path + "/") for name in version.files):
+            return replace(
+                version,
+                problem=f"it does not hold '{config.default_model_filename}',"
+                " the default_model_filename of the load",
+            )
+        version = replace(version, path=path)
+    return replace(version, fingerprint=fingerprint(version.files, config))

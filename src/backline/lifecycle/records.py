@@ -1,0 +1,232 @@
+"""What outlives a server, in its state folder: the audit log, and labels set by request."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from backline.engine.control import Change
+from backline.engine.errors import BacklineError, Internal, InvalidArgument, Unavailable
+from backline.system.user_folders import user_state
+
+log = logging.getLogger("backline.lifecycle")
+
+_AUDIT_FILE = "audit.jsonl"
+#: The size at which a new file is begun, in bytes; one older file is kept.
+DEFAULT_LIMIT = 4_000_000
+_BLOCK = 65536
+
+
+class AuditLog:
+    """Changes in order. If the log cannot be written, changes go on and the server's log says so."""
+
+    def __init__(self, folder: Path, *, limit: int = DEFAULT_LIMIT) -> None:
+        self._file = folder / _AUDIT_FILE
+        self._older = folder / f"{_AUDIT_FILE}.1"
+        self._limit = limit
+        self._failed = False
+
+    def append(self, change: Change) -> None:
+        """Adds a change."""
+        line = json.dumps(
+            {name: value for name, value in asdict(change).items() if value != ""}, ensure_ascii=False
+        )
+        try:
+            make_folder(self._file.parent)
+            if self._file.exists() and self._file.stat().st_size >= self._limit:
+                self._file.replace(self._older)
+            with self._file.open("a+b") as file:
+                file.write(
+                    (b"" if _ends_whole(file) else b"\n") + line.encode("utf-8", "backslashreplace") + b"\n"
+                )
+            self._failed = False
+        except (OSError, BacklineError) as error:
+            if not self._failed:  # once, not with every change
+                log.error("the audit log '%s' cannot be written: %s", self._file, error)
+            self._failed = True
+
+    def history(self, model: str = "", limit: int = 100) -> list[Change]:
+        """The last changes, newest first; of all models if no name is given. Skips damaged lines."""
+        # The name as it appears in a line, so that most lines need no parsing.
+        named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
+        lines = (
+            line for file in (self._file, self._older) for line in _lines_backwards(file) if named in line
+        )
+        changes = (change for line in lines if (change := _parse(line)) is not None)
+        return list(islice((change for change in changes if not model or change.model == model), limit))
+
+
+def _ends_whole(file: BinaryIO) -> bool:
+    """Whether the last line is complete; a killed server may leave half a line."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _parse(line: bytes) -> Change | None:
+    try:
+        change = Change(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    texts = [value for name, value in asdict(change).items() if name != "time"]
+    return (
+        change
+        if isinstance(change.time, int | float) and all(isinstance(text, str) for text in texts)
+        else None
+    )
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """The lines of a file from its end, block by block."""
+    try:
+        with path.open("rb") as file:
+            position = file.seek(0, os.SEEK_END)
+            rest = b""
+            while position:
+                size = min(_BLOCK, position)
+                position -= size
+                file.seek(position)
+                rest, *lines = (file.read(size) + rest).split(b"\n")
+                yield from (line for line in reversed(lines) if line)
+            if rest:
+                yield rest
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.error("the audit log '%s' cannot be read: %s", path, error.strerror)
+
+
+_LABELS_FILE = "labels.json"
+
+
+class LabelStore:
+    """The labels of all models. A change is on disk when its call returns, or has not happened."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InvalidArgument, naming the file, when it is damaged."""
+        self._file = folder / _LABELS_FILE
+        self._labels = _read(self._file)
+        self._stamp = _stamp(self._file)
+
+    def of(self, model: str) -> Mapping[str, str]:
+        """The versions that the labels of a model point to."""
+        return self._labels.get(model, {})
+
+    def set(self, model: str, label: str, version: str) -> None:
+        """Points a label to a version. Raises Internal when it cannot be stored."""
+        self._replace({**self._labels, model: {**self.of(model), label: version}})
+
+    def remove(self, model: str, label: str) -> None:
+        """Removes a label. Raises Internal when that cannot be stored."""
+        left = {name: version for name, version in self.of(model).items() if name != label}
+        labels = {name: found for name, found in self._labels.items() if name != model}
+        self._replace({**labels, model: left} if left else labels)
+
+    def _replace(self, labels: dict[str, dict[str, str]]) -> None:
+        make_folder(self._file.parent)
+        if _stamp(self._file) not in (self._stamp, None):
+            # Writing would lose another server's labels.
+            raise Unavailable(
+                f"'{self._file}' with the labels of models was changed by another server, or by hand, since"
+                " this server read it;"
+                " nothing was changed. Restart this server to take what it holds, and give servers that run"
+                " together a --state-dir each"
+            )
+        written = self._file.with_suffix(f".{os.getpid()}.new")
+        try:
+            with written.open("w", encoding="utf-8") as file:
+                json.dump(labels, file, indent=2, sort_keys=True)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            written.replace(self._file)
+            self._stamp = _stamp(self._file)
+        except OSError as error:
+            with suppress(OSError):
+                written.unlink()
+            raise not_writable(self._file, error) from None
+        self._labels = labels
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Changes whenever the file is written; None if it is missing or unreadable, as the write will report."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read(file: Path) -> dict[str, dict[str, str]]:
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InvalidArgument(
+            f"'{file}' with the labels of models cannot be read: {error.strerror}"
+        ) from None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, str(error)) from None
+    if not _is_labels(found):
+        raise _damaged(file, 'expected {"model": {"label": "version"}}')
+    return found  # type: ignore[no-any-return]
+
+
+def _is_labels(found: Any) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(labels, dict)
+        and all(label and isinstance(version, str) and version for label, version in labels.items())
+        for labels in found.values()
+    )
+
+
+def _damaged(file: Path, reason: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"'{file}' with the labels of models is damaged: {reason}. Repair it, or remove it to start with the"
+        " labels of the configurations"
+    )
+
+
+def default_state_folder(locations: Iterable[str]) -> Path:
+    """The folder for a set of repositories: the same at every start."""
+    digest = sha256("\n".join(sorted(locations)).encode("utf-8", "surrogateescape")).hexdigest()
+    return user_state() / digest[:16]
+
+
+def make_folder(folder: Path) -> None:
+    """Creates the folder if missing. Raises Internal, saying what to do, when that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(folder, error) from None
+
+
+def warn_of_folder(folder: Path) -> None:
+    """Warns at start, not at the first change, if nothing can be stored in the folder."""
+    try:
+        make_folder(folder)
+        if not os.access(folder, os.W_OK):
+            raise not_writable(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    except BacklineError as error:
+        log.warning("labels and the audit log cannot be stored: %s", error.message)
+
+
+def not_writable(path: Path, error: OSError) -> BacklineError:
+    """The error for a path that cannot be written."""
+    return Internal(
+        f"'{path}' cannot be written: {error.strerror or error}. Free some space, or choose a"
+        " writable folder with --state-dir"
+    )

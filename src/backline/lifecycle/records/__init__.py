@@ -1,1 +1,0 @@
-"""What outlives a server: labels and the audit log."""

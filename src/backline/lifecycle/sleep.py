@@ -1,0 +1,293 @@
+"""Versions that are unloaded until a request comes, and the queue that holds requests meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
+from math import inf
+from time import monotonic
+
+from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from backline.engine.model import Model
+from backline.engine.ticket import Ticket
+from backline.lifecycle.changes import AwaitedChanges
+from backline.lifecycle.loading.queueing import queue_settings
+from backline.lifecycle.memory import Tenant
+from backline.lifecycle.phase import StandIn, VersionPhase
+from backline.lifecycle.served_model import ServedModel, ServedModels
+from backline.schedule.queues.priority import make_queue
+from backline.schedule.queues.queue import QueueSettings
+from backline.schedule.total import QueueTotal
+
+log = logging.getLogger("backline.lifecycle")
+
+
+class Sleep:
+    """Unloads versions, stands in for them, and reloads them on request. Lives on the event loop."""
+
+    def __init__(
+        self,
+        models: ServedModels,
+        changes: AwaitedChanges,
+        total: QueueTotal,
+        advance: Callable[[Iterable[str]], None],
+    ) -> None:
+        self._models = models
+        self._changes = changes
+        self._total = total
+        self._advance = advance
+        #: Why versions that are being unloaded were put to sleep, by key.
+        self._reasons: dict[int, str] = {}
+
+    def tenants(self) -> list[Tenant]:
+        """The loaded versions, for Residency."""
+        return [
+            Tenant(
+                (served.name, one.key),
+                one.model.memory_bytes,
+                one.last_used,
+                pinned=one.model.config.pinned,
+                busy=one.busy or not served.may_rest(one),
+                idle_limit=one.model.config.idle_unload_seconds,
+            )
+            for served in self._models
+            for one in served.held.values()
+            if one.phase is VersionPhase.READY
+        ]
+
+    async def put(self, keys: Collection[Hashable], reason: str) -> None:
+        """Unloads tenants, to be reloaded on request; returns when they are gone."""
+        leaving = [
+            (served, one)
+            for served in self._models
+            for one in served.held.values()
+            if (served.name, one.key) in keys
+        ]
+        for served, one in leaving:
+            served.rest(one.model.version, reason)
+            self._reasons[one.key] = reason
+        self._advance({served.name for served, _ in leaving})
+        await self._models.until(lambda: all(one.key not in served.held for served, one in leaving))
+
+    def reason(self, key: int) -> str:
+        """Why an unloaded version was put to sleep, "" if it was not. Can be asked once."""
+        return self._reasons.pop(key, "")
+
+    def stand_in(self, served: ServedModel, version: str) -> StandIn:
+        """Makes the stand-in for a version that is loaded on request."""
+        target = served.target
+        assert target is not None, "what is asleep is wanted"
+        reason = served.resting.get(version)
+        asleep = StandIn(
+            served.name,
+            version,
+            target.source.config,
+            VersionPhase.ASLEEP,
+            f"{reason}; loaded again when a request comes" if reason else "loaded when a request comes",
+        )
+        served.take_over(asleep)
+        model = asleep.model
+        queue = OnDemandQueue(
+            model, lambda: self._wake(served, asleep), queue_settings(model.config), self._total
+        )
+        asleep.hold_requests(check_later, queue, queue.wake)
+        return asleep
+
+    async def _wake(self, served: ServedModel, asleep: StandIn) -> None:
+        version = asleep.model.version
+        why = served.resting.get(version)
+        reason = await self._changes.load_now(served, version)
+        one = served.ready(version)
+        if one is None:
+            failed = [
+                other.retry_after
+                for other in served.held.values()
+                if other.phase is VersionPhase.FAILED and other.model.version == version
+            ]
+            served.awake.discard(version)
+            if why is not None:
+                served.rest(version, why)
+            asleep.fail_to_wake(reason)
+            self._advance((served.name,))
+            raise Unavailable(
+                f"model '{served.name}' version {version} cannot be loaded: {reason}",
+                failed[-1] if failed else None,
+            )
+        asleep.hand_over(one.model)
+
+
+#: Seconds after a failed load in which requests get its error, without another load.
+FAILURE_PAUSE = 1.0
+#: The shortest timer for a deadline, in seconds.
+_SHORTEST_WAIT = 0.001
+
+
+def check_later(_: Ticket) -> None:
+    """Checks nothing: the version's own check exists only once it is loaded."""
+
+
+class OnDemandQueue:
+    """Holds requests for `model` while `load` loads it. Lives on the event loop.
+
+    Once `load` returns, `model.check` and `model.queue` are those of the loaded version and get the held
+    requests. If it raises, every request gets its error. Requests expire at their deadlines, and leave when
+    cancelled, while the load goes on.
+    """
+
+    def __init__(
+        self, model: Model, load: Callable[[], Awaitable[None]], settings: QueueSettings, total: QueueTotal
+    ) -> None:
+        self._model = model
+        self._load = load
+        self._total = total
+        self._settings = settings
+        self._held = make_queue(settings)
+        self._held.on_left = self._left
+        self._loading: asyncio.Task[None] | None = None
+        self._failure: BacklineError | None = None
+        self._failed_at = -inf
+        self._expiry = inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for the load."""
+        return self._held.size
+
+    def submit(self, ticket: Ticket) -> None:
+        """Holds a request until the version is loaded. Raises Unavailable, or the error of the last load."""
+        model = self._model
+        self._raise_recent_failure()
+        if self._total.full:
+            model.statistics.rejected_total += 1
+            raise self._total.refusal(model.name)
+        if not self._held.add(ticket):
+            model.statistics.rejected_full += 1
+            limit = self._settings.policy_of(ticket.level).max_size
+            raise Unavailable(
+                f"Exceeds maximum queue size of {limit} for model '{model.name}', which is being loaded, try"
+                " again later",
+                retry_after=1,
+            )
+        self._total.waiting += 1
+        if ticket.deadline is not None and ticket.deadline < self._expiry:
+            self._wait_for(ticket.deadline)
+        self._begin()
+
+    async def wake(self) -> None:
+        """Waits until the version is loaded. Raises BacklineError with the reason when it cannot be."""
+        self._raise_recent_failure()
+        await asyncio.shield(self._begin())
+        if self._failure is not None:
+            raise _again(self._failure)
+
+    def close(self, reason: str) -> None:
+        """Refuses the held requests: the version will not be loaded."""
+        if self._loading is not None:
+            self._loading.cancel()
+        self._refuse(Unavailable(reason, retry_after=1))
+
+    def _begin(self) -> asyncio.Task[None]:
+        if self._loading is None:
+            self._loading = asyncio.get_running_loop().create_task(self._run())
+        return self._loading
+
+    async def _run(self) -> None:
+        self._failure = None
+        try:
+            await self._load()
+        except BacklineError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("loading '%s' version %s failed", self._model.name, self._model.version)
+            self._fail(
+                Internal(
+                    f"loading '{self._model.name}' version {self._model.version} failed:"
+                    f" {type(error).__name__}: {error}"
+                )
+            )
+        else:
+            self._hand_over()
+        finally:
+            self._loading = None
+
+    def _fail(self, error: BacklineError) -> None:
+        self._failure = error
+        if error.retry_after is None:  # otherwise the next attempt may succeed
+            self._failed_at = monotonic()
+        self._refuse(error)
+
+    def _raise_recent_failure(self) -> None:
+        if (
+            self._loading is None
+            and self._failure is not None
+            and monotonic() - self._failed_at < FAILURE_PAUSE
+        ):
+            raise _again(self._failure)
+
+    def _hand_over(self) -> None:
+        model = self._model
+        statistics = model.statistics
+        check, queue = model.check, model.queue
+        if check is None or queue is None or queue is self:
+            self._refuse(
+                Unavailable(f"model '{model.name}' version {model.version} was unloaded again", retry_after=1)
+            )
+            return
+        for ticket in self._take_all():
+            try:
+                check(ticket)
+                queue.submit(ticket)
+            except BacklineError as error:
+                if isinstance(error, InvalidArgument):
+                    statistics.rejected_invalid += 1
+                ticket.complete(None, error)
+
+    def _refuse(self, error: BacklineError) -> None:
+        for ticket in self._take_all():
+            ticket.complete(None, _again(error))
+
+    def _take_all(self) -> list[Ticket]:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._expiry = None, inf
+        held = self._held.clear()
+        self._total.waiting -= len(held)
+        return held
+
+    def _left(self, ticket: Ticket) -> None:
+        self._total.waiting -= 1
+        self._model.statistics.record_cancelled(ticket)
+
+    def _wait_for(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._expiry = deadline
+        self._timer = asyncio.get_running_loop().call_later(
+            max(deadline - monotonic(), _SHORTEST_WAIT), self._expire
+        )
+
+    def _expire(self) -> None:
+        self._timer, self._expiry = None, inf
+        now = monotonic()
+        nearest = self._held.sweep(now)
+        if nearest < inf:
+            self._wait_for(nearest)
+        expired, self._held.expired = self._held.expired, []
+        self._total.waiting -= len(expired)
+        for ticket in expired:
+            self._model.statistics.record_expired(ticket)
+            waited = (now - ticket.request.arrived_ns / 1e9) * 1000
+            where = f"after {waited:.0f} ms while model '{self._model.name}' was loading"
+            if self._held.timed_out(ticket, now):
+                ticket.expire(Unavailable(f"Request timeout expired {where}"))
+            else:
+                ticket.expire(DeadlineExceeded(f"The deadline of the request passed {where}"))
+
+
+def _again(error: BacklineError) -> BacklineError:
+    """A copy of the error: an exception that is raised twice collects both tracebacks."""
+    copy = type(error)(error.message)
+    copy.retry_after = error.retry_after
+    return copy

@@ -1,0 +1,278 @@
+"""What should be served: the models in the repositories, their versions by policy, and what requests changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import posixpath
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.model_config import ModelConfig, VersionPolicy
+from backline.engine.version_order import version_order
+from backline.lifecycle.plan import Wanted
+from backline.repository.names import some_of
+from backline.repository.repository import FoundModel, FoundVersion, Repository
+
+log = logging.getLogger("backline.lifecycle")
+
+#: The version shown for a model of which nothing can be served.
+NO_VERSION = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model in its repository, and the `name` that it is served under."""
+
+    name: str
+    found: FoundModel
+    repository: Repository
+    #: Whether its files belong to this machine's owner: neither remote nor brought by a load.
+    own_files: bool = True
+    #: The models of an ensemble's repository, which its steps name without the namespace.
+    siblings: frozenset[str] = frozenset()
+
+    @property
+    def config(self) -> ModelConfig:
+        """The configuration, with the served names of the model and of its steps."""
+        config = self.found.config
+        if config.name == self.name:
+            return config
+        ensemble = config.ensemble
+        if ensemble is not None and self.siblings:
+            prefix = self.name.removesuffix(self.found.name)
+            renamed = {name: prefix + name for name in ensemble.models & self.siblings}
+            ensemble = replace(
+                ensemble,
+                steps=tuple(
+                    replace(step, model=renamed.get(step.model, step.model)) for step in ensemble.steps
+                ),
+            )
+        return replace(config, name=self.name, ensemble=ensemble)
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """All versions in the repository, oldest first."""
+        return tuple(version.version for version in self.found.versions)
+
+    def with_version_of(self, newer: Source, version: str) -> Source:
+        """The same, with one version as a later scan found it."""
+        added = [one for one in newer.found.versions if one.version == version]
+        kept = [one for one in self.found.versions if one.version != version]
+        versions = sorted(kept + added, key=lambda one: version_order(one.version))
+        return replace(self, found=replace(self.found, versions=tuple(versions), problem=""))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What should be served of one model.
+
+    Requests loaded the versions in `beside` and unloaded those in `without`; the policy selects the others.
+    `trouble` says why the current files cannot be used; `source` is then what they were before.
+    """
+
+    source: Source
+    beside: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+    trouble: str = ""
+
+    def versions(self, labelled: Iterable[str] = ()) -> list[FoundVersion]:
+        """The versions to serve, newest first, with those in `labelled`. A version may have a `problem`."""
+        found = self.source.found
+        chosen: list[FoundVersion] = []
+        if self.trouble or found.problem:
+            chosen.append(FoundVersion(NO_VERSION, None, problem=self.trouble or found.problem))
+        if not found.problem:
+            selected, missing = select(self.source.versions, found.config.version_policy)
+            names = (self.beside | set(selected) | set(labelled)) - self.without
+            if missing and not names and not selected:
+                place = posixpath.join(found.namespace, found.folder).rstrip("/")
+                chosen.append(
+                    FoundVersion(
+                        NO_VERSION, None, problem=none_selected(place, self.source.versions, missing)
+                    )
+                )
+            chosen += [version for version in reversed(found.versions) if version.version in names]
+        return chosen
+
+    def wanted(
+        self, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset(), serve: bool = True
+    ) -> list[Wanted]:
+        """The same as goals for the planner; versions in `asleep` are registered without loading."""
+        config = self.source.config
+
+        def goal(version: FoundVersion) -> Wanted:
+            loaded = version.version not in asleep or bool(version.problem)
+            name, key = self.source.name, identity(version)
+            return Wanted(name, version.version, key, config, loaded=loaded, serve=serve)
+
+        return [goal(version) for version in self.versions(labelled)]
+
+
+def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], list[str]]:
+    """The versions that a policy selects, oldest first, and those that it names but that are missing."""
+    held = set(versions)
+    present = sorted(held, key=version_order)
+    if policy.specific is not None:
+        wanted = frozenset(policy.specific)
+        missing = [version for version in dict.fromkeys(policy.specific) if version not in held]
+        return [version for version in present if version in wanted], missing
+    if policy.latest is not None:
+        return present[max(0, len(present) - policy.latest) :], []
+    return present, []
+
+
+def none_selected(place: str, held: Sequence[str], missing: Sequence[str]) -> str:
+    """Why nothing is served if the policy only names missing versions; `place` is the model's folder."""
+    return (
+        f"'{place}' holds none of the versions that version_policy names: {some_of(missing)}"
+        f" (it holds {some_of(held) or 'none'})"
+    )
+
+
+def identity(version: FoundVersion) -> str:
+    """What identifies a load: the version's files, or its problem."""
+    return f"{version.fingerprint} {version.problem}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """A list for messages: "1, 2, 3", "none"; only the last 20 of many."""
+    return f"{'..., ' if len(names) > 20 else ''}{', '.join(names[-20:]) or 'none'}"
+
+
+class Sources:
+    """The models of all repositories, by the names under which they are served.
+
+    With `namespacing` a model is named <repository>.<model>, after the last part of the repository's
+    location, so that repositories may share model names; steps of an ensemble may omit their own repository.
+    Without it such models get a problem, as in Triton.
+    """
+
+    def __init__(self, repositories: Sequence[Repository], *, namespacing: bool) -> None:
+        """Raises InvalidArgument if two namespaces would be equal."""
+        self._repositories = {repository.location: repository for repository in repositories}
+        self._prefixes = dict.fromkeys(self._repositories, "")
+        if namespacing:
+            self._prefixes = {location: f"{_last_part(location)}." for location in self._repositories}
+            _check_apart(self._prefixes)
+        self._found: dict[str, list[FoundModel]] = {}
+        self._troubles: dict[str, str] = {}
+
+    @property
+    def locations(self) -> list[str]:
+        return list(self._repositories)
+
+    def missing(self, name: str, problem: str) -> Source:
+        """A wanted model that no repository holds."""
+        return Source(
+            name,
+            FoundModel(name, "", "", ModelConfig(name), problem=problem),
+            next(iter(self._repositories.values())),
+        )
+
+    async def scan(self, *, first: bool = False) -> dict[str, Source]:
+        """What the repositories hold. One that cannot be read keeps its last content, logged once for each
+        reason.
+
+        The `first` scan raises the BacklineError of a repository that cannot be read.
+        """
+        await asyncio.gather(
+            *(self._scan(location, repository, first) for location, repository in self._repositories.items())
+        )
+        sources: dict[str, list[Source]] = {}
+        for location, repository in self._repositories.items():  # in their order, whichever scan ended first
+            found, prefix = self._found.get(location, ()), self._prefixes[location]
+            names = frozenset(model.name for model in found) if prefix else frozenset()
+            for model in found:
+                name = prefix + model.name
+                siblings = names if model.config.ensemble is not None else frozenset()
+                sources.setdefault(name, []).append(
+                    Source(name, _as_composed(model, siblings), repository, siblings=siblings)
+                )
+        return {name: same[0] if len(same) == 1 else _refuse_same(same) for name, same in sources.items()}
+
+    async def _scan(self, location: str, repository: Repository, first: bool) -> None:
+        try:
+            self._found[location] = await repository.scan()
+        except BacklineError as error:
+            if first:
+                raise
+            self._note_trouble(location, error.message)
+        else:
+            if self._troubles.pop(location, ""):
+                log.info("model repository '%s' can be read again", location)
+
+    def _note_trouble(self, location: str, reason: str) -> None:
+        if self._troubles.get(location) != reason:
+            self._troubles[location] = reason
+            log.error("model repository '%s' cannot be read, its models keep serving: %s", location, reason)
+
+    async def changes(self, interval: float) -> AsyncIterator[None]:
+        """Yields whenever a scan may find something new; changes that come together yield once."""
+        changed = asyncio.Event()
+        watching = [
+            asyncio.create_task(self._watch(repository, interval, changed))
+            for repository in self._repositories.values()
+        ]
+        try:
+            while True:
+                await changed.wait()
+                changed.clear()
+                yield
+        finally:
+            for task in watching:
+                task.cancel()
+            await asyncio.wait(watching)
+
+    async def _watch(self, repository: Repository, interval: float, changed: asyncio.Event) -> None:
+        while True:
+            try:
+                async for _ in repository.changes(interval):
+                    changed.set()
+            except Exception as error:
+                self._note_trouble(repository.location, str(error))
+            await asyncio.sleep(interval)  # the watch ended: begin again, after a scan for what was missed
+            changed.set()
+
+    async def close(self) -> None:
+        for repository in self._repositories.values():
+            await repository.close()
+
+
+def _as_composed(model: FoundModel, siblings: frozenset[str]) -> FoundModel:
+    """Gives an ensemble another fingerprint when its repository gains or loses a model of its steps."""
+    if model.config.ensemble is None or not siblings:
+        return model
+    own = " ".join(sorted(model.config.ensemble.models & siblings))
+    versions = tuple(
+        replace(version, fingerprint=f"{version.fingerprint} with {own}") for version in model.versions
+    )
+    return replace(model, versions=versions)
+
+
+def _last_part(location: str) -> str:
+    return PurePath(location.rstrip("/")).name or "root"
+
+
+def _check_apart(prefixes: dict[str, str]) -> None:
+    seen: dict[str, str] = {}
+    for location, prefix in prefixes.items():
+        if prefix in seen:
+            raise InvalidArgument(
+                "with namespaces, models are named after the last part of their repository, which is"
+                f" '{prefix[:-1]}' for both"
+                f" '{seen[prefix]}' and '{location}'; rename one"
+            )
+        seen[prefix] = location
+
+
+def _refuse_same(same: list[Source]) -> Source:
+    """Refuses models that share a name: any of them could be meant."""
+    folders = ", ".join(f"'{source.found.namespace.rstrip('/')}/{source.found.folder}'" for source in same)
+    problem = (
+        f"model '{same[0].name}' is in more than one repository: {folders}; rename or remove all but one,"
+        " or serve them as <repository>.<model> with --model-namespacing"
+    )
+    return replace(same[0], found=replace(same[0].found, problem=problem, versions=()))

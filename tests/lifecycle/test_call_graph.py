@@ -1,0 +1,68 @@
+"""Which models wait for which: a call that would close a circle is found, and no other."""
+
+from __future__ import annotations
+
+import itertools
+from graphlib import CycleError, TopologicalSorter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backline.lifecycle.call_graph import CallGraph, Node, Wait
+
+NODES = [(name, "1") for name in "abcde"]
+NODE = st.sampled_from(NODES)
+#: Calls in turn, of one model or of an ensemble with its steps, and which of those under way ends behind
+#: each.
+TURNS = st.lists(
+    st.tuples(st.lists(st.tuples(NODE, NODE), min_size=1, max_size=3), st.none() | st.integers(0, 20)),
+    max_size=30,
+)
+
+
+def is_circular(waits: list[Wait]) -> bool:
+    graph: dict[Node, set[Node]] = {}
+    for waiting, awaited in waits:
+        graph.setdefault(waiting, set()).add(awaited)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError:
+        return True
+    return False
+
+
+@given(TURNS)
+def test_a_circle_is_found_exactly_when_there_would_be_one(
+    turns: list[tuple[list[Wait], int | None]],
+) -> None:
+    graph = CallGraph()
+    under_way: list[list[Wait]] = []
+    for waits, ended in turns:
+        there = [wait for call in under_way for wait in call]
+        circle = graph.circle(waits)
+
+        assert bool(circle) == is_circular([*there, *waits])
+        if circle:
+            assert circle[0] == circle[-1]
+            assert set(itertools.pairwise(circle)) <= {*there, *waits}
+        else:
+            graph.add(waits)
+            under_way.append(waits)
+        if ended is not None and ended < len(under_way):
+            graph.remove(under_way.pop(ended))
+
+
+@given(st.lists(st.tuples(NODE, NODE), max_size=20))
+def test_nothing_is_left_of_calls_that_have_ended(waits: list[Wait]) -> None:
+    graph = CallGraph()
+    graph.add(waits)
+    graph.remove(waits)
+
+    assert not any(graph.circle([(a, b)]) for a in NODES for b in NODES if a != b)
+
+
+def test_two_requests_that_go_round_in_opposite_directions_do_not_wait_for_each_other() -> None:
+    graph = CallGraph()
+    graph.add([(("a", "1"), ("b", "1"))])
+
+    assert graph.circle([(("b", "1"), ("a", "1"))]) == [("b", "1"), ("a", "1"), ("b", "1")]

@@ -1,0 +1,59 @@
+"""Several repositories as one: every name once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from backline.engine.errors import InvalidArgument
+from backline.lifecycle.wanted import Source, Sources
+from backline.repository.local import LocalRepository
+from support.repositories import ONNX, put
+
+
+def scan(*repositories: Path, namespacing: bool = False) -> dict[str, Source]:
+    opened = [LocalRepository(path, formats=[ONNX]) for path in repositories]
+    return asyncio.run(Sources(opened, namespacing=namespacing).scan(first=True))
+
+
+def test_one_name_in_two_repositories_is_refused(tmp_path: Path) -> None:
+    for repository in ("a", "b"):
+        put(tmp_path / repository / "same" / "1" / "model.onnx")
+    put(tmp_path / "b" / "other" / "1" / "model.onnx")
+
+    sources = scan(tmp_path / "a", tmp_path / "b")
+
+    assert sources["other"].found.problem == ""
+    assert sources["same"].found.problem.startswith(
+        f"model 'same' is in more than one repository: '{tmp_path}/a/same', '{tmp_path}/b/same'; rename or"
+        " remove all but one"
+    )
+
+
+def test_with_namespaces_every_model_is_called_after_its_repository(tmp_path: Path) -> None:
+    put(tmp_path / "blue" / "add" / "1" / "model.onnx")
+    put(tmp_path / "green" / "add" / "1" / "model.onnx")
+    put(tmp_path / "green" / "mul" / "1" / "model.onnx")
+
+    sources = scan(tmp_path / "blue", tmp_path / "green", namespacing=True)
+
+    assert {name: source.found.problem for name, source in sources.items()} == {
+        "blue.add": "",
+        "green.add": "",
+        "green.mul": "",
+    }
+
+
+def test_namespaces_that_are_the_same_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="which is 'models' for both"):
+        scan(tmp_path / "one" / "models", tmp_path / "two" / "models", namespacing=True)
+
+
+def test_a_repository_named_twice_counts_once(tmp_path: Path) -> None:
+    put(tmp_path / "r" / "m" / "1" / "model.onnx")
+
+    sources = scan(tmp_path / "r", tmp_path / "r" / ".." / "r")
+
+    assert sources["m"].found.problem == ""
