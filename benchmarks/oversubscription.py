@@ -45,11 +45,11 @@ def put_models(repository: Path, count: int, threads: int) -> None:
 
 async def measure(repository: Path, seconds: float, compute_threads: int | None) -> dict[str, float]:
     """Requests a second, the milliseconds of a core that each took, and the 50th and 99th percentile of their milliseconds."""
+    from backline.embedded.embedded import Embedded
     from backline.engine.datatypes import DataType
     from backline.engine.messages import InferRequest
     from backline.engine.tensor import Tensor
     from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
-    from backline.server import Embedded
 
     options = LifecycleOptions(
         mode="explicit",

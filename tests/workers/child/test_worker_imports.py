@@ -26,7 +26,11 @@ for name in sys.argv[1:]:
 
 @pytest.mark.parametrize("kind", ["python_model", "triton.model"])
 def test_a_worker_needs_nothing_but_numpy_and_msgspec(kind: str) -> None:
-    modules = ["backline.workers.child.worker", f"backline.workers.child.{kind}", "backline.client.inworker"]
+    modules = [
+        "backline.workers.child.worker",
+        f"backline.workers.child.{kind}",
+        "backline.workers.child.models",
+    ]
 
     run = subprocess.run(
         [sys.executable, "-c", IMPORT, *modules], capture_output=True, text=True, check=False

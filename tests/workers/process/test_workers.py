@@ -21,12 +21,12 @@ import pytest
 import tritonclient.http as tritonclient
 
 import backline
+from backline.embedded.embedded import Embedded
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
-from backline.server import Embedded
 from backline.workers.child.model_code import find_model
 from support.repositories import put
 from support.server import ServerProcess, serve

@@ -41,7 +41,7 @@ from backline.workers.child.typed_values import TypedValue
 from backline.workers.child.worker_model import WorkerModel
 
 if TYPE_CHECKING:
-    from backline.client.inworker import ModelsOfServer
+    from backline.workers.child.models import ModelsOfServer
     from backline.workers.joiner import Joiner
 
 _STREAMS = (Iterator, Generator, AsyncIterator, AsyncGenerator)
@@ -108,7 +108,7 @@ class PythonModel:
 
     def _make_models(self) -> ModelsOfServer:
         # Here, so that a model that calls no others does not wait for the client's imports.
-        from backline.client.inworker import ModelsOfServer
+        from backline.workers.child.models import ModelsOfServer
 
         return ModelsOfServer(self._caller)
 

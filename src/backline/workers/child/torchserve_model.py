@@ -33,7 +33,7 @@ from backline.engine.errors import (
     Unsupported,
 )
 from backline.engine.tensor import Tensor
-from backline.repository.unpacked import hold
+from backline.system.file_lock import hold
 from backline.workers.channel.protocol import Spec, WorkerLoad, WorkerLoaded
 from backline.workers.child.caller import Caller
 from backline.workers.child.requests import RequestBatch, WorkerRequest
