@@ -22,7 +22,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
-from backline.workers.here.timed import MAX_STUCK
+from backline.workers.here.instances import MAX_STUCK
 from support.networks import looping
 from support.server import metrics_page, serve
 

@@ -15,13 +15,13 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.lifecycle.loading.run_time import measure
 from backline.workers.batch import Batch
-from backline.workers.here import core_budget
-from backline.workers.here.core_budget import BudgetedExecution, CoreBudget
+from backline.workers.here import execution
+from backline.workers.here.execution import BudgetedExecution, CoreBudget
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core_budget, "PATIENCE", 20.0)
+    monkeypatch.setattr(execution, "PATIENCE", 20.0)
 
 
 def start(work) -> threading.Thread:

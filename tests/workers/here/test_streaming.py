@@ -21,8 +21,7 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.workers.here.response_stream import MAX_HANDED
-from backline.workers.here.streaming import StreamPool
+from backline.workers.here.streaming import MAX_HANDED, StreamPool
 
 Arrays = Mapping[str, np.ndarray]
 

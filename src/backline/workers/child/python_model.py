@@ -28,11 +28,9 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.model import metrics
 from backline.model.device import place
-from backline.model.hints import Models, Request, without_none
-from backline.model.media import DECODED_LIMIT
+from backline.model.hints import DECODED_LIMIT, Models, Request, without_none
 from backline.workers.channel.protocol import Kind, NumberList, WorkerLoad, WorkerLoaded
-from backline.workers.child.caller import Caller
-from backline.workers.child.measures import Measures
+from backline.workers.child.caller import Caller, Measures
 from backline.workers.child.model_code import ModelCode, find_model, import_file
 from backline.workers.child.requests import RequestBatch, WorkerRequest
 from backline.workers.child.tracebacks import details, reason

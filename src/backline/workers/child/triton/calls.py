@@ -8,7 +8,7 @@ from typing import Self
 
 from backline.engine.errors import BacklineError, Cancelled, DecoupledModel, NotFound
 from backline.engine.messages import InferResponse
-from backline.workers.child.call_stream import CallStream
+from backline.workers.child.answers import CallStream
 from backline.workers.child.caller import ModelCall, Question
 from backline.workers.child.triton import worker
 from backline.workers.child.triton.errors import TritonError, TritonModelException, to_triton

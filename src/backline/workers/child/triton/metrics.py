@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from backline.engine.custom_metrics import MetricKind as Kind
 from backline.engine.errors import AlreadyExists, BacklineError
-from backline.workers.child.measures import Measures
+from backline.workers.child.caller import Measures
 from backline.workers.child.triton import worker
 from backline.workers.child.triton.errors import TritonModelException
 
