@@ -13,8 +13,8 @@ take no memory. When a worker ends, its server drops the mapping; the memory liv
 it is freed.
 
 Neither side trusts offsets: `read` checks that they lie in the other half, and `give_back` ignores a block
-that is not lent. A worker can still change a block while the server reads it, so the server must treat tensor
-contents as untrusted input, which a model's output always is.
+that is not lent. On Linux the file is sealed against truncation. A worker can still change a block while the server
+reads it, so the server must treat tensor contents as untrusted input, which a model's output always is.
 """
 
 from __future__ import annotations
@@ -49,14 +49,19 @@ _ALIGNMENT: Final = 64
 def create() -> int:
     """A file descriptor of a new arena, to be inherited by the worker."""
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("backline", os.MFD_CLOEXEC)
-    else:
-        import tempfile
+        import fcntl
 
-        with tempfile.TemporaryFile(prefix="backline-") as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, 2 * HALF)
-    return descriptor
+        descriptor = os.memfd_create("backline", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, 2 * HALF)
+        # The worker may write to the file, and so could truncate it: the server's next access to its mapping
+        # would be a SIGBUS. The last seal keeps the worker from adding others, which forbid MADV_REMOVE.
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        return descriptor
+    import tempfile
+
+    with tempfile.TemporaryFile(prefix="backline-") as file:
+        os.ftruncate(file.fileno(), 2 * HALF)
+        return os.dup(file.fileno())
 
 
 class Arena:
