@@ -32,27 +32,27 @@ from backline.wire.limits import Limits
 from backline.wire.listener import Listeners
 from backline.wire.tls import TlsFiles
 
-#: How long a thread may hold the interpreter while another waits, in seconds: with Python's default of 5 ms the event loop waits for worker
-#: threads (docs/decisions/switch-interval.md).
+#: Seconds that a thread may hold the GIL while another waits. With Python's default of 5 ms, the event loop
+#: waits for threads that compute (docs/decisions/switch-interval.md).
 SWITCH_INTERVAL = 0.0002
-#: How long the start waits for the machine's full name, in seconds.
+#: Seconds that the start waits for the machine's full name.
 FQDN_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What a server is told. A port of None is not opened, 0 takes any that is free; all ports answer every protocol.
+    """How to serve. A port of None stays closed, 0 takes any free one; all ports speak every protocol.
 
     `repositories` are paths or URLs.
     """
 
     repositories: tuple[str | Path, ...]
     lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
-    #: Of each model configs/<config_name>.pbtxt is read; empty for config.pbtxt.
+    #: Each model's configuration is configs/<config_name>.pbtxt; empty for config.pbtxt.
     config_name: str = ""
-    #: What the only model at the only repository, a path, is called; empty for the last part of the path.
+    #: The name of the only model in the only repository; empty for the last part of its path.
     model_name: str = ""
-    #: Whether the start fails when a model does.
+    #: Whether the start fails if a model does.
     exit_on_error: bool = False
     host: str = "127.0.0.1"
     http_port: int | None = 8000
@@ -61,23 +61,25 @@ class ServerOptions:
     unix_socket: Path | None = None
     tls: TlsFiles | None = None
     limits: Limits = field(default_factory=Limits)
-    #: Origins of web pages that may use the server, as "https://console.example.org".
+    #: Origins of web pages that may use the server, such as "https://console.example.org".
     cors_origins: tuple[str, ...] = ()
-    #: Further names that clients reach the server by; "*.example.org" is any name below that.
+    #: Further host names of the server; "*.example.org" is any name below example.org.
     allowed_hosts: tuple[str, ...] = ()
-    #: The HTTP status of a health question whose answer is no: 503, or 400 as Triton's.
+    #: The HTTP status of a failed health check: 503, or Triton's 400.
     not_ready_status: int = 503
-    #: Whether clients may have inputs read from shared memory of this machine, and outputs written there.
+    #: Whether clients may pass inputs and outputs in this machine's shared memory.
     allow_client_shm: bool = False
-    #: What is traced from the start on.
+    #: The initial trace settings.
     trace: TraceConfig = field(default_factory=TraceConfig)
 
 
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
-    """Raises InvalidArgument. The machine's names are those of this server wherever it listens beyond the loopback, or might."""
+    """Raises InvalidArgument. Unless it listens on the loopback only, the machine's names are names of the
+    server.
+    """
     names = {options.host, socket.gethostname()} - {""}
     if not options.host.startswith("127.") and options.host not in ("localhost", "::1"):
-        # It may ask DNS, which may be slow: the name is not worth waiting for.
+        # May query a slow DNS, and the name is not worth a wait.
         asked = asyncio.get_running_loop().run_in_executor(None, socket.getfqdn)
         with suppress(TimeoutError):
             names.add(await asyncio.wait_for(asked, FQDN_TIMEOUT))
@@ -87,10 +89,10 @@ async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
 
 
 class Server:
-    """An engine behind its listeners."""
+    """An engine and its listeners."""
 
     def __init__(self, options: ServerOptions, log: ServerLog | None = None) -> None:
-        """`log` is that of the program, where it is the server's to change."""
+        """`log` is the program's log, if clients may change its settings."""
         self.options = options
         self._embedded = Embedded(
             options.repositories,
@@ -108,7 +110,7 @@ class Server:
         self._tracing: Tracing | None = None
         self._listeners: Listeners | None = None
         self._heap: Heap | None = None
-        #: What each open address is for: ("HTTP", "http://127.0.0.1:8000").
+        #: What is open where: ("HTTP", "http://127.0.0.1:8000").
         self.urls: list[tuple[str, str]] = []
 
     @property
@@ -127,10 +129,11 @@ class Server:
             keep_private(Path.home(), "~")
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Opens the listeners, then loads all models; until they are loaded the server is live but not ready.
+        """Opens the listeners, then loads all models; until they are loaded, the server is live but not
+        ready.
 
-        Raises OSError when an address cannot be opened, TlsFileError for a TLS file and BacklineError for a repository that cannot be read
-        or for traces that cannot be written.
+        Raises OSError if an address cannot be opened, TlsFileError for an invalid TLS file, and BacklineError
+        if a repository cannot be read or traces cannot be written.
         """
         sys.setswitchinterval(SWITCH_INTERVAL)
         share_arena()
@@ -180,7 +183,9 @@ class Server:
             self.urls.append(("Unix socket", f"unix:{options.unix_socket}"))
 
     async def stop(self) -> None:
-        """Takes no new request, finishes those in flight (at most the drain timeout), closes all connections and unloads the models."""
+        """Refuses new requests, drains those in flight until the drain timeout, closes all connections and
+        unloads the models.
+        """
         self._embedded.stopping()
         if self._heap is not None:
             self._heap.close()
@@ -188,6 +193,6 @@ class Server:
             if self._listeners is not None:
                 await self._listeners.close(self.options.limits.drain_timeout)
             await self._embedded.stop()
-        finally:  # also where the caller waits no longer for runs that have no end
+        finally:  # also if the caller is cancelled because a run never ends
             if self._tracing is not None:
                 await self._tracing.close()

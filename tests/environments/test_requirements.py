@@ -1,4 +1,4 @@
-"""What a model asks for, by the files beside it."""
+"""A model's requirements, read from its files."""
 
 from __future__ import annotations
 

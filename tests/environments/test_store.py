@@ -85,7 +85,7 @@ def test_an_interrupted_build_is_repeated_rather_than_used(store: Environments, 
     )
     wait_for(
         lambda: store.remove_unfinished() == 0 and not building(store)
-    )  # its uv may have gone on for a moment
+    )  # its uv may have run on for a moment
 
 
 def test_concurrent_builds_of_one_environment_build_it_once(store: Environments, model: Path) -> None:
@@ -206,12 +206,12 @@ def test_an_environment_without_its_interpreter_is_rebuilt(built: tuple[Environm
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
         (["Resolved", "error: No solution found", "  cause: Because a==1"], "No solution found: Because a==1"),
         (["  × No solution found:", "  ╰─▶ Because b was not found"], "No solution found: Because b was not found"),
         (["Installed 1 package"], ""),
     ],
 )  # fmt: skip
-def test_the_cause_of_a_failure_is_one_line(lines: list[str], told: str) -> None:
-    assert cause(lines) == told
+def test_the_cause_of_a_failure_is_one_line(lines: list[str], expected: str) -> None:
+    assert cause(lines) == expected

@@ -1,4 +1,4 @@
-"""A timer that rings far too late tells that the process stood still."""
+"""A timer that fires far too late means that the process was suspended."""
 
 from __future__ import annotations
 

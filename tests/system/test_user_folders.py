@@ -1,4 +1,4 @@
-"""Folders of users that have none."""
+"""Default folders of users without a home."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import os
 from backline.system.user_folders import user_cache, user_state
-user_cache(), user_state()  # what is imported late may be out of reach for others
+user_cache(), user_state()  # a late import may be unreadable for another user
 os.setuid(54321)
 del os.environ["HOME"]
 print(user_cache(), user_state())

@@ -18,7 +18,7 @@ from backline.system.user_folders import user_cache
 
 
 class Embedded:
-    """The engine inside a program: the models of the repositories, without sockets. Lives on the running event loop."""
+    """An engine with the models of its repositories. Lives on the running event loop."""
 
     def __init__(
         self,
@@ -29,17 +29,20 @@ class Embedded:
         model_name: str = "",
         exit_on_error: bool = False,
     ) -> None:
-        """`repositories` are paths or URLs. Raises BacklineError for one that is neither, and for damaged state on disk."""
+        """`repositories` are paths or URLs. Raises BacklineError for an invalid one, and for damaged state
+        on disk.
+        """
         self.engine = Engine()
         self._exit_on_error = exit_on_error
         options = options or LifecycleOptions()
         configs = ConfigFiles(config_name, complete=options.complete_configs)
         cache = options.cache_folder or user_cache()
-        # A folder that is named twice is one repository, under whichever name.
+        # A folder given twice, perhaps under different names, is one repository.
         locations = {_same(location): str(location) for location in reversed(repositories)}
         if model_name and len(locations) > 1:
             raise InvalidArgument(
-                f"the model name '{model_name}' is for one repository with one model, but there are {len(locations)}"
+                f"the model name '{model_name}' is for one repository with one model, but there are"
+                f" {len(locations)}"
             )
         opened = [
             open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)
@@ -53,9 +56,9 @@ class Embedded:
         return self._lifecycle.state_folder
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Loads all models that are to be loaded. A model that fails is UNAVAILABLE and says why.
+        """Loads the models that the options ask for. One that fails is UNAVAILABLE, with the reason.
 
-        Raises BacklineError for a repository that cannot be read, and with `exit_on_error` when a model fails.
+        Raises BacklineError if a repository cannot be read, and with `exit_on_error` if a model fails.
         """
         await self._lifecycle.start(on_event)
         if self._exit_on_error:
@@ -71,17 +74,17 @@ class Embedded:
                 raise Unavailable(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
 
     def stopping(self) -> None:
-        """From now on it is not ready; what is in flight is finished, but for loads that requests wait for."""
+        """From now on it is not ready. Requests in flight complete, except those that wait for a load."""
         self.engine.stopping()
         self._lifecycle.stopping()
 
     async def stop(self) -> None:
-        """Finishes what runs, refuses what waits, and gives the memory back."""
+        """Completes running requests, refuses queued ones, and unloads the models."""
         self.stopping()
         await self._lifecycle.close()
 
 
 def _same(location: str | Path) -> str:
-    """What is the same for two names of one repository."""
+    """The same for all names of one repository."""
     text = str(location)
     return text if "://" in text or text.startswith("hf:") else str(Path(text).resolve())

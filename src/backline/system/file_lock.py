@@ -52,7 +52,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
 
 def hold(folder: Path) -> int:
-    """Shares the lock of a folder until the descriptor, and all copies of it in other processes, are closed."""
+    """Shares the lock of a folder until the descriptor and all its copies in other processes are closed."""
     descriptor = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):  # a file system without locks
         try_lock(descriptor, shared=True)

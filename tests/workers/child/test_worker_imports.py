@@ -1,4 +1,4 @@
-"""What the code of a worker needs in an environment that is not the server's."""
+"""The packages that a worker needs in a model's environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-#: Imports modules where nothing is installed but what every environment has.
+#: Imports modules as if only NumPy and msgspec were installed.
 IMPORT = """
 import sys
 from importlib import import_module

@@ -12,7 +12,8 @@ import backline
 from support.repositories import put
 from support.server import serve
 
-#: The interpreter of the model's environment: it keeps a second descriptor of the shared memory, and becomes Python.
+#: The interpreter of the model's environment: keeps a second descriptor of the shared memory, then runs
+#: Python.
 INTERPRETER = """#!{python}
 import os, sys
 if sys.argv[1].endswith("start.py"):

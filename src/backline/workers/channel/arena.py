@@ -1,5 +1,5 @@
-"""Shared memory between a server and one worker (an anonymous in-memory file, mapped by both), and the columns of
-tensors in it.
+"""Shared memory between a server and one worker (an anonymous in-memory file, mapped by both), and the
+columns of tensors in it.
 
 Each side writes only to its own half. It lends blocks of that half to the other side by naming their offset
 in a message, and reuses a block once the other side has returned it. Who frees what:
@@ -13,8 +13,9 @@ take no memory. When a worker ends, its server drops the mapping; the memory liv
 it is freed.
 
 Neither side trusts offsets: `read` checks that they lie in the other half, and `give_back` ignores a block
-that is not lent. On Linux the file is sealed against truncation. A worker can still change a block while the server
-reads it, so the server must treat tensor contents as untrusted input, which a model's output always is.
+that is not lent. On Linux the file is sealed against truncation. A worker can still change a block while the
+server reads it, so the server must treat tensor contents as untrusted input, which a model's output always
+is.
 """
 
 from __future__ import annotations

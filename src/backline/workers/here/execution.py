@@ -1,5 +1,5 @@
-"""One run of a model: gather the inputs of a batch, run, split the outputs; and the cores that the runs of all
-models on threads share, so that busy models do not oversubscribe them.
+"""One run of a model: gather the inputs of a batch, run, split the outputs; and the cores that the runs of
+all models on threads share, so that busy models do not oversubscribe them.
 """
 
 from __future__ import annotations

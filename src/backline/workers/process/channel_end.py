@@ -19,8 +19,8 @@ OnFrame: TypeAlias = Callable[[Kind, Any, memoryview], None]
 class ChannelEnd:
     """A socket on the event loop.
 
-    `on_frame` gets each frame; if it raises, or a frame is invalid, `on_broken` gets the reason. `on_end` is called
-    once, when the other end is closed.
+    `on_frame` gets each frame; if it raises, or a frame is invalid, `on_broken` gets the reason. `on_end` is
+    called once, when the other end is closed.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ChannelEnd:
                 return
 
     def send(self, message: bytes) -> None:
-        """Writes what the socket takes now, and the rest later. Discards everything if the other end is gone."""
+        """Writes what the socket takes now, and the rest later. Discards all if the other end is gone."""
         if self._unsent:
             self._unsent += message
             return

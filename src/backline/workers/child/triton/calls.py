@@ -115,8 +115,9 @@ def _response(response: InferResponse) -> InferenceResponse:
 def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:
     if isinstance(error, DecoupledModel):
         said = TritonError(
-            f"Model {call.model} - Error when running inference: Model {call.model} is using the decoupled. The current BLS request call"
-            " doesn't support models using the decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or"
+            f"Model {call.model} - Error when running inference: Model {call.model} is using the decoupled."
+            " The current BLS request call doesn't support models using the decoupled transaction policy."
+            " Please use 'decoupled=True' argument to the 'exec' or"
             " 'async_exec' calls for decoupled models.'"
         )
         return InferenceResponse(error=said)

@@ -58,7 +58,8 @@ class CompletedModel:
             raise ModelFailed(triton_text(error, message.folder)) from None
         if not isinstance(config, ModelConfig):
             raise ModelFailed(
-                f"auto_complete_config function in model '{message.name}' must return a valid pb.ModelConfig object."
+                f"auto_complete_config function in model '{message.name}' must return a valid pb.ModelConfig"
+                " object."
             )
         self.loaded = WorkerLoaded([], [], completed=json.dumps(config.as_dict()))
 
@@ -141,7 +142,8 @@ class TritonModel:
             if request.release_flags == RELEASE_RESCHEDULE:
                 if not self._iterative:
                     raise _Returned(
-                        "only a request of an iterative sequence can be rescheduled: set sequence_batching.iterative_sequence"
+                        "only a request of an iterative sequence can be rescheduled: set"
+                        " sequence_batching.iterative_sequence"
                     )
                 request.get_response_sender().reschedule()
 
@@ -150,25 +152,29 @@ class TritonModel:
             return
         if self._decoupled:
             raise _Returned(
-                f"Python model '{self._instance}' is using the decoupled mode and the execute function must return None."
+                f"Python model '{self._instance}' is using the decoupled mode and the execute function must"
+                " return None."
             )
         if not isinstance(answer, list):
             raise _Returned(f"Expected a list in the execute return, found type '{type(answer)}'.")
         if len(answer) != len(requests):
             raise _Returned(
                 "Number of InferenceResponse objects do not match the number of InferenceRequest objects."
-                f" InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size is:{len(answer)}\n"
+                f" InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size"
+                f" is:{len(answer)}\n"
             )
         for request, response in zip(requests, answer, strict=True):
             if response is None:
                 continue
             if request.release_flags == RELEASE_RESCHEDULE:
                 raise _Returned(
-                    f"Expected a None object in the execute function return list for reschduled request, found type '{type(response)}'."
+                    "Expected a None object in the execute function return list for reschduled request,"
+                    f" found type '{type(response)}'."
                 )
             if not isinstance(response, InferenceResponse):
                 raise _Returned(
-                    f"Expected an 'InferenceResponse' object in the execute function return list, found type '{type(response)}'."
+                    "Expected an 'InferenceResponse' object in the execute function return list, found type"
+                    f" '{type(response)}'."
                 )
             request.get_response_sender().send(response, FINAL)
 

@@ -144,7 +144,8 @@ class InferenceRequest:
             raise TritonModelException(f"Input tensor {where}")
         if any(not isinstance(name, str) for name in requested_output_names):
             raise TypeError(
-                f"InferenceRequest: requested_output_names are {list(requested_output_names)}, expected strings"
+                f"InferenceRequest: requested_output_names are {list(requested_output_names)}, expected"
+                " strings"
             )
         if not all(requested_output_names):
             raise TritonModelException(f"Requested output name {where}")

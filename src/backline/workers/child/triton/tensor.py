@@ -73,7 +73,8 @@ class Tensor:
         """
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
             raise TypeError(
-                f"Tensor: expected a name and a numpy.ndarray, not {type(name).__name__} and {type(array).__name__}"
+                f"Tensor: expected a name and a numpy.ndarray, not {type(name).__name__} and"
+                f" {type(array).__name__}"
             )
         datatype = numpy_datatype(array.dtype)
         if datatype is None:
@@ -105,7 +106,8 @@ class Tensor:
         """The array itself, not a copy. Raises TritonModelException for BF16."""
         if self._datatype is DataType.BF16:
             raise TritonModelException(
-                "Tensor dtype is BF16 and cannot be converted to NumPy. Use to_dlpack() and from_dlpack() instead."
+                "Tensor dtype is BF16 and cannot be converted to NumPy. Use to_dlpack() and from_dlpack()"
+                " instead."
             )
         return self._array
 
