@@ -25,9 +25,9 @@ from harness.machine import machine
 from harness.model import model
 
 from backline.dialects.application import build_application
+from backline.embedded.embedded import Embedded
 from backline.observe.tracing.settings import parse_trace_config
 from backline.observe.tracing.tracing import Tracing
-from backline.server import Embedded
 from backline.wire.application import Fields, HttpRequest, ResponseStream
 
 REPOSITORY = BENCH / "traced"

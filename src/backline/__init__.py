@@ -1,4 +1,4 @@
-"""Backline: a model server. Embed it, run it, or connect to it: the same models, one URL apart."""
+"""Backline: a model server, to run, to embed, or to connect to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["__version__", "connect", "connect_async"]
 
 
 def __getattr__(name: str) -> Any:
-    # The server starts without the client, and the client without the server.
+    # Lazy, so that a server does not import the client.
     if name in ("connect", "connect_async"):
         from backline import client
 

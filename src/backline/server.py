@@ -1,25 +1,22 @@
-"""The composition: an engine filled from repositories, alone (`Embedded`) or behind sockets (`Server`)."""
+"""The composition of a server: an engine filled from repositories, and sockets in front of it."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from backline.access.browsers import BrowserPolicy
-from backline.backends.registry import FORMATS
 from backline.dialects.application import build_application
+from backline.embedded.embedded import Embedded
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument, Unavailable
-from backline.engine.model import ModelState
 from backline.engine.private_places import keep_private
 from backline.engine.shared_memory import SharedMemory
 from backline.lifecycle.journal import LoadEvent
-from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions
 from backline.observe.log.requests import RequestLog
 from backline.observe.log.server_log import ServerLog
@@ -27,8 +24,6 @@ from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
 from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
-from backline.repository.configuration import ConfigFiles
-from backline.repository.location import open_repository
 from backline.system.memory import share_arena
 from backline.system.user_folders import user_cache
 from backline.wire.connection import Wire
@@ -37,27 +32,27 @@ from backline.wire.limits import Limits
 from backline.wire.listener import Listeners
 from backline.wire.tls import TlsFiles
 
-#: How long a thread may hold the interpreter while another waits, in seconds: with Python's default of 5 ms the event loop waits for worker
-#: threads (docs/decisions/switch-interval.md).
+#: Seconds that a thread may hold the GIL while another waits. With Python's default of 5 ms, the event loop
+#: waits for threads that compute (docs/decisions/switch-interval.md).
 SWITCH_INTERVAL = 0.0002
-#: How long the start waits for the machine's full name, in seconds.
+#: Seconds that the start waits for the machine's full name.
 FQDN_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What a server is told. A port of None is not opened, 0 takes any that is free; all ports answer every protocol.
+    """How to serve. A port of None stays closed, 0 takes any free one; all ports speak every protocol.
 
     `repositories` are paths or URLs.
     """
 
     repositories: tuple[str | Path, ...]
     lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
-    #: Of each model configs/<config_name>.pbtxt is read; empty for config.pbtxt.
+    #: Each model's configuration is configs/<config_name>.pbtxt; empty for config.pbtxt.
     config_name: str = ""
-    #: What the only model at the only repository, a path, is called; empty for the last part of the path.
+    #: The name of the only model in the only repository; empty for the last part of its path.
     model_name: str = ""
-    #: Whether the start fails when a model does.
+    #: Whether the start fails if a model does.
     exit_on_error: bool = False
     host: str = "127.0.0.1"
     http_port: int | None = 8000
@@ -66,93 +61,25 @@ class ServerOptions:
     unix_socket: Path | None = None
     tls: TlsFiles | None = None
     limits: Limits = field(default_factory=Limits)
-    #: Origins of web pages that may use the server, as "https://console.example.org".
+    #: Origins of web pages that may use the server, such as "https://console.example.org".
     cors_origins: tuple[str, ...] = ()
-    #: Further names that clients reach the server by; "*.example.org" is any name below that.
+    #: Further host names of the server; "*.example.org" is any name below example.org.
     allowed_hosts: tuple[str, ...] = ()
-    #: The HTTP status of a health question whose answer is no: 503, or 400 as Triton's.
+    #: The HTTP status of a failed health check: 503, or Triton's 400.
     not_ready_status: int = 503
-    #: Whether clients may have inputs read from shared memory of this machine, and outputs written there.
+    #: Whether clients may pass inputs and outputs in this machine's shared memory.
     allow_client_shm: bool = False
-    #: What is traced from the start on.
+    #: The initial trace settings.
     trace: TraceConfig = field(default_factory=TraceConfig)
 
 
-class Embedded:
-    """The engine inside a program: the models of the repositories, without sockets. Lives on the running event loop."""
-
-    def __init__(
-        self,
-        repositories: Sequence[str | Path],
-        options: LifecycleOptions | None = None,
-        *,
-        config_name: str = "",
-        model_name: str = "",
-        exit_on_error: bool = False,
-    ) -> None:
-        """`repositories` are paths or URLs. Raises BacklineError for one that is neither, and for damaged state on disk."""
-        self.engine = Engine()
-        self._exit_on_error = exit_on_error
-        options = options or LifecycleOptions()
-        configs = ConfigFiles(config_name, complete=options.complete_configs)
-        cache = options.cache_folder or user_cache()
-        # A folder that is named twice is one repository, under whichever name.
-        locations = {_same(location): str(location) for location in reversed(repositories)}
-        if model_name and len(locations) > 1:
-            raise InvalidArgument(
-                f"the model name '{model_name}' is for one repository with one model, but there are {len(locations)}"
-            )
-        opened = [
-            open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)
-            for location in reversed(locations.values())
-        ]
-        self._lifecycle = Lifecycle(self.engine, opened, options)
-
-    @property
-    def state_folder(self) -> Path:
-        """Where labels, the audit log and recorded requests are kept."""
-        return self._lifecycle.state_folder
-
-    async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Loads all models that are to be loaded. A model that fails is UNAVAILABLE and says why.
-
-        Raises BacklineError for a repository that cannot be read, and with `exit_on_error` when a model fails.
-        """
-        await self._lifecycle.start(on_event)
-        if self._exit_on_error:
-            failed = [
-                model
-                for model in self.engine.models()
-                if model.state is ModelState.UNAVAILABLE and not model.on_demand
-            ]
-            if failed:
-                reasons = "".join(
-                    f"\n  {model.name} version {model.version}: {model.reason}" for model in failed
-                )
-                raise Unavailable(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
-
-    def stopping(self) -> None:
-        """From now on it is not ready; what is in flight is finished, but for loads that requests wait for."""
-        self.engine.stopping()
-        self._lifecycle.stopping()
-
-    async def stop(self) -> None:
-        """Finishes what runs, refuses what waits, and gives the memory back."""
-        self.stopping()
-        await self._lifecycle.close()
-
-
-def _same(location: str | Path) -> str:
-    """What is the same for two names of one repository."""
-    text = str(location)
-    return text if "://" in text or text.startswith("hf:") else str(Path(text).resolve())
-
-
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
-    """Raises InvalidArgument. The machine's names are those of this server wherever it listens beyond the loopback, or might."""
+    """Raises InvalidArgument. Unless it listens on the loopback only, the machine's names are names of the
+    server.
+    """
     names = {options.host, socket.gethostname()} - {""}
     if not options.host.startswith("127.") and options.host not in ("localhost", "::1"):
-        # It may ask DNS, which may be slow: the name is not worth waiting for.
+        # May query a slow DNS, and the name is not worth a wait.
         asked = asyncio.get_running_loop().run_in_executor(None, socket.getfqdn)
         with suppress(TimeoutError):
             names.add(await asyncio.wait_for(asked, FQDN_TIMEOUT))
@@ -162,10 +89,10 @@ async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
 
 
 class Server:
-    """An engine behind its listeners."""
+    """An engine and its listeners."""
 
     def __init__(self, options: ServerOptions, log: ServerLog | None = None) -> None:
-        """`log` is that of the program, where it is the server's to change."""
+        """`log` is the program's log, if clients may change its settings."""
         self.options = options
         self._embedded = Embedded(
             options.repositories,
@@ -183,7 +110,7 @@ class Server:
         self._tracing: Tracing | None = None
         self._listeners: Listeners | None = None
         self._heap: Heap | None = None
-        #: What each open address is for: ("HTTP", "http://127.0.0.1:8000").
+        #: What is open where: ("HTTP", "http://127.0.0.1:8000").
         self.urls: list[tuple[str, str]] = []
 
     @property
@@ -202,10 +129,11 @@ class Server:
             keep_private(Path.home(), "~")
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Opens the listeners, then loads all models; until they are loaded the server is live but not ready.
+        """Opens the listeners, then loads all models; until they are loaded, the server is live but not
+        ready.
 
-        Raises OSError when an address cannot be opened, TlsFileError for a TLS file and BacklineError for a repository that cannot be read
-        or for traces that cannot be written.
+        Raises OSError if an address cannot be opened, TlsFileError for an invalid TLS file, and BacklineError
+        if a repository cannot be read or traces cannot be written.
         """
         sys.setswitchinterval(SWITCH_INTERVAL)
         share_arena()
@@ -255,7 +183,9 @@ class Server:
             self.urls.append(("Unix socket", f"unix:{options.unix_socket}"))
 
     async def stop(self) -> None:
-        """Takes no new request, finishes those in flight (at most the drain timeout), closes all connections and unloads the models."""
+        """Refuses new requests, drains those in flight until the drain timeout, closes all connections and
+        unloads the models.
+        """
         self._embedded.stopping()
         if self._heap is not None:
             self._heap.close()
@@ -263,6 +193,6 @@ class Server:
             if self._listeners is not None:
                 await self._listeners.close(self.options.limits.drain_timeout)
             await self._embedded.stop()
-        finally:  # also where the caller waits no longer for runs that have no end
+        finally:  # also if the caller is cancelled because a run never ends
             if self._tracing is not None:
                 await self._tracing.close()

@@ -29,7 +29,8 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.loading.loader import load
 from backline.repository.remote.unpack import UnpackLimits
-from backline.repository.unpacked import hold, unpacked
+from backline.repository.unpacked import unpacked
+from backline.system.file_lock import hold
 from docs.pages import blocks
 from support.repositories import put
 from support.server import ServerProcess, serve

@@ -18,13 +18,13 @@ from onnx import TensorProto, helper
 from backline import connect
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
+from backline.embedded.embedded import Embedded
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument, Unsupported
 from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.tensor import Tensor
 from backline.lifecycle.options import LifecycleOptions
 from backline.schedule.sequences.state_store import MemoryStateStore
-from backline.server import Embedded
 from support.server import ServerProcess, serve
 
 VAD = """

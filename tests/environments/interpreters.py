@@ -1,4 +1,4 @@
-"""The Python interpreters on this machine."""
+"""The Python versions of this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from uv import find_uv_bin
 
 
 def another_python() -> str:
-    """An installed Python version, other than the tests' own, that workers support; empty if none."""
+    """An installed version that workers can run on, other than the one running the tests; empty if there
+    is none.
+    """
     command = [find_uv_bin(), "python", "list", "--only-installed", "--output-format", "json"]
     listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     found = {

@@ -42,7 +42,7 @@ class TritonPythonModel:
 
 
 def environment(folder: Path, *packages: str) -> Path:
-    """A venv with some of the test environment's packages, and one module that exists only there."""
+    """A venv with some of the tests' packages and the module `only_there`."""
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python3.*/site-packages")
     own = Path(sysconfig.get_path("purelib"))
@@ -77,7 +77,7 @@ def test_a_model_runs_in_its_packed_environment(tmp_path: Path) -> None:
     assert Path(prefix).name != Path(sys.prefix).name
 
 
-def test_equal_archives_are_unpacked_once_and_folders_are_used_in_place(tmp_path: Path) -> None:
+def test_an_archive_is_unpacked_once_per_content_and_a_folder_is_used_in_place(tmp_path: Path) -> None:
     made = environment(tmp_path / "made", "numpy", "msgspec")
     first = packed_environment(str(pack(made, tmp_path / "one.tar.gz")), tmp_path, tmp_path / "cache")
     (tmp_path / "two.tar.gz").write_bytes((tmp_path / "one.tar.gz").read_bytes())
@@ -96,18 +96,18 @@ def test_an_invalid_environment_is_refused_with_the_reason(tmp_path: Path) -> No
     put(tmp_path / "text.tar.gz", "text")
     (tmp_path / "empty").mkdir()
     environment(tmp_path / "bare")
-    for given, told in (
+    for given, reason in (
         ("nothing.tar.gz", "there is no"),
-        ("text.tar.gz", "is no tar archive"),
+        ("text.tar.gz", "is not a tar archive"),
         ("empty", "holds no bin/python"),
         ("bare", "lacks numpy and msgspec"),
     ):
-        with pytest.raises(InvalidArgument, match=told):
+        with pytest.raises(InvalidArgument, match=reason):
             packed_environment(given, tmp_path, tmp_path / "cache")
 
 
 def crafted(archive: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
-    """An archive with these members: name, type, and content or link target."""
+    """An archive of members, each a name, a type, and its content or link target."""
     with tarfile.open(archive, "w:gz") as tar:
         for name, kind, content in members:
             info = tarfile.TarInfo(name)
@@ -122,7 +122,7 @@ def crafted(archive: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "reason"),
     [
         ([("x", tarfile.LNKTYPE, "../../victim"), ("x", tarfile.REGTYPE, b"evil")], "hard link"),
         ([("x", tarfile.LNKTYPE, "{victim}"), ("x", tarfile.REGTYPE, b"evil")], "hard link"),
@@ -161,8 +161,8 @@ def crafted(archive: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
         ([("x", tarfile.CHRTYPE, "")], "a device or a pipe"),
     ],
 )  # fmt: skip
-def test_an_archive_cannot_write_outside_its_folder(
-    tmp_path: Path, members: list[tuple[str, bytes, str | bytes]], told: str
+def test_an_archive_writes_nothing_outside_its_folder(
+    tmp_path: Path, members: list[tuple[str, bytes, str | bytes]], reason: str
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
@@ -170,14 +170,14 @@ def test_an_archive_cannot_write_outside_its_folder(
     filled = [(name, kind, c.format(**places) if isinstance(c, str) else c) for name, kind, c in members]
     crafted(tmp_path / "env.tar.gz", *filled)
 
-    with pytest.raises(InvalidArgument, match=told):
+    with pytest.raises(InvalidArgument, match=reason):
         packed_environment("env.tar.gz", tmp_path, tmp_path / "cache")
 
     assert victim.read_bytes() == b"mine"
     assert not [*(tmp_path / "cache").iterdir()]
 
 
-def test_a_file_replaces_a_link_instead_of_writing_to_its_target(tmp_path: Path) -> None:
+def test_a_file_replaces_a_link_instead_of_overwriting_its_target(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
     crafted(

@@ -1,4 +1,4 @@
-"""A model's requirements, found in the files next to it."""
+"""A model's requirements, read from its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models with their own environments on a real server."""
+"""Models with their own environments in a real server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Se
             put(repository / name / "requirements.txt", f"numpy=={numpy}\n")
     log = tmp_path_factory.mktemp("log") / "server.log"
     options = ("--cache-dir", str(cache), "--model-control-mode", "explicit", "--load-model", "*")
-    # The server's import path must not leak into the model's process.
+    # Packages on the server's path must not reach the model.
     with serve(
         repository, log, *options, environment={"PYTHONPATH": ":".join(filter(None, sys.path))}
     ) as running:
@@ -92,7 +92,7 @@ def test_a_cached_environment_adds_less_than_100_ms_to_a_load(
                 client.load(name)
                 seconds.append(time.perf_counter() - began)
 
-    more = min(took["same"]) - min(took["plain"])  # minimum: excludes noise from other processes
+    more = min(took["same"]) - min(took["plain"])  # the minimum, because other programs disturb the rest
     assert more < 0.1, took
 
 

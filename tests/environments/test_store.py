@@ -85,7 +85,7 @@ def test_an_interrupted_build_is_not_used_but_repeated(store: Environments, mode
     )
     wait_for(
         lambda: store.remove_unfinished() == 0 and not building(store)
-    )  # uv may outlive the interruption briefly
+    )  # its uv may have run on for a moment
 
 
 def test_concurrent_builds_of_one_environment_run_once(store: Environments, model: Path) -> None:
@@ -217,5 +217,5 @@ def test_an_environment_is_rebuilt_if_its_interpreter_is_missing(built: tuple[En
         (["Installed 1 package"], ""),
     ],
 )  # fmt: skip
-def test_the_cause_of_a_failed_build_is_one_line(lines: list[str], expected: str) -> None:
+def test_the_cause_of_a_failure_is_one_line(lines: list[str], expected: str) -> None:
     assert cause(lines) == expected

@@ -17,10 +17,10 @@ import hpack
 from onnx import TensorProto
 
 from backline.dialects.application import build_application
+from backline.embedded.embedded import Embedded
 from backline.engine.engine import Engine
 from backline.engine.shared_memory import FOLDER, SharedMemory
 from backline.observe.metrics import Metrics
-from backline.server import Embedded
 from backline.wire.connection import Wire
 from backline.wire.limits import Limits
 from backline.wire.sniffer import Sniffer

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from backline.embedded.embedded import Embedded
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest, SequenceStep
@@ -22,7 +23,6 @@ from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
-from backline.server import Embedded
 from support.reading import floats, start
 from support.reading import put as put_model
 

@@ -1,4 +1,6 @@
-"""Sounds: files of all kinds become arrays of one rate, and back; what is none, or too large, is refused."""
+"""Sound files decode to arrays at one rate, arrays encode to files, and invalid or oversized files are
+refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Type hints of models, where an input may be missing."""
+"""Type hints of optional inputs."""
 
 from __future__ import annotations
 

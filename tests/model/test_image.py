@@ -1,4 +1,4 @@
-"""Images: files of all kinds become arrays and back; what is none, or too large, is refused."""
+"""Image files decode to arrays, arrays encode to files, and invalid or oversized files are refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_lossless_formats_decode_exactly(format: str) -> None:
     np.testing.assert_array_equal(RGB.decode(written(pillow.fromarray(array), format, **options)), array)
 
 
-def test_modes() -> None:
+def test_each_mode_has_its_channels() -> None:
     cat = content("chelsea.png")
 
     assert Image["L"].decode(cat).shape == (300, 451)
@@ -71,7 +71,7 @@ def test_the_decoded_array_is_writable() -> None:
 
 def test_a_photo_is_rotated_by_its_exif_orientation() -> None:
     exif = pillow.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # rotated by a quarter turn
 
     assert RGB.decode(written(pillow.new("RGB", (20, 10)), "JPEG", exif=exif)).shape == (20, 10, 3)
 

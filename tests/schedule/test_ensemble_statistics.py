@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backline.embedded.embedded import Embedded
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
-from backline.server import Embedded
 from support.reading import CUT, SIDE, Asked, reader, recogniser, start
 
 PICTURES = np.random.default_rng(3).normal(0, 0.3, (3, 1, SIDE, SIDE)).astype(np.float32)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from backline.embedded.embedded import Embedded
 from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
-from backline.server import Embedded
 from backline.system.cores import check_cores, format_cores
 from support import models
 from support.server import serve

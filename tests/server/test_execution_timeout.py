@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backline.embedded.embedded import Embedded
 from backline.engine.control import Change
 from backline.engine.datatypes import DataType
 from backline.engine.errors import Internal, Unavailable
@@ -21,8 +22,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
-from backline.server import Embedded
-from backline.workers.here.timed import MAX_STUCK
+from backline.workers.here.instances import MAX_STUCK
 from support.networks import looping
 from support.server import metrics_page, serve
 

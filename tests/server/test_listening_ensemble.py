@@ -14,13 +14,13 @@ import onnxruntime
 import pytest
 import tritonclient.grpc as triton
 
+from backline.embedded.embedded import Embedded
 from backline.engine.datatypes import DataType
 from backline.engine.messages import InferRequest, ResponseFlow
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
-from backline.server import Embedded
 from support.listening import DETECTOR, MELODY, RECOGNISER, hear, melody, put_networks
 from support.server import ServerProcess, serve
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from backline.cli.serve import command
+from backline.embedded.embedded import Embedded
 from backline.engine.datatypes import DataType
 from backline.engine.errors import DeadlineExceeded, Internal
 from backline.engine.messages import InferRequest, InferResponse
@@ -18,7 +19,6 @@ from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
-from backline.server import Embedded
 from support.server import serve
 from support.streaming import REPEAT
 

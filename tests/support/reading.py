@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from backline.embedded.embedded import Embedded
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
-from backline.server import Embedded
 
 SIDE = 8
 CUT = 4

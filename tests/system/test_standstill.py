@@ -1,4 +1,4 @@
-"""A timer that fires far too late reveals that the process was suspended."""
+"""A timer that fires far too late means that the process was suspended."""
 
 from __future__ import annotations
 

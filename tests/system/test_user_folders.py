@@ -1,4 +1,4 @@
-"""Folders for users without a home."""
+"""Default folders of users without a home."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import os
 from backline.system.user_folders import user_cache, user_state
-user_cache(), user_state()  # import lazily loaded code now: other users may lack access to it
+user_cache(), user_state()  # a late import may be unreadable for another user
 os.setuid(54321)
 del os.environ["HOME"]
 print(user_cache(), user_state())

@@ -1,4 +1,4 @@
-"""Requests of unlike shapes as one run, by values."""
+"""Joining requests of different shapes into one run, and splitting its outputs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def joiner(
     return Joiner("here", joining, Signature(inputs, tuple(outputs)), scattered, batched=True)
 
 
-def told(kind: BatchInputKind, shapes: Sequence[tuple[int, ...]], datatype: DataType = INT32) -> np.ndarray:
-    """What a batch input of a kind says of requests with these shapes."""
+def batch_input(
+    kind: BatchInputKind, shapes: Sequence[tuple[int, ...]], datatype: DataType = INT32
+) -> np.ndarray:
+    """The batch input of this kind for requests of these shapes."""
     rank = 2 if kind == "BATCH_ITEM_SHAPE" else 1
     target = TensorSpec("t", datatype, (-1,) * rank)
     made = joiner(
@@ -50,14 +52,14 @@ def told(kind: BatchInputKind, shapes: Sequence[tuple[int, ...]], datatype: Data
 )
 @pytest.mark.parametrize("datatype", [INT32, FP32])
 def test_batch_inputs_equal_tritons(kind: BatchInputKind, expected: list[object], datatype: DataType) -> None:
-    got = told(kind, [(2, 3, 1), (1, 2, 2)], datatype)
+    got = batch_input(kind, [(2, 3, 1), (1, 2, 2)], datatype)
 
     assert got.dtype == datatype.dtype
     assert got.tolist() == expected
 
 
 def test_the_maximum_count_is_in_the_shape_alone() -> None:
-    assert told("BATCH_MAX_ELEMENT_COUNT_AS_SHAPE", [(2, 3, 1), (1, 2, 2)]).shape == (6,)
+    assert batch_input("BATCH_MAX_ELEMENT_COUNT_AS_SHAPE", [(2, 3, 1), (1, 2, 2)]).shape == (6,)
 
 
 def test_every_target_of_a_batch_input_gets_it() -> None:
@@ -78,7 +80,7 @@ rows_of = st.lists(st.integers(1, 3), min_size=1, max_size=5)
 
 @st.composite
 def requests(draw: st.DrawFn, *, longest: int = 9) -> tuple[list[dict[str, np.ndarray]], list[int]]:
-    """Requests for `x` whose values are all different, so that what is lost, doubled or exchanged is seen."""
+    """Requests for `x` with distinct values, so that lost, doubled or swapped elements show."""
     rows = draw(rows_of)
     lengths = draw(st.lists(st.integers(1, longest), min_size=len(rows), max_size=len(rows)))
     made, value = [], 1

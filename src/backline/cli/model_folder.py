@@ -144,8 +144,8 @@ def _in_processes(*_: object) -> NoReturn:
 
 async def _served_model(folder: ModelFolder) -> Model:
     """The model in a server without sockets, which begins and ends with it."""
+    from backline.embedded.embedded import Embedded
     from backline.lifecycle.options import LifecycleOptions
-    from backline.server import Embedded
 
     if folder.overridden:
         raise InvalidArgument(

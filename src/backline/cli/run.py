@@ -18,12 +18,12 @@ from backline.cli.inputs import input_option, lone_parameters, read_inputs
 from backline.cli.model_folder import open_models
 from backline.cli.result_files import check_destination, present, summary
 from backline.client.aio import AsyncClient
-from backline.client.inproc import InprocTransport
 from backline.client.options import ClientOptions
 from backline.client.result import InferResult
+from backline.embedded.embedded import Embedded
+from backline.embedded.transport import InprocTransport
 from backline.engine.errors import InvalidArgument, NotFound
 from backline.lifecycle.options import LifecycleOptions
-from backline.server import Embedded
 
 _URL = "inproc:once"
 _EPILOG = """\b

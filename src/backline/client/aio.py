@@ -41,7 +41,7 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
 
         return GrpcTransport(address, options)
     # Here, because it imports the whole server, which clients of a remote one do without.
-    from backline.client.inproc import InprocTransport
+    from backline.embedded.transport import InprocTransport
 
     return InprocTransport(address)
 

@@ -1,4 +1,6 @@
-"""Environments that come with a model, as Triton's Python backend takes them: a folder or an archive, of conda-pack or of a venv."""
+"""Environments that come with a model, as for Triton's Python backend: a folder or an archive, from
+conda-pack or a venv.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,15 @@ from backline.engine.errors import InvalidArgument, Unavailable
 from backline.repository.names import printable
 from backline.repository.remote.unpack import UnpackLimits
 
-#: The parameter of the configuration, and what stands for the model's folder in it.
+#: The configuration parameter with the path, and the placeholder for the model's folder in it.
 PARAMETER: Final = "EXECUTION_ENV_PATH"
 _MODEL_FOLDER: Final = "$$TRITON_MODEL_DIRECTORY"
 #: An environment with CUDA has some 60,000 files.
 _LIMITS: Final = UnpackLimits(files=500_000)
 _ASK: Final = (
     "import sys, importlib.util as u\n"
-    "print('.'.join(map(str, sys.version_info[:2])), *(name for name in ('numpy', 'msgspec') if u.find_spec(name) is None))"
+    "print('.'.join(map(str, sys.version_info[:2])), *(name for name in ('numpy', 'msgspec') if"
+    " u.find_spec(name) is None))"
 )
 
 
@@ -40,10 +43,11 @@ class PackedEnvironment:
 
 
 def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnvironment:
-    """The environment at a path, which may begin with $$TRITON_MODEL_DIRECTORY, or be relative to the model's folder.
+    """The environment at a path, which may begin with $$TRITON_MODEL_DIRECTORY or be relative to the
+    model's folder.
 
-    An archive is unpacked below `cache`, once for each content. What is in it is run: it is as trusted as the model. Raises InvalidArgument
-    for what is no environment, or has not what a worker needs.
+    An archive is unpacked below `cache`, once per content. Its code is run: it is as trusted as the model's.
+    Raises InvalidArgument if it is not an environment, or lacks what a worker needs.
     """
     path = model_folder / given.replace(_MODEL_FOLDER, str(model_folder))
     if not path.exists():
@@ -54,7 +58,7 @@ def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnv
     )
     if python is None:
         raise InvalidArgument(
-            f"{PARAMETER}: '{path}' holds no bin/python that is there, so it is no environment with an interpreter"
+            f"{PARAMETER}: '{path}' holds no bin/python, so it is not an environment with an interpreter"
         )
     variables = {"PATH": f"{folder / 'bin'}:{os.environ.get('PATH', '')}"}
     if (folder / "conda-meta").is_dir():
@@ -63,7 +67,7 @@ def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnv
 
 
 def _unpacked(archive: Path, cache: Path) -> Path:
-    """The folder with what an archive holds."""
+    """The folder that an archive is unpacked to."""
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     folder = cache / digest[:32]
@@ -78,10 +82,10 @@ def _unpacked(archive: Path, cache: Path) -> Path:
         place.rename(folder)
     except tarfile.TarError as error:
         raise InvalidArgument(
-            f"{PARAMETER}: '{archive}' is no tar archive that can be unpacked: {error}"
+            f"{PARAMETER}: '{archive}' is not a tar archive that can be unpacked: {error}"
         ) from None
     except OSError as error:
-        if not folder.is_dir():  # else another one was faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise Unavailable(
                 f"{PARAMETER}: '{archive}' cannot be unpacked to '{cache}': {error.strerror}"
             ) from None
@@ -91,10 +95,12 @@ def _unpacked(archive: Path, cache: Path) -> Path:
 
 
 class _Members:
-    """What tarfile asks about each member, right before it is unpacked: nothing is ever written through a link.
+    """The filter that tarfile calls for each member right before it unpacks it: nothing is written through
+    a link.
 
-    A link may lead out of the folder only as venv-pack needs it: a symbolic one with an absolute target, such as bin/python. Tarfile's own
-    filter "tar" checks no links: a hard link to a file elsewhere, followed by a file of the same name, overwrote that file.
+    Only the links that venv-pack needs may lead out of the folder: symbolic ones with an absolute target,
+    such as bin/python. tarfile's own filter "tar" does not check links: a hard link to a file elsewhere,
+    followed by a file of the same name, would overwrite that file.
     """
 
     def __init__(self, archive: Path) -> None:
@@ -107,7 +113,7 @@ class _Members:
         self._files -= 1
         self._bytes -= member.size
         if self._files < 0 or self._bytes < 0:
-            raise self._refusal(member, "with it the archive has more files or bytes than an environment")
+            raise self._refusal(member, "the archive has more files or bytes than an environment")
         root, path = Path(place), Path(os.path.normpath(Path(place, member.name)))
         if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
             raise self._refusal(member, "it is a device or a pipe")
@@ -126,12 +132,12 @@ class _Members:
                 or not target.is_file()
             ):
                 raise self._refusal(
-                    member, f"it is a hard link to '{member.linkname}', no file unpacked before"
+                    member, f"it is a hard link to '{member.linkname}', which is not a file unpacked earlier"
                 )
         if not member.isdir() and path != root and os.path.lexists(path):
             if path.is_dir() and not path.is_symlink():
                 raise self._refusal(member, "there is a folder of that name")
-            path.unlink()  # else tarfile would write into what a link leads to
+            path.unlink()  # otherwise tarfile would write to the target of a link
         elif member.isdir() and path.is_symlink():
             raise self._refusal(member, "there is a link of that name")
         return member
@@ -143,21 +149,23 @@ class _Members:
 
 
 def _passes_link(root: Path, path: Path) -> bool:
-    """Whether a folder on the way from `root` to `path`, which is below it, is a link."""
+    """Whether any folder between `root` and `path`, which is below it, is a link."""
     return any(
         parent.is_symlink() for parent in path.parents if parent != root and parent.is_relative_to(root)
     )
 
 
 def _relocate(place: Path) -> None:
-    """conda-pack leaves a script that writes the new paths into an environment."""
+    """Runs the script of conda-pack that adapts an environment to its new path."""
     script, python = place / "bin" / "conda-unpack", place / "bin" / "python"
     if script.exists() and python.exists():
         subprocess.run([str(python), str(script)], check=False, capture_output=True)
 
 
 def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
-    """What a worker needs and the environment has not: the server's msgspec fits if the Python is of its version."""
+    """Variables that lend a worker what its environment lacks: the server's msgspec, if the Python
+    versions are equal.
+    """
     asked = subprocess.run(
         [str(python), "-c", _ASK],
         capture_output=True,
@@ -182,6 +190,7 @@ def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -
         return {"PYTHONPATH": os.pathsep.join(filter(None, (str(lent), os.environ.get("PYTHONPATH"))))}
     if missing:
         raise InvalidArgument(
-            f"{PARAMETER}: '{path}' (Python {version}) lacks {' and '.join(missing)}, which every worker needs"
+            f"{PARAMETER}: '{path}' (Python {version}) lacks {' and '.join(missing)}, which every worker"
+            " needs"
         )
     return {}

@@ -36,7 +36,7 @@ from backline.environments.requirements import (
     python_choices,
 )
 from backline.environments.uv import OnBytes, Uv, UvFailed
-from backline.repository.file_lock import Stopped, locked, open_lock, try_lock
+from backline.system.file_lock import Stopped, locked, open_lock, try_lock
 from backline.system.user_folders import user_cache
 
 log = logging.getLogger("backline.environments")

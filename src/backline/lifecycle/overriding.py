@@ -20,13 +20,13 @@ from backline.engine.private_places import keep_private
 from backline.lifecycle.wanted import Source
 from backline.repository.configuration.override import parse, read_override
 from backline.repository.configuration.text import render
-from backline.repository.file_lock import open_lock, try_lock
 from backline.repository.fingerprint import fingerprint
 from backline.repository.layouts.layouts import CONFIG_FILES
 from backline.repository.layouts.model_settings import SETTINGS_FILE
 from backline.repository.local import LocalRepository
 from backline.repository.repository import FoundVersion
 from backline.repository.walk import walk
+from backline.system.file_lock import open_lock, try_lock
 
 #: Left out of the files of a load at any depth: the load's own configuration is the one that was checked.
 _CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})

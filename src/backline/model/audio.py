@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from backline.engine.errors import InvalidArgument
-from backline.model.hints import OrNone
-from backline.model.media import DECODED_LIMIT, library
+from backline.model.hints import DECODED_LIMIT, OrNone, library
 
 if TYPE_CHECKING:
     _Array = np.ndarray

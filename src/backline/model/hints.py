@@ -1,20 +1,24 @@
-"""Type hints for a model's inputs and outputs: a datatype and a shape."""
+"""Type hints for a model's inputs and outputs: arrays, and files that are decoded to arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, Union, get_args, get_origin
 
 import numpy as np
 
 from backline.engine.datatypes import DataType
+from backline.engine.errors import Internal
 
 if TYPE_CHECKING:
     _Array = np.ndarray
 else:
     _Array = object
+#: The default limit for a decoded image or sound, in bytes: a small file may decode to a huge array.
+DECODED_LIMIT: Final = 256 << 20
 
 
 class OrNone:
@@ -164,3 +168,29 @@ class Models(Protocol):
 
     def model(self, name: str, version: str | int = "") -> Any:
         """A model at a version or label."""
+
+
+class Media(Protocol):
+    """Decodes a file to what `predict` gets, and encodes what it returns as a file."""
+
+    def check(self, *, output: bool) -> None:
+        """Raises InvalidArgument for a hint without meaning for an input (or output), Internal for a
+        missing library.
+        """
+
+    def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
+        """Raises InvalidArgument if the file cannot be decoded, or would exceed `limit` bytes decoded."""
+
+    def encode(self, value: Any) -> bytes:
+        """Raises TypeError or ValueError for a value that does not fit the hint."""
+
+
+def library(module: str, what: str, package: str, extra: str) -> Any:
+    """Imports a library. Raises Internal with what to install if it is missing."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise Internal(
+            f"{what} needs {package} ({error}): pip install 'backline[{extra}]',"
+            " or name it in the model's requirements"
+        ) from None

@@ -12,8 +12,8 @@ import zipfile
 from pathlib import Path
 
 from backline.engine.errors import InvalidArgument, Unavailable
-from backline.repository.file_lock import try_lock
 from backline.repository.remote.unpack import UnpackLimits, members
+from backline.system.file_lock import try_lock
 
 #: Seconds for which an unpacked archive is kept after a load last used it.
 _KEPT = 24 * 3600.0
@@ -23,7 +23,7 @@ _PIECE = 1 << 20
 def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | None = None) -> Path:
     """Unpacks an archive (zip, gzipped tar), or the folder `root` in it, once below `cache`.
 
-    Removes folders unused for a day that no process holds with `hold`. Raises InvalidArgument for an archive
+    Removes folders unused for a day that no process holds with `file_lock.hold`. Raises InvalidArgument for an archive
     that must not be unpacked (see `unpack.members`), and Unavailable when the folder cannot be written.
     """
     status = archive.stat()
@@ -38,14 +38,6 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | 
     except OSError as error:
         raise Unavailable(f"'{archive}' cannot be unpacked to '{cache}': {error.strerror}") from None
     return folder
-
-
-def hold(folder: Path) -> int:
-    """Keeps an unpacked archive as long as this process, or one that inherits the descriptor, lives."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # a file system without locks
-        try_lock(descriptor, shared=True)
-    return descriptor
 
 
 def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> None:

@@ -19,7 +19,7 @@ from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.engine.device import Gpus
 from backline.engine.errors import InvalidArgument
-from backline.workers.here import core_budget
+from backline.workers.here import execution
 from support.models import add1
 
 #: Requests are not joined, so that each instance has one of those that come together.
@@ -115,7 +115,7 @@ def test_without_a_group_a_quick_network_waits_for_its_gpu_on_a_thread_of_each(
 def test_runs_on_gpus_take_no_cores_from_others(
     home: Any, repository: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core_budget, "PATIENCE", 60)
+    monkeypatch.setattr(execution, "PATIENCE", 60)
     add1(repository)
     configure(repository, TWO_EACH)
 
@@ -132,7 +132,7 @@ def test_a_core_is_shared_while_its_model_waits_for_a_gpu(
     home: Any, repository: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That runs wait was measured on the GPU, and does not hold for the processor."""
-    monkeypatch.setattr(core_budget, "PATIENCE", 60)
+    monkeypatch.setattr(execution, "PATIENCE", 60)
     add1(repository)
     configure(
         repository, ALONE + "instance_group [ { kind: KIND_GPU gpus: [ 0 ] }, { count: 3 kind: KIND_CPU } ]"

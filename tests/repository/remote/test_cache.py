@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from backline.engine.errors import Unavailable
-from backline.repository.file_lock import Stopped
 from backline.repository.remote.cache import KEEP_SECONDS, ContentCache
+from backline.system.file_lock import Stopped
 from support import models
 
 from .conftest import Open, fetch, scan

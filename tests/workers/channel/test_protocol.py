@@ -1,4 +1,4 @@
-"""Frames between server and workers: however a socket cuts them, they come out as they went in."""
+"""Frames between server and workers survive any split by the socket."""
 
 from __future__ import annotations
 

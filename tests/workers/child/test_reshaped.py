@@ -1,4 +1,4 @@
-"""What a worker tells the server of a model whose clients see other shapes."""
+"""The shapes that a worker reports for a model with a reshape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the code of a worker needs in an environment that is not the server's."""
+"""The packages that a worker needs in a model's environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-#: Imports modules where nothing is installed but what every environment has.
+#: Imports modules as if only NumPy and msgspec were installed.
 IMPORT = """
 import sys
 from importlib import import_module
@@ -26,7 +26,11 @@ for name in sys.argv[1:]:
 
 @pytest.mark.parametrize("kind", ["python_model", "triton.model"])
 def test_a_worker_needs_nothing_but_numpy_and_msgspec(kind: str) -> None:
-    modules = ["backline.workers.child.worker", f"backline.workers.child.{kind}", "backline.client.inworker"]
+    modules = [
+        "backline.workers.child.worker",
+        f"backline.workers.child.{kind}",
+        "backline.workers.child.models",
+    ]
 
     run = subprocess.run(
         [sys.executable, "-c", IMPORT, *modules], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The cores that runs share: never more at once, in order, and nobody waits for long."""
+"""Runs share the cores: never more than there are, in order, and no run waits for long."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.lifecycle.loading.run_time import measure
 from backline.workers.batch import Batch
-from backline.workers.here import core_budget
-from backline.workers.here.core_budget import BudgetedExecution, CoreBudget
+from backline.workers.here import execution
+from backline.workers.here.execution import BudgetedExecution, CoreBudget
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core_budget, "PATIENCE", 20.0)
+    monkeypatch.setattr(execution, "PATIENCE", 20.0)
 
 
 def start(work) -> threading.Thread:
@@ -71,7 +71,7 @@ def test_runs_start_in_the_order_in_which_they_ask() -> None:
 
     run("large", 2)
     run("small", 1)
-    budget.give(1)  # enough for the small one, whose turn it is not
+    budget.give(1)  # enough for the small run, but it is not its turn
     assert begun.empty()
     budget.give(1)
     assert begun.get(timeout=10) == "large"
@@ -83,7 +83,7 @@ def test_runs_waiting_for_a_long_one_start_after_a_moment() -> None:
     budget = CoreBudget(1)
     budget.take(1)
 
-    assert budget.take(1)  # returns although nobody has given anything
+    assert budget.take(1)  # returns although no core was freed
 
     budget.give(1)
     budget.give(1)
@@ -108,7 +108,7 @@ def test_an_abandoned_run_frees_its_cores_exactly_once() -> None:
     leave.set()
     thread.join(20)
 
-    assert budget.take(1)  # which has to wait: the run that came back had nothing to give
+    assert budget.take(1)  # had to wait: the abandoned run had no cores left to free
 
 
 class Computing:

@@ -1,4 +1,4 @@
-"""An instance on the event loop says when it keeps the loop too long."""
+"""An inline instance reports runs that block the event loop for too long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def compute(seconds: float) -> None:
 
 
 class Runs:
-    """An inline instance whose runs do what `work` says, and what it reported."""
+    """An inline instance whose runs call `work`, and what it reported."""
 
     def __init__(self) -> None:
         self.finished = 0

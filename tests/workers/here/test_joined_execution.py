@@ -1,4 +1,4 @@
-"""Requests of unlike shapes through a real model: joined as alone, bit by bit."""
+"""Requests of different shapes get the same bits from a real model, joined or alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLOAT = TensorProto.FLOAT
 
 
 def load(path: Path, shape: list[int | str], joining: Joining) -> Execution:
-    """y = (x² - x) / (x² + |x|), element by element, each step of which is rounded in the same way wherever an element stands."""
+    """y = (x² - x) / (x² + |x|) per element; rounding does not depend on an element's position."""
     nodes = [
         helper.make_node("Mul", ["x", "x"], ["square"]),
         helper.make_node("Abs", ["x"], ["size"]),

@@ -1,4 +1,4 @@
-"""Models that give any number of responses, on their threads: order, turns, backpressure, errors, ends."""
+"""Decoupled models on threads: order, turns, backpressure, errors, and how streams end."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.workers.here.response_stream import MAX_HANDED
-from backline.workers.here.streaming import StreamPool
+from backline.workers.here.streaming import MAX_HANDED, StreamPool
 
 Arrays = Mapping[str, np.ndarray]
 
 
 class Counting:
-    """Counts to its input; what it is told goes wrong at a place."""
+    """Counts up to its input; `does` replaces the response with the number `at`."""
 
     streams_at_once = 1
     warnings = ()
@@ -69,7 +68,7 @@ def crash() -> Arrays:
 
 
 class Served:
-    """A model behind an engine."""
+    """A model in an engine."""
 
     def __init__(self, model: Counting, threads: int = 1) -> None:
         loop = asyncio.get_running_loop()
@@ -99,7 +98,7 @@ def run(test) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Lets the loop run until something is the case."""
+    """Lets the loop run until the condition holds."""
     for _ in range(10_000):
         if condition():
             return
@@ -112,7 +111,7 @@ async def numbers_of(responses: Responses) -> list[int]:
 
 
 async def settled(model: Counting) -> int:
-    """The responses that the model made until it made no more."""
+    """The number of responses that the model generates before it pauses."""
     made = -1
     while made != model.made:
         made = model.made

@@ -1,4 +1,6 @@
-"""Workers that eat memory, freeze, or cannot be started again: they are replaced, and readiness tells the truth."""
+"""Workers that exceed their memory limit, freeze, or cannot restart are replaced, and readiness is
+accurate.
+"""
 
 from __future__ import annotations
 
@@ -124,9 +126,9 @@ def test_a_suspended_server_does_not_time_out_its_workers(
         before = pool.pids
         answer = asyncio.ensure_future(asyncio.to_thread(pool.run, {"x": one("once")}, ["output"]))
         await asyncio.sleep(0)
-        time.sleep(0.1)  # noqa: ASYNC251  # the request is there
+        time.sleep(0.1)  # noqa: ASYNC251  # the request has arrived
         await asyncio.sleep(0)
-        time.sleep(2)  # noqa: ASYNC251  # as a process that was stopped
+        time.sleep(2)  # noqa: ASYNC251  # as if the process had been stopped
         answers = await asyncio.wait_for(answer, 20)
         await asyncio.sleep(0.3)
         try:

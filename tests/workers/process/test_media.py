@@ -1,4 +1,4 @@
-"""Python models that take and give images and sounds, over HTTP and gRPC."""
+"""Python models with images and sounds as inputs and outputs, over HTTP and gRPC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics that Python models keep themselves, on the server's page."""
+"""Metrics that Python models define, on the server's metrics page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Asynchronous models and models of many responses in worker processes: side by side, flow control, cancel, statistics."""
+"""Asynchronous and decoupled models in worker processes: concurrency, flow control, cancellation,
+statistics.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ class Model:
         self.open = None
 
     async def predict(self, count: int) -> int:
-        # Answers when `count` requests are here at the same time.
+        # Responds once `count` requests are here at the same time.
         self.open = self.open or asyncio.Event()
         self.waiting += 1
         if self.waiting == count:
@@ -132,7 +134,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def leave_at_once(server: ServerProcess, model: str, body: str) -> None:
-    """Sends a request for a stream, and resets the connection without waiting for anything."""
+    """Requests a stream and resets the connection at once."""
     with socket.create_connection(("127.0.0.1", server.http_port)) as connection:
         head = f"POST /v2/models/{model}/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(f"{head}{body}".encode())
@@ -150,7 +152,7 @@ def events(server: ServerProcess, model: str, size: int, count: int) -> list[dic
 
 
 def slow_reader(server: ServerProcess, model: str) -> socket.socket:
-    """Asks for 64 MiB of responses and does not read them."""
+    """Requests 64 MiB of responses and does not read them."""
     reader = socket.create_connection(("127.0.0.1", server.http_port))
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     body = json.dumps({"size": 65536, "count": 1000}).encode()
@@ -228,7 +230,7 @@ def test_a_stream_pauses_while_its_client_reads_nothing(server: ServerProcess, r
         def stands_still() -> bool:
             nonlocal seen
             before, seen = seen, int(made.read_text() or -1) if made.exists() else -1
-            time.sleep(0.3)  # what is to be seen is that nothing happens
+            time.sleep(0.3)  # nothing must happen meanwhile
             return before == seen >= 0
 
         until(stands_still)
@@ -284,14 +286,14 @@ def test_a_coroutine_is_cancelled_with_its_request(server: ServerProcess, reposi
 
 
 @pytest.mark.parametrize(
-    ("size", "told"),
+    ("size", "reason"),
     [(0, "ValueError: no further"), (-1, "ended with exit status 9 after the first responses")],
 )
-def test_an_error_follows_the_responses_sent_before_it(server: ServerProcess, size: int, told: str) -> None:
+def test_an_error_follows_the_responses_sent_before_it(server: ServerProcess, size: int, reason: str) -> None:
     *responses, last = events(server, "numbers", size, 10)
 
     assert [int(str(response["output"])) for response in responses] == [0, 1, 2]
-    assert told in str(last["error"])
+    assert reason in str(last["error"])
 
 
 def test_each_response_is_counted_by_its_index_in_the_stream(tmp_path: Path) -> None:

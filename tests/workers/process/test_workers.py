@@ -1,4 +1,4 @@
-"""Worker processes behind a real server: answers, crashes, hangs, and what the caller is told."""
+"""Worker processes of a real server: responses, crashes, hangs, and the errors that callers get."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import pytest
 import tritonclient.http as tritonclient
 
 import backline
+from backline.embedded.embedded import Embedded
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
-from backline.server import Embedded
 from backline.workers.child.model_code import find_model
 from support.repositories import put
 from support.server import ServerProcess, serve
@@ -78,7 +78,7 @@ class Model:
         for number in range(count):
             yield f"{text}{number}"
 """
-#: The first worker ends when it has the fourth request; later ones note what they are given.
+#: The first worker exits at its fourth request; later ones record the requests that they get.
 MORTAL = """
 import asyncio, os
 from pathlib import Path
@@ -144,7 +144,7 @@ def test_tensors_of_any_size_come_back_unchanged(server: ServerProcess, elements
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "reason"),
     [
         ("raise", r"ValueError: too loud \(model.py, line 9, in predict\)"),
         ("exit", r"sys.exit\(3\)"),
@@ -156,9 +156,9 @@ def test_tensors_of_any_size_come_back_unchanged(server: ServerProcess, elements
     ],
 )
 def test_a_misbehaving_model_fails_its_own_request_only_with_the_cause(
-    server: ServerProcess, how: str, told: str
+    server: ServerProcess, how: str, reason: str
 ) -> None:
-    with pytest.raises(Exception, match=told):
+    with pytest.raises(Exception, match=reason):
         ask(server, how)
     assert ask(server, "fine") == b"fine"
 
@@ -206,13 +206,13 @@ def test_a_failed_load_names_the_exception_and_its_line(server: ServerProcess) -
 
 def test_a_misspelt_setting_is_a_warning(server: ServerProcess) -> None:
     assert (
-        "model.py of model 'stream': Model.max_batchsize is no setting and has no effect, did you mean 'max_batch_size'?"
-        in server.output
+        "model.py of model 'stream': Model.max_batchsize is no setting and has no effect, did you mean"
+        " 'max_batch_size'?" in server.output
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         (
             "class Model:\n    def predit(self, x: int) -> int: ...",
@@ -225,11 +225,11 @@ def test_a_misspelt_setting_is_a_warning(server: ServerProcess) -> None:
         ),
     ],
 )
-def test_a_file_without_a_model_fails_with_what_is_missing(text: str, told: str) -> None:
+def test_a_file_without_a_model_fails_with_what_is_missing(text: str, reason: str) -> None:
     module = ModuleType("model")
     exec(text, vars(module))
 
-    with pytest.raises(InvalidArgument, match=f"{re.escape(told)}$"):
+    with pytest.raises(InvalidArgument, match=f"{re.escape(reason)}$"):
         find_model(module, "model.py")
 
 

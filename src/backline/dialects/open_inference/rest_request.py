@@ -12,13 +12,7 @@ from backline.dialects.json_data import decode_data
 from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, LargeRequest
 from backline.dialects.open_inference.described import check_description
-from backline.dialects.open_inference.parameters import (
-    EMPTY_FINAL,
-    RESERVED,
-    apply_parameters,
-    boolean,
-    class_count,
-)
+from backline.dialects.open_inference.parameters import apply_parameters, class_count
 from backline.dialects.open_inference.plan import InferPlan, size_mismatch
 from backline.dialects.open_inference.shared_tensors import (
     REGION,
@@ -29,6 +23,7 @@ from backline.dialects.open_inference.shared_tensors import (
 )
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
+from backline.engine.parameters import EMPTY_FINAL, RESERVED, boolean
 from backline.engine.shared_memory import SharedMemory
 from backline.engine.tensor import Buffer, Shape, Tensor
 

@@ -14,11 +14,9 @@ from backline.engine.instance_group import InstanceGroup
 from backline.engine.model import Model, Placement
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import ResponseStatistics
-from backline.workers.here.core_budget import BudgetedExecution, CoreBudget
-from backline.workers.here.execution import Execution
-from backline.workers.here.instances import InlineInstance, ThreadInstance
+from backline.workers.here.execution import BudgetedExecution, CoreBudget, Execution
+from backline.workers.here.instances import InlineInstance, RunLimit, ThreadInstance, TimedInstance
 from backline.workers.here.streaming import StreamPool
-from backline.workers.here.timed import RunLimit, TimedInstance
 from backline.workers.instance import Instance
 from backline.workers.model_in_workers import ModelInWorkers
 

@@ -13,7 +13,7 @@ from backline.schedule.sequences.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
 from backline.system.cores import usable_cores
-from backline.workers.here.core_budget import CoreBudget
+from backline.workers.here.execution import CoreBudget
 
 if TYPE_CHECKING:
     from backline.schedule.cache.cache import ResponseCache

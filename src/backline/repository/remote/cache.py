@@ -28,9 +28,9 @@ from typing import Protocol
 import msgspec
 
 from backline.engine.errors import BacklineError, Unavailable
-from backline.repository.file_lock import locked
 from backline.repository.listing import FileEntry
 from backline.repository.remote.files import SHA256
+from backline.system.file_lock import locked
 
 log = logging.getLogger("backline.repository")
 

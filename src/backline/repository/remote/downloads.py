@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backline.engine.errors import Unavailable
-from backline.repository.file_lock import Stopped
 from backline.repository.listing import FileEntry
 from backline.repository.names import printable
 from backline.repository.remote.cache import CachedContent, ContentCache
 from backline.repository.remote.files import GIT, MD5, SHA256, RemoteFiles, Unreachable
 from backline.repository.repository import OnBytes
+from backline.system.file_lock import Stopped
 
 #: Attempts without a single byte in between after which a download fails.
 _ATTEMPTS = 4

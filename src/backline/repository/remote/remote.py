@@ -15,7 +15,6 @@ from typing import TypeVar
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
 from backline.repository.configuration import ConfigFiles
-from backline.repository.file_lock import Stopped
 from backline.repository.layouts.layouts import Known
 from backline.repository.layouts.scan import scan_listing
 from backline.repository.listing import FileEntry, Listing
@@ -23,6 +22,7 @@ from backline.repository.remote.cache import CachedContent, ContentCache
 from backline.repository.remote.downloads import DownloadProgress, Downloads
 from backline.repository.remote.files import RemoteFiles, Unreachable, checked
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
+from backline.system.file_lock import Stopped
 
 log = logging.getLogger("backline.repository")
 T = TypeVar("T")

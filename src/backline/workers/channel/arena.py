@@ -1,4 +1,5 @@
-"""Shared memory between a server and one worker: an anonymous in-memory file, mapped by both.
+"""Shared memory between a server and one worker (an anonymous in-memory file, mapped by both), and the
+columns of tensors in it.
 
 Each side writes only to its own half. It lends blocks of that half to the other side by naming their offset
 in a message, and reuses a block once the other side has returned it. Who frees what:
@@ -12,8 +13,9 @@ take no memory. When a worker ends, its server drops the mapping; the memory liv
 it is freed.
 
 Neither side trusts offsets: `read` checks that they lie in the other half, and `give_back` ignores a block
-that is not lent. A worker can still change a block while the server reads it, so the server must treat tensor
-contents as untrusted input, which a model's output always is.
+that is not lent. On Linux the file is sealed against truncation. A worker can still change a block while the
+server reads it, so the server must treat tensor contents as untrusted input, which a model's output always
+is.
 """
 
 from __future__ import annotations
@@ -22,9 +24,15 @@ import mmap
 import os
 import weakref
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import numpy as np
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.tensor import Tensor, decode_tensor, element_count, encode_tensor
+from backline.workers.channel.protocol import Buffer, Column
 
 #: Bytes of the address space for each side.
 HALF = 1 << 35
@@ -35,19 +43,26 @@ INLINE_LIMIT = 1 << 15
 _SMALLEST = 1 << 16
 #: Free bytes kept for reuse; beyond them, pages of returned blocks go back to the system.
 _KEPT = 1 << 28
+#: Columns in shared memory are aligned to this, for vector instructions.
+_ALIGNMENT: Final = 64
 
 
 def create() -> int:
     """A file descriptor of a new arena, to be inherited by the worker."""
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("backline", os.MFD_CLOEXEC)
-    else:
-        import tempfile
+        import fcntl
 
-        with tempfile.TemporaryFile(prefix="backline-") as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, 2 * HALF)
-    return descriptor
+        descriptor = os.memfd_create("backline", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, 2 * HALF)
+        # The worker may write to the file, and so could truncate it: the server's next access to its mapping
+        # would be a SIGBUS. The last seal keeps the worker from adding others, which forbid MADV_REMOVE.
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        return descriptor
+    import tempfile
+
+    with tempfile.TemporaryFile(prefix="backline-") as file:
+        os.ftruncate(file.fileno(), 2 * HALF)
+        return os.dup(file.fileno())
 
 
 class Arena:
@@ -113,3 +128,101 @@ def when_unused(block: np.ndarray, done: Callable[[], None]) -> None:
     """
     finalizer = weakref.finalize(block, done)
     finalizer.atexit = False
+
+
+def pack_columns(
+    parts: Sequence[Sequence[Sequence[Tensor]]], arena: Arena
+) -> tuple[list[list[Column]], list[Buffer], int]:
+    """Packs tensors into columns. Returns the columns of each part, the payload that holds small batches, and
+    the block of shared memory that holds large ones (-1 for none).
+
+    A part is a list of columns, a column the tensors of one name to be concatenated, in order. Raises
+    MemoryError.
+    """
+    packed: list[list[Column]] = []
+    encoded: list[tuple[Column, Sequence[Tensor], list[Buffer] | None]] = []
+    total = 0
+    for part in parts:
+        columns = []
+        for tensors in part:
+            first = tensors[0]
+            shape = list(first.shape)
+            if len(tensors) > 1:
+                shape[0] = sum(tensor.shape[0] for tensor in tensors)
+            buffers: list[Buffer] | None = None
+            if first.datatype is DataType.BYTES:
+                buffers = [encode_tensor(tensor) for tensor in tensors]
+                size = sum(map(len, buffers))
+            else:
+                size = (
+                    first.data.nbytes if len(tensors) == 1 else sum(tensor.data.nbytes for tensor in tensors)
+                )
+            column = Column(first.name, first.datatype.name, shape, size)
+            columns.append(column)
+            encoded.append((column, tensors, buffers))
+            total += size
+        packed.append(columns)
+    if total < INLINE_LIMIT:
+        payload: list[Buffer] = []
+        for _, tensors, buffers in encoded:
+            payload += [encode_tensor(tensor) for tensor in tensors] if buffers is None else buffers
+        return packed, payload, -1
+    block, space = arena.borrow(total + _ALIGNMENT * len(encoded))
+    offset = 0
+    for column, tensors, buffers in encoded:
+        column.at = block + offset
+        place = space[offset : offset + column.size]
+        offset += -(-column.size // _ALIGNMENT) * _ALIGNMENT
+        if buffers is not None:
+            _write_buffers(place, buffers)
+        else:
+            _write_tensors(place, tensors)
+    return packed, [], block
+
+
+def _write_buffers(place: np.ndarray, buffers: Sequence[Buffer]) -> None:
+    at = 0
+    for buffer in buffers:
+        place[at : at + len(buffer)] = np.frombuffer(buffer, np.uint8)
+        at += len(buffer)
+
+
+def _write_tensors(place: np.ndarray, tensors: Sequence[Tensor]) -> None:
+    at = 0
+    for tensor in tensors:
+        data = tensor.data
+        np.copyto(place[at : at + data.nbytes].view(data.dtype).reshape(data.shape), data)
+        at += data.nbytes
+
+
+def unpack_columns(
+    columns: Sequence[Column], payload: memoryview, offset: int, block: np.ndarray | None, start: int
+) -> tuple[dict[str, Tensor], int]:
+    """The tensors of columns by name, as views, and the payload offset where the next part begins.
+
+    `offset` is where this part begins in the payload; `block` is the shared memory from `start` on. Raises
+    InvalidArgument or ValueError if a column lies about its size, or points outside of its block: columns
+    come from the other process.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, type_name, dims, size, at in ((c.name, c.datatype, c.shape, c.size, c.at) for c in columns):
+        datatype = DataType.from_name(type_name)
+        shape = tuple(dims)
+        if at < 0:
+            raw = payload[offset : offset + size]
+            offset += size
+            tensors[name] = decode_tensor(name, datatype, shape, raw)
+            continue
+        if block is None or not (start <= at and at + size <= start + block.nbytes):
+            raise ValueError(f"column '{name}' is not in the block of shared memory of its message")
+        place = block[at - start : at - start + size]
+        if datatype is DataType.BYTES:
+            tensors[name] = decode_tensor(name, datatype, shape, place.data)
+            continue
+        if min(shape, default=0) < 0 or element_count(shape) * datatype.itemsize != size:
+            raise InvalidArgument(
+                f"column '{name}' has {size} bytes for shape {list(shape)} of {datatype.name}"
+            )
+        # A numpy view, not a memoryview: it keeps `block` alive, which is how its last use is noticed.
+        tensors[name] = Tensor(name, datatype, shape, place.view(datatype.dtype).reshape(shape))
+    return tensors, offset

@@ -1,4 +1,6 @@
-"""How a model in a worker process calls other models of the server: from any thread, and from coroutines."""
+"""What a model in a worker process may ask of the server, from any thread and from coroutines: calls of other
+models, questions about them, and its metrics.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 from socket import socket
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,8 +19,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailable
 from backline.engine.messages import InferResponse
 from backline.engine.tensor import Tensor
-from backline.workers.channel.arena import when_unused
-from backline.workers.channel.columns import pack_columns, unpack_columns
+from backline.workers.channel.arena import pack_columns, unpack_columns, when_unused
 from backline.workers.channel.protocol import (
     Ask,
     Buffer,
@@ -34,11 +35,11 @@ from backline.workers.channel.protocol import (
     WorkerProtocolError,
     frame,
 )
-from backline.workers.child.call_stream import AsyncCallStream, CallStream
-from backline.workers.child.channel_reader import ChannelReader
-from backline.workers.child.connection import DataChannel
-from backline.workers.child.mailbox import (
+from backline.workers.child.answers import (
+    AsyncCallStream,
     AsyncMailbox,
+    CallStream,
+    ChannelReader,
     Deliver,
     End,
     Heard,
@@ -47,7 +48,11 @@ from backline.workers.child.mailbox import (
     response_of,
     value_of,
 )
+from backline.workers.child.connection import DataChannel
 from backline.workers.child.requests import WorkerRequest
+
+if TYPE_CHECKING:
+    from backline.engine.custom_metrics import MetricKind
 
 _CLOSED = "the connection of this worker to the server is closed"
 
@@ -314,3 +319,35 @@ class Caller:
         return InferResponse(
             message.model, message.version, message.id, list(tensors.values()), message.parameters or None
         )
+
+
+class Measures:
+    """May be used on any thread. A measure is recorded before any response that the model sends after it."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def declare(self, name: str, kind: MetricKind, description: str) -> None:
+        """Waits for the server. Raises InvalidArgument or AlreadyExists if it refuses."""
+        self._caller.measure(Measure("declare", name, kind=kind, description=description))
+
+    def create(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> None:
+        """Creates a combination of labels, which the metrics page shows from now on."""
+        self._tell(Measure("create", name, dict(labels), list(bounds)))
+
+    def record(
+        self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
+    ) -> None:
+        """`action` is "increment", "set" or "observe"."""
+        self._tell(Measure(action, name, dict(labels), list(bounds), value))
+
+    def value(self, name: str, labels: Mapping[str, str]) -> float:
+        """The value at the server, over all workers. Waits for it."""
+        value: Any = self._caller.measure(Measure("value", name, dict(labels)))
+        return float(value)
+
+    def _tell(self, message: Measure) -> None:
+        try:
+            self._caller.tell(Kind.MEASURE, message)
+        except Unavailable:  # the server has ended, or this process is a fork
+            return

@@ -14,10 +14,10 @@ import numpy as np
 
 from backline.engine.reshape import Reshapes, reshape_tensor
 from backline.engine.tensor import Tensor
-from backline.workers.channel.arena import Arena
-from backline.workers.channel.columns import pack_columns, unpack_columns
+from backline.workers.channel.arena import Arena, pack_columns, unpack_columns
 from backline.workers.channel.protocol import Buffer, Column, Execute
-from backline.workers.child.requests import NO_NOTE, Outputs, RequestBatch, ReshapedBatch, WorkerRequest
+from backline.workers.child.requests import NO_NOTE, Outputs, RequestBatch, WorkerRequest
+from backline.workers.child.reshaped import ReshapedBatch
 
 Unpack: TypeAlias = Callable[
     [Sequence[Column], memoryview, int, np.ndarray | None, int], tuple[dict[str, Tensor], int]

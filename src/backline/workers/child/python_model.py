@@ -28,11 +28,9 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.model import metrics
 from backline.model.device import place
-from backline.model.hints import Models, Request, without_none
-from backline.model.media import DECODED_LIMIT
+from backline.model.hints import DECODED_LIMIT, Models, Request, without_none
 from backline.workers.channel.protocol import Kind, NumberList, WorkerLoad, WorkerLoaded
-from backline.workers.child.caller import Caller
-from backline.workers.child.measures import Measures
+from backline.workers.child.caller import Caller, Measures
 from backline.workers.child.model_code import ModelCode, find_model, import_file
 from backline.workers.child.requests import RequestBatch, WorkerRequest
 from backline.workers.child.tracebacks import details, reason
@@ -41,7 +39,7 @@ from backline.workers.child.typed_values import TypedValue
 from backline.workers.child.worker_model import WorkerModel
 
 if TYPE_CHECKING:
-    from backline.client.inworker import ModelsOfServer
+    from backline.workers.child.models import ModelsOfServer
     from backline.workers.joiner import Joiner
 
 _STREAMS = (Iterator, Generator, AsyncIterator, AsyncGenerator)
@@ -108,7 +106,7 @@ class PythonModel:
 
     def _make_models(self) -> ModelsOfServer:
         # Here, so that a model that calls no others does not wait for the client's imports.
-        from backline.client.inworker import ModelsOfServer
+        from backline.workers.child.models import ModelsOfServer
 
         return ModelsOfServer(self._caller)
 

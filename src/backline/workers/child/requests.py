@@ -7,12 +7,11 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from backline.engine.errors import BacklineError, Internal
-from backline.engine.reshape import Reshapes, reshape_tensor
+from backline.engine.errors import BacklineError
 from backline.engine.tensor import Tensor
 from backline.workers.channel.arena import when_unused
 from backline.workers.channel.protocol import (
@@ -372,46 +371,6 @@ class RequestBatch:
         with self._connection.lock:
             self._executing = False
             self._flush(done=True, began=began, ran=ran)
-
-
-class ReshapedBatch(RequestBatch):
-    """Requests whose outputs have another shape at the server than in the model."""
-
-    def __init__(self, outputs: Reshapes, *given: Any) -> None:
-        super().__init__(*given)
-        self._outputs = outputs
-
-    def answer(
-        self,
-        requests: Sequence[WorkerRequest],
-        outputs: Outputs,
-        parameters: Mapping[str, Parameter] | None = None,
-    ) -> None:
-        """See RequestBatch. A request fails if an output does not have the shape to be changed; for
-        several it raises Internal.
-        """
-        try:
-            outputs = self._reshaped(outputs)
-        except Internal as error:
-            if len(requests) > 1:
-                raise
-            self.fail(requests[0], error)
-            return
-        super().answer(requests, outputs, parameters)
-
-    def send(
-        self, request: WorkerRequest, outputs: Outputs, parameters: Mapping[str, Parameter] | None
-    ) -> None:
-        """See `answer`."""
-        try:
-            outputs = self._reshaped(outputs)
-        except Internal as error:
-            self.fail(request, error)
-            return
-        super().send(request, outputs, parameters)
-
-    def _reshaped(self, outputs: Outputs) -> Outputs:
-        return [reshape_tensor(tensor, self._outputs) for tensor in outputs]
 
 
 def _rows(tensors: Mapping[str, Tensor], start: int, end: int) -> dict[str, Tensor]:

@@ -4,15 +4,16 @@ has a `reshape`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from backline.engine.errors import InvalidArgument
-from backline.engine.reshape import Reshape, Reshapes, narrower
-from backline.workers.channel.protocol import Spec, WorkerLoad, WorkerLoaded
+from backline.engine.errors import Internal, InvalidArgument
+from backline.engine.reshape import Reshape, Reshapes, narrower, reshape_tensor
+from backline.workers.channel.protocol import Parameter, Spec, WorkerLoad, WorkerLoaded
+from backline.workers.child.requests import Outputs, RequestBatch, WorkerRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +76,43 @@ def _shapes(
             seen = Reshape(shape, seen).shape(spec.name, fitting)
         specs.append(msgspec.structs.replace(spec, shape=list(seen), reshape=None))
     return Shapes(specs, to_model, to_server)
+
+
+class ReshapedBatch(RequestBatch):
+    """Requests whose outputs have another shape at the server than in the model."""
+
+    def __init__(self, outputs: Reshapes, *given: Any) -> None:
+        super().__init__(*given)
+        self._outputs = outputs
+
+    def answer(
+        self,
+        requests: Sequence[WorkerRequest],
+        outputs: Outputs,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> None:
+        """See RequestBatch. A request fails if an output does not have the shape to be changed; for
+        several it raises Internal.
+        """
+        try:
+            outputs = self._reshaped(outputs)
+        except Internal as error:
+            if len(requests) > 1:
+                raise
+            self.fail(requests[0], error)
+            return
+        super().answer(requests, outputs, parameters)
+
+    def send(
+        self, request: WorkerRequest, outputs: Outputs, parameters: Mapping[str, Parameter] | None
+    ) -> None:
+        """See `answer`."""
+        try:
+            outputs = self._reshaped(outputs)
+        except Internal as error:
+            self.fail(request, error)
+            return
+        super().send(request, outputs, parameters)
+
+    def _reshaped(self, outputs: Outputs) -> Outputs:
+        return [reshape_tensor(tensor, self._outputs) for tensor in outputs]

@@ -13,9 +13,8 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.tensor import Tensor
 from backline.model.audio import audio_hint
-from backline.model.hints import array_hint
+from backline.model.hints import DECODED_LIMIT, Media, array_hint
 from backline.model.image import image_hint
-from backline.model.media import DECODED_LIMIT, Media
 from backline.workers.channel.protocol import Spec
 
 _SINGLE: Mapping[type, DataType] = {

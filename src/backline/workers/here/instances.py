@@ -1,21 +1,34 @@
-"""The two instances that run one batch at a time in this process: inline on the event loop, and on a
-thread.
+"""The instances that run one batch at a time in this process: inline on the event loop, on a thread, and on
+a thread with a time limit.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Collection
 from queue import SimpleQueue
-from time import thread_time_ns
+from time import monotonic_ns, thread_time_ns
 from typing import ClassVar, TypeAlias
 
+from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailable
+from backline.engine.messages import InferResponse
+from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import Ticket
 from backline.system.cores import pin
+from backline.system.standstill import stood_still
 from backline.workers.batch import Batch
-from backline.workers.instance import Finished
+from backline.workers.instance import Finished, Instance
 
 RunBatch: TypeAlias = Callable[[Batch], None]
+log = logging.getLogger("backline.workers")
+
+#: Seconds for a runtime to interrupt a run.
+_GRACE = 1.0
+#: Abandoned threads of a version at which it takes no more requests: each holds memory, and perhaps a core.
+MAX_STUCK = 8
 
 
 class InlineInstance:
@@ -101,3 +114,240 @@ class ThreadInstance:
             except RuntimeError:  # the loop was closed during the run
                 return
             del work, batch, finished  # or the last batch's tensors would live until the next one
+
+
+class RunLimit:
+    """The time limit of one model version's runs, and the effects of exceeding it. Lives on the event
+    loop.
+
+    `idempotent` requests are retried. `on_given_up` is called for each abandoned thread; `on_available` with
+    a reason once there are MAX_STUCK of them, and with "" when there are fewer again.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        seconds: float,
+        statistics: ModelStatistics,
+        *,
+        idempotent: bool,
+        on_given_up: Callable[[str], None],
+        on_available: Callable[[str], None],
+    ) -> None:
+        self.label = label
+        self.seconds = seconds
+        self.idempotent = idempotent
+        #: Why no run may start; empty if runs may.
+        self.reason = ""
+        #: Runs on abandoned threads.
+        self.stuck = 0
+        self._statistics = statistics
+        self._on_given_up = on_given_up
+        self._on_available = on_available
+
+    @property
+    def exceeded(self) -> str:
+        """The message about a run that exceeded the limit."""
+        return f"{self.label} did not finish within {self.seconds:g} s"
+
+    def late(self, *, can_be_ended: bool) -> None:
+        """A run exceeds the limit."""
+        self._statistics.timed_out += 1
+        if can_be_ended:
+            log.error("%s, and is ended", self.exceeded)
+
+    def given_up(self) -> None:
+        """A thread is abandoned in a run that cannot be interrupted."""
+        self._statistics.stuck += 1
+        self.stuck += 1
+        stuck = self.stuck
+        reason = (
+            f"{self.exceeded} and cannot be interrupted: its thread is left alone,"
+            f" and a new one takes its place ({stuck} so far)"
+        )
+        log.error("%s", reason)
+        self._on_given_up(reason)
+        if stuck >= MAX_STUCK and not self.reason:
+            self.reason = (
+                f"{self.label} has {stuck} runs that do not end;"
+                " it is available again when one of them does, or after a restart"
+            )
+            self._on_available(self.reason)
+
+    def came_back(self) -> None:
+        """A run on an abandoned thread ended after all."""
+        self._statistics.stuck -= 1
+        self.stuck -= 1
+        if self.reason and self.stuck < MAX_STUCK:
+            self.reason = ""
+            self._on_available("")
+
+
+class TimedInstance:
+    """A thread that is abandoned and replaced if a run exceeds the limit and the runtime cannot interrupt
+    it.
+    """
+
+    beside_loop: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        make_thread: Callable[[], ThreadInstance],
+        loop: asyncio.AbstractEventLoop,
+        limit: RunLimit,
+        leave: Callable[[Batch], None] = lambda _: None,
+    ) -> None:
+        """`leave` is called with the batch whose thread is abandoned."""
+        self.limit = limit
+        self.loop = loop
+        self._make_thread = make_thread
+        self._leave = leave
+        self.thread = make_thread()
+
+    def run(self, batch: Batch, finished: Finished) -> None:
+        """See Instance."""
+        _TimedRun(self, batch, finished).begin()
+
+    def replace_thread(self, running: Batch) -> None:
+        """Continues with another thread; the present one ends after the batch that it runs."""
+        self._leave(running)
+        self.thread.close()
+        self.thread = self._make_thread()
+
+    def close(self) -> None:
+        """See Instance."""
+        self.thread.close()
+
+
+class _TimedRun:
+    """One batch, and the outcomes of its requests so far.
+
+    If it exceeds the limit, each request is retried alone, so that the one at fault cannot take others down
+    again. What a thread runs is always a separate Batch object, because an abandoned thread may still write
+    to it.
+    """
+
+    def __init__(self, instance: TimedInstance, batch: Batch, finished: Finished) -> None:
+        self._instance = instance
+        self._limit = instance.limit
+        self._whole = batch
+        self._finished = finished
+        self._running = batch
+        self._late = False
+        self._timer: asyncio.TimerHandle | None = None
+        #: Requests still to be retried, and finished batches with their outcomes.
+        self._rest: deque[Ticket] = deque()
+        self._again = False
+        self._parts: list[Batch] = []
+
+    def begin(self) -> None:
+        whole = self._whole
+        if self._limit.reason:
+            whole.outcomes = [Unavailable(self._limit.reason, retry_after=1) for _ in whole.tickets]
+            whole.ended_ns = monotonic_ns()
+            self._instance.loop.call_soon(self._finished, self._instance, whole)
+        else:
+            self._run(whole.tickets, whole.items)
+
+    def _run(self, tickets: list[Ticket], items: int) -> None:
+        self._running = batch = Batch(
+            tickets, items, monotonic_ns() if self._again else self._whole.started_ns, beside_loop=True
+        )
+        self._whole.on_abandon = batch.abandon
+        if self._whole.abandoned and not self._again:
+            batch.abandon()
+        self._timer = self._instance.loop.call_later(self._limit.seconds, self._too_late)
+        self._instance.thread.run(batch, self._done)
+
+    def _too_late(self) -> None:
+        if self._timer is not None and stood_still(
+            self._timer, self._instance.loop
+        ):  # its answer may be on its way
+            self._timer = self._instance.loop.call_later(self._limit.seconds, self._too_late)
+            return
+        self._late = True
+        batch = self._running
+        can_be_ended = batch.on_abandon is not None
+        self._limit.late(can_be_ended=can_be_ended)
+        batch.abandon()
+        if can_be_ended:
+            self._timer = self._instance.loop.call_later(_GRACE, self._give_up)
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._instance.replace_thread(self._running)
+        self._limit.given_up()
+        self._took_too_long()
+
+    def _done(self, thread: Instance, batch: Batch) -> None:
+        if thread is not self._instance.thread:
+            self._limit.came_back()
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._late and isinstance(batch.outcomes[0], Cancelled):
+            self._took_too_long()
+        elif self._again:
+            self._parts.append(batch)
+            self._next()
+        else:
+            self._end_as(batch)
+
+    def _end_as(self, batch: Batch) -> None:
+        """The first run ended in time."""
+        whole = self._whole
+        whole.outcomes, whole.parts = batch.outcomes, batch.parts
+        whole.gathered_ns, whole.ran_ns, whole.ended_ns = batch.gathered_ns, batch.ran_ns, batch.ended_ns
+        self._end()
+
+    def _took_too_long(self) -> None:
+        self._late = False
+        tickets = self._running.tickets
+        again, self._again = self._again, True
+        for ticket in tickets:
+            if ticket.cancelled:
+                self._settle(ticket, Cancelled("nobody waits for the answer any more"))
+            elif again:
+                self._settle(
+                    ticket, Internal(f"{self._limit.exceeded}, and neither did it when it was tried again")
+                )
+            elif not self._limit.idempotent:
+                self._settle(
+                    ticket,
+                    Internal(f"{self._limit.exceeded}; it is not tried again: the model is not idempotent"),
+                )
+            elif ticket.request.sequence is not None:
+                self._settle(
+                    ticket, Internal(f"{self._limit.exceeded}, and the state of its sequence may be lost")
+                )
+            else:
+                self._rest.append(ticket)
+        self._next()
+
+    def _next(self) -> None:
+        while self._rest:
+            ticket = self._rest.popleft()
+            if ticket.cancelled:
+                self._settle(ticket, Cancelled("nobody waits for the answer any more"))
+            elif self._limit.reason:
+                self._settle(ticket, Unavailable(self._limit.reason, retry_after=1))
+            else:
+                self._run([ticket], ticket.batch_size)
+                return
+        whole = self._whole
+        outcomes = {part.tickets[0]: part.outcomes[0] for part in self._parts}
+        whole.parts = self._parts
+        whole.outcomes = [outcomes[ticket] for ticket in whole.tickets]
+        whole.gathered_ns = whole.ran_ns = whole.ended_ns = monotonic_ns()
+        self._end()
+
+    def _settle(self, ticket: Ticket, outcome: InferResponse | BacklineError) -> None:
+        part = Batch([ticket], ticket.batch_size, self._whole.started_ns)
+        part.outcomes = [outcome]
+        part.gathered_ns = part.ran_ns = part.ended_ns = monotonic_ns()
+        self._parts.append(part)
+
+    def _end(self) -> None:
+        self._whole.on_abandon = None
+        self._finished(self._instance, self._whole)

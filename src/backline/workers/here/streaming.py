@@ -1,21 +1,228 @@
-"""Decoupled models on threads of this process."""
+"""Decoupled models on threads of this process: responses are generated on any thread of a pool, and
+delivered on the event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+from collections.abc import Callable, Generator, Mapping
 from queue import SimpleQueue
+from time import monotonic_ns
 from typing import ClassVar
 
+import numpy as np
+
 from backline.backends.backend import StreamingModel
-from backline.engine.errors import BacklineError
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Cancelled, Internal
+from backline.engine.messages import InferResponse
 from backline.engine.response_statistics import ResponseStatistics
+from backline.engine.responses import response_size
+from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
-from backline.workers.here.response_stream import GeneratorStream
 from backline.workers.instance import Finished, Instance
 
+log = logging.getLogger("backline.workers")
+
+#: Limits for the responses of one stream on their way to the event loop.
+MAX_HANDED = 16
+MAX_HANDED_BYTES = 1024 * 1024
 #: Open streams per model version, most of which wait for their clients; further requests queue.
 MAX_STREAMS = 128
+
+
+class _Handed:
+    """A response on its way to the event loop, with timestamps."""
+
+    __slots__ = ("empty", "ended", "ran", "response", "started")
+
+    def __init__(self, response: InferResponse, started: int, ran: int, ended: int) -> None:
+        self.response = response
+        self.empty = not response.outputs
+        self.started = started
+        self.ran = ran
+        self.ended = ended
+
+
+class GeneratorStream:
+    """The responses to one request: `advance` generates them on a thread, `_deliver` delivers them on the
+    event loop.
+    """
+
+    def __init__(self, pool: StreamPool, instance: Instance, batch: Batch, finished: Finished) -> None:
+        self._pool = pool
+        self._instance = instance
+        self._batch = batch
+        self._finished = finished
+        self._ticket: Ticket = batch.tickets[0]
+        self._flow = self._ticket.flow
+        self._responses: Generator[Mapping[str, np.ndarray], None, None] | None = None
+        #: Guards the state that both sides check before they wait or wake the other.
+        self._lock = threading.Lock()
+        self._parked = False
+        self._handed: list[_Handed] = []
+        self._handed_bytes = 0
+        self._waking = False
+        self._early: BacklineError | None = None
+        self._index = 0
+        self._began = 0
+
+    # on the event loop
+
+    def begin(self) -> None:
+        if self._flow is not None:
+            self._flow.on_resume = self._unpark
+        self._batch.on_abandon = self._abandon
+        if self._batch.abandoned:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self.end_early(Cancelled("nobody waits for the responses any more"))
+
+    def end_early(self, error: BacklineError) -> None:
+        """No more responses: the generator is closed where it stands."""
+        with self._lock:
+            if self._early is None:
+                self._early = error
+        self._unpark()
+
+    def _unpark(self) -> None:
+        with self._lock:
+            if not self._parked or self._must_wait():
+                return
+            self._parked = False
+        self._pool.put(self)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            handed, self._handed, self._handed_bytes, self._waking = self._handed, [], 0, False
+        ticket, statistics = self._ticket, self._pool.statistics
+        for one in handed:
+            if ticket.cancelled:
+                statistics.cancelled(self._index, one.started, one.ended)
+            else:
+                statistics.succeeded(
+                    self._index, ticket.request.arrived_ns, one.started, one.ran, one.ended, empty=one.empty
+                )
+                ticket.respond(one.response)
+            self._index += 1
+            self._began = one.ended
+        self._unpark()
+
+    def _finish(self, error: BacklineError | None) -> None:
+        self._deliver()
+        if self._flow is not None:
+            self._flow.on_resume = None
+        batch = self._batch
+        batch.on_abandon = None
+        batch.ended_ns = batch.ran_ns = monotonic_ns()
+        batch.outcomes = [error]
+        if isinstance(error, Cancelled):
+            self._pool.statistics.cancelled(self._index, self._began, batch.ended_ns)
+        elif error is not None:
+            self._pool.statistics.failed(self._index, self._began, batch.ended_ns)
+        self._finished(self._instance, batch)
+        self._pool.ended(self)
+
+    # on a thread of the pool
+
+    def advance(self) -> bool:
+        """Generates responses until another stream needs the thread (returns True), or the stream must
+        wait or is over.
+        """
+        if self._responses is None:
+            self._begin_responses()
+        while True:
+            with self._lock:
+                if self._early is None and self._must_wait():
+                    self._parked = True
+                    return False
+                early = self._early
+            if early is not None:
+                self._end(early)
+                return False
+            try:
+                self._make()
+            except StopIteration:
+                self._end(None)
+                return False
+            except Exception as error:
+                self._end(self._error(error))
+                return False
+            if self._pool.waiting:
+                return True
+
+    def _begin_responses(self) -> None:
+        ticket, pool = self._ticket, self._pool
+        inputs = {name: tensor.data for name, tensor in ticket.request.inputs.items()}
+        self._batch.gathered_ns = self._began = monotonic_ns()
+        self._batch.executed = True
+        self._responses = pool.model.stream(
+            inputs, ticket.request.outputs or pool.outputs, ticket.request.parameters or {}
+        )
+        self._started = self._began
+
+    def _make(self) -> None:
+        assert self._responses is not None, "it has begun"
+        started = self._started
+        arrays = next(self._responses)
+        ran = monotonic_ns()
+        ticket, pool = self._ticket, self._pool
+        wanted = ticket.request.outputs
+        outputs = [
+            self._tensor(name, array) for name, array in arrays.items() if wanted is None or name in wanted
+        ]
+        response = InferResponse(pool.name, pool.version, ticket.request.id, outputs)
+        ended = self._started = monotonic_ns()
+        size = response_size(response)
+        with self._lock:
+            self._handed.append(_Handed(response, started, ran, ended))
+            self._handed_bytes += size
+            wake, self._waking = not self._waking, True
+        if wake:
+            self._call(self._deliver)
+
+    def _tensor(self, name: str, array: np.ndarray) -> Tensor:
+        known = self._pool.datatypes.get(name)
+        if known is None:
+            raise Internal(f"model '{self._pool.name}' gave an output '{name}' that it does not declare")
+        datatype, dtype = known
+        if array.dtype != dtype:  # the file declares a datatype that the model does not return
+            datatype = DataType.from_dtype(array.dtype)
+        return Tensor(name, datatype, array.shape, array)
+
+    def _must_wait(self) -> bool:
+        """Whether the client or the event loop lags behind. Called with the lock held."""
+        if self._early is not None:
+            return False
+        if len(self._handed) >= MAX_HANDED or self._handed_bytes >= MAX_HANDED_BYTES:
+            return True
+        return self._flow is not None and self._flow.paused
+
+    def _end(self, error: BacklineError | None) -> None:
+        responses, self._responses = self._responses, None
+        try:
+            if responses is not None:
+                responses.close()
+        except Exception as failure:
+            error = error or self._error(failure)
+        self._call(self._finish, error)
+
+    def _error(self, error: Exception) -> BacklineError:
+        if isinstance(error, BacklineError):
+            return error
+        pool = self._pool
+        log.error("model '%s' version %s failed", pool.name, pool.version, exc_info=error)
+        return Internal(f"model '{pool.name}' version {pool.version} failed: {type(error).__name__}: {error}")
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._pool.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop was closed
+            log.debug("the event loop was closed while model '%s' made responses", self._pool.name)
 
 
 class StreamPool:

@@ -18,14 +18,13 @@ from backline.engine.messages import InferRequest, InferResponse, ResponseFlow, 
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import part_of
+from backline.workers.channel.arena import pack_columns, unpack_columns
 from backline.workers.channel.calls import Calls, Outcome
-from backline.workers.channel.columns import pack_columns, unpack_columns
 from backline.workers.channel.protocol import (
     WINDOW,
     Ask,
     Column,
     Ended,
-    FrameSplitter,
     Kind,
     Measure,
     Response,
@@ -33,7 +32,7 @@ from backline.workers.channel.protocol import (
     WorkerProtocolError,
     frame,
 )
-from backline.workers.process.outbox import Outbox
+from backline.workers.process.channel_end import ChannelEnd
 
 if TYPE_CHECKING:
     from backline.workers.process.process import WorkerProcess
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.workers")
 model_log = logging.getLogger("backline.model")
 
-_RECEIVE = 1 << 18
 #: Bytes of a worker's shared memory that its calls in flight may hold. Inputs beyond that are copied, so that
 #: slow callees cannot use up the worker's half.
 _MAX_HELD = 1 << 28
@@ -76,7 +74,6 @@ class CallChannel:
         self._calls = calls
         self._open_requests = open_requests
         self._loop = loop
-        self._reader = FrameSplitter()
         self._open: dict[int, _Open] = {}
         #: By number of a question: the requests that it is for.
         self._questions: dict[int, Sequence[Ticket]] = {}
@@ -84,16 +81,12 @@ class CallChannel:
 
     def attend(self, channel: socket, process: WorkerProcess) -> None:
         """Serves this socket from now on."""
-        channel.setblocking(False)
-        self._channel = channel
         self._process = process
-        self._outbox = Outbox(channel, self._loop)
-        self._loop.add_reader(channel.fileno(), self._readable)
+        # The process's other channels report that it has ended.
+        self._channel = ChannelEnd(channel, self._loop, self._take, process.kill)
 
     def close(self) -> None:
         """The worker has ended: its calls are cancelled."""
-        self._loop.remove_reader(self._channel.fileno())
-        self._loop.remove_writer(self._channel.fileno())
         self._channel.close()
         self._questions.clear()
         for number in tuple(self._open):
@@ -110,22 +103,6 @@ class CallChannel:
                 self._tell(number, Cancelled(_NOBODY_WAITS))
 
     # from the worker
-
-    def _readable(self) -> None:
-        try:
-            received = self._channel.recv(_RECEIVE)
-        except BlockingIOError:
-            return
-        except OSError:
-            received = b""
-        if not received:  # its other channels report whether the worker has ended
-            self._loop.remove_reader(self._channel.fileno())
-            return
-        try:
-            for kind, message, payload in self._reader.feed(received):
-                self._take(kind, message, payload)
-        except (WorkerProtocolError, BacklineError, ValueError) as error:
-            self._process.kill(f"broke the protocol: {error}")
 
     def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
         if kind in (Kind.CALL, Kind.ASK) and (
@@ -379,8 +356,7 @@ class CallChannel:
         self._say(Kind.ENDED, Ended(number, type(error).__name__, error.message, error.retry_after))
 
     def _say(self, kind: Kind, message: Response | Ended, payload: Iterable[Any] = ()) -> None:
-        if self._channel.fileno() >= 0:
-            self._outbox.send(frame(kind, message, list(payload)))
+        self._channel.send(frame(kind, message, list(payload)))
 
 
 def _is_for_nobody(asked: Sequence[Ticket]) -> bool:

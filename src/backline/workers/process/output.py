@@ -1,11 +1,17 @@
-"""What a worker prints, logged line by line."""
+"""What a worker prints, and what that and its exit status tell about its end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import re
+import signal
 from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from backline.workers.channel.protocol import CONNECTION_LOST
 
 log = logging.getLogger("backline.model")
 
@@ -13,6 +19,15 @@ log = logging.getLogger("backline.model")
 _LONGEST_LINE = 8192
 #: Lines kept for the error after a crash.
 _KEPT = 40
+_SAID = {
+    signal.SIGSEGV: "a segmentation fault: native code touched memory that is not its own",
+    signal.SIGBUS: "a bus error: the system could not provide memory, or a mapped file was cut short",
+    signal.SIGABRT: "an abort: native code found itself in a state that cannot be",
+    signal.SIGILL: "an illegal instruction: native code was built for another processor",
+    signal.SIGFPE: "an arithmetic error in native code",
+}
+_FAULT_LINE = re.compile(r'^\s*File "(.*)", line (\d+) in (.*)$')
+_OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 class WorkerOutput:
@@ -65,3 +80,61 @@ class WorkerOutput:
         if self._rest:
             self._say(self._rest)
             self._rest = b""
+
+
+def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
+    """What a returncode means: "ended with exit status 3", "was killed by SIGSEGV (...)"; completes "its
+    worker process ..."
+    """
+    if status == CONNECTION_LOST:
+        return (
+            "lost its connection to the server"
+            " (a model that closes file descriptors which are not its own does that)"
+        )
+    if status >= 0:
+        return f"ended with exit status {status}"
+    number = -status
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    if out_of_memory:
+        return f"was killed by {name}, as the machine or the container was out of memory"
+    said = _SAID.get(number)  # type: ignore[call-overload]
+    return f"was killed by {name}" + (f" ({said})" if said else "")
+
+
+def fault_place(lines: Sequence[str], folder: str) -> str:
+    """Where in the model's files a crash was, from faulthandler's output: "model.py, line 12, in predict"; ""
+    if unknown.
+    """
+    for line in lines:
+        found = _FAULT_LINE.match(line)
+        if found and found[1].startswith(folder):
+            return f"{Path(found[1]).name}, line {found[2]}, in {found[3]}"
+    return ""
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """What a process printed last, in one line, without Python's and faulthandler's stacks, which are in the
+    log.
+    """
+    printed: list[str] = []
+    for line in lines:
+        if line.startswith("Fatal Python error"):
+            break
+        if line.strip() and not line.startswith((" ", "\t", "Traceback (most recent call last)")):
+            printed.append(line)
+    return " | ".join(printed[-5:])
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has killed for lack of memory, as far as it reports that."""
+    for path in _OOM_COUNTERS:
+        try:
+            text = path.read_text()
+        except OSError:
+            continue
+        if found := re.search(r"^oom_kill (\d+)$", text, re.MULTILINE):
+            return int(found[1])
+    return 0

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backline.engine.errors import BacklineError, Internal
+from backline.engine.errors import Internal
 from backline.system.cores import pinned
 from backline.system.memory import resident_bytes
 from backline.system.standstill import stood_still
@@ -30,7 +30,6 @@ from backline.workers.channel.protocol import (
     Empty,
     Execute,
     Failed,
-    FrameSplitter,
     Kind,
     NumberList,
     Result,
@@ -40,13 +39,17 @@ from backline.workers.channel.protocol import (
     frame,
 )
 from backline.workers.process.call_channel import CallChannel
-from backline.workers.process.exits import describe_exit, fault_place, last_words, out_of_memory_kills
-from backline.workers.process.outbox import Outbox
-from backline.workers.process.output import WorkerOutput
+from backline.workers.process.channel_end import ChannelEnd
+from backline.workers.process.output import (
+    WorkerOutput,
+    describe_exit,
+    fault_place,
+    last_words,
+    out_of_memory_kills,
+)
 
 log = logging.getLogger("backline.workers")
 
-_RECEIVE = 1 << 18
 #: Seconds between heartbeats, and of silence after which a worker is considered frozen.
 HEARTBEAT = 1.0
 HEARTBEAT_TIMEOUT = 30.0
@@ -103,8 +106,6 @@ class WorkerProcess:
         self._on_result = on_result
         self._on_exit = on_exit
         self._calls = calls
-        self._reader = FrameSplitter()
-        self._control_reader = FrameSplitter()
         self._loading: asyncio.Future[WorkerLoaded] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._process: subprocess.Popen[bytes] | None = None
@@ -139,31 +140,25 @@ class WorkerProcess:
 
     async def start(self) -> WorkerLoaded:
         """Starts the process and loads the model. Raises Internal with the root cause if either fails."""
-        self._data, data = socket.socketpair()
-        self._control, control = socket.socketpair()
-        own_calls, calls = socket.socketpair()
+        own, given = zip(*(socket.socketpair() for _ in range(3)), strict=True)
         descriptor = arena.create()
         try:
             self.arena = Arena(descriptor, lower=True)
             self._kills = out_of_memory_kills()
-            await self._launch(data.fileno(), control.fileno(), calls.fileno(), descriptor)
+            await self._launch(*(end.fileno() for end in given), descriptor)
         except OSError as error:
-            self._data.close()
-            self._control.close()
-            own_calls.close()
+            for end in own:
+                end.close()
             raise Internal(f"a worker process of {self.command.label} cannot be started: {error}") from None
         finally:
-            data.close()
-            control.close()
-            calls.close()
+            for end in given:
+                end.close()
             os.close(descriptor)
-        for channel, readable in ((self._data, self._data_readable), (self._control, self._control_readable)):
-            channel.setblocking(False)
-            self._loop.add_reader(channel.fileno(), readable)
-        self._calls.attend(own_calls, self)
-        self._outbox = Outbox(self._data, self._loop)
-        self._control_outbox = Outbox(self._control, self._loop)
-        self._outbox.send(frame(Kind.LOAD, self.command.load))
+        data, control, calls = own
+        self._data = ChannelEnd(data, self._loop, self._take, self._broken, self._disconnected)
+        self._control = ChannelEnd(control, self._loop, self._take_control, self.kill)
+        self._calls.attend(calls, self)
+        self._data.send(frame(Kind.LOAD, self.command.load))
         try:
             return await asyncio.shield(self._loading)
         except asyncio.CancelledError:
@@ -218,7 +213,7 @@ class WorkerProcess:
         """Sends a batch."""
         if self._unused:
             message.returned = self.take_unused()
-        self._outbox.send(frame(Kind.EXECUTE, message, payload))
+        self._data.send(frame(Kind.EXECUTE, message, payload))
 
     def cancel(self, numbers: list[int]) -> None:
         """These requests are cancelled."""
@@ -248,27 +243,16 @@ class WorkerProcess:
     def _send_control(self, kind: Kind, message: Any) -> None:
         # The unsent bytes stay bounded: a worker that does not read does not answer heartbeats either, and is
         # killed.
-        self._control_outbox.send(frame(kind, message))
+        self._control.send(frame(kind, message))
 
     # from the worker
 
-    def _data_readable(self) -> None:
-        try:
-            received = self._data.recv(_RECEIVE)
-        except BlockingIOError:
-            return
-        except OSError:
-            received = b""
-        if not received:
-            self._loop.remove_reader(self._data.fileno())
-            self._later("silence", _LAST_WORDS, self.kill, "closed its connection to the server")
-            return
-        try:
-            for kind, message, payload in self._reader.feed(received):
-                self._take(kind, message, payload)
-        except (WorkerProtocolError, BacklineError, ValueError) as error:
-            log.error("a worker of %s broke the protocol: %s", self.command.label, error)
-            self.kill(f"broke the protocol: {error}")
+    def _disconnected(self) -> None:
+        self._later("silence", _LAST_WORDS, self.kill, "closed its connection to the server")
+
+    def _broken(self, why: str) -> None:
+        log.error("a worker of %s %s", self.command.label, why)
+        self.kill(why)
 
     def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
         if kind is Kind.RESULT:
@@ -290,24 +274,11 @@ class WorkerProcess:
             log.warning("%s: %s", self.command.label, message.details)
         self._loading.set_exception(Internal(f"{self.command.label} cannot be loaded: {message.message}"))
 
-    def _control_readable(self) -> None:
-        try:
-            received = self._control.recv(_RECEIVE)
-        except BlockingIOError:
-            return
-        except OSError:
-            received = b""
-        if not received:
-            self._loop.remove_reader(self._control.fileno())
-            return
+    def _take_control(self, kind: Kind, message: Any, _: memoryview) -> None:
         self._heard = monotonic()
-        try:
-            for kind, message, _ in self._control_reader.feed(received):
-                if kind is Kind.PONG:
-                    for at in message.numbers:
-                        self.arena.give_back(at)
-        except WorkerProtocolError as error:
-            self.kill(f"broke the protocol: {error}")
+        if kind is Kind.PONG:
+            for at in message.numbers:
+                self.arena.give_back(at)
 
     # health
 
@@ -407,24 +378,14 @@ class WorkerProcess:
         self._on_exit(self, reason)
 
     def _take_rest(self) -> None:
-        """Hears what was said before the end, and closes everything."""
+        """Handles what was sent before the end, and closes everything."""
         for timer in self._timers.values():
             timer.cancel()
-        while self._data.fileno() >= 0:
-            try:
-                received = self._data.recv(_RECEIVE)
-                if not received:
-                    break
-                for kind, message, payload in self._reader.feed(received):
-                    self._take(kind, message, payload)
-            except (OSError, WorkerProtocolError, BacklineError, ValueError):
-                break
-        for timer in self._timers.values():
+        self._data.read_rest()
+        for timer in self._timers.values():  # LOADED has started the heartbeat
             timer.cancel()
-        for channel in (self._data, self._control):
-            self._loop.remove_reader(channel.fileno())
-            self._loop.remove_writer(channel.fileno())
-            channel.close()
+        self._data.close()
+        self._control.close()
         self._calls.close()
         # The mapping is freed with the last response in it, even if this object lives on.
         del self.arena

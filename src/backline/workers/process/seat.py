@@ -15,7 +15,7 @@ from backline.engine.messages import InferResponse, Rescheduled
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.system.standstill import stood_still
-from backline.workers.channel.columns import pack_columns, unpack_columns
+from backline.workers.channel.arena import pack_columns, unpack_columns
 from backline.workers.channel.protocol import Execute, Part, RequestFailure, RequestNote, Result, WorkerLoaded
 from backline.workers.process.call_channel import CallChannel
 from backline.workers.process.job import Job

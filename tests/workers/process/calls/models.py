@@ -85,7 +85,7 @@ def first(count: int, models: Models) -> int:
     parts.close()
     return int(part["output"][0])
 """
-#: Takes one response, and tells how many were made by the time that no more are.
+#: Takes one response, and returns how many were generated once no more are.
 HELD = """
 import time
 from pathlib import Path
@@ -103,7 +103,7 @@ def held(count: int, models: Models) -> int:
     parts.close()
     return made
 """
-#: Runs until it is told to go on: its gates are files beside it.
+#: Waits until its gate opens; gates are files next to the model's file.
 GATED = """
 import asyncio, os
 from pathlib import Path
@@ -112,7 +112,7 @@ HERE = Path(__file__).parent
 
 class Model:
     def load(self):
-        # Every run that was there before this worker counts.
+        # Runs of earlier workers count as well.
         self.runs = 0
 
     async def predict(self, gate: str) -> str:
@@ -125,7 +125,7 @@ class Model:
             raise
         return gate
 """
-#: Two steps, one after the other; `how` says by what kind of function.
+#: Two steps, one after the other, as a function or a coroutine.
 STEPS = """
 import os
 from pathlib import Path
@@ -163,7 +163,7 @@ from backline.model import Models
 def calling(model: str, how: str, models: Models) -> str:
     return models[model]([how.encode()])["output"][0].decode()
 """
-#: Tells what the request says beside its inputs.
+#: Returns the request without its inputs.
 TOLD = """
 from backline.model import Request
 
@@ -181,7 +181,7 @@ def telling(x: str, models: Models) -> str:
         told = models["told"]([b""], parameters=options)
     return told["output"][0].decode()
 """
-#: Is loaded when it is asked, which takes until its gate is open.
+#: Loaded on demand, which waits for its gate.
 SLEEPING = """
 import time
 from pathlib import Path
@@ -227,7 +227,7 @@ from backline.model import Models
 def ping(x: str, models: Models) -> str:
     return models["pong"]([x.encode()])["output"][0].decode()
 """
-#: Asks an ensemble that asks it.
+#: Calls an ensemble that calls it.
 IN_ENSEMBLE = """
 from backline.model import Models
 
@@ -305,7 +305,7 @@ async def left(gate: str, models: Models) -> str:
     await models["after"]([gate.encode()])
     return "answered"
 """
-#: Says on its channel for calls what nobody should.
+#: Sends invalid messages on its calls channel.
 RUDE = """
 import gc
 from backline.model import Models
@@ -391,7 +391,7 @@ MODELS = {
 
 
 def put_models(folder: Path) -> None:
-    """Makes a repository of them."""
+    """Writes a repository with all of them."""
     for name, text in MODELS.items():
         put(folder / name / "1" / "model.py", text)
     put(folder / "around" / "config.pbtxt", AROUND)

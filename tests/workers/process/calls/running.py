@@ -1,4 +1,4 @@
-"""What tests of calls look at while models run."""
+"""What tests of calls observe and control while models run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def text(value: str) -> np.ndarray:
 
 
 class Gate:
-    """A gate of a gated model: what is behind it waits until it is opened."""
+    """A gate of a gated model: its run waits until the gate opens."""
 
     def __init__(self, repository: Path, name: str, model: str = "gated") -> None:
         self.name = name
         self._folder = repository / model / "1"
 
     def wait(self, what: str = "began") -> None:
-        """Until it has come to that."""
+        """Waits until the run has reached this point."""
         until((self._folder / f"{what}-{self.name}").exists)
 
     def forget(self, what: str = "began") -> None:
@@ -51,7 +51,7 @@ def metric(server: ServerProcess, pattern: str) -> float:
 
 
 def waiting(server: ServerProcess, model: str) -> int:
-    """The requests in the queue of a model."""
+    """The number of requests in a model's queue."""
     return int(metric(server, f'nv_inference_pending_request_count{{model="{model}",version="1"}}'))
 
 

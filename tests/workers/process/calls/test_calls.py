@@ -1,4 +1,4 @@
-"""Python models that call others: answers, streams, errors, circles, and changes of the models."""
+"""Python models that call others: responses, streams, errors, cycles, and changes to the models."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_errors_of_a_called_model_have_their_class(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "how", "kind", "told"),
+    ("model", "how", "kind", "reason"),
     [
         ("failing", "invalid", InvalidArgument, "how is no way"),
         (
@@ -71,9 +71,9 @@ def test_errors_of_a_called_model_have_their_class(client: Client) -> None:
     ],
 )
 def test_an_uncaught_error_becomes_the_response(
-    client: Client, model: str, how: str, kind: type[Exception], told: str
+    client: Client, model: str, how: str, kind: type[Exception], reason: str
 ) -> None:
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=reason):
         client["calling"](text(model), text(how))
 
 
@@ -101,13 +101,13 @@ def test_the_error_of_a_call_carries_retry_after(server: ServerProcess) -> None:
 
 
 def test_a_call_has_a_clients_parameters_and_the_requests_id(client: Client) -> None:
-    told = json.loads(client["telling"](text("x"), request_id="mine")["output"][0])
+    request = json.loads(client["telling"](text("x"), request_id="mine")["output"][0])
 
-    assert told == {"id": "mine", "parameters": {"loud": True}, "sequence": [8, True, False]}
+    assert request == {"id": "mine", "parameters": {"loud": True}, "sequence": [8, True, False]}
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "reason"),
     [
         ("noise", "a frame of kind 255"),
         ("response", "a frame of kind RESPONSE"),
@@ -116,9 +116,9 @@ def test_a_call_has_a_clients_parameters_and_the_requests_id(client: Client) -> 
     ],
 )
 def test_a_worker_that_breaks_the_protocol_fails_its_own_request_only(
-    client: Client, what: str, told: str
+    client: Client, what: str, reason: str
 ) -> None:
-    with pytest.raises(Internal, match=f"its worker process broke the protocol: .*{told}"):
+    with pytest.raises(Internal, match=f"its worker process broke the protocol: .*{reason}"):
         client["rude"](text(what))
     assert client["after"](text("fine"))["output"][0] == b"fine"
 

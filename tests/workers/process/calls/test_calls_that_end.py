@@ -1,4 +1,4 @@
-"""Calls that nobody waits for any more, and calls whose models come to an end."""
+"""Cancelled calls, and calls of models that are killed or unloaded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def test_cancelling_a_request_cancels_its_call_and_the_remaining_steps(
 
     gate.wait("cancelled")
     gate.open()
-    assert client[model]([gate.name.encode()])["output"][0] == gate.name.encode()  # the witness
+    assert (
+        client[model]([gate.name.encode()])["output"][0] == gate.name.encode()
+    )  # proves that the worker still serves
     assert executions(client, "after") == before + 1
     assert "CANCELLED" in str(answers.get(timeout=10))
 
@@ -67,9 +69,9 @@ def test_a_client_leaving_a_stream_cancels_the_call_its_model_waits_for(
     stock.stop_stream(cancel_requests=True)
 
     gate.wait("cancelled")
-    told = repository / "watching" / "1" / "told-stream"
-    until(told.exists)
-    until(lambda: told.read_text() == "Cancelled")
+    error = repository / "watching" / "1" / "told-stream"
+    until(error.exists)
+    until(lambda: error.read_text() == "Cancelled")
 
 
 def test_a_queued_call_never_runs_after_the_client_disconnected(
@@ -104,9 +106,7 @@ def test_waiting_for_an_on_demand_model_ends_when_the_client_disconnects(
     call = stock.async_infer("calling", asked, lambda result, error: None)
     gate.wait()
     call.cancel()
-    other = client["calling"](
-        text("after"), text("x")
-    )  # by the same worker, which takes one request at a time
+    other = client["calling"](text("after"), text("x"))  # by the same worker, one request at a time
     gate.open()
 
     assert other["output"][0] == b"x"
@@ -135,9 +135,9 @@ def test_calls_inherit_the_priority_of_their_request(
 
 
 def test_a_call_may_have_a_shorter_timeout_than_its_request(client: Client, repository: Path) -> None:
-    told = client["limited"]([b"limited"])["output"][0].decode()
+    error = client["limited"]([b"limited"])["output"][0].decode()
 
-    assert told.startswith("DeadlineExceeded: The deadline of the request passed ")
+    assert error.startswith("DeadlineExceeded: The deadline of the request passed ")
     Gate(repository, "limited").wait("cancelled")
 
 

@@ -1,4 +1,4 @@
-"""Stock tritonclient against a server, whoever has made it: what it answers, as plain data."""
+"""Stock tritonclient against any server that speaks its protocol: responses as plain data."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-#: Seconds for which an answer is waited for.
+#: Seconds to wait for a response.
 PATIENCE = 10
 Arrays = dict[str, Any]
 
 
 class Ask:
-    """A server in explicit mode: models are loaded when they are asked first. Ports are those of 127.0.0.1."""
+    """A server on 127.0.0.1 in explicit mode; a model is loaded by the first request to it."""
 
     def __init__(self, http_port: int, grpc_port: int, metrics_port: int) -> None:
         self._ports = {"http": http_port, "metrics": metrics_port}
@@ -31,7 +31,7 @@ class Ask:
         self._grpc = f"127.0.0.1:{grpc_port}"
         self.grpc_api = grpc_client.InferenceServerClient(self._grpc)
         self._loaded: dict[str, Any] = {}
-        #: What the server has logged.
+        #: The server's log.
         self.log: Callable[[], str] = str
 
     def close(self) -> None:
@@ -39,7 +39,7 @@ class Ask:
         self.grpc_api.close()
 
     def load(self, model: str, config: object = None) -> Any:
-        """None, or why the model cannot be loaded."""
+        """None, or the reason why the model cannot be loaded."""
         if model in self._loaded and config is None:
             return self._loaded[model]
         status, answer = self.post(
@@ -58,7 +58,7 @@ class Ask:
         by: str = "http",
         **options: Any,
     ) -> Any:
-        """The outputs, and what else the answer says; or the error with its status."""
+        """The outputs and everything else in the response, or the error with its status."""
         self.load(model)
         api, client = (http_client, self.http_api) if by == "http" else (grpc_client, self.grpc_api)
         wanted = None if outputs is None else [api.InferRequestedOutput(name) for name in outputs]
@@ -78,10 +78,10 @@ class Ask:
         empty_final: bool = True,
         **options: Any,
     ) -> Any:
-        """The responses on one stream, until each request has had its last one."""
+        """The responses on one stream, up to the last one of each request."""
         self.load(model)
         heard: queue.Queue[Any] = queue.Queue()
-        told = []
+        answers = []
         wanted = None if outputs is None else [grpc_client.InferRequestedOutput(name) for name in outputs]
         with grpc_client.InferenceServerClient(self._grpc) as client:
             client.start_stream(lambda result, error: heard.put((result, error)))
@@ -97,15 +97,15 @@ class Ask:
             while left:
                 result, error = heard.get(timeout=PATIENCE)
                 if error is not None:
-                    told.append(_error(error))
+                    answers.append(_error(error))
                     left -= 1
                     continue
                 answer = _answer(result)
                 final = answer.get("parameters", {}).pop("triton_final_response", None)
-                told.append({**answer, "final": final})
+                answers.append({**answer, "final": final})
                 left -= bool(final)
             client.stop_stream()
-        return told
+        return answers
 
     def get(self, path: str) -> tuple[int, Any]:
         return self._http("http", path, None)
@@ -114,7 +114,7 @@ class Ask:
         return self._http("http", path, json.dumps(document).encode())
 
     def metrics(self, prefix: str) -> list[str]:
-        """The lines of the metrics page with names that begin so."""
+        """The lines of the metrics page whose names have this prefix."""
         _, text = self._http("metrics", "/metrics", None)
         lines = [
             line
@@ -138,13 +138,13 @@ class Ask:
 
 
 def plain_text(text: str) -> str:
-    """With the model's files as this server tells them: Triton tells the whole path, and the frames of Python's own files, too."""
+    """Removes what only Triton prints: the folders of model files, and frames in Python's own files."""
     text = re.sub(r"^  <frozen .*\n", "", text, flags=re.MULTILINE)
     return re.sub(r"(/[\w.-]+)+/models/\w+/", "", text)
 
 
 def load_error(text: str) -> str:
-    """Without the kind of the error and Triton's own frames, and the name of the model that this server tells once more."""
+    """Removes the class of the error, Triton's own frames, and the model's name that this server adds."""
     text = re.sub(
         r"UNAVAILABLE state: (Internal: |model '\w+' version 1 cannot be loaded: )",
         "UNAVAILABLE state: ",
@@ -154,7 +154,7 @@ def load_error(text: str) -> str:
 
 
 def text(value: str) -> np.ndarray:
-    """An input of one text."""
+    """An input with one string."""
     return np.array([value.encode()], np.object_)
 
 

@@ -1,4 +1,6 @@
-"""What is asked of the models in `models`, of Triton and of this server: each case gives plain data, from a server that is asked."""
+"""The cases for the models in `models`, for Triton and this server: each sends requests and returns plain
+data.
+"""
 
 from __future__ import annotations
 
@@ -204,7 +206,7 @@ case(
 
 
 def _sequence(ask: Ask, by: str, identity: int = 5) -> Any:
-    told = []
+    answers = []
     for index in range(3):
         answer = ask.infer(
             "sequence",
@@ -214,12 +216,12 @@ def _sequence(ask: Ask, by: str, identity: int = 5) -> Any:
             sequence_start=index == 0,
             sequence_end=index == 2,
         )
-        told.append(
+        answers.append(
             [answer["outputs"]["sum"], json.loads(answer["outputs"]["told"][2][0])]
             if "outputs" in answer
             else answer
         )
-    return told
+    return answers
 
 
 for _by in ("http", "grpc"):
@@ -251,7 +253,7 @@ _Y = {"name": "y", "data_type": "TYPE_FP32", "dims": [4]}
 
 
 def _completed(how: str, ask: Ask, **given: Any) -> Any:
-    """What the configuration is then, or why the load fails."""
+    """The completed configuration, or why the load fails."""
     error = ask.load(
         "completing", {"backend": "python", "parameters": {"how": {"string_value": how}}, **given}
     )

@@ -1,18 +1,16 @@
-"""Where this server answers otherwise than Triton 2.51: by case, what of the answer is another, and why."""
+"""Where responses differ from Triton 2.51: by case, the part that differs, and why."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-#: What stands at a path, keys and indexes, in place of what Triton has there; () is the whole answer.
+#: By path (keys and indexes), the value that replaces Triton's; () is the whole response.
 Changes = dict[tuple[str | int, ...], Any]
 
 _FINE = {"id": "", "outputs": {"told": ["BYTES", [1], ["fine"]], "number": ["INT32", [1], [7]]}}
-_CODE = "the code of the error is that of the other model, in Triton always INTERNAL"
-_CIRCLE = (
-    "a circle of calls is refused, as it waits for itself when as many requests come as there are instances"
-)
+_CODE = "the error has the code of the called model's error; Triton's is always INTERNAL"
+_CIRCLE = "a cycle of calls is refused: it would deadlock with as many requests as there are instances"
 _TWICE = (
     "TritonModelException: Unable to send response. Non-decoupled model cannot send more than one response."
 )
@@ -20,7 +18,7 @@ _TWICE = (
 DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "function dlpack_from_numpy": (
         {(): ["uint16", [3], [0, 1, 2]]},
-        "Triton's process of the model ends with a segmentation fault",
+        "the model's process crashes in Triton with a segmentation fault",
     ),
     "configuration at the server": (
         {
@@ -29,7 +27,7 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
             ("parameters", "backline.placement"): {"string_value": "in 1 worker process"},
             ("parameters", "backline.scheduling"): {"string_value": "one by one"},
         },
-        "this server also says where and how a model runs, and fills in the platform",
+        "this server also shows where and how a model runs, and fills in the platform",
     ),
     "answer error UNKNOWN by http": (
         {(): {"error": "it went wrong", "status": "400"}},
@@ -37,7 +35,7 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     ),
     "answer error CANCELLED by http": (
         {("status",): "499"},
-        "what was cancelled has a status of its own here",
+        "a cancelled request has status 499 here",
     ),
     "answer sender says twice": (
         {
@@ -46,7 +44,7 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
                 {"id": "", "outputs": {"told": ["BYTES", [1], [_TWICE]], "number": ["INT32", [1], [7]]}},
             ]
         },
-        "a model with one response to a request has answered with the first; Triton waits for the final flag for ever",
+        "the first response of a model that is not decoupled is its last; Triton waits for a final flag",
     ),
     "coroutine raised": (
         {
@@ -55,15 +53,15 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
             ): "Failed to process the request(s) for model 'coroutine_0', message: ValueError: negative\n\nAt:\n"
             "  1/model.py(15): answer\n  1/model.py(9): execute\n"
         },
-        "the frame that awaited is told, too",
+        "the frame that awaited is shown, too",
     ),
     "call version": (
         {(1,): {"error": "Request for unknown model: 'answers' version 2 is not found", "code": "NOT_FOUND"}},
-        "what the server says of the request is the error",
+        "the error is the server's own error text",
     ),
     "call unknown": (
         {(): {"error": "Request for unknown model: 'nobody' is not found", "code": "NOT_FOUND"}},
-        "what the server says of the request is the error",
+        "the error is the server's own error text",
     ),
     "call wrong_input": (
         {
@@ -72,7 +70,7 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
                 "code": "INVALID_ARG",
             }
         },
-        "what the server says of the request is the error",
+        "the error is the server's own error text",
     ),
     "call failed": ({("code",): "NOT_FOUND"}, _CODE),
     "call many_failed": ({(0, "code"): "NOT_FOUND"}, _CODE),
@@ -104,7 +102,7 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     ),
     "call unloads_nobody": (
         {(): "failed to unload 'nobody'"},
-        "a model that there is not cannot be unloaded",
+        "a missing model cannot be unloaded",
     ),
     "completion unknown datatype": (
         {
@@ -120,7 +118,7 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
             (): "load failed for model 'without_execute': version 1 is at UNAVAILABLE state: Python model file '1/model.py'"
             " does not implement `execute` method.;\n"
         },
-        "Triton says so when the first request comes",
+        "Triton reports it with the first request",
     ),
     "load without_class": (
         {
@@ -134,20 +132,21 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
             (
                 "text",
             ): "Error when creating MetricFamily: Failed to process the request for model 'metrics_0', message:"
-            " Invalid metric name: 'odd name' cannot be the name of a model's metric: it has letters, digits, _ and :, and begins with none"
+            " Invalid metric name: 'odd name' cannot be the name of a model's metric: it has letters,"
+            " digits, _ and :, and begins with none"
             " of nv_, backline_, process_, python_"
         },
-        "it is said which names can be",
+        "the error explains which names are valid",
     ),
     "iterative with an id": (
         {(): {"id": "", "outputs": {"runs": ["INT32", [1, 1], [3]], "starts": ["INT32", [1, 1], [1]]}}},
-        "Triton does not answer a rescheduled request that ends a sequence of the client's",
+        "Triton never responds to a rescheduled request that ends the client's sequence",
     ),
 }
 
 
 def expect(name: str, recorded: Any) -> tuple[Any, str]:
-    """What this server is to answer where Triton has answered `recorded`, and why it is another answer, if it is."""
+    """The response expected where Triton gave `recorded`, and why it differs; empty if it does not."""
     changes, reason = DIFFERENCES.get(name, ({}, ""))
     expected = copy.deepcopy(recorded)
     for path, value in changes.items():

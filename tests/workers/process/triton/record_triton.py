@@ -1,8 +1,10 @@
-"""Records what Triton answers to the cases of cases.py: `python record_triton.py FOLDER [WORD]`, into triton_2_51.json beside this file.
+"""Records Triton's responses to the cases of cases.py in triton_2_51.json: `python record_triton.py FOLDER
+[WORD]`.
 
-FOLDER is a Python environment with `nvidia-pytriton==0.7.0` and `numpy<2`, of the Python that runs this; the wheel carries Triton 2.51.
-With WORD only cases with it in their name are recorded anew, without it all that are not recorded yet. A case without an answer in some
-seconds is recorded as such, and Triton is started again for the next.
+FOLDER is an environment of the Python that runs this, with `nvidia-pytriton==0.7.0` and `numpy<2`; that wheel
+contains Triton 2.51. Without WORD, only new cases are recorded; with it, all cases whose names contain it are
+recorded again. A case without a response within some seconds is recorded as such, and Triton restarts for the
+next.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from workers.process.triton.repository import write_repository  # noqa: E402
 
 
 class Triton:
-    """A server in explicit mode, with the models of this folder."""
+    """Triton in explicit mode, with the models of this folder."""
 
     def __init__(self, environment: Path) -> None:
         (root,) = environment.glob("lib/python3.*/site-packages/pytriton/tritonserver")
@@ -71,7 +73,7 @@ class Triton:
         self.ask = Ask(http, grpc, metrics)
 
     def close(self) -> None:
-        self.process.kill()  # it may wait for a model that does not answer
+        self.process.kill()  # it may be waiting for a model that never responds
         self.process.wait()
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -100,7 +102,7 @@ def main(environment: Path, word: str = "") -> None:
                 continue
             try:
                 recorded[name] = ask(triton.ask)
-            except Exception as error:  # of the client, which waits no longer, or finds nobody there any more
+            except Exception as error:  # the client timed out, or lost the server
                 recorded[name] = {"no answer" if triton.process.poll() is None else "ended": repr(error)}
             if end := _end(recorded[name]):
                 recorded[name] = end
@@ -118,7 +120,7 @@ def main(environment: Path, word: str = "") -> None:
 
 
 def _end(document: Any) -> str:
-    """What became of Triton, which is of no further use; "" when it is."""
+    """Why Triton has to be restarted; "" if it need not be."""
     said = json.dumps(document)
     if "is not healthy" in said:
         return "the process of the model ended"

@@ -1,4 +1,4 @@
-"""The models of this folder as a repository: identity models of all datatypes are made from one."""
+"""The models of this folder as a repository; the identity model is copied for each datatype."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def write_repository(folder: Path) -> Path:
         (made / "config.pbtxt").write_text(
             config.replace("TYPE_FP32", f"TYPE_{'STRING' if datatype == 'BYTES' else datatype}")
         )
-    for file in repository.glob("*/1/model.txt"):  # what linters are not to see
+    for file in repository.glob("*/1/model.txt"):  # code that linters would reject
         file.rename(file.with_suffix(".py"))
     return repository

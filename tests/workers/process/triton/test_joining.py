@@ -1,4 +1,4 @@
-"""Which requests run together: a model of Triton's Python backend gets one at a time unless its configuration asks for more."""
+"""Models of Triton's Python backend get one request at a time unless their configuration asks for batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from support.server import ServerProcess, serve
 
-#: The request with a 0 waits for the gate; each row is answered with the requests and the rows of its run.
+#: The request with a 0 waits for the gate; the response to each row is the numbers of requests and rows in
+#: its run.
 TRITON = """
 import time
 from pathlib import Path
@@ -60,7 +61,7 @@ max_batch_size: 8
 input { name: "x" data_type: TYPE_FP32 dims: 1 }
 output { name: "y" data_type: TYPE_INT32 dims: 2 }
 """
-#: Answers to batches of 1, 2, 4 and 1 that wait together: the requests and rows of the run that each was in.
+#: For queued batches of 1, 2, 4 and 1: the numbers of requests and rows in the run of each.
 Runs = Callable[[str], list[list[int]]]
 ALONE = [[1, 1], [1, 2], [1, 4], [1, 1]]
 TOGETHER = [[4, 8]] * 4

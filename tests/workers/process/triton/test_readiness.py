@@ -1,4 +1,4 @@
-"""A model of Triton's Python backend says itself whether it is ready: its `is_ready`."""
+"""A model of Triton's Python backend reports its readiness through `is_ready`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tritonclient.grpc
 
 from support.server import ServerProcess, serve
 
-#: What the file `says` holds is what `is_ready` does.
+#: The content of the file `says` decides what `is_ready` does.
 MODEL = """
 import time
 from pathlib import Path
@@ -74,7 +74,7 @@ def ask(url: str, body: bytes | None = None) -> tuple[int, dict]:
         return error.code, json.loads(error.read() or b"{}")
 
 
-def until_told(server: ServerProcess, name: str, *, ready: bool, why: str = "") -> dict:
+def until_reported(server: ServerProcess, name: str, *, ready: bool, why: str = "") -> dict:
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -91,19 +91,19 @@ def until_told(server: ServerProcess, name: str, *, ready: bool, why: str = "") 
 def test_a_model_is_as_ready_as_its_is_ready_says(server: ServerProcess, folder: Path, name: str) -> None:
     for says, why in (("no", "returned False"), ("raises", "no weights"), ("perhaps", "returned a str")):
         (folder / name).write_text(says)
-        until_told(server, name, ready=False, why=why)
+        until_reported(server, name, ready=False, why=why)
     assert ask(f"{server.url}/v2/health/ready")[0] == 503
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
         assert not client.is_model_ready(name)
 
     (folder / name).write_text("yes")
 
-    until_told(server, name, ready=True)
+    until_reported(server, name, ready=True)
 
 
 def test_an_unready_model_still_serves_requests(server: ServerProcess, folder: Path) -> None:
     (folder / "plain").write_text("no")
-    until_told(server, "plain", ready=False)
+    until_reported(server, "plain", ready=False)
 
     body = json.dumps({"inputs": [{"name": "x", "datatype": "INT32", "shape": [1], "data": [7]}]}).encode()
     status, answer = ask(f"{server.url}/v2/models/plain/infer", body)
@@ -114,13 +114,13 @@ def test_an_unready_model_still_serves_requests(server: ServerProcess, folder: P
 def test_the_server_is_ready_once_all_models_are(server: ServerProcess, folder: Path) -> None:
     for name in NAMES:
         (folder / name).write_text("yes")
-        until_told(server, name, ready=True)
+        until_reported(server, name, ready=True)
 
     assert ask(f"{server.url}/v2/health/ready")[0] == 200
 
 
 def test_an_is_ready_with_arguments_is_not_called(server: ServerProcess, folder: Path) -> None:
     (folder / "plain").write_text("no")
-    until_told(server, "plain", ready=False)
+    until_reported(server, "plain", ready=False)
 
     assert ask(f"{server.url}/v2/models/own/ready")[0] == 200

@@ -1,4 +1,4 @@
-"""Models of Triton's Python backend, asked by stock clients: the answers are those that Triton 2.51 gave, see record_triton.py."""
+"""Models of Triton's Python backend give stock clients the responses of Triton 2.51, see record_triton.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_response_equals_tritons(ask: Ask, name: str) -> None:
-    """Or differs from it as `differences.py` lists."""
+    """Or differs as listed in `differences.py`."""
     expected, reason = expect(name, RECORDED[name])
     given = json.loads(json.dumps(CASES[name](ask)))
     assert given == expected, reason

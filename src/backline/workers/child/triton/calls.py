@@ -8,7 +8,7 @@ from typing import Self
 
 from backline.engine.errors import BacklineError, Cancelled, DecoupledModel, NotFound
 from backline.engine.messages import InferResponse
-from backline.workers.child.call_stream import CallStream
+from backline.workers.child.answers import CallStream
 from backline.workers.child.caller import ModelCall, Question
 from backline.workers.child.triton import worker
 from backline.workers.child.triton.errors import TritonError, TritonModelException, to_triton
@@ -115,8 +115,9 @@ def _response(response: InferResponse) -> InferenceResponse:
 def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:
     if isinstance(error, DecoupledModel):
         said = TritonError(
-            f"Model {call.model} - Error when running inference: Model {call.model} is using the decoupled. The current BLS request call"
-            " doesn't support models using the decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or"
+            f"Model {call.model} - Error when running inference: Model {call.model} is using the decoupled."
+            " The current BLS request call doesn't support models using the decoupled transaction policy."
+            " Please use 'decoupled=True' argument to the 'exec' or"
             " 'async_exec' calls for decoupled models.'"
         )
         return InferenceResponse(error=said)

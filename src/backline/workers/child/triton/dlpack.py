@@ -84,7 +84,8 @@ def from_object(given: Any) -> tuple[DataType, np.ndarray]:
     datatype = _datatype(tensor)
     if not _is_contiguous(tensor):
         raise TritonModelException(
-            "DLPack tensor is not contiguous. Only contiguous DLPack tensors that are stored in C-Order are supported."
+            "DLPack tensor is not contiguous. Only contiguous DLPack tensors that are stored in C-Order are"
+            " supported."
         )
     if datatype is DataType.BF16:
         tensor.code = _UNSIGNED

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from backline.engine.custom_metrics import MetricKind as Kind
 from backline.engine.errors import AlreadyExists, BacklineError
-from backline.workers.child.measures import Measures
+from backline.workers.child.caller import Measures
 from backline.workers.child.triton import worker
 from backline.workers.child.triton.errors import TritonModelException
 
@@ -95,7 +95,10 @@ class Metric:
         """Adds to a counter, or to a gauge, where it may be negative."""
         self._only(MetricKind.COUNTER, MetricKind.GAUGE, what="Increment")
         if self._kind is MetricKind.COUNTER and value < 0:
-            said = "TRITONSERVER_METRIC_KIND_COUNTER can only be incremented monotonically by non-negative values."
+            said = (
+                "TRITONSERVER_METRIC_KIND_COUNTER can only be incremented monotonically"
+                " by non-negative values."
+            )
             raise _refused("Failed to increment metric value", said)
         self._measures.record("increment", self._name, self._labels, float(value))
 

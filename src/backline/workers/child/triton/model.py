@@ -1,4 +1,4 @@
-"""Runs a class TritonPythonModel."""
+"""Runs a class TritonPythonModel, and polls its `is_ready`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import asyncio
 import json
 import sys
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from backline.engine.errors import ModelFailed
 from backline.workers.channel.protocol import Kind, Readiness, WorkerLoad, WorkerLoaded
 from backline.workers.child.requests import RequestBatch
-from backline.workers.child.tracebacks import details, triton_text
+from backline.workers.child.tracebacks import details, reason, triton_text
 from backline.workers.child.triton import worker
 from backline.workers.child.triton.model_config import ModelConfig
-from backline.workers.child.triton.readiness import ReadinessWatch
-from backline.workers.child.triton.requests import RELEASE_RESCHEDULE, InferenceRequest
+from backline.workers.child.triton.requests import RELEASE_RESCHEDULE, InferenceRequest, serving
 from backline.workers.child.triton.responses import FINAL, InferenceResponse
-from backline.workers.child.triton.trace import serving
 from backline.workers.child.worker_model import WorkerModel
+
+Start: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Future[Any]]
+
+#: Seconds between polls, and for one to return (Triton's limit).
+_PAUSE = 1.0
+_PATIENCE = 5.0
 
 
 def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
@@ -54,7 +58,8 @@ class CompletedModel:
             raise ModelFailed(triton_text(error, message.folder)) from None
         if not isinstance(config, ModelConfig):
             raise ModelFailed(
-                f"auto_complete_config function in model '{message.name}' must return a valid pb.ModelConfig object."
+                f"auto_complete_config function in model '{message.name}' must return a valid pb.ModelConfig"
+                " object."
             )
         self.loaded = WorkerLoaded([], [], completed=json.dumps(config.as_dict()))
 
@@ -137,7 +142,8 @@ class TritonModel:
             if request.release_flags == RELEASE_RESCHEDULE:
                 if not self._iterative:
                     raise _Returned(
-                        "only a request of an iterative sequence can be rescheduled: set sequence_batching.iterative_sequence"
+                        "only a request of an iterative sequence can be rescheduled: set"
+                        " sequence_batching.iterative_sequence"
                     )
                 request.get_response_sender().reschedule()
 
@@ -146,25 +152,29 @@ class TritonModel:
             return
         if self._decoupled:
             raise _Returned(
-                f"Python model '{self._instance}' is using the decoupled mode and the execute function must return None."
+                f"Python model '{self._instance}' is using the decoupled mode and the execute function must"
+                " return None."
             )
         if not isinstance(answer, list):
             raise _Returned(f"Expected a list in the execute return, found type '{type(answer)}'.")
         if len(answer) != len(requests):
             raise _Returned(
                 "Number of InferenceResponse objects do not match the number of InferenceRequest objects."
-                f" InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size is:{len(answer)}\n"
+                f" InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size"
+                f" is:{len(answer)}\n"
             )
         for request, response in zip(requests, answer, strict=True):
             if response is None:
                 continue
             if request.release_flags == RELEASE_RESCHEDULE:
                 raise _Returned(
-                    f"Expected a None object in the execute function return list for reschduled request, found type '{type(response)}'."
+                    "Expected a None object in the execute function return list for reschduled request,"
+                    f" found type '{type(response)}'."
                 )
             if not isinstance(response, InferenceResponse):
                 raise _Returned(
-                    f"Expected an 'InferenceResponse' object in the execute function return list, found type '{type(response)}'."
+                    "Expected an 'InferenceResponse' object in the execute function return list, found type"
+                    f" '{type(response)}'."
                 )
             request.get_response_sender().send(response, FINAL)
 
@@ -226,3 +236,66 @@ def _arguments(message: WorkerLoad) -> dict[str, str]:
         "model_version": message.version,
         "model_name": message.name,
     }
+
+
+class ReadinessWatch:
+    """Polls a model, and reports changes: "" if it is ready, or why not.
+
+    It is polled on a separate thread, so that a model that computes does not count as unready. Only one poll
+    runs at a time; while it hangs, no other starts.
+    """
+
+    def __init__(
+        self, is_ready: Callable[[], Any], start: Start, tell: Callable[[str], None], folder: str
+    ) -> None:
+        """`start` runs a coroutine of the model."""
+        self._is_ready = is_ready
+        self._start_coroutine = start
+        self._tell = tell
+        self._folder = folder
+        self._asked: Future[Any] | None = None
+        self._told = ""
+
+    def start(self) -> None:
+        """Polls once, and from then on in the background."""
+        self._look()
+        threading.Thread(target=self._watch, name="backline-readiness", daemon=True).start()
+
+    def _watch(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(_PAUSE):
+            self._look()
+
+    def _look(self) -> None:
+        found = self._ask()
+        if found != self._told:
+            self._told = found
+            self._tell(found)
+
+    def _ask(self) -> str:
+        if self._asked is None:
+            self._asked = Future()
+            threading.Thread(target=self._run, args=(self._asked,), name="is_ready", daemon=True).start()
+        try:
+            answer = self._asked.result(_PATIENCE)
+        except TimeoutError:
+            if not self._asked.done():
+                return f"its is_ready gave no answer within {_PATIENCE:g} s"
+            answer = self._asked.exception()
+        except BaseException as error:
+            answer = error
+        self._asked = None
+        if isinstance(answer, BaseException):
+            return f"its is_ready has failed: {reason(answer, self._folder)}"
+        if not isinstance(answer, bool):
+            return f"its is_ready returned a {type(answer).__name__}, not a bool"
+        return "" if answer else "its is_ready returned False"
+
+    def _run(self, asked: Future[Any]) -> None:
+        try:
+            answer = self._is_ready()
+            asked.set_result(
+                self._start_coroutine(answer).result() if asyncio.iscoroutine(answer) else answer
+            )
+        except BaseException as error:
+            asked.set_exception(error)

@@ -26,7 +26,8 @@ class ModelConfig:
         config = self._model_config
         if config["max_batch_size"] > max_batch_size:
             raise ValueError(
-                f"configuration specified max_batch_size {config['max_batch_size']}, but in auto-complete-config function for model"
+                f"configuration specified max_batch_size {config['max_batch_size']}, but in"
+                " auto-complete-config function for model"
                 f" '{config['name']}' specified max_batch_size {max_batch_size}"
             )
         config["max_batch_size"] = max_batch_size
@@ -37,7 +38,8 @@ class ModelConfig:
         for other in ("sequence_batching", "ensemble_scheduling"):
             if other in config:
                 raise ValueError(
-                    f"Configuration specified scheduling_choice as '{other}', but auto-complete-config function for model"
+                    f"Configuration specified scheduling_choice as '{other}', but auto-complete-config"
+                    " function for model"
                     f" '{config['name']}' tries to set scheduling_choice as 'dynamic_batching'"
                 )
         config.setdefault("dynamic_batching", {})
@@ -66,7 +68,8 @@ class ModelConfig:
         config = self._model_config
         if any(name != "decoupled" for name in transaction_policy_dict):
             raise ValueError(
-                f"model transaction property in auto-complete-config function for model '{config['name']}' contains property other than"
+                f"model transaction property in auto-complete-config function for model '{config['name']}'"
+                " contains property other than"
                 " 'decoupled'."
             )
         policy = config.setdefault("model_transaction_policy", {})
@@ -74,7 +77,8 @@ class ModelConfig:
             return
         if "decoupled" in policy and policy["decoupled"] != transaction_policy_dict["decoupled"]:
             raise ValueError(
-                f"trying to change decoupled property in auto-complete-config for model '{config['name']}', which is already set to"
+                f"trying to change decoupled property in auto-complete-config for model '{config['name']}',"
+                " which is already set to"
                 f" '{policy['decoupled']}'."
             )
         policy["decoupled"] = transaction_policy_dict["decoupled"]
@@ -105,7 +109,8 @@ class ModelConfig:
         model, name = self._model_config["name"], given["name"]
         if there["data_type"] not in (_UNKNOWN, given["data_type"]):
             raise ValueError(
-                f"unable to load model '{model}', configuration expects datatype {there['data_type']} for {kind} '{name}',"
+                f"unable to load model '{model}', configuration expects datatype {there['data_type']} for"
+                f" {kind} '{name}',"
                 f" model provides {given['data_type']}"
             )
         for field in ("dims", "optional"):
@@ -114,7 +119,8 @@ class ModelConfig:
                 continue
             if expected != given[field]:
                 raise ValueError(
-                    f"model '{model}', tensor '{name}': the model expects {field} {given[field]} but the model configuration specifies"
+                    f"model '{model}', tensor '{name}': the model expects {field} {given[field]} but the"
+                    " model configuration specifies"
                     f" {field} {expected}"
                 )
 

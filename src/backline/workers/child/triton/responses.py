@@ -32,7 +32,8 @@ class InferenceResponse:
                 raise TritonModelException("Output tensor for inference response should not be empty.")
             if not isinstance(tensor, Tensor):
                 raise TypeError(
-                    f"InferenceResponse: an output tensor is a {type(tensor).__name__}, expected a pb_utils.Tensor"
+                    f"InferenceResponse: an output tensor is a {type(tensor).__name__}, expected a"
+                    " pb_utils.Tensor"
                 )
         if error is not None and not isinstance(error, TritonError):
             raise TypeError(
@@ -124,7 +125,8 @@ class InferenceResponseSender:
                 )
             if response is None and flags == FINAL and not self._sent:
                 raise TritonModelException(
-                    "Unable to send response. Non-decoupled model cannot send complete final before sending a response."
+                    "Unable to send response. Non-decoupled model cannot send complete final before sending"
+                    " a response."
                 )
         if self._closed:
             raise TritonModelException("Unable to send response. Response sender has been closed.")
@@ -150,7 +152,8 @@ class InferenceResponseSender:
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
             self.fail(
-                "the model gave no final response to the request and does not hold its response sender any more"
+                "the model gave no final response to the request and does not hold its response sender any"
+                " more"
             )
 
 

@@ -1,10 +1,17 @@
-"""The worker process that the API's functions use: it has one model."""
+"""The worker process that the API's functions use: its one model, its channel to the server, and its log."""
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+from contextlib import suppress
+from enum import IntEnum
 from pathlib import Path
+from typing import ClassVar
 
-from backline.workers.channel.protocol import WorkerLoad
+from backline.engine.errors import Unavailable
+from backline.workers.channel.protocol import Kind, Log, WorkerLoad
 from backline.workers.child.caller import Caller
 
 _OUTSIDE = "triton_python_backend_utils works in worker processes of a server only"
@@ -48,3 +55,63 @@ def instance() -> str:
 def get_model_dir() -> str:
     """The folder of the model's version, with its files."""
     return str(Path(current().path).parent)
+
+
+class LogLevel(IntEnum):
+    """Triton's numbers."""
+
+    INFO = 0
+    WARNING = 1
+    ERROR = 2
+    VERBOSE = 3
+
+
+_LEVELS = {
+    LogLevel.INFO: logging.INFO,
+    LogLevel.WARNING: logging.WARNING,
+    LogLevel.ERROR: logging.ERROR,
+    LogLevel.VERBOSE: logging.DEBUG,
+}
+
+
+class Logger:
+    """Writes to the server's log, with the model, its version, and the file and line of the caller."""
+
+    INFO: ClassVar = LogLevel.INFO
+    WARNING: ClassVar = LogLevel.WARNING
+    ERROR: ClassVar = LogLevel.ERROR
+    VERBOSE: ClassVar = LogLevel.VERBOSE
+
+    @staticmethod
+    def log(message: str, level: LogLevel = LogLevel.INFO) -> None:
+        _log(message, level)
+
+    @staticmethod
+    def log_info(message: str) -> None:
+        _log(message, LogLevel.INFO)
+
+    @staticmethod
+    def log_warn(message: str) -> None:
+        _log(message, LogLevel.WARNING)
+
+    @staticmethod
+    def log_error(message: str) -> None:
+        _log(message, LogLevel.ERROR)
+
+    @staticmethod
+    def log_verbose(message: str) -> None:
+        """Shown at verbose level 1 or higher."""
+        _log(message, LogLevel.VERBOSE)
+
+
+def _log(message: str, level: LogLevel) -> None:
+    if not isinstance(message, str):
+        raise TypeError(f"Logger: the message is a {type(message).__name__}, expected a str")
+    code, line = sys._getframe(2).f_code, sys._getframe(2).f_lineno
+    text = f"{os.path.basename(code.co_filename)}:{line}: {message}"
+    with suppress(Unavailable):  # the server has ended, or this process is a fork
+        caller().tell(Kind.LOG, Log(_LEVELS[LogLevel(level)], text))
+
+
+# Triton has it here. In the class body it would shadow the enum in annotations.
+Logger.LogLevel = LogLevel  # type: ignore[attr-defined]

@@ -18,16 +18,15 @@ from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, c
 from backline.client.transport import InferCall, Transport
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.metadata import model_listing, server_metadata
-from backline.dialects.open_inference.parameters import apply_parameters
-from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.statistics import model_statistics
+from backline.embedded.embedded import Embedded
 from backline.engine.control import Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import Unsupported
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.parameters import read_parameters
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.protos import to_plain
-from backline.server import Embedded
 
 Result = TypeVar("Result")
 
@@ -172,24 +171,19 @@ class InprocControl(ModelControl):
 
 def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
     """A call as the engine takes it; parameters have the same meaning as at a server."""
-    plan = InferPlan(())
-    apply_parameters(plan, call.parameters or {})
+    parameters = read_parameters(call.parameters or {})
     return InferRequest(
         call.model,
         {tensor.name: tensor for tensor in call.inputs},
         model_version=call.version,
         id=call.id,
         outputs=call.outputs,
-        parameters=plan.parameters,
-        priority=plan.priority,
-        timeout=plan.timeout,
-        sequence=plan.sequence,
+        parameters=parameters.others,
+        priority=parameters.priority,
+        timeout=parameters.timeout,
+        sequence=parameters.sequence,
         deadline=deadline,
     )
-
-
-def _unset(request: InferRequest, response: object, error: object) -> None:
-    """The completion until the engine sets its own."""
 
 
 async def _within(timeout: float, change: Coroutine[Any, Any, Result]) -> Result:

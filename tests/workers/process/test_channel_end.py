@@ -1,11 +1,15 @@
-"""What is written to a socket that does not take it at once."""
+"""Writing to a worker whose socket is full, or closed."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 
-from backline.workers.process.outbox import Outbox
+from backline.workers.process.channel_end import ChannelEnd
+
+
+def ignore(*_: object) -> None:
+    pass
 
 
 def test_messages_larger_than_the_socket_buffer_arrive_whole_and_in_order() -> None:
@@ -15,21 +19,20 @@ def test_messages_larger_than_the_socket_buffer_arrive_whole_and_in_order() -> N
 async def send_more_than_fits() -> None:
     loop = asyncio.get_running_loop()
     here, there = socket.socketpair()
-    for one in (here, there):
-        one.setblocking(False)
-    outbox = Outbox(here, loop)
+    there.setblocking(False)
+    end = ChannelEnd(here, loop, ignore, ignore)
     messages = [bytes([number]) * size for number, size in enumerate((10, 3_000_000, 1, 500_000))]
 
     for message in messages:
-        outbox.send(message)
+        end.send(message)
     received = bytearray()
     while len(received) < sum(map(len, messages)):
         received += await loop.sock_recv(there, 1 << 16)
 
     assert received == b"".join(messages)
-    outbox.send(b"once more")
+    end.send(b"once more")
     assert await loop.sock_recv(there, 100) == b"once more"
-    here.close()
+    end.close()
     there.close()
 
 
@@ -39,13 +42,12 @@ def test_nothing_is_raised_when_the_other_end_is_gone() -> None:
 
 async def send_to_nobody() -> None:
     here, there = socket.socketpair()
-    here.setblocking(False)
-    outbox = Outbox(here, asyncio.get_running_loop())
-    outbox.send(bytes(3_000_000))
+    end = ChannelEnd(here, asyncio.get_running_loop(), ignore, ignore)
+    end.send(bytes(3_000_000))
     there.close()
 
     await asyncio.sleep(0)
-    outbox.send(b"more")
+    end.send(b"more")
     await asyncio.sleep(0)
-    outbox.send(b"still more")
-    here.close()
+    end.send(b"still more")
+    end.close()

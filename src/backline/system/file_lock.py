@@ -1,4 +1,4 @@
-"""Locks between threads and processes, on files."""
+"""Locks between threads and processes, on files and folders."""
 
 from __future__ import annotations
 
@@ -49,3 +49,11 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def hold(folder: Path) -> int:
+    """Shares the lock of a folder until the descriptor and all its copies in other processes are closed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # a file system without locks
+        try_lock(descriptor, shared=True)
+    return descriptor

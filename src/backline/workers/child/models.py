@@ -17,12 +17,11 @@ from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.sync import Client
 from backline.client.transport import InferCall, Transport
-from backline.dialects.open_inference.parameters import apply_parameters
-from backline.dialects.open_inference.plan import InferPlan
 from backline.engine.control import Change, LabelMove, Overrides
 from backline.engine.datatypes import DataType
 from backline.engine.errors import Unsupported
-from backline.engine.messages import InferResponse
+from backline.engine.messages import InferResponse, SequenceStep
+from backline.engine.parameters import read_parameters
 from backline.engine.signature import TensorSpec
 from backline.workers.channel.protocol import Described, RequestNote, Spec
 from backline.workers.child.caller import Caller, ModelCall, Question
@@ -95,22 +94,21 @@ class WorkerTransport(Transport):
 
     def _call(self, call: InferCall, *, whole: bool = True) -> ModelCall:
         """`whole` means the timeout covers the whole call rather than each response."""
-        plan = InferPlan(())
-        apply_parameters(plan, call.parameters or {})
+        parameters = read_parameters(call.parameters or {})
+        step = parameters.sequence or SequenceStep(0)
         note = RequestNote(
             call.id or (self._requests[0].id if len(self._requests) == 1 else ""),
-            plan.parameters or {},
+            parameters.others or {},
             None if call.outputs is None else list(call.outputs),
             timeout=call.timeout if whole and isfinite(call.timeout) else 0.0,
-            priority=plan.priority,
+            priority=parameters.priority,
+            sequence=step.id,
+            sequence_start=step.start,
+            sequence_end=step.end,
         )
-        if plan.sequence is not None:
-            note.sequence, note.sequence_start, note.sequence_end = (
-                plan.sequence.id,
-                plan.sequence.start,
-                plan.sequence.end,
-            )
-        return ModelCall(call.model, call.inputs, call.version, self._requests, note, plan.timeout or 0.0)
+        return ModelCall(
+            call.model, call.inputs, call.version, self._requests, note, parameters.timeout or 0.0
+        )
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
         async def send() -> None:

@@ -1,0 +1,93 @@
+"""The request parameters that every server of the Open Inference Protocol understands, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.messages import Parameter, SequenceStep
+
+RESERVED = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+#: Requests an empty final response on a stream whose last response with outputs is not marked as the last.
+EMPTY_FINAL = "triton_enable_empty_final_response"
+_SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+_LONGEST_SEQUENCE_ID = 128
+#: Characters of a value that an error repeats.
+_LONGEST_SHOWN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RequestParameters:
+    """`timeout` is in seconds, None for none; `priority` and `sequence` are as in InferRequest.
+
+    `binary_output` and `empty_final` concern only how a dialect writes responses. `others` are for the model,
+    None if there are none.
+    """
+
+    binary_output: bool = False
+    empty_final: bool = False
+    priority: int = 0
+    timeout: float | None = None
+    sequence: SequenceStep | None = None
+    others: dict[str, Parameter] | None = None
+
+
+def read_parameters(given: Mapping[str, Any]) -> RequestParameters:
+    """Reads parameters as clients send them, with `timeout` in microseconds. Raises InvalidArgument, and
+    Unsupported for a sequence id that is too long.
+    """
+    binary_output = empty_final = False
+    priority, timeout = 0, None
+    others: dict[str, Parameter] = {}
+    for key, value in given.items():
+        if key == "binary_data_output":
+            binary_output = boolean(key, value)
+        elif key == "priority":
+            priority = _unsigned(key, value)
+        elif key == "timeout":
+            timeout = _unsigned(key, value) / 1e6 or None
+        elif key == EMPTY_FINAL:
+            empty_final = boolean(key, value)
+        elif key.startswith("triton_"):
+            raise InvalidArgument(RESERVED)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise InvalidArgument(f"parameter '{key[:64]}' must fit into 64 bits, got {shown(value)}")
+        else:
+            others[key] = value
+    sequence = _take_sequence(others)
+    return RequestParameters(binary_output, empty_final, priority, timeout, sequence, others or None)
+
+
+def _take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
+    """Removes the parameters of sequences and returns what they say."""
+    if not parameters.keys() & _SEQUENCE:
+        return None
+    id = parameters.pop("sequence_id", 0)
+    start = boolean("sequence_start", parameters.pop("sequence_start", False))
+    end = boolean("sequence_end", parameters.pop("sequence_end", False))
+    if not isinstance(id, str):
+        id = _unsigned("sequence_id", id)
+    elif len(id) > _LONGEST_SEQUENCE_ID:  # Triton's code and words
+        raise Unsupported(f"string correlation ID cannot be longer than {_LONGEST_SEQUENCE_ID} characters")
+    return SequenceStep(id, start, end)
+
+
+def _unsigned(key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
+        raise InvalidArgument(f"parameter '{key}' must be an unsigned integer of 64 bits, got {shown(value)}")
+    return value
+
+
+def boolean(key: str, value: object) -> bool:
+    """A parameter that must be a boolean. Raises InvalidArgument."""
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"parameter '{key}' must be true or false, got {shown(value)}")
+    return value
+
+
+def shown(value: object) -> str:
+    """A value as JSON writes it, cut to fit an error message."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

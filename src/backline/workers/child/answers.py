@@ -1,0 +1,259 @@
+"""How answers to calls and questions arrive: read from the channel, and delivered to the thread or coroutine
+that waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf, isfinite
+from queue import Empty, SimpleQueue
+from socket import socket
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+from backline.engine import errors
+from backline.engine.errors import BacklineError, DeadlineExceeded, Internal
+from backline.engine.messages import InferResponse
+from backline.workers.channel.protocol import WINDOW, Ended, FrameSplitter, Kind
+
+if TYPE_CHECKING:
+    from backline.workers.child.caller import Caller
+_RECEIVE = 1 << 18
+Take: TypeAlias = Callable[[Kind, Any, memoryview], None]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """No further response; for a question, its answer. `alone` means the last response did not arrive in
+    the same message.
+    """
+
+    value: Any = None
+    alone: bool = True
+
+
+Heard: TypeAlias = InferResponse | BacklineError | End
+Deliver: TypeAlias = Callable[[Heard], object]
+
+
+class Mailbox:
+    """One thread waits here for what another one puts."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Heard] = SimpleQueue()
+        self.put = self._queue.put
+
+    @property
+    def empty(self) -> bool:
+        return self._queue.empty()
+
+    def get(self, timeout: float) -> Heard:
+        """The next item. Raises DeadlineExceeded if there is none within `timeout` seconds."""
+        try:
+            return self._queue.get(timeout=timeout if isfinite(timeout) else None)
+        except Empty:
+            raise DeadlineExceeded(f"the server gave no answer within {timeout:.3g} s") from None
+
+
+class AsyncMailbox:
+    """One coroutine waits here for what any thread puts."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Heard] = asyncio.Queue()
+
+    def put(self, heard: Heard) -> None:
+        """Called on any thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, heard)
+
+    async def get(self, timeout: float) -> Heard:
+        """See Mailbox.get."""
+        try:
+            async with asyncio.timeout(timeout if isfinite(timeout) else None):
+                return await self._queue.get()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the server gave no answer within {timeout:.3g} s") from None
+
+
+def response_of(heard: Heard) -> InferResponse:
+    """The response of a model that gives one. Raises the BacklineError that arrived instead."""
+    if isinstance(heard, InferResponse):
+        return heard
+    raise heard if isinstance(heard, BacklineError) else Internal("a model that gives one response gave none")
+
+
+def value_of(heard: Heard) -> Any:
+    """The answer to a question. Raises the BacklineError that arrived instead."""
+    if isinstance(heard, End):
+        return heard.value
+    raise heard if isinstance(heard, BacklineError) else Internal("a question was answered by a response")
+
+
+def failure_of(message: Ended) -> BacklineError:
+    """The error in a message."""
+    kind = getattr(errors, message.kind, None)
+    if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
+        kind = Internal
+    error: BacklineError = kind(message.message)
+    error.retry_after = message.retry_after
+    return error
+
+
+class ChannelReader:
+    """Read by the waiting thread while it is the only one, which saves a thread switch; otherwise by a
+    dedicated thread.
+
+    `take` gets each frame, `on_end` is called when no more can arrive, and `awaited` returns whether any
+    thread waits. All are called on the thread that reads.
+    """
+
+    def __init__(
+        self, channel: socket, take: Take, on_end: Callable[[], None], awaited: Callable[[], bool]
+    ) -> None:
+        self._channel = channel
+        self._take = take
+        self._on_end = on_end
+        self._awaited = awaited
+        self._frames = FrameSplitter()
+        #: Held by the thread that reads.
+        self._reading = threading.Lock()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.ended = False
+
+    def wait(self, heard: Mailbox) -> None:
+        """Returns once the mailbox has something, or another thread reads and will fill it."""
+        if not self._reading.acquire(blocking=False):
+            return
+        try:
+            while heard.empty and not self.ended:
+                self._read()
+        finally:
+            self._reading.release()
+            if self._awaited():  # threads that relied on this one: their answers would not be read
+                self.listen()
+
+    def listen(self) -> None:
+        """From now on a dedicated thread reads."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._listen, name="backline-calls", daemon=True)
+                self._thread.start()
+
+    def _listen(self) -> None:
+        with self._reading:
+            while not self.ended:
+                self._read()
+
+    def _read(self) -> None:
+        try:
+            received = self._channel.recv(_RECEIVE)
+            # A bytearray, so that a model may write to what it got.
+            for kind, message, payload in self._frames.feed(bytearray(received)):
+                self._take(kind, message, payload)
+        except OSError:
+            received = b""
+        except BaseException:
+            self._end()
+            raise
+        if not received:
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._on_end()
+
+
+class CallStream:
+    """The responses to a call, an iterator. The called model waits while they are not read; a reader that
+    stops early closes it.
+    """
+
+    def __init__(self, caller: Caller, number: int, heard: Mailbox) -> None:
+        self._heard = heard
+        self._credit = _Credit(caller, number)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> InferResponse:
+        response = self.take()
+        if response is None:
+            raise StopIteration
+        return response
+
+    def take(self, timeout: float = inf) -> InferResponse | None:
+        """The next response, None after the last. Raises DeadlineExceeded if none arrives within `timeout`
+        seconds.
+        """
+        return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
+
+    def close(self) -> None:
+        """Cancels the call. May be called while another thread waits in `next`."""
+        self._credit.close()
+        self._heard.put(End(alone=False))
+
+    @property
+    def ended_alone(self) -> bool:
+        """Whether the end came in a separate message, after the last response."""
+        return self._credit.ended_alone
+
+
+class AsyncCallStream:
+    """CallStream for coroutines, an asynchronous iterator."""
+
+    def __init__(self, caller: Caller, number: int, heard: AsyncMailbox) -> None:
+        self._heard = heard
+        self._credit = _Credit(caller, number)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> InferResponse:
+        response = await self.take()
+        if response is None:
+            raise StopAsyncIteration
+        return response
+
+    async def take(self, timeout: float = inf) -> InferResponse | None:
+        """The next response, None after the last. Raises DeadlineExceeded if none arrives within `timeout`
+        seconds.
+        """
+        return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
+
+    def close(self) -> None:
+        """Cancels the call."""
+        self._credit.close()
+        self._heard.put(End())
+
+
+class _Credit:
+    """Counts responses read, and grants the server as many further ones, in batches of half a window."""
+
+    def __init__(self, caller: Caller, number: int) -> None:
+        self._caller = caller
+        self._number = number
+        self._taken = 0
+        self.over = False
+        self.ended_alone = False
+
+    def taken(self, heard: Heard) -> InferResponse | None:
+        if not isinstance(heard, InferResponse):
+            self.over = True
+            if isinstance(heard, BacklineError):
+                raise heard
+            self.ended_alone = heard.alone
+            return None
+        self._taken += 1
+        if self._taken >= WINDOW // 2:
+            self._caller.take_more(self._number, self._taken)
+            self._taken = 0
+        return heard
+
+    def close(self) -> None:
+        self.over = True
+        self._caller.drop(self._number)

@@ -1,0 +1,52 @@
+"""A worker whose code attacks the memory that it shares with the server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import backline
+from support.repositories import put
+from support.server import serve
+
+#: The interpreter of the model's environment: keeps a second descriptor of the shared memory, then runs
+#: Python.
+INTERPRETER = """#!{python}
+import os, sys
+if sys.argv[1].endswith("start.py"):
+    os.dup2(int(sys.argv[5]), 99)
+os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+"""
+CONFIG = """
+backend: "python"
+parameters { key: "EXECUTION_ENV_PATH" value { string_value: "environment" } }
+"""
+MODEL = """
+import os
+from backline.model import FP32
+
+class Model:
+    def predict(self, x: FP32[-1]) -> str:
+        try:
+            os.ftruncate(99, 0)
+        except OSError as error:
+            return f"{len(x)}: {error.strerror}"
+        return f"{len(x)}: truncated"
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can seal memory")
+def test_a_worker_cannot_truncate_the_memory_that_the_server_writes_its_inputs_to(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "hostile"
+    put(model / "environment" / "bin" / "python", INTERPRETER.format(python=sys.executable)).chmod(0o755)
+    put(model / "config.pbtxt", CONFIG)
+    put(model / "1" / "model.py", MODEL)
+
+    with serve(tmp_path / "models", tmp_path / "log") as server, backline.connect(server.url) as client:
+        answers = [client["hostile"](np.zeros(size, np.float32))["output"][0] for size in (1, 1_000_000)]
+
+        assert answers == [b"1: Operation not permitted", b"1000000: Operation not permitted"]
+        assert client.ready()
