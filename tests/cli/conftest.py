@@ -1,4 +1,4 @@
-"""Runs the command line as a user does, in a process of its own."""
+"""Runs the command line in a separate process, as a user does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Run = Callable[..., "CompletedProcess[str]"]
 
 @pytest.fixture
 def backline() -> Run:
-    """`backline(*arguments, **environment)` with what it printed."""
+    """`backline(*arguments, **environment)` runs a command; returns the process with its output."""
 
     def run(*arguments: object, **environment: str) -> CompletedProcess[str]:
         command = [sys.executable, "-m", "backline", *map(str, arguments)]

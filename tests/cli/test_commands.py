@@ -1,4 +1,4 @@
-"""`infer`, `models` and `bench` against a server."""
+"""`infer`, `models` and `bench` with a server."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ platform: "ensemble"
 input { name: "x" data_type: TYPE_FP32 dims: [ -1, 16 ] }
 output { name: "y" data_type: TYPE_FP32 dims: [ -1, 16 ] }
 ensemble_scheduling {
-  step { model_name: "add1" model_version: -1 input_map { key: "INPUT0" value: "x" } output_map { key: "OUTPUT0" value: "between" } }
-  step { model_name: "add1" model_version: -1 input_map { key: "INPUT0" value: "between" } output_map { key: "OUTPUT0" value: "y" } }
+  step { model_name: "add1" model_version: -1
+    input_map { key: "INPUT0" value: "x" } output_map { key: "OUTPUT0" value: "between" } }
+  step { model_name: "add1" model_version: -1
+    input_map { key: "INPUT0" value: "between" } output_map { key: "OUTPUT0" value: "y" } }
 }
 """
 
@@ -35,7 +37,7 @@ def test_infer_shows_the_outputs(backline: Run, server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("value", [ONES, "INPUT0=random", "zeros", "random:3,16"])
-def test_infer_takes_json_and_generated_values(backline: Run, server: ServerProcess, value: str) -> None:
+def test_infer_accepts_json_and_generated_values(backline: Run, server: ServerProcess, value: str) -> None:
     done = backline("infer", "add1", "--url", server.grpc_url, "-i", value, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outputs"]["OUTPUT0"]["shape"][1] == 16
@@ -60,7 +62,7 @@ def test_infer_reads_and_writes_npy(backline: Run, server: ServerProcess, tmp_pa
     np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["OUTPUT0"], value + 1)
 
 
-def test_a_request_alone_is_a_whole_sequence(backline: Run, tmp_path: Path) -> None:
+def test_a_single_request_is_a_complete_sequence(backline: Run, tmp_path: Path) -> None:
     tensors = " ".join(
         f'{kind} {{ name: "{name}" data_type: TYPE_FP32 dims: [ 1 ] }}'
         for kind, name in (("input", "x"), ("output", "x"))
@@ -79,14 +81,17 @@ def test_a_request_alone_is_a_whole_sequence(backline: Run, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_infer_shows_all_responses(backline: Run, tmp_path: Path, scheme: str) -> None:
-    code = "from collections.abc import Iterator\ndef words(text: str) -> Iterator[str]:\n    yield from text.split()\n"
+    code = (
+        "from collections.abc import Iterator\n"
+        "def words(text: str) -> Iterator[str]:\n    yield from text.split()\n"
+    )
     put(tmp_path / "models" / "words" / "1" / "model.py", code)
     with serve(tmp_path / "models", tmp_path / "log") as server:
         url = server.url if scheme == "http" else server.grpc_url
         done = backline("infer", "words", "-u", url, "-i", "text=one two", "-o", tmp_path / "word.npz")
     assert done.returncode == 0, done.stderr
     assert "[b'one']" in done.stdout
-    assert "words version 1 answered with 2 responses in " in done.stdout
+    assert "words version 1 gave 2 responses in " in done.stdout
     assert [np.load(tmp_path / name)["output"].item() for name in ("word.npz", "word-1.npz")] == [
         b"one",
         b"two",
@@ -108,11 +113,11 @@ def test_infer_shows_all_responses(backline: Run, tmp_path: Path, scheme: str) -
         (("add1", "-i", "zeros", "--output", "NOPE"), "NOPE"),
         (
             ("add1", "-i", "random:99999999999,16"),
-            "input 'INPUT0' cannot be made with the shape [99999999999, 16]",
+            "cannot generate input 'INPUT0' with shape [99999999999, 16]",
         ),
     ],
 )
-def test_infer_says_what_is_wrong(
+def test_infer_explains_errors(
     backline: Run, server: ServerProcess, arguments: tuple[str, ...], message: str
 ) -> None:
     done = backline("infer", *arguments, BACKLINE_URL=server.url)
@@ -147,14 +152,14 @@ def test_an_ensemble_is_shown_without_instances(backline: Run, tmp_path: Path) -
     assert "?" not in shown
 
 
-def test_bench_tells_that_the_response_cache_has_answered(backline: Run, tmp_path: Path) -> None:
+def test_bench_notes_responses_from_the_cache(backline: Run, tmp_path: Path) -> None:
     models.add1(tmp_path / "models")
     put(tmp_path / "models" / "add1" / "config.pbtxt", "response_cache { enable: true }")
     with serve(tmp_path / "models", tmp_path / "log", "--cache-config", "local,size=1MiB") as server:
         done = backline(
             "bench", "add1", "-u", server.url, "-c", "1,2", "--duration", "0.1", "--warm-up", "0.1"
         )
-    assert "At concurrency 1, 2 answers came from the response cache" in done.stdout
+    assert "At concurrency 1, 2 responses came from the response cache" in done.stdout
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc", "inproc"])
@@ -188,7 +193,7 @@ def test_bench_measures_a_closed_loop(
         assert step["server"]["batch"] >= 1
 
 
-def test_bench_draws_a_page_and_a_picture(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
+def test_bench_writes_a_page_and_a_plot(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page, picture = tmp_path / "b.html", tmp_path / "b.png"
     options = (
@@ -213,7 +218,7 @@ def test_bench_draws_a_page_and_a_picture(backline: Run, server: ServerProcess, 
     assert done.stdout.splitlines()[3].split()[0] == "50"
 
 
-def test_bench_takes_inputs_from_a_file(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
+def test_bench_reads_inputs_from_a_file(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", INPUT0=np.ones((5, 16), np.float32))
     done = backline(
         "bench",
@@ -241,7 +246,7 @@ def test_bench_takes_inputs_from_a_file(backline: Run, server: ServerProcess, tm
         (("add1", "--input-shape", "INPUT0:1,17"), "expects shape [-1, 16], got [1, 17]"),
     ],
 )
-def test_bench_says_what_is_wrong(
+def test_bench_explains_errors(
     backline: Run, server: ServerProcess, arguments: tuple[str, ...], message: str
 ) -> None:
     done = backline("bench", *arguments, "-u", server.url)

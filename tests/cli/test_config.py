@@ -1,4 +1,4 @@
-"""`backline config` on folders of models, without a server, and beside what a server says."""
+"""`backline config` on model folders, compared with what a server returns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ optimization { priority: PRIORITY_MAX }
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """add1 with a configuration, ident without."""
+    """A repository: add1 with a configuration, ident without."""
     models.add1(tmp_path / "models")
     models.ident(tmp_path / "models")
     (tmp_path / "models" / "add1" / "config.pbtxt").write_text(CONFIG)
@@ -42,27 +42,27 @@ def test_every_command_has_help_with_an_example(backline: Run, command: tuple[st
     assert f"  backline config {' '.join(command)}".rstrip() in done.stdout
 
 
-def test_show_prints_what_a_server_answers(backline: Run, repository: Path, tmp_path: Path) -> None:
+def test_show_prints_what_a_server_returns(backline: Run, repository: Path, tmp_path: Path) -> None:
     done = backline("config", "show", repository / "add1", "--json")
 
     assert done.returncode == 0, done.stderr
     with serve(repository, tmp_path / "server.log") as server, connect(server.url) as client:
         answered = client["add1"].config()
     shown = json.loads(done.stdout)
-    for config in (shown, answered):  # what was measured differs from one run to the next
+    for config in (shown, answered):  # measured values differ between runs
         del config["parameters"]["backline.placement"]
         config["instance_group"][0].pop("count")
     assert shown == answered
 
 
 @pytest.mark.parametrize(("form", "parse"), [("pbtxt", text.parse), ("toml", toml.parse)])
-def test_show_prints_a_file_that_can_be_read(backline: Run, repository: Path, form: str, parse: Any) -> None:
+def test_show_prints_a_readable_configuration(backline: Run, repository: Path, form: str, parse: Any) -> None:
     done = backline("config", "show", repository / "add1", "--format", form, "--no-inspect")
 
     assert parse(done.stdout, "printed").message.max_batch_size == 4
 
 
-def test_explain_says_where_each_value_comes_from(backline: Run, repository: Path) -> None:
+def test_explain_gives_the_origin_of_each_value(backline: Run, repository: Path) -> None:
     done = backline("config", "explain", repository / "add1", "--json")
 
     assert done.returncode == 0, done.stderr
@@ -104,7 +104,7 @@ def test_a_single_file_is_a_model(backline: Run, repository: Path) -> None:
     )
 
 
-def test_explain_knows_what_a_load_overrides(backline: Run, repository: Path, tmp_path: Path) -> None:
+def test_explain_marks_overridden_values(backline: Run, repository: Path, tmp_path: Path) -> None:
     (tmp_path / "load.json").write_text('{"max_batch_size": 2}')
 
     done = backline(
@@ -126,7 +126,7 @@ def test_explain_knows_what_a_load_overrides(backline: Run, repository: Path, tm
     }
 
 
-def test_validate_names_what_is_wrong(backline: Run, repository: Path) -> None:
+def test_validate_lists_errors(backline: Run, repository: Path) -> None:
     (repository / "ident" / "model.toml").write_text("max_batch_sise = 4\n")
 
     done = backline("config", "validate", repository)
@@ -136,11 +136,14 @@ def test_validate_names_what_is_wrong(backline: Run, repository: Path) -> None:
         "add1: ok",
         "  warning: config.pbtxt of 'add1': optimization.priority is not supported yet and has no effect",
         "ident: wrong",
-        f"  error: {repository}/ident/model.toml:1:1: unknown key 'max_batch_sise', did you mean 'max_batch_size'?",
+        (
+            f"  error: {repository}/ident/model.toml:1:1: unknown key 'max_batch_sise',"
+            " did you mean 'max_batch_size'?"
+        ),
     ]
 
 
-def test_validate_with_load_finds_what_disagrees_with_the_model(backline: Run, repository: Path) -> None:
+def test_validate_with_load_finds_disagreements_with_the_model(backline: Run, repository: Path) -> None:
     (repository / "add1" / "config.pbtxt").write_text(
         'input { name: "OTHER" data_type: TYPE_FP32 dims: [ 4, 16 ] }'
     )
@@ -160,7 +163,8 @@ max_batch_size: 4
 input { name: "x" data_type: TYPE_FP32 dims: [ 16 ] }
 output { name: "y" data_type: TYPE_FP32 dims: [ 16 ] }
 ensemble_scheduling {
-  step { model_name: "add1" model_version: -1 input_map { key: "INPUT0" value: "x" } output_map { key: "OUTPUT0" value: "y" } }
+  step { model_name: "add1" model_version: -1
+    input_map { key: "INPUT0" value: "x" } output_map { key: "OUTPUT0" value: "y" } }
 }
 """
 PYTHON = """
@@ -174,7 +178,9 @@ class Model:
 """
 CONTROL = """
 max_batch_size: 4
-sequence_batching { control_input [{ name: "START" control [{ kind: CONTROL_SEQUENCE_START fp32_false_true: [0, 1] }] }] }
+sequence_batching { control_input [{
+  name: "START" control [{ kind: CONTROL_SEQUENCE_START fp32_false_true: [0, 1] }]
+}] }
 """
 
 
@@ -194,7 +200,7 @@ def test_models_of_every_kind_are_validated_with_load(backline: Run, repository:
     assert "names the input 'START', which the model does not have" in errors["ident"][0]
 
 
-def test_steps_of_ensembles_are_held_against_the_models_beside_them(
+def test_steps_of_ensembles_are_checked_against_the_other_models(
     backline: Run, repository: Path, tmp_path: Path
 ) -> None:
     put(repository / "good" / "config.pbtxt", ENSEMBLE)
@@ -230,10 +236,13 @@ def test_steps_of_ensembles_are_held_against_the_models_beside_them(
     assert errors(repository / "typo") == {}
 
 
-def test_a_load_finds_warm_up_that_does_not_fit_and_parameters_without_effect(
+def test_validate_with_load_finds_bad_warm_up_and_ineffective_parameters(
     backline: Run, repository: Path
 ) -> None:
-    warm_up = 'model_warmup { name: "w" batch_size: 1 inputs { key: "X" value { data_type: TYPE_FP32 dims: 16 zero_data: true } } }'
+    warm_up = (
+        'model_warmup { name: "w" batch_size: 1'
+        ' inputs { key: "X" value { data_type: TYPE_FP32 dims: 16 zero_data: true } } }'
+    )
     put(repository / "add1" / "config.pbtxt", f"max_batch_size: 4 {warm_up}")
     put(
         repository / "ident" / "config.pbtxt",
@@ -250,7 +259,7 @@ def test_a_load_finds_warm_up_that_does_not_fit_and_parameters_without_effect(
     )
 
 
-def test_explain_asks_a_python_model_itself(backline: Run, repository: Path) -> None:
+def test_explain_inspects_python_models(backline: Run, repository: Path) -> None:
     put(repository / "good" / "1" / "model.py", PYTHON)
 
     values = {
@@ -261,7 +270,7 @@ def test_explain_asks_a_python_model_itself(backline: Run, repository: Path) -> 
     assert (values["max_batch_size"]["value"], values["input[0].name"]["value"]) == (8, "x")
 
 
-def test_convert_goes_there_and_back(backline: Run, repository: Path) -> None:
+def test_convert_round_trips(backline: Run, repository: Path) -> None:
     folder = repository / "add1"
     assert backline("config", "convert", folder, "--output", folder / "model.toml").returncode == 0
     assert (
@@ -279,7 +288,7 @@ def test_convert_goes_there_and_back(backline: Run, repository: Path) -> None:
     )
 
 
-def test_convert_does_not_write_over_a_file(backline: Run, repository: Path) -> None:
+def test_convert_does_not_overwrite_a_file(backline: Run, repository: Path) -> None:
     done = backline(
         "config", "convert", repository / "add1", "--output", repository / "add1" / "config.pbtxt"
     )
@@ -292,13 +301,13 @@ def test_convert_does_not_write_over_a_file(backline: Run, repository: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("show", "models"), "is a repository, not a model; name the folder of one: "),
+        (("show", "models"), "is a repository, not a model; name the folder of a model: "),
         (("show", "nowhere"), "'nowhere' does not exist"),
-        (("convert", "models/ident"), "holds neither config.pbtxt nor model.toml"),
+        (("convert", "models/ident"), "has neither config.pbtxt nor model.toml"),
         (("convert", "models/ident/1/model.onnx"), "is neither a .pbtxt nor a .toml file"),
     ],
 )
-def test_what_can_not_be_done_is_explained(
+def test_errors_are_explained(
     backline: Run, repository: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], reason: str
 ) -> None:
     monkeypatch.chdir(repository.parent)

@@ -41,7 +41,7 @@ class Model:
 
 
 class Debugged:
-    """The server of these tests."""
+    """The debugging server."""
 
     def __init__(self, repository: Path, folder: Path) -> None:
         self.repository = repository
@@ -84,7 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debugged]:
     put(folder / "models" / "shout" / "1" / "model.py", SHOUT)
     server = Debugged(folder / "models", folder)
     shown = server.terminal.read_until("Ctrl-C stops")
-    assert "Debugging tagger: it runs in this process, breakpoint() stops here" in shown
+    assert "Debugging tagger: it runs in this process, breakpoint() stops in this terminal" in shown
     assert (
         "is debugged with packages of the server that its environment has in other versions: numpy" in shown
     )
@@ -92,21 +92,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debugged]:
     server.terminal.close()
 
 
-def test_a_breakpoint_stops_at_the_terminal_for_any_time_and_the_request_is_answered_then(
+def test_a_breakpoint_stops_without_timeout_and_the_request_completes_after_it(
     server: Debugged,
 ) -> None:
     answer = server.ask(text="hello", stop=True)
     server.terminal.read_until(r"\(Pdb\) ")
     server.terminal.type("p text\n")
     server.terminal.read_until("'hello'")
-    time.sleep(0.5)  # longer than the model may take in a process of its own
+    time.sleep(0.5)  # longer than the model's timeout in a worker process
     assert not answer.done()
 
     server.terminal.type("text = 'bye'\nc\n")
     assert answer.result(10) == "BYE!"
 
 
-def test_an_error_shows_its_traceback_at_the_terminal_and_hurts_nobody(server: Debugged) -> None:
+def test_an_error_shows_its_traceback_and_affects_no_other_request(server: Debugged) -> None:
     assert "ValueError: too loud (model.py, line 13, in predict)" in server.ask(
         text="hello", fail=True
     ).result(10)
@@ -130,7 +130,7 @@ def test_an_edit_of_any_of_its_files_reloads_it(server: Debugged, file: str, tex
     assert server.ask(text="hello").result(10) == answer
 
 
-def test_ctrl_c_ends_the_server_also_at_a_breakpoint(server: Debugged) -> None:
+def test_ctrl_c_stops_the_server_even_at_a_breakpoint(server: Debugged) -> None:
     server.ask(text="hello", stop=True)
     server.terminal.read_until(r"\(Pdb\) ")
     began = time.monotonic()
@@ -142,16 +142,16 @@ def test_ctrl_c_ends_the_server_also_at_a_breakpoint(server: Debugged) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("taggr",), "there is no model 'taggr', did you mean 'tagger'?"),
-        (("add1",), "only Python models can be debugged, and 'add1' is one of identity"),
-        (("tagger", "--model-control-mode", "explicit"), "--debug looks at the files of models itself"),
+        (("add1",), "only Python models can be debugged, and the backend of 'add1' is identity"),
+        (("tagger", "--model-control-mode", "explicit"), "--debug reloads models when their files change"),
     ],
 )
-def test_what_cannot_be_debugged_is_refused(
-    backline, tmp_path: Path, arguments: tuple[str, ...], told: str
-) -> None:  # type: ignore[no-untyped-def]
+def test_only_python_models_can_be_debugged(
+    backline: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     put(tmp_path / "models" / "tagger" / "1" / "model.py", SHOUT)
     (tmp_path / "models" / "add1" / "1").mkdir(parents=True)
     inputs = '{ name: "%s" data_type: TYPE_FP32 dims: [ 1 ] }'
@@ -165,10 +165,10 @@ def test_what_cannot_be_debugged_is_refused(
     )
 
     assert run.returncode in (1, 2)
-    assert told in run.stderr
+    assert message in run.stderr
 
 
-def test_without_a_repository_it_is_the_path_of_a_model(tmp_path: Path) -> None:
+def test_debug_takes_a_path_without_a_repository(tmp_path: Path) -> None:
     put(tmp_path / "tagger" / "1" / "model.py", SHOUT)
     terminal = Terminal(
         "serve", "--debug", "tagger", "--http-port", "0", "--no-grpc", "--no-metrics", folder=tmp_path

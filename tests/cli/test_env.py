@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,19 +23,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_environments_are_built_once_listed_and_removed_when_no_model_asks_for_them(
-    backline, models: Path, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
+def test_environments_are_built_once_listed_and_pruned_when_unused(
+    backline: Any, models: Path, tmp_path: Path
+) -> None:
     def env(*arguments: object) -> str:
         run = backline("env", *arguments, "--cache-dir", tmp_path)
         assert run.returncode == 0, run.stderr
         return str(run.stdout)
 
-    assert "There are no environments" in env("list")
+    assert "No environments in" in env("list")
     built = env("build", models)
     assert "one: built" in built
     assert "two:" in built
-    assert "is there" in built
+    assert "already exists" in built
     assert "plain" not in built
 
     (listed,) = json.loads(env("list", "--json"))["environments"]
@@ -50,7 +51,7 @@ def test_environments_are_built_once_listed_and_removed_when_no_model_asks_for_t
     assert json.loads(env("list", "--json"))["environments"] == []
 
 
-def test_what_cannot_be_built_is_told_and_ends_with_status_1(backline, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_failed_build_is_reported_with_status_1(backline: Any, tmp_path: Path) -> None:
     put(tmp_path / "models" / "m" / "1" / "model.py", MODEL)
     put(tmp_path / "models" / "m" / "requirements.txt", "numpy==1.26.4\nnumpy==2.1.3\n")
 

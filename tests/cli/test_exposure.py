@@ -1,4 +1,4 @@
-"""The warning of a server that other machines may reach."""
+"""The warning for a server that other machines can reach."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ CERTIFICATE = Path("server.crt"), Path("server.key")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "fe80::1%eth0", "server.example", ""])
-def test_an_address_that_other_machines_reach_is_warned_of(host: str) -> None:
-    told = exposure(ServerOptions((), host=host, lifecycle=LifecycleOptions(mode="explicit")))
-    assert f"everybody who reaches this server's address, {host}, may use, load and unload its models" in told
-    assert "--ssl-client-ca" in told
-    assert "nothing is encrypted" in told
+def test_an_address_reachable_from_elsewhere_is_warned_about(host: str) -> None:
+    warning_text = exposure(ServerOptions((), host=host, lifecycle=LifecycleOptions(mode="explicit")))
+    assert (
+        f"anyone who can reach this server's address, {host}, may use, load and unload its models"
+        in warning_text
+    )
+    assert "--ssl-client-ca" in warning_text
+    assert "nothing is encrypted" in warning_text
 
 
 @pytest.mark.parametrize(
@@ -36,14 +39,14 @@ def test_an_address_that_other_machines_reach_is_warned_of(host: str) -> None:
         {"host": "0.0.0.0", "http_port": None, "grpc_port": None, "metrics_port": None},
     ],
 )
-def test_no_warning_where_nobody_else_gets_in(options: dict[str, Any]) -> None:
+def test_no_warning_for_servers_that_others_cannot_reach(options: dict[str, Any]) -> None:
     assert exposure(ServerOptions((), **options)) == ""
 
 
-def test_tls_alone_lets_everybody_in() -> None:
-    told = exposure(ServerOptions((), host="0.0.0.0", tls=TlsFiles(*CERTIFICATE)))
-    assert told
-    assert "encrypted" not in told
+def test_tls_alone_admits_anyone() -> None:
+    warning_text = exposure(ServerOptions((), host="0.0.0.0", tls=TlsFiles(*CERTIFICATE)))
+    assert warning_text
+    assert "encrypted" not in warning_text
 
 
 def test_the_warning_is_in_the_report_and_in_the_log(tmp_path: Path) -> None:
@@ -51,6 +54,6 @@ def test_the_warning_is_in_the_report_and_in_the_log(tmp_path: Path) -> None:
     file = tmp_path / "file.log"
     with serve(tmp_path / "models", tmp_path / "log", "--host", "0.0.0.0", "--log-file", str(file)) as server:
         assert server.stop() == 0
-    warning = "everybody who reaches this server's address, 0.0.0.0, may use its models"
+    warning = "anyone who can reach this server's address, 0.0.0.0, may use its models"
     assert warning in server.output
     assert warning in file.read_text()

@@ -1,4 +1,4 @@
-"""The load generator against a sender whose speed is known."""
+"""The load generator, with a sender of known speed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from backline.cli.bench.load_generator import closed_loop, open_loop
 from backline.engine.errors import Unavailable
 
 
-def test_a_stall_is_charged_to_all_whom_it_kept_waiting() -> None:
-    """One request of 0.3 s that blocks the rest: a generator that waited for it would count a single slow one (coordinated omission)."""
+def test_a_stall_counts_for_every_delayed_request() -> None:
+    """One request of 0.3 s blocks the others.
+
+    A generator that waited for it would count a single slow request (coordinated omission).
+    """
 
     async def main() -> list[int]:
         gate = asyncio.Lock()
@@ -33,7 +36,7 @@ def test_a_stall_is_charged_to_all_whom_it_kept_waiting() -> None:
     assert max(latencies) >= 290_000_000
 
 
-def test_a_closed_loop_keeps_as_many_in_flight_as_asked() -> None:
+def test_a_closed_loop_keeps_the_concurrency() -> None:
     async def main() -> int:
         running = most = 0
 
@@ -50,7 +53,7 @@ def test_a_closed_loop_keeps_as_many_in_flight_as_asked() -> None:
     assert asyncio.run(main()) == 7
 
 
-def test_poisson_arrivals_have_the_rate_asked() -> None:
+def test_poisson_arrivals_have_the_requested_rate() -> None:
     async def main() -> int:
         async def send() -> None:
             return None
@@ -60,7 +63,7 @@ def test_poisson_arrivals_have_the_rate_asked() -> None:
     assert asyncio.run(main()) == pytest.approx(1000, rel=0.15)
 
 
-def test_errors_are_counted_apart() -> None:
+def test_errors_are_counted_separately() -> None:
     async def main() -> tuple[dict[str, int], int]:
         count = 0
 

@@ -1,4 +1,4 @@
-"""The command line's frame: help, version, wrong names, errors."""
+"""The command line as a whole: help, version, wrong names, errors."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_every_command_has_help_with_an_example(backline: Run, command: tuple[st
         (("serve", "x", "--http-port", "9", "--grpc-port", "9"), "are both 9"),
         (("serve", "x", "--ssl-key", "k"), "both --ssl-certificate and --ssl-key"),
         (("serve", "x", "--idle-timeout", "0"), "--idle-timeout"),
-        (("bench", "m", "-c", "0"), "not a list of numbers above 0"),
+        (("bench", "m", "-c", "0"), "not a list of positive numbers"),
         (("bench", "m", "--json", "/nowhere/x.json"), "its folder does not exist"),
-        (("infer", "m", "-o", "x.txt"), "neither with .npz nor with .npy"),
-        (("infer", "m", "--header", "x"), "is not NAME:VALUE"),
+        (("infer", "m", "-o", "x.txt"), "is not a .npz, .npy or .json file"),
+        (("infer", "m", "--header", "x"), "is not of the form NAME:VALUE"),
         (("config", "explian", "models"), "Did you mean 'explain'?"),
     ],
 )
-def test_wrong_options_end_with_status_2_and_a_hint(
+def test_wrong_usage_exits_with_status_2_and_a_hint(
     backline: Run, arguments: tuple[str, ...], hint: str
 ) -> None:
     done = backline(*arguments)
@@ -56,7 +56,7 @@ def test_wrong_options_end_with_status_2_and_a_hint(
 
 
 @pytest.mark.parametrize("group", ["models", "config", "env"])
-def test_the_help_of_a_group_cuts_no_sentence(backline: Run, group: str) -> None:
+def test_the_help_of_a_group_shows_full_sentences(backline: Run, group: str) -> None:
     done = backline(group, "--help")
     assert done.returncode == 0
     assert "..." not in done.stdout.partition("[ARGS]...")[2]

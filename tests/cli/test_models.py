@@ -17,7 +17,7 @@ from support import models
 from support.server import ServerProcess, serve
 
 Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
-#: Makes a model with versions 1 to n in the repository; returns its name.
+#: Creates a model with versions 1 to n in the repository; returns its name.
 MakeModel: TypeAlias = Callable[..., str]
 
 
@@ -28,7 +28,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def controlled(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose models come and go by request."""
+    """A server in mode explicit."""
     folder = tmp_path_factory.mktemp("server")
     with serve(
         repository, folder / "log", "--model-control-mode", "explicit", "--state-dir", str(folder / "state")
@@ -38,14 +38,14 @@ def controlled(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def client(controlled: ServerProcess) -> Iterator[Client]:
-    """Prepares what a command is then tried on: quicker than with commands."""
+    """Prepares models for a command; faster than commands."""
     with connect(controlled.url) as connected:
         yield connected
 
 
 @pytest.fixture(scope="module")
 def known(repository: Path, client: Client) -> str:
-    """A model of which version 3 is loaded, and version 2 for its label canary."""
+    """A model with version 3 loaded, and version 2 by its label canary."""
     for version in "123":
         models.add1(repository, "known_model", version)
     client.load("known_model")
@@ -66,7 +66,7 @@ def make_model(repository: Path, request: pytest.FixtureRequest) -> MakeModel:
 
 @pytest.fixture
 def run(backline: Run, controlled: ServerProcess) -> Run:
-    """Runs a command against the server; it must succeed."""
+    """Runs a command against the server, which must succeed."""
 
     def successful(*arguments: object) -> CompletedProcess[str]:
         done = backline("models", *arguments, "--url", controlled.url)
@@ -77,7 +77,7 @@ def run(backline: Run, controlled: ServerProcess) -> Run:
 
 
 def entries(client: Client, name: str) -> dict[str, ModelIndex]:
-    """What the list says of a model, by version."""
+    """The list entries of a model, by version."""
     return {entry.version: entry for entry in client.models() if entry.name == name}
 
 
@@ -106,7 +106,7 @@ def test_load_and_unload_as_json(run: Run, make_model: MakeModel) -> None:
     assert not [entry for entry in json.loads(run("unload", name, "--json").stdout) if entry["ready"]]
 
 
-def test_one_version_is_loaded_and_unloaded(run: Run, client: Client, make_model: MakeModel) -> None:
+def test_a_single_version_is_loaded_and_unloaded(run: Run, client: Client, make_model: MakeModel) -> None:
     name = make_model()
     client.load(name)
     run("load", name, "--model-version", "1")
@@ -126,15 +126,13 @@ def test_a_model_is_loaded_from_local_files(run: Run, make_model: MakeModel, tmp
     assert "\nscheduling     up to 4 together, no delay\nbecause  " in shown
 
 
-def test_a_load_tells_the_memory_that_the_model_takes(
-    run: Run, repository: Path, make_model: MakeModel
-) -> None:
+def test_a_load_shows_the_models_memory(run: Run, repository: Path, make_model: MakeModel) -> None:
     name = make_model(0)
     models.slow(repository, name, size=1024, layers=2)
     assert "MiB" in run("load", name).stdout
 
 
-def test_the_list_tells_labels_and_the_default(run: Run, known: str) -> None:
+def test_the_list_shows_labels_and_the_default(run: Run, known: str) -> None:
     lines = [line.split() for line in run("list").stdout.splitlines()]
     assert [known, "2", "READY", "canary"] in [line[:4] for line in lines]
     assert [known, "3", "READY", "(default)"] in [line[:4] for line in lines]
@@ -176,7 +174,7 @@ def test_promote_and_rollback(run: Run, client: Client, make_model: MakeModel) -
     assert run("rollback", name).stdout == f"stable of {name}: 1 -> 3\n"
 
 
-def test_the_history_tells_who_changed_what(run: Run, make_model: MakeModel) -> None:
+def test_the_history_shows_who_changed_what(run: Run, make_model: MakeModel) -> None:
     name = make_model()
     run("load", name)
     run("promote", name, "2")
@@ -190,13 +188,13 @@ def test_the_history_tells_who_changed_what(run: Run, make_model: MakeModel) -> 
     assert len(json.loads(run("history", name, "--limit", "1", "--json").stdout)) == 1
 
 
-def test_refresh_makes_a_new_model_known(run: Run, make_model: MakeModel) -> None:
+def test_refresh_finds_a_new_model(run: Run, make_model: MakeModel) -> None:
     name = make_model()
     assert f"\n{name} " in run("refresh").stdout
     assert name in {entry["name"] for entry in json.loads(run("refresh", "--json").stdout)}
 
 
-def test_show_tells_states_and_labels_of_the_versions(run: Run, known: str) -> None:
+def test_show_lists_states_and_labels_of_versions(run: Run, known: str) -> None:
     assert "\n2        READY  canary" in run("show", known).stdout
     document = json.loads(run("show", known, "--model-version", "canary", "--json").stdout)
     assert {entry["version"]: entry["labels"] for entry in document["states"] if entry["ready"]} == {
@@ -228,7 +226,7 @@ def test_every_command_works_over_grpc(
     assert "READY" not in over_grpc("unload", name)
 
 
-def test_a_failed_load_says_why_and_leaves_what_was_served(
+def test_a_failed_load_gives_the_reason_and_keeps_what_is_served(
     client: Client, backline: Run, controlled: ServerProcess, make_model: MakeModel, repository: Path
 ) -> None:
     name = make_model(1)
@@ -245,7 +243,7 @@ def test_a_failed_load_says_why_and_leaves_what_was_served(
     assert str(broken.relative_to(repository.parent)) in found["2"].reason
 
 
-def test_a_first_load_that_fails_says_why(
+def test_a_failed_first_load_gives_the_reason(
     run: Run, backline: Run, controlled: ServerProcess, make_model: MakeModel, repository: Path
 ) -> None:
     name = make_model(0)
@@ -275,7 +273,7 @@ def test_a_first_load_that_fails_says_why(
         (("rollback", "known_model"), "so there is none to go back to; point it to one, or remove it"),
     ],
 )
-def test_what_the_server_does_not_know(
+def test_unknown_names_get_a_hint(
     backline: Run, controlled: ServerProcess, known: str, arguments: tuple[str, ...], text: str
 ) -> None:
     done = backline("models", *arguments, "--url", controlled.url)
@@ -288,14 +286,14 @@ def test_what_the_server_does_not_know(
     ("arguments", "text"),
     [
         (("lod", "x"), "No such command 'lod'. Did you mean 'load'?"),
-        (("load", "x", "--file", "1/model.onnx=x"), "--file needs --config too"),
+        (("load", "x", "--file", "1/model.onnx=x"), "--file needs --config"),
         (("load", "x", "--config", "{"), "this is not JSON"),
         (("load", "x", "--config", "[]"), "expected an object"),
         (("load", "x", "--config", "@/nowhere.json"), "cannot read '/nowhere.json'"),
-        (("load", "x", "--config", "{}", "--file", "1/model.onnx"), "is not PATH=FILE"),
+        (("load", "x", "--config", "{}", "--file", "1/model.onnx"), "is not of the form PATH=FILE"),
         (("label", "x", "canary"), "Give either a VERSION for the label, or --remove"),
         (("label", "x", "canary", "1", "--remove"), "Give either a VERSION for the label, or --remove"),
-        (("label", "x", "--remove"), "--remove needs the LABEL to remove"),
+        (("label", "x", "--remove"), "--remove needs a LABEL"),
         (("history", "--limit", "0"), "0 is not in the range"),
     ],
 )
@@ -305,7 +303,7 @@ def test_wrong_usage(backline: Run, arguments: tuple[str, ...], text: str) -> No
     assert text in done.stderr
 
 
-def test_a_server_that_nothing_may_be_changed_in_says_so(backline: Run, server: ServerProcess) -> None:
+def test_changes_are_refused_in_mode_none(backline: Run, server: ServerProcess) -> None:
     done = backline("models", "load", "add1", "--url", server.url)
     assert done.returncode == 1
     assert "explicit model load / unload is not allowed" in done.stderr

@@ -1,4 +1,4 @@
-"""How loads that are under way are shown."""
+"""The display of loads in progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def loading(phase: str, done: int = 0, total: int = 0) -> list[ModelIndex]:
     return [ModelIndex("pitch", "4", "LOADING", progress=Progress(phase, 1.4, done << 20, total << 20))]
 
 
-def test_lines_tell_each_phase_and_each_tenth_of_a_download_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_show_each_phase_and_tenth_of_a_download_once(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines()
     for entries in (
         loading("fetch", 1, 100),

@@ -1,4 +1,4 @@
-"""`backline new`: what it writes is served, answers, and passes its own tests."""
+"""`backline new`: its models can be served and pass their own tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_what_is_written_answers_the_request_that_is_printed(backline, tmp_path: Path, template: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_new_model_serves_the_printed_request(backline: Any, tmp_path: Path, template: str) -> None:
     made = backline("new", tmp_path / "my-model", "--template", template)
     assert made.returncode == 0, made.stderr
     curl = shlex.split(re.findall(r"curl .*", made.stdout)[0])
@@ -35,7 +36,7 @@ def test_what_is_written_answers_the_request_that_is_printed(backline, tmp_path:
     assert ANSWERS[template] in answer
 
 
-def test_the_tests_of_all_templates_pass_together_and_without_a_server(backline, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_tests_of_all_templates_pass_together_without_a_server(backline: Any, tmp_path: Path) -> None:
     for template in TEMPLATES:
         backline("new", tmp_path / f"{template}.v1", "--template", template)
 
@@ -50,19 +51,21 @@ def test_the_tests_of_all_templates_pass_together_and_without_a_server(backline,
     assert f"{len(TEMPLATES)} passed" in run.stdout
 
 
-def test_required_packages_are_written_down(backline, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_requires_writes_requirements(backline: Any, tmp_path: Path) -> None:
     backline("new", tmp_path / "m", "--requires", "pillow", "--requires", "tinydb==4.8.0")
 
     assert (tmp_path / "m" / "requirements.txt").read_text() == "pillow\ntinydb==4.8.0\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("there", "exists already"), ("no good", "is no good name for a model")]
+    ("name", "message"), [("there", "exists already"), ("no good", "is not a usable model name")]
 )
-def test_nothing_is_overwritten_and_names_are_checked(backline, tmp_path: Path, name: str, told: str) -> None:  # type: ignore[no-untyped-def]
+def test_new_overwrites_nothing_and_checks_names(
+    backline: Any, tmp_path: Path, name: str, message: str
+) -> None:
     (tmp_path / "there").mkdir()
 
     made = backline("new", tmp_path / name)
 
     assert made.returncode == 1
-    assert told in made.stderr
+    assert message in made.stderr

@@ -1,9 +1,10 @@
-"""`backline run`: models of several kinds, inputs of all forms, each once and without a server."""
+"""`backline run`: models of several kinds and inputs of all forms."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,28 +84,28 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def outputs(run) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def outputs(run) -> dict[str, object]:
     assert run.returncode == 0, run.stderr
     return {name: output["data"] for name, output in json.loads(run.stdout)["outputs"].items()}
 
 
-def test_a_model_of_a_repository_answers_and_tells_how_long_it_took(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_model_in_a_repository_runs_and_its_times_are_shown(backline: Any, repository: Path) -> None:
     run = backline("run", repository / "shout", "--input", "text=hello", "--input", "times=2", "--json")
 
     assert outputs(run) == {"output": ["HELLOHELLO"]}
-    assert "shout version 1 was loaded in" in run.stderr
+    assert "shout version 1 loaded in" in run.stderr
 
 
-def test_a_model_s_file_is_enough(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_model_file_is_enough(backline: Any, repository: Path) -> None:
     run = backline("run", repository / "add1" / "1" / "model.onnx", "--input", "zeros:1,16")
 
     assert run.stdout.startswith("OUTPUT0: float32 [1, 16], from 1 to 1")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_arrays_come_from_files_and_go_into_files(
-    backline, repository: Path, tmp_path: Path, suffix: str
-) -> None:  # type: ignore[no-untyped-def]
+def test_arrays_are_read_from_and_saved_to_files(
+    backline: Any, repository: Path, tmp_path: Path, suffix: str
+) -> None:
     sent = np.arange(16, dtype=np.float32).reshape(1, 16)
     given = tmp_path / f"given{suffix}"
     if suffix == ".npy":
@@ -118,9 +119,9 @@ def test_arrays_come_from_files_and_go_into_files(
     np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["OUTPUT0"], sent + 1)
 
 
-def test_the_inputs_of_a_json_are_found_by_their_names_and_outputs_go_into_a_folder(
-    backline, repository: Path, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
+def test_json_holds_inputs_by_name_and_outputs_go_to_a_folder(
+    backline: Any, repository: Path, tmp_path: Path
+) -> None:
     put(tmp_path / "in.json", '{"text": ["ab"], "times": [3]}')
 
     run = backline(
@@ -131,13 +132,13 @@ def test_the_inputs_of_a_json_are_found_by_their_names_and_outputs_go_into_a_fol
     assert np.load(tmp_path / "answers" / "output.npy").tolist() == [b"ABABAB"]
 
 
-def test_a_text_is_the_only_input(backline, repository: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_text_is_a_single_input(backline: Any, repository: Path, tmp_path: Path) -> None:
     assert outputs(
         backline("run", repository / "shout", "--input", put(tmp_path / "letter.txt", "dear"), "--json")
     ) == {"output": ["DEAR"]}
 
 
-def test_an_image_is_decoded_to_the_shape_that_is_wanted(backline, repository: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_image_is_decoded_to_the_inputs_shape(backline: Any, repository: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     image.new("RGB", (20, 10), (1, 2, 3)).save(tmp_path / "photo.png")
 
@@ -147,7 +148,7 @@ def test_an_image_is_decoded_to_the_shape_that_is_wanted(backline, repository: P
     assert "photo.png: RGB, values from 0 to 255, resized from 20x10 to 8x8" in run.stderr
 
 
-def test_audio_is_decoded_to_samples(backline, repository: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_audio_is_decoded_to_samples(backline: Any, repository: Path, tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
     soundfile.write(tmp_path / "tone.wav", np.full((800, 2), 0.5, np.float32), 8000)
 
@@ -157,38 +158,36 @@ def test_audio_is_decoded_to_samples(backline, repository: Path, tmp_path: Path)
     assert "tone.wav: 800 samples at 8000 Hz, mixed from 2 channels" in run.stderr
 
 
-def test_all_responses_of_a_model_of_many_are_shown(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
+def test_all_responses_of_a_decoupled_model_are_shown(backline: Any, repository: Path) -> None:
     run = backline("run", repository / "words", "--input", "text=one two", "--json")
 
     assert [one["outputs"]["output"]["data"] for one in json.loads(run.stdout)] == [["one"], ["two"]]
-    assert "answered with 2 responses" in run.stderr
+    assert "gave 2 responses" in run.stderr
 
 
-def test_models_that_it_calls_are_loaded_with_it(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
+def test_with_loads_the_models_it_calls(backline: Any, repository: Path) -> None:
     assert outputs(
         backline("run", repository / "caller", "--with", "shout", "--input", "text=hey", "--json")
     ) == {"output": ["HEY!"]}
 
 
-def test_an_ensemble_brings_its_steps(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_ensemble_loads_its_steps(backline: Any, repository: Path) -> None:
     assert outputs(backline("run", repository / "both", "--input", "a=hey", "--json")) == {"b": ["HEY"]}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (("",), "is a repository, not a model; name one of it:"),
+        (("",), "is a repository, not a model; name one of its models:"),
         (("shuot",), "Did you mean '"),
         (("shout", "--input", "txt=a"), "has no input 'txt'. It expects text BYTES[1]"),
         (("shout",), "no value for text"),
-        (("shout", "--input", "text=a", "--output", "x.txt"), "ends neither with .npz"),
+        (("shout", "--input", "text=a", "--output", "x.txt"), "is not a .npz, .npy or .json file"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_with_what_to_do(
-    repository: Path, arguments: tuple[str, ...], told: str
-) -> None:
+def test_errors_say_what_to_do(repository: Path, arguments: tuple[str, ...], message: str) -> None:
     name, *options = arguments
     run = CliRunner().invoke(command, [str(repository / name), *options])
 
     assert run.exit_code in (1, 2)
-    assert told in run.output + str(run.exception)
+    assert message in run.output + str(run.exception)

@@ -40,7 +40,7 @@ Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
 
 
 def wait_report(server: ServerProcess) -> str:
-    """What was printed up to the last line of the report."""
+    """Output up to the last line of the report."""
     while "Ctrl-C stops" not in server.output:
         assert server.process.poll() is None, server.output
         time.sleep(0.01)
@@ -112,7 +112,7 @@ def words(text: str) -> Iterator[str]:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_printed_lines_of_a_model_of_many_responses_work(tmp_path: Path) -> None:
+def test_the_printed_lines_of_a_decoupled_model_work(tmp_path: Path) -> None:
     put(tmp_path / "models" / "words" / "1" / "model.py", STREAM)
     with serve(tmp_path / "models", tmp_path / "log") as server:
         lines = [line for line in wait_report(server).splitlines() if line.startswith("  ")]
@@ -130,14 +130,14 @@ SEQUENCES = 'backend: "identity"\nsequence_batching { }\n' + "\n".join(
 )
 
 
-def test_no_line_is_printed_for_a_model_that_a_single_request_does_not_fit(tmp_path: Path) -> None:
+def test_no_sample_is_printed_for_a_sequence_model(tmp_path: Path) -> None:
     put(tmp_path / "models" / "steps" / "config.pbtxt", SEQUENCES)
     (tmp_path / "models" / "steps" / "1").mkdir()
     with serve(tmp_path / "models", tmp_path / "log") as server:
         assert "Try it" not in wait_report(server)
 
 
-async def test_a_load_that_takes_long_has_a_line(
+async def test_a_slow_load_gets_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(serve_report, "PROGRESS_EVERY", 0)
@@ -154,7 +154,9 @@ async def test_a_load_that_takes_long_has_a_line(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_it_with_status_0(repository: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_the_server_with_status_0(
+    repository: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     with serve(repository, tmp_path / "log") as server:
         wait_report(server)
         server.process.send_signal(number)
@@ -172,7 +174,7 @@ def slow(seconds: float) -> str:
 """
 
 
-def test_a_run_that_has_no_end_does_not_hold_the_end_of_the_server(repository: Path, tmp_path: Path) -> None:
+def test_a_hanging_run_does_not_block_shutdown(repository: Path, tmp_path: Path) -> None:
     put(repository / "slow" / "1" / "model.py", SLOW)
     trace = tmp_path / "trace.json"
     options = (
@@ -195,11 +197,11 @@ def test_a_run_that_has_no_end_does_not_hold_the_end_of_the_server(repository: P
             assert server.process.wait(20) == 0
             with pytest.raises(ConnectionFailed):
                 asked.result()
-        assert "A run has not ended by itself, and ends with the server" in server.output
+        assert "A run is still in progress and is abandoned" in server.output
     assert json.loads(trace.read_text())
 
 
-def test_a_port_in_use_is_named_with_its_option(backline: Run, repository: Path) -> None:
+def test_a_port_in_use_is_reported_with_its_option(backline: Run, repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = backline("serve", repository, "--http-port", 0, "--grpc-port", port, "--no-metrics")
@@ -209,13 +211,13 @@ def test_a_port_in_use_is_named_with_its_option(backline: Run, repository: Path)
     assert done.stderr.count("\n") == 1
 
 
-def test_a_repository_that_is_not_there_is_named(backline: Run) -> None:
+def test_a_missing_repository_is_reported(backline: Run) -> None:
     done = backline("serve", "/nowhere", "--http-port", 0, "--no-grpc", "--no-metrics")
     assert done.returncode == 1
     assert "/nowhere" in done.stderr
 
 
-def test_options_are_environment_variables_too(repository: Path, tmp_path: Path) -> None:
+def test_options_can_be_environment_variables(repository: Path, tmp_path: Path) -> None:
     with serve(
         repository,
         tmp_path / "log",
@@ -226,7 +228,7 @@ def test_options_are_environment_variables_too(repository: Path, tmp_path: Path)
             assert client.ready()
 
 
-def test_an_input_larger_than_the_limit_is_refused(repository: Path, tmp_path: Path) -> None:
+def test_an_input_above_the_limit_is_refused(repository: Path, tmp_path: Path) -> None:
     with serve(repository, tmp_path / "log", "--http-max-input-size", "2000") as server:
         request = urllib.request.Request(f"{server.url}/v2/models/add1/infer", data=b"x" * 3000)
         with pytest.raises(urllib.error.HTTPError, match="413"):
@@ -238,7 +240,10 @@ def test_tls_is_served_and_verified(repository: Path, tmp_path: Path) -> None:
         pytest.skip("openssl is not installed")
     certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
     names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    request = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext {names} -keyout {key} -out {certificate}"
+    request = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+        f" -addext {names} -keyout {key} -out {certificate}"
+    )
     subprocess.run(request.split(), check=True, capture_output=True)
     value = np.ones((1, 16), np.float32)
     with serve(
@@ -263,7 +268,7 @@ def test_tls_is_served_and_verified(repository: Path, tmp_path: Path) -> None:
             client.ready()
 
 
-def test_models_change_while_it_runs_and_the_log_says_so(repository: Path, tmp_path: Path) -> None:
+def test_models_change_at_run_time_and_the_log_says_so(repository: Path, tmp_path: Path) -> None:
     options = (
         "--model-control-mode",
         "poll",
@@ -292,7 +297,7 @@ def test_models_change_while_it_runs_and_the_log_says_so(repository: Path, tmp_p
     assert (tmp_path / "state" / "audit.jsonl").exists()
 
 
-def test_explicit_loads_only_what_is_named(repository: Path, tmp_path: Path) -> None:
+def test_mode_explicit_loads_only_the_named_models(repository: Path, tmp_path: Path) -> None:
     models.add1(repository, "other")
     options = (
         "--model-control-mode",
@@ -309,7 +314,7 @@ def test_explicit_loads_only_what_is_named(repository: Path, tmp_path: Path) -> 
     assert "Ready: 1 of 1" in output
 
 
-def test_a_model_to_load_needs_mode_explicit(backline: Run, repository: Path) -> None:
+def test_load_model_needs_mode_explicit(backline: Run, repository: Path) -> None:
     done = backline("serve", repository, "--load-model", "add1")
     assert done.returncode == 2
     assert "--load-model needs --model-control-mode explicit" in done.stderr
@@ -331,10 +336,17 @@ def test_the_report_shows_labels_and_models_on_demand(repository: Path, tmp_path
     assert "Ready: 2 of 3 model versions, 1 loaded on demand," in output
 
 
-def test_a_model_of_triton_that_fails_has_one_traceback_and_one_row(repository: Path, tmp_path: Path) -> None:
-    tensors = 'input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }'
+def test_a_failing_triton_model_has_one_traceback_and_one_row(repository: Path, tmp_path: Path) -> None:
+    tensors = (
+        'input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] }'
+        ' output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }'
+    )
     put(repository / "wrong" / "config.pbtxt", f'backend: "python" {tensors}')
-    code = "class TritonPythonModel:\n    def initialize(self, args):\n        1 / 0\n    def execute(self, requests):\n        pass\n"
+    code = (
+        "class TritonPythonModel:\n"
+        "    def initialize(self, args):\n        1 / 0\n"
+        "    def execute(self, requests):\n        pass\n"
+    )
     put(repository / "wrong" / "1" / "model.py", code)
     with serve(repository, tmp_path / "log", ready=False) as server:
         output = wait_report(server)
@@ -346,7 +358,7 @@ def test_a_model_of_triton_that_fails_has_one_traceback_and_one_row(repository: 
     )
 
 
-def test_exit_on_error_ends_with_the_reasons(backline: Run, repository: Path) -> None:
+def test_exit_on_error_prints_the_reasons(backline: Run, repository: Path) -> None:
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
     done = backline("serve", repository, "--http-port", 0, "--no-grpc", "--no-metrics", "--exit-on-error")
@@ -355,7 +367,7 @@ def test_exit_on_error_ends_with_the_reasons(backline: Run, repository: Path) ->
     assert "broken version 1: " in done.stderr
 
 
-def test_a_switch_may_have_a_value_as_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_may_have_a_value_as_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKLINE_EXIT_ON_ERROR", "true")
 
     params = serve_command.command.make_context(
@@ -370,12 +382,12 @@ def test_a_switch_may_have_a_value_as_in_triton(monkeypatch: pytest.MonkeyPatch)
     assert params["repositories"] == ("models",)
 
 
-def test_a_switch_with_a_value_that_is_no_truth_value_is_refused() -> None:
+def test_a_flag_with_a_non_boolean_value_is_refused() -> None:
     with pytest.raises(click.BadParameter, match="'maybe' is not a valid boolean"):
         serve_command.command.make_context("serve", ["models", "--exit-on-error=maybe"])
 
 
-def test_options_of_triton_are_refused_together_and_say_what_to_do(backline: Run, repository: Path) -> None:
+def test_triton_options_are_refused_in_one_message_with_alternatives(backline: Run, repository: Path) -> None:
     done = backline(
         "serve",
         repository,
@@ -387,7 +399,8 @@ def test_options_of_triton_are_refused_together_and_say_what_to_do(backline: Run
 
     assert done.returncode == 2
     assert re.search(
-        r"--backend-config: parameters in .*\n +--allow-grpc: --no-grpc for false.*\n +--http-thread-count: leave it out",
+        r"--backend-config: parameters in .*\n +--allow-grpc: --no-grpc for false.*\n"
+        r" +--http-thread-count: leave it out",
         done.stderr,
     )
 
@@ -395,7 +408,7 @@ def test_options_of_triton_are_refused_together_and_say_what_to_do(backline: Run
 @pytest.mark.parametrize(
     ("allowed", "connections"), [((8448, 8448), 8192), ((64, 9000), 8192), ((64, 1000), 744), ((40, 40), 20)]
 )
-def test_there_are_no_more_connections_than_open_files(
+def test_connections_stay_below_the_open_file_limit(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     allowed: tuple[int, int],
@@ -412,9 +425,9 @@ def test_there_are_no_more_connections_than_open_files(
     assert ("raise its limit (ulimit -n 8448)" in caplog.text) == (connections < 8192)
 
 
-def test_the_server_may_open_as_many_files_as_its_connections_need(repository: Path, tmp_path: Path) -> None:
+def test_the_open_file_limit_is_raised_for_the_connections(repository: Path, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))  # which is enough for the tests themselves
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))  # enough for the tests themselves
     try:
         with serve(repository, tmp_path / "log") as server:
             assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (min(8448, hard), hard)
@@ -422,7 +435,7 @@ def test_the_server_may_open_as_many_files_as_its_connections_need(repository: P
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_state_folder_that_cannot_be_written_is_told_at_the_start(repository: Path, tmp_path: Path) -> None:
+def test_an_unwritable_state_folder_is_reported_at_start(repository: Path, tmp_path: Path) -> None:
     state = ("--state-dir", "/proc/nobody-can-write-here")
     with serve(repository, tmp_path / "log", "--model-control-mode", "poll", *state) as server:
         assert "labels and the audit log cannot be stored: '" in wait_report(server)
@@ -430,14 +443,14 @@ def test_a_state_folder_that_cannot_be_written_is_told_at_the_start(repository: 
         assert "labels and the audit log" not in wait_report(server)
 
 
-def test_without_strict_readiness_a_failed_model_does_not_matter(repository: Path, tmp_path: Path) -> None:
+def test_without_strict_readiness_a_failed_model_is_ignored(repository: Path, tmp_path: Path) -> None:
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
     with serve(repository, tmp_path / "log", "--no-strict-readiness") as server:
         assert "Not all models are ready" in wait_report(server)
 
 
-def test_damaged_labels_are_named_at_the_start(backline: Run, repository: Path, tmp_path: Path) -> None:
+def test_damaged_labels_are_reported_at_start(backline: Run, repository: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text("{")
     done = backline(
         "serve", repository, "--http-port", 0, "--no-grpc", "--no-metrics", "--state-dir", tmp_path
@@ -446,7 +459,7 @@ def test_damaged_labels_are_named_at_the_start(backline: Run, repository: Path, 
     assert f"'{tmp_path / 'labels.json'}' with the labels of models is damaged" in done.stderr
 
 
-def test_namespaces_are_the_names_of_the_repositories(tmp_path: Path) -> None:
+def test_namespaces_are_repository_names(tmp_path: Path) -> None:
     for name in ("blue", "green"):
         models.add1(tmp_path / name)
     with serve(tmp_path / "blue", tmp_path / "log", str(tmp_path / "green"), "--model-namespacing") as server:

@@ -1,4 +1,4 @@
-"""Options of `backline serve` that decide how models are read and called."""
+"""Options of `backline serve` for reading and naming models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ output { name: "OUTPUT0" data_type: TYPE_FP32 dims: [-1, 16] }
 
 
 def ones(server: ServerProcess, name: str) -> float:
-    """What the model adds to 0."""
+    """The model's output for 0."""
     with connect(server.url) as client:
         return float(client[name](np.zeros((1, 16), np.float32))["OUTPUT0"][0, 0])
 
@@ -50,12 +50,13 @@ def test_without_auto_completion_only_models_with_complete_configurations_are_se
         "models/bare' holds no config.pbtxt, and configurations are not completed from the model"
     )
     assert reasons["half"].endswith(
-        "half/config.pbtxt: must specify at least one input for half, as configurations are not completed from the model"
+        "half/config.pbtxt: must specify at least one input for half,"
+        " as configurations are not completed from the model"
     )
 
 
 @pytest.mark.parametrize("location", ["plain.onnx", "folder", "served"])
-def test_a_single_model_is_called_as_the_option_says(tmp_path: Path, location: str) -> None:
+def test_model_name_names_a_single_model(tmp_path: Path, location: str) -> None:
     file = models.add1(tmp_path / "built")
     (tmp_path / "folder").mkdir()
     for copy in ("plain.onnx", "folder/net.onnx"):
@@ -66,7 +67,7 @@ def test_a_single_model_is_called_as_the_option_says(tmp_path: Path, location: s
         assert ones(server, "adder") == 1
 
 
-def test_a_name_for_several_models_is_refused(backline: Run, tmp_path: Path) -> None:
+def test_model_name_is_refused_for_several_models(backline: Run, tmp_path: Path) -> None:
     models.add1(tmp_path / "models", "one")
     models.add1(tmp_path / "models", "two")
     done = backline(

@@ -1,4 +1,4 @@
-"""The options of `backline serve`, and what each sets."""
+"""The options of `backline serve` and what they set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(*arguments: str) -> ServerOptions:
     return options
 
 
-#: The options by the path of what they set.
+#: Arguments, the path of the field they set, and its value.
 CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("one", "two"), "repositories", ("one", "two")),
     (("one", "--model-repository", "two"), "repositories", ("one", "two")),
@@ -110,7 +110,7 @@ def test_every_option_has_a_case() -> None:
     assert options - tried == {"--debug", "--strict-readiness"}
 
 
-def test_every_field_has_an_option_is_made_of_several_or_is_for_programs() -> None:
+def test_every_field_is_set_by_options_or_is_for_programs() -> None:
     filled = {param.name for param in command.params}
     left = {
         field.name for kind in (ServerOptions, LifecycleOptions) for field in dataclasses.fields(kind)

@@ -1,4 +1,4 @@
-"""`backline config`: the configuration of models on disk, without a server."""
+"""`backline config`: configurations of models on disk, without a server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.origins import Value, origins
 
-#: Of a value in a table; --json has all of it.
+#: Characters of a value shown in a table; --json has all of it.
 _LONGEST_VALUE = 60
 _PATH = click.Path(exists=True, path_type=Path)
 _EPILOG = """\b
@@ -39,27 +39,28 @@ Examples:
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _name_option = click.option(
-    "--config-name", default="", metavar="NAME", help="Read configs/NAME.pbtxt where a model has it."
+    "--config-name", default="", metavar="NAME", help="Read configs/NAME.pbtxt if a model has it."
 )
 _override_option = click.option(
     "--override",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file with the JSON that a load would bring along.",
+    help="A file with the JSON configuration of a load request.",
 )
 _inspect_option = click.option(
     "--inspect/--no-inspect",
     default=True,
-    help="Load the model and measure it, as a server does, to fill in what the file leaves open.",
+    help="Load and measure the model, as a server does, to fill in what the file leaves out.",
 )
 
 
 @click.group(cls=CommandGroup, epilog=_EPILOG)
 def command() -> None:
-    """Show, check, explain and convert configurations of models on disk."""
+    """Show, check, explain and convert the configuration of models on disk."""
 
 
 @command.command(
-    epilog="\b\nExamples:\n  backline config show models/add1\n  backline config show models/add1 --format toml --no-inspect"
+    epilog="\b\nExamples:\n  backline config show models/add1\n"
+    "  backline config show models/add1 --format toml --no-inspect"
 )
 @click.argument("model_folder", type=_PATH)
 @click.option(
@@ -68,16 +69,16 @@ def command() -> None:
     type=click.Choice(["pbtxt", "toml", "json"]),
     default="pbtxt",
     show_default=True,
-    help="How to print it.",
+    help="The output format.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--json", "as_json", is_flag=True, help="Same as --format json.")
 @_name_option
 @_override_option
 @_inspect_option
 def show(
     model_folder: Path, form: str, as_json: bool, config_name: str, override: Path | None, inspect: bool
 ) -> None:
-    """Print the complete configuration of a model: what /v2/models/NAME/config would answer."""
+    """Print the complete configuration of a model, as /v2/models/NAME/config would return it."""
     folder = open_model(model_folder, config_name, override)
     _, whole, _ = _configurations(folder, inspect)
     if as_json or form == "json":
@@ -88,7 +89,8 @@ def show(
 
 
 @command.command(
-    epilog="\b\nExamples:\n  backline config explain models/add1\n  backline config explain models/add1 --override load.json --json"
+    epilog="\b\nExamples:\n  backline config explain models/add1\n"
+    "  backline config explain models/add1 --override load.json --json"
 )
 @click.argument("model_folder", type=_PATH)
 @_json_option
@@ -98,10 +100,10 @@ def show(
 def explain(
     model_folder: Path, as_json: bool, config_name: str, override: Path | None, inspect: bool
 ) -> None:
-    """Say for each value of a model's configuration where it comes from.
+    """Show where each value of a model's configuration comes from.
 
-    file: the configuration, with line and column; override: the JSON of a load; model: found in the model's file; server: decided by
-    measuring the model; default: what holds when nobody says anything.
+    Origins are file (the configuration, with line and column), override (the JSON of a load request), model
+    (read from the model's file), server (decided by measuring the model) and default.
     """
     folder = open_model(model_folder, config_name, override)
     described, whole, warnings = _configurations(folder, inspect)
@@ -124,21 +126,21 @@ def explain(
 
 
 @command.command(
-    epilog="\b\nExamples:\n  backline config validate models/\n  backline config validate models/ more-models/\n"
+    epilog="\b\nExamples:\n  backline config validate models/\n"
+    "  backline config validate models/ more-models/\n"
     "  backline config validate models/add1 --load --json"
 )
 @click.argument("paths", nargs=-1, required=True, type=_PATH, metavar="PATH...")
-@click.option("--load", is_flag=True, help="Load each model too, which finds what disagrees with its file.")
+@click.option("--load", is_flag=True, help="Also load each model, which finds disagreements with its file.")
 @_json_option
 @_name_option
 def validate(paths: tuple[Path, ...], load: bool, as_json: bool, config_name: str) -> None:
-    """Check the models of repositories, or one model. The exit status is 1 when something is wrong."""
+    """Check the models of repositories, or a single model. Exits with status 1 if something is wrong."""
     checked = [
         check_model(path, found, load=load) for path in paths for found in open_models(path, config_name)
     ]
-    if all(
-        one.found.folder for one in checked
-    ):  # a model alone has no others beside it that its steps could be
+    # The steps of a single model cannot be checked: its repository was not given.
+    if all(one.found.folder for one in checked):
         check_ensembles(checked)
     if as_json:
         print(
@@ -161,20 +163,21 @@ def validate(paths: tuple[Path, ...], load: bool, as_json: bool, config_name: st
 
 
 @command.command(
-    epilog="\b\nExamples:\n  backline config convert models/add1\n  backline config convert models/add1/model.toml --output config.pbtxt"
+    epilog="\b\nExamples:\n  backline config convert models/add1\n"
+    "  backline config convert models/add1/model.toml --output config.pbtxt"
 )
 @click.argument("path", type=_PATH)
 @click.option(
-    "--to", type=click.Choice(["pbtxt", "toml"]), help="The form to write; without it, the other one."
+    "--to", type=click.Choice(["pbtxt", "toml"]), help="The format to write; default: the other one."
 )
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The file to write, which must not exist; else it is printed.",
+    help="The file to write, which must not exist; default: print it.",
 )
 @_json_option
 def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> None:
-    """Write config.pbtxt as model.toml, or the other way round. Comments are lost."""
+    """Convert config.pbtxt to model.toml or back. Comments are lost."""
     file = _configuration_file(path)
     is_toml = file.suffix == ".toml"
     try:
@@ -203,7 +206,9 @@ def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> N
 
 
 def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple[str, ...]]:
-    """The configuration with what the model gives, the complete one, and the warnings of a load."""
+    """The configuration completed from the model, the one completed with defaults too, and the load's
+    warnings.
+    """
     model, warnings = (
         loaded_model(folder) if inspect else (unloaded_model(folder.found.name, folder.found.config), ())
     )
@@ -231,6 +236,7 @@ def _configuration_file(path: Path) -> Path:
     files = [file for name in ("config.pbtxt", "model.toml") if (file := path / name).is_file()]
     if len(files) != 1:
         raise click.UsageError(
-            f"'{path}' holds {'both' if files else 'neither'} config.pbtxt {'and' if files else 'nor'} model.toml."
+            f"'{path}' has {'both' if files else 'neither'} config.pbtxt {'and' if files else 'nor'}"
+            " model.toml."
         )
     return files[0]

@@ -1,4 +1,4 @@
-"""The options by which commands reach a server, and hints for names that it does not know."""
+"""Options to connect to a server, and hints for names it does not know."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from backline.engine.errors import BacklineError, NotFound
 
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --url and what belongs to it to a command, which gets `url: str` and `options: ClientOptions`."""
+    """Adds --url and the other connection options; the command receives `url: str` and `options:
+
+    ClientOptions`.
+    """
 
     @click.option(
         "--url",
@@ -25,17 +28,23 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         show_envvar=True,
         default="http://localhost:8000",
         show_default=True,
-        help="http://, https://, grpc://, grpcs://, unix:PATH, or inproc:///path/of/repository to load the models here.",
+        help="http://, https://, grpc://, grpcs://, unix:PATH, or inproc:///path/to/repository to load the"
+        " models"
+        " in this process.",
     )
     @click.option(
         "--timeout",
         type=click.FloatRange(0, min_open=True),
         default=60.0,
         show_default=True,
-        help="Seconds for one request.",
+        help="Seconds for each request.",
     )
     @click.option(
-        "--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header field for every request."
+        "--header",
+        "headers",
+        multiple=True,
+        metavar="NAME:VALUE",
+        help="A header field to send with every request; repeatable.",
     )
     @click.option(
         "--ca",
@@ -47,7 +56,11 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(exists=True, dir_okay=False),
         help="PEM file of a client certificate.",
     )
-    @click.option("--key", type=click.Path(exists=True, dir_okay=False), help="PEM file with its key.")
+    @click.option(
+        "--key",
+        type=click.Path(exists=True, dir_okay=False),
+        help="PEM file with the key of the client certificate.",
+    )
     @click.option("--insecure", is_flag=True, help="Accept any certificate (https only).")
     @wraps(function)
     def with_options(
@@ -77,12 +90,12 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon:
-        raise click.BadParameter(f"{text!r} is not NAME:VALUE", param_hint="--header")
+        raise click.BadParameter(f"{text!r} is not of the form NAME:VALUE", param_hint="--header")
     return name.strip(), value.strip()
 
 
 def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
-    """The error with the models that the server has, the nearest name first."""
+    """The error with a hint: the server's nearest model name, or all of them."""
     try:
         return nearest_model(name, client.models(), error)
     except BacklineError:
@@ -90,7 +103,7 @@ def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
 
 
 def nearest_model(name: str, index: Sequence[ModelIndex], error: NotFound) -> NotFound:
-    """The error with the nearest name of the index, or all its names."""
+    """The error with a hint: the nearest name in `index`, or all of them."""
     known = sorted({entry.name for entry in index})
     if name in known:
         return error

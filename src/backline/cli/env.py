@@ -1,4 +1,4 @@
-"""`backline env`: the environments that models ask for, built by uv. One module for each command."""
+"""`backline env`: the environments of Python models, built by uv."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from backline.repository.repository import FoundModel
 
 
 def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --cache-dir to a command, which gets `store`."""
+    """Adds --cache-dir; the command receives `store`."""
     return click.option(
         "--cache-dir",
         "store",
@@ -33,7 +33,7 @@ def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
         envvar="BACKLINE_CACHE_DIR",
         show_envvar=True,
         callback=lambda context, option, value: Environments(default_folder(value)),
-        help="The folder that `backline serve --cache-dir` names; default: in the user's cache.",
+        help="The folder given to `backline serve --cache-dir`; default: the user's cache folder.",
     )(function)
 
 
@@ -54,7 +54,7 @@ def document(entry: StoredEnvironment) -> dict[str, Any]:
 
 
 def ago(moment: float) -> str:
-    """How long ago a moment of time.time() was: "3 h ago"."""
+    """The age of a time.time(), such as "3 h ago"."""
     seconds = max(time.time() - moment, 0)
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -72,7 +72,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with all packages.")
 @store_option
 def list_environments(store: Environments, as_json: bool) -> None:
-    """Show all environments: what they were built from, their size, when they were last used, and by which models."""
+    """List all environments: source, size, last use, and the models that use them."""
     entries = store.entries()
     if as_json:
         print(
@@ -80,7 +80,7 @@ def list_environments(store: Environments, as_json: bool) -> None:
         )
         return
     if not entries:
-        print(f"There are no environments in '{store.folder}'")
+        print(f"No environments in '{store.folder}'")
         return
     columns = ("environment", "python", "from", "packages", "size", "last used", "models")
     print_table(columns, [_row(entry) for entry in entries], right=("packages", "size"))
@@ -109,7 +109,7 @@ Examples:
   backline env build models/tagger --rebuild
   backline env build models/ --cache-dir /var/cache/backline
 
-In an image of a container, this makes the first start as quick as all others."""
+Run it when you build a container image: the first start is then as fast as later ones."""
 
 
 @click.command("build", epilog=_BUILD_EPILOG)
@@ -117,19 +117,21 @@ In an image of a container, this makes the first start as quick as all others.""
     "paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH..."
 )
 @click.option(
-    "--rebuild", is_flag=True, help="Build those anew that are there: what is not pinned becomes the newest."
+    "--rebuild",
+    is_flag=True,
+    help="Rebuild existing environments, which upgrades packages that are not pinned.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @store_option
 def build_environments(store: Environments, paths: tuple[Path, ...], rebuild: bool, as_json: bool) -> int:
-    """Build the environments that models ask for. PATH is a repository, the folder of a model, or a model's file.
+    """Build the environments that models need. PATH is a repository, a model's folder, or a model's file.
 
-    Ends with status 1 when one cannot be built.
+    Exits with status 1 if one cannot be built.
     """
     results = []
     for path in paths:
         for model in open_models(path):
-            for user, requirements in _asked_for(path.absolute(), model):
+            for user, requirements in _needed(path.absolute(), model):
                 result = _build(store, user, requirements, again=rebuild)
                 results.append(result)
                 if not as_json:
@@ -137,13 +139,13 @@ def build_environments(store: Environments, paths: tuple[Path, ...], rebuild: bo
     if as_json:
         print(json.dumps({"environments": results}))
     elif not results:
-        print("No model asks for an environment of its own")
+        print("No model needs an environment")
     return 1 if any("error" in result for result in results) else 0
 
 
-def _asked_for(path: Path, model: FoundModel) -> Iterator[tuple[User, Requirements]]:
+def _needed(path: Path, model: FoundModel) -> Iterator[tuple[User, Requirements]]:
     root = path if path.is_dir() else path.parent
-    asked: set[str] = set()
+    seen: set[str] = set()
     for version in model.versions:
         file = None if version.path is None else root / version.path
         if file is None or not choose(model.config, file).hosted:
@@ -151,8 +153,8 @@ def _asked_for(path: Path, model: FoundModel) -> Iterator[tuple[User, Requiremen
         folder = file if file.is_dir() else file.parent
         user = User(model.name, str(folder), str(root / model.folder), model.config.python)
         requirements = find_requirements(folder, root / model.folder, model.config.python)
-        if requirements is not None and requirements.digest not in asked:
-            asked.add(requirements.digest)
+        if requirements is not None and requirements.digest not in seen:
+            seen.add(requirements.digest)
             yield user, requirements
 
 
@@ -170,7 +172,7 @@ def _build(store: Environments, user: User, requirements: Requirements, *, again
             store.build(
                 requirements, Uv(), user, on_bytes=_bytes_shown(user.model), stop=lambda: False, again=again
             )
-            store.find(requirements, user)  # which notes who asked for it
+            store.find(requirements, user)  # records the model as its user
     except BacklineError as error:
         return {**result, "error": error.message}
     return {**result, "built": not there, "seconds": round(perf_counter() - began, 3)}
@@ -190,10 +192,11 @@ def _show(result: dict[str, Any]) -> None:
         print(f"{result['model']}: FAILED: {result['error']}")
     elif result["built"]:
         print(
-            f"{result['model']}: built {result['environment'][:12]} from {result['from']} in {result['seconds']:.1f} s"
+            f"{result['model']}: built {result['environment'][:12]} from {result['from']}"
+            f" in {result['seconds']:.1f} s"
         )
     else:
-        print(f"{result['model']}: {result['environment'][:12]} is there")
+        print(f"{result['model']}: {result['environment'][:12]} already exists")
 
 
 _PRUNE_EPILOG = """\b
@@ -208,18 +211,18 @@ Examples:
     "--unused-for",
     type=click.FloatRange(0),
     metavar="DAYS",
-    help="Also those that no server has used for so many days.",
+    help="Also remove those unused for this many days.",
 )
-@click.option("--all", "everything", is_flag=True, help="All that no server uses at the moment.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--all", "everything", is_flag=True, help="Remove all that no server is using.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
 @store_option
 def prune_environments(
     store: Environments, unused_for: float | None, everything: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Remove environments that no model asks for any more, and what interrupted builds have left.
+    """Remove environments that no model needs any more, and remains of interrupted builds.
 
-    What a running server uses stays. Whatever is removed is built again when a model needs it.
+    Environments used by a running server are kept. A removed environment is rebuilt when a model needs it.
     """
     days = 0.0 if everything else unused_for
     chosen = unused(store.entries(), now=time.time(), seconds=None if days is None else days * 86400)
@@ -246,8 +249,8 @@ Examples:
   backline env build models/
   backline env prune --unused-for 30
 
-A model asks for an environment by a requirements.txt, pyproject.toml, uv.lock or .python-version beside its model.py, or by
-python = "3.13" in its model.toml. Models that ask for the same share one."""
+A model requests an environment with a requirements.txt, pyproject.toml, uv.lock or .python-version next to
+its model.py, or with python = "3.13" in its model.toml. Models with the same requirements share one."""
 
 
 @click.group(cls=CommandGroup, epilog=_EPILOG)

@@ -1,4 +1,4 @@
-"""`backline infer`: one request, its outputs shown or written to a file."""
+"""`backline infer`: sends one request, and shows or saves its outputs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ Examples:
   backline infer add1 --input 'INPUT0=[[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]]'
   backline infer basic_pitch --input @window.npy -o notes.npz
   backline infer add1 --input INPUT0=random:8,16 --url grpc://localhost:8001 --json
-  backline infer add1 --input INPUT0=zeros --url inproc:///path/of/repository"""
+  backline infer add1 --input INPUT0=zeros --url inproc:///path/to/repository"""
 
 
 @click.command(epilog=_EPILOG)
 @click.argument("model")
 @input_option
-@click.option("--model-version", default="", help="A version; the server chooses without it.")
+@click.option("--model-version", default="", help="The version; default: the server's choice.")
 @click.option(
-    "--output", "outputs", multiple=True, metavar="NAME", help="An output that is wanted; all without it."
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="NAME",
+    help="An output to request; repeatable; default: all.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
 @click.option(
@@ -36,7 +40,7 @@ Examples:
     "-o",
     "destination",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write .npz or .json, or .npy for a single output.",
+    help="Save the outputs as .npz or .json, or a single output as .npy.",
 )
 @connection_options
 def command(
@@ -49,7 +53,10 @@ def command(
     as_json: bool,
     destination: Path | None,
 ) -> None:
-    """Run MODEL of a server once and show its outputs. A model with many responses shows all of them."""
+    """Send one request to MODEL on a server and show its outputs.
+
+    A decoupled model may give several responses; all of them are shown.
+    """
     check_destination(destination, "-o")
     with Client(url, options) as client:
         handle = client.model(model, model_version)
@@ -59,7 +66,7 @@ def command(
             began = perf_counter()
             try:
                 results = [handle(values, outputs=outputs or None, parameters=parameters)]
-            except Unsupported:  # it gives any number of responses
+            except Unsupported:  # a decoupled model
                 results = list(handle.stream(values, outputs=outputs or None, parameters=parameters))
         except NotFound as error:
             raise with_suggestion(client, model, error) from None
@@ -67,11 +74,11 @@ def command(
     present(results, destination, as_json=as_json)
     if not as_json:
         version, responses = summary(results, model_version)
-        print(f"{model} version {version} answered{responses} in {seconds * 1000:.2f} ms")
+        print(f"{model} version {version} {responses} in {seconds * 1000:.2f} ms")
 
 
 def _config(model: Model) -> dict[str, Any]:
-    """The configuration, an extension that not every server has."""
+    """The configuration, or nothing from a server without this extension."""
     try:
         return model.config()
     except BacklineError:

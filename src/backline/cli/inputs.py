@@ -1,4 +1,4 @@
-"""The values of inputs as they are written on a command line."""
+"""Inputs on a command line: values, generated data, and files (arrays, JSON, text, images, audio)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.signature import TensorSpec
 
-FORMS = "JSON like [[1, 2]], @FILE (.npy, .json, text, an image, audio), random, zeros, or random:1,16 with a shape"
+FORMS = (
+    "JSON such as [[1, 2]], @FILE (.npy, .json, text, image, audio), random, zeros, or random:1,16 with a"
+    " shape"
+)
 
 
 def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]:
-    """The values of NAME=VALUE items by input name; for a model with one input NAME= may be left out. Items may be files, too."""
+    """Parses NAME=VALUE items to values by input name; with a single input, NAME= may be omitted.
+
+    An item may also be a file, see `read_files_inputs`. Raises InvalidArgument.
+    """
     specs = {spec.name: spec for spec in metadata.inputs}
     values: dict[str, Any] = {}
     for item in given:
@@ -42,7 +48,7 @@ def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]
 
 
 def is_file(item: str) -> bool:
-    """Whether an item is the path of a file rather than a value."""
+    """Whether an item is a file rather than a value."""
     try:
         return Path(item.removeprefix("@")).is_file()
     except (OSError, ValueError):
@@ -50,7 +56,7 @@ def is_file(item: str) -> bool:
 
 
 def usage(metadata: ModelMetadata) -> str:
-    """What to write for a model."""
+    """How to write the inputs of a model."""
     inputs = ", ".join(f"{spec.name} {spec.datatype.name}{list(spec.shape)}" for spec in metadata.inputs)
     example = " ".join(f"--input {spec.name}={_example(spec)}" for spec in metadata.inputs)
     return f"It expects {inputs}. For example {example}"
@@ -65,7 +71,7 @@ def _example(spec: TensorSpec) -> str:
 
 
 def read_value(spec: TensorSpec, text: str) -> Any:
-    """The value of one input. Raises InvalidArgument that names the input and the forms there are."""
+    """The value of one input. Raises InvalidArgument, which names the input and the possible forms."""
     kind, _, dims = text.partition(":")
     if kind in ("random", "zeros"):
         return generate(spec, kind, _shape(spec, dims))
@@ -84,14 +90,14 @@ def read_value(spec: TensorSpec, text: str) -> Any:
 
 
 def parse_shape(name: str, dims: str) -> tuple[int, ...]:
-    """The shape in "1,16"; an "x" between the numbers is taken too."""
+    """Parses a shape such as "1,16" or "1x16"."""
     try:
         shape = tuple(int(part) for part in dims.replace("x", ",").split(",") if part.strip())
     except ValueError:
         shape = (-1,)
     if any(dim < 0 for dim in shape):
         raise InvalidArgument(
-            f"'{dims}' is not a shape for input '{name}': write numbers with commas between, like 1,16"
+            f"'{dims}' is not a shape for input '{name}': separate numbers with commas, like 1,16"
         )
     return shape
 
@@ -102,18 +108,19 @@ def _shape(spec: TensorSpec, dims: str) -> tuple[int, ...]:
     if -1 in spec.shape[1:]:
         example = _example(spec)
         raise InvalidArgument(
-            f"input '{spec.name}' has shape {list(spec.shape)}, of which more than the first dimension varies: write {example}"
+            f"input '{spec.name}' has shape {list(spec.shape)}, with a variable dimension after the first:"
+            f" write {example}"
         )
     return tuple(1 if dim < 0 else dim for dim in spec.shape)
 
 
 def generate(spec: TensorSpec, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Random values (floats from 0 to 1, integers from 0 to 9, short strings; the same every time) or zeros of a shape."""
+    """Zeros, or reproducible random values: floats from 0 to 1, integers from 0 to 9, short strings."""
     try:
         return _generate(spec.datatype, kind, shape)
     except (MemoryError, ValueError) as error:
         raise InvalidArgument(
-            f"input '{spec.name}' cannot be made with the shape {list(shape)}: {error}"
+            f"cannot generate input '{spec.name}' with shape {list(shape)}: {error}"
         ) from None
 
 
@@ -135,14 +142,14 @@ def _generate(datatype: DataType, kind: str, shape: tuple[int, ...]) -> np.ndarr
 
 
 def input_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --input to a command, which gets `inputs`, a tuple of NAME=VALUE."""
+    """Adds --input; the command receives `inputs`, a tuple of NAME=VALUE."""
     return click.option(
         "--input",
         "-i",
         "inputs",
         multiple=True,
         metavar="NAME=VALUE",
-        help=f"An input: {FORMS}; or a file for the only input, a .npz for all.",
+        help=f"An input: {FORMS}. For a single input, NAME= may be omitted; a .npz may hold all inputs.",
     )(function)
 
 
@@ -152,9 +159,10 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def read_files_inputs(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
-    """The inputs in a file that names no input: a .npz or the object of a .json by their names, anything else for the only input.
+    """Inputs from a file given without an input's name.
 
-    Raises InvalidArgument that says what the model expects.
+    A .npz or a JSON object holds inputs by name; any other file is for the only input. Raises
+    InvalidArgument, which says what the model expects.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
     if path.suffix == ".npz":
@@ -162,7 +170,8 @@ def read_files_inputs(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
         unknown = sorted(found.keys() - specs.keys())
         if unknown:
             raise InvalidArgument(
-                f"'{path}' holds {', '.join(unknown)}, but model '{metadata.name}' has inputs {', '.join(specs)}"
+                f"'{path}' has {', '.join(unknown)}, but the inputs of model '{metadata.name}' are"
+                f" {', '.join(specs)}"
             )
         return dict(found)
     if path.suffix == ".json":
@@ -173,13 +182,13 @@ def read_files_inputs(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
     if len(required) != 1:
         names = ", ".join(specs)
         raise InvalidArgument(
-            f"'{path}' does not say which input it is for; write NAME=@{path} with NAME of {names}"
+            f"'{path}' does not say which input it is for; write NAME=@{path}, where NAME is one of {names}"
         )
     return {required[0].name: read_file(required[0], path)}
 
 
 def read_file(spec: TensorSpec, path: Path) -> Any:
-    """The value of one input. Raises InvalidArgument that names input and file."""
+    """The value of one input. Raises InvalidArgument, which names input and file."""
     suffix = path.suffix.lower()
     where = f"'{path}' for input '{spec.name}'"
     try:
@@ -197,19 +206,19 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
             return _audio(spec, path)
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"cannot read {where}: {_why(error)}") from None
-    kinds = ".npy, .npz, .json, an image nor audio"
     raise InvalidArgument(
-        f"{where} is neither {kinds}; write JSON, random or zeros for numbers, or @FILE with one of these"
+        f"{where} is not a .npy, .npz, .json, image or audio file; for numbers, write JSON, random, zeros,"
+        " or @FILE with such a file"
     )
 
 
 def _why(error: Exception) -> str:
-    """Without the number and the name that the system's errors repeat."""
+    """The reason alone, without the error number and file name of an OSError."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _is_json_itself(spec: TensorSpec) -> bool:
-    """Whether the model takes the text of the file: a single string."""
+    """Whether the model takes the JSON text itself: its input is a single string."""
     return spec.datatype is DataType.BYTES and spec.shape in ((1,), (-1,), ())
 
 
@@ -230,12 +239,12 @@ def _json(path: Path, what: str) -> Any:
 
 def _only(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray:
     if len(arrays) != 1:
-        raise InvalidArgument(f"{where} holds {len(arrays)} arrays ({', '.join(arrays)}), not one")
+        raise InvalidArgument(f"{where} has {len(arrays)} arrays ({', '.join(arrays)}), expected one")
     return next(iter(arrays.values()))
 
 
 def _image(spec: TensorSpec, path: Path) -> np.ndarray:
-    """An image as the shape wants it: channels last or first, resized to a fixed size; values from 0 to 255."""
+    """Decodes an image for a shape: channels last or first, resized to a fixed size, values from 0 to 255."""
     try:
         from PIL import Image
     except ImportError:
@@ -246,7 +255,7 @@ def _image(spec: TensorSpec, path: Path) -> np.ndarray:
     height, width = dims[1:] if first else dims[:2] if len(dims) == 3 else dims[-2:]
     if len(dims) < 2:
         raise InvalidArgument(
-            f"input '{spec.name}' has shape {list(spec.shape)}, which is none of an image ('{path}')"
+            f"input '{spec.name}' has shape {list(spec.shape)}, which cannot hold an image ('{path}')"
         )
     with Image.open(path) as opened:
         image = opened.convert(_MODES.get(channels, "RGB"))
@@ -265,7 +274,7 @@ def _image(spec: TensorSpec, path: Path) -> np.ndarray:
 
 
 def _audio(spec: TensorSpec, path: Path) -> np.ndarray:
-    """Samples as the shape wants them: one dimension, mixed to one channel; floats from -1 to 1, or 16-bit numbers for INT16."""
+    """Decodes audio to one channel: floats from -1 to 1, or 16-bit integers for INT16."""
     try:
         import soundfile
     except ImportError:
@@ -292,7 +301,7 @@ def _missing(path: Path, package: str, extra: str) -> InvalidArgument:
 
 
 def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
-    """Parameters for a model with this configuration: where its requests belong to sequences, this one is a whole sequence."""
+    """Parameters for a single request: to a sequence model, it is a complete sequence."""
     batching = config.get("sequence_batching")
     if not batching or batching.get("iterative_sequence"):
         return {}

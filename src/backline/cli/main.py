@@ -1,4 +1,4 @@
-"""The command `backline`. Each subcommand is a module of its own, imported when it is called: `serve` starts without the client."""
+"""The command `backline`. Subcommands are imported when called, so that `serve` starts without the client."""
 
 from __future__ import annotations
 
@@ -99,25 +99,30 @@ class LazyCommands(CommandGroup):
 @click.group(
     cls=LazyCommands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Each command has examples: backline COMMAND --help. BACKLINE_DEBUG=1 shows the traceback of an error.",
+    epilog="Each command has examples: backline COMMAND --help. BACKLINE_DEBUG=1 shows the traceback of an"
+    " error.",
 )
 @click.version_option(backline.__version__, prog_name="backline")
 def command() -> None:
-    """A model server: many models, many versions, over HTTP and gRPC.
+    """A model server: many models in many versions, over HTTP and gRPC.
 
     \b
-    backline serve models/                    serve what is in a folder
-    backline models list                      what a server has
-    backline infer add1 --input INPUT0=random run a model
-    backline bench add1                       how fast is it
+    backline serve models/                      serve the models in a folder
+    backline models list                        list what the server has
+    backline infer add1 --input INPUT0=random   run a model
+    backline bench add1                         measure how fast it is
     """
 
 
 def main() -> NoReturn:
-    """Runs the command line. Exit status: 0, 1 for a failure, 2 for wrong options, 130 for Ctrl-C."""
+    """Runs the command line.
+
+    Exit status: 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C.
+    """
     _open_standard_streams()
     debug = os.environ.get("BACKLINE_DEBUG", "") not in ("", "0")
-    # What imports make stays: to look through it for garbage again and again took a tenth of the start, and later a request now and then.
+    # Objects made by imports live forever. Collecting them again and again took a tenth of the start-up time, and
+    # later delayed requests: LazyCommands freezes them, then enables the collector.
     gc.disable()
     try:
         status = command.main(prog_name="backline", standalone_mode=False)
@@ -152,9 +157,11 @@ def main() -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """A standard stream that was closed stays silent: its number must not become a socket's, which libraries would print into."""
+    """Opens closed standard streams to /dev/null: a socket with their number would receive what libraries
+    print.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number

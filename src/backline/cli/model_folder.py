@@ -1,4 +1,4 @@
-"""A model's folder on local disk, as a server would see it, without a server."""
+"""Models on local disk, read and checked without a server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from backline.repository.walk import walk
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """One model: what a scan finds in its folder (or the model's file), and the document of its configuration, None where it has none."""
+    """One model: what a scan finds at its path, and its parsed configuration, None if it has none."""
 
     path: Path
     found: FoundModel
@@ -47,14 +47,14 @@ class ModelFolder:
 
 
 def open_models(path: Path, config_name: str = "") -> list[FoundModel]:
-    """The models at a path: a repository, the folder of a model, a model's file. Raises BacklineError as a scan does."""
+    """The models at a path: a repository, a model's folder, or a model's file. Raises BacklineError."""
     return LocalRepository(path, formats=FORMATS, configs=configuration.ConfigFiles(config_name)).scan_now()
 
 
 def open_model(path: Path, config_name: str = "", overriding: Path | None = None) -> ModelFolder:
-    """The model in a folder, with the JSON of the file `overriding` in the place of its configuration if there is one.
+    """The model at a path. The JSON in the file `overriding` replaces its configuration.
 
-    Raises BacklineError when there is no such model, or its configuration is wrong.
+    Raises BacklineError if there is no such model, or its configuration is invalid.
     """
     path = path.absolute()
     found = _only(path, config_name)
@@ -82,14 +82,14 @@ def _only(path: Path, config_name: str) -> FoundModel:
     if len(models) == 1 and not (models[0].folder and path.is_dir()):
         return models[0]
     names = ", ".join(f"'{path / model.name}'" for model in models[:8]) or "none"
-    raise InvalidArgument(f"'{path}' is a repository, not a model; name the folder of one: {names}")
+    raise InvalidArgument(f"'{path}' is a repository, not a model; name the folder of a model: {names}")
 
 
 def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
-    """The model as a server has it when it is loaded, and the warnings of the load: loads and measures it. Raises BacklineError when it
-    cannot be served.
+    """Loads and measures a model as a server does; returns it with the load's warnings.
 
-    An ensemble has nothing that could be loaded, and its configuration says everything.
+    An ensemble is not loaded: its configuration says everything. Raises BacklineError if the model cannot be
+    served.
     """
     if folder.found.config.ensemble is not None:
         return unloaded_model(
@@ -97,7 +97,7 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
             folder.found.config,
             folder.version.version if folder.version is not None else "",
         ), ()
-    from backline.lifecycle.loading.loader import load  # brings the runtimes along
+    from backline.lifecycle.loading.loader import load  # imports runtimes
     from backline.lifecycle.loading.queueing import scheduling_text
     from backline.lifecycle.loading.version_load import request_check
     from backline.lifecycle.loading.warm_up import fitting_request, warm_up_samples
@@ -105,9 +105,7 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
     version, file = folder.version, folder.model_file
     if version is None or file is None:
         problems = [found.problem for found in folder.found.versions if found.problem]
-        raise InvalidArgument(
-            problems[-1] if problems else f"'{folder.path}' has no version that can be loaded"
-        )
+        raise InvalidArgument(problems[-1] if problems else f"'{folder.path}' has no loadable version")
     config = folder.found.config
     try:
         loaded = load(file, config, start_workers=_in_processes, options=LoadOptions(may_run_code=True))
@@ -135,7 +133,7 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
 
 
 class _InProcesses(Exception):
-    """A model runs in worker processes, which are a server's."""
+    """The model needs worker processes."""
 
 
 def _in_processes(*_: object) -> NoReturn:
@@ -143,15 +141,15 @@ def _in_processes(*_: object) -> NoReturn:
 
 
 async def _served_model(folder: ModelFolder) -> Model:
-    """The model in a server without sockets, which begins and ends with it."""
+    """Loads the model in a temporary embedded server, for models that need worker processes."""
     from backline.embedded.embedded import Embedded
     from backline.lifecycle.options import LifecycleOptions
 
     if folder.overridden:
         raise InvalidArgument(
-            f"'{folder.path}' cannot be inspected with what a load would bring along: add --no-inspect, or ask a server"
+            f"'{folder.path}' cannot be inspected with an override: add --no-inspect, or use a server"
         )
-    logging.getLogger("backline").setLevel(logging.CRITICAL)  # what is wrong is told by the one who asks
+    logging.getLogger("backline").setLevel(logging.CRITICAL)  # the caller reports errors
     with TemporaryDirectory() as state:
         embedded = Embedded([folder.path / folder.found.folder], LifecycleOptions(state_folder=Path(state)))
         try:
@@ -166,7 +164,7 @@ async def _served_model(folder: ModelFolder) -> Model:
 
 
 def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
-    """The model as far as its configuration says."""
+    """The model as described by its configuration alone."""
     model = Model(name, version, config)
     model.max_batch_size = config.max_batch_size or 0
     return model
@@ -174,7 +172,7 @@ def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
 
 @dataclass(slots=True)
 class CheckedModel:
-    """A model, what is wrong with it, and what is worth a warning. `loaded` is what its load has found, None where it was not loaded."""
+    """A model with its errors and warnings. `loaded` is None unless the model was loaded."""
 
     found: FoundModel
     errors: list[str]
@@ -183,7 +181,7 @@ class CheckedModel:
 
 
 def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
-    """Checks a model that was found at `path`, by loading it if that is wanted."""
+    """Checks a model that was found at `path`; `load` also loads it."""
     errors = (
         [found.problem]
         if found.problem
@@ -200,7 +198,7 @@ def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
 
 
 def check_ensembles(checked: Sequence[CheckedModel]) -> None:
-    """Adds the errors of ensembles whose models are missing among these, or do not fit, as far as the models are loaded."""
+    """Adds the errors of ensembles with missing steps, or with tensors that do not fit the loaded ones."""
     from backline.lifecycle.composed import check_steps, composed_signature, unanswered_step
 
     engine = Engine()
@@ -211,7 +209,7 @@ def check_ensembles(checked: Sequence[CheckedModel]) -> None:
             waiting.append(one)
         else:
             _make_known(engine, one)
-    while waiting:  # ensembles of ensembles come behind those that they ask
+    while waiting:  # an ensemble is checked after the ensembles that it calls
         reasons = [unanswered_step(engine, one.found.config) for one in waiting]
         if all(reasons):
             for one, reason in zip(waiting, reasons, strict=True):
@@ -219,7 +217,7 @@ def check_ensembles(checked: Sequence[CheckedModel]) -> None:
             return
         for one in (one for one, reason in zip(waiting, reasons, strict=True) if not reason):
             config = one.found.config
-            assert config.ensemble is not None, "it is an ensemble"
+            assert config.ensemble is not None, "only ensembles wait"
             try:
                 check_steps(engine, config, config.ensemble)
             except BacklineError as error:
@@ -231,7 +229,7 @@ def check_ensembles(checked: Sequence[CheckedModel]) -> None:
 
 
 def _make_known(engine: Engine, checked: CheckedModel) -> None:
-    """Versions that were not loaded are on demand to the engine: they answer, and nothing is known of them yet."""
+    """Adds a model to the engine. Versions that were not loaded count as on demand: callable, but unknown."""
     found = checked.found
     for version in found.versions:
         model = unloaded_model(found.name, found.config, version.version)

@@ -1,4 +1,4 @@
-"""`backline new`: a model to begin with."""
+"""`backline new`: creates a model to start from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import click
 from backline.engine.errors import AlreadyExists, InvalidArgument
 
 _TEMPLATES = Path(__file__).with_name("templates")
-#: Stands for the name of the model in the paths of a template.
+#: Placeholder for the model's name in the paths of a template.
 _NAME = "NAME"
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What a template is, and a request that it answers: the last part of the URL, and the body."""
+    """What a template is for, and an example request: the end of its URL, and its body."""
 
     what: str
     method: str
@@ -28,23 +28,21 @@ class Template:
 
 TEMPLATES = {
     "model": Template(
-        "a class that answers one request at a time", "generate", '{"text": "Backline serves models"}'
+        "a class that handles one request at a time", "generate", '{"text": "Backline serves models"}'
     ),
     "batch": Template(
-        "requests are joined and answered together",
+        "requests are batched",
         "infer",
         '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}',
     ),
-    "stream": Template(
-        "a request gets any number of responses", "generate_stream", '{"text": "one two three"}'
-    ),
+    "stream": Template("a request gets several responses", "generate_stream", '{"text": "one two three"}'),
     "triton": Template(
-        "a class and a configuration of Triton's Python backend",
+        "a class and configuration for Triton's Python backend",
         "infer",
         '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}',
     ),
     "pipeline": Template(
-        "a model that asks another one of the server", "generate", '{"text": "the longest words first"}'
+        "a model that calls another model", "generate", '{"text": "the longest words first"}'
     ),
 }
 _EPILOG = """\b
@@ -67,17 +65,18 @@ Examples:
     "--requires",
     multiple=True,
     metavar="PACKAGE",
-    help="A package for requirements.txt: the model gets its own environment.",
+    help="A package for requirements.txt, which gives the model its own environment; repeatable.",
 )
 def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
-    """Write a Python model that can be served, and its test. NAME may be a path; nothing that exists is overwritten.
+    """Create a Python model and its test. NAME may be a path; existing files are never overwritten.
 
-    The folder is that of a model: `backline serve NAME` serves it, and in the folder of other models it is one of them.
+    `backline serve NAME` serves it. Inside a repository, it is one of its models.
     """
     name = path.name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise InvalidArgument(
-            f"'{name}' is no good name for a model: it is part of URLs, so use letters, digits, '_', '-' and '.'"
+            f"'{name}' is not a usable model name: it is part of URLs,"
+            " so use letters, digits, '_', '-' and '.'"
         )
     if path.exists():
         raise AlreadyExists(f"'{path}' exists already; choose another name, or remove it")
@@ -93,11 +92,11 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
 
 
 def _files(template: str, name: str) -> Iterator[tuple[Path, str]]:
-    """The files of a template, by path below the new folder."""
+    """The path below the new folder, and the content, of each file."""
     root = _TEMPLATES / template
     for file in sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         relative = file.relative_to(root)
-        # The name of a test is that of a module, and its own: tests of many models run together.
+        # Test modules get unique names, so that the tests of many models can run together.
         file_name = relative.name.replace(_NAME, re.sub(r"\W", "_", name))
         yield (
             Path(*(name if part == _NAME else part for part in relative.parts[:-1]), file_name),
@@ -109,6 +108,6 @@ def _next(path: Path, name: str, template: Template) -> str:
     where = shlex.quote(str(path))
     return f"""
 Serve it:    backline serve {where}
-Ask it:      curl localhost:8000/v2/models/{name}/{template.method} -d {shlex.quote(template.body)}
+Call it:     curl localhost:8000/v2/models/{name}/{template.method} -d {shlex.quote(template.body)}
 Test it:     pytest {where}
-Stop in it:  backline serve {where} --debug {name}"""
+Debug it:    backline serve {where} --debug {name}"""

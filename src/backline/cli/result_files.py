@@ -1,4 +1,4 @@
-"""Answers on the terminal and in files."""
+"""Responses on the terminal and in files."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ SUFFIXES = (".npz", ".npy", ".json")
 
 
 def check_destination(path: Path | None, param_hint: str, *, folders: bool = False) -> None:
-    """Raises BadParameter for a file of no known kind, before anything is run."""
+    """Raises BadParameter for an unknown file type, before anything runs."""
     if path is None or path.suffix in SUFFIXES or (folders and not path.suffix):
         return
     others = " or a folder" if folders else ""
-    raise click.BadParameter(
-        f"'{path}' ends neither with .npz nor with .npy or .json{others}", param_hint=param_hint
-    )
+    raise click.BadParameter(f"'{path}' is not a .npz, .npy or .json file{others}", param_hint=param_hint)
 
 
 def present(results: Sequence[InferResult], destination: Path | None, *, as_json: bool) -> None:
-    """Writes the outputs to `destination`, if there is one, and prints them."""
+    """Saves the outputs to `destination`, if given, and prints them."""
     if destination is not None:
         save_all(destination, results)
     if as_json:
@@ -37,21 +35,21 @@ def present(results: Sequence[InferResult], destination: Path | None, *, as_json
 
 
 def summary(results: Sequence[InferResult], version: str) -> tuple[str, str]:
-    """The version that responded (else `version`), and " with 3 responses" unless there was one."""
-    responses = "" if len(results) == 1 else f" with {len(results)} responses"
+    """The version that ran, and "responded", or "gave 3 responses" for any number but one."""
+    responses = "responded" if len(results) == 1 else f"gave {len(results)} responses"
     return (results[0].model_version if results else version) or "?", responses
 
 
 def save_all(path: Path, results: Sequence[InferResult]) -> None:
-    """Writes the outputs of each response: outputs.npz, outputs-1.npz, ... Raises UsageError as `save`."""
+    """Saves each response: outputs.npz, outputs-1.npz, and so on. Raises UsageError like `save`."""
     for index, result in enumerate(results):
         save(path.with_name(f"{path.stem}-{index}{path.suffix}") if index else path, result)
 
 
 def save(path: Path, result: InferResult) -> None:
-    """Writes outputs: all into .npz or .json, the only one into .npy, each as <name>.npy into a folder.
+    """Saves all outputs to .npz or .json, a single one to .npy, or each as <name>.npy to a folder.
 
-    Raises UsageError where a .npy should hold several.
+    Raises UsageError for several outputs and a .npy file.
     """
     if path.suffix == ".npz":
         np.savez(path, allow_pickle=False, **{name: _storable(array) for name, array in result.items()})
@@ -61,7 +59,8 @@ def save(path: Path, result: InferResult) -> None:
         if len(result) != 1:
             names = ", ".join(result)
             raise click.UsageError(
-                f"the model has {len(result)} outputs ({names}): save them as .npz, or choose one with --output"
+                f"the model has {len(result)} outputs ({names}): save them as .npz, or select one with"
+                " --output"
             )
         np.save(path, _storable(next(iter(result.values()))), allow_pickle=False)
     else:
@@ -71,7 +70,7 @@ def save(path: Path, result: InferResult) -> None:
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    """BYTES as numpy's fixed-width bytes, which need no pickle."""
+    """BYTES become NumPy's fixed-width bytes, which need no pickle."""
     return (
         array.astype("S")
         if array.dtype == object and array.size
@@ -82,13 +81,13 @@ def _storable(array: np.ndarray) -> np.ndarray:
 
 
 def documents(results: Sequence[InferResult]) -> dict[str, Any] | list[dict[str, Any]]:
-    """The responses as JSON; the only one by itself."""
+    """The responses as JSON: a list, or the response itself if there is one."""
     found = [document(result) for result in results]
     return found[0] if len(found) == 1 else found
 
 
 def document(result: InferResult) -> dict[str, Any]:
-    """An answer as JSON."""
+    """A response as JSON."""
     outputs = {
         name: {"shape": list(array.shape), "datatype": str(array.dtype), "data": _plain(array.tolist())}
         for name, array in result.items()
@@ -106,7 +105,7 @@ def _plain(value: Any) -> Any:
 
 
 def show(results: Sequence[InferResult]) -> None:
-    """Prints outputs with their datatypes, shapes and ranges; long ones are cut."""
+    """Prints outputs with datatype, shape and range; long ones are shortened."""
     colour = sys.stdout.isatty()
     for result in results:
         for name, array in result.items():

@@ -1,4 +1,4 @@
-"""`backline run`: a model is loaded, asked once, and gone."""
+"""`backline run`: loads a model, runs it once, and exits."""
 
 from __future__ import annotations
 
@@ -39,38 +39,38 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.argument("model")
 @input_option
-@click.option("--model-version", default="", help="A version; the newest without it.")
+@click.option("--model-version", default="", help="The version; default: the newest.")
 @click.option(
     "--output",
     "-o",
     "destination",
     type=click.Path(path_type=Path),
-    help="Write .npz, .json, .npy for one output, or a folder.",
+    help="Save the outputs as .npz or .json, a single output as .npy, or into a folder.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
 @click.option(
     "--with",
-    "beside",
+    "others",
     multiple=True,
     metavar="NAME",
-    help="A further model of the same repository, which this one calls.",
+    help="Another model of the same repository, for models that call it; repeatable.",
 )
 @click.option(
     "--trust-pickle",
     is_flag=True,
-    help="Load a model that can execute code when it is loaded: a pickle, machine code.",
+    help="Load a model that can execute code when loaded: a pickle, machine code.",
 )
 @click.option(
     "--trust-remote-code",
     is_flag=True,
-    help="Run code (Python, TorchScript, torch.export) of a remote repository.",
+    help="Run code (Python, TorchScript, torch.export) from a remote repository.",
 )
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),
     envvar="BACKLINE_CACHE_DIR",
     show_envvar=True,
-    help="As of `backline serve`.",
+    help="As for `backline serve`.",
 )
 def command(
     model: str,
@@ -78,19 +78,19 @@ def command(
     model_version: str,
     destination: Path | None,
     as_json: bool,
-    beside: tuple[str, ...],
+    others: tuple[str, ...],
     trust_pickle: bool,
     trust_remote_code: bool,
     cache_dir: Path | None,
 ) -> None:
     """Run MODEL once, without a server, and show its outputs.
 
-    MODEL is the folder of a model (also one in a repository: models/add1), a model's file, or a URL as of `backline serve`. A model with
-    many responses shows all of them.
+    MODEL is a model's folder (also inside a repository: models/add1), a model's file, or a URL as for
+    `backline serve`. A decoupled model may give several responses; all of them are shown.
     """
     check_destination(destination, "-o", folders=True)
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    repository, name = find_model(model, whole=bool(beside))
+    repository, name = find_model(model, whole=bool(others))
     with tempfile.TemporaryDirectory(prefix="backline-") as state:
         options = LifecycleOptions(
             mode="explicit",
@@ -100,36 +100,36 @@ def command(
             state_folder=Path(state),
         )
         embedded = Embedded([repository], options)
-        results, loaded, answered = run(_run(embedded, name, beside, model_version, inputs))
+        results, loaded, answered = run(_run(embedded, name, others, model_version, inputs))
     present(results, destination, as_json=as_json)
     version, responses = summary(results, model_version)
     print(
-        f"{name} version {version} was loaded in {loaded:.2f} s"
-        f" and answered{responses} in {answered * 1000:.2f} ms",
+        f"{name} version {version} loaded in {loaded:.2f} s and {responses} in {answered * 1000:.2f} ms",
         file=sys.stderr,
     )
 
 
 def find_model(model: str, *, whole: bool) -> tuple[str, str]:
-    """The repository to open, and the model in it; "" where the repository is the model, whatever it is called.
+    """The repository to open and the model in it, "" if the repository is a single model.
 
-    With `whole`, or for an ensemble, it is the one that the model's folder lies in. Raises BacklineError where there is no such model.
+    With `whole`, and for ensembles, it is the repository around the model's folder, so that other models are
+    found. Raises BacklineError if there is no such model.
     """
     if "://" in model or model.startswith("hf:"):
         return model, ""
     path = Path(model).absolute()
     if not path.exists():
-        raise NotFound(f"there is no '{model}'{_near(path)}")
+        raise NotFound(f"'{model}' does not exist{_near(path)}")
     try:
         found = open_models(path)
-    except InvalidArgument:  # an ensemble may have a configuration and nothing else
+    except InvalidArgument:  # an ensemble may consist of a configuration alone
         if all(one.config.ensemble is None for one in open_models(path.parent) if one.folder == path.name):
             raise
         return str(path.parent), path.name
     names = ", ".join(f"'{Path(model) / one.name}'" for one in found[:8])
     if len(found) != 1:
         raise InvalidArgument(
-            f"'{model}' is a repository, not a model; name one of it: {names or 'it holds none'}"
+            f"'{model}' is a repository, not a model; name one of its models: {names or 'it has none'}"
         )
     (only,) = found
     if only.folder and path.is_dir():
@@ -147,9 +147,9 @@ def _near(path: Path) -> str:
 
 
 async def _run(
-    embedded: Embedded, name: str, beside: Sequence[str], version: str, inputs: Sequence[str]
+    embedded: Embedded, name: str, others: Sequence[str], version: str, inputs: Sequence[str]
 ) -> tuple[list[InferResult], float, float]:
-    """The responses, and the seconds that the load and they took."""
+    """The responses, and the seconds for the load and for the request."""
     client = AsyncClient(_URL, ClientOptions(timeout=inf))
     transport = InprocTransport(client.address, embedded)
     began = perf_counter()
@@ -157,15 +157,15 @@ async def _run(
         await transport.open()
         client = client.through(transport)
         name = name or await _only(client)
-        for each in (*beside, name):
+        for each in (*others, name):
             await client.load(each, version if each == name else None)
         loaded = perf_counter()
         handle = client.model(name, version)
         values = read_inputs(await handle.metadata(), inputs)
         parameters = lone_parameters(await handle.config())
-        asked = perf_counter()
+        sent = perf_counter()
         results = [result async for result in handle.stream(values, parameters=parameters)]
-        return results, loaded - began, perf_counter() - asked
+        return results, loaded - began, perf_counter() - sent
     finally:
         await transport.close()
 
@@ -174,6 +174,7 @@ async def _only(client: AsyncClient) -> str:
     names = sorted({entry.name for entry in await client.models()})
     if len(names) != 1:
         raise InvalidArgument(
-            f"the repository is not one model, it holds {', '.join(names) or 'none'}; add the name of one to the URL"
+            f"the repository is not a single model, it has {', '.join(names) or 'none'};"
+            " add a model's name to the URL"
         )
     return names[0]

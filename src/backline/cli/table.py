@@ -1,4 +1,4 @@
-"""Tables: drawn by rich on a terminal, aligned plain lines elsewhere."""
+"""Tables: drawn by rich on a terminal, aligned plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-#: Colours of words that tell a state.
+#: Colours of states.
 STYLES = {"READY": "green", "UNAVAILABLE": "bold red", "LOADING": "yellow", "UNLOADING": "yellow"}
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Prints rows under columns; those named in `right` are aligned to the right."""
+    """Prints a table; columns named in `right` are right-aligned."""
     if sys.stdout.isatty() and _fits(columns, rows):
         _print_rich(columns, rows, right)
     else:
@@ -22,7 +22,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 def plain_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
 ) -> list[str]:
-    """The lines of a table without drawing."""
+    """The lines of a plain table."""
     cells = [
         list(columns),
         *([" ".join(cell.split()) if "\n" in cell else cell for cell in row] for row in rows),
@@ -39,7 +39,7 @@ def plain_table(
 
 
 def _fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the terminal holds all columns but the last, which may fold; drawn narrower, numbers would be cut."""
+    """Whether all columns fit the terminal; the last may wrap. In a narrower table rich would cut numbers."""
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     return sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 16) <= shutil.get_terminal_size().columns
 

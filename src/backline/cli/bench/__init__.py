@@ -1,4 +1,4 @@
-"""`backline bench`: load on a model of a server, step by step."""
+"""`backline bench`: puts load on a model, step by step, and measures it."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ Examples:
   backline bench add1 -c 1,8,64 --duration 10 --url grpc://localhost:8001
   backline bench basic_pitch --rate 20,40 --arrivals constant
   backline bench silero_vad --input-shape input:1,576 --html report.html
-  backline bench add1 --url inproc:///path/of/repository --json numbers.json
+  backline bench add1 --url inproc:///path/to/repository --json numbers.json
 
-Without --rate each step has that many callers who wait for their answer (closed loop). With --rate requests are sent at that rate, answered
-or not (open loop), and latency counts from the moment a request was due."""
+Each step of --concurrency has that many callers, each waiting for its response (closed loop). With --rate,
+requests are sent at that rate regardless of responses (open loop), and latency counts from when each request
+was due."""
 
 
 class Numbers(click.ParamType):
-    """Numbers with commas between."""
+    """Comma-separated positive numbers."""
 
     name = "numbers"
 
@@ -68,7 +69,7 @@ class Numbers(click.ParamType):
         except ValueError:
             numbers = ()
         if not numbers or min(numbers) <= 0:
-            self.fail(f"{value!r} is not a list of numbers above 0 like 1,2,4", param, ctx)
+            self.fail(f"{value!r} is not a list of positive numbers such as 1,2,4", param, ctx)
         return numbers
 
 
@@ -83,51 +84,51 @@ class Numbers(click.ParamType):
     help="Requests in flight, one step each.",
 )
 @click.option(
-    "--rate", type=Numbers(float), help="Requests a second, one step each, instead of --concurrency."
+    "--rate", type=Numbers(float), help="Requests per second, one step each, instead of --concurrency."
 )
 @click.option(
     "--arrivals",
     type=click.Choice(["poisson", "constant"]),
     default="poisson",
     show_default=True,
-    help="When requests of --rate come.",
+    help="How the requests of --rate are spaced.",
 )
 @click.option(
     "--duration",
     type=click.FloatRange(0, min_open=True),
     default=5.0,
     show_default=True,
-    help="Seconds of each step.",
+    help="Seconds per step.",
 )
 @click.option(
     "--warm-up",
     type=click.FloatRange(0),
     default=0.5,
     show_default=True,
-    help="Seconds before each step that do not count.",
+    help="Seconds of load before each step that are not measured.",
 )
 @click.option(
     "--input-shape",
     multiple=True,
     metavar="NAME:DIMS",
-    help="The shape of an input, like audio:1,16000; random values.",
+    help="The shape of an input, such as audio:1,16000, for random values; repeatable.",
 )
 @click.option(
     "--data",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=".npz or .json file with the inputs by name.",
+    help="A .npz or .json file with the inputs by name.",
 )
-@click.option("--model-version", default="", help="A version; the server chooses without it.")
+@click.option("--model-version", default="", help="The version; default: the server's choice.")
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all numbers as JSON."
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all results as JSON."
 )
 @click.option(
     "--html",
     "html_path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page with picture and table.",
+    help="Write a page with plot and table.",
 )
-@click.option("--png", "png_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the picture.")
+@click.option("--png", "png_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot.")
 @connection_options
 def command(
     url: str,
@@ -145,7 +146,7 @@ def command(
     html_path: Path | None,
     png_path: Path | None,
 ) -> None:
-    """Measure how fast a server answers for MODEL: throughput and latency percentiles over concurrency or rate."""
+    """Measure throughput and latency percentiles of MODEL on a server, by concurrency or by request rate."""
     if html_path is not None or png_path is not None:
         require_matplotlib()
     for path in (json_path, html_path, png_path):
@@ -165,7 +166,7 @@ def command(
 
 
 class _Plan:
-    """The steps to take."""
+    """The steps to measure."""
 
     def __init__(
         self,
@@ -198,7 +199,7 @@ async def _measure(
             raise nearest_model(plan.model, await client.models(), error) from None
         tensors = _tensors(metadata, shapes, data)
         call = InferCall(plan.model, tensors, plan.version, timeout=options.timeout)
-        await transport.infer(call)  # fails here, with its full text, rather than a thousand times
+        await transport.infer(call)  # an error shows here once, not a thousand times
         inputs = ", ".join(f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in tensors)
         server = await transport.server_metadata(options.timeout)
         print(f"{plan.model} at {client.address.url} ({server.name} {server.version}): {inputs}", flush=True)
@@ -227,7 +228,7 @@ async def _step(
 
 
 async def _statistics(transport: Transport, plan: _Plan, timeout: float) -> list[dict[str, Any]]:
-    """The counters, where the server has that extension."""
+    """The model's counters; empty if the server lacks this extension."""
     try:
         return await transport.statistics(plan.model, plan.version, timeout)
     except BacklineError:
@@ -250,9 +251,10 @@ def _tensors(metadata: ModelMetadata, shapes: Sequence[str], data: Path | None) 
             tensors.append(to_tensor(metadata.name, spec, given[spec.name]))
             continue
         if spec.name not in chosen and -1 in spec.shape[1:]:
+            dims = ",".join(str(1 if dim < 0 else dim) for dim in spec.shape)
             raise InvalidArgument(
-                f"input '{spec.name}' of model '{metadata.name}' has shape {list(spec.shape)}, where not only the first dimension varies:"
-                f" pass --input-shape {spec.name}:{','.join(str(1 if dim < 0 else dim) for dim in spec.shape)}, or --data"
+                f"input '{spec.name}' of model '{metadata.name}' has shape {list(spec.shape)}, with a"
+                f" variable dimension after the first: pass --input-shape {spec.name}:{dims}, or --data"
             )
         shape = chosen.get(spec.name, tuple(1 if dim < 0 else dim for dim in spec.shape))
         values = generate(spec, "random", shape)
@@ -273,6 +275,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise InvalidArgument(f"cannot read the inputs in '{path}': {error}") from None
     if not isinstance(found, dict):
         raise InvalidArgument(
-            f"'{path}' holds no inputs by name: expected a .npz file, or JSON like {{\"INPUT0\": [[1, 2]]}}"
+            f"'{path}' has no inputs by name: expected a .npz file, or JSON such as {{\"INPUT0\": [[1, 2]]}}"
         )
     return found

@@ -1,4 +1,4 @@
-"""Load on a model: requests from a fixed number of callers, or at a rate that does not wait for answers."""
+"""Generates load, from a fixed number of callers or at a fixed rate, and summarises each step."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ Send = Callable[[], Awaitable[None]]
 Arrivals = Literal["poisson", "constant"]
 
 SECOND = 1_000_000_000
-#: The loop's timers count milliseconds; the rest before a due time is spent looking at the clock.
+#: The loop's timers are accurate to a millisecond; before a due time, the rest is spent polling the clock.
 SPIN_NS = 1_200_000
-#: Requests of an open loop that may wait at once; a server that is this far behind does not keep up.
+#: Requests that an open loop may have outstanding; beyond it the server does not keep up, and the step ends.
 MAX_BEHIND = 20_000
 
 
 @dataclass
 class LoadResult:
-    """What one step of load measured. Times in nanoseconds; latencies are those of answered requests only.
+    """Measurements of one step. Times are in nanoseconds; latencies are of successful requests only.
 
-    `seconds` lasts until the last answer. `lateness` is by how much an open loop sent a request later than planned, a part of its latency.
+    `seconds` lasts until the last response. `lateness` is how much later than planned an open loop sent each
+    request, which is part of its latency.
     """
 
     seconds: float = 0.0
@@ -37,7 +38,7 @@ class LoadResult:
     lateness: array[int] = field(default_factory=lambda: array("q"))
     errors: Counter[str] = field(default_factory=Counter)
     last_error: BacklineError | None = None
-    #: The share of one core that this program used: near 1 the generator may be what limits.
+    #: The share of one core that this program used; near 1, the generator may be the bottleneck.
     generator_cpu: float = 0.0
     fell_behind: bool = False
 
@@ -47,7 +48,7 @@ class LoadResult:
 
 
 async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResult:
-    """`concurrency` callers, each of which sends the next request when the last is answered."""
+    """`concurrency` callers, each sending its next request when the last one is done."""
     load = LoadResult()
     began, cpu = perf_counter_ns(), process_time_ns()
     end = began + int(seconds * SECOND)
@@ -60,7 +61,7 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResul
                 await send()
             except BacklineError as error:
                 load.fail(error)
-                await asyncio.sleep(0.001)  # a refusing server is not hammered
+                await asyncio.sleep(0.001)  # do not hammer a server that refuses
                 now = perf_counter_ns()
             else:
                 done = perf_counter_ns()
@@ -72,9 +73,10 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResul
 
 
 async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals) -> LoadResult:
-    """Requests at `rate` a second whether answers come or not.
+    """Sends `rate` requests per second, regardless of responses.
 
-    Latency counts from the moment a request was to be sent, so that a server that stalls is charged for those it kept waiting.
+    Latency counts from when a request was due, so that a stall of the server counts for every request it
+    delayed.
     """
     load = LoadResult()
     tasks: set[asyncio.Task[None]] = set()
@@ -103,7 +105,7 @@ async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals)
 
 
 def _plan(rate: float, seconds: float, arrivals: Arrivals) -> Iterator[int]:
-    """When requests are sent, in nanoseconds from the beginning; the same every time."""
+    """Yields when to send requests, in nanoseconds from the start; reproducible."""
     chance = random.Random(0)
     moment = 0.0
     while moment < seconds:
@@ -116,8 +118,8 @@ async def _until(due: int) -> None:
     if left > SPIN_NS:
         await asyncio.sleep((left - SPIN_NS) / SECOND)
     elif left <= 0:
-        await asyncio.sleep(0)  # late already, but answers must be read too
-    while perf_counter_ns() < due:  # noqa: ASYNC110 - no event tells the time
+        await asyncio.sleep(0)  # already late, but responses must be read too
+    while perf_counter_ns() < due:  # noqa: ASYNC110 - polls the clock
         await asyncio.sleep(0)
 
 
@@ -133,8 +135,10 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 @dataclass(frozen=True, slots=True)
 class ServerShare:
-    """Means of what the server says it spent on a request, in microseconds; `batch` is the mean number of items in a run, 0 where none was
-    needed, as the response cache had the answers; `cached` says how many it had.
+    """Mean times per request as the server counted them, in microseconds.
+
+    `batch` is the mean number of items per run, 0 without any run; `cached` counts responses from the
+    response cache.
     """
 
     queue_us: float
@@ -144,7 +148,7 @@ class ServerShare:
 
     @classmethod
     def between(cls, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> ServerShare | None:
-        """The share of the requests between two readings of the statistics, None when it counted none."""
+        """The difference of two readings of the statistics; None if there were no requests between them."""
 
         def total(entries: Sequence[dict[str, Any]], *path: str) -> int:
             values = []
@@ -175,7 +179,10 @@ class ServerShare:
 
 @dataclass(frozen=True, slots=True)
 class BenchStep:
-    """One concurrency or one rate. `percentiles_us` maps "p50", "p90", "p99" and "p99.9" to microseconds; None without an answer."""
+    """Results at one concurrency or rate.
+
+    `percentiles_us` maps "p50", "p90", "p99" and "p99.9" to microseconds, None without a successful request.
+    """
 
     concurrency: int | None
     rate: float | None
@@ -227,5 +234,5 @@ class BenchStep:
         return str(self.concurrency) if self.concurrency is not None else f"{self.rate:g}"
 
     def document(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """The step as JSON."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""A benchmark for people: the table, bars on a terminal, JSON, and a picture by matplotlib."""
+"""The results of a benchmark: table, bars on a terminal, JSON, and a plot by matplotlib."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from backline.cli.bench.load_generator import BenchStep
 from backline.cli.table import print_table
 from backline.engine.errors import InvalidArgument
 
-_UNITS = "Latencies in ms from the client; queue and compute are means in ms from the server."
+_UNITS = "Latencies in ms as the client measured them; queue and compute are means in ms from the server."
 BUSY_GENERATOR = 0.9
 LATE_US = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """The steps of a benchmark and what they were measured on."""
+    """The steps of a benchmark, and what was measured."""
 
     model: str
     url: str
@@ -41,10 +41,10 @@ class BenchReport:
         return "concurrency" if self.steps[0].concurrency is not None else "rate"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and rows; times in milliseconds, queue and compute as the server counted them."""
+        """Columns and rows. Times are in milliseconds; queue and compute are the server's."""
         columns = [
             "in flight" if self.kind == "concurrency" else self.kind,
-            "answers/s",
+            "requests/s",
             "p50",
             "p90",
             "p99",
@@ -74,45 +74,56 @@ class BenchReport:
         ]
 
     def notes(self) -> list[str]:
-        """What a reader of the numbers must know."""
+        """Caveats about the numbers."""
         notes = []
         embedded = self.url.startswith("inproc:")
         busy = [step.label for step in self.steps if step.generator_cpu > BUSY_GENERATOR]
         if busy and not embedded and self.kind == "concurrency":
             notes.append(
-                f"The load generator used its whole core at {self.kind} {', '.join(busy)}: the server may be faster than this."
+                f"At {self.kind} {', '.join(busy)} the load generator used a full core: the server may be"
+                " faster."
             )
         late = [
             step.label for step in self.steps if step.late_p99_us is not None and step.late_p99_us > LATE_US
         ]
         if late:
             notes.append(
-                f"At rate {', '.join(late)} requests were sent more than 1 ms late (p99); latencies count from when they were due."
+                f"At rate {', '.join(late)} requests were sent more than 1 ms late (p99);"
+                " latencies count from when they were due."
             )
-        behind = [step.label for step in self.steps if step.fell_behind]
-        if behind:
+        slow = [step.label for step in self.steps if step.fell_behind]
+        if slow:
             notes.append(
-                f"At rate {', '.join(behind)} the server does not keep up: too many requests waited, and the step ended early."
+                f"At rate {', '.join(slow)} the server did not keep up: too many requests were waiting,"
+                " so the step ended early."
             )
         cached = [step.label for step in self.steps if step.server is not None and step.server.cached]
         if cached:
             notes.append(
-                f"At {self.kind} {', '.join(cached)} answers came from the response cache: ask a server without --cache-config how fast the"
-                " model is."
+                f"At {self.kind} {', '.join(cached)} responses came from the response cache:"
+                " to measure the model, use a server without --cache-config."
             )
         if embedded:
-            notes.append("Models and load generator share one program and its cores.")
+            notes.append("The models and the load generator share one process and its cores.")
         return notes
 
     def document(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """The report as JSON."""
         return {
             "model": self.model,
             "url": self.url,
             "server": self.server,
             "inputs": self.inputs,
-            "client": f"backline {backline.__version__}, Python {platform.python_version()}, numpy {np.__version__}",
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+            "client": ", ".join(
+                (
+                    f"backline {backline.__version__}",
+                    f"Python {platform.python_version()}",
+                    f"numpy {np.__version__}",
+                )
+            ),
+            "machine": ", ".join(
+                (platform.machine(), f"{os.cpu_count()} cores", f"{platform.system()} {platform.release()}")
+            ),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "notes": self.notes(),
             "steps": [step.document() for step in self.steps],
@@ -120,7 +131,7 @@ class BenchReport:
 
 
 def print_bench(report: BenchReport) -> None:
-    """The table and its notes; on a terminal the bars too."""
+    """Prints the table and its notes, and bars on a terminal."""
     columns, rows = report.table()
     print(_UNITS)
     print_table(columns, rows, right=columns[:-1])
@@ -138,7 +149,7 @@ def _print_bars(report: BenchReport) -> None:
     grid = Table.grid(padding=(0, 1))
     fastest = max(step.throughput for step in report.steps) or 1.0
     slowest = max(step.percentiles_us["p99"] or 0.0 for step in report.steps) or 1.0
-    grid.add_row(report.kind, "answers/s", "", "p99 ms", "")
+    grid.add_row(report.kind, "requests/s", "", "p99 ms", "")
     for step in report.steps:
         p99 = step.percentiles_us["p99"] or 0.0
         bars = (
@@ -155,11 +166,11 @@ def write_json(report: BenchReport, path: Path) -> None:
 
 
 def require_matplotlib() -> None:
-    """Raises InvalidArgument that names the extra where matplotlib is missing: before the load, not after."""
+    """Raises InvalidArgument, which names the extra, if matplotlib is missing."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise InvalidArgument(f"pictures need matplotlib: pip install 'backline[plot]' ({error})") from None
+        raise InvalidArgument(f"plots need matplotlib: pip install 'backline[plot]' ({error})") from None
 
 
 def write_png(report: BenchReport, path: Path) -> None:
@@ -167,7 +178,7 @@ def write_png(report: BenchReport, path: Path) -> None:
 
 
 def write_html(report: BenchReport, path: Path) -> None:
-    """One page without any other file: the picture, the table and the notes."""
+    """A self-contained page with plot, table and notes."""
     drawing = io.StringIO()
     _figure(report).savefig(drawing, format="svg")
     svg = drawing.getvalue()
@@ -184,20 +195,23 @@ def write_html(report: BenchReport, path: Path) -> None:
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in report.notes())
     title = html.escape(f"{report.model} at {report.url}")
     path.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_CSS}</style><h1>{title}</h1>"
-        f"{svg[svg.index('<svg') :]}<p>{_UNITS}</p><table><tr>{head}</tr>{body}</table>{notes}<dl>{lines}</dl></html>\n"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_CSS}</style>"
+        f"<h1>{title}</h1>{svg[svg.index('<svg') :]}<p>{_UNITS}</p>"
+        f"<table><tr>{head}</tr>{body}</table>{notes}<dl>{lines}</dl></html>\n"
     )
 
 
 _CSS = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}svg{width:100%;height:auto}"
-    "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}th,td{padding:.25rem .7rem;text-align:right;"
-    "border-bottom:1px solid #ddd}dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;color:#555}dd{margin:0}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "svg{width:100%;height:auto}"
+    "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}"
+    "th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}"
+    "dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;color:#555}dd{margin:0}"
 )
 
 
 def _figure(report: BenchReport) -> Any:
-    """Throughput and latency percentiles over the steps."""
+    """Plots throughput and latency percentiles by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -205,7 +219,7 @@ def _figure(report: BenchReport) -> Any:
     positions = range(len(report.steps))
     labels = [step.label for step in report.steps]
     left.plot(positions, [step.throughput for step in report.steps], "o-", color="#2a7f62")
-    left.set_ylabel("answers a second")
+    left.set_ylabel("requests per second")
     left.set_ylim(bottom=0)
     for name in report.steps[0].percentiles_us:
         measured = [step.percentiles_us[name] for step in report.steps]
@@ -216,7 +230,7 @@ def _figure(report: BenchReport) -> Any:
     right.legend()
     for axes in (left, right):
         axes.set_xticks(list(positions), labels)
-        axes.set_xlabel("requests in flight" if report.kind == "concurrency" else "requests a second")
+        axes.set_xlabel("requests in flight" if report.kind == "concurrency" else "requests per second sent")
         axes.grid(alpha=0.3)
     figure.suptitle(f"{report.model}, {report.server}")
     return figure

@@ -1,4 +1,4 @@
-"""`backline models`: what a server has, and changes of it. One module for the commands of one kind."""
+"""`backline models`: shows and changes the models on a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Examples:
 
 @click.group(cls=CommandGroup, epilog=_EPILOG)
 def command() -> None:
-    """Show, load, unload and label the models of a server."""
+    """Show, load, unload and label the models on a server."""
 
 
 for subcommand in (

@@ -1,4 +1,4 @@
-"""Lines of a server's list of models, for people and as JSON, and hints for names that are not in it."""
+"""Entries of a server's model list as text and JSON, and hints for unknown names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backline.engine.control import STABLE
 
 
 def document(entry: ModelIndex) -> dict[str, Any]:
-    """An entry as JSON: all its fields, without `progress` where nothing is under way."""
+    """An entry as JSON, without `progress` unless a load is in progress."""
     plain = asdict(entry)
     if plain["progress"] is None:
         del plain["progress"]
@@ -22,7 +22,9 @@ def document(entry: ModelIndex) -> dict[str, Any]:
 
 
 def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
-    """The labels of a version; "(default)" where it answers requests without a version and others could."""
+    """The labels of a version, and "(default)" if it is the one of several that serves requests without a
+    version.
+    """
     others = any(other.ready for other in index if other.name == entry.name and other is not entry)
     return (
         ", ".join(
@@ -40,14 +42,14 @@ def memory_text(entry: ModelIndex) -> str:
 
 
 def reason_text(entry: ModelIndex) -> str:
-    """Why a version is in its state, or how far its load is."""
+    """The progress of a load, else the reason for the state."""
     return progress_text(entry.progress) if entry.progress is not None else entry.reason
 
 
 def progress_text(progress: Progress) -> str:
     """ "fetch, 12 MiB of 90 MiB, 3 s"."""
     parts = [progress.phase]
-    if progress.bytes_done < progress.bytes_total:  # all the bytes there say nothing any more
+    if progress.bytes_done < progress.bytes_total:  # not once everything is fetched
         parts.append(f"{format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}")
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 
@@ -55,7 +57,7 @@ def progress_text(progress: Progress) -> str:
 def explain(
     error: BacklineError, index: Sequence[ModelIndex], model: str, version: str = ""
 ) -> BacklineError:
-    """The error with the nearest model, version or label that the server has, where it is one about a name."""
+    """For an error about an unknown name, adds the nearest model, version or label."""
     if not isinstance(error, (NotFound, InvalidArgument)) or "Did you mean" in error.message:
         return error
     models = sorted({entry.name for entry in index})
@@ -72,7 +74,7 @@ def explain(
     near = get_close_matches(name, known, 1)
     if near:
         hint = f"Did you mean '{near[0]}'?"
-    elif "there are" in error.message or "there is" in error.message:  # the server has listed them itself
+    elif "there are" in error.message or "there is" in error.message:  # the server already lists them
         return error
     else:
         hint = f"{has} {', '.join(known) or 'none'}."

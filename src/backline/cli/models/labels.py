@@ -1,4 +1,4 @@
-"""`backline models label`, `promote` and `rollback`."""
+"""`backline models label`, `promote`, `rollback` and `history`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _LABEL_EPILOG = """\b
 Examples:
   backline models label basic_pitch                     show the labels
   backline models label basic_pitch canary 4            point canary to version 4
-  backline models label basic_pitch canary 5 --expect 4 only if it points to 4 now
+  backline models label basic_pitch canary 5 --expect 4 only if it points to version 4
   backline models label basic_pitch canary --remove"""
 
 expect_option = click.option(
     "--expect",
     metavar="VERSION",
-    help="Change nothing unless the label points to this version now; '' for none yet.",
+    help="Do nothing unless the label points to this version; '' means it must not exist.",
 )
 
 _PROMOTE_EPILOG = """\b
@@ -63,10 +63,10 @@ def label_model(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Show the labels of a model, or point one to a version, which is loaded first if need be."""
+    """Show the labels of a model, or point one to a version, which is loaded first if necessary."""
     if label is None:
         if remove:
-            raise click.UsageError("--remove needs the LABEL to remove")
+            raise click.UsageError("--remove needs a LABEL")
         _show_labels(url, options, name, as_json)
         return
     if remove == (version is not None):
@@ -91,7 +91,7 @@ def label_model(
 def promote_version(
     url: str, options: ClientOptions, name: str, version: str, expect: str | None, wait: float, as_json: bool
 ) -> None:
-    """Make VERSION the one that requests without a version get, by the label "stable"."""
+    """Point the label "stable" to VERSION, which then serves requests without a version."""
 
     async def promote(client: AsyncClient) -> Change:
         return await client.promote(name, version, expected=expect, timeout=wait)
@@ -102,12 +102,12 @@ def promote_version(
 
 @click.command("rollback", epilog=_ROLLBACK_EPILOG)
 @click.argument("name")
-@click.option("--label", default=STABLE, show_default=True, help="The label to point back.")
+@click.option("--label", default=STABLE, show_default=True, help="The label to move back.")
 @wait_option
 @json_option
 @connection_options
 def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: float, as_json: bool) -> None:
-    """Point a label back to the version that it pointed to before."""
+    """Move a label back to its previous version."""
 
     async def rollback(client: AsyncClient) -> Change:
         return await client.rollback(name, label, timeout=wait)
@@ -117,7 +117,7 @@ def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: flo
 
 
 def move_text(change: Change) -> str:
-    """ "3 -> 4"; "(none)" where a label is new or gone."""
+    """ "3 -> 4"; "(none)" for a new or removed label."""
     return f"{change.before or '(none)'} -> {change.version or '(none)'}"
 
 
@@ -160,7 +160,7 @@ Examples:
     type=click.IntRange(1, 10_000),
     default=20,
     show_default=True,
-    help="How many changes, the latest first.",
+    help="Number of changes, latest first.",
 )
 @json_option
 @connection_options
@@ -171,11 +171,11 @@ def show_history(url: str, options: ClientOptions, name: str, limit: int, as_jso
         if name and not changes:
             index = client.models()
             if all(entry.name != name for entry in index):
-                raise explain(NotFound(f"nothing is known of a model '{name}'"), index, name)
+                raise explain(NotFound(f"there is no model '{name}', and no change to it"), index, name)
     if as_json:
         print(json.dumps([asdict(change) for change in changes]))
     elif not changes:
-        print(f"nothing was changed{f' on {name}' if name else ''} yet")
+        print(f"no changes{f' to {name}' if name else ''} yet")
     else:
         print_table(
             ("time", "action", "model", "version", "label", "who", "detail"),

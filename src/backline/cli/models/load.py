@@ -21,7 +21,7 @@ wait_option = click.option(
     type=click.FloatRange(0, min_open=True),
     default=3600.0,
     show_default=True,
-    help="Seconds to wait for the end of a load. It goes on after.",
+    help="Seconds to wait for a load, which continues after that.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -43,17 +43,17 @@ Examples:
 @click.option(
     "--model-version",
     default="",
-    help="One version, beside those that are served; without it what the model's policy selects.",
+    help="A version to load in addition to those served; default: what the model's policy selects.",
 )
 @click.option(
-    "--config", metavar="JSON", help="A configuration in place of the repository's: JSON, or @FILE."
+    "--config", metavar="JSON", help="A configuration to use instead of the repository's: JSON, or @FILE."
 )
 @click.option(
     "--file",
     "files",
     multiple=True,
     metavar="PATH=FILE",
-    help="A file in place of the repository's; needs --config.",
+    help="A file to use instead of the repository's; needs --config; repeatable.",
 )
 @wait_option
 @json_option
@@ -68,9 +68,9 @@ def load_model(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Load a model, or load it again where it has changed: new before old."""
+    """Load a model, or reload what has changed: the new version is loaded before the old one is dropped."""
     if files and config is None:
-        raise click.UsageError("--file needs --config too: '{}' where the files say it all")
+        raise click.UsageError("--file needs --config; use '{}' if the files need no configuration")
     text, contents = None if config is None else _config(config), dict(map(_file, files))
 
     async def load(client: AsyncClient) -> None:
@@ -82,14 +82,14 @@ def load_model(
 
 @click.command("unload", epilog=_UNLOAD_EPILOG)
 @click.argument("name")
-@click.option("--model-version", default="", help="One version; without it all.")
-@click.option("--dependents", is_flag=True, help="Unload the models that need it too.")
+@click.option("--model-version", default="", help="The version; default: all.")
+@click.option("--dependents", is_flag=True, help="Also unload the models that need it.")
 @json_option
 @connection_options
 def unload_model(
     url: str, options: ClientOptions, name: str, model_version: str, dependents: bool, as_json: bool
 ) -> None:
-    """Take a model, or one version of it, out of service; what is in flight is finished."""
+    """Unload a model or one version of it, after finishing its requests in flight."""
 
     async def unload(client: AsyncClient) -> None:
         await client.unload(name, model_version, dependents=dependents)
@@ -100,13 +100,14 @@ def unload_model(
 
 @click.command(
     "refresh",
-    epilog="\b\nExamples:\n  backline models refresh\n  backline models refresh --json --url http://server:8000",
+    epilog="\b\nExamples:\n  backline models refresh\n"
+    "  backline models refresh --json --url http://server:8000",
 )
 @wait_option
 @json_option
 @connection_options
 def refresh_models(url: str, options: ClientOptions, wait: float, as_json: bool) -> None:
-    """Make the server look at its repositories now, and load what is new."""
+    """Make the server scan its repositories now and load what is new."""
 
     async def refresh(client: AsyncClient) -> None:
         await client.refresh(timeout=wait)
@@ -119,7 +120,7 @@ def _print_versions(entries: Sequence[ModelIndex], as_json: bool) -> None:
     if as_json:
         print(json.dumps([document(entry) for entry in entries]))
     elif not entries:
-        print("no versions are left")
+        print("no versions left")
     else:
         rows = [
             (
@@ -152,7 +153,8 @@ def _file(text: str) -> tuple[str, bytes]:
     path, equals, local = text.partition("=")
     if not equals:
         raise click.BadParameter(
-            f"'{text}' is not PATH=FILE, for example 1/model.onnx=build/model.onnx", param_hint="--file"
+            f"'{text}' is not of the form PATH=FILE, for example 1/model.onnx=build/model.onnx",
+            param_hint="--file",
         )
     return path, _read(Path(local), "--file")
 

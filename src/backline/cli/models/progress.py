@@ -1,4 +1,4 @@
-"""A change of a server's models, and how far it is while it runs: drawn on a terminal, plain lines elsewhere."""
+"""Runs a change on a server and shows its progress: bars on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
 from backline.engine.errors import BacklineError
 
-#: Between two looks at the list of models, in seconds: short at first, as many loads are.
+#: Seconds between requests for the progress: the first is early, as many loads are short.
 FIRST_POLL, POLL = 0.05, 0.25
 Result = TypeVar("Result")
 
 
 class Display(Protocol):
-    """Shows the loads that are under way."""
+    """Shows loads in progress."""
 
     def update(self, loading: Sequence[ModelIndex]) -> None: ...
 
@@ -36,9 +36,10 @@ def run_change(
     version: str = "",
     quiet: bool = False,
 ) -> tuple[Result, list[ModelIndex]]:
-    """Runs a change to its end. Returns its result, and the entries of `model` (of all without one) in the list after it.
+    """Runs a change to completion; returns its result and the list entries of `model` (or all) after it.
 
-    While it runs, the loads of the model are shown on stderr, unless `quiet`. An error about a name gets the nearest known one.
+    Meanwhile the model's loads are shown on stderr, unless `quiet`. Errors about unknown names suggest the
+    nearest.
     """
     return run(_run_change(url, options, change, model, version, None if quiet else _display()))
 
@@ -52,7 +53,7 @@ async def _run_change(
     display: Display | None,
 ) -> tuple[Result, list[ModelIndex]]:
     async with AsyncClient(url, options) as client:
-        await client.transport()  # an inproc:// URL loads its models now
+        await client.transport()  # for an inproc:// URL, this loads the models
         try:
             result = await _shown(client, change(client), model, display)
         except BacklineError as error:
@@ -62,7 +63,9 @@ async def _run_change(
                 raise error from None
             raise explain(error, index, model, version) from None
         except asyncio.CancelledError:
-            print(f"\nThe change goes on in {url}: backline models list tells how far it is", file=sys.stderr)
+            print(
+                f"\nThe change continues on {url}: backline models list shows its progress", file=sys.stderr
+            )
             raise
         finally:
             if display is not None:
@@ -80,7 +83,7 @@ async def _shown(
             pause = POLL
             try:
                 index = await client.models()
-            except BacklineError:  # it is only shown: what counts is the change's own end
+            except BacklineError:  # only the display is affected; the change goes on
                 continue
             display.update(
                 [entry for entry in index if entry.progress is not None and model in ("", entry.name)]
@@ -95,26 +98,26 @@ def _display() -> Display:
 
 
 class Lines:
-    """A line for each phase of a load, and for each tenth of what is fetched."""
+    """Prints a line per phase of a load, and per tenth of a download."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, str], tuple[str, int]] = {}
+        self._shown: dict[tuple[str, str], tuple[str, int]] = {}
 
     def update(self, loading: Sequence[ModelIndex]) -> None:
         for entry in loading:
             progress = entry.progress
             assert progress is not None
             tenth = 10 * progress.bytes_done // progress.bytes_total if progress.bytes_total else 0
-            if self._told.get((entry.name, entry.version)) != (progress.phase, tenth):
-                self._told[entry.name, entry.version] = (progress.phase, tenth)
+            if self._shown.get((entry.name, entry.version)) != (progress.phase, tenth):
+                self._shown[entry.name, entry.version] = (progress.phase, tenth)
                 print(f"{entry.name} {entry.version}: {progress_text(progress)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Nothing is left to do: lines stay."""
+        """Does nothing: the lines stay."""
 
 
 class Bars:
-    """A bar for the phase of each version that loads; gone when all have ended."""
+    """Draws a bar per loading version and phase; removed at the end."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -138,7 +141,7 @@ class Bars:
             total = progress.bytes_total if progress.bytes_done < progress.bytes_total else None
             key = (entry.name, entry.version, progress.phase, total)
             seen.add(key)
-            # Without a total the bar pulses: there is nothing to fetch any more, or it is not known how much.
+            # Without a total the bar pulses: everything is fetched, or the size is unknown.
             if key not in self._tasks:
                 self._tasks[key] = self.progress.add_task(
                     f"{entry.name} {entry.version}: {progress.phase}", total=None

@@ -1,4 +1,4 @@
-"""`backline models record`: the next requests of a model, kept for its warm-up."""
+"""`backline models record`: records a model's next requests for its warm-up."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ _POLL_SECONDS = 0.25
 
 @click.command(
     "record",
-    epilog="\b\nExamples:\n  backline models record add1 --count 8\n  backline models record add1 --wait 30 --json --url http://server:8000",
+    epilog="\b\nExamples:\n  backline models record add1 --count 8\n"
+    "  backline models record add1 --wait 30 --json --url http://server:8000",
 )
 @click.argument("name")
 @click.option(
     "--count", type=click.IntRange(1, 1000), default=8, show_default=True, help="Requests to record."
 )
-@click.option("--model-version", default="", help="A version; the one served without it.")
+@click.option(
+    "--model-version",
+    default="",
+    help="The version; default: the one that serves requests without a version.",
+)
 @click.option(
     "--max-bytes",
     type=click.IntRange(1),
     default=64 << 20,
     show_default=True,
-    help="Bytes of all their inputs, at most.",
+    help="Limit on the inputs of all recorded requests, in bytes.",
 )
 @click.option(
     "--wait",
@@ -55,8 +60,8 @@ def record_requests(
 ) -> None:
     """Record the next requests that a model answers, to warm it up at its next load.
 
-    The inputs of live requests are written to the server's state folder, in the place of those recorded before. When fewer requests come
-    while this waits, or on Ctrl-C, those that came are kept.
+    The inputs of live requests go to the server's state folder and replace the previous recording. If fewer
+    requests arrive in time, or on Ctrl-C, the recording keeps what it has.
     """
     recording = ServerRecording(url, options, name, model_version)
     state = asyncio.run(recording.run({"count": count, "max_bytes": max_bytes}, wait))
@@ -75,13 +80,14 @@ def _print(state: dict[str, Any]) -> None:
         print(f"{name}: {state['reason']}")
     else:
         print(
-            f"{name}: {state['recorded']} of {state['count']} requests recorded, {state['bytes']} bytes of inputs{why}"
+            f"{name}: recorded {state['recorded']} of {state['count']} requests,"
+            f" {state['bytes']} bytes of inputs{why}"
         )
-        print(f"{state['file']} warms the model up at its next load")
+        print(f"the next load of the model warms it up with {state['file']}")
 
 
 class ServerRecording:
-    """One recording on a server, asked for over HTTP."""
+    """A recording on a server, controlled over HTTP."""
 
     def __init__(self, url: str, options: ClientOptions, name: str, version: str) -> None:
         self._url = url
@@ -89,15 +95,15 @@ class ServerRecording:
         self._path = f"/v2/models/{quote(name, safe='')}"
         self._version = f"/versions/{quote(version, safe='')}" if version else ""
 
-    async def run(self, asked: dict[str, int], wait: float) -> dict[str, Any]:
-        """The state of the recording when it has ended."""
+    async def run(self, limits: dict[str, int], wait: float) -> dict[str, Any]:
+        """Records until done, or for `wait` seconds; returns the final state."""
         async with AsyncClient(self._url, self._options) as client:
             transport = await client.transport()
             if not isinstance(transport, HttpTransport):
                 raise click.UsageError(
-                    f"requests are recorded by a server that is asked over HTTP, not {self._url}: use --url http://..."
+                    f"recording needs HTTP, and the URL is {self._url}: use --url http://..."
                 )
-            state = await self._ask(transport, b"POST", self._version, msgspec.json.encode(asked))
+            state = await self._ask(transport, b"POST", self._version, msgspec.json.encode(limits))
             try:
                 async with asyncio.timeout(wait):
                     while state["state"] in ("recording", "writing"):

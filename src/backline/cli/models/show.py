@@ -1,4 +1,4 @@
-"""`backline models show`."""
+"""`backline models list` and `show`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from backline.engine.signature import TensorSpec
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
 def list_models(url: str, options: ClientOptions, as_json: bool) -> None:
-    """List all models and versions: states, labels, memory, and how far loads are."""
+    """List all models and versions with state, labels, memory and the progress of loads."""
     with Client(url, options) as client:
         index = client.models()
         try:
             counts = {(entry["name"], str(entry["version"])): entry for entry in client.statistics()}
-        except BacklineError:  # an extension that not every server has
+        except BacklineError:  # not every server has this extension
             counts = {}
     if as_json:
         print(json.dumps([document(entry) for entry in index]))
@@ -61,7 +61,7 @@ def list_models(url: str, options: ClientOptions, as_json: bool) -> None:
     )
 
 
-_CALL_COUNTS = ("answered", "failed", "cancelled", "mean us")
+_CALL_COUNTS = ("succeeded", "failed", "cancelled", "mean us")
 
 
 @click.command(
@@ -69,7 +69,11 @@ _CALL_COUNTS = ("answered", "failed", "cancelled", "mean us")
     epilog="\b\nExamples:\n  backline models show add1\n  backline models show add1 --model-version 2 --json",
 )
 @click.argument("name")
-@click.option("--model-version", default="", help="A version; the one served without it.")
+@click.option(
+    "--model-version",
+    default="",
+    help="The version; default: the one that serves requests without a version.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
 def show_model(url: str, options: ClientOptions, name: str, model_version: str, as_json: bool) -> None:
@@ -95,14 +99,14 @@ def show_model(url: str, options: ClientOptions, name: str, model_version: str, 
 
 
 def _give_reason(client: Client, name: str, error: BacklineError) -> None:
-    """Adds the reason that the index gives for a model that is not ready."""
+    """Adds the reason why a model is not ready, from the server's list."""
     for entry in client.models():
         if entry.name == name and entry.reason and entry.reason not in error.message:
             error.message = f"{error.message} ({entry.state}: {entry.reason})"
 
 
 def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Configuration and counters, extensions that not every server has."""
+    """Configuration and counters, which not every server has."""
     try:
         return model.config(), model.statistics()
     except BacklineError:
@@ -143,8 +147,8 @@ def _show(
             ("device", ", ".join(dict.fromkeys(name for group in groups for name in _devices(group))) or "?")
         )
     chosen = config.get("parameters") or {}
-    told = (("lane", "lane"), ("cores", "cpus"), ("scheduling", "scheduling"), ("because", "placement"))
-    for label, key in ((label, f"backline.{name}") for label, name in told):
+    shown = (("lane", "lane"), ("cores", "cpus"), ("scheduling", "scheduling"), ("because", "placement"))
+    for label, key in ((label, f"backline.{name}") for label, name in shown):
         if key in chosen:
             facts.append((label, chosen[key]["string_value"]))
     for label, value in facts:
@@ -175,7 +179,7 @@ def _instances(group: dict[str, Any]) -> int:
 
 
 def _devices(group: dict[str, Any]) -> list[str]:
-    """Where the instances of a group are, which the server has decided."""
+    """The devices of an instance group, as the server placed it."""
     if group.get("passive"):
         return []
     if group.get("gpus"):
@@ -184,16 +188,16 @@ def _devices(group: dict[str, Any]) -> list[str]:
 
 
 def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The calls that a version has made of other models: the steps of a pipeline."""
+    """Calls from a version to other models: the steps of a pipeline."""
     rows: list[tuple[str, ...]] = []
     for called, counts in entry.get("call_stats", {}).items():
-        answered = int(counts["success"]["count"])
-        mean = f"{int(counts['success']['ns']) / answered / 1000:.1f}" if answered else "-"
+        succeeded = int(counts["success"]["count"])
+        mean = f"{int(counts['success']['ns']) / succeeded / 1000:.1f}" if succeeded else "-"
         rows.append(
             (
                 str(entry["version"]),
                 called,
-                str(answered),
+                str(succeeded),
                 str(counts["fail"]["count"]),
                 str(counts["cancel"]["count"]),
                 mean,

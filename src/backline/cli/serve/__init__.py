@@ -1,4 +1,4 @@
-"""`backline serve`: from options to a running server, and back to the end."""
+"""`backline serve`: runs a server from its options until a signal stops it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from backline.wire.tls import TlsFileError
 if TYPE_CHECKING:
     from backline.observe.log.server_log import ServerLog
 
-#: What ends the server: a request of the system, Ctrl-C, a terminal that goes away.
+#: What stops the server: a request of the system, Ctrl-C, a closed terminal.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: Seconds that runs and unloading models may take when all connections are closed.
+#: Seconds for runs in progress and unloading, once all connections are closed.
 REST_WITHIN = 5.0
 
 _EPILOG = """\b
@@ -47,15 +47,15 @@ Examples:
   backline serve models/ --rate-limit execution_count --rate-limit-resource memory:4
   backline serve models/ --ssl-certificate server.crt --ssl-key server.key
   backline serve models/ --allow-client-shm=true
-  backline serve models/ --trace-config mode=opentelemetry --trace-config level=TIMESTAMPS --trace-config rate=100
-  backline serve models/ --trace-config triton,file=trace.json --trace-config level=TIMESTAMPS --trace-config rate=1
+  backline serve models/ --trace-config mode=opentelemetry --trace-config level=TIMESTAMPS
+  backline serve models/ --trace-config triton,file=trace.json --trace-config level=TIMESTAMPS
   backline serve models/ --no-grpc --no-metrics --unix-socket /run/backline.sock
   backline serve models/ --log-verbose 1 --log-format json --log-file /var/log/backline.log
   backline serve models/ --debug tagger
   backline serve --debug tagger/
 
 A repository is a folder or URL with <model>/<version>/<file>, for example models/add1/1/model.onnx.
-Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
+Every port speaks HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
 
 
 @click.command(cls=ServeCommand, epilog=_EPILOG, context_settings={"show_default": True})
@@ -65,20 +65,22 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     metavar="MODEL",
     envvar="BACKLINE_DEBUG_MODEL",
     show_envvar=True,
-    help="Run this Python model in the server's process: breakpoints work, nothing times out, edits reload it. Without REPO, a path.",
+    help="Run this Python model in the server's process: breakpoints work, nothing times out, edits reload"
+    " it."
+    " Without REPO, the path of its folder or file.",
 )
 @log_options
 def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
     """Serve the models of one or more repositories.
 
-    All models load in parallel; one that fails says why and does not stop the others. SIGTERM or Ctrl-C finishes what is in flight and
-    ends.
+    All models load in parallel; a model that fails shows why and does not stop the others. SIGTERM or Ctrl-C
+    finishes the requests in flight, then exits.
     """
     if not options.repositories and debug is None:
         raise click.UsageError("No repository was given. Name a folder of models: backline serve models/")
     if debug is not None:
         options = debugged_options(options, debug)
-        log = replace(log, info=True)  # it tells of reloads
+        log = replace(log, info=True)  # shows reloads
     with (
         lasting_output(),
         installed_log(log) as server_log,
@@ -87,10 +89,10 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
         options = replace(options, limits=within_open_files(options.limits))
         rested = run(serve(options, server_log))
     if debug is not None:
-        os._exit(0)  # a thread may stand at a breakpoint, which nothing ends
+        os._exit(0)  # a thread may be at a breakpoint, which cannot be interrupted
     if loads_running() or not rested:
         print(
-            f"A {'run' if not rested else 'load'} has not ended by itself, and ends with the server",
+            f"A {'run' if not rested else 'load'} is still in progress and is abandoned",
             file=sys.stderr,
             flush=True,
         )
@@ -99,7 +101,10 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
 
 
 async def serve(options: ServerOptions, log: ServerLog) -> bool:
-    """Serves until one of _SIGNALS; returns whether all runs of models have ended. A second signal ends at once."""
+    """Serves until a signal arrives; returns whether all runs have ended.
+
+    A second signal ends the process.
+    """
     began = monotonic()
     server = Server(options, log)
     stopping = asyncio.Event()
@@ -111,9 +116,8 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    heard = [
-        number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
-    ]  # nohup has SIGHUP ignored
+    # nohup ignores SIGHUP
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     for number in heard:
         loop.add_signal_handler(number, stop)
     report = LoadReport(server.engine, bar=not options.lifecycle.debugged_model)
@@ -128,7 +132,7 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
                 check_debugged(server.engine, options.lifecycle.debugged_model)
             print_report(server, options, monotonic() - began)
             await waiting
-        print("Stopping: requests in flight are finished", flush=True)
+        print("Stopping: finishing the requests in flight", flush=True)
     except OSError as error:
         raise BacklineError(_port_in_use(error, options)) from None
     except TlsFileError as error:
@@ -145,8 +149,8 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
 
 
 async def _stop(server: Server, options: ServerOptions) -> bool:
-    """Stops the server; returns whether all runs have ended. Nobody waits for those that go on when all connections are closed."""
-    # A request at a breakpoint of a model that is debugged has no end of its own.
+    """Stops the server; returns whether all runs have ended. No client waits for those that have not."""
+    # A request at a breakpoint may never end.
     limit = STOPPED_WITHIN if options.lifecycle.debugged_model else options.limits.drain_timeout + REST_WITHIN
     try:
         async with asyncio.timeout(limit):
@@ -167,8 +171,8 @@ def _port_in_use(error: OSError, options: ServerOptions) -> str:
         if port and f":{port}:" in text:
             if error.errno == errno.EADDRINUSE:
                 return (
-                    f"port {port} of {options.host} is in use by another program. Stop it, or choose another port:"
-                    f" {name} {port + 10 if port < 65000 else 8000}, or {name} 0 for any"
+                    f"port {port} of {options.host} is in use by another program. Stop it, or choose another"
+                    f" port: {name} {port + 10 if port < 65000 else 8000}, or {name} 0 for any"
                 )
             if error.errno == errno.EACCES:
                 return f"port {port} may not be opened by this user. Choose one above 1023: {name} 8000"

@@ -1,4 +1,4 @@
-"""`backline serve --debug`: what is different when a person looks at one model."""
+"""`backline serve --debug`: what changes while one model is debugged."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from backline.engine.errors import InvalidArgument, NotFound
 from backline.engine.model import ModelState
 from backline.server import ServerOptions
 
-#: Seconds between two looks at the files where the system does not tell of changes.
+#: Seconds between scans of the files, if the system does not report changes.
 _LOOK = 1.0
-#: Seconds that a replaced version has for a request that stands at a breakpoint, and that such requests and all have when the server ends.
+#: Seconds for the requests of a replaced version, which may be at a breakpoint.
 _ANY_TIME = 1e8
+#: Seconds for requests in flight when the server stops, and for the whole stop.
 _MOMENT = 0.5
 STOPPED_WITHIN = 2.0
 
 
 def debugged_options(options: ServerOptions, model: str) -> ServerOptions:
-    """The options with which `model` is debugged: its name, or where no repository is named the path of its folder or file.
+    """The options for debugging `model`: its name or, without a repository, the path of its folder or file.
 
-    Raises UsageError for options that contradict it.
+    Raises UsageError for contradictory options.
     """
     lifecycle = options.lifecycle
     if lifecycle.mode == "explicit":
         raise click.UsageError(
-            "--debug looks at the files of models itself: leave --model-control-mode explicit out"
+            "--debug reloads models when their files change: leave out --model-control-mode explicit"
         )
     if not options.repositories:
         path = Path(os.path.abspath(model))
@@ -50,14 +51,17 @@ def debugged_options(options: ServerOptions, model: str) -> ServerOptions:
 
 
 def check_debugged(engine: Engine, name: str) -> None:
-    """Raises BacklineError where there is no such model, or it cannot be debugged. One that failed may be edited and is loaded again."""
+    """Raises BacklineError if there is no such model, or it cannot be debugged.
+
+    A model that failed to load is accepted: an edit reloads it.
+    """
     models = [model for model in engine.models() if model.name == name]
     if not models:
         near = get_close_matches(name, engine.names(), 1)
         hint = (
             f"did you mean '{near[0]}'?"
             if near
-            else f"the repositories hold {', '.join(engine.names()) or 'none'}"
+            else f"the repositories have {', '.join(engine.names()) or 'none'}"
         )
         raise NotFound(f"--debug {name}: there is no model '{name}', {hint}")
     for model in models:
@@ -68,21 +72,24 @@ def check_debugged(engine: Engine, name: str) -> None:
         ):
             what = model.backend or model.platform
             raise InvalidArgument(
-                f"--debug {name}: only Python models can be debugged, and '{name}' is one of {what}"
+                f"--debug {name}: only Python models can be debugged, and the backend of '{name}' is {what}"
             )
 
 
 def banner(name: str) -> str:
-    """What is printed when the server is ready."""
-    text = f"Debugging {name}: it runs in this process, breakpoint() stops here, nothing times out, and edits of its files reload it."
+    """Printed when the server is ready."""
+    text = (
+        f"Debugging {name}: it runs in this process, breakpoint() stops in this terminal, nothing times out,"
+        " and edits of its files reload it."
+    )
     if not sys.stdin.isatty():
-        text += " Standard input is no terminal: pdb cannot ask you, another debugger can."
+        text += " Standard input is not a terminal: pdb cannot prompt here; attach another debugger."
     return text
 
 
 @contextlib.contextmanager
 def kept_terminal() -> Iterator[None]:
-    """Leaves the terminal as it was: a debugger that still waits for input has set it to its needs."""
+    """Restores the terminal's settings at the end: a debugger waiting for input has changed them."""
     if not sys.stdin.isatty():
         yield
         return

@@ -1,4 +1,4 @@
-"""The options of the log, and the log that they ask for."""
+"""The log options of `backline serve`, and the log they configure."""
 
 from __future__ import annotations
 
@@ -24,33 +24,35 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--log-level",
         type=click.Choice(LEVELS, case_sensitive=False),
         default="warning",
-        help="What the log holds, and what is worse.",
+        help="The least severity that is logged.",
     ),
-    _severity("--log-info", "Whether the log holds what is worth knowing, whatever --log-level says."),
-    _severity("--log-warning", "Whether it holds warnings."),
-    _severity("--log-error", "Whether it holds errors."),
+    _severity("--log-info", "Log informational lines, whatever --log-level says."),
+    _severity("--log-warning", "The same for warnings."),
+    _severity("--log-error", "The same for errors."),
     option(
         "--log-verbose",
         type=click.IntRange(0),
         metavar="LEVEL",
-        help="1: a line for each request, and what models say verbosely; 2: everything. Default: 0, with --log-level debug 2.",
+        help="1: also a line per request, and verbose messages from models; 2: everything. Default: 0, or 2"
+        " with"
+        " --log-level debug.",
     ),
     option(
         "--log-file",
         type=click.Path(path_type=Path),
-        help="Write the log there, not to stderr; one that is moved away is begun anew.",
+        help="Log to this file instead of stderr; reopened when it is moved away.",
     ),
     option(
         "--log-format",
         type=click.Choice(FORMATS, case_sensitive=False),
         default="default",
-        help="How its lines look.",
+        help="The format of lines.",
     ),
 )
 
 
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command the options of the log, and its function their meaning as `log`."""
+    """Adds the log options to a command, which receives them as `log`, a LogSettings."""
 
     @wraps(command)
     def with_settings(
@@ -80,7 +82,7 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def installed_log(settings: LogSettings) -> Iterator[ServerLog]:
-    """Within it the log of this program. Raises UsageError when its file cannot be opened."""
+    """Installs the program's log for a `with` block. Raises UsageError if the log file cannot be opened."""
     try:
         log = ServerLog(settings)
     except OSError as error:

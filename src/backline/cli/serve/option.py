@@ -1,4 +1,4 @@
-"""Options of `backline serve`, which are environment variables as well."""
+"""How the options of `backline serve` are made: each is also an environment variable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Decorator: TypeAlias = Callable[[Function], Function]
 
 
 def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option that is an environment variable too: --http-port is BACKLINE_HTTP_PORT."""
+    """An option that can also be set by an environment variable: --http-port by BACKLINE_HTTP_PORT."""
     variable = "BACKLINE_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     shown = settings.get("default") not in (None, "")
     return click.option(
@@ -29,7 +29,7 @@ def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
 
 
 def decorated(function: Function, options: Sequence[Decorator]) -> Function:
-    """The function with all options, which `--help` shows in their order."""
+    """Adds options to a function; `--help` shows them in this order."""
     for add in reversed(options):
         function = add(function)
     return function
@@ -41,7 +41,7 @@ _DEFAULTS = {
 
 
 def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option that fills a field and has its default."""
+    """An option that sets a field of ServerOptions, LifecycleOptions or Limits, and has its default."""
     default = _DEFAULTS[field]
     return option(
         name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}
@@ -54,9 +54,7 @@ def flag(name: str, field: str, text: str) -> Decorator:
 
 def port(field: str, what: str) -> Decorator:
     name = f"--{field.replace('_', '-')}"
-    return fills(
-        name, field, type=click.IntRange(0, 65535), help=f"Port of {what}; 0 takes any that is free."
-    )
+    return fills(name, field, type=click.IntRange(0, 65535), help=f"Port for {what}; 0 picks any free port.")
 
 
 def seconds(name: str, field: str, text: str) -> Decorator:
@@ -72,7 +70,7 @@ def path(name: str, field: str, text: str) -> Decorator:
 
 
 class Size(click.ParamType):
-    """A number of bytes, with a unit if wanted."""
+    """A number of bytes, optionally with a unit."""
 
     name = "size"
 
@@ -86,7 +84,7 @@ class Size(click.ParamType):
 def parsed(
     parse: Callable[[str], str],
 ) -> Callable[[click.Context, click.Parameter, Sequence[str]], tuple[str, ...]]:
-    """A callback that parses each text of an option that may be repeated."""
+    """A callback that parses each value of a repeatable option."""
 
     def convert(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
         try:

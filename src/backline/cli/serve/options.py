@@ -1,4 +1,6 @@
-"""The options of `backline serve`, each with the field of ServerOptions, LifecycleOptions or Limits that it fills."""
+"""The options of `backline serve`, with the field of ServerOptions, LifecycleOptions or Limits that each
+sets.
+"""
 
 from __future__ import annotations
 
@@ -58,25 +60,29 @@ def _trace(context: click.Context, parameter: click.Parameter, texts: Sequence[s
 
 _OPTIONS: tuple[Decorator, ...] = (
     click.argument("repositories", nargs=-1, metavar="REPO..."),
-    option("--model-repository", multiple=True, metavar="REPO", help="A further repository."),
-    # Which models are served, and how they come and go.
+    option(
+        "--model-repository",
+        multiple=True,
+        metavar="REPO",
+        help="A folder or URL, in addition to the arguments; repeatable.",
+    ),
     fills(
         "--model-control-mode",
         "mode",
         type=click.Choice(get_args(ControlMode)),
-        help="Who changes what is served: nobody, the repositories whenever they change, or requests.",
+        help="What may change the served models: nothing, changes in the repositories, or requests.",
     ),
     fills(
         "--load-model",
         "load_models",
         multiple=True,
         metavar="MODEL",
-        help="In mode explicit, a model to load at the start; * for all.",
+        help="In mode explicit, a model to load at start, * for all; repeatable.",
     ),
     seconds(
         "--repository-poll-secs",
         "poll_seconds",
-        "In mode poll, between two looks at a repository that cannot tell when it changes.",
+        "Seconds between scans of a repository that cannot report changes, in mode poll.",
     ),
     flag(
         "--model-namespacing",
@@ -98,51 +104,55 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--model-name",
         "model_name",
         metavar="NAME",
-        help="What the model is called, where the repository is a single model: its file or its folder.",
+        help="The model's name if the repository is a single model, a file or folder.",
     ),
     fills(
         "--strict-readiness/--no-strict-readiness",
         "strict_readiness",
-        help="Ready only when all models are, or as soon as they were tried.",
+        help="Ready only when all models are, or as soon as all have been tried.",
     ),
     flag(
         "--trust-pickle",
         "trust_pickle",
-        "Load models that can execute code when they are loaded: pickles, machine code.",
+        "Load models that can execute code when loaded: pickles, machine code.",
     ),
     flag(
         "--trust-remote-code",
         "trust_remote_code",
-        "Run code (Python, TorchScript, torch.export) of remote repositories and of loads that bring files along.",
+        "Run code (Python, TorchScript, torch.export) from remote repositories and from files in load"
+        " requests.",
     ),
     flag(
         "--strict-devices",
         "strict_devices",
-        "Refuse models that ask for a GPU which cannot be used, instead of running them on the CPU.",
+        "Refuse models that ask for an unavailable GPU instead of running them on the CPU.",
     ),
-    flag(
-        "--exit-on-error", "exit_on_error", "End when a model cannot be loaded at the start, as Triton does."
-    ),
-    count("--model-load-thread-count", "load_threads", "Models that are loaded at the same time."),
+    flag("--exit-on-error", "exit_on_error", "Exit when a model fails to load at start, as Triton does."),
+    count("--model-load-thread-count", "load_threads", "Models loaded at the same time."),
     count(
         "--model-load-retry-count",
         "load_retries",
         "Further attempts after a failed load, with pauses.",
         least=0,
     ),
-    seconds("--drain-timeout-secs", "drain_seconds", "Given to the requests of a version that is unloaded."),
-    # What they may take.
+    seconds(
+        "--drain-timeout-secs",
+        "drain_seconds",
+        "Seconds for the requests of a version that is being unloaded.",
+    ),
     fills(
         "--memory-budget",
         "memory_budget",
         type=Size(),
         metavar="SIZE",
-        help="Resident memory of the server, at most, as 2GiB: idle models are unloaded, and loaded again on request.",
+        help="Resident memory of the server at most, such as 2GiB: idle models are evicted, and loaded on"
+        " demand.",
     ),
     count(
         "--max-queued-requests",
         "max_queued_requests",
-        "Requests that may wait in the queues of all models together; further ones are refused with 503, unless their model is idle.",
+        "Limit on queued requests over all models; beyond it requests get 503, unless a free instance takes"
+        " them.",
         metavar="COUNT",
     ),
     fills(
@@ -151,12 +161,13 @@ _OPTIONS: tuple[Decorator, ...] = (
         multiple=True,
         callback=_response_cache,
         metavar="CACHE",
-        help="Keeps answers of models with response_cache, as local,size=64MiB or redis,host=HOST,port=6379; may be spread over several.",
+        help="Enables the response cache: local,size=64MiB or redis,host=HOST,port=6379; repeatable.",
     ),
     count(
         "--compute-threads",
         "compute_threads",
-        "Threads that compute at once, of all models in this process; default: as many as there are cores; 0: any number.",
+        "Threads that compute at once, over all models in this process; default: the number of cores; 0: no"
+        " limit.",
         least=0,
         metavar="COUNT",
     ),
@@ -164,89 +175,96 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--rate-limit",
         type=click.Choice(("off", "execution_count")),
         default="off",
-        help="execution_count: instances run when they have the resources of their rate_limiter, and by their priorities.",
+        help="execution_count: instances run when they hold the resources of their rate_limiter, by"
+        " priority.",
     ),
     option(
         "--rate-limit-resource",
         multiple=True,
         metavar="NAME:COUNT[:DEVICE]",
-        help="Of a resource there are so many; without any, of each as many as the instance takes that takes the most.",
+        help="Units of a resource; default: as many as the instance that needs the most; repeatable.",
     ),
-    # Where things are kept.
     path(
         "--state-dir",
         "state_folder",
-        "Keeps labels, the audit log and recorded requests; default: of its own for the repositories.",
+        "Keeps labels, the audit log and recorded requests; default: a folder for this set of repositories.",
     ),
     path(
         "--cache-dir",
         "cache_folder",
-        "Keeps files of remote repositories and environments of models; default: in the user's cache.",
+        "Keeps files of remote repositories and environments of models; default: the user's cache folder.",
     ),
-    # Where the server listens.
     fills(
-        "--host", "host", "--http-address", help="Address to listen on; 0.0.0.0 or :: for all of the machine."
+        "--host",
+        "host",
+        "--http-address",
+        help="Address of all ports; 0.0.0.0 or :: for all addresses of the machine.",
     ),
     port("http_port", "HTTP"),
     port("grpc_port", "gRPC"),
-    port("metrics_port", "the Prometheus metrics"),
-    option("--no-grpc", is_flag=True, help="Do not open the gRPC port."),
-    option("--no-metrics", is_flag=True, help="Do not open the metrics port; /metrics of the others stays."),
-    path("--unix-socket", "unix_socket", "Listen on a Unix socket too."),
+    port("metrics_port", "Prometheus metrics"),
+    option("--no-grpc", is_flag=True, help="Do not open the gRPC port; the other ports still speak gRPC."),
+    option(
+        "--no-metrics",
+        is_flag=True,
+        help="Do not open the metrics port; the other ports still serve /metrics.",
+    ),
+    path("--unix-socket", "unix_socket", "Also listen on this Unix socket."),
     option(
         "--ssl-certificate",
         type=click.Path(path_type=Path),
-        help="PEM file with the certificate: all ports speak TLS.",
+        help="PEM file of a certificate; all ports then speak TLS.",
     ),
-    option("--ssl-key", type=click.Path(path_type=Path), help="PEM file with its key."),
+    option("--ssl-key", type=click.Path(path_type=Path), help="PEM file of the certificate's key."),
     option(
         "--ssl-client-ca",
         type=click.Path(path_type=Path),
-        help="PEM file: only clients with a certificate of this authority.",
+        help="PEM file of an authority; only clients with a certificate signed by it are admitted.",
     ),
-    # What clients may do.
     count(
         "--http-max-input-size",
         "max_body_size",
-        "Largest request body or gRPC message, in bytes, before and after inflating.",
+        "Largest request body or gRPC message in bytes, before and after decompression.",
     ),
-    count("--max-header-size", "max_header_size", "Largest head of a request, in bytes."),
+    count("--max-header-size", "max_header_size", "Largest request header in bytes."),
     count("--max-connections", "max_connections", "Open connections."),
     count(
         "--max-concurrent-requests",
         "max_concurrent_requests",
-        "Requests in flight; further ones are refused with 503.",
+        "Requests in flight; beyond it they get 503.",
     ),
     count(
         "--max-streams",
         "max_streams",
-        "Streaming gRPC calls that are open; further ones are refused with RESOURCE_EXHAUSTED.",
+        "Open streaming gRPC calls; beyond it they get RESOURCE_EXHAUSTED.",
     ),
     fills(
         "--max-peer-share",
         "max_peer_share",
         type=click.FloatRange(0, 1, min_open=True),
         metavar="SHARE",
-        help="Of connections, requests and streams, what one client address may hold; 1 where a proxy stands for all clients.",
+        help="Share of connections, requests and streams that one client address may hold; 1 behind a proxy.",
     ),
-    seconds("--header-timeout", "header_timeout", "Until the head of a request is complete."),
+    seconds("--header-timeout", "header_timeout", "Seconds for a request's header to arrive."),
     seconds(
-        "--progress-timeout", "progress_timeout", "Without any byte while a body comes or an answer goes."
+        "--progress-timeout",
+        "progress_timeout",
+        "Seconds without a byte while a body arrives or a response leaves.",
     ),
-    seconds("--idle-timeout", "idle_timeout", "On a connection without a request."),
+    seconds("--idle-timeout", "idle_timeout", "Seconds of a connection without a request."),
     seconds(
         "--stream-idle-timeout",
         "stream_idle_timeout",
-        "On a streaming gRPC call without a message in either direction.",
+        "Seconds of a streaming gRPC call without a message in either direction.",
     ),
-    seconds("--exit-timeout-secs", "drain_timeout", "Given to requests in flight when the server stops."),
+    seconds("--exit-timeout-secs", "drain_timeout", "Seconds for requests in flight when the server stops."),
     fills(
         "--cors-origin",
         "cors_origins",
         multiple=True,
         callback=parsed(parse_origin),
         metavar="ORIGIN",
-        help="Let web pages of this origin use the server, as https://console.example.org. May be repeated.",
+        help="Let web pages of this origin use the server, such as https://console.example.org; repeatable.",
     ),
     fills(
         "--allowed-host",
@@ -254,7 +272,8 @@ _OPTIONS: tuple[Decorator, ...] = (
         multiple=True,
         callback=parsed(parse_host_name),
         metavar="NAME",
-        help="A further name that clients reach the server by, or *.example.org for all below. May be repeated.",
+        help="A further name that clients reach the server by, or *.example.org for all names below it;"
+        " repeatable.",
     ),
     fills(
         "--not-ready-status",
@@ -262,14 +281,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(("503", "400")),
         default="503",
         callback=lambda context, parameter, status: int(status),
-        help="HTTP status of a health question whose answer is no; Triton's is 400.",
+        help="HTTP status of a negative health check; Triton's is 400.",
     ),
     fills(
         "--allow-client-shm",
         "allow_client_shm",
         type=bool,
         metavar="true|false",
-        help="Let clients of this machine register shared memory for inputs and outputs (Linux).",
+        help="Let clients on this machine share memory for inputs and outputs (Linux).",
     ),
     fills(
         "--trace-config",
@@ -277,15 +296,16 @@ _OPTIONS: tuple[Decorator, ...] = (
         multiple=True,
         callback=_trace,
         metavar="[MODE,]SETTING=VALUE",
-        help="Traces requests as Triton: level, rate, count, mode=opentelemetry; triton,file=PATH; opentelemetry,url=URL. May be repeated.",
+        help="Trace settings as in Triton: level, rate, count, mode=opentelemetry; triton,file=PATH;"
+        " opentelemetry,url=URL; repeatable.",
     ),
 )
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command the options of a server, and its function their meaning as `options`, a ServerOptions.
+    """Adds the options of a server to a command, which receives them as `options`, a ServerOptions.
 
-    Its repositories may be none. Raises UsageError for options that contradict each other.
+    There may be no repositories. Raises UsageError for contradictory options.
     """
 
     @wraps(command)
@@ -313,7 +333,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
         _check_ports(options)
         if options.lifecycle.load_models and options.lifecycle.mode != "explicit":
             raise click.UsageError(
-                "--load-model needs --model-control-mode explicit: in the other modes all models are loaded"
+                "--load-model needs --model-control-mode explicit: the other modes load all models"
             )
         return command(options=options, **given)
 
@@ -321,7 +341,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filled(kind: Any, given: dict[str, Any]) -> Any:
-    """The dataclass with its fields of what was given, which are taken out of that."""
+    """Creates the dataclass from `given`, and removes its fields from `given`."""
     return kind(**{field.name: given.pop(field.name) for field in fields(kind) if field.name in given})
 
 
@@ -334,7 +354,7 @@ def _check_ports(options: ServerOptions) -> None:
     ):
         if number and number in taken:
             raise click.UsageError(
-                f"{name} and {taken[number]} are both {number}. One port answers every protocol:"
+                f"{name} and {taken[number]} are both {number}. Every port speaks every protocol:"
                 " leave one out (--no-grpc, --no-metrics) or choose another"
             )
         if number:
@@ -345,7 +365,8 @@ def _resources(rate_limit: str, resources: Sequence[str]) -> tuple[str, ...] | N
     if rate_limit == "off":
         if resources:
             raise click.UsageError(
-                "--rate-limit-resource needs --rate-limit execution_count: without it nothing takes resources"
+                "--rate-limit-resource needs --rate-limit execution_count: otherwise no instance needs"
+                " resources"
             )
         return None
     from backline.schedule.rate_limit.limits import parse_resources

@@ -1,4 +1,4 @@
-"""Standard output and error of a server, which must not end with whoever reads them."""
+"""What the server needs of its process: standard streams that never fail, and enough open files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LastingOutput(io.RawIOBase):
-    """Writes to a descriptor; what a full disk or a pipe without a reader does not take is lost without a word."""
+    """Writes to a descriptor; output that a full disk or a closed pipe refuses is silently lost."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -41,7 +41,7 @@ class LastingOutput(io.RawIOBase):
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Within it what is printed may fail to be, and no more happens."""
+    """Makes printing safe for a `with` block: output that cannot be written is dropped."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_lasting, before)
     try:
@@ -54,7 +54,7 @@ def lasting_output() -> Iterator[None]:
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
-    """The stream itself where it is a program's own, one to nowhere where it was closed when the program started."""
+    """A stream that never raises; replaced streams (as in tests) are kept, closed ones lead nowhere."""
     if stream is None:
         return io.TextIOWrapper(io.BufferedWriter(LastingOutput(-1)))
     if not isinstance(stream, io.TextIOWrapper) or stream.closed:
@@ -69,14 +69,15 @@ def _lasting(stream: TextIO | None) -> TextIO:
 
 log = logging.getLogger("backline.serve")
 
-#: Open files that are no connections: models, worker processes, the log, libraries that are imported late.
+#: Open files other than connections: models, worker processes, the log, late imports.
 RESERVED = 256
 
 
 def within_open_files(limits: Limits) -> Limits:
-    """The limits with as many connections as fit, after the process has been allowed as many open files as they need, if it may be.
+    """Raises the process's limit of open files as far as allowed; returns limits with the connections that
+    fit.
 
-    Connections for which there is no file could not even be refused, and a model could not be read.
+    Without a free descriptor a connection could not even be refused, and no model could be read.
     """
     if sys.platform == "win32":
         return limits
@@ -89,13 +90,15 @@ def within_open_files(limits: Limits) -> Limits:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
-        except (OSError, ValueError):  # macOS allows less than it says
+        except (OSError, ValueError):  # macOS allows less than it reports
             pass
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return limits
     fitting = max(soft - RESERVED, soft // 2, 1)
     log.warning(
-        "the system allows this process %d open files, so there are at most %d connections, not %d: raise its limit (ulimit -n %d)",
+        "this process may have %d open files, so it accepts at most %d connections instead of %d: raise the"
+        " limit"
+        " (ulimit -n %d)",
         soft,
         fitting,
         limits.max_connections,

@@ -1,4 +1,4 @@
-"""What `backline serve` prints: how far the loading is, then the models, the addresses and lines to try it with."""
+"""What `backline serve` prints: progress of loads, then models, addresses, and commands to try."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def exposure(options: ServerOptions) -> str:
-    """What it means that other machines reach the server; empty if none can, or if clients need a certificate.
+    """A warning for a server that other machines can reach without a client certificate; else empty.
 
     A Unix socket is protected by the permissions of its folder.
     """
@@ -47,14 +47,17 @@ def exposure(options: ServerOptions) -> str:
     }[options.lifecycle.mode]
     encrypted = "" if options.tls is not None else "; nothing is encrypted"
     return (
-        f"everybody who reaches this server's address, {options.host}, may {may}{encrypted}."
-        " Let in only clients with a certificate (--ssl-certificate, --ssl-key, --ssl-client-ca),"
+        f"anyone who can reach this server's address, {options.host}, may {may}{encrypted}."
+        " Admit only clients with a certificate (--ssl-certificate, --ssl-key, --ssl-client-ca),"
         " put a proxy with authentication in front, or listen on 127.0.0.1 or a --unix-socket"
     )
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address. A name other than localhost may resolve to any."""
+    """Whether only this machine can reach an address.
+
+    Names other than localhost may resolve to any address.
+    """
     if host.lower() == "localhost":
         return True
     try:
@@ -65,24 +68,25 @@ def _is_loopback(host: str) -> bool:
 
 log = logging.getLogger("backline.serve")
 
-#: A load that takes longer shows a progress bar on a terminal; below that rich is not even imported.
+#: Seconds before loads show a progress bar on a terminal; faster starts never import rich.
 PROGRESS_AFTER = 0.7
-#: Seconds between two looks at how far loads are, and loads whose phase is shown at a time.
+#: Seconds between updates of the progress, and the number of loads whose phase is shown.
 PROGRESS_EVERY = 0.2
 MAX_PHASES = 2
-#: Seconds after which a load gets a line: it may have no end.
+#: Seconds before a load gets a line of its own: it may hang.
 LONG_LOAD = 30.0
-#: A request with more numbers is not printed as JSON.
+#: A sample request with more elements is not printed as JSON.
 MAX_PRINTED = 32
 
 
 class LoadReport:
-    """Prints a line for each model that is loaded or failed, or whose environment is being built, and on a terminal a bar when that takes
-    long, with the phases of the loads that are under way.
+    """Prints a line per loaded or failed model and per environment being built.
+
+    On a terminal, a bar shows the phases of loads that take long.
     """
 
     def __init__(self, engine: Engine, *, bar: bool = True) -> None:
-        """Without `bar` there are only lines: somebody may have to type meanwhile."""
+        """`bar=False` prints lines only, so that a debugger can use the terminal."""
         self._engine = engine
         self._built: set[tuple[str, str]] = set()
         self._long: set[tuple[str, str]] = set()
@@ -92,7 +96,7 @@ class LoadReport:
         self._total: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._looking = self._loop.call_later(PROGRESS_EVERY, self._look_at_loads)
+        self._next_update = self._loop.call_later(PROGRESS_EVERY, self._show_loads)
         if bar and sys.stdout.isatty():
             self._timer = self._loop.call_later(PROGRESS_AFTER, self._open_bar)
 
@@ -102,9 +106,11 @@ class LoadReport:
             return
         where = f"{event.name} version {event.version}" if event.version else event.name
         if event.state is ModelState.READY:
-            line = f"{click.style('loaded', fg='green')} {where} in {event.seconds:.2f} s ({event.done}/{event.total})"
+            state = click.style("loaded", fg="green")
+            line = f"{state} {where} in {event.seconds:.2f} s ({event.done}/{event.total})"
         else:
-            line = f"{click.style('FAILED', fg='red', bold=True)} {where} ({event.done}/{event.total}): {event.reason}"
+            state = click.style("FAILED", fg="red", bold=True)
+            line = f"{state} {where} ({event.done}/{event.total}): {event.reason}"
         self._say(line)
         if self._bar is not None:
             self._bar.update(self._task, completed=event.done, total=event.total)
@@ -117,8 +123,8 @@ class LoadReport:
 
             self._bar.console.print(Text.from_ansi(line))
 
-    def _look_at_loads(self) -> None:
-        self._looking = self._loop.call_later(PROGRESS_EVERY, self._look_at_loads)
+    def _show_loads(self) -> None:
+        self._next_update = self._loop.call_later(PROGRESS_EVERY, self._show_loads)
         phases = []
         for model in self._engine.models():
             progress = model.progress
@@ -131,7 +137,8 @@ class LoadReport:
             if monotonic() - progress.began > LONG_LOAD and (model.name, model.version) not in self._long:
                 self._long.add((model.name, model.version))
                 self._say(
-                    f"still loading {model.name} version {model.version} after {LONG_LOAD:g} s: {_phase(progress)}"
+                    f"still loading {model.name} version {model.version} after {LONG_LOAD:g} s:"
+                    f" {_phase(progress)}"
                 )
         if self._bar is not None:
             self._bar.update(self._task, description="; ".join(phases[:MAX_PHASES]) or "loading models")
@@ -158,8 +165,8 @@ class LoadReport:
         self._bar.start()
 
     def close(self) -> None:
-        """Takes the bar away."""
-        self._looking.cancel()
+        """Removes the bar."""
+        self._next_update.cancel()
         if self._timer is not None:
             self._timer.cancel()
         if self._bar is not None:
@@ -175,18 +182,18 @@ def _phase(progress: LoadProgress) -> str:
 
 
 def say(line: str = "") -> None:
-    """A line on standard output, coloured only on a terminal without NO_COLOR."""
+    """Prints a line, coloured only on a terminal and without NO_COLOR."""
     click.echo(line, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
 
 
 def print_report(server: Server, options: ServerOptions, seconds: float) -> None:
-    """The table of models, the addresses, and a request to copy for curl and Python."""
+    """Prints the table of models, the addresses, and sample requests for curl and Python."""
     engine = server.engine
     models = list(engine.models())
     rows: list[tuple[str, ...]] = [_row(model, _labels(engine, model)) for model in models]
     known = {model.name for model in models}
     rows += [
-        (name, "-", "NOT LOADED", "-", "-", "-", "-", "-", f"load it by request: backline models load {name}")
+        (name, "-", "NOT LOADED", "-", "-", "-", "-", "-", f"load it: backline models load {name}")
         for name in engine.names()
         if name not in known
     ]
@@ -202,7 +209,7 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
             "batch",
         )
         headers += ("scheduling or reason" if any(model.reason for model in models) else "scheduling",)
-        # Columns that say nothing: labels where there are none, devices where there is only the processor.
+        # Leave out columns without information: no labels, or no device but the CPU.
         for name, nothing in (("device", ("CPU", "-")), ("labels", ("", "-"))):
             column = headers.index(name)
             if all(row[column] in nothing for row in rows):
@@ -211,8 +218,7 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
         print_table(headers, sorted(rows, key=lambda row: row[0]), right=("instances", "batch"))
     else:
         say(
-            "\nThe repositories hold no model. Put one in as <model>/<version>/model.onnx"
-            + _how_it_is_seen(options)
+            "\nThe repositories have no models. Add one as <model>/<version>/model.onnx" + _next_step(options)
         )
     say()
     width = max(len(label) for label, _ in server.urls)
@@ -223,9 +229,7 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
         log.warning("%s", exposed)
         say(f"\n{click.style('Warning', fg='yellow', bold=True)}: {exposed}")
     if options.lifecycle.response_cache is not None:
-        say(
-            f"\nResponse cache: {_where_answers_are(options.lifecycle.response_cache)}, {_who_is_cached(models)}"
-        )
+        say(f"\nResponse cache: {_cache_place(options.lifecycle.response_cache)}, {_cached_models(models)}")
     if options.lifecycle.debugged_model:
         say(f"\n{click.style(banner(options.lifecycle.debugged_model), bold=True)}")
     _print_samples(server, options, models)
@@ -236,12 +240,13 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
         verdict = click.style("Not all models are ready", fg="red", bold=True)
     on_demand = f", {waiting} loaded on demand," if waiting else ""
     say(
-        f"\n{verdict}: {ready} of {len(models)} model versions{on_demand} after {seconds:.2f} s. Ctrl-C stops."
+        f"\n{verdict}: {ready} of {len(models)} model versions{on_demand} after {seconds:.2f} s. Ctrl-C"
+        " stops."
     )
     sys.stdout.flush()
 
 
-def _where_answers_are(cache: CacheOptions) -> str:
+def _cache_place(cache: CacheOptions) -> str:
     from backline.schedule.cache.config import LocalOptions
 
     if isinstance(cache, LocalOptions):
@@ -249,16 +254,16 @@ def _where_answers_are(cache: CacheOptions) -> str:
     return f"Redis at {cache.host}:{cache.port}"
 
 
-def _who_is_cached(models: Sequence[Model]) -> str:
+def _cached_models(models: Sequence[Model]) -> str:
     names = sorted({model.name for model in models if model.config.response_cache})
     return f"for {', '.join(names)}" if names else "but no model has response_cache { enable: true }"
 
 
-def _how_it_is_seen(options: ServerOptions) -> str:
+def _next_step(options: ServerOptions) -> str:
     return {
-        "none": " and start again.",
-        "poll": ": it is seen and loaded.",
-        "explicit": " and load it by request.",
+        "none": " and restart.",
+        "poll": ": it will be loaded.",
+        "explicit": " and load it: backline models load.",
     }[options.lifecycle.mode]
 
 
@@ -315,13 +320,13 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     certificate = None if options.tls is None else str(options.tls.certificate)
     model = min(loaded, key=_effort)
-    say(f"\nTry it, from another terminal ({model.name}):\n")
+    say(f"\nTry it from another terminal ({model.name}):\n")
     say(f"  {curl_line(model, url, certificate)}\n")
     say(f"  {python_line(model, url, certificate)}")
 
 
 def _effort(model: Model) -> tuple[bool, bool, bool, int]:
-    """Models with fixed shapes first, then those whose request is short, but says something."""
+    """Sort key for the sample: fixed shapes first, then short but not empty requests."""
     shapes = [_shape(model, spec) for spec in model.signature.inputs]
     varies = any(-1 in spec.shape[1 if model.max_batch_size else 0 :] for spec in model.signature.inputs)
     sizes = [element_count(shape) for shape in shapes]
@@ -334,12 +339,14 @@ def _shape(model: Model, spec: TensorSpec) -> tuple[int, ...]:
 
 def _printable(model: Model) -> bool:
     inputs = model.signature.inputs
-    half = any(spec.datatype in (DataType.FP16, DataType.BF16) for spec in inputs)  # these have no JSON form
+    half = any(
+        spec.datatype in (DataType.FP16, DataType.BF16) for spec in inputs
+    )  # JSON has no form for these
     return not half and sum(element_count(_shape(model, spec)) for spec in inputs) <= MAX_PRINTED
 
 
 def curl_line(model: Model, url: str, certificate: str | None = None) -> str:
-    """A curl command that the model answers: JSON where it is short, zeros in binary where the model has one input, else the metadata."""
+    """A working curl command: JSON if short, else binary zeros for a single input, else the metadata."""
     curl = "curl" if certificate is None else f"curl --cacert {shlex.quote(certificate)}"
     target = f"{url}/v2/models/{model.name}"
     if _printable(model):
@@ -357,8 +364,8 @@ def curl_line(model: Model, url: str, certificate: str | None = None) -> str:
     ):
         size = element_count(_shape(model, spec)) * spec.datatype.itemsize
         return (
-            f"head -c {size} /dev/zero | {curl} {shlex.quote(target + '/infer')} -H 'Inference-Header-Content-Length: 0'"
-            " --data-binary @- -o answer.bin -D -"
+            f"head -c {size} /dev/zero | {curl} {shlex.quote(target + '/infer')}"
+            " -H 'Inference-Header-Content-Length: 0' --data-binary @- -o answer.bin -D -"
         )
     return f"{curl} {shlex.quote(target)}"
 
@@ -367,11 +374,12 @@ def _json_input(model: Model, spec: TensorSpec) -> str:
     shape = _shape(model, spec)
     value = {DataType.BYTES: '"text"', DataType.BOOL: "true"}.get(spec.datatype, "1")
     data = ", ".join([value] * element_count(shape))
-    return f'{{"name": "{spec.name}", "datatype": "{spec.datatype.name}", "shape": {list(shape)}, "data": [{data}]}}'
+    head = f'"name": "{spec.name}", "datatype": "{spec.datatype.name}", "shape": {list(shape)}'
+    return f'{{{head}, "data": [{data}]}}'
 
 
 def python_line(model: Model, url: str, certificate: str | None = None) -> str:
-    """A Python command that the model answers."""
+    """A working Python command."""
     inputs = ", ".join(f"{spec.name!r}: {_numpy(model, spec)}" for spec in model.signature.inputs)
     if len(model.signature.inputs) == 1:
         inputs = _numpy(model, model.signature.inputs[0])
@@ -379,10 +387,10 @@ def python_line(model: Model, url: str, certificate: str | None = None) -> str:
     else:
         call = f"({{{inputs}}})"
     ca = "" if certificate is None else f", ca={certificate!r}"
-    asked = f"backline.connect({url!r}{ca})[{model.name!r}]"
-    answer = f"*map(dict, {asked}.stream{call})" if model.decoupled else f"dict({asked}{call})"
+    model_text = f"backline.connect({url!r}{ca})[{model.name!r}]"
+    answer = f"*map(dict, {model_text}.stream{call})" if model.decoupled else f"dict({model_text}{call})"
     code = f"import backline, numpy as np; print({answer})"
-    # Double quotes read better around code with single ones, where the shell finds nothing of its own inside.
+    # Double quotes read better around code with single quotes, if the shell expands nothing in it.
     quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
     return f"{shlex.quote(sys.executable)} -c {quoted}"
 

@@ -4,7 +4,7 @@ from backline.model import FP32
 
 
 class Model:
-    """A linear layer. Requests that wait are joined: `x` has a row for each, up to 32, and so has what is returned."""
+    """A linear layer. Waiting requests are batched: `x` and the result have a row per request, up to 32."""
 
     max_batch_size = 32
 

@@ -6,7 +6,7 @@ import numpy as np
 Model = run_path(str(Path(__file__).with_name("model.py")))["Model"]
 
 
-def test_each_row_is_answered_by_itself() -> None:
+def test_rows_are_independent() -> None:
     model = Model()
     model.load()
 

@@ -1,5 +1,5 @@
 class Model:
-    """Tags the words of a text. The type hints of `predict` are what clients see of it."""
+    """Tags the words of a text. The type hints of `predict` define what clients send and receive."""
 
     def load(self) -> None:
         self.tags = {"backline": "name", "serves": "verb", "models": "noun"}

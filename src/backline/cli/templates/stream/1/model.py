@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 
 class Model:
-    """Gives a response for each word, as soon as it is there, over generate_stream and ModelStreamInfer."""
+    """Yields a response per word; clients stream them with generate_stream or ModelStreamInfer."""
 
     def predict(self, text: str) -> Iterator[str]:
         for word in text.split():

@@ -3,7 +3,7 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """A linear layer, as Triton's Python backend has it: the same file runs there."""
+    """A linear layer for Triton's Python backend: Triton runs the same file."""
 
     def initialize(self, args):
         self.weights = np.linspace(-1, 1, 4, dtype=np.float32)

@@ -7,7 +7,7 @@ import backline
 FOLDER = Path(__file__).parents[1]
 
 
-def test_each_row_is_answered_by_itself() -> None:
+def test_rows_are_independent() -> None:
     with backline.connect(f"inproc://{FOLDER}") as models:
         answers = models[FOLDER.name](np.eye(4, dtype=np.float32))["y"]
 

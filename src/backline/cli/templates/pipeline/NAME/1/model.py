@@ -4,7 +4,7 @@ from backline.model import Models
 
 
 class Model:
-    """Asks another model of the server, and goes on with its answer: the longest words of a text first."""
+    """Calls another model on the server and sorts the words it returns by length."""
 
     def predict(self, text: str, models: Models) -> list:
         words = json.loads(models["words"](text)["output"].item())

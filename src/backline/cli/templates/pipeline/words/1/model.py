@@ -1,5 +1,5 @@
 class Model:
-    """A step of the pipeline: the words of a text."""
+    """A step of the pipeline: splits a text into words."""
 
     def predict(self, text: str) -> list:
         return text.split()
