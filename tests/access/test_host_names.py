@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.access.host_names import HostNames
+from backline.access.browsers import HostNames
 from backline.engine.errors import InvalidArgument
 
 NAMES = HostNames.of(["Models", "gpu-1.example.net.", "*.example.org"])

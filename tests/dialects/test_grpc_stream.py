@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_models import OIP, Caller, FakeStreamCall
 
-from backline.dialects.open_inference.stream_budget import MAX_IN_FLIGHT
+from backline.dialects.open_inference.grpc.stream import MAX_IN_FLIGHT
 from backline.protos import message
 from backline.wire.application import RpcError
 

@@ -20,9 +20,9 @@ from backline.dialects import json_data
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_scan import MAX_DOCUMENT, MAX_KEYS, count_elements, count_keys, parts
 from backline.dialects.off_loop import LARGE
-from backline.dialects.open_inference import generate_json
-from backline.dialects.open_inference.load_parameters import MAX_CONFIG
-from backline.dialects.open_inference.wire_format import MAX_FIELDS, MAX_STRINGS
+from backline.dialects.open_inference.grpc.wire_format import MAX_FIELDS, MAX_STRINGS
+from backline.dialects.open_inference.repository import MAX_CONFIG
+from backline.dialects.open_inference.rest import generate
 from backline.engine.errors import InvalidArgument
 from backline.protos import message
 
@@ -47,7 +47,7 @@ INPUTS = "[{}]".format(",".join(f'{{"name":"{number}"}}' for number in range(MAN
 async def test_more_keys_than_allowed_are_refused_before_decoding(
     caller: Caller, monkeypatch: pytest.MonkeyPatch, action: str, body: str
 ) -> None:
-    monkeypatch.setattr(generate_json, "_decode", None)
+    monkeypatch.setattr(generate, "_decode", None)
     answer = await caller.post_large(f"/v2/models/add1/{action}", body.encode())
 
     assert answer.status == 413

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from backline.access.browsers import BrowserPolicy
 from backline.access.scope import Scope
-from backline.wire.application import Gate
+from backline.wire.application import Buffer, Fields, Gate, HttpRequest, ResponseStream
 
 #: Host fields that are remembered, of each kind. Clients choose them, so there may be any number.
 _MAX_HOSTS = 64
+#: Seconds for which a browser need not ask again.
+_MAX_AGE = b"600"
+_METHODS = b"GET, HEAD, POST, PUT, DELETE"
 
 
 class ScopeGate(Gate):
@@ -32,3 +35,61 @@ class ScopeGate(Gate):
             known.add(host)
         scope = self._scope_of(method, path)
         return None if scope is None else self._policy.refusal(scope, headers, local=local)
+
+
+class CrossOrigin:
+    """Stands before the handler of HTTP requests: answers preflight requests on all paths, and marks answers as shared.
+
+    No credentials are allowed, so that "*" exposes all fields of an answer, as of those that tell binary tensors from JSON.
+    """
+
+    def __init__(self, http: Callable[[HttpRequest], None], origins: frozenset[bytes]) -> None:
+        self._http = http
+        self._origins = origins
+
+    def __call__(self, request: HttpRequest) -> None:
+        origin = request.headers.get(b"origin")
+        if origin is None or origin not in self._origins:
+            self._http(request)
+            return
+        shared = ((b"access-control-allow-origin", origin), (b"vary", b"origin"))
+        if request.method == b"OPTIONS" and b"access-control-request-method" in request.headers:
+            fields = [
+                *shared,
+                (b"access-control-allow-methods", _METHODS),
+                (b"access-control-max-age", _MAX_AGE),
+            ]
+            wanted = request.headers.get(b"access-control-request-headers")
+            if wanted is not None:
+                fields.append((b"access-control-allow-headers", wanted))
+            request.respond(204, fields)
+        else:
+            self._http(_SharedRequest(request, (*shared, (b"access-control-expose-headers", b"*"))))
+
+
+class _SharedRequest(HttpRequest):
+    """A request whose answer gets further fields."""
+
+    __slots__ = ("_inner", "_shared")
+
+    def __init__(self, inner: HttpRequest, shared: Fields) -> None:
+        self._inner = inner
+        self._shared = shared
+        super().__init__(inner.method, inner.path, inner.query, inner.headers, inner.body)
+        inner.body = b""  # a handler that lets go of the body lets go of all of it
+        inner.on_disconnect = self._disconnected
+
+    def _disconnected(self) -> None:
+        if self.on_disconnect is not None:
+            self.on_disconnect()
+
+    @property
+    def peer(self) -> str:
+        return self._inner.peer
+
+    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+        self.on_disconnect = None
+        self._inner.respond(status, (*fields, *self._shared), body)
+
+    def stream(self, status: int, fields: Fields) -> ResponseStream:
+        return self._inner.stream(status, (*fields, *self._shared))

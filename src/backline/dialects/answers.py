@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import wraps
 from math import ceil
 from typing import Any
 
 import msgspec
 
+from backline.access.scope import Scope
+from backline.dialects.documents import read_message
 from backline.engine.errors import BacklineError, Internal, Unavailable
-from backline.wire.application import Fields, HttpRequest
+from backline.protos import message
+from backline.wire.application import Buffer, Fields, HttpRequest, RpcError, UnaryCall, UnaryMethod
 
 JSON = b"application/json"
 _JSON_FIELDS: Fields = [(b"content-type", JSON)]
@@ -53,3 +58,63 @@ def hidden_error(what: str, cause: BaseException) -> BacklineError:
         return Unavailable("the server has no memory left for this request; try again later", retry_after=1)
     _log.error("unexpected exception in %s", what, exc_info=cause)
     return Internal("internal error: the server failed to handle this request, see its log")
+
+
+#: The handler of a unary gRPC method.
+UnaryHandler = Callable[[UnaryCall, Buffer], None]
+
+
+def fail_call(call: UnaryCall, error: BacklineError) -> None:
+    """Ends a call with an error; where trying again makes sense it says when, as gRPC's clients that retry by themselves understand it."""
+    if error.retry_after is None:
+        call.fail(error.grpc_code, error.public_message)
+    else:
+        call.fail(
+            error.grpc_code,
+            error.public_message,
+            ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),),
+        )
+
+
+def guarded(handler: UnaryHandler) -> UnaryHandler:
+    """A handler that never raises: errors end the call."""
+
+    @wraps(handler)
+    def answer(call: UnaryCall, received: Buffer) -> None:
+        try:
+            handler(call, received)
+        except RpcError as error:
+            call.fail(error.code, error.message)
+        except BacklineError as error:
+            fail_call(call, error)
+        except Exception as error:
+            hidden = hidden_error("a gRPC call", error)
+            call.fail(hidden.grpc_code, hidden.message)
+
+    return answer
+
+
+def unary_method(
+    method: Any,
+    scope: Scope,
+    answer: Callable[[Any], Any],
+    when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None,
+) -> UnaryMethod:
+    """A method, by its descriptor, whose response has the fields that `answer` returns for a request.
+
+    `when(asked, call, reply)` calls `reply` as soon as `answer` can be asked; by default that is at once.
+    """
+    response_type = message(method.output_type.full_name)
+
+    def handle(call: UnaryCall, received: Buffer) -> None:
+        asked = read_message(method.input_type.full_name, received)
+
+        def reply() -> None:
+            call.reply(response_type(**(answer(asked) or {})).SerializeToString())
+
+        if when is None:
+            reply()
+        else:
+            when(asked, call, reply)
+
+    return UnaryMethod(guarded(handle), scope)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeAlias
+
 from backline.access.browsers import BrowserPolicy
-from backline.access.cross_origin import CrossOrigin
-from backline.access.gate import ScopeGate
+from backline.access.gate import CrossOrigin, ScopeGate
 from backline.access.scope import Scope
-from backline.dialects import health, reflection
+from backline.dialects import standard_services
 from backline.dialects.answers import hidden_error, render_error, respond_error, respond_json
-from backline.dialects.health import HealthService
-from backline.dialects.metrics_page import MetricsPage, Page
-from backline.dialects.open_inference import grpc_service
-from backline.dialects.open_inference.grpc_service import InferenceService
-from backline.dialects.open_inference.rest import RestService
-from backline.dialects.open_inference.rest_recording import RestRecording
-from backline.dialects.reflection import ReflectionService
-from backline.dialects.router import MethodNotAllowed, Router
+from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
+from backline.dialects.open_inference.rest.service import RestService
+from backline.dialects.open_inference.settings import RecordingRoutes
+from backline.dialects.router import Handler, MethodNotAllowed, Router
+from backline.dialects.standard_services import HealthService, ReflectionService
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
 from backline.observe.recording import Recorder
 from backline.version import __version__
-from backline.wire.application import Application, HttpRequest
+from backline.wire.application import Application, Buffer, HttpRequest
 
+#: The content type of the metrics, and their text in pieces.
+Page: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[bytes, Sequence[Buffer]]]]
 #: No pages from elsewhere, and no names but those of the loopback.
 _LOOPBACK_ONLY = BrowserPolicy()
 
@@ -40,15 +42,16 @@ def build_application(
     questions whose answer is no: 503, or 400 for those who rely on Triton's. `browsers` says what web pages may do.
     """
     router = Router()
-    RestService(engine, not_ready_status=not_ready_status).add_routes(router)
+    deferred = DeferredAnswers(engine)
+    RestService(engine, deferred, not_ready_status=not_ready_status).add_routes(router)
     router.add(Scope.READ, "GET", "/", _index_page)
     if recorder is not None:
-        RestRecording(engine, recorder).add_routes(router)
+        RecordingRoutes(recorder, deferred).add_routes(router)
     if metrics is not None:
-        router.add(Scope.METRICS, "GET", "/metrics", MetricsPage(metrics))
-    services = (grpc_service.SERVICE, health.SERVICE, reflection.SERVICE)
+        router.add(Scope.METRICS, "GET", "/metrics", _metrics_page(metrics, deferred))
+    services = (SERVICE, standard_services.HEALTH, standard_services.REFLECTION)
     rpc = {
-        **InferenceService(engine).methods(),
+        **InferenceService(engine, deferred).methods(),
         **HealthService(engine, services).methods(),
         **ReflectionService(services).methods(),
     }
@@ -73,11 +76,8 @@ _VITAL = frozenset(
         b"/v2/health/live",
         b"/v2/health/ready",
         b"/metrics",
-        b"/" + health.SERVICE.encode() + b"/Check",
-        *(
-            f"/{grpc_service.SERVICE}/{method}".encode()
-            for method in ("ServerLive", "ServerReady", "ModelReady")
-        ),
+        b"/" + standard_services.HEALTH.encode() + b"/Check",
+        *(f"/{SERVICE}/{method}".encode() for method in ("ServerLive", "ServerReady", "ModelReady")),
     )
 )
 
@@ -104,6 +104,15 @@ class _HttpHandler:
         except Exception as error:
             request.on_disconnect = None
             respond_error(request, hidden_error("an HTTP request", error))
+
+
+def _metrics_page(page: Page, deferred: DeferredAnswers) -> Handler:
+    def answer(request: HttpRequest) -> None:
+        deferred.answer(
+            request, page(), lambda told: request.respond(200, [(b"content-type", told[0])], told[1])
+        )
+
+    return answer
 
 
 def _index_page(request: HttpRequest) -> None:

@@ -12,14 +12,14 @@ import numpy as np
 
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_scan import STEP, count, parts
+from backline.dialects.off_loop import PIECE
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Tensor
 
 MAX_DEPTH = 100
-#: Above so many characters a list of numbers is decoded in pieces of this size, and above so many elements it is encoded in pieces.
+#: Above so many characters a list of numbers is decoded in pieces of this size.
 LARGE = 64 * 1024
-PIECE = 8 * 1024
 _TOO_FEW = "Failed to parse 'data' field: shape does not match true shape"
 _TOO_MANY = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _BINARY_ONLY = (DataType.FP16, DataType.BF16)

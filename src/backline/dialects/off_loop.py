@@ -10,6 +10,8 @@ from typing import TypeVar
 #: Bytes of JSON, of BYTES tensors or of a protobuf message that are read on the event loop: below this a hostile request holds it for less
 #: than 5 ms. Whatever is larger is read on a thread, in steps that let the loop have the interpreter in between.
 LARGE = 64 * 1024
+#: Elements of a tensor that are written as JSON, or as BYTES, on the event loop; larger ones are written on a thread in such pieces.
+PIECE = 8 * 1024
 Result = TypeVar("Result")
 
 

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from backline.access.scope import Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
+from backline.memo import Memo
 from backline.wire.application import HttpRequest
 
 Handler: TypeAlias = Callable[[HttpRequest], None]
@@ -49,7 +50,7 @@ class Router:
 
     def __init__(self) -> None:
         self._patterns: dict[tuple[str, ...], dict[bytes, _Route]] = {}
-        self._resolved: dict[bytes, _Methods] = {}
+        self._resolved: Memo[bytes, _Methods] = Memo(_MAX_REMEMBERED)
 
     def add(
         self, scope: Scope, method: str, pattern: str, handler: Callable[..., None], *further: str
@@ -108,9 +109,7 @@ class Router:
 
     def _remember(self, path: bytes, bound: _Methods) -> None:
         if len(path) <= _MAX_REMEMBERED_SIZE:
-            if len(self._resolved) >= _MAX_REMEMBERED:
-                self._resolved.clear()
-            self._resolved[path] = bound
+            self._resolved.keep(path, bound)
 
     def _other_method(self, request: HttpRequest, methods: dict[bytes, Handler]) -> Handler:
         allow = b", ".join(

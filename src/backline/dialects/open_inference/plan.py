@@ -6,11 +6,14 @@ from copy import copy
 from typing import TYPE_CHECKING, Self
 
 from backline.dialects.input_plan import InputPlan
+from backline.dialects.off_loop import PIECE
+from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferResponse, Parameter, SequenceStep
+from backline.engine.messages import InferRequest, InferResponse, Parameter, SequenceStep
+from backline.engine.tensor import Tensor
 
 if TYPE_CHECKING:
-    from backline.dialects.open_inference.shared_tensors import SharedTensors
+    from backline.dialects.open_inference.shared_memory import SharedTensors
 
 
 class InferPlan:
@@ -61,6 +64,23 @@ class InferPlan:
         #: Whether the end of a stream of responses is told by one without outputs.
         self.empty_final = False
 
+    def request(
+        self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
+    ) -> InferRequest:
+        """The request with this plan, this id and these inputs."""
+        return InferRequest(
+            model,
+            inputs,
+            version,
+            id,
+            self.outputs,
+            self.parameters,
+            self.priority,
+            deadline,
+            self.timeout,
+            self.sequence,
+        )
+
     def is_binary(self, output: str) -> bool:
         """Whether an output goes out in binary form over REST."""
         return self.binary.get(output, self.binary_default)
@@ -88,7 +108,14 @@ class InferPlan:
 
     def is_large(self, response: InferResponse) -> bool:
         """Whether a response is too large to be written on the event loop."""
-        return self.shared is not None and self.shared.is_large(response)
+        shared = self.shared
+        for tensor in response.outputs:
+            if tensor.data.size > PIECE and (
+                tensor.datatype is DataType.BYTES
+                or not (self.is_binary(tensor.name) or (shared is not None and shared.takes(tensor.name)))
+            ):
+                return True
+        return shared is not None and shared.is_large(response)
 
     def release(self) -> None:
         """The request has failed: lets go of regions at once, as the traceback may keep the plan for a while."""

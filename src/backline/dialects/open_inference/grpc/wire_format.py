@@ -7,7 +7,7 @@ is left to the runtime.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.engine.tensor import Buffer
@@ -127,7 +127,7 @@ def _too_many_fields() -> PayloadTooLarge:
     )
 
 
-def join_response(head: bytes, id: str, outputs: list[Buffer]) -> bytes:
+def join_response(head: bytes, id: str, outputs: Iterable[Buffer]) -> bytes:
     """A ModelInferResponse out of its `head`, which is one without id and raw_output_contents, its id, and the raw contents."""
     parts: list[Buffer] = [head]
     if id:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from google.protobuf.message import DecodeError
 
 from backline.dialects.json_scan import check_document
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Buffer
+from backline.protos import message
 
 Document = TypeVar("Document", bound=msgspec.Struct)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -48,6 +50,15 @@ def read_query(kind: type[Document], query: bytes) -> Document:
         return msgspec.convert(given, kind, strict=False)
     except ValueError as error:  # msgspec's and Unicode's are ValueErrors too
         raise InvalidArgument(f"failed to read the query of the URL: {_explain(kind, str(error))}") from None
+
+
+def read_message(name: str, received: Buffer) -> Any:
+    """A protobuf message by its full name, such as "inference.ModelReadyRequest". Raises InvalidArgument."""
+    try:
+        return message(name).FromString(received)
+    except DecodeError:
+        article = "an" if name[0] in "aeiou" else "a"
+        raise InvalidArgument(f"the message is not {article} {name}: it is malformed or cut short") from None
 
 
 def suggestion(name: str, known: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,23 @@ from google.protobuf.message import DecodeError
 
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
 from backline.dialects.off_loop import LARGE, LargeRequest
-from backline.dialects.open_inference.described import check_description
-from backline.dialects.open_inference.parameters import apply_parameters, class_count
+from backline.dialects.open_inference.grpc.wire_format import (
+    MALFORMED,
+    check_fields,
+    join_response,
+    split_request,
+)
+from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, size_mismatch
-from backline.dialects.open_inference.shared_tensors import Place, SharedInput, SharedTensors, read_place
-from backline.dialects.open_inference.wire_format import MALFORMED, check_fields, split_request
+from backline.dialects.open_inference.planning import PlanBuilder, check_description
+from backline.dialects.open_inference.shared_memory import SharedInput
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import Parameter
+from backline.engine.messages import InferRequest, InferResponse, Parameter
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.tensor import Buffer, Tensor
+from backline.engine.tensor import Buffer, Tensor, encode_tensor
+from backline.memo import Memo
 from backline.protos import message
 
 #: Messages without contents up to this size are remembered, and so many of them.
@@ -63,21 +70,44 @@ class ModelPlan(InferPlan):
         self.model_name = model_name
         self.model_version = model_version
 
+    def request(
+        self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
+    ) -> InferRequest:
+        """See InferPlan; the model is the plan's own."""
+        return InferRequest(
+            self.model_name,
+            inputs,
+            self.model_version,
+            id,
+            self.outputs,
+            self.parameters,
+            self.priority,
+            deadline,
+            self.timeout,
+            self.sequence,
+        )
+
+    def is_binary(self, output: str) -> bool:
+        """gRPC has no JSON."""
+        return True
+
 
 #: A decoded request: what it asks of which model, its id, its tensors by name.
 Decoded = tuple[ModelPlan, str, dict[str, Tensor]]
 
 
-class RequestReader:
+class GrpcReader:
     """Reads inference requests. The plans of small requests with raw contents are remembered, as clients repeat them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._parse = message("inference.ModelInferRequest").FromString
-        self._plans: dict[bytes, ModelPlan] = {}
+        self._plans: Memo[bytes, ModelPlan] = Memo(_MAX_REMEMBERED)
 
-    def read(self, received: Buffer, *, on_loop: bool = False) -> Decoded:
-        """The request in a message. Raises BacklineError; LargeRequest when that takes too long to be done `on_loop`."""
+    def read(
+        self, received: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
+    ) -> Decoded:
+        """The request in a message, which names its model itself. See ReadRequest."""
         rest, id, places = split_request(received)
         plan = self._plans.get(rest)
         if plan is None:
@@ -108,9 +138,7 @@ class RequestReader:
                     },
                 )
             if not typed and len(rest) <= _MAX_REMEMBERED_SIZE:
-                if len(self._plans) >= _MAX_REMEMBERED:
-                    self._plans.clear()
-                self._plans[rest] = plan
+                self._plans.keep(rest, plan)
         spec = plan.single
         if spec is not None and len(places) == 1:
             start, end = places[0]
@@ -146,58 +174,26 @@ class RequestReader:
 
 def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:
     """The plan of a parsed request, its inputs and outputs checked as far as that is possible without the model."""
-    specs: list[InputPlan] = []
-    names = set()
+    builder = PlanBuilder(request.model_name, memory)
     for given in request.inputs:
         name = given.name
-        if name in names:
-            raise InvalidArgument(f"input '{name}' already exists in request")
-        names.add(name)
         if len(given.shape) > MAX_RANK:
             raise too_many_dimensions(name, len(given.shape))
-        place = _place("input", given, memory)
-        if place is None or memory is None:
-            specs.append(InputPlan(name, given.datatype, tuple(given.shape)))
-            continue
-        if given.HasField("contents"):
+        place = builder.input_slice(name, _parameters(given.parameters))
+        if place is not None and given.HasField("contents"):
             raise InvalidArgument(f"input '{name}' has contents, but is said to be in shared memory as well")
-        specs.append(SharedInput(name, given.datatype, tuple(given.shape), place, memory, request.model_name))
-    plan = ModelPlan(tuple(specs), request.model_name, request.model_version)
+        builder.add_input(name, given.datatype, tuple(given.shape), place)
+    plan = ModelPlan(tuple(builder.inputs), request.model_name, request.model_version)
     if request.parameters:
-        apply_parameters(plan, {key: _parameter(key, value) for key, value in request.parameters.items()})
-    outputs: dict[str, None] = {}
-    places: dict[str, Place] = {}
+        apply_parameters(plan, _parameters(request.parameters))
     for given in request.outputs:
-        name = given.name
-        if name in outputs:
-            raise InvalidArgument(f"output '{name}' already exists in request")
-        outputs[name] = None
-        place = _place("output", given, memory)
-        if place is not None:
-            places[name] = place
-        if "classification" in given.parameters:
-            if place is not None:
-                raise InvalidArgument(
-                    f"Output can't set both 'shared_memory_region' and 'classification' (output '{name}')"
-                )
-            plan.classify(
-                name, class_count(name, _parameter("classification", given.parameters["classification"]))
-            )
-    if outputs:
-        plan.outputs = tuple(outputs)
-    shared = [spec for spec in specs if isinstance(spec, SharedInput)]
-    if memory is not None and (shared or places):
-        plan.share(SharedTensors(memory, shared, places))
+        builder.add_output(plan, given.name, _parameters(given.parameters))
+    builder.finish(plan)
     return plan
 
 
-def _place(kind: str, given: Any, memory: SharedMemory | None) -> Place | None:
-    parameters = given.parameters
-    if not parameters:
-        return None
-    return read_place(
-        kind, given.name, {key: _parameter(key, value) for key, value in parameters.items()}, memory
-    )
+def _parameters(given: Any) -> dict[str, Parameter]:
+    return {key: _parameter(key, value) for key, value in given.items()}
 
 
 def _with_shared(plan: ModelPlan, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -261,3 +257,62 @@ def _read_contents(spec: InputPlan, given: Any) -> Tensor:
                 )
         data = np.fromiter(values, spec.dtype, spec.count)
     return Tensor(name, datatype, spec.shape, data.reshape(spec.shape))
+
+
+class GrpcWriter:
+    """Writes responses. What precedes the contents is remembered, as it repeats."""
+
+    def __init__(self) -> None:
+        self._message = message("inference.ModelInferResponse")
+        self._heads: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
+
+    def write(self, response: InferResponse, outputs: list[Tensor]) -> bytes:
+        """The message. `outputs` are those of the response, classified where that was asked for."""
+        if response.parameters:
+            head = self._head(response, outputs)
+        else:
+            key: object
+            if len(outputs) == 1:
+                output = outputs[0]
+                key = (
+                    response.model_name,
+                    response.model_version,
+                    output.name,
+                    output.datatype,
+                    output.shape,
+                )
+            else:
+                key = (
+                    response.model_name,
+                    response.model_version,
+                    tuple([(output.name, output.datatype, output.shape) for output in outputs]),
+                )
+            known = self._heads.get(key)
+            if known is None:
+                known = self._heads.keep(key, self._head(response, outputs))
+            head = known
+        return join_response(head, response.id, map(encode_tensor, outputs))
+
+    def _head(self, response: InferResponse, outputs: list[Tensor]) -> bytes:
+        head = self._message(model_name=response.model_name, model_version=response.model_version)
+        for key, value in (response.parameters or {}).items():
+            set_parameter(head.parameters[key], value)
+        for output in outputs:
+            head.outputs.add(name=output.name, datatype=output.datatype.name, shape=output.shape)
+        serialized: bytes = head.SerializeToString()
+        return serialized
+
+
+def set_parameter(entry: Any, value: Parameter) -> None:
+    """Sets an inference.InferParameter."""
+    if isinstance(value, bool):
+        entry.bool_param = value
+    elif isinstance(value, int):
+        if value < 2**63:
+            entry.int64_param = value
+        else:
+            entry.uint64_param = value
+    elif isinstance(value, float):
+        entry.double_param = value
+    else:
+        entry.string_param = value

@@ -1,27 +1,44 @@
-"""The generate extension's JSON: names of inputs and outputs as keys, their elements as values; what is no tensor is a parameter."""
+"""The generate extension and inference as a stream of events: `generate`, `generate_stream`, `infer_stream`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Raw
 
+from backline.dialects.answers import JSON, respond_error
+from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.event_stream import EventStreams, encoded
+from backline.dialects.exchange import HTTP, ReadRequest, RequestIntake, deadline_of
 from backline.dialects.input_plan import InputPlan
-from backline.dialects.json_data import LARGE, MAX_DEPTH, decode_data, encode_data
+from backline.dialects.json_data import MAX_DEPTH, decode_data, encode_data
 from backline.dialects.json_scan import check_keys, count_elements
+from backline.dialects.off_loop import LARGE, LargeRequest, OffLoop
 from backline.dialects.open_inference.metadata import SCALAR
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix
-from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferResponse, Parameter
+from backline.dialects.open_inference.rest.inference import RestInference
+from backline.dialects.open_inference.rest.messages import Decoded
+from backline.engine.engine import Engine
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.messages import InferRequest, InferResponse, Parameter
 from backline.engine.model import Model
+from backline.engine.responses import Responses
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Buffer, Shape, Tensor
+from backline.engine.tracing import Trace
+from backline.wire.application import HttpRequest
 
-#: A decoded request: what it asks, its id, its tensors by name.
-Decoded = tuple[InferPlan, str, dict[str, Tensor]]
+_Answer: TypeAlias = Callable[[HttpRequest, float | None, Trace | None, InferRequest, InferPlan], None]
+_Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
+
+NOT_ONE = "generate expects model to produce exactly 1 response, use generate stream for model that generates various number of responses"
+
+
 #: The only key with an object.
 _PARAMETERS = "parameters"
 _encode = msgspec.json.Encoder().encode
@@ -33,6 +50,105 @@ _KINDS = {
     b"f": "true or false",
     b"n": "null",
 }
+
+
+class Generate:
+    """The handlers of the routes."""
+
+    def __init__(self, engine: Engine, deferred: DeferredAnswers, inference: RestInference) -> None:
+        self._engine = engine
+        self._deferred = deferred
+        self._inference = inference
+        self._off_loop = OffLoop()
+        self._streams = EventStreams(self._off_loop)
+        self._take_one = self._intake(self._read, self._answer_with_one)
+        self._take_stream = self._intake(self._read, self._answer_with_events)
+        self._take_infer = self._intake(inference.read, self._answer_with_infer_events)
+
+    def generate(self, model: str, version: str, request: HttpRequest) -> None:
+        """Answers with the model's only response; a model that gives none or several is an error."""
+        self._when_known(model, version, request, self._take_one)
+
+    def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
+        """Answers with an event for each response."""
+        self._when_known(model, version, request, self._take_stream)
+
+    def infer_stream(self, model: str, version: str, request: HttpRequest) -> None:
+        """A request as those of `infer`; answers with an event for each response, which is what `infer` answers in JSON."""
+
+        self._when_known(model, version, request, self._take_infer)
+
+    def _intake(self, read: ReadRequest[InferPlan], then: _Answer) -> _Take:
+        return RequestIntake(self._engine, HTTP, read, then, self._off_loop).take
+
+    def _when_known(self, model: str, version: str, request: HttpRequest, take: _Take) -> None:
+        def known() -> None:
+            take(request, request.body, request.headers, model, version, deadline_of(request.headers))
+
+        self._deferred.when_known(model, version, request, known)
+
+    def _read(
+        self, body: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
+    ) -> Decoded:
+        """See ReadRequest."""
+        served = self._engine.find_ready(model, version)
+        if on_loop and len(body) > LARGE:
+            raise LargeRequest
+        return read_generate(body, served)
+
+    def _answer_with_one(
+        self,
+        request: HttpRequest,
+        deadline: float | None,
+        trace: Trace | None,
+        asked: InferRequest,
+        _: InferPlan,
+    ) -> None:
+        responses = self._engine.stream(asked, deadline, trace=trace)
+        answering = _answer_with_one(request, responses, self._off_loop)
+        self._streams.run(request, asked.model_name, responses, answering)
+
+    def _answer_with_events(
+        self,
+        request: HttpRequest,
+        deadline: float | None,
+        trace: Trace | None,
+        asked: InferRequest,
+        _: InferPlan,
+    ) -> None:
+        responses = self._engine.stream(asked, deadline, trace=trace)
+        self._streams.answer(request, asked.model_name, responses, write_generate)
+
+    def _answer_with_infer_events(
+        self,
+        request: HttpRequest,
+        deadline: float | None,
+        trace: Trace | None,
+        asked: InferRequest,
+        plan: InferPlan,
+    ) -> None:
+        responses = self._engine.stream(asked, deadline, trace=trace)
+        self._streams.answer(request, asked.model_name, responses, partial(self._infer_event, plan))
+
+    def _infer_event(self, plan: InferPlan, response: InferResponse) -> bytes:
+        _, (body, *binary) = self._inference.write(plan, response)
+        if binary:
+            raise InvalidArgument(
+                "an event has no binary data: ask for the outputs as JSON, or use gRPC's ModelStreamInfer"
+            )
+        return bytes(body)
+
+
+async def _answer_with_one(request: HttpRequest, responses: Responses, off_loop: OffLoop) -> None:
+    try:
+        response = await anext(responses, None)
+        if response is None or await anext(responses, None) is not None:
+            raise Internal(NOT_ONE)
+        body = await encoded(off_loop, write_generate, response)
+    except BacklineError as error:
+        respond_error(request, error)
+    else:
+        request.respond(200, [(b"content-type", JSON)], [body])
 
 
 class _Key:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from time import monotonic_ns
 from typing import Any
 
 from backline.dialects.answers import hidden_error
+from backline.dialects.exchange import cancel, hidden_answer, trace_arrival, trace_refusal
 from backline.dialects.off_loop import LargeRequest
-from backline.dialects.open_inference.grpc_inference import GrpcInference, cancel
-from backline.dialects.open_inference.grpc_request import ModelPlan
+from backline.dialects.open_inference.grpc.inference import GrpcInference
+from backline.dialects.open_inference.grpc.messages import ModelPlan
+from backline.dialects.open_inference.grpc.wire_format import length_prefix
 from backline.dialects.open_inference.parameters import FINAL
-from backline.dialects.open_inference.stream_budget import StreamBudget
-from backline.dialects.open_inference.wire_format import length_prefix
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, NotFound
 from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
 from backline.engine.ticket import Ticket
+from backline.memo import Memo
 from backline.protos import message
 from backline.wire.application import RpcError, StreamCall
 
+#: Requests of one stream that are in flight, and answers that wait to be sent; the client's next requests are not read before one has left.
+MAX_IN_FLIGHT = 64
+#: Bytes of those requests and answers, and of the answers that are to be expected; one request alone may have more.
+MAX_BYTES = 32 * 1024 * 1024
+#: Answers that wait to be sent, and their bytes, above which decoupled models are to wait; they go on at half as much.
+MAX_WAITING = 64
+MAX_WAITING_BYTES = 1024 * 1024
+_MAX_REMEMBERED = 1024
 _INFER_RESPONSE = b"\x12"  # the tag of ModelStreamInferResponse.infer_response
 
 
@@ -51,7 +61,7 @@ class StreamInference:
         self._engine = engine
         self._inference = inference
         #: Bytes of the last answer by model: what is to be expected of the next.
-        self._answer_sizes: dict[str, int] = {}
+        self._answer_sizes: Memo[str, int] = Memo(_MAX_REMEMBERED)
 
     async def serve(self, call: StreamCall) -> None:
         """Answers the requests of a stream, of which several are in flight at once: those to models with one response in their order, those
@@ -73,7 +83,7 @@ class _Stream:
     """The state of one stream: a reader that submits requests, and a writer that sends their answers."""
 
     def __init__(
-        self, engine: Engine, inference: GrpcInference, call: StreamCall, answer_sizes: dict[str, int]
+        self, engine: Engine, inference: GrpcInference, call: StreamCall, answer_sizes: Memo[str, int]
     ) -> None:
         self._engine = engine
         self._inference = inference
@@ -147,15 +157,19 @@ class _Stream:
 
     async def _take(self, received: Any) -> None:
         asked = Asked(len(received))
+        metadata = self._call.metadata
         began = 0 if self._engine.tracer is None else monotonic_ns()
         try:
             try:
-                request, asked.plan = self._inference.request(received, self._call.deadline, on_loop=True)
+                plan, id, inputs = self._inference.read(received, metadata, "", "", True)
             except LargeRequest:
-                request, asked.plan = await self._inference.request_off_loop(received, self._call.deadline)
-            asked.request = request
-            trace = self._inference.trace(request.model_name, self._call.metadata, began)
-            if self._is_decoupled(asked.plan):
+                plan, id, inputs = await self._inference.off_loop.submit(
+                    partial(self._inference.read, received, metadata, "", "", False)
+                )
+            request = plan.request("", "", id, inputs, self._call.deadline)
+            asked.request, asked.plan = request, plan
+            trace = trace_arrival(self._engine, "GRPC", request.model_name, metadata, began)
+            if self._is_decoupled(plan):
                 self._begin_decoupled(asked)
                 asked.ticket = Ticket(request, self._complete, self._respond, asked.flow, asked, trace)
             else:
@@ -164,7 +178,7 @@ class _Stream:
             self._engine.submit(asked.ticket)
         except BacklineError as error:
             if asked.request is None:
-                self._inference.trace_refused(self._call.metadata, began, error)
+                trace_refusal(self._engine, "GRPC", "", metadata, began, error)
             self._refuse(asked, error)
         except Exception as error:
             self._refuse(asked, hidden_error("a gRPC stream", error))
@@ -204,7 +218,7 @@ class _Stream:
         except BacklineError as failure:
             self._send(self._error_answer(asked, failure, last=False), failure)
         except Exception as failure:
-            hidden = hidden_error(f"the answer of model '{ticket.request.model_name}'", failure)
+            hidden = hidden_answer(ticket.request.model_name, failure)
             self._send(self._error_answer(asked, hidden, last=False), hidden)
 
     def _complete(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
@@ -222,7 +236,7 @@ class _Stream:
             except BacklineError as failure:
                 error = failure
             except Exception as failure:
-                error = hidden_error(f"the answer of model '{ticket.request.model_name}'", failure)
+                error = hidden_answer(ticket.request.model_name, failure)
         if error is not None:
             answer = self._error_answer(asked, error)
         self._over(asked, answer, error)
@@ -285,3 +299,67 @@ class _Stream:
             answer.infer_response.model_version = asked.request.model_version
         answer.infer_response.parameters[FINAL].bool_param = last
         return answer.SerializeToString()  # type: ignore[no-any-return]
+
+
+class StreamBudget:
+    """Counts what one stream has in flight. `answer_sizes` has the bytes of the last answer of each model, and is kept up."""
+
+    def __init__(self, answer_sizes: Memo[str, int]) -> None:
+        self._answer_sizes = answer_sizes
+        self._requests = 0
+        self._request_bytes = 0
+        #: By model: requests whose answer comes all at once.
+        self._expected: dict[str, int] = {}
+        self._waiting = 0
+        self._waiting_bytes = 0
+
+    def begun(self, size: int, model: str | None) -> None:
+        """A request of `size` bytes is in flight; `model` is the one whose only answer is to come, None where answers can be held back."""
+        self._requests += 1
+        self._request_bytes += size
+        if model is not None:
+            self._expected[model] = self._expected.get(model, 0) + 1
+
+    def ended(self, size: int, model: str | None, answer: int | None) -> None:
+        """That request is done, with an answer of so many bytes; None for a failure."""
+        self._requests -= 1
+        self._request_bytes -= size
+        if model is None:
+            return
+        if self._expected.get(model, 0) > 1:
+            self._expected[model] -= 1
+        else:
+            self._expected.pop(model, None)
+        if answer is not None:
+            self._answer_sizes.keep(model, answer)
+
+    def waits(self, size: int) -> None:
+        """An answer waits to be sent."""
+        self._waiting += 1
+        self._waiting_bytes += size
+
+    def sent(self, size: int) -> None:
+        """An answer was sent."""
+        self._waiting -= 1
+        self._waiting_bytes -= size
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may be read."""
+        in_flight = self._requests + self._waiting
+        if not in_flight:
+            return True
+        expected = sum(
+            (self._answer_sizes.get(model) or 0) * count for model, count in self._expected.items()
+        )
+        return in_flight < MAX_IN_FLIGHT and self._request_bytes + self._waiting_bytes + expected < MAX_BYTES
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits to be sent that decoupled models should make no more."""
+        return self._waiting >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES
+
+    @property
+    def wants_responses(self) -> bool:
+        """Whether so little waits to be sent that they may go on."""
+        return self._waiting <= MAX_WAITING // 2 and self._waiting_bytes <= MAX_WAITING_BYTES // 2

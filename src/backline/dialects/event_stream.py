@@ -9,8 +9,7 @@ from math import ceil
 from typing import Any
 
 from backline.dialects.answers import error_body, hidden_error, respond_error
-from backline.dialects.json_data import PIECE
-from backline.dialects.off_loop import OffLoop
+from backline.dialects.off_loop import PIECE, OffLoop
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferResponse
 from backline.engine.responses import Responses
