@@ -12,8 +12,8 @@ Value = TypeVar("Value")
 class Memo(Generic[Key, Value]):
     """Remembers results under keys that clients choose. A full memo forgets everything.
 
-    Forgetting everything keeps lookups free of bookkeeping: `get` is the plain `dict.get`. A client that keeps sending
-    new keys costs the others a miss each, and memory only up to the limit.
+    Forgetting everything keeps lookups free of bookkeeping: `get` is the plain `dict.get`. A client that
+    keeps sending new keys costs the others a miss each, and memory only up to the limit.
     """
 
     __slots__ = ("_known", "_limit", "get")

@@ -42,6 +42,6 @@ def test_any_bytes_are_judged(host: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "*", "*.", "http://a", "a:80", "a b", "a.*.b", ".", "a..b"])
-def test_what_is_no_name_is_refused(name: str) -> None:
-    with pytest.raises(InvalidArgument, match="is no host name"):
+def test_malformed_name_is_refused(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="is not a host name"):
         HostNames.of([name])

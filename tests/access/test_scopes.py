@@ -37,7 +37,7 @@ def application(tmp_path: Path) -> Application:
     return build_application(engine, Metrics(engine).page, recorder=Recorder(engine, tmp_path))
 
 
-def test_every_route_has_the_scope_of_what_it_does(application: Application) -> None:
+def test_every_route_has_the_expected_scope(application: Application) -> None:
     router: Router = application.http._resolve.__self__  # type: ignore[attr-defined]
     routes = {
         (method.decode(), "/" + "/".join(segments)): route.scope
@@ -59,7 +59,7 @@ def test_every_route_has_the_scope_of_what_it_does(application: Application) -> 
             assert scope is (Scope.ADMIN if admin else Scope.MANAGE), (method, pattern)
 
 
-def test_every_method_has_the_scope_of_what_it_does(application: Application) -> None:
+def test_every_method_has_the_expected_scope(application: Application) -> None:
     scopes = {path.decode().rpartition("/")[2]: method.scope for path, method in application.rpc.items()}
 
     assert {name: scope for name, scope in scopes.items() if scope != Scope.READ} == CHANGING_RPCS

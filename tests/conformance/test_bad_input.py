@@ -493,7 +493,7 @@ def test_whole_request_on_a_half_open_connection_is_answered(server: Server) -> 
 @pytest.mark.parametrize(
     "start", [head("Content-Length: 1000"), head("Content-Length: 1000")[:30]], ids=["body", "head"]
 )
-def test_reset_connection_leaves_nothing_behind(server: Server, start: bytes) -> None:
+def test_reset_connection_leaves_no_state(server: Server, start: bytes) -> None:
     for _ in range(20):
         connection = socket.create_connection((server.host, server.port))
         connection.sendall(start)

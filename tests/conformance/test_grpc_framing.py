@@ -178,7 +178,7 @@ def test_legal_variants_are_taken(connect: Callable[[], Probe], case: str) -> No
     assert outcome.fields.get("grpc-status") == "0", str(outcome)
 
 
-def test_passed_deadline_is_told(connect: Callable[[], Probe]) -> None:
+def test_passed_deadline_is_reported(connect: Callable[[], Probe]) -> None:
     outcome = call(connect(), 1, MUST_ANSWER["grpc-timeout 0n"])
     assert outcome.fields.get("grpc-status") == str(DEADLINE_EXCEEDED), str(outcome)
 

@@ -274,7 +274,7 @@ def test_http2_strict_8_1_2_1_pseudo_header_as_last_trailer(h2: Probe) -> None:
     h2.expect_stream_error(PROTOCOL_ERROR)
 
 
-def test_http2_strict_5_4_1_connection_error_is_told_by_goaway(h2: Probe) -> None:
+def test_http2_strict_5_4_1_connection_error_sends_goaway(h2: Probe) -> None:
     h2.frame(PING, 0, 3, bytes(8))
     assert h2.expect(GOAWAY).code == PROTOCOL_ERROR
 

@@ -31,7 +31,7 @@ def configuration(text: str, *, max_batch_size: int = 64) -> Any:
     return configuration_json(complete(describe(model)))
 
 
-def test_an_empty_file_is_filled_from_the_model_and_by_what_was_decided() -> None:
+def test_empty_file_is_completed_from_the_model_and_the_servers_decisions() -> None:
     config = configuration("")
 
     assert (config["name"], config["backend"], config["platform"]) == ("m", "onnxruntime", "onnxruntime_onnx")
@@ -54,7 +54,7 @@ def test_an_empty_file_is_filled_from_the_model_and_by_what_was_decided() -> Non
     }
 
 
-def test_what_the_file_says_stays_as_it_is() -> None:
+def test_values_in_the_file_are_kept() -> None:
     config = configuration(
         """
         max_batch_size: 8

@@ -84,7 +84,7 @@ def test_all_methods_of_the_service_are_there(caller: Caller) -> None:
 @pytest.mark.parametrize(
     ("method", "what"), [("TraceSetting", "tracing"), ("LogSettings", "changing the log by request")]
 )
-def test_what_is_not_served_is_unimplemented(caller: Caller, method: str, what: str) -> None:
+def test_methods_not_served_are_unimplemented(caller: Caller, method: str, what: str) -> None:
     call = caller.rpc_call(method)
     assert call.code == 12
     assert call.error.startswith(f"{what} is not supported by this server")
@@ -270,7 +270,7 @@ def test_faulty_typed_contents(caller: Caller, datatype: str, contents: dict[str
     assert text in call.error
 
 
-def test_id_that_is_no_text(caller: Caller) -> None:
+def test_id_that_is_not_utf8(caller: Caller) -> None:
     received = (
         message("inference.ModelInferRequest")(**infer_fields(id="abc"))
         .SerializeToString()
@@ -422,5 +422,5 @@ async def test_reflection(caller: Caller, version: str) -> None:
         ({}, 12),
     ],
 )
-async def test_reflection_of_what_is_not_there(caller: Caller, fields: dict[str, object], code: int) -> None:
+async def test_reflection_of_unknown_names(caller: Caller, fields: dict[str, object], code: int) -> None:
     assert (await reflect(caller, "v1", **fields)).error_response.error_code == code

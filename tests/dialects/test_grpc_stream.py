@@ -108,7 +108,7 @@ async def test_error_is_an_answer_and_the_stream_goes_on(caller: Caller) -> None
         assert (await answer_of(call)).infer_response.id == "good"
 
 
-async def test_error_ends_the_stream_for_those_who_ask_so(caller: Caller) -> None:
+async def test_error_ends_the_stream_if_the_client_asks_for_it(caller: Caller) -> None:
     call = FakeStreamCall({b"triton_grpc_error": b"true"})
     serving = start(caller, call)
     await call.requests.put(request(id="good"))
@@ -129,7 +129,7 @@ async def test_the_only_answer_is_marked_as_the_last(caller: Caller, parameters:
             assert bool(answer.infer_response.raw_output_contents) == (model == "add1")
 
 
-async def test_cancellation_cancels_what_is_in_flight(caller: Caller) -> None:
+async def test_cancelling_the_stream_cancels_requests_in_flight(caller: Caller) -> None:
     queue = caller.engine.find("add1").queue
     queue.hold()
     call = FakeStreamCall()

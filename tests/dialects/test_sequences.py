@@ -170,7 +170,7 @@ async def test_interleaved_audio_streams_are_batched_and_answered_as_one_by_one(
 
 @pytest.mark.parametrize("model", ["oldest", "direct"])
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_model_is_told_where_in_which_sequence_a_request_is(
+def test_model_receives_the_sequence_and_position_of_a_request(
     server: ServerProcess, model: str, protocol: str
 ) -> None:
     with (
@@ -209,7 +209,7 @@ def test_a_generate_request_is_a_step_of_its_sequence(server: ServerProcess) -> 
     assert [seen[1] for seen in sums] == [5, 5, 7]
 
 
-def test_a_beginning_in_the_middle_starts_the_state_anew(server: ServerProcess) -> None:
+def test_second_start_of_a_sequence_resets_its_state(server: ServerProcess) -> None:
     with connect(server.url) as client:
         ask = client["oldest"]
         for start, expected in ((True, 11.0), (False, 12.0), (True, 11.0)):
@@ -235,7 +235,7 @@ NOT_ONE = "inference request to model '{}' must specify batch-size 1 due to requ
         ({"sequence_id": 5, "sequence_start": True}, 2, NOT_ONE),
     ],
 )
-def test_what_belongs_to_no_sequence_is_refused_in_tritons_words(
+def test_request_without_sequence_is_refused_with_tritons_text(
     server: ServerProcess, model: str, parameters: dict, rows: int, expected: str
 ) -> None:
     with connect(server.url) as client, pytest.raises(InvalidArgument) as refused:
@@ -251,7 +251,7 @@ def test_an_id_of_more_than_128_characters_is_refused(server: ServerProcess) -> 
         client["oldest"]([[1.0]], parameters={"sequence_id": "x" * 129, "sequence_start": True})
 
 
-def test_a_text_is_no_id_for_a_model_that_takes_numbers(server: ServerProcess) -> None:
+def test_string_id_is_refused_by_a_model_with_numeric_ids(server: ServerProcess) -> None:
     with (
         connect(server.url) as client,
         pytest.raises(InvalidArgument, match="'abc' is a text and does not fit input 'ID'"),

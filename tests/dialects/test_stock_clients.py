@@ -259,5 +259,5 @@ def test_error_shape_of_an_unknown_route(stock_server: ServerProcess) -> None:
     assert caught.value.read() == b'{"error":"Not Found: GET /v2/modles (did you mean /v2/models?)"}'
 
 
-def test_the_log_has_no_traceback(stock_server: ServerProcess) -> None:
+def test_log_has_no_traceback(stock_server: ServerProcess) -> None:
     assert "Traceback" not in Path(stock_server.log).read_text()

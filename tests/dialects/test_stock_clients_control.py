@@ -111,7 +111,7 @@ def test_a_model_is_loaded_listed_and_unloaded(client: Any, make_model: Callable
     )  # what is in flight is finished after the answer
 
 
-def test_the_index_of_what_is_ready(make_model: Callable[[int], str], controlled: ServerProcess) -> None:
+def test_index_of_ready_models(make_model: Callable[[int], str], controlled: ServerProcess) -> None:
     name = make_model(1)
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{controlled.grpc_port}") as client:
         client.load_model(name)
@@ -127,7 +127,7 @@ def test_the_index_of_what_is_ready(make_model: Callable[[int], str], controlled
     assert name not in over_http | over_grpc
 
 
-def test_a_load_takes_what_has_changed(
+def test_load_applies_changed_files(
     flavour: str, client: Any, make_model: Callable[[int], str], repository: Path
 ) -> None:
     name = make_model(1)
@@ -192,7 +192,7 @@ def test_dependents_may_be_unloaded_too(client: Any, make_model: Callable[[int],
         ),
     ],
 )
-def test_what_a_wrong_load_is_told(
+def test_error_of_a_malformed_load(
     client: Any, make_model: Callable[[int], str], options: dict[str, Any], text: str
 ) -> None:
     name = make_model(1)
@@ -275,7 +275,7 @@ def test_a_model_that_was_never_loaded_tells_its_inputs_and_is_loaded_for_it(tmp
             assert {state for state, _ in index(client).values()} == {"READY"}
 
 
-def test_what_a_load_brings_along_is_held_against_the_limit_of_a_request(tmp_path: Path) -> None:
+def test_overrides_of_a_load_count_towards_the_request_limit(tmp_path: Path) -> None:
     models.add1(tmp_path / "models", "add1")
     options = (
         "--model-control-mode",

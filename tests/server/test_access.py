@@ -277,8 +277,8 @@ def test_streams_are_shared_with_allowed_origins(served: ServerProcess) -> None:
 
 def test_an_option_that_is_no_origin_is_refused_at_the_start() -> None:
     for arguments, text in (
-        (("--cors-origin", "*"), "is no origin"),
-        (("--allowed-host", "http://models"), "is no host name"),
+        (("--cors-origin", "*"), "is not an origin"),
+        (("--allowed-host", "http://models"), "is not a host name"),
     ):
         with pytest.raises(AssertionError, match=text):
             run("backline", "serve", ".", *arguments)

@@ -1,4 +1,4 @@
-"""The gate between the wire and the dialects: asked with the head of a request, it refuses what the policies do not let in."""
+"""Between wire and dialects: the gate, which refuses requests by their heads, and cross-origin sharing."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from backline.access.browsers import BrowserPolicy
 from backline.access.scope import Scope
 from backline.wire.application import Buffer, Fields, Gate, HttpRequest, ResponseStream
 
-#: Host fields that are remembered, of each kind. Clients choose them, so there may be any number.
+#: How many Host values are cached, of each kind; clients may send any number of different ones.
 _MAX_HOSTS = 64
-#: Seconds for which a browser need not ask again.
+#: How many seconds a browser may cache a preflight response.
 _MAX_AGE = b"600"
 _METHODS = b"GET, HEAD, POST, PUT, DELETE"
 
 
 class ScopeGate(Gate):
-    """Looks up the scope of the route, and asks the policy. A request that no route takes is let in: nothing happens but a 404."""
+    """Applies the policy to the scope of the route. A request without a route is let through, to its 404."""
 
     def __init__(self, policy: BrowserPolicy, scope_of: Callable[[bytes, bytes], Scope | None]) -> None:
         self._policy = policy
@@ -38,9 +38,11 @@ class ScopeGate(Gate):
 
 
 class CrossOrigin:
-    """Stands before the handler of HTTP requests: answers preflight requests on all paths, and marks answers as shared.
+    """Wraps the HTTP handler for allowed origins (Fetch standard, "HTTP-CORS protocol"): preflights and
+    response fields.
 
-    No credentials are allowed, so that "*" exposes all fields of an answer, as of those that tell binary tensors from JSON.
+    Credentials are not allowed, so "*" exposes all response fields, such as those that separate binary
+    tensors from JSON.
     """
 
     def __init__(self, http: Callable[[HttpRequest], None], origins: frozenset[bytes]) -> None:
@@ -68,7 +70,7 @@ class CrossOrigin:
 
 
 class _SharedRequest(HttpRequest):
-    """A request whose answer gets further fields."""
+    """A request that adds fields to its response."""
 
     __slots__ = ("_inner", "_shared")
 
@@ -76,7 +78,7 @@ class _SharedRequest(HttpRequest):
         self._inner = inner
         self._shared = shared
         super().__init__(inner.method, inner.path, inner.query, inner.headers, inner.body)
-        inner.body = b""  # a handler that lets go of the body lets go of all of it
+        inner.body = b""  # leaves one reference to the body, which the handler may drop
         inner.on_disconnect = self._disconnected
 
     def _disconnected(self) -> None:

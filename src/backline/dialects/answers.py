@@ -1,4 +1,4 @@
-"""Answers to HTTP requests that are JSON, and the shape of errors: {"error": message}."""
+"""Responses that dialects share: JSON over HTTP, messages over gRPC, and the shape of errors in both."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def respond_json(request: HttpRequest, document: Any, status: int = 200) -> None
 
 
 def respond_encoded(request: HttpRequest, document: bytes, status: int = 200) -> None:
-    """Answers with JSON that is written already."""
+    """Responds with JSON that is already encoded."""
     request.respond(status, _JSON_FIELDS, [document])
 
 
 def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = ()) -> None:
-    """Answers with the error's status and message, and with Retry-After where trying again makes sense."""
+    """Responds with the error's status and {"error": message}; with Retry-After where a retry makes sense."""
     answer = [*_JSON_FIELDS, *fields]
     if error.retry_after is not None:
         answer.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after))))
@@ -44,18 +44,20 @@ def error_body(message: str) -> bytes:
 
 
 def render_error(_: int, message: str) -> tuple[bytes, bytes]:
-    """Content type and body of an error that was found before any route was."""
+    """The content type and body of an error found before routing."""
     return JSON, error_body(message)
 
 
 def hidden_error(what: str, cause: BaseException) -> BacklineError:
-    """The error to show in place of an unexpected exception, which goes to the log with its traceback.
+    """The error that a client sees in place of an unexpected exception, which goes to the log with its
+    traceback.
 
-    Memory that is used up is no fault of the code, and no traceback says by whom: it is worth a line, and another try.
+    Running out of memory is not a bug at the line that failed: it is logged without a traceback and can be
+    retried.
     """
     if isinstance(cause, MemoryError):
-        _log.error("memory is used up in %s", what)
-        return Unavailable("the server has no memory left for this request; try again later", retry_after=1)
+        _log.error("out of memory in %s", what)
+        return Unavailable("the server is out of memory for this request; try again later", retry_after=1)
     _log.error("unexpected exception in %s", what, exc_info=cause)
     return Internal("internal error: the server failed to handle this request, see its log")
 
@@ -65,7 +67,7 @@ UnaryHandler = Callable[[UnaryCall, Buffer], None]
 
 
 def fail_call(call: UnaryCall, error: BacklineError) -> None:
-    """Ends a call with an error; where trying again makes sense it says when, as gRPC's clients that retry by themselves understand it."""
+    """Ends a call with an error. Where a retry makes sense, the trailer tells retrying gRPC clients when."""
     if error.retry_after is None:
         call.fail(error.grpc_code, error.public_message)
     else:
@@ -77,7 +79,7 @@ def fail_call(call: UnaryCall, error: BacklineError) -> None:
 
 
 def guarded(handler: UnaryHandler) -> UnaryHandler:
-    """A handler that never raises: errors end the call."""
+    """Wraps a handler so that its errors end the call."""
 
     @wraps(handler)
     def answer(call: UnaryCall, received: Buffer) -> None:
@@ -100,9 +102,9 @@ def unary_method(
     answer: Callable[[Any], Any],
     when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None,
 ) -> UnaryMethod:
-    """A method, by its descriptor, whose response has the fields that `answer` returns for a request.
+    """The method with this descriptor; `answer` returns the fields of the response to a request message.
 
-    `when(asked, call, reply)` calls `reply` as soon as `answer` can be asked; by default that is at once.
+    `when(asked, call, reply)` calls `reply` once `answer` may be called; by default that is immediately.
     """
     response_type = message(method.output_type.full_name)
 

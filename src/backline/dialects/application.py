@@ -1,4 +1,4 @@
-"""All dialects together: what a listener serves."""
+"""The application that every listener serves: all dialects together."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from backline.observe.recording import Recorder
 from backline.version import __version__
 from backline.wire.application import Application, Buffer, HttpRequest
 
-#: The content type of the metrics, and their text in pieces.
+#: Returns the content type of the metrics and their text, in pieces.
 Page: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[bytes, Sequence[Buffer]]]]
-#: No pages from elsewhere, and no names but those of the loopback.
+#: No cross-origin pages, and no host names except those of the loopback.
 _LOOPBACK_ONLY = BrowserPolicy()
 
 
@@ -36,10 +36,11 @@ def build_application(
     not_ready_status: int = Unavailable.http_status,
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
 ) -> Application:
-    """The application of an engine; with a `recorder` requests can be recorded.
+    """The application of an engine; with a `recorder` it can record requests.
 
-    `metrics` gives what GET /metrics answers on every port. `not_ready_status` is the HTTP status of health
-    questions whose answer is no: 503, or 400 for those who rely on Triton's. `browsers` says what web pages may do.
+    `metrics` produces the response to GET /metrics, on every port. `not_ready_status` is the HTTP status of a
+    failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
+    may do.
     """
     router = Router()
     deferred = DeferredAnswers(engine)
@@ -70,7 +71,8 @@ def build_application(
     )
 
 
-#: What is answered however busy the server is: whoever restarts or routes around a server by these must not take load for failure.
+#: Answered under any load, because orchestrators and load balancers act on these and must not take load for
+#: failure.
 _VITAL = frozenset(
     (
         b"/v2/health/live",
@@ -83,12 +85,12 @@ _VITAL = frozenset(
 
 
 def _is_vital(path: bytes) -> bool:
-    """Whether a path is that of a health question or of the metrics."""
+    """Whether a path belongs to a health check or the metrics."""
     return path in _VITAL or (path.startswith(b"/v2/models/") and path.endswith(b"/ready"))
 
 
 class _HttpHandler:
-    """Answers every HTTP request, and never raises."""
+    """Handles every HTTP request; never raises."""
 
     def __init__(self, router: Router) -> None:
         self._resolve = router.resolve

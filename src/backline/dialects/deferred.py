@@ -1,4 +1,4 @@
-"""Changes that callers ask for: who asks, what they are run as, and how their end is answered."""
+"""Requests that are answered when a coroutine ends, most of them changes to the models."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unsupported
 from backline.wire.application import HttpRequest, UnaryCall
 
-#: The header field (in gRPC: the metadata) in which clients say which person asks, user@host.
+#: The header field or gRPC metadata key in which clients name their user, as user@host.
 USER = b"x-backline-user"
 _LONGEST_USER = 64
 Result = TypeVar("Result")
 
 
 class DeferredAnswers:
-    """Runs changes as tasks of their own: they go on to their end also when the caller goes away."""
+    """Runs each coroutine as a task. A task runs to its end even if the client disconnects."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        #: Held strongly: the loop knows its tasks only weakly.
+        #: Strong references: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(
@@ -32,7 +32,7 @@ class DeferredAnswers:
         work: Coroutine[Any, Any, Result],
         then: Callable[[Result], None],
     ) -> None:
-        """Runs `work`, then answers with its result by `then`, or with its error."""
+        """Runs `work` and passes its result to `then`, which answers; an error of either is the answer."""
         task = asyncio.get_running_loop().create_task(_run(caller, work, then))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -69,7 +69,7 @@ def _fail(caller: HttpRequest | UnaryCall, error: BacklineError) -> None:
 
 
 def control_of(engine: Engine, what: str) -> Control:
-    """What carries changes out. Raises Unsupported, saying that `what` is not supported, where nothing may be changed."""
+    """The engine's control. Raises Unsupported, naming `what`, where models may not be changed by request."""
     if engine.control is None:
         raise Unsupported(
             f"{what} is not supported by this server: start it with --model-control-mode explicit"
@@ -78,7 +78,10 @@ def control_of(engine: Engine, what: str) -> Control:
 
 
 def caller_name(peer: str, fields: Mapping[bytes, bytes]) -> str:
-    """Who asks, for the audit log: "ada@laptop (10.0.0.7)", or the address alone. The name is the caller's own word."""
+    """The caller for the audit log: "ada@laptop (10.0.0.7)", or only the address.
+
+    The name is not verified.
+    """
     given = fields.get(USER, b"")[: 4 * _LONGEST_USER].decode(errors="replace")
     user = "".join(character if character.isprintable() else "?" for character in given).strip()[
         :_LONGEST_USER

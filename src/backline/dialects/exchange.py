@@ -1,7 +1,7 @@
-"""Inference requests from their bytes to the engine and back, the same for every dialect.
+"""The way of an inference request from bytes to the engine and back, shared by all dialects.
 
-A dialect brings a reader, which turns bytes into a plan and inputs, and a writer, which turns an InferResponse into bytes.
-What is large is read and written off the event loop.
+A dialect supplies a reader, from bytes to a plan and inputs, and a writer, from an InferResponse to bytes.
+Large requests and responses are read and written off the event loop.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ from backline.engine.tracing import Trace, TraceProtocol
 from backline.wire.application import Buffer, Fields, HttpRequest, UnaryCall
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 
-#: gRPC's own field, which gateways between HTTP and gRPC pass on: up to eight digits and a unit, "250m" for milliseconds.
+#: gRPC's field, which gateways between HTTP and gRPC pass on: up to eight digits and a unit ("250m" is 250
+#: ms).
 GRPC_TIMEOUT = b"grpc-timeout"
-#: Envoy adds this to the requests it forwards: the milliseconds that Envoy itself waits.
+#: Added by Envoy to requests it forwards: how many milliseconds Envoy will wait.
 ENVOY_TIMEOUT = b"x-envoy-expected-rq-timeout-ms"
 
 
 class RequestPlan(Protocol):
-    """What a request says besides its inputs and its id. A reader returns one with each request."""
+    """A request without its inputs and id."""
 
     def request(
         self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
     ) -> InferRequest:
-        """The request. A plan that knows the model itself ignores `model` and `version`."""
+        """The request. A plan that holds the model name itself ignores `model` and `version`."""
 
     def is_large(self, response: InferResponse) -> bool:
         """Whether writing this response takes too long for the event loop."""
 
     def release(self) -> None:
-        """Called when the request failed, to let go of resources early."""
+        """Releases resources early, after the request failed."""
 
 
 Caller = TypeVar("Caller")
@@ -60,25 +61,25 @@ HttpBody: TypeAlias = tuple[Fields, Sequence[Buffer]]
 
 
 class ReadRequest(Protocol[Plan_co]):
-    """Reads a request: its plan, its id, its inputs by name."""
+    """Reads a request: its plan, its id and its inputs by name."""
 
     def __call__(
         self, received: Buffer, fields: Mapping[bytes, bytes], model: str, version: str, on_loop: bool, /
     ) -> tuple[Plan_co, str, dict[str, Tensor]]:
-        """`model` and `version` are those of the URL, empty in gRPC; `fields` are header fields or metadata.
+        """`model` and `version` come from the URL, empty in gRPC; `fields` are header fields or metadata.
 
-        Raises BacklineError; LargeRequest if it is called `on_loop` and would take too long there.
+        Raises BacklineError; LargeRequest if called `on_loop` for a request that takes too long there.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Carrier(Generic[Caller, Written]):
-    """How a protocol carries requests: what an exchange needs to know about it."""
+    """The differences between HTTP and gRPC that matter to an exchange."""
 
     protocol: TraceProtocol
-    #: Whether the wire itself ends a call at its deadline; then the deadline is the queue's business only.
+    #: Whether the wire itself ends a call at its deadline, so that only the queue needs to know it.
     ends_at_deadline: bool
-    #: Sets what the wire calls if the client goes away before it is answered.
+    #: Sets the callback for a client that goes away before the response.
     watch: Callable[[Caller, Callable[[], None]], None]
     reply: Callable[[Caller, Written], None]
     fail: Callable[[Caller, BacklineError], None]
@@ -108,7 +109,7 @@ GRPC: Carrier[UnaryCall, Buffer] = Carrier("GRPC", True, _watch_call, _reply_to_
 
 
 class RequestIntake(Generic[Caller, Plan]):
-    """Reads requests, off the event loop where that takes long, and passes them on."""
+    """Reads requests, off the event loop if they are large, and passes them to `then`."""
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class RequestIntake(Generic[Caller, Plan]):
         then: Callable[[Caller, float | None, Trace | None, InferRequest, Plan], None],
         off_loop: OffLoop,
     ) -> None:
-        """`then(caller, deadline, trace, request, plan)` may raise BacklineError; it ends the request at `deadline`."""
+        """`then(caller, deadline, trace, request, plan)` submits the request; it may raise BacklineError."""
         self._engine = engine
         self._protocol = carrier.protocol
         self._ends_at_deadline = carrier.ends_at_deadline
@@ -138,7 +139,7 @@ class RequestIntake(Generic[Caller, Plan]):
     ) -> None:
         """Reads a request and passes it on. `deadline` is in seconds of time.monotonic().
 
-        Raises BacklineError when the request is refused at once.
+        Raises BacklineError if the request is refused immediately.
         """
         began = 0 if self._engine.tracer is None else monotonic_ns()
         try:
@@ -186,13 +187,11 @@ class RequestIntake(Generic[Caller, Plan]):
         except Exception as error:
             self._fail(caller, hidden_error("a large request", error))
         finally:
-            del (
-                read
-            )  # it holds the error, whose traceback holds this frame, and with it regions of shared memory
+            del read  # the future holds the error, whose traceback holds this frame
 
 
 class UnaryInference(Generic[Caller, Plan, Written]):
-    """Answers each request with one response."""
+    """Inference with one response per request."""
 
     def __init__(
         self,
@@ -204,7 +203,7 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         *,
         decoupled: str,
     ) -> None:
-        """`write` may raise BacklineError. `decoupled` is the error for decoupled models."""
+        """`write` may raise BacklineError. `decoupled` is the error text for decoupled models."""
         self._engine = engine
         self._watch = carrier.watch
         self._reply = carrier.reply
@@ -237,8 +236,8 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         context = ticket.context
         if context is None:
             return
-        # It holds the caller, whose callback holds the ticket: leave no reference cycle. The callback may stay: cancelling a
-        # ticket that is done has no effect.
+        # The context holds the caller, whose callback holds the ticket: this breaks the cycle. The callback
+        # may stay, as cancelling a ticket that is done has no effect.
         ticket.context = None
         caller: Caller
         plan: Plan
@@ -275,20 +274,20 @@ class UnaryInference(Generic[Caller, Plan, Written]):
 
 
 def cancel(ticket: Ticket) -> None:
-    """Cancels a request whose client is gone."""
+    """Cancels the request of a client that has gone away."""
     ticket.context = None
     ticket.cancel()
 
 
 def hidden_answer(model: str, cause: BaseException) -> BacklineError:
-    """The error to show in place of an unexpected exception from writing a response."""
-    return hidden_error(f"the answer of model '{model}'", cause)
+    """The error that a client sees in place of an unexpected exception from writing a response."""
+    return hidden_error(f"the response of model '{model}'", cause)
 
 
 def trace_arrival(
     engine: Engine, protocol: TraceProtocol, model: str, fields: Mapping[bytes, bytes], began: int
 ) -> Trace | None:
-    """The trace of a request whose reading began at `began` (time.monotonic_ns()); 0 means tracing was off then."""
+    """The trace of a request that arrived at `began` (time.monotonic_ns()), 0 if tracing was off then."""
     tracer = engine.tracer
     return tracer.arrived(protocol, model, fields, began) if began and tracer is not None else None
 
@@ -301,23 +300,23 @@ def trace_refusal(
     began: int,
     error: BacklineError,
 ) -> None:
-    """Traces a request that could not be read; `model` is empty where only the request itself names it."""
+    """Traces a request that could not be read; `model` is empty if only the request names it."""
     trace = trace_arrival(engine, protocol, model, fields, began)
     if trace is not None:
         trace.unreadable(error)
 
 
 def deadline_of(headers: Mapping[bytes, bytes]) -> float | None:
-    """Until when (time.monotonic()) the client of an HTTP request that just arrived waits; None for no limit.
+    """The deadline (time.monotonic()) of an HTTP request that has just arrived; None if its client sets none.
 
-    Raises InvalidArgument for a malformed timeout, DeadlineExceeded for one that is over.
+    Raises InvalidArgument for a malformed timeout, DeadlineExceeded for one of zero.
     """
     given = [_seconds(name, headers[name]) for name in (GRPC_TIMEOUT, ENVOY_TIMEOUT) if name in headers]
     if not given:
         return None
     seconds = min(given)
     if seconds <= 0:
-        raise DeadlineExceeded("the deadline was over when the request came")
+        raise DeadlineExceeded("the deadline had already passed when the request arrived")
     return monotonic() + seconds
 
 

@@ -1,6 +1,7 @@
-"""The services that every gRPC server offers: health checking and reflection.
+"""The standard gRPC services: health checking and reflection.
 
-https://github.com/grpc/grpc/blob/master/doc/health-checking.md, https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md,
+https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _REFLECTION_ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 
 
 class HealthService:
-    """Every known service, and the server as a whole (the empty name), is serving when the engine is ready."""
+    """Every known service, and the server itself (the empty name), is SERVING while the engine is ready."""
 
     def __init__(self, engine: Engine, services: Iterable[str]) -> None:
         self._engine = engine
@@ -43,15 +44,16 @@ class HealthService:
         service = read_message(_HEALTH_REQUEST, received).service
         if service not in self._services:
             raise NotFound(
-                f"unknown service '{service}', expected one of {', '.join(repr(name) for name in sorted(self._services))}"
+                f"unknown service '{service}', expected one of"
+                f" {', '.join(repr(name) for name in sorted(self._services))}"
             )
         call.reply(self._encode(service))
 
     async def _watch(self, call: StreamCall) -> None:
-        """Sends the status, and again whenever it changes; SERVICE_UNKNOWN, not an error, for an unknown service."""
+        """Sends the status now and at every change; an unknown service is SERVICE_UNKNOWN, not an error."""
         received = await call.receive()
         if received is None:
-            raise RpcError(InvalidArgument.grpc_code, "a call of Watch needs a request")
+            raise RpcError(InvalidArgument.grpc_code, "Watch needs a request message")
         try:
             service = read_message(_HEALTH_REQUEST, received).service
         except InvalidArgument as error:
@@ -80,7 +82,10 @@ class HealthService:
 
 
 class ReflectionService:
-    """Tells the services of the server and the files that describe them."""
+    """Lists the services and serves the files that describe them.
+
+    Versions 1 and 1alpha differ only in the package name, so the messages of version 1 serve both.
+    """
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = sorted({*services, REFLECTION})
@@ -123,15 +128,15 @@ class ReflectionService:
 
 
 def _file_of(symbol: str) -> Any:
-    """The file that describes a message, an enum, a service or a method. Raises KeyError."""
+    """The file that defines a message, enum, service or method. Raises KeyError."""
     try:
         return pool().FindFileContainingSymbol(symbol)
-    except KeyError:  # which does not know methods
+    except KeyError:  # FindFileContainingSymbol does not find methods
         return pool().FindMethodByName(symbol).containing_service.file
 
 
 def _with_dependencies(file: Any) -> list[bytes]:
-    """A file and all that it imports, each once, serialized."""
+    """A file and its transitive imports, serialized, each once."""
     serialized: dict[str, bytes] = {}
     waiting = [file]
     while waiting:

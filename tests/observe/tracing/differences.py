@@ -7,7 +7,7 @@ from typing import Any
 _RANGE = "value is out of range [ 0, 4294967295 ], got: "
 _UNKNOWN = "unknown trace setting 'trace_color'; those that can be changed are trace_level, trace_rate, trace_count, log_frequency"
 _MODE = "the trace mode cannot be changed while the server runs: start it with --trace-config mode=..."
-_BODY = "the body is no JSON object of trace settings, each a text, a list of texts, or null to have that of all models: "
+_BODY = "the body is not a JSON object of trace settings, each a string, a list of strings, or null for the global value: "
 _NO_LEVEL = "'trace_level' names no level: give OFF, TIMESTAMPS, TENSORS, or nothing at all to have that of all models"
 
 

@@ -1,4 +1,4 @@
-"""The outputs of a response as its request wants them, where that is not as the model gave them."""
+"""Outputs in the form the request asks for: classified, or written to shared memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from backline.engine.tensor import Tensor, element_count
 
 
 def wanted_outputs(engine: Engine, plan: InferPlan, response: InferResponse) -> list[Tensor]:
-    """Classified and put into shared memory, each where `plan` asks for it. Raises BacklineError where that cannot be done."""
+    """The outputs of a response, classified and put into shared memory where `plan` asks for it.
+
+    Raises BacklineError.
+    """
     outputs = classified_outputs(engine, plan, response) if plan.classes else response.outputs
     return outputs if plan.shared is None else plan.shared.store(outputs)
 
 
 def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bool) -> Tensor:
-    """The `count` highest values of a tensor, of each row if it is `batched`, as BYTES "value:index" or "value:index:label".
+    """The `count` highest values of a tensor, or of each row if `batched`, as BYTES "value:index" or
+    "value:index:label".
 
-    Floating-point values have six decimals, as in the extension's text. The shape is [batch, n] or [n] with n = min(count, classes).
-    Raises InvalidArgument for datatypes without an order.
+    Floating-point values have six decimals, as the classification extension specifies. The shape is [batch,
+    n] or [n] with n = min(count, classes). Raises InvalidArgument for BYTES and BOOL.
     """
     if tensor.datatype in (DataType.BYTES, DataType.BOOL):
         raise InvalidArgument(
-            f"class result not available for output '{tensor.name}' due to unsupported type '{tensor.datatype.name}'"
+            f"class result not available for output '{tensor.name}' due to unsupported type"
+            f" '{tensor.datatype.name}'"
         )
     values = tensor.data
     if tensor.datatype is DataType.BF16:
@@ -37,7 +42,8 @@ def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bo
     width = element_count(tensor.shape[1:] if batched else tensor.shape)
     values = values.reshape(rows, width)
     best = min(count, width)
-    # Sorted from behind and read backwards: the highest value first, and of equal ones the one with the lower index.
+    # Sorting reversed rows and reversing the result puts the highest value first, ties in order of their
+    # index.
     order = width - 1 - np.argsort(values[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :best]
     form = "%f:%d" if values.dtype.kind == "f" else "%d:%d"
     entries = np.empty((rows, best), np.object_)
@@ -53,7 +59,10 @@ def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bo
 
 
 def classified_outputs(engine: Engine, plan: InferPlan, response: InferResponse) -> list[Tensor]:
-    """The outputs of `response`, classified where `plan` asks for it. Raises InvalidArgument for outputs that have no classes."""
+    """The outputs of `response`, classified where `plan` asks for it.
+
+    Raises InvalidArgument, see `classify`.
+    """
     model = engine.find(response.model_name, response.model_version)
     labels = {spec.name: spec.labels for spec in model.signature.outputs}
     return [

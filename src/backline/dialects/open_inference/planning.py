@@ -1,4 +1,4 @@
-"""Making and checking the plan of a request, the same for REST and gRPC."""
+"""Building and checking the plan of a request, shared by REST and gRPC."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ _NO_DATA = np.empty(1, np.uint8)
 
 
 class PlanBuilder:
-    """Collects the inputs and outputs of a request and checks them as far as that is possible without the model.
+    """Collects the inputs and outputs of a request and checks them as far as possible without the model.
 
-    Every method raises InvalidArgument, and Unsupported where clients may not share memory. `model` is for messages.
+    Every method raises InvalidArgument, and Unsupported where clients may not share memory. `model` is used
+    in errors.
     """
 
     def __init__(self, model: str, memory: SharedMemory | None) -> None:
@@ -43,14 +44,14 @@ class PlanBuilder:
         self._slices: dict[str, RegionSlice] = {}
 
     def input_slice(self, name: str, parameters: Mapping[str, Any]) -> RegionSlice | None:
-        """The shared memory that the parameters of a new input name, None for none."""
+        """The shared memory that a new input's parameters refer to, None for none."""
         if name in self._names:
             raise InvalidArgument(f"input '{name}' already exists in request")
         self._names.add(name)
         return read_slice("input", name, parameters, self._memory) if parameters else None
 
     def add_input(self, name: str, datatype: str, shape: Shape, slice: RegionSlice | None) -> InputPlan:
-        """The plan of an input."""
+        """Adds an input and returns its plan."""
         if slice is None or self._memory is None:
             spec = InputPlan(name, datatype, shape)
         else:
@@ -61,7 +62,10 @@ class PlanBuilder:
     def add_output(
         self, plan: InferPlan, name: str, parameters: Mapping[str, Any], *, binary: bool = False
     ) -> None:
-        """Notes a requested output on the plan. With `binary` its parameters choose between JSON and binary form."""
+        """Adds a requested output to the plan.
+
+        With `binary` its parameters choose between JSON and binary form.
+        """
         if name in self._outputs:
             raise InvalidArgument(f"output '{name}' already exists in request")
         self._outputs[name] = None
@@ -84,7 +88,7 @@ class PlanBuilder:
         self._slices[name] = slice
 
     def finish(self, plan: InferPlan) -> None:
-        """Notes the names of the outputs, and what is in shared memory. Raises PayloadTooLarge for too much of it."""
+        """Completes the plan. Raises PayloadTooLarge for too much shared memory."""
         if self._outputs:
             plan.outputs = tuple(self._outputs)
         shared = [spec for spec in self.inputs if isinstance(spec, SharedInput)]
@@ -93,16 +97,17 @@ class PlanBuilder:
 
 
 def check_description(engine: Engine, model: str, version: str, id: str, plan: InferPlan) -> None:
-    """Compares the names, datatypes and shapes of a request with the model, so that no data is decoded that the model would refuse.
+    """Checks the names, datatypes and shapes of a large request, so that data the model would refuse is never
+    decoded.
 
-    Raises NotFound, Unavailable or InvalidArgument, as submitting the request would. Two kinds of request pass unchecked and are checked
-    when they are submitted: those to models that are not loaded yet, and those of sequences, which may belong to a version that is on its
-    way out. Safe on any thread.
+    Raises NotFound, Unavailable or InvalidArgument, as submitting the request would. Two kinds of request are
+    checked only when submitted: those to models that are not loaded yet, and those of sequences, which may
+    belong to a version that is draining. Safe on any thread.
     """
     served = engine.find_ready(model, version)
     if plan.sequence is not None or served.on_demand:
         return
     described = {spec.name: Tensor(spec.name, spec.datatype, spec.shape, _NO_DATA) for spec in plan.inputs}
     ticket = unsubmitted(InferRequest(model, described, id=id, outputs=plan.outputs))
-    # The batch size is left to the model's own check: only that one knows whether its limit is strict.
+    # Only the model's own check knows whether its batch size limit is strict.
     RequestCheck(served.name, served.signature, served.max_batch_size, strict=False)(ticket)

@@ -1,4 +1,7 @@
-"""Changing models over REST: Triton's model repository extension, and beyond it single versions, labels and the history."""
+"""Changing models by request:
+
+Triton's model repository extension, and beyond it versions, labels and the history.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,11 @@ from backline.wire.application import HttpRequest, UnaryCall
 
 CONFIG = "config"
 FILE = "file:"
-#: Characters of a configuration: decoding holds the interpreter for about 10 ms at most.
+#: The most characters in a configuration: decoding holds the interpreter's lock for at most about 10 ms.
 MAX_CONFIG = 256 * 1024
 DEPENDENTS = "unload_dependents"
-#: Characters of base64 that are decoded at a time, a multiple of 4: between two pieces other threads have their turn.
+#: Base64 is decoded this many characters at a time (a multiple of 4), so that other threads can run in
+#: between.
 _PIECE = 1 << 20
 _LOADING = "loading and unloading models by request"
 _LABELS = "moving labels by request"
@@ -48,13 +52,13 @@ class ParametersDocument(Struct, forbid_unknown_fields=True):
 
 
 class LoadDocument(Struct, forbid_unknown_fields=True):
-    """What a load brings along may be large: a value that is no string is not decoded."""
+    """Values may be large files: those that are not strings stay undecoded."""
 
     parameters: dict[str, Raw] = {}
 
 
 class VersionDocument(Struct, forbid_unknown_fields=True):
-    """Versions may be written as numbers."""
+    """Versions may be numbers or strings."""
 
     version: str | int
     expected: str | int = ANY_VERSION
@@ -74,7 +78,7 @@ class HistoryQuery(Struct, forbid_unknown_fields=True):
 
 
 class RepositoryRoutes:
-    """The handlers of the routes that show and change what is loaded."""
+    """The handlers of the routes that list and change models."""
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine
@@ -105,7 +109,7 @@ class RepositoryRoutes:
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
         who, body = _who(request), request.body
-        request.body = b""  # what it holds may be as large as the model: it is not kept while the model loads
+        request.body = b""  # may be as large as the model: not kept while the model loads
 
         async def load() -> None:
             nonlocal body
@@ -124,7 +128,7 @@ class RepositoryRoutes:
     # beyond Triton
 
     def _refresh(self, request: HttpRequest) -> None:
-        control = control_of(self._engine, "looking for new models by request")
+        control = control_of(self._engine, "refreshing the repository by request")
         self._deferred.answer(request, control.refresh(), partial(_respond_empty, request))
 
     def _history(self, request: HttpRequest) -> None:
@@ -176,7 +180,7 @@ async def _read_overrides(body: Buffer) -> Overrides | None:
 def _parse_overrides(body: Buffer) -> Overrides | None:
     check_keys(body)
     given = read_document(LoadDocument, body, bounded=False).parameters
-    if CONFIG in given and _is_string(given[CONFIG]):  # an escape has at most six characters for one
+    if CONFIG in given and _is_string(given[CONFIG]):  # an escape takes at most six characters
         check_config(len(memoryview(given[CONFIG])) // 6)
     return overrides_from_json({name: _decode_string(raw) for name, raw in given.items()})
 
@@ -202,7 +206,7 @@ def _refuse_repository(*_: object) -> None:
 
 
 class RepositoryCalls:
-    """The handlers of the two methods; their responses are empty messages."""
+    """The handlers of RepositoryModelLoad and RepositoryModelUnload; their responses are empty messages."""
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine
@@ -241,15 +245,19 @@ def _empty(call: UnaryCall) -> Callable[[None], None]:
 
 
 def check_config(size: int) -> None:
-    """Raises PayloadTooLarge for a configuration of so many characters."""
+    """Raises PayloadTooLarge if a configuration of `size` characters is too large."""
     if size > MAX_CONFIG:
         raise PayloadTooLarge(
-            f"load parameter '{CONFIG}' has {size} characters, more than the {MAX_CONFIG} that a configuration may have"
+            f"load parameter '{CONFIG}' has {size} characters, more than the {MAX_CONFIG} allowed"
+            " for a configuration"
         )
 
 
 def overrides_from_json(parameters: Mapping[str, Any]) -> Overrides | None:
-    """What a REST request to load brings along: `config` is a string, the contents of files are base64. Raises InvalidArgument."""
+    """The overrides in a REST load request: `config` is a string, files are base64.
+
+    Raises InvalidArgument.
+    """
     config: str | None = None
     files = {}
     for name, value in parameters.items():
@@ -265,7 +273,7 @@ def overrides_from_json(parameters: Mapping[str, Any]) -> Overrides | None:
 
 
 def overrides_from_message(parameters: Mapping[str, Any]) -> Overrides | None:
-    """What a RepositoryModelLoadRequest brings along. Raises InvalidArgument."""
+    """The overrides in a RepositoryModelLoadRequest. Raises InvalidArgument."""
     config: str | None = None
     files = {}
     for name, value in parameters.items():
@@ -281,7 +289,7 @@ def overrides_from_message(parameters: Mapping[str, Any]) -> Overrides | None:
 
 
 def dependents_from_json(parameters: Mapping[str, Any]) -> bool:
-    """Whether a REST request wants the models that depend on the unloaded one unloaded too. Raises InvalidArgument."""
+    """Whether a REST unload request includes dependent models. Raises InvalidArgument."""
     for name, value in parameters.items():
         _check_unload_name(name)
         if not isinstance(value, bool):
@@ -290,7 +298,7 @@ def dependents_from_json(parameters: Mapping[str, Any]) -> bool:
 
 
 def dependents_from_message(parameters: Mapping[str, Any]) -> bool:
-    """Whether a RepositoryModelUnloadRequest wants it. Raises InvalidArgument."""
+    """Whether a RepositoryModelUnloadRequest includes dependent models. Raises InvalidArgument."""
     for name, value in parameters.items():
         _check_unload_name(name)
         if value.WhichOneof("parameter_choice") != "bool_param":

@@ -1,4 +1,4 @@
-"""The trace extension: what is traced, looked at and changed while the server runs, over REST and gRPC."""
+"""What operators see and change while the server runs: trace settings, log settings and recordings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ _trace_decoder = msgspec.json.Decoder(dict[str, str | list[str] | None])
 
 
 class TraceSettings:
-    """The handlers. Every answer has all settings of the model, or those of all models."""
+    """The trace extension over REST and gRPC.
+
+    Every response has all settings of the model, or the global ones.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -59,7 +62,7 @@ class TraceSettings:
         respond_json(request, control.settings(model))
 
     def answer(self, asked: Any) -> dict[str, Any]:
-        """The fields of a TraceSettingResponse to a TraceSettingRequest, which sets what it names: a setting without a value is cleared."""
+        """Applies a TraceSettingRequest, returns the fields of its response. A setting without value is cleared."""
         control = self._control
         if asked.settings:
             changes = {name: _value(name, list(given.value)) for name, given in asked.settings.items()}
@@ -79,18 +82,19 @@ def _value(name: str, values: list[str]) -> SettingValue | None:
 
 
 def _read(body: Buffer) -> dict[str, SettingValue | None]:
-    """The changes of a body; an empty one changes nothing. Raises InvalidArgument, PayloadTooLarge."""
+    """The changes in a body, none if it is empty. Raises InvalidArgument, PayloadTooLarge."""
     check_document(body)
     try:
         return _trace_decoder.decode(body or b"{}")
     except msgspec.MsgspecError as error:
         raise InvalidArgument(
-            f"the body is no JSON object of trace settings, each a text, a list of texts, or null to have that of all models: {error}"
+            "the body is not a JSON object of trace settings, each a string, a list of strings, or"
+            f" null for the global value: {error}"
         ) from None
 
 
 class LoggingExtension:
-    """The handlers. Both protocols answer with all settings, after a change."""
+    """The logging extension over REST and gRPC. Every response has all settings, after any change."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -100,7 +104,7 @@ class LoggingExtension:
         router.add(Scope.ADMIN, "POST", "/v2/logging", self._change)
 
     def call(self, asked: Any) -> dict[str, Any]:
-        """LogSettings: the fields of the response to a request message; one without settings asks only."""
+        """Applies a LogSettingsRequest, if it has settings, and returns the fields of its response."""
         changes = {name: _given(setting) for name, setting in asked.settings.items()}
         return {
             "settings": {
@@ -112,7 +116,7 @@ class LoggingExtension:
         respond_json(request, self._updated({}))
 
     def _change(self, request: HttpRequest) -> None:
-        """The body is an object, an empty one if it is empty; a setting that is null stays as it is."""
+        """Applies a JSON object of settings; null leaves a setting unchanged, as does an empty body for all."""
         check_document(request.body)
         try:
             document = _log_decoder.decode(request.body or b"{}")
@@ -126,10 +130,10 @@ class LoggingExtension:
         log = self._engine.log_control
         if log is None:
             raise Unsupported(
-                "changing the log by request is not supported by this server: its log is that of the program around it"
+                "log settings are not supported by this server: its log belongs to the program that embeds it"
             )
         if changes:
-            # Who may fill the disk, or silence what is wrong, is a question of who may change the server.
+            # Changing the log can fill the disk or hide errors, so it needs the right to change the server.
             if self._engine.control is not None:
                 self._engine.control.check_changeable("the settings of the log")
             log.update(changes)
@@ -137,20 +141,20 @@ class LoggingExtension:
 
 
 def _given(setting: Any) -> object:
-    """None where the client has set none."""
+    """The value of a setting, None if the client left it out."""
     kind = setting.WhichOneof("parameter_choice")
     return None if kind is None else getattr(setting, kind)
 
 
 class RecordDocument(Struct, forbid_unknown_fields=True):
-    """`count` requests, of at most `max_bytes` in all."""
+    """Record `count` requests, at most `max_bytes` in total."""
 
     count: int = 8
     max_bytes: int = DEFAULT_BYTES
 
 
 class RecordingRoutes:
-    """The handlers of the routes. Every answer is a RecordingState."""
+    """Recording a model's requests for its warm-up. Every response is a RecordingState."""
 
     def __init__(self, recorder: Recorder, deferred: DeferredAnswers) -> None:
         self._recorder = recorder

@@ -1,4 +1,4 @@
-"""Inputs and outputs of a request that lie in shared memory regions."""
+"""Triton's shared memory extensions: tensors in regions, and registering regions over REST and gRPC."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from backline.wire.application import HttpRequest
 
 DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 REGION = "shared_memory_region"
-#: More bytes of a request, or of its response, are not copied on the event loop, which would take over a millisecond.
+#: More bytes than this are not copied on the event loop, as that would take over a millisecond.
 LARGE_COPY = 4 << 20
 ByteCount = Annotated[int, Meta(ge=0)]
 _NOTHING = np.empty(0, np.uint8)
@@ -34,7 +34,7 @@ _NOTHING = np.empty(0, np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class RegionSlice:
-    """Where a tensor lies: `size` bytes of a region, from `offset` on."""
+    """The location of a tensor: `size` bytes at `offset` in a region."""
 
     region: str
     offset: int
@@ -44,7 +44,7 @@ class RegionSlice:
 def read_slice(
     kind: str, name: str, parameters: Mapping[str, Any], memory: SharedMemory | None
 ) -> RegionSlice | None:
-    """The place that the parameters of an input or output name, None for none.
+    """The slice that the parameters of an input or output refer to, None for none.
 
     Raises Unsupported where clients may not share memory, InvalidArgument.
     """
@@ -80,14 +80,17 @@ class SharedInput(InputPlan):
         memory: SharedMemory,
         model: str,
     ) -> None:
-        """`model` is for messages."""
+        """`model` is used in errors."""
         super().__init__(name, datatype_name, shape)
         self.model = model
         self.place = place
         self.memory = memory
 
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
-        """The tensor, read from the region that has the name now; nothing of the message belongs to it. Raises BacklineError."""
+        """Copies the tensor from the region that has the name now; the arguments are unused.
+
+        Raises BacklineError.
+        """
         region = self.memory.region(self.place.region)
         region.check(self.place.offset, self.place.size)
         if self.place.size != self.size >= 0:
@@ -97,23 +100,26 @@ class SharedInput(InputPlan):
 
 
 class StoredTensor(Tensor):
-    """An output that went into shared memory: its `data` is empty."""
+    """An output written to shared memory: its `data` is empty."""
 
     __slots__ = ()
 
 
 class SharedTensors:
-    """What a request has in shared memory. Remembered with its plan; `held` are the regions of one request, which stay while it lives."""
+    """The tensors of a request in shared memory, cached with its plan.
+
+    `held` are the regions of one request, kept alive as long as it lives.
+    """
 
     __slots__ = ("_memory", "_outputs", "_regions", "held", "large")
 
     def __init__(
         self, memory: SharedMemory, inputs: list[SharedInput], outputs: dict[str, RegionSlice]
     ) -> None:
-        """Raises PayloadTooLarge when the inputs are more than a request may bring."""
+        """Raises PayloadTooLarge if the inputs exceed the size limit of requests."""
         size = sum(spec.place.size for spec in inputs)
         memory.check_size(size)
-        #: Whether the inputs are more than is to be read on the event loop.
+        #: Whether the inputs are too large to read on the event loop.
         self.large = size > LARGE_COPY or sum(spec.place.size for spec in inputs if spec.size < 0) > LARGE
         self._memory = memory
         self._regions = {spec.place.region for spec in inputs} | {place.region for place in outputs.values()}
@@ -121,9 +127,9 @@ class SharedTensors:
         self.held: dict[str, Region] = {}
 
     def hold(self, *, on_loop: bool) -> SharedTensors:
-        """The same for one request.
+        """A copy for one request, with its regions held.
 
-        Raises NotFound for a region that there is not, InvalidArgument for an output outside of its own, LargeRequest.
+        Raises NotFound for an unknown region, InvalidArgument for an output outside its region, LargeRequest.
         """
         if on_loop and self.large:
             raise LargeRequest
@@ -134,18 +140,18 @@ class SharedTensors:
         return held
 
     def takes(self, output: str) -> bool:
-        """Whether an output goes into shared memory."""
+        """Whether an output is written to shared memory."""
         return output in self._outputs
 
     def is_large(self, response: InferResponse) -> bool:
-        """Whether the outputs are more than is to be written on the event loop."""
+        """Whether the outputs are too large to copy on the event loop."""
         return (
             sum(tensor.data.nbytes for tensor in response.outputs if tensor.name in self._outputs)
             > LARGE_COPY
         )
 
     def store(self, outputs: list[Tensor]) -> list[Tensor]:
-        """Writes outputs to where they belong. Raises InvalidArgument when one is too large for its place."""
+        """Writes outputs to their slices. Raises InvalidArgument for one that is too large."""
         return [
             self._store(tensor, self._outputs[tensor.name]) if tensor.name in self._outputs else tensor
             for tensor in outputs
@@ -155,7 +161,8 @@ class SharedTensors:
         data = encode_tensor(tensor)
         if len(data) > place.size:
             raise InvalidArgument(
-                f"shared memory size specified with the request for output '{tensor.name}' ({place.size} bytes) should be at least"
+                f"shared memory size specified with the request for output '{tensor.name}'"
+                f" ({place.size} bytes) should be at least"
                 f" {len(data)} bytes to hold the results"
             )
         self.held[place.region].write(place.offset, data)
@@ -163,7 +170,7 @@ class SharedTensors:
 
 
 class SharedMemoryRegions:
-    """What both protocols ask of system shared memory. Every method raises Unsupported where clients may not share memory."""
+    """System shared memory. Every method raises Unsupported where clients may not share memory."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -175,7 +182,7 @@ class SharedMemoryRegions:
         return self._engine.shared_memory
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """All regions, or the one that is named. Raises NotFound."""
+        """All regions, or the named one. Raises NotFound."""
         memory = self.memory
         found = [region for region in memory.regions() if name in ("", region.name)]
         if name and not found:
@@ -186,7 +193,7 @@ class SharedMemoryRegions:
         self.memory.register(name, key, offset, byte_size)
 
     def unregister(self, name: str) -> None:
-        """Unregisters one region, or all."""
+        """Unregisters the named region, or all."""
         if name:
             self.memory.unregister(name)
         else:
@@ -194,23 +201,24 @@ class SharedMemoryRegions:
 
 
 class CudaRegions:
-    """The same of CUDA shared memory, of which there is none: tensors come to a GPU through the memory of the server."""
+    """CUDA shared memory, which is not supported: tensors reach a GPU through host memory."""
 
     def __init__(self, system: SharedMemoryRegions) -> None:
         self._system = system
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """No region. Raises NotFound for a name."""
+        """An empty list. Raises NotFound for a name."""
         self._allowed()
         if name:
             raise NotFound(f"Unable to find cuda shared memory region: '{name}'")
         return []
 
     def register(self, name: str) -> None:
-        """Raises InvalidArgument."""
+        """Always raises InvalidArgument."""
         self._allowed()
         raise InvalidArgument(
-            f"failed to register CUDA shared memory region: '{name}', GPUs not supported; use system shared memory, or send the data itself"
+            f"failed to register CUDA shared memory region: '{name}', GPUs not supported; use"
+            " system shared memory, or send the data itself"
         )
 
     def unregister(self, _: str) -> None:
@@ -255,7 +263,7 @@ class SharedMemoryRoutes:
             router.add(Scope.MANAGE, "POST", f"{base}/region/{{}}/unregister", unregister)
 
     def _register(self, name: str, request: HttpRequest) -> None:
-        _ = self._system.memory  # whether it is allowed comes before what is wrong with the request
+        _ = self._system.memory  # refuses where memory may not be shared, before the request is read
         asked = read_document(SystemDocument, request.body)
         if asked.key is UNSET:
             raise InvalidArgument("Shared memory register request has no 'key' field")

@@ -15,7 +15,7 @@ _DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction p
 
 
 class GrpcInference:
-    """The handler of ModelInfer. Streams share its reader, its writer and its thread."""
+    """The handler of ModelInfer. Streams share its reader, writer and thread."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -27,11 +27,14 @@ class GrpcInference:
         ).take
 
     def infer(self, call: UnaryCall, received: Buffer) -> None:
-        """Submits the request; the answer comes by callback. Raises BacklineError when it is refused at once."""
+        """Submits a request; the response follows by callback.
+
+        Raises BacklineError if it is refused immediately.
+        """
         self._take(call, received, call.metadata, "", "", call.deadline)
 
     def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
-        """The message of a response. Raises BacklineError."""
+        """Encodes a response. Raises BacklineError."""
         return self._write(
             response, response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         )

@@ -1,4 +1,4 @@
-"""Inference requests over gRPC: inference.ModelInferRequest, with raw or typed contents."""
+"""inference.ModelInferRequest, with raw or typed contents, and ModelInferResponse, with raw contents."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from backline.engine.tensor import Buffer, Tensor, encode_tensor
 from backline.memo import Memo
 from backline.protos import message
 
-#: Messages without contents up to this size are remembered, and so many of them.
+#: The longest messages (without contents) whose plans are cached, and how many plans and response heads are.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
 
 
 class ContentsField:
-    """The field of InferTensorContents that holds a datatype, and the limits of the datatype where it is narrower than the field."""
+    """The InferTensorContents field of a datatype, with limits if the datatype is narrower than the field."""
 
     __slots__ = ("limits", "name")
 
@@ -61,7 +61,7 @@ _CONTENTS = {
 
 
 class ModelPlan(InferPlan):
-    """An InferPlan with the model that it is for."""
+    """An InferPlan that names its model."""
 
     __slots__ = ("model_name", "model_version")
 
@@ -92,12 +92,12 @@ class ModelPlan(InferPlan):
         return True
 
 
-#: A decoded request: what it asks of which model, its id, its tensors by name.
+#: A decoded request: its plan, its id, its tensors by name.
 Decoded = tuple[ModelPlan, str, dict[str, Tensor]]
 
 
 class GrpcReader:
-    """Reads inference requests. The plans of small requests with raw contents are remembered, as clients repeat them."""
+    """Reads requests. Plans of small requests with raw contents are cached, because clients repeat them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -107,7 +107,7 @@ class GrpcReader:
     def read(
         self, received: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
-        """The request in a message, which names its model itself. See ReadRequest."""
+        """The request in a message, which names the model. See ReadRequest."""
         rest, id, places = split_request(received)
         plan = self._plans.get(rest)
         if plan is None:
@@ -125,7 +125,8 @@ class GrpcReader:
             typed = [given.name for given in parsed.inputs if given.HasField("contents")]
             if places and typed:
                 raise InvalidArgument(
-                    f"contents field must not be specified when using raw_input_contents for '{typed[0]}' for model '{plan.model_name}'"
+                    "contents field must not be specified when using raw_input_contents for"
+                    f" '{typed[0]}' for model '{plan.model_name}'"
                 )
             if not places and any(spec.count for spec in plan.inputs if not isinstance(spec, SharedInput)):
                 plan = plan if plan.shared is None else plan.holding(on_loop=on_loop)
@@ -149,10 +150,11 @@ class GrpcReader:
             places = _with_shared(plan, places)
         specs = plan.inputs
         if len(places) != len(specs):
-            if not places:  # no input has an element, or they miss their contents
+            if not places:  # either no input has elements, or the contents are missing
                 return plan, id, {spec.name: _read_nothing(spec) for spec in specs}
             raise InvalidArgument(
-                f"expected {len(specs)} raw_input_contents, one for each input for model '{plan.model_name}', got {len(places)}"
+                f"expected {len(specs)} raw_input_contents, one for each input for model"
+                f" '{plan.model_name}', got {len(places)}"
             )
         tensors = {}
         checked = False
@@ -173,7 +175,7 @@ class GrpcReader:
 
 
 def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:
-    """The plan of a parsed request, its inputs and outputs checked as far as that is possible without the model."""
+    """The plan of a parsed request, checked as far as possible without the model."""
     builder = PlanBuilder(request.model_name, memory)
     for given in request.inputs:
         name = given.name
@@ -181,7 +183,7 @@ def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:
             raise too_many_dimensions(name, len(given.shape))
         place = builder.input_slice(name, _parameters(given.parameters))
         if place is not None and given.HasField("contents"):
-            raise InvalidArgument(f"input '{name}' has contents, but is said to be in shared memory as well")
+            raise InvalidArgument(f"input '{name}' has contents and is also in shared memory")
         builder.add_input(name, given.datatype, tuple(given.shape), place)
     plan = ModelPlan(tuple(builder.inputs), request.model_name, request.model_version)
     if request.parameters:
@@ -197,7 +199,7 @@ def _parameters(given: Any) -> dict[str, Parameter]:
 
 
 def _with_shared(plan: ModelPlan, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Places for all inputs, nothing for those in shared memory, which have no raw_input_contents."""
+    """The places of all inputs; those in shared memory have no raw_input_contents and get an empty one."""
     carried = iter(places)
     found = [(0, 0) if isinstance(spec, SharedInput) else next(carried, None) for spec in plan.inputs]
     return [*(place for place in found if place is not None), *carried]
@@ -224,14 +226,15 @@ def _no_contents(spec: InputPlan) -> InvalidArgument:
 
 
 def _read_contents(spec: InputPlan, given: Any) -> Tensor:
-    """The tensor of typed contents. Raises InvalidArgument when they are of another type, or do not fit the shape or the datatype."""
+    """The tensor of typed contents. Raises InvalidArgument if they do not match datatype and shape."""
     if isinstance(spec, SharedInput):
         return spec.read(b"", 0, 0)
     name, datatype = spec.name, spec.datatype
     field = _CONTENTS.get(datatype)
     if field is None:
         raise InvalidArgument(
-            f"input '{name}' of datatype {datatype.name} must use raw_input_contents, there are no typed contents for it"
+            f"input '{name}' of datatype {datatype.name} must use raw_input_contents: it has no"
+            " typed contents"
         )
     if spec.count and not given.HasField("contents"):
         raise _no_contents(spec)
@@ -243,7 +246,8 @@ def _read_contents(spec: InputPlan, given: Any) -> Tensor:
     values = getattr(given.contents, field.name)
     if len(values) != spec.count:
         raise InvalidArgument(
-            f"input '{name}' has the shape {list(spec.shape)}, {spec.count} elements, but {field.name} has {len(values)}"
+            f"input '{name}' has the shape {list(spec.shape)}, {spec.count} elements, but"
+            f" {field.name} has {len(values)}"
         )
     if datatype is DataType.BYTES:
         data = np.empty(spec.count, np.object_)
@@ -260,14 +264,14 @@ def _read_contents(spec: InputPlan, given: Any) -> Tensor:
 
 
 class GrpcWriter:
-    """Writes responses. What precedes the contents is remembered, as it repeats."""
+    """Writes responses. The part before the contents is cached, because it repeats."""
 
     def __init__(self) -> None:
         self._message = message("inference.ModelInferResponse")
         self._heads: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
 
     def write(self, response: InferResponse, outputs: list[Tensor]) -> bytes:
-        """The message. `outputs` are those of the response, classified where that was asked for."""
+        """Encodes a response with `outputs`, which are its own as `wanted_outputs` returns them."""
         if response.parameters:
             head = self._head(response, outputs)
         else:

@@ -25,7 +25,7 @@ from backline.protos import message, pool
 from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
 
 SERVICE = "inference.GRPCInferenceService"
-#: LogSettings and TraceSetting answer and change with the same method.
+#: LogSettings and TraceSetting both read and change settings, so they need the stronger scope.
 _SCOPES = {
     "ServerLive": Scope.READ,
     "ServerReady": Scope.READ,
@@ -51,7 +51,7 @@ _SCOPES = {
 
 
 class InferenceService:
-    """The methods of the service. Most answer at once from what the engine knows: a message in, the fields of the response out."""
+    """The methods of the service. Most respond immediately from the engine's state."""
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine
@@ -99,7 +99,7 @@ class InferenceService:
         self._deferred.when_known(asked.name, asked.version, call, answer)
 
     def _statistics(self, method: Any, call: UnaryCall, received: Buffer) -> None:
-        """Messages one after the other are one with all their models."""
+        """Concatenated protobuf messages merge into one with all their models."""
         asked = read_message(method.input_type.full_name, received)
         response_type = message(method.output_type.full_name)
         told = model_statistics(self._engine, asked.name, asked.version)

@@ -1,4 +1,7 @@
-"""The generate extension and inference as a stream of events: `generate`, `generate_stream`, `infer_stream`."""
+"""The generate extension, and inference as a stream of events: `generate`, `generate_stream`, `infer_stream`.
+
+Its JSON has inputs and outputs as keys and their elements as values; all other keys are parameters.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +39,13 @@ from backline.wire.application import HttpRequest
 _Answer: TypeAlias = Callable[[HttpRequest, float | None, Trace | None, InferRequest, InferPlan], None]
 _Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
 
-NOT_ONE = "generate expects model to produce exactly 1 response, use generate stream for model that generates various number of responses"
+NOT_ONE = (
+    "generate expects model to produce exactly 1 response, use generate stream for model that generates various"
+    " number of responses"
+)
 
 
-#: The only key with an object.
+#: The only key whose value is an object.
 _PARAMETERS = "parameters"
 _encode = msgspec.json.Encoder().encode
 _KINDS = {
@@ -66,15 +72,15 @@ class Generate:
         self._take_infer = self._intake(inference.read, self._answer_with_infer_events)
 
     def generate(self, model: str, version: str, request: HttpRequest) -> None:
-        """Answers with the model's only response; a model that gives none or several is an error."""
+        """Responds with the model's only response; it is an error if there are none or several."""
         self._when_known(model, version, request, self._take_one)
 
     def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
-        """Answers with an event for each response."""
+        """Sends an event per response."""
         self._when_known(model, version, request, self._take_stream)
 
     def infer_stream(self, model: str, version: str, request: HttpRequest) -> None:
-        """A request as those of `infer`; answers with an event for each response, which is what `infer` answers in JSON."""
+        """Takes a request like `infer`; sends an event per response, each like a JSON response of `infer`."""
 
         self._when_known(model, version, request, self._take_infer)
 
@@ -134,7 +140,8 @@ class Generate:
         _, (body, *binary) = self._inference.write(plan, response)
         if binary:
             raise InvalidArgument(
-                "an event has no binary data: ask for the outputs as JSON, or use gRPC's ModelStreamInfer"
+                "an event cannot carry binary data: request the outputs as JSON, or use gRPC's"
+                " ModelStreamInfer"
             )
         return bytes(body)
 
@@ -152,7 +159,7 @@ async def _answer_with_one(request: HttpRequest, responses: Responses, off_loop:
 
 
 class _Key:
-    """A key of an object. Equal only to itself, so that a key that comes twice is seen."""
+    """A key of an object, equal only to itself, so that a dict keeps duplicate keys."""
 
     __slots__ = ("text",)
 
@@ -165,8 +172,10 @@ _skip = msgspec.json.Decoder(Raw).decode
 
 
 def read_generate(body: Buffer, model: Model) -> Decoded:
-    """The request in `body`. Keys that are names of inputs are tensors, `id` is the request's, all others, and those of the object
-    `parameters`, are its parameters; as Triton's, with its texts. Raises InvalidArgument.
+    """The request in `body`. Raises InvalidArgument, with Triton's texts.
+
+    Keys that name inputs are tensors, `id` is the request's id, all other keys and those in the object
+    `parameters` are parameters, as in Triton.
     """
     if len(body) > LARGE:
         check_keys(body)
@@ -195,7 +204,7 @@ def read_generate(body: Buffer, model: Model) -> Decoded:
     plan = InferPlan(())
     reserved = {
         key: value for key, value in parameters.items() if key.startswith("triton_")
-    }  # Triton lets them pass here
+    }  # Triton accepts them here
     apply_parameters(plan, {key: value for key, value in parameters.items() if key not in reserved})
     if reserved:
         plan.parameters = {**(plan.parameters or {}), **reserved}
@@ -203,7 +212,10 @@ def read_generate(body: Buffer, model: Model) -> Decoded:
 
 
 def write_generate(response: InferResponse) -> bytes:
-    """The JSON of a response: outputs with one element as it, others as a flat list. Raises InvalidArgument for values that JSON lacks."""
+    """The JSON of a response: a single element as itself, several as a flat list.
+
+    Raises InvalidArgument for values that JSON cannot represent.
+    """
     document: dict[str, Any] = {tensor.name: _value(tensor) for tensor in response.outputs}
     document.update(response.parameters or {})
     document["model_name"] = response.model_name
@@ -214,16 +226,14 @@ def write_generate(response: InferResponse) -> bytes:
 
 
 def _parse(body: Buffer) -> dict[_Key, Raw]:
-    """The values stay text: what is a tensor is decoded as the model's input is, and nothing else may be large."""
+    """The keys with their values undecoded: how to decode a tensor depends on the model's input."""
     if not body:
         raise InvalidArgument("the body is empty, expected a JSON object with the names of inputs")
     try:
         try:
             return _decode(body)
         except msgspec.ValidationError:
-            kind = _kind(
-                _skip(body)
-            )  # the first character is enough to fail: is the text well-formed at all?
+            kind = _kind(_skip(body))  # raises if the text is not well-formed JSON
     except RecursionError:
         raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
     except ValueError as error:
@@ -256,7 +266,8 @@ def _take(
 def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     if _first(value) == b"{":
         raise InvalidArgument(
-            f"Unable to parse 'data' of input '{spec.name}': it is an object, expected one element or a list of them"
+            f"Unable to parse 'data' of input '{spec.name}': it is an object, expected one element"
+            " or a list of them"
         )
     text = bytes(value)
     if len(text) > LARGE and _first(value) == b"[":
@@ -278,7 +289,7 @@ def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
 
 
 def _shape(spec: TensorSpec, count: int) -> Shape:
-    """The shape of `count` elements: the innermost dimension that varies takes what the fixed ones leave, others are 1."""
+    """The shape of `count` elements: the innermost variable dimension takes them all, other variable ones are 1."""
     shape = list(spec.shape or SCALAR)
     for dimension in shape:
         if dimension > 0:

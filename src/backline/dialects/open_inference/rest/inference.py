@@ -26,7 +26,7 @@ _DECOUPLED = "HTTP end point doesn't support models with decoupled transaction p
 
 
 class RestInference:
-    """The handler of the infer routes. `infer_stream` shares its reader and its writer."""
+    """The handler of the infer routes. `infer_stream` shares its reader and writer."""
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine
@@ -36,17 +36,20 @@ class RestInference:
         self._take = UnaryInference(engine, HTTP, self.read, self.write, OffLoop(), decoupled=_DECOUPLED).take
 
     def infer(self, model: str, version: str, request: HttpRequest) -> None:
-        """Submits the request; the answer comes by callback. Raises BacklineError when it is refused at once."""
+        """Submits a request; the response follows by callback.
+
+        Raises BacklineError if it is refused immediately.
+        """
         headers = request.headers
         deadline = deadline_of(headers) if GRPC_TIMEOUT in headers or ENVOY_TIMEOUT in headers else None
-        # Reading a raw request takes the model's input.
+        # A raw request cannot be read without knowing the model's input.
         if headers.get(HEADER_LENGTH) == b"0" and self._engine.is_unknown(model, version):
             self._deferred.when_known(model, version, request, partial(self.infer, model, version, request))
             return
         self._take(request, request.body, headers, model, version, deadline)
 
     def write(self, plan: InferPlan, response: InferResponse) -> HttpBody:
-        """The fields and body of a response. Raises BacklineError."""
+        """Encodes a response. Raises BacklineError."""
         return self._write(
             plan,
             response,

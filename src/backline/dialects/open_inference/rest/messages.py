@@ -1,4 +1,4 @@
-"""Inference requests over REST: JSON, followed by the tensors that are in binary form."""
+"""Inference requests and responses over REST: JSON, followed by the tensors in binary form."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from backline.memo import Memo
 from backline.wire.application import Fields
 
 HEADER_LENGTH = b"inference-header-content-length"
-#: JSON headers up to this size are remembered, and so many of them.
-#: JSON headers up to this size are remembered, and so many of them.
+#: The longest JSON headers whose plans are cached, and how many plans and response headers are.
+#: The longest JSON headers whose plans are cached, and how many plans and response headers are.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
 _JSON_FIELDS: Fields = ((b"content-type", b"application/json"),)
@@ -41,7 +41,7 @@ _SIZE = "binary_data_size"
 _ID_FIRST = b'{"id":"'
 
 Scalar = str | int | float | bool
-#: A decoded request: what it asks, its id, its tensors by name.
+#: A decoded request: its plan, its id, its tensors by name.
 Decoded = tuple[InferPlan, str, dict[str, Tensor]]
 
 
@@ -54,7 +54,7 @@ class InputDocument(Struct):
 
 
 class LargeInputDocument(InputDocument):
-    """The shape of one in a large request is decoded when it is known to be short."""
+    """An input of a large request: its shape is decoded only once it is known to be short."""
 
     shape: Raw  # type: ignore[assignment]
 
@@ -76,7 +76,7 @@ class LargeRequestDocument(RequestDocument):
 
 
 class RestReader:
-    """Reads inference requests. The plans of small headers without data are remembered, as clients repeat them."""
+    """Reads requests. Plans of small headers without data are cached, because clients repeat them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -87,7 +87,7 @@ class RestReader:
     def read(
         self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
-        """The request in `body`, whose first bytes are JSON. See ReadRequest."""
+        """The request in a body that starts with JSON. See ReadRequest."""
         header_length = headers.get(HEADER_LENGTH)
         total = size = len(body)
         if header_length is not None:
@@ -168,12 +168,13 @@ class RestReader:
             raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
 
     def _read_raw(self, body: Buffer, model: str, version: str) -> Decoded:
-        """A raw binary request: the whole body is the data of the model's only input."""
+        """A raw request: the whole body is the data of the model's only input."""
         served = self._engine.find_ready(model, version)
         inputs = served.signature.inputs
         if len(inputs) != 1:
             raise InvalidArgument(
-                f"Raw request must only have 1 input (found 1) to be deduced but got {len(inputs)} inputs in '{model}' model configuration"
+                f"Raw request must only have 1 input (found 1) to be deduced but got {len(inputs)}"
+                f" inputs in '{model}' model configuration"
             )
         declared = inputs[0]
         name, datatype = declared.name, declared.datatype
@@ -192,7 +193,8 @@ class RestReader:
             variable = [index for index, dimension in enumerate(shape) if dimension < 0]
             if len(variable) > 1:
                 raise InvalidArgument(
-                    f"The shape of the raw input '{name}' can not be deduced because there are more than one variable-sized dimension"
+                    f"The shape of the raw input '{name}' can not be deduced because there are more"
+                    " than one variable-sized dimension"
                 )
             if variable:
                 row = datatype.itemsize
@@ -209,9 +211,10 @@ class RestReader:
 
 
 def split_id(header: bytes) -> tuple[str, bytes]:
-    """The id of a request and its JSON without it, if it is the first key, written without blanks and escapes; else "" and the JSON.
+    """Splits the id off a JSON header that starts with it, without blanks and escapes; otherwise "" and the
+    header.
 
-    This is how most clients write it.
+    Most clients write the id like this.
     """
     if header.startswith(_ID_FIRST):
         end = header.find(b'"', len(_ID_FIRST))
@@ -224,7 +227,7 @@ def split_id(header: bytes) -> tuple[str, bytes]:
 
 
 def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None) -> InferPlan:
-    """The plan of a request, its inputs and outputs checked as far as that is possible without the model."""
+    """The plan of a request, checked as far as possible without the model."""
     builder = PlanBuilder(model, memory)
     declared: list[int | None] = []
     bytes_size = 0
@@ -258,11 +261,12 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
 
 
 def _check_source(name: str, given: dict[str, bool]) -> None:
-    """Raises InvalidArgument unless the data of an input is in exactly one place."""
+    """Raises InvalidArgument unless the data of an input has exactly one source."""
     found = [what for what, there in given.items() if there]
     if len(found) != 1:
         raise InvalidArgument(
-            f"Input must set only one of the following fields: 'data', '{_SIZE}' in 'parameters', '{REGION}' in 'parameters'."
+            f"Input must set only one of the following fields: 'data', '{_SIZE}' in 'parameters',"
+            f" '{REGION}' in 'parameters'."
             f" But input '{name}' set {' '.join(found) or 'none'}"
         )
 
@@ -279,7 +283,7 @@ def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
 
 
 def _read_binary(plan: InferPlan, body: Buffer, offset: int, model: str) -> dict[str, Tensor]:
-    """The tensors of a plan whose inputs are all in binary form, one after another from `offset` on."""
+    """The tensors of a plan whose inputs are all in binary form, consecutive from `offset`."""
     total = len(body)
     tensors = {}
     for spec, size in zip(plan.inputs, plan.declared, strict=True):
@@ -320,7 +324,8 @@ def _decode_shape(name: str, raw: Raw) -> Shape:
 def _parse_length(text: bytes, total: int) -> int:
     if not text.isdigit() or len(text) > 19:
         raise InvalidArgument(
-            f"invalid value of the header Inference-Header-Content-Length, expected a number of bytes, got: {text[:64].decode('latin-1')}"
+            "invalid value of the header Inference-Header-Content-Length, expected a number of"
+            f" bytes, got: {text[:64].decode('latin-1')}"
         )
     size = int(text)
     if size > total:
@@ -345,7 +350,7 @@ class ResponseDocument(Struct):
 
 
 class RestWriter:
-    """Writes responses. The JSON of a response with one output in binary form is remembered, as it repeats."""
+    """Writes responses. The JSON of a response with a single binary output is cached, because it repeats."""
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
@@ -354,9 +359,9 @@ class RestWriter:
     def write(
         self, plan: InferPlan, response: InferResponse, outputs: list[Tensor]
     ) -> tuple[Fields, list[Buffer]]:
-        """The header fields and the buffers of the body. `outputs` are those of the response, classified where that was asked for.
+        """The header fields and the buffers of the body, with `outputs` as `wanted_outputs` returns them.
 
-        Raises InvalidArgument for values that JSON does not have.
+        Raises InvalidArgument for values that JSON cannot represent.
         """
         if len(outputs) == 1 and not response.id and not response.parameters:
             tensor = outputs[0]

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over REST: its routes, without inference itself."""
+"""The Open Inference Protocol over REST: its routes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VERSION = "/v2/models/{}/versions/{}"
 
 
 class RestService:
-    """The handlers of the routes. `not_ready_status` is the status of health questions whose answer is no."""
+    """Registers the routes. `not_ready_status` is the HTTP status of failed health checks."""
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers, *, not_ready_status: int) -> None:
         self._engine = engine
@@ -73,7 +73,7 @@ class RestService:
         respond_json(request, document, 200 if good else self._not_ready_status)
 
     def _models(self, request: HttpRequest) -> None:
-        """The names, as KServe lists them; beside them all versions, with all that is known of how they are."""
+        """The names, as KServe lists them, and the state of every version."""
         respond_json(request, {"models": self._engine.names(), "versions": model_listing(self._engine)})
 
     def _model_metadata(self, name: str, version: str, request: HttpRequest) -> None:
