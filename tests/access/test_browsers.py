@@ -1,4 +1,4 @@
-"""What web pages may have a browser send, with plain values."""
+"""Which requests of web pages are let in, tested with plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPEN = [Scope.READ, Scope.METRICS]
 
 
 def refusal(scope: Scope, *, local: bool = False, host: str | None = "localhost:8000", **fields: str) -> str:
-    """The refusal of a request, empty if it is let in. A field's name has "_" for "-"."""
+    """The refusal of a request, empty if it is allowed. Field names have "_" for "-"."""
     headers = {name.replace("_", "-").encode(): value.encode() for name, value in fields.items()}
     if host is not None:
         headers[b"host"] = host.encode()
@@ -185,5 +185,5 @@ def test_origins_are_read_as_browsers_write_them(text: str, origin: str) -> None
     "text", ["*", "null", "", "example.org", "https://example.org/", "https://*.example.org", "https://a b"]
 )
 def test_malformed_origin_is_refused(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="write scheme, host and port alone"):
+    with pytest.raises(InvalidArgument, match="write only scheme, host and port"):
         parse_origin(text)

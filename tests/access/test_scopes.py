@@ -1,4 +1,4 @@
-"""The table from route to scope: all routes are in it, and what changes something is guarded."""
+"""Every route has a scope, and every route that changes something is guarded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
 from backline.wire.application import Application, UnaryMethod
 
-#: Routes of methods other than GET and HEAD that change nothing.
+#: Routes that change nothing although their method is not GET or HEAD.
 READING = {("POST", "/v2/repository/index"), ("POST", "/v2/repository/{}/index")}
 INFERRING = {"infer", "infer_stream", "generate", "generate_stream"}
 CHANGING_RPCS = {

@@ -1,4 +1,4 @@
-"""The configuration that clients see: what the file says, what the server found and decided, and Triton's defaults."""
+"""The configuration that clients see: the file, what the server found and decided, and Triton's defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backline.repository.listing import FileEntry, Listing
 
 
 def configuration(text: str, *, max_batch_size: int = 64) -> Any:
-    """Of a loaded ONNX model x [-1, 4] -> y [-1] whose config.pbtxt is `text`."""
+    """The configuration of a loaded ONNX model x [-1, 4] -> y [-1] with this config.pbtxt."""
     listing = Listing("m", {"config.pbtxt": FileEntry(len(text), "")}, frozenset(), lambda _: text.encode())
     config = read(listing, "m")
     assert config is not None

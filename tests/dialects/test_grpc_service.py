@@ -82,7 +82,7 @@ def test_all_methods_of_the_service_are_there(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "what"), [("TraceSetting", "tracing"), ("LogSettings", "changing the log by request")]
+    ("method", "what"), [("TraceSetting", "tracing"), ("LogSettings", "the logging extension")]
 )
 def test_methods_not_served_are_unimplemented(caller: Caller, method: str, what: str) -> None:
     call = caller.rpc_call(method)
@@ -194,7 +194,7 @@ def test_parameters(caller: Caller) -> None:
 def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_apart(
     caller: Caller, own: int | None, timeout: float | None
 ) -> None:
-    """Which of them ends the wait is for the queue to say, as its policy may not let a request choose."""
+    """The queue decides which one applies, as its policy may not let a request choose."""
     deadline = time.monotonic() + 5.0
     parameters = {} if own is None else {"timeout": {"int64_param": own}}
     received = message("inference.ModelInferRequest")(
@@ -365,7 +365,7 @@ async def test_health_watch_follows_the_engine(caller: Caller) -> None:
     engine.find("loading").state = ModelState.READY
     engine.refresh()
     assert await call.responses.get() == b"\x08\x01"
-    engine.refresh()  # nothing has changed: nothing is sent
+    engine.refresh()  # no change, so nothing is sent
     engine.stopping()
     assert await call.responses.get() == b"\x08\x02"
     watch.cancel()

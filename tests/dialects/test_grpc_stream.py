@@ -1,4 +1,4 @@
-"""ModelStreamInfer: order, errors in band, bounds, cancellation."""
+"""ModelStreamInfer: order, in-band errors, limits, cancellation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def start(caller: Caller, call: FakeStreamCall) -> asyncio.Future[None]:
 
 @asynccontextmanager
 async def stream(caller: Caller, metadata: dict[bytes, bytes] | None = None) -> AsyncIterator[FakeStreamCall]:
-    """A stream that ends in good order."""
+    """A stream that the client ends normally."""
     call = FakeStreamCall(metadata)
     serving = start(caller, call)
     yield call
@@ -46,7 +46,7 @@ async def stream(caller: Caller, metadata: dict[bytes, bytes] | None = None) -> 
 
 
 async def until(condition) -> None:
-    """Lets the loop run until something is the case."""
+    """Runs the loop until a condition holds."""
     for _ in range(10_000):
         if condition():
             return

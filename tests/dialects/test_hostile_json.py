@@ -1,4 +1,4 @@
-"""Requests that would become millions of objects: refused before any of them is made, or read off the event loop."""
+"""Requests that would decode to millions of objects are refused first, or read off the event loop."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_a_configuration_in_a_load_is_small(caller: Caller, escape: str) -
 
 @pytest.fixture
 def decoding(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
-    """The thread of each decoding of a tensor in JSON."""
+    """The threads that decoded JSON tensors."""
     threads: list[threading.Thread] = []
     decode: Callable[..., object] = json_data._array
 

@@ -1,4 +1,4 @@
-"""JSON tensors of megabytes: read and written in pieces, and beside the event loop."""
+"""JSON tensors of megabytes: decoded and encoded in pieces, off the event loop."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ async def ask(
     headers: dict[bytes, bytes] | None = None,
     peer: str = "",
 ) -> HttpAnswer:
-    """The answer to a request whose query may stand behind its path."""
+    """The response to a request; `path` may include a query."""
     target, _, query = path.partition("?")
     body = b"" if document is None else json.dumps(document).encode()
     request = FakeHttpRequest(method.encode(), target.encode(), headers or {}, body, query.encode(), peer)
@@ -53,7 +53,7 @@ async def call(
     return asked
 
 
-# where nothing may be changed
+# without control
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Inference over REST: JSON and binary tensors, parameters, and how faults are told."""
+"""Inference over REST: JSON and binary tensors, parameters, and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def binary_parts(answer: HttpAnswer) -> list[bytes]:
 @pytest.mark.parametrize("body_type", [bytes, bytearray, memoryview])
 def test_binary_in_binary_out(caller: Caller, body_type: type) -> None:
     header = json.dumps({"inputs": [binary_input()], "parameters": {"binary_data_output": True}}).encode()
-    for _ in range(2):  # the second one is planned already
+    for _ in range(2):  # the plan of the second one is cached
         answer = caller.post("/v2/models/add1/infer", body_type(header + ROW.tobytes()), len(header))
         assert answer.status == 200
         assert answer.fields[b"content-type"] == b"application/octet-stream"
@@ -537,7 +537,7 @@ def test_disconnect_cancels_the_request(caller: Caller) -> None:
     (asked,) = queue.held
     request.on_disconnect()
     assert asked.cancelled
-    asked.complete(None, None)  # an engine that had started it already
+    asked.complete(None, None)  # as if an engine had already started it
     assert request.answer is None
 
 

@@ -1,4 +1,4 @@
-"""Sequences on a running server, over HTTP and gRPC: states, controls, errors, and changes of versions below open sequences."""
+"""Sequences on a running server over HTTP and gRPC: states, controls, errors, version changes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ data_type = "TYPE_FP32"
 dims = [2, 128]
 """
 
-#: Gives x, the controls, and the sum of the sequence so far, which it keeps by itself in no state but that of the server.
+#: Returns x, the controls, and the running sum of the sequence, kept only in the server's state.
 COUNTER = """
 max_batch_size: 4
 instance_group [{ count: 1 }]
@@ -218,7 +218,7 @@ def test_second_start_of_a_sequence_resets_its_state(server: ServerProcess) -> N
         ask([[1.0]], parameters={"sequence_id": 9, "sequence_end": True})
 
 
-#: Texts that Triton 2.51 answered to the same requests.
+#: Error texts of Triton 2.51 for the same requests.
 NO_START = "inference request for sequence 5 to model '{}' must specify the START flag on the first request of the sequence"
 NO_ID = "inference request to model '{}' must specify a non-zero or non-empty correlation ID"
 NOT_ONE = "inference request to model '{}' must specify batch-size 1 due to requirements of sequence batcher"
@@ -263,7 +263,7 @@ async def test_an_idle_sequence_ends_and_the_next_one_gets_its_place(server: Ser
     async with AsyncClient(server.url, ClientOptions(timeout=20)) as client:
         ask = client["short"]
         await ask([[1.0]], parameters={"sequence_id": 1, "sequence_start": True})
-        await ask([[1.0]], parameters={"sequence_id": 2, "sequence_start": True})  # waits for the only place
+        await ask([[1.0]], parameters={"sequence_id": 2, "sequence_start": True})  # waits for the only slot
         with pytest.raises(InvalidArgument, match="must specify the START flag"):
             await ask([[1.0]], parameters={"sequence_id": 1})
 

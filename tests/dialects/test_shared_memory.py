@@ -1,4 +1,4 @@
-"""Shared memory of clients, by the stock clients: regions over REST and gRPC, inputs and outputs in them, and clients that harm."""
+"""Client shared memory with stock clients: regions, tensors in them, and hostile clients."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ ensemble_scheduling { step [
 
 @pytest.fixture(scope="module")
 def memory_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that takes shared memory: add1, add1 twice as an ensemble, and models in worker processes."""
+    """A server that accepts shared memory, with add1, an ensemble of it, and models in worker processes."""
     repository = tmp_path_factory.mktemp("repository")
     models.add1(repository)
     put(repository / "twice" / "config.pbtxt", TWICE)
@@ -108,7 +108,7 @@ def client(request: pytest.FixtureRequest) -> tuple[Any, ModuleType]:
 
 @pytest.fixture
 def created() -> Iterator[Callable[[int], tuple[Any, str]]]:
-    """Makes shared memory objects, which end with the test; each with its handle and key."""
+    """Creates shared memory objects, removed after the test; returns handle and key."""
     handles = []
 
     def create(size: int = SIZE) -> tuple[Any, str]:
@@ -325,7 +325,7 @@ def test_the_metadata_names_the_extension(client) -> None:
 
 def test_inputs_and_outputs_lie_in_regions(client, registered) -> None:
     asked, module = client
-    for step in range(3):  # the second and third are remembered requests
+    for step in range(3):  # the plans of the second and third are cached
         shm.set_shared_memory_region(registered[0], [ROW + step])
         result = asked.infer("add1", [shared_input(module)], outputs=[shared_output(module)])
         output = result.get_output("OUTPUT0")
@@ -531,11 +531,11 @@ def test_an_output_in_a_region_is_neither_binary_nor_classified(
     assert f"Output can't set both 'shared_memory_region' and '{key}'" in answer["error"]
 
 
-# regions in use, and clients that harm
+# regions in use, and hostile clients
 
 
 def begin(http: triton_http.InferenceServerClient, go: Path) -> Any:
-    """A request that the model has begun with, and ends when the file is there."""
+    """A request that is running, and ends once the file exists."""
     path = triton_http.InferInput("path", [1], "BYTES")
     path.set_data_from_numpy(np.array([str(go).encode()], object))
     inputs = [shared_input(triton_http, name="x", shape=(16,)), path]

@@ -67,7 +67,9 @@ def take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
 
 def unsigned(key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
-        raise InvalidArgument(f"parameter '{key}' must be an unsigned 64-bit integer, got {_shown(value)}")
+        raise InvalidArgument(
+            f"parameter '{key}' must be an unsigned integer below 2**64, got {_shown(value)}"
+        )
     return value
 
 

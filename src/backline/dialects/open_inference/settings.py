@@ -130,7 +130,7 @@ class LoggingExtension:
         log = self._engine.log_control
         if log is None:
             raise Unsupported(
-                "log settings are not supported by this server: its log belongs to the program that embeds it"
+                "the logging extension is not supported by this server: its log belongs to the program that embeds it"
             )
         if changes:
             # Changing the log can fill the disk or hide errors, so it needs the right to change the server.
