@@ -294,7 +294,7 @@ def test_cancel(caller: Caller) -> None:
     queue.hold()
     call = caller.rpc_call("ModelInfer", **infer_fields())
     (asked,) = queue.held
-    call.on_cancel()
+    call.on_abandon()
     assert asked.cancelled
     asked.complete(None, None)
     assert call.code is None

@@ -110,7 +110,7 @@ async def test_a_client_that_goes_away_does_not_cancel_its_load(caller: Caller, 
     request = caller.http("POST", LOAD)
     assert request.on_disconnect is None
     asked = caller.rpc_call("RepositoryModelLoad", model_name="add1")
-    assert asked.on_cancel is None
+    assert asked.on_abandon is None
     control.gate.set()
     await request.answered.wait()
     await asked.answered.wait()

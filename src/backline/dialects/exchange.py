@@ -90,7 +90,7 @@ def _watch_request(request: HttpRequest, callback: Callable[[], None]) -> None:
 
 
 def _watch_call(call: UnaryCall, callback: Callable[[], None]) -> None:
-    call.on_cancel = callback
+    call.on_abandon = callback
 
 
 def _reply_to_request(request: HttpRequest, written: HttpBody) -> None:
