@@ -1,4 +1,4 @@
-"""What web pages may have a browser send, with plain values."""
+"""Which requests of web pages are let in, tested with plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPEN = [Scope.READ, Scope.METRICS]
 
 
 def refusal(scope: Scope, *, local: bool = False, host: str | None = "localhost:8000", **fields: str) -> str:
-    """The refusal of a request, empty if it is let in. A field's name has "_" for "-"."""
+    """The refusal of a request, empty if it is allowed. Field names have "_" for "-"."""
     headers = {name.replace("_", "-").encode(): value.encode() for name, value in fields.items()}
     if host is not None:
         headers[b"host"] = host.encode()
@@ -35,7 +35,7 @@ def refusal(scope: Scope, *, local: bool = False, host: str | None = "localhost:
         "application/x-www-form-urlencoded",
     ],
 )
-def test_clients_that_are_no_browsers_may_do_everything(scope: Scope, kind: str | None) -> None:
+def test_clients_other_than_browsers_may_do_everything(scope: Scope, kind: str | None) -> None:
     fields = {} if kind is None else {"content_type": kind}
 
     assert refusal(scope, **fields) == ""
@@ -116,7 +116,7 @@ def test_json_is_let_in_from_a_browser(scope: Scope) -> None:
     assert refusal(scope, content_type="application/json", referer="http://localhost:8000/") == ""
 
 
-def test_fetch_of_node_is_no_browser() -> None:
+def test_fetch_of_node_is_not_taken_for_a_browser() -> None:
     assert refusal(Scope.MANAGE, content_type="text/plain;charset=UTF-8", sec_fetch_mode="cors") == ""
 
 
@@ -146,7 +146,7 @@ def test_names_of_the_server_are_let_in(scope: Scope, host: str | None) -> None:
 
 
 @pytest.mark.parametrize("scope", GUARDED)
-def test_a_unix_socket_has_no_name_but_pages_still_have_an_origin(scope: Scope) -> None:
+def test_unix_socket_ignores_host_but_checks_the_origin(scope: Scope) -> None:
     proxied = {"origin": "http://evil.example", "sec_fetch_site": "same-origin"}
 
     assert refusal(scope, local=True, host="anything") == ""
@@ -154,7 +154,7 @@ def test_a_unix_socket_has_no_name_but_pages_still_have_an_origin(scope: Scope) 
 
 
 @pytest.mark.parametrize("scope", OPEN)
-def test_what_changes_nothing_is_open(scope: Scope) -> None:
+def test_reading_scopes_are_open_to_pages(scope: Scope) -> None:
     assert refusal(scope, host="evil.example", origin="null", content_type="text/plain") == ""
 
 
@@ -184,6 +184,6 @@ def test_origins_are_read_as_browsers_write_them(text: str, origin: str) -> None
 @pytest.mark.parametrize(
     "text", ["*", "null", "", "example.org", "https://example.org/", "https://*.example.org", "https://a b"]
 )
-def test_what_is_no_origin_is_refused(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="write scheme, host and port alone"):
+def test_malformed_origin_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="write only scheme, host and port"):
         parse_origin(text)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.access.host_names import HostNames
+from backline.access.browsers import HostNames
 from backline.engine.errors import InvalidArgument
 
 NAMES = HostNames.of(["Models", "gpu-1.example.net.", "*.example.org"])
@@ -42,6 +42,6 @@ def test_any_bytes_are_judged(host: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "*", "*.", "http://a", "a:80", "a b", "a.*.b", ".", "a..b"])
-def test_what_is_no_name_is_refused(name: str) -> None:
-    with pytest.raises(InvalidArgument, match="is no host name"):
+def test_malformed_name_is_refused(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="is not a host name"):
         HostNames.of([name])

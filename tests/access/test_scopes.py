@@ -1,4 +1,4 @@
-"""The table from route to scope: all routes are in it, and what changes something is guarded."""
+"""Every route has a scope, and every route that changes something is guarded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
 from backline.wire.application import Application, UnaryMethod
 
-#: Routes of methods other than GET and HEAD that change nothing.
+#: Routes that change nothing although their method is not GET or HEAD.
 READING = {("POST", "/v2/repository/index"), ("POST", "/v2/repository/{}/index")}
 INFERRING = {"infer", "infer_stream", "generate", "generate_stream"}
 CHANGING_RPCS = {
@@ -37,7 +37,7 @@ def application(tmp_path: Path) -> Application:
     return build_application(engine, Metrics(engine).page, recorder=Recorder(engine, tmp_path))
 
 
-def test_every_route_has_the_scope_of_what_it_does(application: Application) -> None:
+def test_every_route_has_the_expected_scope(application: Application) -> None:
     router: Router = application.http._resolve.__self__  # type: ignore[attr-defined]
     routes = {
         (method.decode(), "/" + "/".join(segments)): route.scope
@@ -59,7 +59,7 @@ def test_every_route_has_the_scope_of_what_it_does(application: Application) -> 
             assert scope is (Scope.ADMIN if admin else Scope.MANAGE), (method, pattern)
 
 
-def test_every_method_has_the_scope_of_what_it_does(application: Application) -> None:
+def test_every_method_has_the_expected_scope(application: Application) -> None:
     scopes = {path.decode().rpartition("/")[2]: method.scope for path, method in application.rpc.items()}
 
     assert {name: scope for name, scope in scopes.items() if scope != Scope.READ} == CHANGING_RPCS

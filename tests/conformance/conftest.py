@@ -1,6 +1,6 @@
 """One real server process for the whole session, and connections to it.
 
-BACKLINE_TEST_PORT (and _HOST, _PID, _LOG) name a server that runs already; then none is started.
+BACKLINE_TEST_PORT (and _HOST, _PID, _LOG) select a running server instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def raw(server: Server) -> Iterator[Probe]:
-    """A connection on which nothing was said yet."""
+    """A connection on which nothing has been sent."""
     probe = Probe(server.host, server.port)
     yield probe
     probe.close()
@@ -46,7 +46,7 @@ def h1(server: Server) -> Iterator[HttpProbe]:
 
 @pytest.fixture
 def answer_length(server: Server) -> Callable[[int], None]:
-    """Asserts that the answer to `GET /` has a body of at least so many bytes: windows cannot be measured without."""
+    """Asserts that the body of `GET /` has at least this many bytes, which tests of windows need."""
 
     def check(minimum: int) -> None:
         probe = Probe(server.host, server.port)
@@ -61,7 +61,7 @@ def answer_length(server: Server) -> Callable[[int], None]:
 
 @pytest.fixture(autouse=True)
 def no_traceback(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Nothing that a client does may end up as a traceback in the server's output."""
+    """Fails if the server's output has a traceback: no client may cause one."""
     if "server" not in request.fixturenames:
         yield
         return

@@ -1,4 +1,4 @@
-"""A tiny synchronous HTTP/1.1 client for conformance tests: it sends any bytes, and reads what comes back answer by answer."""
+"""A tiny synchronous HTTP/1.1 client for tests: sends any bytes and reads responses one by one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """The message of an error in the dialect's shape."""
+        """The message of an error, which must have the dialect's shape."""
         document: Any = json.loads(self.body)
         assert isinstance(document, dict), f"an error must be an object, got: {self.body[:200]!r}"
         assert list(document) == ["error"], (
@@ -49,7 +49,7 @@ class HttpProbe:
         self.socket.close()
 
     def send(self, data: bytes) -> None:
-        """Sends bytes; a server that closed already is found out by reading."""
+        """Sends bytes. If the server has already closed, reading will show it."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
         self._sent = time.monotonic()
@@ -57,7 +57,7 @@ class HttpProbe:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> Answer:
-        """A well-formed request and its answer, which must come."""
+        """Sends a well-formed request and returns its response, which must come."""
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self.host}"]
         if body is not None:
             lines.append(f"Content-Length: {len(body)}")
@@ -83,7 +83,7 @@ class HttpProbe:
         return True
 
     def read(self, head_only: bool = False) -> Answer | None:
-        """The next final answer; None when the connection ends before one. Raises TimeoutError when there is neither."""
+        """The next final response, None if the connection ends first. Raises TimeoutError."""
         deadline = time.monotonic() + self.timeout
         while True:
             while b"\r\n\r\n" not in self._buffer:
@@ -129,7 +129,7 @@ class HttpProbe:
                 return body
 
     def answers(self) -> list[Answer]:
-        """All answers until the connection ends or nothing more comes for the time-out."""
+        """All responses until the connection ends or nothing arrives within the timeout."""
         found = []
         try:
             while (answer := self.read()) is not None:

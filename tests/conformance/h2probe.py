@@ -1,7 +1,8 @@
-"""A tiny synchronous HTTP/2 client for conformance tests: it sends any bytes, right or wrong, and says what came back.
+"""A tiny synchronous HTTP/2 client for tests: sends any bytes, valid or not, and reports the outcome.
 
-It knows nothing of the server's code; only HPACK comes from a library. Outcomes are judged as the public suite h2spec judges them:
-a connection error is a GOAWAY with one of the codes, or a close; a stream error is that, or a RST_STREAM with one of the codes.
+It shares no code with the server; only HPACK comes from a library. It judges outcomes as the public suite
+h2spec does: a connection error is a GOAWAY with one of the codes, or a close; a stream error is that, or a
+RST_STREAM with one of the codes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hpack
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_WINDOW = 65535
-#: As h2spec waits by default.
+#: h2spec's default timeout, in seconds.
 TIMEOUT = 2.0
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
@@ -95,7 +96,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What ended the waiting: the connection was closed, nothing came in time, or the bytes are no HTTP/2."""
+    """Why the wait ended: the connection was closed, nothing came in time, or the bytes are not HTTP/2."""
 
     why: str
 
@@ -112,17 +113,17 @@ Event = Frame | End
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a request. `ended` is empty when the answer was complete, else how it ended."""
+    """The outcome of a request. `ended` says how it was cut short, empty for a complete response."""
 
     fields: dict[str, str]
     body: bytes
     ended: str
-    #: Until it was known.
+    #: Seconds until the outcome was known.
     seconds: float
 
     @property
     def answered(self) -> bool:
-        """Whether the server said anything; a time-out is no answer."""
+        """Whether the server responded; a timeout is not a response."""
         return self.ended != TIMED_OUT.why
 
     @property
@@ -145,7 +146,7 @@ def _text(value: str | bytes) -> str:
 
 
 def frame(type: int, flags: int, stream: int, payload: bytes = b"", length: int | None = None) -> bytes:
-    """The bytes of a frame; `length` may lie about the payload."""
+    """The bytes of a frame; `length` may differ from the payload's."""
     return (
         struct.pack(">I", len(payload) if length is None else length)[1:]
         + struct.pack(">BBI", type, flags, stream)
@@ -162,7 +163,7 @@ def priority_payload(depends_on: int, weight: int = 255, exclusive: bool = False
 
 
 class Probe:
-    """One connection. `send` and the methods named after frames write; `expect_*` read until the outcome is known, or fail."""
+    """One connection. `send` and methods named after frames write; `expect_*` read the outcome or fail."""
 
     def __init__(self, host: str, port: int, timeout: float = TIMEOUT) -> None:
         self.authority = f"{host}:{port}"
@@ -185,7 +186,7 @@ class Probe:
     # writing
 
     def send(self, data: bytes) -> None:
-        """Sends bytes; a server that closed already is found out by reading."""
+        """Sends bytes. If the server has already closed, reading will show it."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
 
@@ -193,7 +194,7 @@ class Probe:
         self.send(frame(type, flags, stream, payload))
 
     def handshake(self) -> None:
-        """The preface and SETTINGS, until both sides' SETTINGS have been seen."""
+        """Sends preface and SETTINGS and waits for the SETTINGS of both sides."""
         self.send(PREFACE)
         self.set((INITIAL_WINDOW_SIZE, DEFAULT_WINDOW))
         seen = acknowledged = False
@@ -287,7 +288,7 @@ class Probe:
     # reading
 
     def wait(self, timeout: float | None = None) -> Event:
-        """The next frame, or why there is none."""
+        """The next frame, or the reason for its absence."""
         event = self._read(time.monotonic() + (self.timeout if timeout is None else timeout))
         self.received.append(event)
         if isinstance(event, Frame) and event.type == DATA and self.update_windows:
@@ -324,7 +325,7 @@ class Probe:
             self._buffer += received
 
     def _give_back(self, stream: int, size: int) -> None:
-        """Opens a window again once it is used up, as h2spec does."""
+        """Reopens an exhausted window, as h2spec does."""
         left = self._windows.get(stream, DEFAULT_WINDOW) - size
         if left <= 0:
             self.window_update(stream, DEFAULT_WINDOW - left)
@@ -367,7 +368,7 @@ class Probe:
             self._fail("an acknowledgement of PING, or a close")
 
     def expect_closed(self) -> None:
-        """The connection ends, whatever frames come before."""
+        """Expects the end of the connection, after any frames."""
         while isinstance(event := self.wait(), Frame):
             pass
         if event is not CLOSED:
@@ -388,14 +389,14 @@ class Probe:
             self._fail(f"RST_STREAM or GOAWAY with a code of {codes}, or a close")
 
     def expect_stream_closed(self) -> None:
-        """A response comes to its end."""
+        """Expects a complete response."""
         while isinstance(event := self.wait(), Frame):
             if event.ends_stream or (event.type == RST_STREAM and event.code == NO_ERROR):
                 return
         self._fail("the end of a stream")
 
     def outcome(self, stream: int, timeout: float | None = None) -> Outcome:
-        """What becomes of a request: the fields of its answer with its trailers, or how it was refused."""
+        """The outcome of a request: the response's fields and trailers, or how it was refused."""
         fields: dict[str, str] = {}
         body = b""
         started = time.monotonic()
@@ -419,7 +420,7 @@ class Probe:
         return Outcome(fields, body, str(event), time.monotonic() - started)
 
     def response_length(self) -> int:
-        """The bytes of the body of the answer to `GET /`, on a stream of its own connection."""
+        """The length of the body of `GET /`, over a separate connection."""
         self.handshake()
         self.headers(1)
         length = 0

@@ -1,4 +1,4 @@
-"""Protobuf and gRPC messages written by hand, so that they may also be wrong."""
+"""Protobuf and gRPC messages encoded by hand, so that they can be malformed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def infer_request(
     version: str = "",
     outputs: Iterable[str] = (),
 ) -> bytes:
-    """inference.ModelInferRequest: of add1 with 16 zeros when nothing else is said."""
+    """inference.ModelInferRequest: by default for add1 with 16 zeros."""
     message = field(1, model)
     if version:
         message += field(2, version)
@@ -63,5 +63,5 @@ def infer_request(
 
 
 def grpc_message(message: bytes, flag: int = 0, length: int | None = None) -> bytes:
-    """A length-prefixed message; `flag` and `length` may lie."""
+    """A length-prefixed message; `flag` and `length` may be wrong."""
     return struct.pack(">BI", flag, len(message) if length is None else length) + message

@@ -1,4 +1,4 @@
-"""The server under test: a process of its own with two small models, or one that runs already."""
+"""The server under test: a new process with two small models, or a server that already runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.server import serve
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `pid` and `output` are None when it was not started here."""
+    """A running server. `pid` and `output` are None if the test did not start it."""
 
     host: str
     port: int
@@ -28,7 +28,7 @@ class Server:
 
 @contextmanager
 def running_server() -> Iterator[Server]:
-    """Starts a server with add1 and ident and stops it, or gives the one that BACKLINE_TEST_PORT names."""
+    """Starts and stops a server with add1 and ident, or yields the one that BACKLINE_TEST_PORT names."""
     host = os.environ.get("BACKLINE_TEST_HOST", "127.0.0.1")
     if port := os.environ.get("BACKLINE_TEST_PORT"):
         pid = os.environ.get("BACKLINE_TEST_PID")

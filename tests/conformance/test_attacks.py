@@ -1,6 +1,6 @@
-"""Every attack of benchmarks/attack.py in a short form, with the same marks: nobody honest suffers, and memory stays.
+"""Short versions of the attacks in benchmarks/attack.py: honest clients are unaffected, memory is bounded.
 
-The full form, with 2 s each and a fresh server, is `python benchmarks/attack.py`. Here p99 may be higher: the machine may be shared.
+`python benchmarks/attack.py` runs them for 2 s each on a fresh server. Here p99 may be higher: the machine may be shared.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from attacks.valid_load import valid_p99
 from attacks.weapons import WEAPONS
 
 DURATION = 0.7
-#: Milliseconds above p99 under valid load; 100 is the mark on a machine of its own.
+#: Milliseconds above the p99 under valid load; 100 is the target on an otherwise idle machine.
 SLACK = 400.0
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """A server of its own, and the attacks come one after another."""
+    """A separate server, attacked in sequence."""
     repository = tmp_path_factory.mktemp("models")
     models.add1(repository)
     models.ident(repository)
@@ -45,9 +45,7 @@ def control(target: Target) -> float:
 @pytest.mark.parametrize("name", WEAPONS)
 def test_attack(target: Target, control: float, name: str) -> None:
     misses = [_misses(target, control, name)]
-    if misses[
-        0
-    ]:  # other programs on the machine may have spoilt the first try; a fault of the server spoils both
+    if misses[0]:  # Other programs may have disturbed the first try; a defect of the server fails both.
         misses.append(_misses(target, control, name))
     assert not misses[-1], "; then ".join(misses)
 

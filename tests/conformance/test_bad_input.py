@@ -1,4 +1,4 @@
-"""Bad HTTP requests and bad inference bodies: the dialect's error, the right status, at once, and nobody else is disturbed."""
+"""Bad HTTP requests and bad inference bodies: a prompt, correct error, and others are not disturbed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ ZEROS = [0.0] * 16
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
-    """The valid input of add1, with changes; a value of None leaves the key out."""
+    """A valid input of add1 with changes; None omits a key."""
     whole = {"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": ZEROS} | changes
     return {key: value for key, value in whole.items() if value is not None}
 
 
 def body(**changes: Any) -> bytes:
-    """The valid request to add1, with changes."""
+    """A valid request to add1 with changes."""
     whole = {"inputs": [tensor()]} | changes
     return json.dumps({key: value for key, value in whole.items() if value is not None}).encode()
 
 
 def one(**changes: Any) -> bytes:
-    """A request with one input, changed."""
+    """A valid request with changes to its input."""
     return body(inputs=[tensor(**changes)])
 
 
@@ -47,7 +47,7 @@ def assert_serves(probe: HttpProbe) -> None:
 
 @pytest.fixture(autouse=True)
 def others_undisturbed(server: Server) -> Iterator[None]:
-    """A connection that was there before serves after, and so does a new one."""
+    """Asserts that an existing connection and a new one still work."""
     before = HttpProbe(server.host, server.port)
     assert_serves(before)
     yield
@@ -163,7 +163,7 @@ def test_wrong_body_gets_400_and_the_connection_goes_on(h1: HttpProbe, case: str
 
 
 MAY_BE_TAKEN = {
-    # Triton counts the numbers and does not look at the nesting.
+    # Triton counts the numbers and ignores the nesting.
     "data ragged": one(shape=[2, 16], data=[[0.0] * 15, [0.0] * 17]),
     "a number too large for a float": one(data=[1]).replace(b"[1]", b"[1e400" + b",0" * 15 + b"]"),
     "a number of 5000 digits": one(data=[1]).replace(b"[1]", b"[" + b"9" * 5000 + b",0" * 15 + b"]"),
@@ -224,7 +224,7 @@ def test_deep_nesting_gets_400(h1: HttpProbe, nested: bytes) -> None:
 
 @dataclass(frozen=True)
 class Binary:
-    """A request with binary tensors. `header` is what Inference-Header-Content-Length says, else the truth."""
+    """A request with binary tensors. `header` overrides the correct Inference-Header-Content-Length."""
 
     size: Any = 64
     data: bytes = bytes(64)
@@ -389,7 +389,7 @@ def test_chunked_body_beyond_the_limit_gets_413(h1: HttpProbe, server: Server) -
 
 
 def bomb(wrapper: int) -> bytes:
-    """256 MiB of blanks, in gzip (wrapper 31) or zlib (15)."""
+    """256 MiB of blanks, as gzip (wrapper 31) or zlib (15)."""
     packer = zlib.compressobj(9, zlib.DEFLATED, wrapper)
     blank = b" " * (1 << 20)
     return b"".join(packer.compress(blank) for _ in range(256)) + packer.flush()
@@ -493,7 +493,7 @@ def test_whole_request_on_a_half_open_connection_is_answered(server: Server) -> 
 @pytest.mark.parametrize(
     "start", [head("Content-Length: 1000"), head("Content-Length: 1000")[:30]], ids=["body", "head"]
 )
-def test_reset_connection_leaves_nothing_behind(server: Server, start: bytes) -> None:
+def test_reset_connection_leaves_no_state(server: Server, start: bytes) -> None:
     for _ in range(20):
         connection = socket.create_connection((server.host, server.port))
         connection.sendall(start)

@@ -1,4 +1,4 @@
-"""Wrong gRPC framing and wrong gRPC requests: refused at once, and nobody else is disturbed."""
+"""Wrong gRPC framing and wrong gRPC requests: refused promptly, without disturbing others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, RESOURCE_EXHAUSTED, UNIMPLEM
 
 @dataclass(frozen=True)
 class Call:
-    """One call as it goes over the wire."""
+    """One call, as sent."""
 
     body: bytes = field(default_factory=lambda: grpc_message(infer_request()))
     path: str = INFER
@@ -58,7 +58,7 @@ def call(probe: Probe, stream: int, what: Call) -> Outcome:
 
 @pytest.fixture
 def connect(server: Server) -> Iterator[Callable[[], Probe]]:
-    """Makes HTTP/2 connections that are closed at the end."""
+    """Opens HTTP/2 connections, which the end of the test closes."""
     probes: list[Probe] = []
 
     def make() -> Probe:
@@ -73,7 +73,7 @@ def connect(server: Server) -> Iterator[Callable[[], Probe]]:
 
 
 def assert_others_undisturbed(same: Probe, outcome: Outcome, connect: Callable[[], Probe]) -> None:
-    """A valid call on the same connection, if it was left open, and one on another."""
+    """Asserts that valid calls succeed on this connection, if it is still open, and on another."""
     if not outcome.ended or outcome.ended.startswith("reset"):
         after = call(same, 3, Call())
         assert after.fields.get("grpc-status") == "0", f"the next call on the connection: {after}"
@@ -91,7 +91,7 @@ def test_valid_call(connect: Callable[[], Probe]) -> None:
 MESSAGE = infer_request()
 PACKED = gzip.compress(MESSAGE)
 
-#: What must be refused, and the status that says so best; None where any refusal will do.
+#: Must be refused, with this status; None for any refusal.
 MUST_REFUSE = {
     "no message": (Call(b""), None),
     "prefix cut to 3 bytes": (Call(grpc_message(MESSAGE)[:3]), None),
@@ -150,7 +150,7 @@ def test_wrong_framing_is_refused(connect: Callable[[], Probe], case: str) -> No
     assert_others_undisturbed(probe, outcome, connect)
 
 
-#: What a server may take or refuse, but must answer.
+#: May be accepted or refused, but must be answered.
 MUST_ANSWER = {
     "grpc-timeout garbage": Call(extra=(("grpc-timeout", "soon"),)),
     "grpc-timeout of 9 digits": Call(extra=(("grpc-timeout", "123456789S"),)),
@@ -178,7 +178,7 @@ def test_legal_variants_are_taken(connect: Callable[[], Probe], case: str) -> No
     assert outcome.fields.get("grpc-status") == "0", str(outcome)
 
 
-def test_passed_deadline_is_told(connect: Callable[[], Probe]) -> None:
+def test_passed_deadline_is_reported(connect: Callable[[], Probe]) -> None:
     outcome = call(connect(), 1, MUST_ANSWER["grpc-timeout 0n"])
     assert outcome.fields.get("grpc-status") == str(DEADLINE_EXCEEDED), str(outcome)
 
@@ -187,7 +187,7 @@ def one_input(**changes: object) -> bytes:
     return infer_request(inputs=[tensor(**changes)])  # type: ignore[arg-type]
 
 
-#: Well-framed calls that the model or the protocol does not allow.
+#: Well-framed calls that the model or the protocol refuses.
 WRONG_REQUESTS = {
     "empty message": (b"", None),
     "unknown model": (infer_request("nobody"), NOT_FOUND),

@@ -82,7 +82,7 @@ def test_http2_4_2_data_above_the_maximum_size(h2: Probe) -> None:
 
 
 def test_http2_4_2_headers_above_the_maximum_size(h2: Probe) -> None:
-    # The block has about 17,500 bytes, whatever the server announces: h2spec cannot make a larger one by default.
+    # About 17,500 bytes, whatever the server announces: h2spec's default cannot exceed it.
     h2.headers(1, h2.fields(extra=h2.filler(5)))
     h2.expect_connection_error(FRAME_SIZE_ERROR)
 
@@ -303,7 +303,7 @@ def test_http2_6_9_1_window_of_1_byte_is_respected(h2: Probe, answer_length: Cal
 def test_http2_6_9_1_window_above_the_maximum(h2: Probe) -> None:
     h2.window_update(0, 2**31 - 1)
     h2.window_update(0, 2**31 - 1)
-    # A mere close does not count here: the code must be told.
+    # A close is not enough here: the code must be sent.
     assert h2.expect(GOAWAY).code == FLOW_CONTROL_ERROR
 
 
@@ -328,7 +328,7 @@ def test_http2_6_9_2_initial_window_size_changes_open_streams(
 
 
 def test_http2_6_9_2_windows_may_become_negative(h2: Probe, answer_length: Callable[[int], None]) -> None:
-    # At least 5 bytes: 3 are sent at once, one more when the window is positive again, and there must be a rest.
+    # At least 5 bytes: 3 are sent at first, one once the window is positive again, and some must remain.
     answer_length(5)
     h2.set((INITIAL_WINDOW_SIZE, 3))
     h2.expect_settings_ack()

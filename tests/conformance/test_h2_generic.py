@@ -1,4 +1,4 @@
-"""HTTP/2 that every server must take: the situations of h2spec's generic sections 1 to 5 (RFC 7540, RFC 7541)."""
+"""HTTP/2 that every server must accept: h2spec's generic sections 1 to 5 (RFC 7540, RFC 7541)."""
 
 from __future__ import annotations
 

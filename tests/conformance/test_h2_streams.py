@@ -93,7 +93,7 @@ def test_http2_5_1_closed_data(h2: Probe) -> None:
 
 
 def test_http2_5_1_closed_headers(h2: Probe) -> None:
-    # h2spec repeats the very bytes of the first HEADERS, indices of the dynamic table included.
+    # h2spec repeats the first HEADERS byte by byte, including indices into the dynamic table.
     block = h2.encode(h2.fields())
     h2.headers(1, block)
     h2.expect_stream_closed()
@@ -264,7 +264,7 @@ def test_http2_8_2_push_promise(h2: Probe) -> None:
     h2.expect_connection_error(PROTOCOL_ERROR)
 
 
-# Beyond the 146: h2spec runs the first two only with --strict, and the third not at all
+# Beyond h2spec's 146 cases: it runs the first two only with --strict, the third never
 
 
 def test_http2_strict_8_1_2_1_pseudo_header_as_last_trailer(h2: Probe) -> None:
@@ -274,7 +274,7 @@ def test_http2_strict_8_1_2_1_pseudo_header_as_last_trailer(h2: Probe) -> None:
     h2.expect_stream_error(PROTOCOL_ERROR)
 
 
-def test_http2_strict_5_4_1_connection_error_is_told_by_goaway(h2: Probe) -> None:
+def test_http2_strict_5_4_1_connection_error_sends_goaway(h2: Probe) -> None:
     h2.frame(PING, 0, 3, bytes(8))
     assert h2.expect(GOAWAY).code == PROTOCOL_ERROR
 

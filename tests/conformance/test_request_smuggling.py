@@ -1,7 +1,7 @@
-"""Requests whose end two readers may see in different places (RFC 9112, sections 2 to 7): refused, and nothing smuggled in is answered.
+"""Requests with ambiguous framing (RFC 9112, sections 2 to 7) are refused; smuggled requests stay unanswered.
 
-Each case goes over a connection of its own with an honest request right behind it. To refuse is to answer 4xx or 5xx, or to close
-without an answer. Where the case leaves the framing in doubt, what follows must not be answered.
+Each case is sent over a new connection and followed by an honest request. A refusal is a 4xx or 5xx response,
+or a close without one. Where a case leaves the framing ambiguous, the request after it must not be answered.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pytest
 from conformance.h1probe import HttpProbe
 from conformance.running_server import Server
 
-#: Five bytes that this route takes as its body.
+#: A route that accepts a body of five bytes.
 BODY = b"{   }"
 CHUNKED = b"5\r\n" + BODY + b"\r\n0\r\n\r\n"
 BEHIND = b"GET /v2/health/live HTTP/1.1\r\nHost: behind\r\nConnection: close\r\n\r\n"
@@ -28,7 +28,7 @@ def post(
     return b"\r\n".join([line, *([host] if host else []), *fields]) + b"\r\n\r\n" + body
 
 
-#: Where a reader may be led astray: refused, and the connection ends.
+#: Ambiguous framing: refused, and the connection is closed.
 MUST_REFUSE_AND_CLOSE = {
     "CL and TE": post(LENGTH, TE, body=CHUNKED),
     "TE and CL": post(TE, LENGTH, body=CHUNKED),
@@ -63,13 +63,13 @@ MUST_REFUSE_AND_CLOSE = {
     "unknown version": post(LENGTH, line=b"POST /v2/repository/index HTTP/9.9"),
 }
 
-#: Whose framing is clear: refused, but the connection may go on.
+#: Clear framing: refused, but the connection may stay open.
 MUST_REFUSE = {
     "no Host": post(LENGTH, host=None),
     "two Hosts": post(b"Host: y", LENGTH),
 }
 
-#: Where the specifications let a server choose, as long as it answers or closes.
+#: The specifications leave the choice to the server, as long as it responds or closes.
 MAY_TAKE = {
     "two equal CL": post(LENGTH, LENGTH),
     "CL list 5, 5": post(b"Content-Length: 5, 5"),
@@ -86,7 +86,7 @@ MAY_TAKE = {
 
 
 def statuses(server: Server, request: bytes) -> tuple[list[int], bool]:
-    """The statuses of all answers to a request and the one behind it, and whether the server closed."""
+    """The statuses of all responses to a request and the one after it, and whether the server closed."""
     probe = HttpProbe(server.host, server.port)
     try:
         probe.send(request + BEHIND)

@@ -1,4 +1,4 @@
-"""Changes of an engine's models, in memory."""
+"""A Control that changes an engine's models in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backline.engine.model import ModelState
 
 
 class FakeControl:
-    """Loads what the engine knows already. `calls` are the loads and unloads; while `gate` is cleared, loads wait for it."""
+    """Loads models that the engine already knows. Records `calls`; loads wait while `gate` is cleared."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -52,7 +52,7 @@ class FakeControl:
         return self._move(model, label, version, expected, who)
 
     def check_changeable(self, what: str) -> None:
-        """Everything may be changed."""
+        """Allows every change."""
 
     async def refresh(self) -> None:
         self.calls.append(("refresh",))

@@ -1,4 +1,4 @@
-"""An engine with small models in numpy, and requests and calls without a wire."""
+"""An engine with small numpy models, and HTTP requests and gRPC calls without a wire."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ OIP = b"/inference.GRPCInferenceService/"
 
 
 def arrived_at(ns: int) -> Ticket:
-    """A request that came at this moment of time.monotonic_ns()."""
+    """The ticket of a request that arrived at this time.monotonic_ns()."""
     return Ticket(InferRequest("add1", {}, arrived_ns=ns), lambda *_: None)
 
 
 class NumpyQueue:
-    """Runs a request at once, or when it is released."""
+    """Runs each request immediately, or holds it until it is released."""
 
     def __init__(self, model: Model, compute: Compute) -> None:
         self._model = model
@@ -190,7 +190,7 @@ class HttpAnswer:
 
 
 class FakeHttpRequest(HttpRequest):
-    """Remembers its answer."""
+    """Keeps its response."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class FakeHttpRequest(HttpRequest):
 
 
 class FakeUnaryCall(UnaryCall):
-    """Remembers its answer."""
+    """Keeps its response."""
 
     def __init__(self, metadata: dict[bytes, bytes] | None = None, deadline: float | None = None) -> None:
         super().__init__(metadata or {}, deadline)
@@ -251,7 +251,7 @@ class FakeUnaryCall(UnaryCall):
 
 
 class FakeStreamCall(StreamCall):
-    """A stream whose client side is two queues."""
+    """A stream whose client is a pair of queues."""
 
     def __init__(self, metadata: dict[bytes, bytes] | None = None) -> None:
         super().__init__(metadata or {}, None)
@@ -266,7 +266,7 @@ class FakeStreamCall(StreamCall):
 
 
 class Caller:
-    """Asks an application without a wire."""
+    """Calls an application without a wire."""
 
     def __init__(self, engine: Engine, application: Application) -> None:
         self.engine = engine
@@ -291,14 +291,14 @@ class Caller:
         return answer
 
     async def get_later(self, path: str) -> HttpAnswer:
-        """As `get`, of what is not answered at once."""
+        """As `get`, for a response that comes later."""
         request = self.http("GET", path)
         await request.answered.wait()
         assert request.answer is not None
         return request.answer
 
     async def post_large(self, path: str, body: Buffer) -> HttpAnswer:
-        """As `post`, of a body that may be read beside the event loop."""
+        """As `post`, for a body that may be read off the event loop."""
         request = self.http("POST", path, body)
         await request.answered.wait()
         assert request.answer is not None
@@ -323,7 +323,7 @@ class Caller:
         return message(f"inference.{method}Response").FromString(call.message)
 
     async def rpc_later(self, method: str, **fields: object):
-        """As `rpc`, of what is not answered at once."""
+        """As `rpc`, for a response that comes later."""
         call = self.rpc_call(method, **fields)
         await call.answered.wait()
         assert call.code == 0, (call.code, call.error)

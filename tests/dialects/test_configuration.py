@@ -1,4 +1,4 @@
-"""The configuration that clients see: what the file says, what the server found and decided, and Triton's defaults."""
+"""The configuration that clients see: the file, what the server found and decided, and Triton's defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backline.repository.listing import FileEntry, Listing
 
 
 def configuration(text: str, *, max_batch_size: int = 64) -> Any:
-    """Of a loaded ONNX model x [-1, 4] -> y [-1] whose config.pbtxt is `text`."""
+    """The configuration of a loaded ONNX model x [-1, 4] -> y [-1] with this config.pbtxt."""
     listing = Listing("m", {"config.pbtxt": FileEntry(len(text), "")}, frozenset(), lambda _: text.encode())
     config = read(listing, "m")
     assert config is not None
@@ -31,7 +31,7 @@ def configuration(text: str, *, max_batch_size: int = 64) -> Any:
     return to_plain(complete(describe(model)))
 
 
-def test_an_empty_file_is_filled_from_the_model_and_by_what_was_decided() -> None:
+def test_empty_file_is_completed_from_the_model_and_the_servers_decisions() -> None:
     config = configuration("")
 
     assert (config["name"], config["backend"], config["platform"]) == ("m", "onnxruntime", "onnxruntime_onnx")
@@ -54,7 +54,7 @@ def test_an_empty_file_is_filled_from_the_model_and_by_what_was_decided() -> Non
     }
 
 
-def test_what_the_file_says_stays_as_it_is() -> None:
+def test_values_in_the_file_are_kept() -> None:
     config = configuration(
         """
         max_batch_size: 8

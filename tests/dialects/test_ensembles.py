@@ -1,4 +1,4 @@
-"""Ensembles over real ONNX models: on a server with Triton's clients, and in this program where a step is to be held up."""
+"""Ensembles of real ONNX models, on a server with Triton's clients and, to delay steps, in process."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_cancelling_stops_the_steps_that_remain(tmp_path: Path, pictures: 
     submit = program.engine.find("crop").queue.submit
 
     program.engine.submit(cancelled.ticket)
-    # The moment between the first step and the second: the queue of the second model gets a request, which is the cancelled one's.
+    # Cancels between the steps: when the queue of the second model receives the request.
     intercepted = program.engine.find("crop").queue = Intercepted(submit, cancelled.ticket)
     await intercepted.done.wait()
     program.engine.submit(witness.ticket)
@@ -120,7 +120,7 @@ async def test_cancelling_stops_the_steps_that_remain(tmp_path: Path, pictures: 
 
 
 class Intercepted:
-    """A queue in front of a model's: the first request that comes is that of an ensemble whose client goes away in this moment."""
+    """Wraps a model's queue: the client of the first request leaves just as the request arrives."""
 
     pending = 0
 

@@ -82,9 +82,9 @@ def test_all_methods_of_the_service_are_there(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "what"), [("TraceSetting", "tracing"), ("LogSettings", "changing the log by request")]
+    ("method", "what"), [("TraceSetting", "tracing"), ("LogSettings", "the logging extension")]
 )
-def test_what_is_not_served_is_unimplemented(caller: Caller, method: str, what: str) -> None:
+def test_methods_not_served_are_unimplemented(caller: Caller, method: str, what: str) -> None:
     call = caller.rpc_call(method)
     assert call.code == 12
     assert call.error.startswith(f"{what} is not supported by this server")
@@ -194,7 +194,7 @@ def test_parameters(caller: Caller) -> None:
 def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_apart(
     caller: Caller, own: int | None, timeout: float | None
 ) -> None:
-    """Which of them ends the wait is for the queue to say, as its policy may not let a request choose."""
+    """The queue decides which one applies, as its policy may not let a request choose."""
     deadline = time.monotonic() + 5.0
     parameters = {} if own is None else {"timeout": {"int64_param": own}}
     received = message("inference.ModelInferRequest")(
@@ -270,7 +270,7 @@ def test_faulty_typed_contents(caller: Caller, datatype: str, contents: dict[str
     assert text in call.error
 
 
-def test_id_that_is_no_text(caller: Caller) -> None:
+def test_id_that_is_not_utf8(caller: Caller) -> None:
     received = (
         message("inference.ModelInferRequest")(**infer_fields(id="abc"))
         .SerializeToString()
@@ -294,7 +294,7 @@ def test_cancel(caller: Caller) -> None:
     queue.hold()
     call = caller.rpc_call("ModelInfer", **infer_fields())
     (asked,) = queue.held
-    call.on_cancel()
+    call.on_abandon()
     assert asked.cancelled
     asked.complete(None, None)
     assert call.code is None
@@ -365,7 +365,7 @@ async def test_health_watch_follows_the_engine(caller: Caller) -> None:
     engine.find("loading").state = ModelState.READY
     engine.refresh()
     assert await call.responses.get() == b"\x08\x01"
-    engine.refresh()  # nothing has changed: nothing is sent
+    engine.refresh()  # no change, so nothing is sent
     engine.stopping()
     assert await call.responses.get() == b"\x08\x02"
     watch.cancel()
@@ -422,5 +422,5 @@ async def test_reflection(caller: Caller, version: str) -> None:
         ({}, 12),
     ],
 )
-async def test_reflection_of_what_is_not_there(caller: Caller, fields: dict[str, object], code: int) -> None:
+async def test_reflection_of_unknown_names(caller: Caller, fields: dict[str, object], code: int) -> None:
     assert (await reflect(caller, "v1", **fields)).error_response.error_code == code

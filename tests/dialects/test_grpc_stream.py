@@ -1,4 +1,4 @@
-"""ModelStreamInfer: order, errors in band, bounds, cancellation."""
+"""ModelStreamInfer: order, in-band errors, limits, cancellation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_models import OIP, Caller, FakeStreamCall
 
-from backline.dialects.open_inference.stream_budget import MAX_IN_FLIGHT
+from backline.dialects.open_inference.grpc.stream import MAX_IN_FLIGHT
 from backline.protos import message
 from backline.wire.application import RpcError
 
@@ -36,7 +36,7 @@ def start(caller: Caller, call: FakeStreamCall) -> asyncio.Future[None]:
 
 @asynccontextmanager
 async def stream(caller: Caller, metadata: dict[bytes, bytes] | None = None) -> AsyncIterator[FakeStreamCall]:
-    """A stream that ends in good order."""
+    """A stream that the client ends normally."""
     call = FakeStreamCall(metadata)
     serving = start(caller, call)
     yield call
@@ -46,7 +46,7 @@ async def stream(caller: Caller, metadata: dict[bytes, bytes] | None = None) -> 
 
 
 async def until(condition) -> None:
-    """Lets the loop run until something is the case."""
+    """Runs the loop until a condition holds."""
     for _ in range(10_000):
         if condition():
             return
@@ -108,7 +108,7 @@ async def test_error_is_an_answer_and_the_stream_goes_on(caller: Caller) -> None
         assert (await answer_of(call)).infer_response.id == "good"
 
 
-async def test_error_ends_the_stream_for_those_who_ask_so(caller: Caller) -> None:
+async def test_error_ends_the_stream_if_the_client_asks_for_it(caller: Caller) -> None:
     call = FakeStreamCall({b"triton_grpc_error": b"true"})
     serving = start(caller, call)
     await call.requests.put(request(id="good"))
@@ -129,7 +129,7 @@ async def test_the_only_answer_is_marked_as_the_last(caller: Caller, parameters:
             assert bool(answer.infer_response.raw_output_contents) == (model == "add1")
 
 
-async def test_cancellation_cancels_what_is_in_flight(caller: Caller) -> None:
+async def test_cancelling_the_stream_cancels_requests_in_flight(caller: Caller) -> None:
     queue = caller.engine.find("add1").queue
     queue.hold()
     call = FakeStreamCall()

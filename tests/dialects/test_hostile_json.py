@@ -1,4 +1,4 @@
-"""Requests that would become millions of objects: refused before any of them is made, or read off the event loop."""
+"""Requests that would decode to millions of objects are refused first, or read off the event loop."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from backline.dialects import json_data
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_scan import MAX_DOCUMENT, MAX_KEYS, count_elements, count_keys, parts
 from backline.dialects.off_loop import LARGE
-from backline.dialects.open_inference import generate_json
-from backline.dialects.open_inference.load_parameters import MAX_CONFIG
-from backline.dialects.open_inference.wire_format import MAX_FIELDS, MAX_STRINGS
+from backline.dialects.open_inference.grpc.wire_format import MAX_FIELDS, MAX_STRINGS
+from backline.dialects.open_inference.repository import MAX_CONFIG
+from backline.dialects.open_inference.rest import generate
 from backline.engine.errors import InvalidArgument
 from backline.protos import message
 
@@ -47,7 +47,7 @@ INPUTS = "[{}]".format(",".join(f'{{"name":"{number}"}}' for number in range(MAN
 async def test_more_keys_than_allowed_are_refused_before_decoding(
     caller: Caller, monkeypatch: pytest.MonkeyPatch, action: str, body: str
 ) -> None:
-    monkeypatch.setattr(generate_json, "_decode", None)
+    monkeypatch.setattr(generate, "_decode", None)
     answer = await caller.post_large(f"/v2/models/add1/{action}", body.encode())
 
     assert answer.status == 413
@@ -72,7 +72,7 @@ async def test_a_shape_of_very_many_dimensions_is_refused(caller: Caller) -> Non
 
     assert (answer.status, answer.error) == (
         400,
-        f"input 'INPUT0' has {LARGE} dimensions, more than the 32 that are supported",
+        f"input 'INPUT0' has {LARGE} dimensions, more than the 32 supported",
     )
 
 
@@ -102,12 +102,12 @@ async def test_a_configuration_in_a_load_is_small(caller: Caller, escape: str) -
     )
 
     assert answer.status == 413
-    assert f"more than the {MAX_CONFIG} that a configuration may have" in answer.error
+    assert f"more than the {MAX_CONFIG} allowed for a configuration" in answer.error
 
 
 @pytest.fixture
 def decoding(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
-    """The thread of each decoding of a tensor in JSON."""
+    """The threads that decoded JSON tensors."""
     threads: list[threading.Thread] = []
     decode: Callable[..., object] = json_data._array
 
@@ -216,7 +216,7 @@ def test_pieces_of_strings_hold_every_element_in_order(
     "text",
     ['["aaaaaaaa","bbbbbbbb",1]', '["aaaaaaaa",null,"b"]', '["aaaaaaaa","bbbbbbbb"]', '["a",{"b":"c"}]'],
 )
-def test_what_is_no_string_in_a_piece_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_string_within_a_piece_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_data, "LARGE", 8)
     msgspec.json.decode(text)
     with pytest.raises(InvalidArgument):

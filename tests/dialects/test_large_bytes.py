@@ -1,4 +1,4 @@
-"""BYTES tensors of very many elements: compared with the model before they are decoded, and decoded off the event loop."""
+"""Large BYTES tensors are checked against the model before they are decoded, off the event loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EMPTY = bytes(4 * COUNT)
 
 @pytest.fixture
 def decoding(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
-    """The thread of each decoding of a BYTES tensor."""
+    """The threads that decoded BYTES tensors."""
     threads: list[threading.Thread] = []
     decode: Callable[..., object] = tensors._decode_bytes
 
@@ -64,7 +64,7 @@ async def test_rest_refuses_a_datatype_that_the_model_lacks_before_decoding(
 ) -> None:
     body, headers = rest_body()
 
-    for _ in range(2):  # the second time its description is known
+    for _ in range(2):  # the second time its plan is cached
         request = caller.http("POST", "/v2/models/add1/infer", body, headers)
         await request.answered.wait()
 

@@ -1,4 +1,4 @@
-"""JSON tensors of megabytes: read and written in pieces, and beside the event loop."""
+"""JSON tensors of megabytes: decoded and encoded in pieces, off the event loop."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_pieces_hold_every_element_in_order(shape: list[int]) -> None:
         "[[1,2,3,4,5,6,7,8],[9,10,11,12,99999999999999999999]]",
     ],
 )
-def test_what_is_wrong_in_a_piece_is_refused(text: str) -> None:
+def test_malformed_piece_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         json_data.decode_data(InputPlan("x", "INT64", (13,)), text.encode(), "$")
 

@@ -33,7 +33,7 @@ async def ask(
     headers: dict[bytes, bytes] | None = None,
     peer: str = "",
 ) -> HttpAnswer:
-    """The answer to a request whose query may stand behind its path."""
+    """The response to a request; `path` may include a query."""
     target, _, query = path.partition("?")
     body = b"" if document is None else json.dumps(document).encode()
     request = FakeHttpRequest(method.encode(), target.encode(), headers or {}, body, query.encode(), peer)
@@ -53,7 +53,7 @@ async def call(
     return asked
 
 
-# where nothing may be changed
+# without control
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ async def call(
         ("POST", "/v2/models/add1/rollback"),
     ],
 )
-async def test_without_control_a_change_is_501_and_says_what_to_do(
+async def test_change_without_control_is_501_and_names_the_option(
     caller: Caller, method: str, path: str
 ) -> None:
     answer = await ask(caller, method, path)
@@ -110,7 +110,7 @@ async def test_a_client_that_goes_away_does_not_cancel_its_load(caller: Caller, 
     request = caller.http("POST", LOAD)
     assert request.on_disconnect is None
     asked = caller.rpc_call("RepositoryModelLoad", model_name="add1")
-    assert asked.on_cancel is None
+    assert asked.on_abandon is None
     control.gate.set()
     await request.answered.wait()
     await asked.answered.wait()
@@ -341,9 +341,7 @@ async def test_a_label_that_moved_meanwhile_stays(caller: Caller, control: FakeC
     assert caller.get("/v2/models/add1/labels").json["labels"] == {"stable": "1"}
 
 
-async def test_promote_and_rollback_move_what_requests_without_a_version_get(
-    caller: Caller, control: FakeControl
-) -> None:
+async def test_promote_and_rollback_move_the_default_version(caller: Caller, control: FakeControl) -> None:
     document = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
     await ask(caller, "POST", "/v2/models/add1/promote", {"version": "2"})
     await ask(caller, "POST", "/v2/models/add1/promote", {"version": "1", "expected": "2"})
@@ -408,7 +406,7 @@ async def test_a_label_stands_wherever_a_version_does(caller: Caller, control: F
 # history and refresh
 
 
-async def test_the_history_names_who_changed_what(caller: Caller, control: FakeControl) -> None:
+async def test_history_names_the_user_of_each_change(caller: Caller, control: FakeControl) -> None:
     await ask(
         caller,
         "POST",

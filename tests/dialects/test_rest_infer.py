@@ -1,4 +1,4 @@
-"""Inference over REST: JSON and binary tensors, parameters, and how faults are told."""
+"""Inference over REST: JSON and binary tensors, parameters, and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def binary_parts(answer: HttpAnswer) -> list[bytes]:
 @pytest.mark.parametrize("body_type", [bytes, bytearray, memoryview])
 def test_binary_in_binary_out(caller: Caller, body_type: type) -> None:
     header = json.dumps({"inputs": [binary_input()], "parameters": {"binary_data_output": True}}).encode()
-    for _ in range(2):  # the second one is planned already
+    for _ in range(2):  # the plan of the second one is cached
         answer = caller.post("/v2/models/add1/infer", body_type(header + ROW.tobytes()), len(header))
         assert answer.status == 200
         assert answer.fields[b"content-type"] == b"application/octet-stream"
@@ -122,7 +122,7 @@ def test_bytes_in_binary_form(caller: Caller) -> None:
     assert binary_parts(caller.infer("echo_BYTES_1", document, raw)) == [raw]
 
 
-def test_bytes_that_are_no_text_need_binary_form(caller: Caller) -> None:
+def test_bytes_that_are_not_utf8_need_binary_form(caller: Caller) -> None:
     raw = struct.pack("<I", 1) + b"\xff"
     document = {
         "inputs": [
@@ -309,8 +309,8 @@ def test_the_timeout_in_microseconds_is_the_time_that_a_request_may_queue(
         ({"sequence_id": -1}, "parameter 'sequence_id' must be an unsigned integer"),
         ({"sequence_end": "yes"}, "parameter 'sequence_end' must be true or false"),
         ({"sequence_start": "x" * 1000}, f"true or false, got 'xxx{'x' * 60}..."),
-        ({"mood": 2**64}, "parameter 'mood' must fit into 64 bits, got 18446744073709551616"),
-        ({"mood": -(2**63) - 1}, "parameter 'mood' must fit into 64 bits"),
+        ({"mood": 2**64}, "parameter 'mood' must fit in 64 bits, got 18446744073709551616"),
+        ({"mood": -(2**63) - 1}, "parameter 'mood' must fit in 64 bits"),
         ({"mood": None}, "$.parameters"),
         ({"mood": ["blue"]}, "$.parameters"),
     ],
@@ -514,9 +514,7 @@ def test_failing_model(caller: Caller) -> None:
     assert (answer.status, answer.error) == (500, "the runtime failed: out of luck")
 
 
-def test_unexpected_exception_is_told_to_the_log_only(
-    caller: Caller, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unexpected_exception_goes_only_to_the_log(caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
     answer = caller.infer("broken", {"inputs": [json_input()]})
     assert answer.status == 500
     assert answer.error == "internal error: the server failed to handle this request, see its log"
@@ -539,7 +537,7 @@ def test_disconnect_cancels_the_request(caller: Caller) -> None:
     (asked,) = queue.held
     request.on_disconnect()
     assert asked.cancelled
-    asked.complete(None, None)  # an engine that had started it already
+    asked.complete(None, None)  # as if an engine had already started it
     assert request.answer is None
 
 

@@ -211,7 +211,7 @@ def test_repository_index(caller: Caller, method: str, body: bytes) -> None:
     assert {"name": "empty"} in answer.json
 
 
-def test_repository_index_of_what_is_ready(caller: Caller) -> None:
+def test_repository_index_of_ready_models(caller: Caller) -> None:
     entries = caller.post("/v2/repository/index", b'{"ready":true}').json
     assert {entry["state"] for entry in entries} == {"READY"}
 
@@ -229,7 +229,7 @@ def test_named_repository_is_not_supported(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v2/repository/models/add1/load", "/v2/logging"])
-def test_what_is_not_served_is_501(caller: Caller, path: str) -> None:
+def test_routes_not_served_are_501(caller: Caller, path: str) -> None:
     answer = caller.post(path, b"{}")
     assert answer.status == 501
     assert "is not supported" in answer.error

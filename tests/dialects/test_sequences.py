@@ -1,4 +1,4 @@
-"""Sequences on a running server, over HTTP and gRPC: states, controls, errors, and changes of versions below open sequences."""
+"""Sequences on a running server over HTTP and gRPC: states, controls, errors, version changes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ data_type = "TYPE_FP32"
 dims = [2, 128]
 """
 
-#: Gives x, the controls, and the sum of the sequence so far, which it keeps by itself in no state but that of the server.
+#: Returns x, the controls, and the running sum of the sequence, kept only in the server's state.
 COUNTER = """
 max_batch_size: 4
 instance_group [{ count: 1 }]
@@ -170,7 +170,7 @@ async def test_interleaved_audio_streams_are_batched_and_answered_as_one_by_one(
 
 @pytest.mark.parametrize("model", ["oldest", "direct"])
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_model_is_told_where_in_which_sequence_a_request_is(
+def test_model_receives_the_sequence_and_position_of_a_request(
     server: ServerProcess, model: str, protocol: str
 ) -> None:
     with (
@@ -209,7 +209,7 @@ def test_a_generate_request_is_a_step_of_its_sequence(server: ServerProcess) -> 
     assert [seen[1] for seen in sums] == [5, 5, 7]
 
 
-def test_a_beginning_in_the_middle_starts_the_state_anew(server: ServerProcess) -> None:
+def test_second_start_of_a_sequence_resets_its_state(server: ServerProcess) -> None:
     with connect(server.url) as client:
         ask = client["oldest"]
         for start, expected in ((True, 11.0), (False, 12.0), (True, 11.0)):
@@ -218,7 +218,7 @@ def test_a_beginning_in_the_middle_starts_the_state_anew(server: ServerProcess) 
         ask([[1.0]], parameters={"sequence_id": 9, "sequence_end": True})
 
 
-#: Texts that Triton 2.51 answered to the same requests.
+#: Error texts of Triton 2.51 for the same requests.
 NO_START = "inference request for sequence 5 to model '{}' must specify the START flag on the first request of the sequence"
 NO_ID = "inference request to model '{}' must specify a non-zero or non-empty correlation ID"
 NOT_ONE = "inference request to model '{}' must specify batch-size 1 due to requirements of sequence batcher"
@@ -235,7 +235,7 @@ NOT_ONE = "inference request to model '{}' must specify batch-size 1 due to requ
         ({"sequence_id": 5, "sequence_start": True}, 2, NOT_ONE),
     ],
 )
-def test_what_belongs_to_no_sequence_is_refused_in_tritons_words(
+def test_request_without_sequence_is_refused_with_tritons_text(
     server: ServerProcess, model: str, parameters: dict, rows: int, expected: str
 ) -> None:
     with connect(server.url) as client, pytest.raises(InvalidArgument) as refused:
@@ -251,7 +251,7 @@ def test_an_id_of_more_than_128_characters_is_refused(server: ServerProcess) -> 
         client["oldest"]([[1.0]], parameters={"sequence_id": "x" * 129, "sequence_start": True})
 
 
-def test_a_text_is_no_id_for_a_model_that_takes_numbers(server: ServerProcess) -> None:
+def test_string_id_is_refused_by_a_model_with_numeric_ids(server: ServerProcess) -> None:
     with (
         connect(server.url) as client,
         pytest.raises(InvalidArgument, match="'abc' is a text and does not fit input 'ID'"),
@@ -263,7 +263,7 @@ async def test_an_idle_sequence_ends_and_the_next_one_gets_its_place(server: Ser
     async with AsyncClient(server.url, ClientOptions(timeout=20)) as client:
         ask = client["short"]
         await ask([[1.0]], parameters={"sequence_id": 1, "sequence_start": True})
-        await ask([[1.0]], parameters={"sequence_id": 2, "sequence_start": True})  # waits for the only place
+        await ask([[1.0]], parameters={"sequence_id": 2, "sequence_start": True})  # waits for the only slot
         with pytest.raises(InvalidArgument, match="must specify the START flag"):
             await ask([[1.0]], parameters={"sequence_id": 1})
 

@@ -1,4 +1,4 @@
-"""Shared memory of clients, by the stock clients: regions over REST and gRPC, inputs and outputs in them, and clients that harm."""
+"""Client shared memory with stock clients: regions, tensors in them, and hostile clients."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ ensemble_scheduling { step [
 
 @pytest.fixture(scope="module")
 def memory_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that takes shared memory: add1, add1 twice as an ensemble, and models in worker processes."""
+    """A server that accepts shared memory, with add1, an ensemble of it, and models in worker processes."""
     repository = tmp_path_factory.mktemp("repository")
     models.add1(repository)
     put(repository / "twice" / "config.pbtxt", TWICE)
@@ -108,7 +108,7 @@ def client(request: pytest.FixtureRequest) -> tuple[Any, ModuleType]:
 
 @pytest.fixture
 def created() -> Iterator[Callable[[int], tuple[Any, str]]]:
-    """Makes shared memory objects, which end with the test; each with its handle and key."""
+    """Creates shared memory objects, removed after the test; returns handle and key."""
     handles = []
 
     def create(size: int = SIZE) -> tuple[Any, str]:
@@ -202,7 +202,7 @@ def test_a_region_is_shown_until_it_is_unregistered(client, created) -> None:
         asked.get_system_shared_memory_status("two")
 
 
-def test_unregistering_an_unknown_region_is_no_error(client) -> None:
+def test_unregistering_an_unknown_region_succeeds(client) -> None:
     client[0].unregister_system_shared_memory("nobody")
 
 
@@ -220,7 +220,7 @@ def test_a_name_is_taken_once(client, created) -> None:
 @pytest.mark.parametrize(
     "key", ["/nobody-made-this", "", "/", "..", "../etc/passwd", "/../etc/passwd", "a/b", "\0", "x" * 300]
 )
-def test_a_key_that_names_no_object_is_refused(client, key: str) -> None:
+def test_key_without_an_object_is_refused(client, key: str) -> None:
     with pytest.raises(InferenceServerException, match="Unable to open shared memory region: '") as caught:
         client[0].register_system_shared_memory("region", key, 64)
     assert caught.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
@@ -237,7 +237,7 @@ def test_a_name_has_a_length_that_can_be_repeated(client, created) -> None:
         client[0].register_system_shared_memory("slashes", "/" * 1000 + key, 64)
 
 
-def test_what_is_no_plain_file_is_refused(client, tmp_path: Path) -> None:
+def test_key_of_a_special_file_is_refused(client, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(64))
     for make in (lambda path: path.symlink_to(secret), os.mkfifo, os.mkdir):
@@ -279,16 +279,14 @@ def test_a_region_outside_of_its_object_is_refused(client, created, size: int, o
         ({"key": "/x", "byte_size": 64, "ofset": 1}, "Did you mean 'offset'?"),
     ],
 )
-def test_a_wrong_register_request_says_what_is_wrong(
+def test_error_names_the_fault_of_a_register_request(
     memory_server: ServerProcess, document: dict, text: str
 ) -> None:
     status, answer = ask(memory_server, f"{SYSTEM}/region/wrong/register", document)
     assert (status, text in answer["error"]) == (400, True), answer
 
 
-def test_only_so_many_regions_may_be_registered(
-    http: triton_http.InferenceServerClient, rpc, created
-) -> None:
+def test_number_of_regions_is_limited(http: triton_http.InferenceServerClient, rpc, created) -> None:
     _, key = created(64)
     for number in range(1000):
         rpc.register_system_shared_memory(f"r{number}", key, 64)
@@ -327,7 +325,7 @@ def test_the_metadata_names_the_extension(client) -> None:
 
 def test_inputs_and_outputs_lie_in_regions(client, registered) -> None:
     asked, module = client
-    for step in range(3):  # the second and third are remembered requests
+    for step in range(3):  # the plans of the second and third are cached
         shm.set_shared_memory_region(registered[0], [ROW + step])
         result = asked.infer("add1", [shared_input(module)], outputs=[shared_output(module)])
         output = result.get_output("OUTPUT0")
@@ -507,7 +505,7 @@ def test_an_output_that_does_not_fit_its_place_is_refused(client, registered, pl
         ),
     ],
 )
-def test_a_wrong_place_says_what_is_wrong(
+def test_error_names_the_fault_of_a_tensors_location(
     memory_server: ServerProcess, registered, given: dict, text: str
 ) -> None:
     place = {"shared_memory_region": "in", "shared_memory_byte_size": SIZE, **given.pop("parameters", {})}
@@ -533,11 +531,11 @@ def test_an_output_in_a_region_is_neither_binary_nor_classified(
     assert f"Output can't set both 'shared_memory_region' and '{key}'" in answer["error"]
 
 
-# regions in use, and clients that harm
+# regions in use, and hostile clients
 
 
 def begin(http: triton_http.InferenceServerClient, go: Path) -> Any:
-    """A request that the model has begun with, and ends when the file is there."""
+    """A request that is running, and ends once the file exists."""
     path = triton_http.InferInput("path", [1], "BYTES")
     path.set_data_from_numpy(np.array([str(go).encode()], object))
     inputs = [shared_input(triton_http, name="x", shape=(16,)), path]
@@ -627,7 +625,7 @@ def test_an_object_that_shrinks_and_grows_all_the_time_kills_nobody(http, rpc, r
     http.infer("add1", [shared_input(triton_http)], outputs=[shared_output(triton_http)])
 
 
-def test_a_request_may_read_no_more_than_it_may_bring(client, created) -> None:
+def test_shared_memory_inputs_count_towards_the_request_limit(client, created) -> None:
     asked, module = client
     _, key = created(1_200_000)
     asked.register_system_shared_memory("large", key, 1_200_000)
@@ -638,7 +636,7 @@ def test_a_request_may_read_no_more_than_it_may_bring(client, created) -> None:
     assert caught.value.status() in ("413", "StatusCode.RESOURCE_EXHAUSTED")
 
 
-def test_large_tensors_are_copied_beside_the_event_loop(tmp_path: Path, created) -> None:
+def test_large_tensors_are_copied_off_the_event_loop(tmp_path: Path, created) -> None:
     models.add1(tmp_path / "models")
     rows = np.random.default_rng(0).standard_normal((100_000, 16)).astype(np.float32)
     handles = [created(rows.nbytes) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Stock clients over real sockets: tritonclient (HTTP, gRPC, both with asyncio, streaming), grpcio's health and reflection clients."""
+"""Stock clients over real sockets: tritonclient in all its forms, grpcio's health and reflection clients."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ONNX_TYPES = {"FP16": "FLOAT16", "FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "S
 
 @pytest.fixture(scope="module")
 def stock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with add1 and an identity of every datatype that is tried."""
+    """A server with add1 and an identity model for each tested datatype."""
     repository = tmp_path_factory.mktemp("repository")
     models.add1(repository)
     for name in ARRAYS:
@@ -259,5 +259,5 @@ def test_error_shape_of_an_unknown_route(stock_server: ServerProcess) -> None:
     assert caught.value.read() == b'{"error":"Not Found: GET /v2/modles (did you mean /v2/models?)"}'
 
 
-def test_the_log_has_no_traceback(stock_server: ServerProcess) -> None:
+def test_log_has_no_traceback(stock_server: ServerProcess) -> None:
     assert "Traceback" not in Path(stock_server.log).read_text()

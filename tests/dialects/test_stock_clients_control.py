@@ -65,7 +65,7 @@ def client(flavour: str, controlled: ServerProcess) -> Iterator[Any]:
 
 @pytest.fixture
 def make_model(repository: Path, request: pytest.FixtureRequest) -> Callable[[int], str]:
-    """Makes a model of versions 1 to n, each of which adds its number; returns its name."""
+    """Creates a model with versions 1 to n, each adding its number; returns its name."""
 
     def make(versions: int) -> str:
         name = f"model_{abs(hash(request.node.nodeid))}"
@@ -88,7 +88,7 @@ def index(client: Any, **options: Any) -> dict[tuple[str, str], tuple[str, str]]
 
 
 def added(client: Any, flavour: str, name: str, version: str = "") -> tuple[float, str]:
-    """What the model adds to 1, and the version that answered."""
+    """The result of adding to 1, and the version that computed it."""
     module = tritonclient.http if flavour == "http" else tritonclient.grpc
     value = module.InferInput("INPUT0", [1, 16], "FP32")
     value.set_data_from_numpy(np.ones((1, 16), np.float32))
@@ -108,10 +108,10 @@ def test_a_model_is_loaded_listed_and_unloaded(client: Any, make_model: Callable
     assert index(client)[name, "2"][0] in (
         "UNLOADING",
         "UNAVAILABLE",
-    )  # what is in flight is finished after the answer
+    )  # requests in flight finish after the response
 
 
-def test_the_index_of_what_is_ready(make_model: Callable[[int], str], controlled: ServerProcess) -> None:
+def test_index_of_ready_models(make_model: Callable[[int], str], controlled: ServerProcess) -> None:
     name = make_model(1)
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{controlled.grpc_port}") as client:
         client.load_model(name)
@@ -127,7 +127,7 @@ def test_the_index_of_what_is_ready(make_model: Callable[[int], str], controlled
     assert name not in over_http | over_grpc
 
 
-def test_a_load_takes_what_has_changed(
+def test_load_applies_changed_files(
     flavour: str, client: Any, make_model: Callable[[int], str], repository: Path
 ) -> None:
     name = make_model(1)
@@ -192,7 +192,7 @@ def test_dependents_may_be_unloaded_too(client: Any, make_model: Callable[[int],
         ),
     ],
 )
-def test_what_a_wrong_load_is_told(
+def test_error_of_a_malformed_load(
     client: Any, make_model: Callable[[int], str], options: dict[str, Any], text: str
 ) -> None:
     name = make_model(1)
@@ -275,7 +275,7 @@ def test_a_model_that_was_never_loaded_tells_its_inputs_and_is_loaded_for_it(tmp
             assert {state for state, _ in index(client).values()} == {"READY"}
 
 
-def test_what_a_load_brings_along_is_held_against_the_limit_of_a_request(tmp_path: Path) -> None:
+def test_overrides_of_a_load_count_towards_the_request_limit(tmp_path: Path) -> None:
     models.add1(tmp_path / "models", "add1")
     options = (
         "--model-control-mode",
@@ -299,7 +299,7 @@ def test_what_a_load_brings_along_is_held_against_the_limit_of_a_request(tmp_pat
 
 
 def test_the_configuration_that_a_server_tells_may_be_given_back(tmp_path: Path) -> None:
-    """As tools do that read it, change something and load the model again."""
+    """As in tools that read a configuration, change it and reload the model."""
     repository = tmp_path / "models"
     models.add1(repository)
     put(repository / "python" / "1" / "model.py", "def half(x: float) -> float:\n    return x / 2\n")
@@ -313,7 +313,7 @@ def test_the_configuration_that_a_server_tells_may_be_given_back(tmp_path: Path)
             client.load_model(name, config=json.dumps(config | {"metric_tags": {"again": "yes"}}))
             assert client.is_model_ready(name)
             told = client.get_model_config(name)
-            for one in (config, told):  # what was measured may differ
+            for one in (config, told):  # measurements may differ
                 one["parameters"].pop("backline.placement", None)
             assert told == config | {"metric_tags": {"again": "yes"}}
         client.close()

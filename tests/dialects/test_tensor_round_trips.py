@@ -1,4 +1,4 @@
-"""Properties: tensors of every datatype come back as they went, and no mutation of a request is more than a client's fault."""
+"""Properties: tensors of all datatypes survive a round trip; mutated requests cause only client errors."""
 
 from __future__ import annotations
 
@@ -140,9 +140,7 @@ def test_typed_over_grpc(datatype: DataType, data: st.DataObject) -> None:
         else response.raw_output_contents[0]
     )
     if datatype.itemsize:
-        np.testing.assert_array_equal(
-            got, array.reshape(-1)
-        )  # a NaN's bits may change on the way through Python's floats
+        np.testing.assert_array_equal(got, array.reshape(-1))  # Python floats may change the bits of a NaN
     else:
         assert got == raw_of(array)
 
@@ -215,7 +213,7 @@ def test_mutated_grpc_requests_are_at_most_a_clients_fault(body: bytes) -> None:
 
 @st.composite
 def documents(draw: st.DrawFn) -> object:
-    """A good request with some value replaced by any other, at any depth."""
+    """A valid request with some value replaced, at any depth."""
     document = json.loads(HEADER)
     place = document
     while True:

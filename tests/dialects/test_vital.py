@@ -1,4 +1,4 @@
-"""Which requests are answered under any load."""
+"""Health checks and metrics are answered under any load."""
 
 from __future__ import annotations
 

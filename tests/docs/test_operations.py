@@ -14,7 +14,8 @@ import pytest
 
 from backline.cli import serve
 from backline.dialects import input_plan, json_scan
-from backline.dialects.open_inference import load_parameters, wire_format
+from backline.dialects.open_inference import repository
+from backline.dialects.open_inference.grpc import wire_format
 from backline.lifecycle.loading.queueing import DEFAULT_QUEUE_SIZE
 from backline.wire.limits import Limits
 from docs.conftest import wait_until_loaded
@@ -66,7 +67,7 @@ def test_the_bounds_of_requests_are_listed() -> None:
     assert {name: prod(map(int, value.split("*"))) for name, value in told.items()} == {
         "MAX_KEYS": json_scan.MAX_KEYS,
         "MAX_DOCUMENT": json_scan.MAX_DOCUMENT,
-        "MAX_CONFIG": load_parameters.MAX_CONFIG,
+        "MAX_CONFIG": repository.MAX_CONFIG,
         "MAX_RANK": input_plan.MAX_RANK,
         "MAX_FIELDS": wire_format.MAX_FIELDS,
         "MAX_STRINGS": wire_format.MAX_STRINGS,

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from backline.dialects.application import build_application
-from backline.dialects.open_inference import stream_budget
+from backline.dialects.open_inference.grpc import stream
 from backline.dialects.open_inference.metadata import SERVER_NAME
 from backline.engine import errors
 from backline.engine.datatypes import DataType
@@ -158,7 +158,7 @@ def test_every_datatype_is_listed() -> None:
 def test_the_pages_numbers_are_current() -> None:
     page = read(PAGE)
 
-    assert f"up to {stream_budget.MAX_IN_FLIGHT} are in flight" in page
+    assert f"up to {stream.MAX_IN_FLIGHT} are in flight" in page
     assert f"`{SERVER_NAME}`, and only what works" in page
 
 

@@ -300,8 +300,8 @@ def test_streams_to_allowed_origins_carry_cors_fields(served: ServerProcess) -> 
 
 def test_a_malformed_origin_or_host_option_is_refused_at_startup() -> None:
     for arguments, text in (
-        (("--cors-origin", "*"), "is no origin"),
-        (("--allowed-host", "http://models"), "is no host name"),
+        (("--cors-origin", "*"), "is not an origin"),
+        (("--allowed-host", "http://models"), "is not a host name"),
     ):
         with pytest.raises(AssertionError, match=text):
             run("backline", "serve", ".", *arguments)

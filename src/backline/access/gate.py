@@ -1,19 +1,22 @@
-"""The gate between the wire and the dialects: asked with the head of a request, it refuses what the policies do not let in."""
+"""Between wire and dialects: the gate, which refuses requests by their heads, and cross-origin sharing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from backline.access.browsers import BrowserPolicy
 from backline.access.scope import Scope
-from backline.wire.application import Gate
+from backline.wire.application import Buffer, Fields, Gate, HttpRequest, ResponseStream
 
-#: Host fields that are remembered, of each kind. Clients choose them, so there may be any number.
+#: How many Host values are cached, of each kind; clients may send any number of different ones.
 _MAX_HOSTS = 64
+#: How many seconds a browser may cache a preflight response.
+_MAX_AGE = b"600"
+_METHODS = b"GET, HEAD, POST, PUT, DELETE"
 
 
 class ScopeGate(Gate):
-    """Looks up the scope of the route, and asks the policy. A request that no route takes is let in: nothing happens but a 404."""
+    """Applies the policy to the scope of the route. A request without a route is let through, to its 404."""
 
     def __init__(self, policy: BrowserPolicy, scope_of: Callable[[bytes, bytes], Scope | None]) -> None:
         self._policy = policy
@@ -32,3 +35,63 @@ class ScopeGate(Gate):
             known.add(host)
         scope = self._scope_of(method, path)
         return None if scope is None else self._policy.refusal(scope, headers, local=local)
+
+
+class CrossOrigin:
+    """Wraps the HTTP handler for allowed origins (Fetch standard, "HTTP-CORS protocol"): preflights and
+    response fields.
+
+    Credentials are not allowed, so "*" exposes all response fields, such as those that separate binary
+    tensors from JSON.
+    """
+
+    def __init__(self, http: Callable[[HttpRequest], None], origins: frozenset[bytes]) -> None:
+        self._http = http
+        self._origins = origins
+
+    def __call__(self, request: HttpRequest) -> None:
+        origin = request.headers.get(b"origin")
+        if origin is None or origin not in self._origins:
+            self._http(request)
+            return
+        shared = ((b"access-control-allow-origin", origin), (b"vary", b"origin"))
+        if request.method == b"OPTIONS" and b"access-control-request-method" in request.headers:
+            fields = [
+                *shared,
+                (b"access-control-allow-methods", _METHODS),
+                (b"access-control-max-age", _MAX_AGE),
+            ]
+            wanted = request.headers.get(b"access-control-request-headers")
+            if wanted is not None:
+                fields.append((b"access-control-allow-headers", wanted))
+            request.respond(204, fields)
+        else:
+            self._http(_SharedRequest(request, (*shared, (b"access-control-expose-headers", b"*"))))
+
+
+class _SharedRequest(HttpRequest):
+    """A request that adds fields to its response."""
+
+    __slots__ = ("_inner", "_shared")
+
+    def __init__(self, inner: HttpRequest, shared: Fields) -> None:
+        self._inner = inner
+        self._shared = shared
+        super().__init__(inner.method, inner.path, inner.query, inner.headers, inner.body)
+        inner.body = b""  # leaves one reference to the body, which the handler may drop
+        inner.on_disconnect = self._disconnected
+
+    def _disconnected(self) -> None:
+        if self.on_disconnect is not None:
+            self.on_disconnect()
+
+    @property
+    def peer(self) -> str:
+        return self._inner.peer
+
+    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+        self.on_disconnect = None
+        self._inner.respond(status, (*fields, *self._shared), body)
+
+    def stream(self, status: int, fields: Fields) -> ResponseStream:
+        return self._inner.stream(status, (*fields, *self._shared))

@@ -1,15 +1,20 @@
-"""Answers to HTTP requests that are JSON, and the shape of errors: {"error": message}."""
+"""Responses that dialects share: JSON over HTTP, messages over gRPC, and the shape of errors in both."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import wraps
 from math import ceil
 from typing import Any
 
 import msgspec
 
+from backline.access.scope import Scope
+from backline.dialects.documents import read_message
 from backline.engine.errors import BacklineError, Internal, Unavailable
-from backline.wire.application import Fields, HttpRequest
+from backline.protos import message
+from backline.wire.application import Buffer, Fields, HttpRequest, RpcError, UnaryCall, UnaryMethod
 
 JSON = b"application/json"
 _JSON_FIELDS: Fields = [(b"content-type", JSON)]
@@ -22,12 +27,12 @@ def respond_json(request: HttpRequest, document: Any, status: int = 200) -> None
 
 
 def respond_encoded(request: HttpRequest, document: bytes, status: int = 200) -> None:
-    """Answers with JSON that is written already."""
+    """Responds with JSON that is already encoded."""
     request.respond(status, _JSON_FIELDS, [document])
 
 
 def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = ()) -> None:
-    """Answers with the error's status and message, and with Retry-After where trying again makes sense."""
+    """Responds with the error's status and {"error": message}; with Retry-After where a retry makes sense."""
     answer = [*_JSON_FIELDS, *fields]
     if error.retry_after is not None:
         answer.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after))))
@@ -39,17 +44,79 @@ def error_body(message: str) -> bytes:
 
 
 def render_error(_: int, message: str) -> tuple[bytes, bytes]:
-    """Content type and body of an error that was found before any route was."""
+    """The content type and body of an error found before routing."""
     return JSON, error_body(message)
 
 
 def hidden_error(what: str, cause: BaseException) -> BacklineError:
-    """The error to show in place of an unexpected exception, which goes to the log with its traceback.
+    """The error that a client sees in place of an unexpected exception, which goes to the log with its
+    traceback.
 
-    Memory that is used up is no fault of the code, and no traceback says by whom: it is worth a line, and another try.
+    Running out of memory is not a bug at the line that failed: it is logged without a traceback and can be
+    retried.
     """
     if isinstance(cause, MemoryError):
-        _log.error("memory is used up in %s", what)
-        return Unavailable("the server has no memory left for this request; try again later", retry_after=1)
+        _log.error("out of memory in %s", what)
+        return Unavailable("the server is out of memory for this request; try again later", retry_after=1)
     _log.error("unexpected exception in %s", what, exc_info=cause)
     return Internal("internal error: the server failed to handle this request, see its log")
+
+
+#: The handler of a unary gRPC method.
+UnaryHandler = Callable[[UnaryCall, Buffer], None]
+
+
+def fail_call(call: UnaryCall, error: BacklineError) -> None:
+    """Ends a call with an error. Where a retry makes sense, the trailer tells retrying gRPC clients when."""
+    if error.retry_after is None:
+        call.fail(error.grpc_code, error.public_message)
+    else:
+        call.fail(
+            error.grpc_code,
+            error.public_message,
+            ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),),
+        )
+
+
+def guarded(handler: UnaryHandler) -> UnaryHandler:
+    """Wraps a handler so that its errors end the call."""
+
+    @wraps(handler)
+    def answer(call: UnaryCall, received: Buffer) -> None:
+        try:
+            handler(call, received)
+        except RpcError as error:
+            call.fail(error.code, error.message)
+        except BacklineError as error:
+            fail_call(call, error)
+        except Exception as error:
+            hidden = hidden_error("a gRPC call", error)
+            call.fail(hidden.grpc_code, hidden.message)
+
+    return answer
+
+
+def unary_method(
+    method: Any,
+    scope: Scope,
+    answer: Callable[[Any], Any],
+    when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None,
+) -> UnaryMethod:
+    """The method with this descriptor; `answer` returns the fields of the response to a request message.
+
+    `when(asked, call, reply)` calls `reply` once `answer` may be called; by default that is immediately.
+    """
+    response_type = message(method.output_type.full_name)
+
+    def handle(call: UnaryCall, received: Buffer) -> None:
+        asked = read_message(method.input_type.full_name, received)
+
+        def reply() -> None:
+            call.reply(response_type(**(answer(asked) or {})).SerializeToString())
+
+        if when is None:
+            reply()
+        else:
+            when(asked, call, reply)
+
+    return UnaryMethod(guarded(handle), scope)

@@ -1,28 +1,30 @@
-"""All dialects together: what a listener serves."""
+"""The application that every listener serves: all dialects together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeAlias
+
 from backline.access.browsers import BrowserPolicy
-from backline.access.cross_origin import CrossOrigin
-from backline.access.gate import ScopeGate
+from backline.access.gate import CrossOrigin, ScopeGate
 from backline.access.scope import Scope
-from backline.dialects import health, reflection
+from backline.dialects import standard_services
 from backline.dialects.answers import hidden_error, render_error, respond_error, respond_json
-from backline.dialects.health import HealthService
-from backline.dialects.metrics_page import MetricsPage, Page
-from backline.dialects.open_inference import grpc_service
-from backline.dialects.open_inference.grpc_service import InferenceService
-from backline.dialects.open_inference.rest import RestService
-from backline.dialects.open_inference.rest_recording import RestRecording
-from backline.dialects.reflection import ReflectionService
-from backline.dialects.router import MethodNotAllowed, Router
+from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
+from backline.dialects.open_inference.rest.service import RestService
+from backline.dialects.open_inference.settings import RecordingRoutes
+from backline.dialects.router import Handler, MethodNotAllowed, Router
+from backline.dialects.standard_services import HealthService, ReflectionService
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
 from backline.observe.recording import Recorder
 from backline.version import __version__
-from backline.wire.application import Application, HttpRequest
+from backline.wire.application import Application, Buffer, HttpRequest
 
-#: No pages from elsewhere, and no names but those of the loopback.
+#: Returns the content type of the metrics and their text, in pieces.
+Page: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[bytes, Sequence[Buffer]]]]
+#: No cross-origin pages, and no host names except those of the loopback.
 _LOOPBACK_ONLY = BrowserPolicy()
 
 
@@ -34,21 +36,23 @@ def build_application(
     not_ready_status: int = Unavailable.http_status,
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
 ) -> Application:
-    """The application of an engine; with a `recorder` requests can be recorded.
+    """The application of an engine; with a `recorder` it can record requests.
 
-    `metrics` gives what GET /metrics answers on every port. `not_ready_status` is the HTTP status of health
-    questions whose answer is no: 503, or 400 for those who rely on Triton's. `browsers` says what web pages may do.
+    `metrics` produces the response to GET /metrics, on every port. `not_ready_status` is the HTTP status of a
+    failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
+    may do.
     """
     router = Router()
-    RestService(engine, not_ready_status=not_ready_status).add_routes(router)
+    deferred = DeferredAnswers(engine)
+    RestService(engine, deferred, not_ready_status=not_ready_status).add_routes(router)
     router.add(Scope.READ, "GET", "/", _index_page)
     if recorder is not None:
-        RestRecording(engine, recorder).add_routes(router)
+        RecordingRoutes(recorder, deferred).add_routes(router)
     if metrics is not None:
-        router.add(Scope.METRICS, "GET", "/metrics", MetricsPage(metrics))
-    services = (grpc_service.SERVICE, health.SERVICE, reflection.SERVICE)
+        router.add(Scope.METRICS, "GET", "/metrics", _metrics_page(metrics, deferred))
+    services = (SERVICE, standard_services.HEALTH, standard_services.REFLECTION)
     rpc = {
-        **InferenceService(engine).methods(),
+        **InferenceService(engine, deferred).methods(),
         **HealthService(engine, services).methods(),
         **ReflectionService(services).methods(),
     }
@@ -67,28 +71,26 @@ def build_application(
     )
 
 
-#: What is answered however busy the server is: whoever restarts or routes around a server by these must not take load for failure.
+#: Answered under any load, because orchestrators and load balancers act on these and must not take load for
+#: failure.
 _VITAL = frozenset(
     (
         b"/v2/health/live",
         b"/v2/health/ready",
         b"/metrics",
-        b"/" + health.SERVICE.encode() + b"/Check",
-        *(
-            f"/{grpc_service.SERVICE}/{method}".encode()
-            for method in ("ServerLive", "ServerReady", "ModelReady")
-        ),
+        b"/" + standard_services.HEALTH.encode() + b"/Check",
+        *(f"/{SERVICE}/{method}".encode() for method in ("ServerLive", "ServerReady", "ModelReady")),
     )
 )
 
 
 def _is_vital(path: bytes) -> bool:
-    """Whether a path is that of a health question or of the metrics."""
+    """Whether a path belongs to a health check or the metrics."""
     return path in _VITAL or (path.startswith(b"/v2/models/") and path.endswith(b"/ready"))
 
 
 class _HttpHandler:
-    """Answers every HTTP request, and never raises."""
+    """Handles every HTTP request; never raises."""
 
     def __init__(self, router: Router) -> None:
         self._resolve = router.resolve
@@ -104,6 +106,15 @@ class _HttpHandler:
         except Exception as error:
             request.on_disconnect = None
             respond_error(request, hidden_error("an HTTP request", error))
+
+
+def _metrics_page(page: Page, deferred: DeferredAnswers) -> Handler:
+    def answer(request: HttpRequest) -> None:
+        deferred.answer(
+            request, page(), lambda told: request.respond(200, [(b"content-type", told[0])], told[1])
+        )
+
+    return answer
 
 
 def _index_page(request: HttpRequest) -> None:

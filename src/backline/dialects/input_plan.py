@@ -1,4 +1,4 @@
-"""What a request says of one input, checked as far as that is possible without the model."""
+"""One input as a request declares it, checked as far as possible without the model."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
 
-#: What every supported numpy can hold (numpy 1.26: 32).
+#: The limit of the oldest supported numpy, 1.26.
 MAX_RANK = 32
 _from_buffer = np.frombuffer
 _MAX_DIMENSION = 2**63 - 1
 
 
 class InputPlan:
-    """An input's name, datatype and shape, checked. `size` is its number of bytes in binary form, -1 for BYTES, whose size varies."""
+    """An input's name, datatype and shape.
+
+    `size` is its length in binary form in bytes, -1 for BYTES, which varies.
+    """
 
     __slots__ = ("count", "datatype", "dtype", "name", "shape", "size")
 
@@ -31,7 +34,7 @@ class InputPlan:
         self.size = -1 if self.datatype is DataType.BYTES else self.count * self.datatype.itemsize
 
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
-        """The tensor whose binary form is `buffer[start:end]`, as a view. The caller has compared the length with `size`."""
+        """The tensor in `buffer[start:end]`, as a view. The caller has checked the length against `size`."""
         if self.size > 0:
             return Tensor(
                 self.name,
@@ -45,13 +48,11 @@ class InputPlan:
 
 
 def too_many_dimensions(name: str, rank: int) -> InvalidArgument:
-    return InvalidArgument(
-        f"input '{name}' has {rank} dimensions, more than the {MAX_RANK} that are supported"
-    )
+    return InvalidArgument(f"input '{name}' has {rank} dimensions, more than the {MAX_RANK} supported")
 
 
 def checked_count(name: str, dtype: np.dtype, shape: Shape) -> int:
-    """The number of elements of `shape`. Raises InvalidArgument for a shape that no array can have."""
+    """The number of elements in `shape`. Raises InvalidArgument for a shape that no array can have."""
     if len(shape) > MAX_RANK:
         raise too_many_dimensions(name, len(shape))
     for dimension in shape:
@@ -64,7 +65,7 @@ def checked_count(name: str, dtype: np.dtype, shape: Shape) -> int:
     count = element_count(shape)
     if not count:
         try:
-            np.empty(shape, dtype)  # nothing is allocated, but numpy refuses strides that overflow
+            np.empty(shape, dtype)  # allocates nothing, but refuses strides that overflow
         except ValueError:
             raise InvalidArgument(
                 f"input '{name}' has the shape {list(shape)}, which is too large for any data"

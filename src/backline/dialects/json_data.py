@@ -1,4 +1,4 @@
-"""Tensors in JSON: `data` as numbers, booleans and strings, nested or flat, in row-major order."""
+"""Tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ import numpy as np
 
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_scan import STEP, count, parts
+from backline.dialects.off_loop import PIECE
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Tensor
 
 MAX_DEPTH = 100
-#: Above so many characters a list of numbers is decoded in pieces of this size, and above so many elements it is encoded in pieces.
+#: A list with more characters than this is decoded in pieces of this size.
 LARGE = 64 * 1024
-PIECE = 8 * 1024
 _TOO_FEW = "Failed to parse 'data' field: shape does not match true shape"
 _TOO_MANY = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _BINARY_ONLY = (DataType.FP16, DataType.BF16)
 _BLANK = b" \t\r\n"
-#: By byte: whether it may stand between the strings of a list.
+#: For each byte: whether it may occur between the strings of a list.
 _BETWEEN = np.isin(np.arange(256), list(b"[]," + _BLANK))
 
 
 def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
-    """The tensor whose elements are the JSON text `raw`, which is known to be well-formed JSON and stands at `path` of the document.
+    """The tensor whose elements are the well-formed JSON `raw`, found at `path` in the document.
 
-    The number of elements is compared with the shape before anything is allocated. Raises InvalidArgument.
+    The number of elements is checked against the shape before anything is allocated. Raises InvalidArgument.
     """
     name, datatype = spec.name, spec.datatype
     if datatype in _BINARY_ONLY:
         raise InvalidArgument(
-            f"receiving {datatype.name} data via JSON is not supported. Please use the binary data format for input {name}"
+            f"receiving {datatype.name} data via JSON is not supported. Please use the binary data"
+            f" format for input {name}"
         )
     depth = _depth(raw, name)
     large = len(raw) > LARGE and depth > 0
@@ -46,13 +47,11 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
                 f"{_TOO_MANY}: input '{name}' has the shape {list(spec.shape)}, which has no elements"
             )
         return Tensor(name, datatype, spec.shape, np.empty(spec.shape, spec.dtype))
-    if (
-        datatype is not DataType.BYTES
-    ):  # in a nest of lists without empty ones there is one element more than there are commas
+    if datatype is not DataType.BYTES:  # nested lists, none of them empty, have one more element than commas
         commas = raw.count(b",") if len(raw) <= LARGE else count(raw, ord(","))
         _compare_count(spec, commas + 1 if _has_more(raw, b"[]" + _BLANK) else 0)
-    elif spec.count * 3 - 1 > len(raw):  # a string and a comma take three characters
-        raise _count_error(_TOO_FEW, spec, f"too few for it in {len(raw)} characters")
+    elif spec.count * 3 - 1 > len(raw):  # a string and its comma take at least three characters
+        raise _count_error(_TOO_FEW, spec, f"but only {len(raw)} characters")
     if large and datatype is DataType.BYTES:
         return Tensor(name, datatype, spec.shape, _decode_strings(spec, raw).reshape(spec.shape))
     if large:
@@ -75,11 +74,15 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
 
 
 def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
-    """The elements of a tensor, flat, for JSON; those of a large one as JSON text. Raises InvalidArgument for values that JSON lacks."""
+    """The elements of a tensor as a flat list, or as JSON text if it is large.
+
+    Raises InvalidArgument for values that JSON cannot represent.
+    """
     datatype = tensor.datatype
     if datatype in _BINARY_ONLY:
         raise InvalidArgument(
-            f"sending {datatype.name} data via JSON is not supported. Please use the binary data format for output {tensor.name}"
+            f"sending {datatype.name} data via JSON is not supported. Please use the binary data"
+            f" format for output {tensor.name}"
         )
     data = tensor.data
     if datatype is DataType.BYTES:
@@ -90,13 +93,13 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
             ]
         except UnicodeDecodeError:
             raise InvalidArgument(
-                f"output '{tensor.name}' has elements that are not UTF-8, which JSON cannot hold. Please use the binary data format"
-                " (parameter 'binary_data': true)"
+                f"output '{tensor.name}' has elements that are not UTF-8, which JSON cannot represent."
+                " Please use the binary data format (parameter 'binary_data': true)"
             ) from None
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         raise InvalidArgument(
-            f"output '{tensor.name}' has values that are NaN or infinite, which JSON cannot hold. Please use the binary data format"
-            " (parameter 'binary_data': true)"
+            f"output '{tensor.name}' has values that are NaN or infinite, which JSON cannot represent."
+            " Please use the binary data format (parameter 'binary_data': true)"
         )
     flat = data.reshape(-1)
     if flat.size <= PIECE:
@@ -109,7 +112,10 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
 
 
 def _decode_pieces(spec: InputPlan, raw: bytes, depth: int) -> np.ndarray:
-    """The elements of a large list without blanks, read piece by piece: Python's numbers take many times the memory of an array's."""
+    """The elements of a large list without blanks. Decoding piece by piece saves memory:
+
+    Python numbers are large.
+    """
     array = np.empty(spec.count, spec.dtype)
     end = 0
     for piece, piece_depth in _pieces(raw, depth):
@@ -131,7 +137,7 @@ def _decode_pieces(spec: InputPlan, raw: bytes, depth: int) -> np.ndarray:
 
 
 def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
-    """The elements of a large list of strings, read piece by piece."""
+    """The elements of a large list of strings, decoded piece by piece."""
     _compare_count(spec, sum(int(np.count_nonzero(quotes)) for _, quotes, _ in parts(raw)) // 2)
     array = np.empty(spec.count, np.object_)
     end = 0
@@ -160,14 +166,14 @@ def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
 
 
 def _has_more(raw: bytes, characters: bytes) -> bool:
-    """Whether there is anything but these characters."""
+    """Whether `raw` contains anything but these characters."""
     if len(raw) <= LARGE:
         return bool(raw.translate(None, characters))
     return any(raw[start : start + STEP].translate(None, characters) for start in range(0, len(raw), STEP))
 
 
 def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:
-    """Cuts a list of lists, `depth` deep, into lists of about LARGE characters, each with its own depth."""
+    """Cuts lists nested `depth` deep into lists of about LARGE characters, each with its own depth."""
     inner = raw[1:-1]
     between = b"]" * (depth - 1) + b"," + b"[" * (depth - 1)
     start = 0
@@ -176,9 +182,7 @@ def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:
         if cut < 0:
             cut = inner.find(between, start + LARGE - len(between) + 1)
         end = len(inner) if cut < 0 else cut + depth - 1
-        if (
-            end - start > 2 * LARGE and depth > 1
-        ):  # no place to cut in so many characters: one element, which is a list itself
+        if end - start > 2 * LARGE and depth > 1:  # nowhere to cut: this is one element, itself a list
             yield from _pieces(inner[start:end], depth - 1)
         else:
             yield b"[" + inner[start:end] + b"]", depth
@@ -193,7 +197,7 @@ def _depth(raw: bytes, name: str) -> int:
         elif character not in _BLANK:
             break
     if depth > MAX_DEPTH:
-        raise InvalidArgument(f"'data' of input '{name}' is nested more than {MAX_DEPTH} lists deep")
+        raise InvalidArgument(f"'data' of input '{name}' is nested more than {MAX_DEPTH} levels deep")
     return depth
 
 
@@ -222,7 +226,7 @@ def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:
         ) from None
     if (
         spec.datatype is DataType.FP32 and np.isinf(array).any()
-    ):  # JSON has no infinity, so it came from rounding
+    ):  # JSON has no infinity: the number overflowed
         raise InvalidArgument(
             f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold"
         )
@@ -239,7 +243,7 @@ def _decoder(datatype: DataType, depth: int) -> msgspec.json.Decoder[Any]:
 
 def _integer(datatype: DataType) -> Any:
     limits = np.iinfo(datatype.dtype)
-    # msgspec's own limits are those of INT64; numpy refuses what is above UINT64.
+    # msgspec takes limits up to INT64 only; numpy refuses numbers above UINT64.
     return Annotated[
         int, msgspec.Meta(ge=int(limits.min), le=int(limits.max) if limits.max < 2**63 else None)
     ]

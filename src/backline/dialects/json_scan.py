@@ -1,8 +1,8 @@
-"""JSON looked at as bytes: how much a text would become is known before any of it becomes an object.
+"""Counting in JSON without decoding it, to bound the cost of decoding.
 
-Decoding a text holds the interpreter until it is done, on whichever thread, and a key of five bytes becomes objects of
-a hundred. So what a client may send in millions is counted here first, in steps that let the event loop have the
-interpreter in between.
+Decoding holds the interpreter's lock until it is done, on whichever thread, and a key of five bytes becomes
+objects of a hundred. Whatever a client may send by the million is counted here first, in steps between which
+the event loop can run.
 """
 
 from __future__ import annotations
@@ -14,34 +14,35 @@ import numpy as np
 from backline.engine.errors import PayloadTooLarge
 from backline.engine.tensor import Buffer
 
-#: Keys of all objects of one request; decoding this many takes about 10 ms.
+#: Keys of all objects in one request; decoding this many takes about 10 ms.
 MAX_KEYS = 16_384
-#: Bytes of a request that describes no tensors and no files, such as settings and labels.
+#: Bytes of a request without tensors and files, such as one for settings or labels.
 MAX_DOCUMENT = 64 * 1024
-#: Bytes that are looked at without a pause.
+#: Bytes scanned without a pause.
 STEP = 256 * 1024
 _QUOTE, _COLON, _COMMA, _BACKSLASH = b'":,\\'
 
 
 def check_keys(text: Buffer) -> None:
-    """Raises PayloadTooLarge for a text with more than MAX_KEYS keys; strings do not count, whatever is in them."""
-    # Most texts have few colons at all, and these are counted twenty times as fast as keys.
+    """Raises PayloadTooLarge for more than MAX_KEYS keys; the contents of strings do not count."""
+    # Most texts have few colons, and counting colons is twenty times faster than counting keys.
     if count(text, _COLON) > MAX_KEYS and count_keys(text) > MAX_KEYS:
         raise PayloadTooLarge(
-            f"the request JSON has more than {MAX_KEYS} keys. Send tensors as 'data' or in binary form, not as parameters"
+            f"the request JSON has more than {MAX_KEYS} keys. Send tensors as 'data' or in binary"
+            " form, not as parameters"
         )
 
 
 def check_document(body: Buffer) -> None:
-    """Raises PayloadTooLarge for a body above MAX_DOCUMENT: what is below is decoded on the event loop."""
+    """Raises PayloadTooLarge above MAX_DOCUMENT bytes: smaller bodies are decoded on the event loop."""
     if len(body) > MAX_DOCUMENT:
         raise PayloadTooLarge(
-            f"the body has {len(body)} bytes, more than the {MAX_DOCUMENT} that a request of this kind may have"
+            f"the body has {len(body)} bytes, more than the {MAX_DOCUMENT} allowed for this kind of request"
         )
 
 
 def count(text: Buffer, byte: int) -> int:
-    """How often a byte occurs."""
+    """How many times a byte occurs."""
     array = np.frombuffer(text, np.uint8)
     return sum(
         int(np.count_nonzero(array[start : start + STEP] == byte)) for start in range(0, len(array), STEP)
@@ -49,24 +50,26 @@ def count(text: Buffer, byte: int) -> int:
 
 
 def count_keys(text: Buffer) -> int:
-    """The keys of all objects of a well-formed text."""
+    """The number of keys in all objects of well-formed JSON."""
     return sum(int(np.count_nonzero((part == _COLON) & ~inside)) for part, _, inside in parts(text))
 
 
 def count_elements(text: Buffer) -> int:
-    """The elements of a well-formed list, those of lists in it counted instead of these; none of them may be empty."""
+    """The number of leaf elements of a well-formed, possibly nested list without empty lists."""
     return 1 + sum(int(np.count_nonzero((part == _COMMA) & ~inside)) for part, _, inside in parts(text))
 
 
 def parts(text: Buffer, step: int = STEP) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Cuts a text into pieces of about `step` bytes: the bytes, and for each whether it is the quote at an end of a string, and whether it
-    is in a string, the opening quote included and the closing one not.
+    """Cuts JSON into pieces of about `step` bytes: the bytes, and two masks over them.
+
+    The masks mark the quotes that delimit strings, and the bytes inside strings (with the opening quote,
+    without the closing one).
     """
     view = memoryview(text).cast("B")
     start, parity = 0, 0
     while start < len(view):
         end = min(start + step, len(view))
-        # The character that a backslash escapes belongs to the same piece.
+        # An escaped character stays in the piece of its backslash.
         while end < len(view) and view[end - 1] == _BACKSLASH:
             end += 1
         piece = bytes(view[start:end])

@@ -1,4 +1,4 @@
-"""Work on a request that takes too long for the event loop, such as megabytes of JSON: done on a thread, one piece of work at a time."""
+"""Work on requests that would block the event loop, such as megabytes of JSON, done on a thread."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-#: Bytes of JSON, of BYTES tensors or of a protobuf message that are read on the event loop: below this a hostile request holds it for less
-#: than 5 ms. Whatever is larger is read on a thread, in steps that let the loop have the interpreter in between.
+#: The most bytes of JSON, BYTES tensors or protobuf fields decoded on the event loop: a hostile request
+#: blocks it for less than 5 ms. Anything larger is decoded on a thread, in steps between which the loop can
+#: run.
 LARGE = 64 * 1024
+#: The most elements of a tensor encoded as JSON or BYTES on the event loop; a thread encodes more, in such
+#: pieces.
+PIECE = 8 * 1024
 Result = TypeVar("Result")
 
 
 class LargeRequest(Exception):
-    """A request takes too long to read on the event loop."""
+    """Reading this request would block the event loop for too long."""
 
 
 class OffLoop:
-    """One thread, so that the memory of such work is taken once."""
+    """One thread, so that only one request at a time takes the memory that such work needs."""
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
 
     def run(self, work: Callable[[], Result], done: Callable[[asyncio.Future[Result]], None]) -> None:
-        """Runs `work` on the thread, then `done` on the event loop with the ended future."""
+        """Runs `work` on the thread, then `done` on the event loop with the finished future."""
         self.submit(work).add_done_callback(done)
 
     def submit(self, work: Callable[[], Result]) -> asyncio.Future[Result]:

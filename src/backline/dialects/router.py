@@ -1,4 +1,4 @@
-"""Which handler answers which path and method."""
+"""Finds the handler of a path and method."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from urllib.parse import unquote_to_bytes
 
 from backline.access.scope import Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
+from backline.memo import Memo
 from backline.wire.application import HttpRequest
 
 Handler: TypeAlias = Callable[[HttpRequest], None]
-#: Resolved paths up to this size are remembered, and so many of them.
+#: The longest resolved paths that are cached, and how many.
 _MAX_REMEMBERED_SIZE = 512
 _MAX_REMEMBERED = 4096
 
 
 class MethodNotAllowed(BacklineError):
-    """The path exists, but not with this method."""
+    """The path exists, but not for this method."""
 
     http_status = 405
     grpc_code = 12
@@ -36,29 +37,31 @@ class _Route(NamedTuple):
 
 
 class _Methods(dict[bytes, Handler]):
-    """The handlers of a path by method, and their scopes."""
+    """The handlers of a path by method, with their scopes."""
 
     scopes: Mapping[bytes, Scope] = {}
 
 
 class Router:
-    """Routes are patterns of segments, `{}` for a name: "/v2/models/{}/ready".
+    """Matches paths to patterns such as "/v2/models/{}/ready", where `{}` is any one segment.
 
-    HEAD is answered wherever GET is, the wire leaves the body out; OPTIONS everywhere.
+    HEAD works wherever GET does (the wire drops the body), OPTIONS everywhere.
     """
 
     def __init__(self) -> None:
         self._patterns: dict[tuple[str, ...], dict[bytes, _Route]] = {}
-        self._resolved: dict[bytes, _Methods] = {}
+        self._resolved: Memo[bytes, _Methods] = Memo(_MAX_REMEMBERED)
 
     def add(
         self, scope: Scope, method: str, pattern: str, handler: Callable[..., None], *further: str
     ) -> None:
-        """Routes `method` on `pattern` to `handler(*names, *further, request)`, with the names percent-decoded.
+        """Routes `method` on `pattern` to `handler(*names, *further, request)`, with the names
+        percent-decoded.
 
-        `scope` is what the route lets a caller do; the gate, not the router, decides who may.
+        `scope` is what the route lets a caller do; whether a caller may do it is up to the gate, not the
+        router.
 
-        Raises ValueError if another handler is there already.
+        Raises ValueError for a route that is already taken.
         """
         segments = tuple(pattern.strip("/").split("/"))
         methods = self._patterns.setdefault(segments, {})
@@ -68,7 +71,10 @@ class Router:
             methods[name] = _Route(scope, handler, further)
 
     def resolve(self, request: HttpRequest) -> Handler:
-        """The handler of a request. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
+        """The handler of a request.
+
+        Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path.
+        """
         methods = self._resolved.get(request.path)
         if methods is None:
             methods = self._resolve(request.method, request.path)
@@ -78,7 +84,7 @@ class Router:
         return handler
 
     def scope(self, method: bytes, path: bytes) -> Scope | None:
-        """What a request asks to be allowed; None where no handler takes it."""
+        """The scope that a request needs; None if no handler takes it."""
         try:
             methods = self._resolved.get(path) or self._resolve(method, path)
         except BacklineError:
@@ -108,9 +114,7 @@ class Router:
 
     def _remember(self, path: bytes, bound: _Methods) -> None:
         if len(path) <= _MAX_REMEMBERED_SIZE:
-            if len(self._resolved) >= _MAX_REMEMBERED:
-                self._resolved.clear()
-            self._resolved[path] = bound
+            self._resolved.keep(path, bound)
 
     def _other_method(self, request: HttpRequest, methods: dict[bytes, Handler]) -> Handler:
         allow = b", ".join(

@@ -1,8 +1,8 @@
-"""The protobuf messages of the protocols, in a descriptor pool of our own.
+"""The protobuf messages of the protocols, in a separate descriptor pool.
 
-The `.proto` files beside this one are the source; `descriptors.binpb` is compiled from them (`make protos`).
-A pool of our own, because an embedding program may also import a client library that registers the same names
-(inference.ModelInferRequest) in the default pool.
+`make protos` compiles the `.proto` files in this folder into `descriptors.binpb`. The pool is separate
+because a program may also import a client library that registers the same names, such as
+inference.ModelInferRequest, in the default pool.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 @cache
 def pool() -> descriptor_pool.DescriptorPool:
-    """The pool with all files."""
+    """The pool with the files of this folder."""
     own = descriptor_pool.DescriptorPool()
     compiled = descriptor_pb2.FileDescriptorSet.FromString(
         Path(__file__).with_name("descriptors.binpb").read_bytes()

@@ -1,4 +1,7 @@
-"""Compiles the .proto files of this folder into descriptors.binpb: `python -m backline.protos.compile` (needs grpcio-tools)."""
+"""Compiles the .proto files into descriptors.binpb:
+
+`python -m backline.protos.compile` (needs grpcio-tools).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ SOURCES = (
 
 
 def compile_descriptors(output: Path) -> None:
-    """Writes the FileDescriptorSet of all sources to `output`. Raises RuntimeError when the compiler refuses one."""
+    """Writes the FileDescriptorSet of all sources to `output`.
+
+    Raises RuntimeError if one does not compile.
+    """
     from grpc_tools import protoc
 
     root = HERE.parent.parent
@@ -26,7 +32,7 @@ def compile_descriptors(output: Path) -> None:
         *(f"backline/protos/{name}" for name in SOURCES),
     ]
     if protoc.main(["protoc", *arguments]) != 0:
-        raise RuntimeError(f"the protobuf compiler refused a file of {HERE}")
+        raise RuntimeError(f"the protobuf compiler rejected a file in {HERE}")
 
 
 if __name__ == "__main__":

@@ -78,16 +78,16 @@ class Call(ABC):
     """One gRPC call.
 
     `metadata` has lower-case names, values as on the wire (a `-bin` value is base64); `deadline` is in seconds of time.monotonic(), from
-    grpc-timeout. The wire answers DEADLINE_EXCEEDED by itself when the deadline passes, and calls `on_cancel` once when the call ended
+    grpc-timeout. The wire answers DEADLINE_EXCEEDED by itself when the deadline passes, and calls `on_abandon` once when the call ended
     before the application ended it (reset, disconnect, deadline); after that, answers are dropped silently.
     """
 
-    __slots__ = ("deadline", "metadata", "on_cancel")
+    __slots__ = ("deadline", "metadata", "on_abandon")
 
     def __init__(self, metadata: Mapping[bytes, bytes], deadline: float | None) -> None:
         self.metadata = metadata
         self.deadline = deadline
-        self.on_cancel: Callable[[], None] | None = None
+        self.on_abandon: Callable[[], None] | None = None
 
     @property
     def peer(self) -> str:

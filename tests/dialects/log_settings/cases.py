@@ -1,4 +1,4 @@
-"""Changes of the log by Triton's logging extension, as plain data, and how they are asked of a server, whoever has made it."""
+"""Requests of Triton's logging extension as plain data, and how to send them to any server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tritonclient.http.aio
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-#: What every case begins with.
+#: The settings before every case.
 DEFAULTS = {
     "log_info": True,
     "log_warning": True,
@@ -27,7 +27,7 @@ DEFAULTS = {
     "log_format": "default",
 }
 
-#: What stock clients are told to change; {} only asks.
+#: The settings that stock clients send; {} changes nothing.
 CHANGES: dict[str, dict[str, Any]] = {
     "nothing": {},
     "verbose": {"log_verbose_level": 1},
@@ -67,7 +67,8 @@ BODIES: dict[str, str] = {
     "one good and one bad": '{"log_info": false, "log_warning": "x"}',
     "twice": '{"log_info": true, "log_info": false}',
 }
-#: Messages of LogSettings that no client would send: the field of each setting and its value, or None for a setting without one.
+#: LogSettings messages that no client would send: each setting's field and value, None for a setting without
+#: value.
 MESSAGES: dict[str, dict[str, tuple[str, Any] | None]] = {
     "a number for info": {"log_info": ("uint32_param", 1)},
     "a text for info": {"log_info": ("string_param", "true")},
@@ -91,7 +92,7 @@ class Ask:
     grpc_port: int
 
     def run(self, case: str) -> Any:
-        """What the server answers to a case of CASES, and how the log is set after it."""
+        """The response to a case, and the settings after it."""
         self._reset()
         answer = CASES[case](self)
         return json.loads(json.dumps({"answer": answer, "after": self.settings()}))
@@ -105,7 +106,7 @@ class Ask:
             client.update_log_settings(DEFAULTS)
 
     def by_client(self, way: str, changes: Mapping[str, Any]) -> Any:
-        """The answer to a stock client: all settings, or the error with its status."""
+        """The result for a stock client: all settings, or the error with its status."""
         module = {"http": tritonclient.http, "grpc": tritonclient.grpc}[way.partition(" ")[0]]
         address = f"127.0.0.1:{self.http_port if module is tritonclient.http else self.grpc_port}"
         options = {"as_json": True} if module is tritonclient.grpc else {}

@@ -1,6 +1,6 @@
-"""Records what Triton 2.51 answers to the cases of cases.py: `python record_triton.py`, into triton_2_51.json beside this file.
+"""Records the responses of Triton 2.51 to cases.py in triton_2_51.json: `python record_triton.py`.
 
-The server is that of the benchmarks, installed on first use.
+Uses the server of the benchmarks, which it installs on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The logging extension, asked by stock clients and by hand: the answers are those that Triton 2.51 gave, see record_triton.py."""
+"""The logging extension responds as recorded from Triton 2.51 by record_triton.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REFUSED = "what has no meaning is refused rather than ignored"
 _PARSE = "failed to parse the request JSON buffer"
 _UNKNOWN = "unknown log setting 'log_debug'. Expected one of log_file, log_info"
 
-#: What differs from Triton: the status and how the message begins, or the settings that are answered; and why.
+#: Differences from Triton: the status and start of the message, or the returned settings, and the reason.
 DIFFERENCES: dict[str, tuple[tuple[str, str] | dict[str, Any], str]] = {
     **{f"{name} as body": (("400", _PARSE), _STATUS) for name in ("no JSON", "two values")},
     "empty as body": (_BEFORE, "an empty body is an empty object, as everywhere here"),
@@ -80,7 +80,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
 
 def expected(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """The answer, without the text of an error; how that begins; and the settings after it."""
+    """The response without its error text, the start of that text, and the settings after it."""
     differs = DIFFERENCES[name][0] if name in DIFFERENCES else None
     if isinstance(differs, tuple):
         return {"status": differs[0]}, differs[1], _BEFORE
@@ -92,7 +92,7 @@ def expected(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_answer_is_that_of_triton(ask: Ask, name: str) -> None:
-    """Or differs from it as is listed above; a message may say more."""
+    """Differences must be listed above; an error text may be longer."""
     answer, error, after = expected(name)
 
     given = ask.run(name)

@@ -249,9 +249,9 @@ def test_a_failed_call_no_longer_knows_who_cared_for_it(served: Served, channel:
     answer = channel.unary_unary("/test.Test/Hold").future(b"", timeout=30)
     assert served.handlers.arrived.wait(5)
     (call,) = served.handlers.held
-    assert call.on_cancel is not None
+    assert call.on_abandon is not None
 
     served.run(lambda: call.fail(14, "no"))
 
     assert answer.code() is grpc.StatusCode.UNAVAILABLE
-    assert call.on_cancel is None
+    assert call.on_abandon is None

@@ -103,7 +103,7 @@ class Handlers:
         body.close()
 
     def hold(self, call: UnaryCall, message: Buffer) -> None:
-        call.on_cancel = self.cancelled.set
+        call.on_abandon = self.cancelled.set
         self.held.append(call)
         self.arrived.set()
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from backline.access.browsers import parse_origin
-from backline.access.host_names import parse_host_name
+from backline.access.browsers import parse_host_name, parse_origin
 from backline.cli.serve.option import (
     Decorator,
     Size,

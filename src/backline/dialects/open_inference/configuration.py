@@ -1,4 +1,4 @@
-"""The model configuration that clients see: an inference.ModelConfig of what the server does with a model, everything filled in."""
+"""The complete inference.ModelConfig that clients see: what the server does with a model, with defaults."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from backline.repository.configuration.defaults import fill_defaults, fill_place
 
 
 def model_configuration(engine: Engine, name: str, version: str) -> Any:
-    """The inference.ModelConfig of a model version. Raises NotFound, or Unavailable when the version is not ready."""
+    """The inference.ModelConfig of a model version.
+
+    Raises NotFound, or Unavailable when the version is not ready.
+    """
     return complete(describe(engine.find_ready(name, version)))
 
 
 def complete(described: Any) -> Any:
-    """A configuration with Triton's defaults for what it leaves unsaid."""
+    """A copy of a configuration with Triton's defaults filled in."""
     config = message("inference.ModelConfig").FromString(described.SerializeToString())
     fill_defaults(config, config.name, _filename(config.backend))
     return config
 
 
 def describe(model: Model) -> Any:
-    """What the model's files say, and where they leave something to the server, what it found in the model and decided."""
+    """The configuration in the model's files, completed by what the server found in the model and decided."""
     given = model.config
     config = message("inference.ModelConfig").FromString(given.declared)
     config.name = model.name
@@ -52,11 +55,11 @@ def describe(model: Model) -> Any:
             config.instance_group.add(name=model.name, count=each)
         fill_places(config, placement.places)
     if batched and given.max_batch_size is None and config.WhichOneof("scheduling_choice") is None:
-        config.dynamic_batching.SetInParent()  # the server joins requests although nobody asked
+        config.dynamic_batching.SetInParent()  # the server batches although the files do not ask for it
     for key, value in given.parameters.items():
         config.parameters[key].string_value = value
     if placement is not None:
-        # What the server chose, where people and tools already look for backends' own values.
+        # Where people and tools already look for values of backends.
         config.parameters[native.parameter("lane")].string_value = placement.lane
         config.parameters[native.PLACEMENT].string_value = placement.reason
     if model.scheduling:
@@ -66,7 +69,7 @@ def describe(model: Model) -> Any:
 
 def _fill_version_policy(policy: Any, given: VersionPolicy) -> None:
     if given.specific is not None:
-        # The field holds numbers only; versions with other names cannot be told there.
+        # The field holds only numbers, so versions with other names are left out.
         policy.specific.versions.extend(int(version) for version in given.specific if version.isdecimal())
     elif given.latest is not None:
         policy.latest.num_versions = given.latest
@@ -92,7 +95,7 @@ def _fill_tensor(entry: Any, spec: TensorSpec, *, batched: bool) -> None:
 
 
 def _filename(backend: str) -> str:
-    """What a backend calls a model's file when nothing else is said."""
+    """The default file name of a backend's models."""
     return next(
         (filename for known in FORMATS if known.backend == backend for filename in known.filenames), ""
     )

@@ -1,4 +1,4 @@
-"""What the server and its models are: metadata, states, the repository index. Plain data, the same for REST and gRPC."""
+"""Metadata of the server and its models, and the repository index: plain data, the same for REST and gRPC."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backline.engine.tensor import Shape
 from backline.version import __version__
 
 SERVER_NAME = "backline"
-#: Only what truly works.
+#: Always available.
 EXTENSIONS = (
     "classification",
     "sequence",
@@ -24,16 +24,17 @@ EXTENSIONS = (
     "statistics",
     "generate",
 )
-#: What works where models may be changed by request.
+#: Available where models may be changed by request.
 CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
-#: What works where clients may share memory with the server.
+#: Available where clients may share memory with the server.
 MEMORY_EXTENSIONS = ("system_shared_memory",)
-#: What works where the log is a server's own.
+#: Available where the log belongs to the server, not to an embedding program.
 LOG_EXTENSIONS = ("logging",)
-#: What works where clients may change what is traced.
+#: Available where clients may change what is traced.
 TRACE_EXTENSIONS = ("trace",)
 
-#: How a scalar input is shown, as in Triton: perf_analyzer cannot send a shape without dimensions. Requests may use either.
+#: The shape shown for a scalar input, as in Triton, because perf_analyzer needs a dimension. Requests may use
+#: either.
 SCALAR: Shape = (1,)
 
 
@@ -51,7 +52,10 @@ def server_metadata(engine: Engine) -> dict[str, Any]:
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
-    """Name, versions, platform, inputs and outputs with full shapes. Raises NotFound, or Unavailable when the version is not ready."""
+    """Name, versions, platform, inputs and outputs with full shapes.
+
+    Raises NotFound, or Unavailable when the version is not ready.
+    """
     model = engine.find_ready(name, version)
     return {
         "name": name,
@@ -63,7 +67,7 @@ def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
 
 
 def model_index(engine: Engine, *, only_ready: bool) -> list[dict[str, str]]:
-    """All versions of all models with their states; a model without any version is there with its name only."""
+    """All versions of all models with their states; a model without versions is listed by name only."""
     entries = []
     known = set()
     for model in engine.models():
@@ -76,10 +80,11 @@ def model_index(engine: Engine, *, only_ready: bool) -> list[dict[str, str]]:
 
 
 def model_listing(engine: Engine) -> list[dict[str, Any]]:
-    """All versions of all models: their states and reasons, the labels that point to them, what memory they take, how far a load is.
+    """All versions of all models with state, reason, labels, memory and load progress.
 
-    `ready` says whether a request is answered, `default` whether requests without a version come to this one. `progress` is there during a
-    load only; its seconds count from the load's begin, its bytes are those fetched from the repository.
+    `ready` is whether the version takes requests, `default` whether it gets those without a version.
+    `progress` is present only during a load; its seconds count from the start of the load, its bytes are
+    those fetched from the repository.
     """
     listing = []
     for model in engine.models():

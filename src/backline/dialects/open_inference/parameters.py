@@ -1,4 +1,4 @@
-"""A request's parameters on its plan."""
+"""The parameters of requests, on their plans."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from backline.dialects.open_inference.plan import InferPlan
 from backline.engine.errors import InvalidArgument
 from backline.engine.parameters import read_parameters, shown
 
-#: The parameter of an answer on a stream that says whether it is the last one to its request.
+#: Marks the final response to a request on a stream.
 FINAL = "triton_final_response"
 MAX_CLASSES = 1_000_000
 
@@ -26,7 +26,10 @@ def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
 
 
 def class_count(output: str, value: object) -> int:
-    """The number of classes wanted of an output. Raises InvalidArgument unless it is a positive integer."""
+    """The number of classes requested of an output.
+
+    Raises InvalidArgument unless it is a positive integer.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidArgument(
             f"parameter 'classification' of output '{output}' must be a positive integer, got {shown(value)}"

@@ -1,4 +1,4 @@
-"""What an inference request asks, apart from its data and its id: the part of it that repeats from request to request."""
+"""The part of an inference request that repeats from request to request: everything but its data and id."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from copy import copy
 from typing import TYPE_CHECKING, Self
 
 from backline.dialects.input_plan import InputPlan
+from backline.dialects.off_loop import PIECE
+from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferResponse, Parameter, SequenceStep
+from backline.engine.messages import InferRequest, InferResponse, Parameter, SequenceStep
+from backline.engine.tensor import Tensor
 
 if TYPE_CHECKING:
-    from backline.dialects.open_inference.shared_tensors import SharedTensors
+    from backline.dialects.open_inference.shared_memory import SharedTensors
 
 
 class InferPlan:
-    """A request without its data and its id.
+    """A request without its data and id.
 
-    `outputs` are the requested outputs, None for all; `classes` says for which of them the best classes are wanted instead of values, and
-    how many; `binary` and `binary_default` say which outputs go out in binary form over REST. `timeout` is in seconds, None for none.
-    `declared` are the binary sizes that a REST request declares, None for an input whose data is in the JSON. `shared`
-    is what lies in shared memory, None for nothing.
+    `outputs` are the requested outputs, None for all. `classes` are the numbers of classes requested in place
+    of values, by output. `binary` and `binary_default` choose the outputs sent in binary form over REST.
+    `timeout` is in seconds, None for none. `declared` are the binary sizes declared by a REST request, None
+    for an input whose data is in the JSON. `shared` are the tensors in shared memory, None if there are none.
     """
 
     __slots__ = (
@@ -43,43 +46,60 @@ class InferPlan:
     def __init__(self, inputs: tuple[InputPlan, ...]) -> None:
         self.inputs = inputs
         self.shared: SharedTensors | None = None
-        #: The only input, if there is only one, its size is fixed by its shape, and nothing is in shared memory.
+        #: The input, if there is exactly one, its shape fixes its size, and nothing is in shared memory.
         self.single = inputs[0] if len(inputs) == 1 and inputs[0].size >= 0 else None
         self.declared: tuple[int | None, ...] = ()
-        #: Whether it declares more BYTES than are decoded on the event loop.
+        #: Whether the request declares more BYTES than are decoded on the event loop.
         self.large = False
         self.outputs: tuple[str, ...] | None = None
         self.binary: dict[str, bool] = {}
         self.binary_default = False
         self.classes: dict[str, int] = {}
-        #: Whether the outputs go out as the model gives them.
+        #: Whether outputs are sent as the model returns them.
         self.keeps_outputs = True
         self.parameters: dict[str, Parameter] | None = None
         self.priority = 0
         self.sequence: SequenceStep | None = None
         self.timeout: float | None = None
-        #: Whether the end of a stream of responses is told by one without outputs.
+        #: Whether a response without outputs marks the end of a stream.
         self.empty_final = False
 
+    def request(
+        self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
+    ) -> InferRequest:
+        """The request with this plan, this id and these inputs."""
+        return InferRequest(
+            model,
+            inputs,
+            version,
+            id,
+            self.outputs,
+            self.parameters,
+            self.priority,
+            deadline,
+            self.timeout,
+            self.sequence,
+        )
+
     def is_binary(self, output: str) -> bool:
-        """Whether an output goes out in binary form over REST."""
+        """Whether an output is sent in binary form."""
         return self.binary.get(output, self.binary_default)
 
     def classify(self, output: str, count: int) -> None:
-        """Notes that the best classes of an output are wanted, at most `count`."""
+        """Requests the best `count` classes of an output."""
         self.classes[output] = count
         self.keeps_outputs = False
 
     def share(self, shared: SharedTensors) -> None:
-        """Notes what lies in shared memory."""
+        """Sets the tensors that are in shared memory."""
         self.shared = shared
         self.keeps_outputs = False
         self.single = None
 
     def holding(self, *, on_loop: bool) -> Self:
-        """The plan for one request that has tensors in shared memory: their regions stay until it goes.
+        """A copy for one request with tensors in shared memory, which keeps their regions alive.
 
-        Raises BacklineError; LargeRequest when there is more to read than may be read `on_loop`.
+        Raises BacklineError; LargeRequest if `on_loop` and there is too much to read.
         """
         plan = copy(self)
         if self.shared is not None:
@@ -87,22 +107,30 @@ class InferPlan:
         return plan
 
     def is_large(self, response: InferResponse) -> bool:
-        """Whether a response is too large to be written on the event loop."""
-        return self.shared is not None and self.shared.is_large(response)
+        """Whether a response is too large to encode on the event loop."""
+        shared = self.shared
+        for tensor in response.outputs:
+            if tensor.data.size > PIECE and (
+                tensor.datatype is DataType.BYTES
+                or not (self.is_binary(tensor.name) or (shared is not None and shared.takes(tensor.name)))
+            ):
+                return True
+        return shared is not None and shared.is_large(response)
 
     def release(self) -> None:
-        """The request has failed: lets go of regions at once, as the traceback may keep the plan for a while."""
+        """Lets go of the regions of a failed request, as a traceback may keep the plan alive."""
         if self.shared is not None:
             self.shared.held.clear()
 
 
 def prefix(id: str) -> str:
-    """What Triton puts before the texts of faulty requests."""
+    """Triton's prefix of error texts about a request."""
     return f"[request id: {id or '<id_unknown>'}] "
 
 
 def size_mismatch(spec: InputPlan, got: int, model: str, id: str) -> InvalidArgument:
     return InvalidArgument(
-        f"{prefix(id)}input byte size mismatch for input '{spec.name}' for model '{model}'. Expected {spec.size}, got {got}"
+        f"{prefix(id)}input byte size mismatch for input '{spec.name}' for model '{model}'."
+        f" Expected {spec.size}, got {got}"
         f" (shape {list(spec.shape)} of {spec.datatype.name})"
     )

@@ -1,17 +1,176 @@
-"""Triton's shared memory extensions: regions registered, shown and unregistered. The same for REST and gRPC, in plain data."""
+"""Triton's shared memory extensions: tensors in regions, and registering regions over REST and gRPC."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
 
-from backline.dialects.open_inference.shared_tensors import DISABLED
+import numpy as np
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from backline.access.scope import Scope
+from backline.dialects.answers import respond_json
+from backline.dialects.documents import read_document
+from backline.dialects.input_plan import InputPlan
+from backline.dialects.off_loop import LARGE, LargeRequest
+from backline.dialects.open_inference.plan import size_mismatch
+from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, Unsupported
+from backline.engine.messages import InferResponse
 from backline.engine.shared_memory import Region, SharedMemory
+from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, encode_tensor
+from backline.wire.application import HttpRequest
+
+DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
+REGION = "shared_memory_region"
+#: More bytes than this are not copied on the event loop, as that would take over a millisecond.
+LARGE_COPY = 4 << 20
+ByteCount = Annotated[int, Meta(ge=0)]
+_NOTHING = np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSlice:
+    """The location of a tensor: `size` bytes at `offset` in a region."""
+
+    region: str
+    offset: int
+    size: int
+
+
+def read_slice(
+    kind: str, name: str, parameters: Mapping[str, Any], memory: SharedMemory | None
+) -> RegionSlice | None:
+    """The slice that the parameters of an input or output refer to, None for none.
+
+    Raises Unsupported where clients may not share memory, InvalidArgument.
+    """
+    if REGION not in parameters:
+        return None
+    if memory is None:
+        raise Unsupported(DISABLED)
+    region = parameters[REGION]
+    if not isinstance(region, str):
+        raise InvalidArgument(f"parameter '{REGION}' of {kind} '{name}' must be a string, got {region!r}")
+    numbers = []
+    for key in ("shared_memory_offset", "shared_memory_byte_size"):
+        value = parameters.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+            raise InvalidArgument(
+                f"parameter '{key}' of {kind} '{name}' must be a number of bytes, got {value!r}"
+            )
+        numbers.append(value)
+    return RegionSlice(region, *numbers)
+
+
+class SharedInput(InputPlan):
+    """An input in shared memory."""
+
+    __slots__ = ("memory", "model", "place")
+
+    def __init__(
+        self,
+        name: str,
+        datatype_name: str,
+        shape: Shape,
+        place: RegionSlice,
+        memory: SharedMemory,
+        model: str,
+    ) -> None:
+        """`model` is used in errors."""
+        super().__init__(name, datatype_name, shape)
+        self.model = model
+        self.place = place
+        self.memory = memory
+
+    def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
+        """Copies the tensor from the region that has the name now; the arguments are unused.
+
+        Raises BacklineError.
+        """
+        region = self.memory.region(self.place.region)
+        region.check(self.place.offset, self.place.size)
+        if self.place.size != self.size >= 0:
+            raise size_mismatch(self, self.place.size, self.model, "")
+        raw = self.memory.read(region, self.place.offset, self.place.size)
+        return decode_tensor(self.name, self.datatype, self.shape, raw.data)
+
+
+class StoredTensor(Tensor):
+    """An output written to shared memory: its `data` is empty."""
+
+    __slots__ = ()
+
+
+class SharedTensors:
+    """The tensors of a request in shared memory, cached with its plan.
+
+    `held` are the regions of one request, kept alive as long as it lives.
+    """
+
+    __slots__ = ("_memory", "_outputs", "_regions", "held", "large")
+
+    def __init__(
+        self, memory: SharedMemory, inputs: list[SharedInput], outputs: dict[str, RegionSlice]
+    ) -> None:
+        """Raises PayloadTooLarge if the inputs exceed the size limit of requests."""
+        size = sum(spec.place.size for spec in inputs)
+        memory.check_size(size)
+        #: Whether the inputs are too large to read on the event loop.
+        self.large = size > LARGE_COPY or sum(spec.place.size for spec in inputs if spec.size < 0) > LARGE
+        self._memory = memory
+        self._regions = {spec.place.region for spec in inputs} | {place.region for place in outputs.values()}
+        self._outputs = outputs
+        self.held: dict[str, Region] = {}
+
+    def hold(self, *, on_loop: bool) -> SharedTensors:
+        """A copy for one request, with its regions held.
+
+        Raises NotFound for an unknown region, InvalidArgument for an output outside its region, LargeRequest.
+        """
+        if on_loop and self.large:
+            raise LargeRequest
+        held = SharedTensors(self._memory, [], self._outputs)
+        held.held = {name: self._memory.region(name) for name in sorted(self._regions)}
+        for place in self._outputs.values():
+            held.held[place.region].check(place.offset, place.size)
+        return held
+
+    def takes(self, output: str) -> bool:
+        """Whether an output is written to shared memory."""
+        return output in self._outputs
+
+    def is_large(self, response: InferResponse) -> bool:
+        """Whether the outputs are too large to copy on the event loop."""
+        return (
+            sum(tensor.data.nbytes for tensor in response.outputs if tensor.name in self._outputs)
+            > LARGE_COPY
+        )
+
+    def store(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Writes outputs to their slices. Raises InvalidArgument for one that is too large."""
+        return [
+            self._store(tensor, self._outputs[tensor.name]) if tensor.name in self._outputs else tensor
+            for tensor in outputs
+        ]
+
+    def _store(self, tensor: Tensor, place: RegionSlice) -> StoredTensor:
+        data = encode_tensor(tensor)
+        if len(data) > place.size:
+            raise InvalidArgument(
+                f"shared memory size specified with the request for output '{tensor.name}'"
+                f" ({place.size} bytes) should be at least"
+                f" {len(data)} bytes to hold the results"
+            )
+        self.held[place.region].write(place.offset, data)
+        return StoredTensor(tensor.name, tensor.datatype, tensor.shape, _NOTHING)
 
 
 class SharedMemoryRegions:
-    """What both protocols ask of system shared memory. Every method raises Unsupported where clients may not share memory."""
+    """System shared memory. Every method raises Unsupported where clients may not share memory."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -23,7 +182,7 @@ class SharedMemoryRegions:
         return self._engine.shared_memory
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """All regions, or the one that is named. Raises NotFound."""
+        """All regions, or the named one. Raises NotFound."""
         memory = self.memory
         found = [region for region in memory.regions() if name in ("", region.name)]
         if name and not found:
@@ -34,7 +193,7 @@ class SharedMemoryRegions:
         self.memory.register(name, key, offset, byte_size)
 
     def unregister(self, name: str) -> None:
-        """Unregisters one region, or all."""
+        """Unregisters the named region, or all."""
         if name:
             self.memory.unregister(name)
         else:
@@ -42,23 +201,24 @@ class SharedMemoryRegions:
 
 
 class CudaRegions:
-    """The same of CUDA shared memory, of which there is none: tensors come to a GPU through the memory of the server."""
+    """CUDA shared memory, which is not supported: tensors reach a GPU through host memory."""
 
     def __init__(self, system: SharedMemoryRegions) -> None:
         self._system = system
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """No region. Raises NotFound for a name."""
+        """An empty list. Raises NotFound for a name."""
         self._allowed()
         if name:
             raise NotFound(f"Unable to find cuda shared memory region: '{name}'")
         return []
 
     def register(self, name: str) -> None:
-        """Raises InvalidArgument."""
+        """Always raises InvalidArgument."""
         self._allowed()
         raise InvalidArgument(
-            f"failed to register CUDA shared memory region: '{name}', GPUs not supported; use system shared memory, or send the data itself"
+            f"failed to register CUDA shared memory region: '{name}', GPUs not supported; use"
+            " system shared memory, or send the data itself"
         )
 
     def unregister(self, _: str) -> None:
@@ -70,3 +230,57 @@ class CudaRegions:
 
 def _status(region: Region) -> dict[str, Any]:
     return {"name": region.name, "key": region.key, "offset": region.offset, "byte_size": region.byte_size}
+
+
+class SystemDocument(Struct, forbid_unknown_fields=True):
+    key: str | UnsetType = UNSET
+    offset: ByteCount = 0
+    byte_size: ByteCount | UnsetType = UNSET
+
+
+class CudaDocument(Struct, forbid_unknown_fields=True):
+    raw_handle: dict[str, Any] = {}
+    device_id: int = 0
+    byte_size: ByteCount = 0
+
+
+class SharedMemoryRoutes:
+    """The handlers of the routes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._system = SharedMemoryRegions(engine)
+        self._cuda = CudaRegions(self._system)
+
+    def add_routes(self, router: Router) -> None:
+        router.add(Scope.MANAGE, "POST", "/v2/systemsharedmemory/region/{}/register", self._register)
+        router.add(Scope.MANAGE, "POST", "/v2/cudasharedmemory/region/{}/register", self._register_cuda)
+        for kind, regions in (("system", self._system), ("cuda", self._cuda)):
+            base = f"/v2/{kind}sharedmemory"
+            status, unregister = partial(_show, regions), partial(_unregister, regions)
+            router.add(Scope.READ, "GET", f"{base}/status", status, "")
+            router.add(Scope.READ, "GET", f"{base}/region/{{}}/status", status)
+            router.add(Scope.MANAGE, "POST", f"{base}/unregister", unregister, "")
+            router.add(Scope.MANAGE, "POST", f"{base}/region/{{}}/unregister", unregister)
+
+    def _register(self, name: str, request: HttpRequest) -> None:
+        _ = self._system.memory  # refuses where memory may not be shared, before the request is read
+        asked = read_document(SystemDocument, request.body)
+        if asked.key is UNSET:
+            raise InvalidArgument("Shared memory register request has no 'key' field")
+        if asked.byte_size is UNSET:
+            raise InvalidArgument("Shared memory register request has no 'byte_size' field")
+        self._system.register(name, asked.key, asked.offset, asked.byte_size)
+        request.respond(200, ())
+
+    def _register_cuda(self, name: str, request: HttpRequest) -> None:
+        read_document(CudaDocument, request.body)
+        self._cuda.register(name)
+
+
+def _show(regions: SharedMemoryRegions | CudaRegions, name: str, request: HttpRequest) -> None:
+    respond_json(request, regions.status(name))
+
+
+def _unregister(regions: SharedMemoryRegions | CudaRegions, name: str, request: HttpRequest) -> None:
+    regions.unregister(name)
+    request.respond(200, ())

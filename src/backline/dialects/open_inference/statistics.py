@@ -1,4 +1,4 @@
-"""The statistics extension. Plain data in the shape of inference.ModelStatistics, the same for REST and gRPC; REST tells more."""
+"""The statistics extension: plain data in the shape of inference.ModelStatistics, more detailed over REST."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from backline.engine.statistics import FAILURES, Duration, ModelStatistics
 def model_statistics(
     engine: Engine, name: str, version: str, *, details: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Counters of one version, of all versions of a model (empty `version`), or of all models (empty `name`). Times in nanoseconds.
+    """Counters of a version, of all versions of a model (empty `version`), or of all models (empty `name`),
+    times in ns.
 
-    They are made one after the other: of hundreds that takes too long for one turn of the event loop. Versions that were never ready have
-    none. With `details` there is also what the message of gRPC does not know: why requests were not answered (`failure_stats`, see
-    FAILURES), and of those that call other models `call_stats`. Raises NotFound for an unknown model or version.
+    A lazy iterator, because hundreds of models take too long for one turn of the event loop. Versions that
+    were never ready are left out. `details` adds what the gRPC message has no field for: `failure_stats` (see
+    FAILURES), and `call_stats` for models that call others. Raises NotFound for an unknown model or version.
     """
     if name:
         asked = engine.find(name, version)
         models = [asked] if version else [model for model in engine.models() if model.name == name]
     elif version:
-        raise NotFound(f"statistics of version {version} were asked for without the name of a model")
+        raise NotFound(f"statistics of version {version} need the name of a model")
     else:
         models = list(engine.models())
     shown = [model for model in models if model.state is ModelState.READY or model.statistics.execution_count]
@@ -67,7 +68,7 @@ def _statistics(model: Model) -> dict[str, Any]:
 
 
 def _details(counters: ModelStatistics) -> dict[str, Any]:
-    """Calls are told by the name of the model that was called, where one was."""
+    """Failures by reason, and calls to other models by their name."""
     called = {
         name: {
             "success": _duration(calls.success),
@@ -81,7 +82,7 @@ def _details(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
-    """By the index of the response in its stream. Of a model with one response a request all are responses number 0."""
+    """Counters by the index of a response in its stream; models with one response per request use index 0."""
     if counters.responses is None:
         return {
             "0": {
@@ -107,7 +108,7 @@ def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _failed(counters: ModelStatistics) -> dict[str, int]:
-    """As in Triton also those that were given up: cancelled, or out of time. Who was not let into the queue is told by `failure_stats`."""
+    """Failed requests, with cancelled and timed-out ones as in Triton, without those that a queue refused."""
     failed, given_up = counters.fail, counters.given_up
     return {"count": failed.count + given_up.count, "ns": failed.ns + given_up.ns}
 

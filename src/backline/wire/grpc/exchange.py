@@ -25,11 +25,11 @@ ACCEPTED_ENCODINGS = b"identity, deflate, gzip"
 
 
 class GrpcExchange(Stream):
-    """From the head of a call to its status. `deadline`, `metadata` and `on_cancel` are those of `application.Call`."""
+    """From the head of a call to its status. `deadline`, `metadata` and `on_abandon` are those of `application.Call`."""
 
     metadata: Mapping[bytes, bytes]
     deadline: float | None
-    on_cancel: Callable[[], None] | None
+    on_abandon: Callable[[], None] | None
     #: Response headers were sent, so that the status goes into trailers alone.
     started = False
 
@@ -39,7 +39,7 @@ class GrpcExchange(Stream):
         self.head = head
         self.metadata = head.metadata
         self.deadline = None
-        self.on_cancel = None
+        self.on_abandon = None
 
     @property
     def peer(self) -> str:
@@ -106,7 +106,7 @@ class GrpcExchange(Stream):
 
     def cancelled(self) -> None:
         """The application learns that its answer is not needed."""
-        callback, self.on_cancel = self.on_cancel, None
+        callback, self.on_abandon = self.on_abandon, None
         if callback is not None:
             try:
                 callback()

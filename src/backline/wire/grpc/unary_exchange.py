@@ -46,7 +46,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         self.head = head
         self.metadata = head.metadata
         self.deadline = None
-        self.on_cancel = None
+        self.on_abandon = None
 
     # Receiving
 
@@ -222,7 +222,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         )
 
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
-        self.on_cancel = None  # it often knows what knows this call: no cycle is left behind
+        self.on_abandon = None  # it often knows what knows this call: no cycle is left behind
         self.end(code, message, trailers)
 
     def lost(self) -> None:

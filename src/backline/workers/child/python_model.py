@@ -309,7 +309,7 @@ class PythonModel:
     async def _execute_alone_async(self, request: WorkerRequest) -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None, "it is a coroutine"
-        request.on_cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        request.on_abandon = lambda: loop.call_soon_threadsafe(task.cancel)
         try:
             _check_awaited(request)
             answer = self._predict(**self._alone_arguments(request))

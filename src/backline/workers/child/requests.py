@@ -50,7 +50,7 @@ class WorkerRequest:
         "answered",
         "cancelled",
         "number",
-        "on_cancel",
+        "on_abandon",
         "rows",
     )
 
@@ -78,7 +78,7 @@ class WorkerRequest:
         #: Set on another thread.
         self.cancelled = False
         #: Called on another thread when it is cancelled.
-        self.on_cancel: Callable[[], object] | None = None
+        self.on_abandon: Callable[[], object] | None = None
         self.answered = False
 
     @property
@@ -191,8 +191,8 @@ class WorkerRequest:
         """Cancels the request: `send` no longer blocks, and does nothing."""
         self.cancelled = True
         self.may_send(0)
-        if self.on_cancel is not None:
-            self.on_cancel()
+        if self.on_abandon is not None:
+            self.on_abandon()
 
     def reschedule(self) -> None:
         """The model wants to run it once more."""

@@ -4,42 +4,52 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from time import monotonic_ns
 from typing import Any
 
 from backline.dialects.answers import hidden_error
+from backline.dialects.exchange import cancel, hidden_answer, trace_arrival, trace_refusal
 from backline.dialects.off_loop import LargeRequest
-from backline.dialects.open_inference.grpc_inference import GrpcInference, cancel
-from backline.dialects.open_inference.grpc_request import ModelPlan
+from backline.dialects.open_inference.grpc.inference import GrpcInference
+from backline.dialects.open_inference.grpc.messages import ModelPlan
+from backline.dialects.open_inference.grpc.wire_format import length_prefix
 from backline.dialects.open_inference.parameters import FINAL
-from backline.dialects.open_inference.stream_budget import StreamBudget
-from backline.dialects.open_inference.wire_format import length_prefix
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, NotFound
 from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
 from backline.engine.ticket import Ticket
+from backline.memo import Memo
 from backline.protos import message
 from backline.wire.application import RpcError, StreamCall
 
+#: Requests in flight and unsent responses of one stream; at this many the client's next request is not read.
+MAX_IN_FLIGHT = 64
+#: Bytes of those requests and responses, and of expected responses. A single request may exceed it.
+MAX_BYTES = 32 * 1024 * 1024
+#: Unsent responses, and their bytes, at which decoupled models pause; they resume at half of it.
+MAX_WAITING = 64
+MAX_WAITING_BYTES = 1024 * 1024
+_MAX_REMEMBERED = 1024
 _INFER_RESPONSE = b"\x12"  # the tag of ModelStreamInferResponse.infer_response
 
 
 class Asked:
-    """A request of a stream. One to a model with one response holds a turn in the order of answers, and has its answer when it is over."""
+    """A request of a stream. Unless its model is decoupled, it holds a place in the order of responses."""
 
     __slots__ = ("answer", "error", "flow", "ordered", "over", "plan", "request", "size", "ticket")
 
     def __init__(self, size: int) -> None:
-        #: The bytes of its message.
+        #: The length of its message in bytes.
         self.size = size
         self.request: InferRequest | None = None
         self.ticket: Ticket | None = None
         self.plan: ModelPlan | None = None
-        #: Of a decoupled model.
+        #: For a decoupled model.
         self.flow: ResponseFlow | None = None
         self.ordered = True
         self.answer = b""
-        #: The failure that the answer tells, for clients that want the stream to end with it.
+        #: The error that the answer reports, with which some clients want the stream to end.
         self.error: BacklineError | None = None
         self.over = False
 
@@ -50,15 +60,16 @@ class StreamInference:
     def __init__(self, engine: Engine, inference: GrpcInference) -> None:
         self._engine = engine
         self._inference = inference
-        #: Bytes of the last answer by model: what is to be expected of the next.
-        self._answer_sizes: dict[str, int] = {}
+        #: The size of each model's last response, as an estimate of the next.
+        self._answer_sizes: Memo[str, int] = Memo(_MAX_REMEMBERED)
 
     async def serve(self, call: StreamCall) -> None:
-        """Answers the requests of a stream, of which several are in flight at once: those to models with one response in their order, those
-        to decoupled models as responses come.
+        """Serves a stream with several requests in flight. Responses keep the order of requests; decoupled
+        ones do not.
 
-        An error is an answer as well (`error_message`) and the stream goes on, unless the client sent the metadata
-        `triton_grpc_error: true`: then the first error ends the stream as its status. Raises RpcError.
+        An error is sent as a response (`error_message`) and the stream continues, unless the client sent the
+        metadata `triton_grpc_error: true`: then the first error ends the stream with its status. Raises
+        RpcError.
         """
         stream = _Stream(self._engine, self._inference, call, self._answer_sizes)
         reading = asyncio.ensure_future(stream.read())
@@ -70,19 +81,19 @@ class StreamInference:
 
 
 class _Stream:
-    """The state of one stream: a reader that submits requests, and a writer that sends their answers."""
+    """The state of one stream: a reader that submits requests, and a writer that sends responses."""
 
     def __init__(
-        self, engine: Engine, inference: GrpcInference, call: StreamCall, answer_sizes: dict[str, int]
+        self, engine: Engine, inference: GrpcInference, call: StreamCall, answer_sizes: Memo[str, int]
     ) -> None:
         self._engine = engine
         self._inference = inference
         self._call = call
         self._budget = StreamBudget(answer_sizes)
-        #: Those that hold a turn, and those of decoupled models.
+        #: Requests in order, and those to decoupled models.
         self._turns: deque[Asked] = deque()
         self._decoupled: set[Asked] = set()
-        #: What is to be sent, and the error that it tells.
+        #: Messages to send, each with the error it reports.
         self._ready: deque[tuple[bytes, BacklineError | None]] = deque()
         self._ended = False
         self._failure: BaseException | None = None
@@ -90,7 +101,7 @@ class _Stream:
         self._room = asyncio.Event()
         self._strict = call.metadata.get(b"triton_grpc_error", b"").lower() == b"true"
         self._response = message("inference.ModelStreamInferResponse")
-        # Every answer tells whether it is the last one to its request. Messages merge when their bytes are joined.
+        # Marks a response as the last one to its request or not. Concatenated protobuf messages merge.
         part = message("inference.ModelInferResponse")
         self._last: bytes = part(parameters={FINAL: {"bool_param": True}}).SerializeToString()
         self._not_last: bytes = part(parameters={FINAL: {"bool_param": False}}).SerializeToString()
@@ -98,7 +109,7 @@ class _Stream:
     # reading and writing
 
     async def read(self) -> None:
-        """Submits the client's requests until the last one."""
+        """Receives and submits the client's requests."""
         try:
             while (received := await self._call.receive()) is not None:
                 await self._take(received)
@@ -107,14 +118,14 @@ class _Stream:
                     await self._room.wait()
         except asyncio.CancelledError:
             raise
-        except BaseException as failure:  # to be raised where the call is answered
+        except BaseException as failure:  # raised again by the writer
             self._failure = failure
         finally:
             self._ended = True
             self._answered.set()
 
     async def write(self) -> None:
-        """Sends the answers."""
+        """Sends responses until the client has sent its last request and all are answered."""
         ready, budget = self._ready, self._budget
         while True:
             while ready:
@@ -134,7 +145,7 @@ class _Stream:
             await self._answered.wait()
 
     def cancel(self) -> None:
-        """Cancels all requests whose answers nobody will read."""
+        """Cancels the requests still in flight."""
         for asked in (*self._turns, *self._decoupled):
             if asked.ticket is not None and not asked.over:
                 cancel(asked.ticket)
@@ -147,15 +158,19 @@ class _Stream:
 
     async def _take(self, received: Any) -> None:
         asked = Asked(len(received))
+        metadata = self._call.metadata
         began = 0 if self._engine.tracer is None else monotonic_ns()
         try:
             try:
-                request, asked.plan = self._inference.request(received, self._call.deadline, on_loop=True)
+                plan, id, inputs = self._inference.read(received, metadata, "", "", True)
             except LargeRequest:
-                request, asked.plan = await self._inference.request_off_loop(received, self._call.deadline)
-            asked.request = request
-            trace = self._inference.trace(request.model_name, self._call.metadata, began)
-            if self._is_decoupled(asked.plan):
+                plan, id, inputs = await self._inference.off_loop.submit(
+                    partial(self._inference.read, received, metadata, "", "", False)
+                )
+            request = plan.request("", "", id, inputs, self._call.deadline)
+            asked.request, asked.plan = request, plan
+            trace = trace_arrival(self._engine, "GRPC", request.model_name, metadata, began)
+            if self._is_decoupled(plan):
                 self._begin_decoupled(asked)
                 asked.ticket = Ticket(request, self._complete, self._respond, asked.flow, asked, trace)
             else:
@@ -164,7 +179,7 @@ class _Stream:
             self._engine.submit(asked.ticket)
         except BacklineError as error:
             if asked.request is None:
-                self._inference.trace_refused(self._call.metadata, began, error)
+                trace_refusal(self._engine, "GRPC", "", metadata, began, error)
             self._refuse(asked, error)
         except Exception as error:
             self._refuse(asked, hidden_error("a gRPC stream", error))
@@ -172,7 +187,7 @@ class _Stream:
     def _is_decoupled(self, plan: ModelPlan) -> bool:
         try:
             return self._engine.find(plan.model_name, plan.model_version).decoupled
-        except NotFound:  # said again when the request is submitted
+        except NotFound:  # submitting the request raises it again
             return False
 
     def _begin_decoupled(self, asked: Asked) -> None:
@@ -188,14 +203,14 @@ class _Stream:
         self._budget.begun(asked.size, None if asked.plan is None else asked.plan.model_name)
 
     def _refuse(self, asked: Asked, error: BacklineError) -> None:
-        if asked.request is None:  # it could not even be read
+        if asked.request is None:  # it could not be read
             self._begin_ordered(asked)
         self._over(asked, self._error_answer(asked, error), error)
 
     # answers
 
     def _respond(self, ticket: Ticket, response: InferResponse) -> None:
-        """A response of a decoupled model, after which more may come."""
+        """Sends a response of a decoupled model; more may follow."""
         asked = ticket.context
         if not isinstance(asked, Asked) or asked.plan is None:
             return
@@ -204,14 +219,14 @@ class _Stream:
         except BacklineError as failure:
             self._send(self._error_answer(asked, failure, last=False), failure)
         except Exception as failure:
-            hidden = hidden_error(f"the answer of model '{ticket.request.model_name}'", failure)
+            hidden = hidden_answer(ticket.request.model_name, failure)
             self._send(self._error_answer(asked, hidden, last=False), hidden)
 
     def _complete(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         asked = ticket.context
         if not isinstance(asked, Asked) or asked.plan is None:
             return
-        ticket.context = None  # it holds the ticket: leave no reference cycle
+        ticket.context = None  # breaks a reference cycle
         answer = b""
         if error is None:
             try:
@@ -222,13 +237,16 @@ class _Stream:
             except BacklineError as failure:
                 error = failure
             except Exception as failure:
-                error = hidden_error(f"the answer of model '{ticket.request.model_name}'", failure)
+                error = hidden_answer(ticket.request.model_name, failure)
         if error is not None:
             answer = self._error_answer(asked, error)
         self._over(asked, answer, error)
 
     def _over(self, asked: Asked, answer: bytes, error: BacklineError | None) -> None:
-        """A request is done. `answer` is its only one, or the last one of a decoupled model; empty when there is none."""
+        """Ends a request.
+
+        `answer` is its only response, or the last one of a decoupled model; empty for none.
+        """
         asked.over = True
         if asked.ticket is not None:
             asked.ticket.context = None
@@ -285,3 +303,73 @@ class _Stream:
             answer.infer_response.model_version = asked.request.model_version
         answer.infer_response.parameters[FINAL].bool_param = last
         return answer.SerializeToString()  # type: ignore[no-any-return]
+
+
+class StreamBudget:
+    """Counts what one stream has in flight.
+
+    Keeps `answer_sizes`, the size of each model's last response, up to date.
+    """
+
+    def __init__(self, answer_sizes: Memo[str, int]) -> None:
+        self._answer_sizes = answer_sizes
+        self._requests = 0
+        self._request_bytes = 0
+        #: By model: requests that will have exactly one response.
+        self._expected: dict[str, int] = {}
+        self._waiting = 0
+        self._waiting_bytes = 0
+
+    def begun(self, size: int, model: str | None) -> None:
+        """A request of `size` bytes is in flight.
+
+        `model` is None for decoupled models, whose responses can be paused.
+        """
+        self._requests += 1
+        self._request_bytes += size
+        if model is not None:
+            self._expected[model] = self._expected.get(model, 0) + 1
+
+    def ended(self, size: int, model: str | None, answer: int | None) -> None:
+        """That request has ended. `answer` is the size of its response, None for an error."""
+        self._requests -= 1
+        self._request_bytes -= size
+        if model is None:
+            return
+        if self._expected.get(model, 0) > 1:
+            self._expected[model] -= 1
+        else:
+            self._expected.pop(model, None)
+        if answer is not None:
+            self._answer_sizes.keep(model, answer)
+
+    def waits(self, size: int) -> None:
+        """A response of `size` bytes waits to be sent."""
+        self._waiting += 1
+        self._waiting_bytes += size
+
+    def sent(self, size: int) -> None:
+        """It was sent."""
+        self._waiting -= 1
+        self._waiting_bytes -= size
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the next request may be read."""
+        in_flight = self._requests + self._waiting
+        if not in_flight:
+            return True
+        expected = sum(
+            (self._answer_sizes.get(model) or 0) * count for model, count in self._expected.items()
+        )
+        return in_flight < MAX_IN_FLIGHT and self._request_bytes + self._waiting_bytes + expected < MAX_BYTES
+
+    @property
+    def is_full(self) -> bool:
+        """Whether decoupled models should pause until responses are sent."""
+        return self._waiting >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES
+
+    @property
+    def wants_responses(self) -> bool:
+        """Whether paused models may resume."""
+        return self._waiting <= MAX_WAITING // 2 and self._waiting_bytes <= MAX_WAITING_BYTES // 2

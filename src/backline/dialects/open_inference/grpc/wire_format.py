@@ -1,13 +1,14 @@
-"""The outermost layer of inference messages in protobuf's wire format (https://protobuf.dev/programming-guides/encoding/).
+"""The outermost layer of inference messages in protobuf's wire format
+(https://protobuf.dev/programming-guides/encoding/).
 
-Tensors are by far the largest part of a message and the only part that differs from request to request, but the protobuf runtime
-copies them two or three times. So the fields that carry them are found and written here, by their place in the message, and the rest
-is left to the runtime.
+Tensors are by far the largest part of a message and the only part that differs from request to request, yet
+the protobuf runtime copies them two or three times. So the fields that carry tensors are located and written
+here, and the runtime handles the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.engine.tensor import Buffer
@@ -17,37 +18,38 @@ _REQUEST_ID = 3 << 3 | 2
 _RAW_INPUT = 7 << 3 | 2
 _INPUT = 5 << 3 | 2
 _OUTPUT = 6 << 3 | 2
-#: In an input, and in its contents.
+#: Within an input, and within its contents.
 _CONTENTS = 5 << 3 | 2
 _STRING = 8 << 3 | 2
 _RESPONSE_ID = b"\x1a"
 _RAW_OUTPUT = b"\x32"
 _LENGTH_DELIMITED = 2
 
-#: Fields of one request message: inputs, outputs, raw contents and parameters, and what these consist of.
+#: The most fields in a request, at all levels: inputs, outputs, raw contents, parameters and their parts.
 MAX_FIELDS = 16_384
-#: Elements of typed contents of the datatype BYTES.
+#: The most elements in typed contents of datatype BYTES.
 MAX_STRINGS = 262_144
 
 MALFORMED = "the message is not an inference.ModelInferRequest: it is malformed or cut short"
 
 
 def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
-    """Splits a ModelInferRequest into its rest, its id, and the places (start, end) of its raw_input_contents.
+    """Splits a ModelInferRequest into the rest, its id, and the places (start, end) of its
+    raw_input_contents.
 
-    The rest is a ModelInferRequest too, without id and raw contents. Raises InvalidArgument when the outermost layer is malformed,
-    PayloadTooLarge when it has more than MAX_FIELDS fields.
+    The rest is itself a ModelInferRequest, without id and raw contents. Raises InvalidArgument if the
+    outermost layer is malformed, PayloadTooLarge if it has more than MAX_FIELDS fields.
     """
     position = 0
     total = len(message)
     id = ""
     places: list[tuple[int, int]] = []
     rest: list[Buffer] = []
-    if total > 2 * MAX_FIELDS:  # a field has two bytes at least
+    if total > 2 * MAX_FIELDS:  # a field has at least two bytes
         for number, _ in enumerate(_fields(message, 0, total)):
             if number == MAX_FIELDS:
                 raise _too_many_fields()
-    run = 0  # where the part of the rest that is being passed began
+    run = 0  # the start of the current part of the rest
     try:
         while position < total:
             start = position
@@ -82,10 +84,11 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
 
 
 def check_fields(message: bytes) -> None:
-    """Raises PayloadTooLarge for a ModelInferRequest with more than MAX_FIELDS fields in its inputs and outputs together, or
-    more than MAX_STRINGS typed strings; packed numbers do not count.
+    """Raises PayloadTooLarge for more than MAX_FIELDS fields in all inputs and outputs, or MAX_STRINGS typed
+    strings.
 
-    Parsing a message holds the interpreter until it is done, so this is known before. What is malformed is left to the parser.
+    Packed numbers do not count. Checked before parsing, which holds the interpreter's lock until it is done.
+    Malformed messages are left to the parser.
     """
     fields, strings = MAX_FIELDS, MAX_STRINGS
     for tag, start, end in _fields(message, 0, len(message)):
@@ -102,12 +105,13 @@ def check_fields(message: bytes) -> None:
                 strings -= element == _STRING
                 if strings < 0:
                     raise PayloadTooLarge(
-                        f"the request has more than {MAX_STRINGS} elements in bytes_contents. Use raw_input_contents instead"
+                        f"the request has more than {MAX_STRINGS} elements in bytes_contents. Use"
+                        " raw_input_contents instead"
                     )
 
 
 def _fields(message: Buffer, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The tag of each field from `position` to `end`, and where its content is."""
+    """The tag of each field from `position` to `end`, with the start and end of its content."""
     try:
         while position < end:
             tag, start = _varint(message, position)
@@ -127,8 +131,8 @@ def _too_many_fields() -> PayloadTooLarge:
     )
 
 
-def join_response(head: bytes, id: str, outputs: list[Buffer]) -> bytes:
-    """A ModelInferResponse out of its `head`, which is one without id and raw_output_contents, its id, and the raw contents."""
+def join_response(head: bytes, id: str, outputs: Iterable[Buffer]) -> bytes:
+    """A ModelInferResponse from its `head` (all but id and raw_output_contents), its id and the contents."""
     parts: list[Buffer] = [head]
     if id:
         text = id.encode()
@@ -165,7 +169,7 @@ def _varint(message: Buffer, position: int) -> tuple[int, int]:
 
 
 def _skip(message: Buffer, position: int) -> int:
-    """The end of a field that is not one of the protocol's, or written in an unusual way. The runtime judges it when it reads the rest."""
+    """The end of a field that is unknown or unusually encoded; the runtime validates it with the rest."""
     tag, position = _varint(message, position)
     kind = tag & 7
     if kind == 0:
@@ -173,7 +177,7 @@ def _skip(message: Buffer, position: int) -> int:
     if kind == 1:
         return position + 8
     if kind == _LENGTH_DELIMITED:
-        if tag in (_REQUEST_ID, _RAW_INPUT):  # an overlong tag: no writer of the format makes it
+        if tag in (_REQUEST_ID, _RAW_INPUT):  # an overlong tag, which no encoder writes
             raise InvalidArgument(MALFORMED)
         length, position = _varint(message, position)
         return position + length

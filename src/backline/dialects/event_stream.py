@@ -1,4 +1,4 @@
-"""Responses as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), one event a response."""
+"""Server-sent events, one per response (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from math import ceil
 from typing import Any
 
 from backline.dialects.answers import error_body, hidden_error, respond_error
-from backline.dialects.json_data import PIECE
-from backline.dialects.off_loop import OffLoop
+from backline.dialects.off_loop import PIECE, OffLoop
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferResponse
 from backline.engine.responses import Responses
 from backline.wire.application import Fields, HttpRequest, ResponseStream
 
 EVENT_STREAM: tuple[bytes, bytes] = (b"content-type", b"text/event-stream; charset=utf-8")
-#: The JSON of a response. Raises BacklineError.
+#: Encodes a response as JSON. Raises BacklineError.
 Encode = Callable[[InferResponse], bytes]
 
 
 def event(data: bytes) -> bytes:
-    """An event with one line of data, which JSON without blanks is."""
+    """An event with one line of data; compact JSON has no line breaks."""
     return b"data: %b\n\n" % data
 
 
 class EventStreams:
-    """Answers HTTP requests with the responses of a model as they come."""
+    """Streams a model's responses to HTTP clients as they arrive."""
 
     def __init__(self, off_loop: OffLoop) -> None:
         self._off_loop = off_loop
-        #: Held strongly: the loop knows its tasks only weakly.
+        #: Strong references: the event loop keeps only weak ones.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, request: HttpRequest, model: str, responses: Responses, encode: Encode) -> None:
-        """Sends an event for each response. A client that leaves cancels the request; while it does not read, the model waits.
+        """Sends an event per response. A disconnect cancels the request; a client that does not read makes
+        the model wait.
 
-        The first response decides the status; an error after it is an event {"error": message}, and the last one.
+        The first response decides the status; a later error is sent as a last event, {"error": message}.
         """
         self.run(request, model, responses, _send(request, model, responses, encode, self._off_loop))
 
     def run(
         self, request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]
     ) -> None:
-        """Runs what answers a request from the responses to it, until the client leaves."""
+        """Runs `answering`, which answers `request` from `responses`; a disconnect closes the responses."""
         request.on_disconnect = responses.close
         task = asyncio.get_running_loop().create_task(_guarded(request, model, responses, answering))
         self._tasks.add(task)
@@ -57,16 +57,16 @@ async def _guarded(
     try:
         await answering
     except ConnectionResetError:
-        pass  # the client is gone
+        pass  # the client has disconnected
     except Exception as error:
         respond_error(request, hidden_error(f"the answer of model '{model}'", error))
     finally:
         responses.close()
-        request.on_disconnect = None  # it knows what knows this request: no cycle is left behind
+        request.on_disconnect = None  # breaks a reference cycle
 
 
 async def encoded(off_loop: OffLoop, encode: Encode, response: InferResponse) -> bytes:
-    """The JSON of a response, that of a large one written off the event loop. Raises BacklineError."""
+    """Encodes a response, off the event loop if it is large. Raises BacklineError."""
     if any(tensor.data.size > PIECE for tensor in response.outputs):
         return await off_loop.submit(partial(encode, response))
     return encode(response)

@@ -1,7 +1,8 @@
-"""Inference requests over gRPC: inference.ModelInferRequest, with raw or typed contents."""
+"""inference.ModelInferRequest, with raw or typed contents, and ModelInferResponse, with raw contents."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,26 +10,32 @@ from google.protobuf.message import DecodeError
 
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
 from backline.dialects.off_loop import LARGE, LargeRequest
-from backline.dialects.open_inference.described import check_description
-from backline.dialects.open_inference.parameters import apply_parameters, class_count
+from backline.dialects.open_inference.grpc.wire_format import (
+    MALFORMED,
+    check_fields,
+    join_response,
+    split_request,
+)
+from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, size_mismatch
-from backline.dialects.open_inference.shared_tensors import Place, SharedInput, SharedTensors, read_place
-from backline.dialects.open_inference.wire_format import MALFORMED, check_fields, split_request
+from backline.dialects.open_inference.planning import PlanBuilder, check_description
+from backline.dialects.open_inference.shared_memory import SharedInput
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import Parameter
+from backline.engine.messages import InferRequest, InferResponse, Parameter
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.tensor import Buffer, Tensor
+from backline.engine.tensor import Buffer, Tensor, encode_tensor
+from backline.memo import Memo
 from backline.protos import message
 
-#: Messages without contents up to this size are remembered, and so many of them.
+#: The longest messages (without contents) whose plans are cached, and how many plans and response heads are.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
 
 
 class ContentsField:
-    """The field of InferTensorContents that holds a datatype, and the limits of the datatype where it is narrower than the field."""
+    """The InferTensorContents field of a datatype, with limits if the datatype is narrower than the field."""
 
     __slots__ = ("limits", "name")
 
@@ -54,7 +61,7 @@ _CONTENTS = {
 
 
 class ModelPlan(InferPlan):
-    """An InferPlan with the model that it is for."""
+    """An InferPlan that names its model."""
 
     __slots__ = ("model_name", "model_version")
 
@@ -63,21 +70,44 @@ class ModelPlan(InferPlan):
         self.model_name = model_name
         self.model_version = model_version
 
+    def request(
+        self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
+    ) -> InferRequest:
+        """See InferPlan; the model is the plan's own."""
+        return InferRequest(
+            self.model_name,
+            inputs,
+            self.model_version,
+            id,
+            self.outputs,
+            self.parameters,
+            self.priority,
+            deadline,
+            self.timeout,
+            self.sequence,
+        )
 
-#: A decoded request: what it asks of which model, its id, its tensors by name.
+    def is_binary(self, output: str) -> bool:
+        """gRPC has no JSON."""
+        return True
+
+
+#: A decoded request: its plan, its id, its tensors by name.
 Decoded = tuple[ModelPlan, str, dict[str, Tensor]]
 
 
-class RequestReader:
-    """Reads inference requests. The plans of small requests with raw contents are remembered, as clients repeat them."""
+class GrpcReader:
+    """Reads requests. Plans of small requests with raw contents are cached, because clients repeat them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._parse = message("inference.ModelInferRequest").FromString
-        self._plans: dict[bytes, ModelPlan] = {}
+        self._plans: Memo[bytes, ModelPlan] = Memo(_MAX_REMEMBERED)
 
-    def read(self, received: Buffer, *, on_loop: bool = False) -> Decoded:
-        """The request in a message. Raises BacklineError; LargeRequest when that takes too long to be done `on_loop`."""
+    def read(
+        self, received: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
+    ) -> Decoded:
+        """The request in a message, which names the model. See ReadRequest."""
         rest, id, places = split_request(received)
         plan = self._plans.get(rest)
         if plan is None:
@@ -95,7 +125,8 @@ class RequestReader:
             typed = [given.name for given in parsed.inputs if given.HasField("contents")]
             if places and typed:
                 raise InvalidArgument(
-                    f"contents field must not be specified when using raw_input_contents for '{typed[0]}' for model '{plan.model_name}'"
+                    "contents field must not be specified when using raw_input_contents for"
+                    f" '{typed[0]}' for model '{plan.model_name}'"
                 )
             if not places and any(spec.count for spec in plan.inputs if not isinstance(spec, SharedInput)):
                 plan = plan if plan.shared is None else plan.holding(on_loop=on_loop)
@@ -108,9 +139,7 @@ class RequestReader:
                     },
                 )
             if not typed and len(rest) <= _MAX_REMEMBERED_SIZE:
-                if len(self._plans) >= _MAX_REMEMBERED:
-                    self._plans.clear()
-                self._plans[rest] = plan
+                self._plans.keep(rest, plan)
         spec = plan.single
         if spec is not None and len(places) == 1:
             start, end = places[0]
@@ -121,10 +150,11 @@ class RequestReader:
             places = _with_shared(plan, places)
         specs = plan.inputs
         if len(places) != len(specs):
-            if not places:  # no input has an element, or they miss their contents
+            if not places:  # either no input has elements, or the contents are missing
                 return plan, id, {spec.name: _read_nothing(spec) for spec in specs}
             raise InvalidArgument(
-                f"expected {len(specs)} raw_input_contents, one for each input for model '{plan.model_name}', got {len(places)}"
+                f"expected {len(specs)} raw_input_contents, one for each input for model"
+                f" '{plan.model_name}', got {len(places)}"
             )
         tensors = {}
         checked = False
@@ -145,63 +175,31 @@ class RequestReader:
 
 
 def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:
-    """The plan of a parsed request, its inputs and outputs checked as far as that is possible without the model."""
-    specs: list[InputPlan] = []
-    names = set()
+    """The plan of a parsed request, checked as far as possible without the model."""
+    builder = PlanBuilder(request.model_name, memory)
     for given in request.inputs:
         name = given.name
-        if name in names:
-            raise InvalidArgument(f"input '{name}' already exists in request")
-        names.add(name)
         if len(given.shape) > MAX_RANK:
             raise too_many_dimensions(name, len(given.shape))
-        place = _place("input", given, memory)
-        if place is None or memory is None:
-            specs.append(InputPlan(name, given.datatype, tuple(given.shape)))
-            continue
-        if given.HasField("contents"):
-            raise InvalidArgument(f"input '{name}' has contents, but is said to be in shared memory as well")
-        specs.append(SharedInput(name, given.datatype, tuple(given.shape), place, memory, request.model_name))
-    plan = ModelPlan(tuple(specs), request.model_name, request.model_version)
+        place = builder.input_slice(name, _parameters(given.parameters))
+        if place is not None and given.HasField("contents"):
+            raise InvalidArgument(f"input '{name}' has contents and is also in shared memory")
+        builder.add_input(name, given.datatype, tuple(given.shape), place)
+    plan = ModelPlan(tuple(builder.inputs), request.model_name, request.model_version)
     if request.parameters:
-        apply_parameters(plan, {key: _parameter(key, value) for key, value in request.parameters.items()})
-    outputs: dict[str, None] = {}
-    places: dict[str, Place] = {}
+        apply_parameters(plan, _parameters(request.parameters))
     for given in request.outputs:
-        name = given.name
-        if name in outputs:
-            raise InvalidArgument(f"output '{name}' already exists in request")
-        outputs[name] = None
-        place = _place("output", given, memory)
-        if place is not None:
-            places[name] = place
-        if "classification" in given.parameters:
-            if place is not None:
-                raise InvalidArgument(
-                    f"Output can't set both 'shared_memory_region' and 'classification' (output '{name}')"
-                )
-            plan.classify(
-                name, class_count(name, _parameter("classification", given.parameters["classification"]))
-            )
-    if outputs:
-        plan.outputs = tuple(outputs)
-    shared = [spec for spec in specs if isinstance(spec, SharedInput)]
-    if memory is not None and (shared or places):
-        plan.share(SharedTensors(memory, shared, places))
+        builder.add_output(plan, given.name, _parameters(given.parameters))
+    builder.finish(plan)
     return plan
 
 
-def _place(kind: str, given: Any, memory: SharedMemory | None) -> Place | None:
-    parameters = given.parameters
-    if not parameters:
-        return None
-    return read_place(
-        kind, given.name, {key: _parameter(key, value) for key, value in parameters.items()}, memory
-    )
+def _parameters(given: Any) -> dict[str, Parameter]:
+    return {key: _parameter(key, value) for key, value in given.items()}
 
 
 def _with_shared(plan: ModelPlan, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Places for all inputs, nothing for those in shared memory, which have no raw_input_contents."""
+    """The places of all inputs; those in shared memory have no raw_input_contents and get an empty one."""
     carried = iter(places)
     found = [(0, 0) if isinstance(spec, SharedInput) else next(carried, None) for spec in plan.inputs]
     return [*(place for place in found if place is not None), *carried]
@@ -228,14 +226,15 @@ def _no_contents(spec: InputPlan) -> InvalidArgument:
 
 
 def _read_contents(spec: InputPlan, given: Any) -> Tensor:
-    """The tensor of typed contents. Raises InvalidArgument when they are of another type, or do not fit the shape or the datatype."""
+    """The tensor of typed contents. Raises InvalidArgument if they do not match datatype and shape."""
     if isinstance(spec, SharedInput):
         return spec.read(b"", 0, 0)
     name, datatype = spec.name, spec.datatype
     field = _CONTENTS.get(datatype)
     if field is None:
         raise InvalidArgument(
-            f"input '{name}' of datatype {datatype.name} must use raw_input_contents, there are no typed contents for it"
+            f"input '{name}' of datatype {datatype.name} must use raw_input_contents: it has no"
+            " typed contents"
         )
     if spec.count and not given.HasField("contents"):
         raise _no_contents(spec)
@@ -247,7 +246,8 @@ def _read_contents(spec: InputPlan, given: Any) -> Tensor:
     values = getattr(given.contents, field.name)
     if len(values) != spec.count:
         raise InvalidArgument(
-            f"input '{name}' has the shape {list(spec.shape)}, {spec.count} elements, but {field.name} has {len(values)}"
+            f"input '{name}' has the shape {list(spec.shape)}, {spec.count} elements, but"
+            f" {field.name} has {len(values)}"
         )
     if datatype is DataType.BYTES:
         data = np.empty(spec.count, np.object_)
@@ -261,3 +261,62 @@ def _read_contents(spec: InputPlan, given: Any) -> Tensor:
                 )
         data = np.fromiter(values, spec.dtype, spec.count)
     return Tensor(name, datatype, spec.shape, data.reshape(spec.shape))
+
+
+class GrpcWriter:
+    """Writes responses. The part before the contents is cached, because it repeats."""
+
+    def __init__(self) -> None:
+        self._message = message("inference.ModelInferResponse")
+        self._heads: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
+
+    def write(self, response: InferResponse, outputs: list[Tensor]) -> bytes:
+        """Encodes a response with `outputs`, which are its own as `wanted_outputs` returns them."""
+        if response.parameters:
+            head = self._head(response, outputs)
+        else:
+            key: object
+            if len(outputs) == 1:
+                output = outputs[0]
+                key = (
+                    response.model_name,
+                    response.model_version,
+                    output.name,
+                    output.datatype,
+                    output.shape,
+                )
+            else:
+                key = (
+                    response.model_name,
+                    response.model_version,
+                    tuple([(output.name, output.datatype, output.shape) for output in outputs]),
+                )
+            known = self._heads.get(key)
+            if known is None:
+                known = self._heads.keep(key, self._head(response, outputs))
+            head = known
+        return join_response(head, response.id, map(encode_tensor, outputs))
+
+    def _head(self, response: InferResponse, outputs: list[Tensor]) -> bytes:
+        head = self._message(model_name=response.model_name, model_version=response.model_version)
+        for key, value in (response.parameters or {}).items():
+            set_parameter(head.parameters[key], value)
+        for output in outputs:
+            head.outputs.add(name=output.name, datatype=output.datatype.name, shape=output.shape)
+        serialized: bytes = head.SerializeToString()
+        return serialized
+
+
+def set_parameter(entry: Any, value: Parameter) -> None:
+    """Sets an inference.InferParameter."""
+    if isinstance(value, bool):
+        entry.bool_param = value
+    elif isinstance(value, int):
+        if value < 2**63:
+            entry.int64_param = value
+        else:
+            entry.uint64_param = value
+    elif isinstance(value, float):
+        entry.double_param = value
+    else:
+        entry.string_param = value

@@ -1,41 +1,44 @@
-"""Inference requests over REST: JSON, followed by the tensors that are in binary form."""
+"""Inference requests and responses over REST: JSON, followed by the tensors in binary form."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
-from backline.dialects.json_data import decode_data
+from backline.dialects.json_data import decode_data, encode_data
 from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, LargeRequest
-from backline.dialects.open_inference.described import check_description
-from backline.dialects.open_inference.parameters import apply_parameters, class_count
+from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, size_mismatch
-from backline.dialects.open_inference.shared_tensors import (
+from backline.dialects.open_inference.planning import PlanBuilder, check_description
+from backline.dialects.open_inference.shared_memory import (
     REGION,
-    Place,
-    SharedInput,
-    SharedTensors,
-    read_place,
+    StoredTensor,
 )
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
-from backline.engine.parameters import EMPTY_FINAL, RESERVED, boolean
+from backline.engine.messages import InferResponse, Parameter
+from backline.engine.parameters import EMPTY_FINAL, RESERVED
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.tensor import Buffer, Shape, Tensor
+from backline.engine.tensor import Buffer, Shape, Tensor, encode_tensor
+from backline.memo import Memo
+from backline.wire.application import Fields
 
 HEADER_LENGTH = b"inference-header-content-length"
-#: JSON headers up to this size are remembered, and so many of them.
+#: The longest JSON headers whose plans are cached, and how many plans and response headers are.
+#: The longest JSON headers whose plans are cached, and how many plans and response headers are.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
+_JSON_FIELDS: Fields = ((b"content-type", b"application/json"),)
 _SIZE = "binary_data_size"
 _ID_FIRST = b'{"id":"'
 
 Scalar = str | int | float | bool
-#: A decoded request: what it asks, its id, its tensors by name.
+#: A decoded request: its plan, its id, its tensors by name.
 Decoded = tuple[InferPlan, str, dict[str, Tensor]]
 
 
@@ -48,12 +51,12 @@ class InputDocument(Struct):
 
 
 class LargeInputDocument(InputDocument):
-    """The shape of one in a large request is decoded when it is known to be short."""
+    """An input of a large request: its shape is decoded only once it is known to be short."""
 
     shape: Raw  # type: ignore[assignment]
 
 
-class OutputDocument(Struct):
+class RequestedOutput(Struct):
     name: str
     parameters: dict[str, Scalar] = {}
 
@@ -62,29 +65,27 @@ class RequestDocument(Struct):
     inputs: list[InputDocument]
     id: str = ""
     parameters: dict[str, Scalar] = {}
-    outputs: list[OutputDocument] | None = None
+    outputs: list[RequestedOutput] | None = None
 
 
 class LargeRequestDocument(RequestDocument):
     inputs: list[LargeInputDocument]  # type: ignore[assignment]
 
 
-class RequestReader:
-    """Reads inference requests. The plans of small headers without data are remembered, as clients repeat them."""
+class RestReader:
+    """Reads requests. Plans of small headers without data are cached, because clients repeat them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._decoder = msgspec.json.Decoder(RequestDocument)
         self._large_decoder = msgspec.json.Decoder(LargeRequestDocument)
-        self._plans: dict[bytes, InferPlan] = {}
+        self._plans: Memo[bytes, InferPlan] = Memo(_MAX_REMEMBERED)
 
     def read(
-        self, body: Buffer, header_length: bytes | None, model: str, version: str, *, on_loop: bool = False
+        self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
-        """The request in `body`, whose first `header_length` bytes are JSON. Raises BacklineError.
-
-        Raises LargeRequest when that takes too long to be done `on_loop`.
-        """
+        """The request in a body that starts with JSON. See ReadRequest."""
+        header_length = headers.get(HEADER_LENGTH)
         total = size = len(body)
         if header_length is not None:
             size = _parse_length(header_length, total)
@@ -132,9 +133,7 @@ class RequestReader:
             if size <= _MAX_REMEMBERED_SIZE:
                 id, key = split_id(bytes(header))
                 if id == document.id:
-                    if len(self._plans) >= _MAX_REMEMBERED:
-                        self._plans.clear()
-                    self._plans[key] = kept
+                    self._plans.keep(key, kept)
             return plan, document.id, tensors
         tensors = {}
         for index, (spec, given, declared) in enumerate(
@@ -166,12 +165,13 @@ class RequestReader:
             raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
 
     def _read_raw(self, body: Buffer, model: str, version: str) -> Decoded:
-        """A raw binary request: the whole body is the data of the model's only input."""
+        """A raw request: the whole body is the data of the model's only input."""
         served = self._engine.find_ready(model, version)
         inputs = served.signature.inputs
         if len(inputs) != 1:
             raise InvalidArgument(
-                f"Raw request must only have 1 input (found 1) to be deduced but got {len(inputs)} inputs in '{model}' model configuration"
+                f"Raw request must only have 1 input (found 1) to be deduced but got {len(inputs)}"
+                f" inputs in '{model}' model configuration"
             )
         declared = inputs[0]
         name, datatype = declared.name, declared.datatype
@@ -190,7 +190,8 @@ class RequestReader:
             variable = [index for index, dimension in enumerate(shape) if dimension < 0]
             if len(variable) > 1:
                 raise InvalidArgument(
-                    f"The shape of the raw input '{name}' can not be deduced because there are more than one variable-sized dimension"
+                    f"The shape of the raw input '{name}' can not be deduced because there are more"
+                    " than one variable-sized dimension"
                 )
             if variable:
                 row = datatype.itemsize
@@ -207,9 +208,10 @@ class RequestReader:
 
 
 def split_id(header: bytes) -> tuple[str, bytes]:
-    """The id of a request and its JSON without it, if it is the first key, written without blanks and escapes; else "" and the JSON.
+    """Splits the id off a JSON header that starts with it, without blanks and escapes; otherwise "" and the
+    header.
 
-    This is how most clients write it.
+    Most clients write the id like this.
     """
     if header.startswith(_ID_FIRST):
         end = header.find(b'"', len(_ID_FIRST))
@@ -222,86 +224,48 @@ def split_id(header: bytes) -> tuple[str, bytes]:
 
 
 def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None) -> InferPlan:
-    """The plan of a request, its inputs and outputs checked as far as that is possible without the model."""
-    specs: list[InputPlan] = []
+    """The plan of a request, checked as far as possible without the model."""
+    builder = PlanBuilder(model, memory)
     declared: list[int | None] = []
-    names = set()
     bytes_size = 0
     for given in document.inputs:
         name, parameters = given.name, given.parameters
-        if name in names:
-            raise InvalidArgument(f"input '{name}' already exists in request")
-        names.add(name)
-        place = read_place("input", name, parameters, memory) if parameters else None
+        place = builder.input_slice(name, parameters)
         size = _declared_size(name, parameters)
         _check_source(
             name,
             {"'data'": bool(given.data), f"'{_SIZE}'": size is not None, f"'{REGION}'": place is not None},
         )
-        if place is None or memory is None:
-            spec = InputPlan(name, given.datatype, given.shape)
-            if size is not None and size != spec.size:
-                if spec.size >= 0:
-                    raise size_mismatch(spec, size, model, document.id)
-                bytes_size += size
-        else:
-            spec = SharedInput(name, given.datatype, given.shape, place, memory, model)
+        spec = builder.add_input(name, given.datatype, given.shape, place)
+        if place is not None:
             size = 0
-        specs.append(spec)
+        elif size is not None and size != spec.size:
+            if spec.size >= 0:
+                raise size_mismatch(spec, size, model, document.id)
+            bytes_size += size
         declared.append(size)
-    plan = InferPlan(tuple(specs))
+    plan = InferPlan(tuple(builder.inputs))
     plan.declared = tuple(declared)
     plan.large = bytes_size > LARGE
     if document.parameters:
         if EMPTY_FINAL in document.parameters:
             raise InvalidArgument(RESERVED)
         apply_parameters(plan, document.parameters)
-    places = _plan_outputs(plan, document.outputs, memory) if document.outputs else {}
-    shared = [spec for spec in specs if isinstance(spec, SharedInput)]
-    if memory is not None and (shared or places):
-        plan.share(SharedTensors(memory, shared, places))
+    for output in document.outputs or ():
+        builder.add_output(plan, output.name, output.parameters, binary=True)
+    builder.finish(plan)
     return plan
 
 
 def _check_source(name: str, given: dict[str, bool]) -> None:
-    """Raises InvalidArgument unless the data of an input is in exactly one place."""
+    """Raises InvalidArgument unless the data of an input has exactly one source."""
     found = [what for what, there in given.items() if there]
     if len(found) != 1:
         raise InvalidArgument(
-            f"Input must set only one of the following fields: 'data', '{_SIZE}' in 'parameters', '{REGION}' in 'parameters'."
+            f"Input must set only one of the following fields: 'data', '{_SIZE}' in 'parameters',"
+            f" '{REGION}' in 'parameters'."
             f" But input '{name}' set {' '.join(found) or 'none'}"
         )
-
-
-def _plan_outputs(
-    plan: InferPlan, outputs: list[OutputDocument], memory: SharedMemory | None
-) -> dict[str, Place]:
-    """Notes the outputs of a request on its plan; returns the places of those that go into shared memory."""
-    names: dict[str, None] = {}
-    places: dict[str, Place] = {}
-    for output in outputs:
-        name, parameters = output.name, output.parameters
-        if name in names:
-            raise InvalidArgument(f"output '{name}' already exists in request")
-        names[name] = None
-        if not parameters:
-            continue
-        if "binary_data" in parameters:
-            plan.binary[name] = boolean("binary_data", parameters["binary_data"])
-        if "classification" in parameters:
-            plan.classify(name, class_count(name, parameters["classification"]))
-        place = read_place("output", name, parameters, memory)
-        if place is not None:
-            for other, there in (
-                ("binary_data", plan.binary.get(name)),
-                ("classification", name in plan.classes),
-            ):
-                if there:
-                    raise InvalidArgument(f"Output can't set both '{REGION}' and '{other}' (output '{name}')")
-            plan.binary[name] = False
-            places[name] = place
-    plan.outputs = tuple(names)
-    return places
 
 
 def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
@@ -316,7 +280,7 @@ def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
 
 
 def _read_binary(plan: InferPlan, body: Buffer, offset: int, model: str) -> dict[str, Tensor]:
-    """The tensors of a plan whose inputs are all in binary form, one after another from `offset` on."""
+    """The tensors of a plan whose inputs are all in binary form, consecutive from `offset`."""
     total = len(body)
     tensors = {}
     for spec, size in zip(plan.inputs, plan.declared, strict=True):
@@ -357,9 +321,96 @@ def _decode_shape(name: str, raw: Raw) -> Shape:
 def _parse_length(text: bytes, total: int) -> int:
     if not text.isdigit() or len(text) > 19:
         raise InvalidArgument(
-            f"invalid value of the header Inference-Header-Content-Length, expected a number of bytes, got: {text[:64].decode('latin-1')}"
+            "invalid value of the header Inference-Header-Content-Length, expected a number of"
+            f" bytes, got: {text[:64].decode('latin-1')}"
         )
     size = int(text)
     if size > total:
         raise InvalidArgument(f"inference header size should be in range (0, {total}), got: {size}")
     return size
+
+
+class OutputDocument(Struct):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: dict[str, int] | UnsetType = UNSET
+    data: list[Any] | Raw | UnsetType = UNSET
+
+
+class ResponseDocument(Struct):
+    id: str | UnsetType
+    model_name: str
+    model_version: str
+    parameters: dict[str, Parameter] | UnsetType
+    outputs: list[OutputDocument]
+
+
+class RestWriter:
+    """Writes responses. The JSON of a response with a single binary output is cached, because it repeats."""
+
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder().encode
+        self._heads: Memo[object, tuple[Fields, bytes]] = Memo(_MAX_REMEMBERED)
+
+    def write(
+        self, plan: InferPlan, response: InferResponse, outputs: list[Tensor]
+    ) -> tuple[Fields, list[Buffer]]:
+        """The header fields and the buffers of the body, with `outputs` as `wanted_outputs` returns them.
+
+        Raises InvalidArgument for values that JSON cannot represent.
+        """
+        if len(outputs) == 1 and not response.id and not response.parameters:
+            tensor = outputs[0]
+            if plan.binary.get(tensor.name, plan.binary_default):
+                data = encode_tensor(tensor)
+                key = (
+                    response.model_name,
+                    response.model_version,
+                    tensor.name,
+                    tensor.datatype,
+                    tensor.shape,
+                    len(data),
+                )
+                head = self._heads.get(key)
+                if head is None:
+                    fields, buffers = self._write(plan, response, outputs)
+                    head = self._heads.keep(key, (fields, bytes(buffers[0])))
+                return head[0], [head[1], data]
+        return self._write(plan, response, outputs)
+
+    def _write(
+        self, plan: InferPlan, response: InferResponse, outputs: list[Tensor]
+    ) -> tuple[Fields, list[Buffer]]:
+        documents = []
+        buffers: list[Buffer] = [b""]
+        for tensor in outputs:
+            if plan.is_binary(tensor.name):
+                data = encode_tensor(tensor)
+                buffers.append(data)
+                documents.append(
+                    OutputDocument(
+                        tensor.name, tensor.datatype.name, tensor.shape, {"binary_data_size": len(data)}
+                    )
+                )
+            elif isinstance(tensor, StoredTensor):
+                documents.append(OutputDocument(tensor.name, tensor.datatype.name, tensor.shape))
+            else:
+                documents.append(
+                    OutputDocument(
+                        tensor.name, tensor.datatype.name, tensor.shape, UNSET, encode_data(tensor)
+                    )
+                )
+        header = self._encode(
+            ResponseDocument(
+                response.id or UNSET,
+                response.model_name,
+                response.model_version,
+                response.parameters or UNSET,
+                documents,
+            )
+        )
+        buffers[0] = header
+        if len(buffers) == 1:
+            return _JSON_FIELDS, buffers
+        return ((b"content-type", b"application/octet-stream"), (HEADER_LENGTH, b"%d" % len(header))), buffers

@@ -1,19 +1,18 @@
-"""The Open Inference Protocol over REST: its routes, without inference itself."""
+"""The Open Inference Protocol over REST: its routes."""
 
 from __future__ import annotations
 
 from backline.access.scope import Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
-from backline.dialects.open_inference.changes import Changes
+from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.open_inference.configuration import model_configuration
-from backline.dialects.open_inference.generate import Generate
-from backline.dialects.open_inference.logging_extension import LoggingExtension
 from backline.dialects.open_inference.metadata import model_listing, model_metadata, server_metadata
-from backline.dialects.open_inference.rest_inference import RestInference
-from backline.dialects.open_inference.rest_repository import RestRepository
-from backline.dialects.open_inference.rest_shared_memory import RestSharedMemory
+from backline.dialects.open_inference.repository import RepositoryRoutes
+from backline.dialects.open_inference.rest.generate import Generate
+from backline.dialects.open_inference.rest.inference import RestInference
+from backline.dialects.open_inference.settings import LoggingExtension, TraceSettings
+from backline.dialects.open_inference.shared_memory import SharedMemoryRoutes
 from backline.dialects.open_inference.statistics import model_statistics
-from backline.dialects.open_inference.trace_settings import TraceSettings
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.pieces import in_pieces
@@ -26,16 +25,16 @@ _VERSION = "/v2/models/{}/versions/{}"
 
 
 class RestService:
-    """The handlers of the routes. `not_ready_status` is the status of health questions whose answer is no."""
+    """Registers the routes. `not_ready_status` is the HTTP status of failed health checks."""
 
-    def __init__(self, engine: Engine, *, not_ready_status: int) -> None:
+    def __init__(self, engine: Engine, deferred: DeferredAnswers, *, not_ready_status: int) -> None:
         self._engine = engine
         self._not_ready_status = not_ready_status
-        self._changes = Changes(engine)
-        self._inference = RestInference(engine, self._changes)
-        self._generate = Generate(engine, self._changes)
-        self._repository = RestRepository(engine, self._changes)
-        self._shared_memory = RestSharedMemory(engine)
+        self._deferred = deferred
+        self._inference = RestInference(engine, deferred)
+        self._generate = Generate(engine, deferred, self._inference)
+        self._repository = RepositoryRoutes(engine, deferred)
+        self._shared_memory = SharedMemoryRoutes(engine)
         self._trace_settings = TraceSettings(engine)
 
     def add_routes(self, router: Router) -> None:
@@ -74,11 +73,11 @@ class RestService:
         respond_json(request, document, 200 if good else self._not_ready_status)
 
     def _models(self, request: HttpRequest) -> None:
-        """The names, as KServe lists them; beside them all versions, with all that is known of how they are."""
+        """The names, as KServe lists them, and the state of every version."""
         respond_json(request, {"models": self._engine.names(), "versions": model_listing(self._engine)})
 
     def _model_metadata(self, name: str, version: str, request: HttpRequest) -> None:
-        self._changes.when_known(
+        self._deferred.when_known(
             name, version, request, lambda: respond_json(request, model_metadata(self._engine, name, version))
         )
 
@@ -93,7 +92,7 @@ class RestService:
         respond_json(request, {"name": name, "ready": False, "error": error}, self._not_ready_status)
 
     def _configuration(self, name: str, version: str, request: HttpRequest) -> None:
-        self._changes.when_known(
+        self._deferred.when_known(
             name,
             version,
             request,
@@ -106,4 +105,4 @@ class RestService:
         def answer(models: list[bytes]) -> None:
             respond_encoded(request, b'{"model_stats":[%b]}' % b",".join(models))
 
-        self._changes.answer_request(request, in_pieces(told), answer)
+        self._deferred.answer(request, in_pieces(told), answer)

@@ -6,28 +6,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from backline.access.scope import Scope
-from backline.dialects.open_inference.changes import Changes
+from backline.dialects.answers import guarded, unary_method
+from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.documents import read_message
 from backline.dialects.open_inference.configuration import model_configuration
-from backline.dialects.open_inference.grpc_inference import GrpcInference
-from backline.dialects.open_inference.grpc_repository import GrpcRepository
-from backline.dialects.open_inference.grpc_stream import StreamInference
-from backline.dialects.open_inference.logging_extension import LoggingExtension
+from backline.dialects.open_inference.grpc.inference import GrpcInference
+from backline.dialects.open_inference.grpc.stream import StreamInference
 from backline.dialects.open_inference.metadata import model_index, model_metadata, server_metadata
+from backline.dialects.open_inference.repository import RepositoryCalls
+from backline.dialects.open_inference.settings import LoggingExtension, TraceSettings
 from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMemoryRegions
 from backline.dialects.open_inference.statistics import model_statistics
-from backline.dialects.open_inference.trace_settings import TraceSettings
-from backline.dialects.rpc_failure import guarded
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.errors import Unsupported
 from backline.engine.pieces import in_pieces
 from backline.protos import message, pool
 from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
 
 SERVICE = "inference.GRPCInferenceService"
-#: LogSettings and TraceSetting answer and change with the same method.
+#: LogSettings and TraceSetting both read and change settings, so they need the stronger scope.
 _SCOPES = {
     "ServerLive": Scope.READ,
     "ServerReady": Scope.READ,
@@ -53,16 +51,16 @@ _SCOPES = {
 
 
 class InferenceService:
-    """The methods of the service. Most answer at once from what the engine knows: a message in, the fields of the response out."""
+    """The methods of the service. Most respond immediately from the engine's state."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine
+        self._deferred = deferred
 
     def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
         """All methods of the service by gRPC path."""
         inference = GrpcInference(self._engine)
-        changes = Changes(self._engine)
-        repository = GrpcRepository(changes)
+        repository = RepositoryCalls(self._engine, self._deferred)
         served: dict[str, Callable[[Any], Any]] = {
             "ServerLive": lambda _: {"live": self._engine.live},
             "ServerReady": lambda _: {"ready": self._engine.ready},
@@ -90,27 +88,23 @@ class InferenceService:
             elif method.name == "RepositoryModelUnload":
                 methods[path] = UnaryMethod(guarded(repository.unload), scope)
             elif method.name == "ModelStatistics":
-                methods[path] = UnaryMethod(guarded(partial(self._statistics, changes, method)), scope)
+                methods[path] = UnaryMethod(guarded(partial(self._statistics, method)), scope)
             elif method.name in ("ModelMetadata", "ModelConfig"):
-                methods[path] = answering(method, scope, served[method.name], partial(self._known, changes))
+                methods[path] = unary_method(method, scope, served[method.name], self._known)
             else:
-                methods[path] = answering(method, scope, served[method.name])
+                methods[path] = unary_method(method, scope, served[method.name])
         return methods
 
-    def _known(self, changes: Changes, asked: Any, call: UnaryCall, answer: Callable[[], None]) -> None:
-        """Answers now, or when a version that is on demand is loaded, if its inputs are not known before."""
-        if self._engine.is_unknown(asked.name, asked.version):
-            changes.answer_call(call, self._engine.wake(asked.name, asked.version), lambda _: answer())
-        else:
-            answer()
+    def _known(self, asked: Any, call: UnaryCall, answer: Callable[[], None]) -> None:
+        self._deferred.when_known(asked.name, asked.version, call, answer)
 
-    def _statistics(self, changes: Changes, method: Any, call: UnaryCall, received: Buffer) -> None:
-        """Messages one after the other are one with all their models."""
-        asked = _read(method, received)
+    def _statistics(self, method: Any, call: UnaryCall, received: Buffer) -> None:
+        """Concatenated protobuf messages merge into one with all their models."""
+        asked = read_message(method.input_type.full_name, received)
         response_type = message(method.output_type.full_name)
         told = model_statistics(self._engine, asked.name, asked.version)
         written = (response_type(model_stats=[one]).SerializeToString() for one in told)
-        changes.answer_call(call, in_pieces(written), lambda models: call.reply(b"".join(models)))
+        self._deferred.answer(call, in_pieces(written), lambda models: call.reply(b"".join(models)))
 
     def _shared_memory(self) -> dict[str, Callable[[Any], Any]]:
         system = SharedMemoryRegions(self._engine)
@@ -134,35 +128,3 @@ class InferenceService:
         if asked.repository_name:
             raise Unsupported("'repository_name' specification is not supported")
         return {"models": model_index(self._engine, only_ready=asked.ready)}
-
-
-def answering(
-    method: Any,
-    scope: Scope,
-    answer: Callable[[Any], Any],
-    when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None,
-) -> UnaryMethod:
-    """A method whose response has the fields that `answer` gives for its request, if any; `when` calls back when that can be asked for."""
-    response_type = message(method.output_type.full_name)
-
-    def handle(call: UnaryCall, received: Buffer) -> None:
-        asked = _read(method, received)
-
-        def reply() -> None:
-            call.reply(response_type(**(answer(asked) or {})).SerializeToString())
-
-        if when is None:
-            reply()
-        else:
-            when(asked, call, reply)
-
-    return UnaryMethod(guarded(handle), scope)
-
-
-def _read(method: Any, received: Buffer) -> Any:
-    try:
-        return message(method.input_type.full_name).FromString(received)
-    except DecodeError:
-        raise InvalidArgument(
-            f"the message is not an {method.input_type.full_name}: it is malformed or cut short"
-        ) from None

@@ -1,26 +1,31 @@
-"""Small JSON documents and queries of requests, read strictly: an unknown key is an error that names the nearest known one."""
+"""Small requests, read strictly: JSON documents, URL queries and protobuf messages.
+
+An unknown key is an error.
+"""
 
 from __future__ import annotations
 
 import re
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from google.protobuf.message import DecodeError
 
 from backline.dialects.json_scan import check_document
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Buffer
+from backline.protos import message
 
 Document = TypeVar("Document", bound=msgspec.Struct)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
 def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -> Document:
-    """The JSON object in a body, an empty one of an empty body. Raises InvalidArgument.
+    """The JSON object in a body; an empty body is an empty object. Raises InvalidArgument.
 
-    A `bounded` document is decoded on the event loop: above MAX_DOCUMENT bytes it raises PayloadTooLarge.
+    A `bounded` document is decoded on the event loop: it raises PayloadTooLarge above MAX_DOCUMENT bytes.
     """
     if bounded:
         check_document(body)
@@ -33,7 +38,7 @@ def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -
 
 
 def read_query(kind: type[Document], query: bytes) -> Document:
-    """The parameters behind the "?" of a URL, each given once. Raises InvalidArgument."""
+    """The query parameters of a URL. Raises InvalidArgument, also for a parameter given twice."""
     try:
         pairs = parse_qsl(
             query.decode(),
@@ -46,12 +51,21 @@ def read_query(kind: type[Document], query: bytes) -> Document:
         if len(given) != len(pairs):
             raise ValueError("a parameter was given twice")
         return msgspec.convert(given, kind, strict=False)
-    except ValueError as error:  # msgspec's and Unicode's are ValueErrors too
+    except ValueError as error:  # msgspec and UnicodeDecodeError derive from it
         raise InvalidArgument(f"failed to read the query of the URL: {_explain(kind, str(error))}") from None
 
 
+def read_message(name: str, received: Buffer) -> Any:
+    """A protobuf message by its full name, such as "inference.ModelReadyRequest". Raises InvalidArgument."""
+    try:
+        return message(name).FromString(received)
+    except DecodeError:
+        article = "an" if name[0] in "aeiou" else "a"
+        raise InvalidArgument(f"the message is not {article} {name}: it is malformed or cut short") from None
+
+
 def suggestion(name: str, known: tuple[str, ...]) -> str:
-    """What to say behind the complaint about an unknown name: the nearest one, or all."""
+    """A hint after an unknown name: the closest known name, or all of them."""
     near = get_close_matches(name, known, 1)
     return (
         f"Did you mean '{near[0]}'?"

@@ -1,0 +1,89 @@
+"""Requests that are answered when a coroutine ends, most of them changes to the models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from backline.dialects.answers import fail_call, hidden_error, respond_error
+from backline.engine.control import Control
+from backline.engine.engine import Engine
+from backline.engine.errors import BacklineError, Unsupported
+from backline.wire.application import HttpRequest, UnaryCall
+
+#: The header field or gRPC metadata key in which clients name their user, as user@host.
+USER = b"x-backline-user"
+_LONGEST_USER = 64
+Result = TypeVar("Result")
+
+
+class DeferredAnswers:
+    """Runs each coroutine as a task. A task runs to its end even if the client disconnects."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        #: Strong references: the event loop keeps only weak ones.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def answer(
+        self,
+        caller: HttpRequest | UnaryCall,
+        work: Coroutine[Any, Any, Result],
+        then: Callable[[Result], None],
+    ) -> None:
+        """Runs `work` and passes its result to `then`, which answers; an error of either is the answer."""
+        task = asyncio.get_running_loop().create_task(_run(caller, work, then))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def when_known(
+        self, name: str, version: str, caller: HttpRequest | UnaryCall, answer: Callable[[], None]
+    ) -> None:
+        """Calls `answer` now, or once an on-demand version whose inputs are not known yet is loaded.
+
+        Raises NotFound, or Unavailable when the version is not ready.
+        """
+        if self._engine.is_unknown(name, version):
+            self.answer(caller, self._engine.wake(name, version), lambda _: answer())
+        else:
+            answer()
+
+
+async def _run(
+    caller: HttpRequest | UnaryCall, work: Coroutine[Any, Any, Result], then: Callable[[Result], None]
+) -> None:
+    try:
+        then(await work)
+    except BacklineError as error:
+        _fail(caller, error)
+    except Exception as error:
+        _fail(caller, hidden_error("a request answered later", error))
+
+
+def _fail(caller: HttpRequest | UnaryCall, error: BacklineError) -> None:
+    if isinstance(caller, HttpRequest):
+        respond_error(caller, error)
+    else:
+        fail_call(caller, error)
+
+
+def control_of(engine: Engine, what: str) -> Control:
+    """The engine's control. Raises Unsupported, naming `what`, where models may not be changed by request."""
+    if engine.control is None:
+        raise Unsupported(
+            f"{what} is not supported by this server: start it with --model-control-mode explicit"
+        )
+    return engine.control
+
+
+def caller_name(peer: str, fields: Mapping[bytes, bytes]) -> str:
+    """The caller for the audit log: "ada@laptop (10.0.0.7)", or only the address.
+
+    The name is not verified.
+    """
+    given = fields.get(USER, b"")[: 4 * _LONGEST_USER].decode(errors="replace")
+    user = "".join(character if character.isprintable() else "?" for character in given).strip()[
+        :_LONGEST_USER
+    ]
+    return f"{user} ({peer})" if user else peer

@@ -1,0 +1,333 @@
+"""The way of an inference request from bytes to the engine and back, shared by all dialects.
+
+A dialect supplies a reader, from bytes to a plan and inputs, and a writer, from an InferResponse to bytes.
+Large requests and responses are read and written off the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic, monotonic_ns
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from backline.dialects.answers import fail_call, hidden_error, respond_error
+from backline.dialects.off_loop import LargeRequest, OffLoop
+from backline.engine.engine import Engine
+from backline.engine.errors import (
+    BacklineError,
+    DeadlineExceeded,
+    DecoupledModel,
+    InvalidArgument,
+    Unsupported,
+)
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
+from backline.engine.tracing import Trace, TraceProtocol
+from backline.wire.application import Buffer, Fields, HttpRequest, UnaryCall
+from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
+
+#: gRPC's field, which gateways between HTTP and gRPC pass on: up to eight digits and a unit ("250m" is 250
+#: ms).
+GRPC_TIMEOUT = b"grpc-timeout"
+#: Added by Envoy to requests it forwards: how many milliseconds Envoy will wait.
+ENVOY_TIMEOUT = b"x-envoy-expected-rq-timeout-ms"
+
+
+class RequestPlan(Protocol):
+    """A request without its inputs and id."""
+
+    def request(
+        self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
+    ) -> InferRequest:
+        """The request. A plan that holds the model name itself ignores `model` and `version`."""
+
+    def is_large(self, response: InferResponse) -> bool:
+        """Whether writing this response takes too long for the event loop."""
+
+    def release(self) -> None:
+        """Releases resources early, after the request failed."""
+
+
+Caller = TypeVar("Caller")
+Plan = TypeVar("Plan", bound=RequestPlan)
+Plan_co = TypeVar("Plan_co", bound=RequestPlan, covariant=True)
+Written = TypeVar("Written")
+#: The header fields and the body of an HTTP response.
+HttpBody: TypeAlias = tuple[Fields, Sequence[Buffer]]
+
+
+class ReadRequest(Protocol[Plan_co]):
+    """Reads a request: its plan, its id and its inputs by name."""
+
+    def __call__(
+        self, received: Buffer, fields: Mapping[bytes, bytes], model: str, version: str, on_loop: bool, /
+    ) -> tuple[Plan_co, str, dict[str, Tensor]]:
+        """`model` and `version` come from the URL, empty in gRPC; `fields` are header fields or metadata.
+
+        Raises BacklineError; LargeRequest if called `on_loop` for a request that takes too long there.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier(Generic[Caller, Written]):
+    """The differences between HTTP and gRPC that matter to an exchange."""
+
+    protocol: TraceProtocol
+    #: Whether the wire itself ends a call at its deadline, so that only the queue needs to know it.
+    ends_at_deadline: bool
+    #: Sets the callback for a client that goes away before the response.
+    watch: Callable[[Caller, Callable[[], None]], None]
+    reply: Callable[[Caller, Written], None]
+    fail: Callable[[Caller, BacklineError], None]
+
+
+def _watch_request(request: HttpRequest, callback: Callable[[], None]) -> None:
+    request.on_disconnect = callback
+
+
+def _watch_call(call: UnaryCall, callback: Callable[[], None]) -> None:
+    call.on_abandon = callback
+
+
+def _reply_to_request(request: HttpRequest, written: HttpBody) -> None:
+    fields, body = written
+    request.respond(200, fields, body)
+
+
+def _reply_to_call(call: UnaryCall, message: Buffer) -> None:
+    call.reply(message)
+
+
+HTTP: Carrier[HttpRequest, HttpBody] = Carrier(
+    "HTTP", False, _watch_request, _reply_to_request, respond_error
+)
+GRPC: Carrier[UnaryCall, Buffer] = Carrier("GRPC", True, _watch_call, _reply_to_call, fail_call)
+
+
+class RequestIntake(Generic[Caller, Plan]):
+    """Reads requests, off the event loop if they are large, and passes them to `then`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        carrier: Carrier[Caller, Any],
+        read: ReadRequest[Plan],
+        then: Callable[[Caller, float | None, Trace | None, InferRequest, Plan], None],
+        off_loop: OffLoop,
+    ) -> None:
+        """`then(caller, deadline, trace, request, plan)` submits the request; it may raise BacklineError."""
+        self._engine = engine
+        self._protocol = carrier.protocol
+        self._ends_at_deadline = carrier.ends_at_deadline
+        self._fail = carrier.fail
+        self._read = read
+        self._then = then
+        self._off_loop = off_loop
+
+    def take(
+        self,
+        caller: Caller,
+        received: Buffer,
+        fields: Mapping[bytes, bytes],
+        model: str,
+        version: str,
+        deadline: float | None,
+    ) -> None:
+        """Reads a request and passes it on. `deadline` is in seconds of time.monotonic().
+
+        Raises BacklineError if the request is refused immediately.
+        """
+        began = 0 if self._engine.tracer is None else monotonic_ns()
+        try:
+            plan, id, inputs = self._read(received, fields, model, version, True)
+        except LargeRequest:
+            self._off_loop.run(
+                partial(self._read, received, fields, model, version, False),
+                partial(self._taken, caller, fields, model, version, deadline, began),
+            )
+            return
+        except BacklineError as error:
+            trace_refusal(self._engine, self._protocol, model, fields, began, error)
+            raise
+        if self._ends_at_deadline:
+            request, deadline = plan.request(model, version, id, inputs, deadline), None
+        else:
+            request = plan.request(model, version, id, inputs, None)
+        trace = (
+            trace_arrival(self._engine, self._protocol, request.model_name, fields, began) if began else None
+        )
+        self._then(caller, deadline, trace, request, plan)
+
+    def _taken(
+        self,
+        caller: Caller,
+        fields: Mapping[bytes, bytes],
+        model: str,
+        version: str,
+        deadline: float | None,
+        began: int,
+        read: asyncio.Future[tuple[Plan, str, dict[str, Tensor]]],
+    ) -> None:
+        try:
+            try:
+                plan, id, inputs = read.result()
+            except BacklineError as error:
+                trace_refusal(self._engine, self._protocol, model, fields, began, error)
+                raise
+            ends_at_deadline = self._ends_at_deadline
+            request = plan.request(model, version, id, inputs, deadline if ends_at_deadline else None)
+            trace = trace_arrival(self._engine, self._protocol, request.model_name, fields, began)
+            self._then(caller, None if ends_at_deadline else deadline, trace, request, plan)
+        except BacklineError as error:
+            self._fail(caller, error)
+        except Exception as error:
+            self._fail(caller, hidden_error("a large request", error))
+        finally:
+            del read  # the future holds the error, whose traceback holds this frame
+
+
+class UnaryInference(Generic[Caller, Plan, Written]):
+    """Inference with one response per request."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        carrier: Carrier[Caller, Written],
+        read: ReadRequest[Plan],
+        write: Callable[[Plan, InferResponse], Written],
+        off_loop: OffLoop,
+        *,
+        decoupled: str,
+    ) -> None:
+        """`write` may raise BacklineError. `decoupled` is the error text for decoupled models."""
+        self._engine = engine
+        self._watch = carrier.watch
+        self._reply = carrier.reply
+        self._fail = carrier.fail
+        self._write = write
+        self._off_loop = off_loop
+        self._decoupled = decoupled
+        #: See RequestIntake.take.
+        self.take = RequestIntake(engine, carrier, read, self._submit, off_loop).take
+
+    def _submit(
+        self,
+        caller: Caller,
+        deadline: float | None,
+        trace: Trace | None,
+        request: InferRequest,
+        plan: Plan,
+    ) -> None:
+        ticket = Ticket(request, self._complete, context=(caller, plan), trace=trace)
+        self._watch(caller, partial(cancel, ticket))
+        try:
+            if deadline is None:
+                self._engine.submit(ticket)
+            else:
+                self._engine.submit_until(ticket, deadline)
+        except DecoupledModel:
+            raise Unsupported(self._decoupled) from None
+
+    def _complete(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+        context = ticket.context
+        if context is None:
+            return
+        # The context holds the caller, whose callback holds the ticket: this breaks the cycle. The callback
+        # may stay, as cancelling a ticket that is done has no effect.
+        ticket.context = None
+        caller: Caller
+        plan: Plan
+        caller, plan = context
+        try:
+            if response is None:
+                plan.release()
+                raise error  # type: ignore[misc]
+            if plan.is_large(response):
+                self._off_loop.run(
+                    partial(self._write, plan, response),
+                    partial(self._written, caller, ticket.request.model_name),
+                )
+                return
+            written = self._write(plan, response)
+        except DecoupledModel:
+            self._fail(caller, Unsupported(self._decoupled))
+        except BacklineError as failure:
+            self._fail(caller, failure)
+        except Exception as failure:
+            self._fail(caller, hidden_answer(ticket.request.model_name, failure))
+        else:
+            self._reply(caller, written)
+
+    def _written(self, caller: Caller, model: str, written: asyncio.Future[Written]) -> None:
+        try:
+            self._reply(caller, written.result())
+        except BacklineError as failure:
+            self._fail(caller, failure)
+        except Exception as failure:
+            self._fail(caller, hidden_answer(model, failure))
+        finally:
+            del written  # as in RequestIntake._taken
+
+
+def cancel(ticket: Ticket) -> None:
+    """Cancels the request of a client that has gone away."""
+    ticket.context = None
+    ticket.cancel()
+
+
+def hidden_answer(model: str, cause: BaseException) -> BacklineError:
+    """The error that a client sees in place of an unexpected exception from writing a response."""
+    return hidden_error(f"the response of model '{model}'", cause)
+
+
+def trace_arrival(
+    engine: Engine, protocol: TraceProtocol, model: str, fields: Mapping[bytes, bytes], began: int
+) -> Trace | None:
+    """The trace of a request that arrived at `began` (time.monotonic_ns()), 0 if tracing was off then."""
+    tracer = engine.tracer
+    return tracer.arrived(protocol, model, fields, began) if began and tracer is not None else None
+
+
+def trace_refusal(
+    engine: Engine,
+    protocol: TraceProtocol,
+    model: str,
+    fields: Mapping[bytes, bytes],
+    began: int,
+    error: BacklineError,
+) -> None:
+    """Traces a request that could not be read; `model` is empty if only the request names it."""
+    trace = trace_arrival(engine, protocol, model, fields, began)
+    if trace is not None:
+        trace.unreadable(error)
+
+
+def deadline_of(headers: Mapping[bytes, bytes]) -> float | None:
+    """The deadline (time.monotonic()) of an HTTP request that has just arrived; None if its client sets none.
+
+    Raises InvalidArgument for a malformed timeout, DeadlineExceeded for one of zero.
+    """
+    given = [_seconds(name, headers[name]) for name in (GRPC_TIMEOUT, ENVOY_TIMEOUT) if name in headers]
+    if not given:
+        return None
+    seconds = min(given)
+    if seconds <= 0:
+        raise DeadlineExceeded("the deadline had already passed when the request arrived")
+    return monotonic() + seconds
+
+
+def _seconds(name: bytes, value: bytes) -> float:
+    if name == GRPC_TIMEOUT:
+        try:
+            return parse_timeout(value)
+        except InvalidTimeout as error:
+            raise InvalidArgument(str(error)) from None
+    if not value.isdigit() or len(value) > 15:
+        raise InvalidArgument(
+            f"{name.decode()} {value[:40].decode('latin-1')!r} is not a number of milliseconds"
+        )
+    return int(value) / 1000

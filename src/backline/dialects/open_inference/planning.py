@@ -1,0 +1,114 @@
+"""Building and checking the plan of a request, shared by REST and gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from backline.dialects.input_plan import InputPlan
+from backline.dialects.open_inference.parameters import class_count
+from backline.dialects.open_inference.plan import InferPlan
+from backline.dialects.open_inference.shared_memory import (
+    REGION,
+    RegionSlice,
+    SharedInput,
+    SharedTensors,
+    read_slice,
+)
+from backline.engine.engine import Engine
+from backline.engine.errors import InvalidArgument
+from backline.engine.messages import InferRequest
+from backline.engine.parameters import boolean
+from backline.engine.shared_memory import SharedMemory
+from backline.engine.signature import RequestCheck
+from backline.engine.tensor import Shape, Tensor
+from backline.engine.ticket import unsubmitted
+
+_NO_DATA = np.empty(1, np.uint8)
+
+
+class PlanBuilder:
+    """Collects the inputs and outputs of a request and checks them as far as possible without the model.
+
+    Every method raises InvalidArgument, and Unsupported where clients may not share memory. `model` is used
+    in errors.
+    """
+
+    def __init__(self, model: str, memory: SharedMemory | None) -> None:
+        self.inputs: list[InputPlan] = []
+        self._model = model
+        self._memory = memory
+        self._names: set[str] = set()
+        self._outputs: dict[str, None] = {}
+        self._slices: dict[str, RegionSlice] = {}
+
+    def input_slice(self, name: str, parameters: Mapping[str, Any]) -> RegionSlice | None:
+        """The shared memory that a new input's parameters refer to, None for none."""
+        if name in self._names:
+            raise InvalidArgument(f"input '{name}' already exists in request")
+        self._names.add(name)
+        return read_slice("input", name, parameters, self._memory) if parameters else None
+
+    def add_input(self, name: str, datatype: str, shape: Shape, slice: RegionSlice | None) -> InputPlan:
+        """Adds an input and returns its plan."""
+        if slice is None or self._memory is None:
+            spec = InputPlan(name, datatype, shape)
+        else:
+            spec = SharedInput(name, datatype, shape, slice, self._memory, self._model)
+        self.inputs.append(spec)
+        return spec
+
+    def add_output(
+        self, plan: InferPlan, name: str, parameters: Mapping[str, Any], *, binary: bool = False
+    ) -> None:
+        """Adds a requested output to the plan.
+
+        With `binary` its parameters choose between JSON and binary form.
+        """
+        if name in self._outputs:
+            raise InvalidArgument(f"output '{name}' already exists in request")
+        self._outputs[name] = None
+        if not parameters:
+            return
+        if binary and "binary_data" in parameters:
+            plan.binary[name] = boolean("binary_data", parameters["binary_data"])
+        if "classification" in parameters:
+            plan.classify(name, class_count(name, parameters["classification"]))
+        slice = read_slice("output", name, parameters, self._memory)
+        if slice is None:
+            return
+        for other, there in (
+            ("binary_data", plan.binary.get(name)),
+            ("classification", name in plan.classes),
+        ):
+            if there:
+                raise InvalidArgument(f"Output can't set both '{REGION}' and '{other}' (output '{name}')")
+        plan.binary[name] = False
+        self._slices[name] = slice
+
+    def finish(self, plan: InferPlan) -> None:
+        """Completes the plan. Raises PayloadTooLarge for too much shared memory."""
+        if self._outputs:
+            plan.outputs = tuple(self._outputs)
+        shared = [spec for spec in self.inputs if isinstance(spec, SharedInput)]
+        if self._memory is not None and (shared or self._slices):
+            plan.share(SharedTensors(self._memory, shared, self._slices))
+
+
+def check_description(engine: Engine, model: str, version: str, id: str, plan: InferPlan) -> None:
+    """Checks the names, datatypes and shapes of a large request, so that data the model would refuse is never
+    decoded.
+
+    Raises NotFound, Unavailable or InvalidArgument, as submitting the request would. Two kinds of request are
+    checked only when submitted: those to models that are not loaded yet, and those of sequences, which may
+    belong to a version that is draining. Safe on any thread.
+    """
+    served = engine.find_ready(model, version)
+    if plan.sequence is not None or served.on_demand:
+        return
+    described = {spec.name: Tensor(spec.name, spec.datatype, spec.shape, _NO_DATA) for spec in plan.inputs}
+    ticket = unsubmitted(InferRequest(model, described, id=id, outputs=plan.outputs))
+    # Only the model's own check knows whether its batch size limit is strict.
+    RequestCheck(served.name, served.signature, served.max_batch_size, strict=False)(ticket)

@@ -1,0 +1,338 @@
+"""Changing models by request:
+
+Triton's model repository extension, and beyond it versions, labels and the history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from backline.access.scope import Scope
+from backline.dialects.answers import respond_json
+from backline.dialects.deferred import DeferredAnswers, caller_name, control_of
+from backline.dialects.documents import read_document, read_message, read_query, suggestion
+from backline.dialects.json_scan import check_keys
+from backline.dialects.off_loop import LARGE
+from backline.dialects.open_inference.metadata import model_index
+from backline.dialects.router import Router
+from backline.engine.control import ANY_VERSION, STABLE, Control, LabelMove, Overrides
+from backline.engine.engine import Engine
+from backline.engine.errors import InvalidArgument, PayloadTooLarge, Unsupported
+from backline.engine.private_places import for_clients
+from backline.engine.tensor import Buffer
+from backline.wire.application import HttpRequest, UnaryCall
+
+CONFIG = "config"
+FILE = "file:"
+#: The most characters in a configuration: decoding holds the interpreter's lock for at most about 10 ms.
+MAX_CONFIG = 256 * 1024
+DEPENDENTS = "unload_dependents"
+#: Base64 is decoded this many characters at a time (a multiple of 4), so that other threads can run in
+#: between.
+_PIECE = 1 << 20
+_LOADING = "loading and unloading models by request"
+_LABELS = "moving labels by request"
+_LONGEST_HISTORY = 10_000
+
+
+class IndexDocument(Struct, forbid_unknown_fields=True):
+    ready: bool = False
+
+
+class ParametersDocument(Struct, forbid_unknown_fields=True):
+    parameters: dict[str, Any] = {}
+
+
+class LoadDocument(Struct, forbid_unknown_fields=True):
+    """Values may be large files: those that are not strings stay undecoded."""
+
+    parameters: dict[str, Raw] = {}
+
+
+class VersionDocument(Struct, forbid_unknown_fields=True):
+    """Versions may be numbers or strings."""
+
+    version: str | int
+    expected: str | int = ANY_VERSION
+
+
+class RollbackDocument(Struct, forbid_unknown_fields=True):
+    label: str = STABLE
+
+
+class ExpectedQuery(Struct, forbid_unknown_fields=True):
+    expected: str = ANY_VERSION
+
+
+class HistoryQuery(Struct, forbid_unknown_fields=True):
+    model: str = ""
+    limit: int = 100
+
+
+class RepositoryRoutes:
+    """The handlers of the routes that list and change models."""
+
+    def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
+        self._engine = engine
+        self._deferred = deferred
+
+    def add_routes(self, router: Router) -> None:
+        for method in ("GET", "POST"):
+            router.add(Scope.READ, method, "/v2/repository/index", self._index)
+            router.add(Scope.READ, method, "/v2/repository/{}/index", _refuse_repository)
+        for action, handler in (("load", self._load), ("unload", self._unload)):
+            router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/{action}", handler, "")
+            router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/versions/{{}}/{action}", handler)
+            router.add(Scope.MANAGE, "POST", f"/v2/repository/{{}}/models/{{}}/{action}", _refuse_repository)
+        router.add(Scope.MANAGE, "POST", "/v2/repository/refresh", self._refresh)
+        router.add(Scope.READ, "GET", "/v2/repository/history", self._history)
+        router.add(Scope.READ, "GET", "/v2/models/{}/labels", self._labels)
+        router.add(Scope.MANAGE, "PUT", "/v2/models/{}/labels/{}", self._set_label)
+        router.add(Scope.MANAGE, "DELETE", "/v2/models/{}/labels/{}", self._remove_label)
+        router.add(Scope.MANAGE, "POST", "/v2/models/{}/promote", self._promote)
+        router.add(Scope.MANAGE, "POST", "/v2/models/{}/rollback", self._rollback)
+
+    # Triton's
+
+    def _index(self, request: HttpRequest) -> None:
+        asked = read_document(IndexDocument, request.body if request.method == b"POST" else b"")
+        respond_json(request, model_index(self._engine, only_ready=asked.ready))
+
+    def _load(self, model: str, version: str, request: HttpRequest) -> None:
+        control = control_of(self._engine, _LOADING)
+        who, body = _who(request), request.body
+        request.body = b""  # may be as large as the model: not kept while the model loads
+
+        async def load() -> None:
+            nonlocal body
+            overrides = await _read_overrides(body)
+            body = b""
+            await control.load(model, version, overrides=overrides, who=who)
+
+        self._deferred.answer(request, load(), partial(_respond_empty, request))
+
+    def _unload(self, model: str, version: str, request: HttpRequest) -> None:
+        control = control_of(self._engine, _LOADING)
+        dependents = dependents_from_json(read_document(ParametersDocument, request.body).parameters)
+        change = control.unload(model, version, dependents=dependents, who=_who(request))
+        self._deferred.answer(request, change, partial(_respond_empty, request))
+
+    # beyond Triton
+
+    def _refresh(self, request: HttpRequest) -> None:
+        control = control_of(self._engine, "refreshing the repository by request")
+        self._deferred.answer(request, control.refresh(), partial(_respond_empty, request))
+
+    def _history(self, request: HttpRequest) -> None:
+        control = control_of(self._engine, "the history of changes")
+        asked = read_query(HistoryQuery, request.query)
+        if not 1 <= asked.limit <= _LONGEST_HISTORY:
+            raise InvalidArgument(f"limit is {asked.limit}, expected 1 to {_LONGEST_HISTORY}")
+        changes = control.history(asked.model, asked.limit)
+        respond_json(request, {"changes": [replace(one, detail=for_clients(one.detail)) for one in changes]})
+
+    def _labels(self, model: str, request: HttpRequest) -> None:
+        self._engine.check_known(model)
+        respond_json(request, {"name": model, "labels": self._engine.labels(model)})
+
+    def _set_label(self, model: str, label: str, request: HttpRequest) -> None:
+        control = control_of(self._engine, _LABELS)
+        asked = read_document(VersionDocument, request.body)
+        self._move(
+            control, LabelMove("label", model, label, str(asked.version), str(asked.expected)), request
+        )
+
+    def _remove_label(self, model: str, label: str, request: HttpRequest) -> None:
+        control = control_of(self._engine, _LABELS)
+        asked = read_query(ExpectedQuery, request.query)
+        self._move(control, LabelMove("unlabel", model, label, expected=asked.expected), request)
+
+    def _promote(self, model: str, request: HttpRequest) -> None:
+        control = control_of(self._engine, _LABELS)
+        asked = read_document(VersionDocument, request.body)
+        move = LabelMove("promote", model, STABLE, str(asked.version), str(asked.expected))
+        self._move(control, move, request)
+
+    def _rollback(self, model: str, request: HttpRequest) -> None:
+        control = control_of(self._engine, _LABELS)
+        asked = read_document(RollbackDocument, request.body)
+        self._move(control, LabelMove("rollback", model, asked.label), request)
+
+    def _move(self, control: Control, move: LabelMove, request: HttpRequest) -> None:
+        change = control.move_label(move, who=_who(request))
+        self._deferred.answer(request, change, partial(respond_json, request))
+
+
+async def _read_overrides(body: Buffer) -> Overrides | None:
+    if len(body) > LARGE:
+        return await asyncio.to_thread(_parse_overrides, body)
+    return _parse_overrides(body)
+
+
+def _parse_overrides(body: Buffer) -> Overrides | None:
+    check_keys(body)
+    given = read_document(LoadDocument, body, bounded=False).parameters
+    if CONFIG in given and _is_string(given[CONFIG]):  # an escape takes at most six characters
+        check_config(len(memoryview(given[CONFIG])) // 6)
+    return overrides_from_json({name: _decode_string(raw) for name, raw in given.items()})
+
+
+def _decode_string(raw: Raw) -> object:
+    return msgspec.json.decode(raw) if _is_string(raw) else raw
+
+
+def _is_string(raw: Raw) -> bool:
+    return bytes(memoryview(raw)[:1]) == b'"'
+
+
+def _who(request: HttpRequest) -> str:
+    return caller_name(request.peer, request.headers)
+
+
+def _respond_empty(request: HttpRequest, _: None) -> None:
+    request.respond(200, ())
+
+
+def _refuse_repository(*_: object) -> None:
+    raise Unsupported("'repository_name' specification is not supported")
+
+
+class RepositoryCalls:
+    """The handlers of RepositoryModelLoad and RepositoryModelUnload; their responses are empty messages."""
+
+    def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
+        self._engine = engine
+        self._deferred = deferred
+
+    def load(self, call: UnaryCall, received: Buffer) -> None:
+        asked = _read_message("RepositoryModelLoadRequest", received)
+        control = control_of(self._engine, _LOADING)
+        overrides = overrides_from_message(asked.parameters)
+        change = control.load(
+            asked.model_name, overrides=overrides, who=caller_name(call.peer, call.metadata)
+        )
+        self._deferred.answer(call, change, _empty(call))
+
+    def unload(self, call: UnaryCall, received: Buffer) -> None:
+        asked = _read_message("RepositoryModelUnloadRequest", received)
+        control = control_of(self._engine, _LOADING)
+        dependents = dependents_from_message(asked.parameters)
+        change = control.unload(
+            asked.model_name, dependents=dependents, who=caller_name(call.peer, call.metadata)
+        )
+        self._deferred.answer(call, change, _empty(call))
+
+
+def _read_message(kind: str, received: Buffer) -> Any:
+    asked = read_message(f"inference.{kind}", received)
+    if asked.repository_name:
+        raise Unsupported("'repository_name' specification is not supported")
+    if not asked.model_name:
+        raise InvalidArgument("the name of the model is empty: set model_name")
+    return asked
+
+
+def _empty(call: UnaryCall) -> Callable[[None], None]:
+    return lambda _: call.reply(b"")
+
+
+def check_config(size: int) -> None:
+    """Raises PayloadTooLarge if a configuration of `size` characters is too large."""
+    if size > MAX_CONFIG:
+        raise PayloadTooLarge(
+            f"load parameter '{CONFIG}' has {size} characters, more than the {MAX_CONFIG} allowed"
+            " for a configuration"
+        )
+
+
+def overrides_from_json(parameters: Mapping[str, Any]) -> Overrides | None:
+    """The overrides in a REST load request: `config` is a string, files are base64.
+
+    Raises InvalidArgument.
+    """
+    config: str | None = None
+    files = {}
+    for name, value in parameters.items():
+        _check_load_name(name)
+        if not isinstance(value, str):
+            more = ": the configuration as JSON, in a string" if name == CONFIG else " of base64"
+            raise InvalidArgument(f"invalid value type for load parameter '{name}', expected a string{more}")
+        if name == CONFIG:
+            config = value
+        else:
+            files[name.removeprefix(FILE)] = _decode_base64(name, value)
+    return _overrides(config, files)
+
+
+def overrides_from_message(parameters: Mapping[str, Any]) -> Overrides | None:
+    """The overrides in a RepositoryModelLoadRequest. Raises InvalidArgument."""
+    config: str | None = None
+    files = {}
+    for name, value in parameters.items():
+        _check_load_name(name)
+        kind = "string_param" if name == CONFIG else "bytes_param"
+        if value.WhichOneof("parameter_choice") != kind:
+            raise InvalidArgument(f"invalid value type for load parameter '{name}', expected {kind}.")
+        if name == CONFIG:
+            config = value.string_param
+        else:
+            files[name.removeprefix(FILE)] = value.bytes_param
+    return _overrides(config, files)
+
+
+def dependents_from_json(parameters: Mapping[str, Any]) -> bool:
+    """Whether a REST unload request includes dependent models. Raises InvalidArgument."""
+    for name, value in parameters.items():
+        _check_unload_name(name)
+        if not isinstance(value, bool):
+            raise InvalidArgument(f"invalid value type for '{DEPENDENTS}' parameter, expected true or false")
+    return bool(parameters.get(DEPENDENTS, False))
+
+
+def dependents_from_message(parameters: Mapping[str, Any]) -> bool:
+    """Whether a RepositoryModelUnloadRequest includes dependent models. Raises InvalidArgument."""
+    for name, value in parameters.items():
+        _check_unload_name(name)
+        if value.WhichOneof("parameter_choice") != "bool_param":
+            raise InvalidArgument(f"invalid value type for '{DEPENDENTS}' parameter, expected bool_param.")
+    return DEPENDENTS in parameters and bool(parameters[DEPENDENTS].bool_param)
+
+
+def _check_load_name(name: str) -> None:
+    if name != CONFIG and not name.startswith(FILE):
+        raise InvalidArgument(
+            f"unrecognized load parameter '{name[:64]}'. {suggestion(name, (CONFIG, FILE + '1/model.onnx'))}"
+        )
+
+
+def _check_unload_name(name: str) -> None:
+    if name != DEPENDENTS:
+        raise InvalidArgument(
+            f"unrecognized unload parameter '{name[:64]}'. {suggestion(name, (DEPENDENTS,))}"
+        )
+
+
+def _overrides(config: str | None, files: dict[str, bytes]) -> Overrides | None:
+    if files and config is None:
+        raise InvalidArgument("Load parameter 'config' must be specified for model file override")
+    if config is not None:
+        check_config(len(config))
+    return None if config is None else Overrides(config, files)
+
+
+def _decode_base64(name: str, text: str) -> bytes:
+    content = bytearray()
+    try:
+        for start in range(0, len(text), _PIECE):
+            content += binascii.a2b_base64(text[start : start + _PIECE], strict_mode=True)
+    except ValueError as error:
+        raise InvalidArgument(f"the value of load parameter '{name}' is not base64: {error}") from None
+    return bytes(content)

@@ -1,0 +1,321 @@
+"""The generate extension, and inference as a stream of events: `generate`, `generate_stream`, `infer_stream`.
+
+Its JSON has inputs and outputs as keys and their elements as values; all other keys are parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import chain
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import Raw
+
+from backline.dialects.answers import JSON, respond_error
+from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.event_stream import EventStreams, encoded
+from backline.dialects.exchange import HTTP, ReadRequest, RequestIntake, deadline_of
+from backline.dialects.input_plan import InputPlan
+from backline.dialects.json_data import MAX_DEPTH, decode_data, encode_data
+from backline.dialects.json_scan import check_keys, count_elements
+from backline.dialects.off_loop import LARGE, LargeRequest, OffLoop
+from backline.dialects.open_inference.metadata import SCALAR
+from backline.dialects.open_inference.parameters import apply_parameters
+from backline.dialects.open_inference.plan import InferPlan, prefix
+from backline.dialects.open_inference.rest.inference import RestInference
+from backline.dialects.open_inference.rest.messages import Decoded
+from backline.engine.engine import Engine
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.messages import InferRequest, InferResponse, Parameter
+from backline.engine.model import Model
+from backline.engine.responses import Responses
+from backline.engine.signature import TensorSpec
+from backline.engine.tensor import Buffer, Shape, Tensor
+from backline.engine.tracing import Trace
+from backline.wire.application import HttpRequest
+
+_Answer: TypeAlias = Callable[[HttpRequest, float | None, Trace | None, InferRequest, InferPlan], None]
+_Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
+
+NOT_ONE = (
+    "generate expects model to produce exactly 1 response, use generate stream for model that generates various"
+    " number of responses"
+)
+
+
+#: The only key whose value is an object.
+_PARAMETERS = "parameters"
+_encode = msgspec.json.Encoder().encode
+_KINDS = {
+    b"{": "an object",
+    b"[": "a list",
+    b'"': "a string",
+    b"t": "true or false",
+    b"f": "true or false",
+    b"n": "null",
+}
+
+
+class Generate:
+    """The handlers of the routes."""
+
+    def __init__(self, engine: Engine, deferred: DeferredAnswers, inference: RestInference) -> None:
+        self._engine = engine
+        self._deferred = deferred
+        self._inference = inference
+        self._off_loop = OffLoop()
+        self._streams = EventStreams(self._off_loop)
+        self._take_one = self._intake(self._read, self._answer_with_one)
+        self._take_stream = self._intake(self._read, self._answer_with_events)
+        self._take_infer = self._intake(inference.read, self._answer_with_infer_events)
+
+    def generate(self, model: str, version: str, request: HttpRequest) -> None:
+        """Responds with the model's only response; it is an error if there are none or several."""
+        self._when_known(model, version, request, self._take_one)
+
+    def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
+        """Sends an event per response."""
+        self._when_known(model, version, request, self._take_stream)
+
+    def infer_stream(self, model: str, version: str, request: HttpRequest) -> None:
+        """Takes a request like `infer`; sends an event per response, each like a JSON response of `infer`."""
+
+        self._when_known(model, version, request, self._take_infer)
+
+    def _intake(self, read: ReadRequest[InferPlan], then: _Answer) -> _Take:
+        return RequestIntake(self._engine, HTTP, read, then, self._off_loop).take
+
+    def _when_known(self, model: str, version: str, request: HttpRequest, take: _Take) -> None:
+        def known() -> None:
+            take(request, request.body, request.headers, model, version, deadline_of(request.headers))
+
+        self._deferred.when_known(model, version, request, known)
+
+    def _read(
+        self, body: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
+    ) -> Decoded:
+        """See ReadRequest."""
+        served = self._engine.find_ready(model, version)
+        if on_loop and len(body) > LARGE:
+            raise LargeRequest
+        return read_generate(body, served)
+
+    def _answer_with_one(
+        self,
+        request: HttpRequest,
+        deadline: float | None,
+        trace: Trace | None,
+        asked: InferRequest,
+        _: InferPlan,
+    ) -> None:
+        responses = self._engine.stream(asked, deadline, trace=trace)
+        answering = _answer_with_one(request, responses, self._off_loop)
+        self._streams.run(request, asked.model_name, responses, answering)
+
+    def _answer_with_events(
+        self,
+        request: HttpRequest,
+        deadline: float | None,
+        trace: Trace | None,
+        asked: InferRequest,
+        _: InferPlan,
+    ) -> None:
+        responses = self._engine.stream(asked, deadline, trace=trace)
+        self._streams.answer(request, asked.model_name, responses, write_generate)
+
+    def _answer_with_infer_events(
+        self,
+        request: HttpRequest,
+        deadline: float | None,
+        trace: Trace | None,
+        asked: InferRequest,
+        plan: InferPlan,
+    ) -> None:
+        responses = self._engine.stream(asked, deadline, trace=trace)
+        self._streams.answer(request, asked.model_name, responses, partial(self._infer_event, plan))
+
+    def _infer_event(self, plan: InferPlan, response: InferResponse) -> bytes:
+        _, (body, *binary) = self._inference.write(plan, response)
+        if binary:
+            raise InvalidArgument(
+                "an event cannot carry binary data: request the outputs as JSON, or use gRPC's"
+                " ModelStreamInfer"
+            )
+        return bytes(body)
+
+
+async def _answer_with_one(request: HttpRequest, responses: Responses, off_loop: OffLoop) -> None:
+    try:
+        response = await anext(responses, None)
+        if response is None or await anext(responses, None) is not None:
+            raise Internal(NOT_ONE)
+        body = await encoded(off_loop, write_generate, response)
+    except BacklineError as error:
+        respond_error(request, error)
+    else:
+        request.respond(200, [(b"content-type", JSON)], [body])
+
+
+class _Key:
+    """A key of an object, equal only to itself, so that a dict keeps duplicate keys."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+_decode = msgspec.json.Decoder(dict[_Key, Raw], dec_hook=lambda _, text: _Key(text)).decode
+_skip = msgspec.json.Decoder(Raw).decode
+
+
+def read_generate(body: Buffer, model: Model) -> Decoded:
+    """The request in `body`. Raises InvalidArgument, with Triton's texts.
+
+    Keys that name inputs are tensors, `id` is the request's id, all other keys and those in the object
+    `parameters` are parameters, as in Triton.
+    """
+    if len(body) > LARGE:
+        check_keys(body)
+    document = _parse(body)
+    inputs = {spec.name: spec for spec in model.signature.inputs}
+    tensors: dict[str, Tensor] = {}
+    parameters: dict[str, Any] = {}
+    for key, value in document.items():
+        if key.text == _PARAMETERS and _PARAMETERS not in inputs:
+            if _first(value) != b"{":
+                raise InvalidArgument(
+                    f"Expected JSON object for keyword: '{_PARAMETERS}': it is {_kind(value)}"
+                )
+            for name, part in _decode(value).items():
+                try:
+                    _take(name.text, part, inputs, tensors, parameters)
+                except InvalidArgument as error:
+                    raise InvalidArgument(f"Converting keyword: '{_PARAMETERS}': {error.message}") from None
+        else:
+            _take(key.text, value, inputs, tensors, parameters)
+    id = parameters.pop("id", "")
+    if not isinstance(id, str):
+        raise InvalidArgument(
+            f"'id' must be a string, got {'true or false' if isinstance(id, bool) else 'a number'}"
+        )
+    plan = InferPlan(())
+    reserved = {
+        key: value for key, value in parameters.items() if key.startswith("triton_")
+    }  # Triton accepts them here
+    apply_parameters(plan, {key: value for key, value in parameters.items() if key not in reserved})
+    if reserved:
+        plan.parameters = {**(plan.parameters or {}), **reserved}
+    return plan, id, tensors
+
+
+def write_generate(response: InferResponse) -> bytes:
+    """The JSON of a response: a single element as itself, several as a flat list.
+
+    Raises InvalidArgument for values that JSON cannot represent.
+    """
+    document: dict[str, Any] = {tensor.name: _value(tensor) for tensor in response.outputs}
+    document.update(response.parameters or {})
+    document["model_name"] = response.model_name
+    document["model_version"] = response.model_version
+    if response.id:
+        document["id"] = response.id
+    return _encode(dict(sorted(document.items())))
+
+
+def _parse(body: Buffer) -> dict[_Key, Raw]:
+    """The keys with their values undecoded: how to decode a tensor depends on the model's input."""
+    if not body:
+        raise InvalidArgument("the body is empty, expected a JSON object with the names of inputs")
+    try:
+        try:
+            return _decode(body)
+        except msgspec.ValidationError:
+            kind = _kind(_skip(body))  # raises if the text is not well-formed JSON
+    except RecursionError:
+        raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidArgument(f"failed to parse the request JSON: {error}") from None
+    raise InvalidArgument(
+        f"failed to parse the request JSON: it is {kind}, expected an object with the names of inputs"
+    )
+
+
+def _take(
+    key: str,
+    value: Raw,
+    inputs: dict[str, TensorSpec],
+    tensors: dict[str, Tensor],
+    parameters: dict[str, Parameter],
+) -> None:
+    spec = inputs.get(key)
+    if spec is not None:
+        if key in tensors:
+            raise InvalidArgument(f"{prefix('')}input '{key}' already exists in request")
+        tensors[key] = _tensor(spec, value)
+        return
+    if _first(value) in (b"{", b"[", b"n"):
+        raise InvalidArgument(
+            f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
+        )
+    parameters[key] = msgspec.json.decode(value)
+
+
+def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
+    if _first(value) == b"{":
+        raise InvalidArgument(
+            f"Unable to parse 'data' of input '{spec.name}': it is an object, expected one element"
+            " or a list of them"
+        )
+    text = bytes(value)
+    if len(text) > LARGE and _first(value) == b"[":
+        return _decoded(spec, count_elements(text), text)
+    decoded = msgspec.json.decode(text)
+    elements = decoded if isinstance(decoded, list) else [decoded]
+    for _ in range(MAX_DEPTH):
+        if not any(isinstance(element, list) for element in elements):
+            break
+        elements = list(
+            chain.from_iterable(element if isinstance(element, list) else [element] for element in elements)
+        )
+    return _decoded(spec, len(elements), _encode(elements))
+
+
+def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
+    plan = InputPlan(spec.name, spec.datatype.name, _shape(spec, count))
+    return decode_data(plan, text, f"$.{spec.name}")
+
+
+def _shape(spec: TensorSpec, count: int) -> Shape:
+    """The shape of `count` elements: the innermost variable dimension takes them all, other variable ones are 1."""
+    shape = list(spec.shape or SCALAR)
+    for dimension in shape:
+        if dimension > 0:
+            if count % dimension:
+                raise _no_shape(spec)
+            count //= dimension
+    for index in reversed(range(len(shape))):
+        if shape[index] < 0:
+            shape[index], count = count, 1
+    if count != 1 and 0 not in spec.shape:
+        raise _no_shape(spec)
+    return tuple(shape)
+
+
+def _no_shape(spec: TensorSpec) -> InvalidArgument:
+    return InvalidArgument(f"The schema can not convert input '{spec.name}' to tensor with proper shape")
+
+
+def _value(tensor: Tensor) -> Any:
+    values = encode_data(tensor)
+    return values[0] if isinstance(values, list) and len(values) == 1 else values
+
+
+def _first(value: Raw) -> bytes:
+    return bytes(memoryview(value)[:1])
+
+
+def _kind(value: Raw) -> str:
+    return _KINDS.get(_first(value), "a number")

@@ -1,0 +1,57 @@
+"""Unary inference over REST: the infer routes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.exchange import (
+    ENVOY_TIMEOUT,
+    GRPC_TIMEOUT,
+    HTTP,
+    HttpBody,
+    UnaryInference,
+    deadline_of,
+)
+from backline.dialects.off_loop import OffLoop
+from backline.dialects.open_inference.outputs import wanted_outputs
+from backline.dialects.open_inference.plan import InferPlan
+from backline.dialects.open_inference.rest.messages import HEADER_LENGTH, RestReader, RestWriter
+from backline.engine.engine import Engine
+from backline.engine.messages import InferResponse
+from backline.wire.application import HttpRequest
+
+#: Triton's text.
+_DECOUPLED = "HTTP end point doesn't support models with decoupled transaction policy"
+
+
+class RestInference:
+    """The handler of the infer routes. `infer_stream` shares its reader and writer."""
+
+    def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
+        self._engine = engine
+        self._deferred = deferred
+        self._write = RestWriter().write
+        self.read = RestReader(engine).read
+        self._take = UnaryInference(engine, HTTP, self.read, self.write, OffLoop(), decoupled=_DECOUPLED).take
+
+    def infer(self, model: str, version: str, request: HttpRequest) -> None:
+        """Submits a request; the response follows by callback.
+
+        Raises BacklineError if it is refused immediately.
+        """
+        headers = request.headers
+        deadline = deadline_of(headers) if GRPC_TIMEOUT in headers or ENVOY_TIMEOUT in headers else None
+        # A raw request cannot be read without knowing the model's input.
+        if headers.get(HEADER_LENGTH) == b"0" and self._engine.is_unknown(model, version):
+            self._deferred.when_known(model, version, request, partial(self.infer, model, version, request))
+            return
+        self._take(request, request.body, headers, model, version, deadline)
+
+    def write(self, plan: InferPlan, response: InferResponse) -> HttpBody:
+        """Encodes a response. Raises BacklineError."""
+        return self._write(
+            plan,
+            response,
+            response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response),
+        )

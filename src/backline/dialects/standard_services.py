@@ -1,0 +1,155 @@
+"""The standard gRPC services: health checking and reflection.
+
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md,
+https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from google.protobuf import descriptor_pb2
+
+from backline.access.scope import Scope
+from backline.dialects.answers import guarded
+from backline.dialects.documents import read_message
+from backline.engine.engine import Engine
+from backline.engine.errors import InvalidArgument, NotFound, Unsupported
+from backline.protos import message, pool
+from backline.wire.application import Buffer, RpcError, StreamCall, StreamMethod, UnaryCall, UnaryMethod
+
+HEALTH = "grpc.health.v1.Health"
+REFLECTION = "grpc.reflection.v1.ServerReflection"
+_HEALTH_REQUEST = "grpc.health.v1.HealthCheckRequest"
+_REFLECTION_ALPHA = "grpc.reflection.v1alpha.ServerReflection"
+
+
+class HealthService:
+    """Every known service, and the server itself (the empty name), is SERVING while the engine is ready."""
+
+    def __init__(self, engine: Engine, services: Iterable[str]) -> None:
+        self._engine = engine
+        self._services = frozenset(services) | {"", HEALTH}
+        self._response = message("grpc.health.v1.HealthCheckResponse")
+
+    def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
+        return {
+            f"/{HEALTH}/Check".encode(): UnaryMethod(guarded(self._check), Scope.READ),
+            f"/{HEALTH}/Watch".encode(): StreamMethod(self._watch, Scope.READ),
+        }
+
+    def _check(self, call: UnaryCall, received: Buffer) -> None:
+        service = read_message(_HEALTH_REQUEST, received).service
+        if service not in self._services:
+            raise NotFound(
+                f"unknown service '{service}', expected one of"
+                f" {', '.join(repr(name) for name in sorted(self._services))}"
+            )
+        call.reply(self._encode(service))
+
+    async def _watch(self, call: StreamCall) -> None:
+        """Sends the status now and at every change; an unknown service is SERVICE_UNKNOWN, not an error."""
+        received = await call.receive()
+        if received is None:
+            raise RpcError(InvalidArgument.grpc_code, "Watch needs a request message")
+        try:
+            service = read_message(_HEALTH_REQUEST, received).service
+        except InvalidArgument as error:
+            raise RpcError(error.grpc_code, error.public_message) from None
+        changed = asyncio.Event()
+        unwatch = self._engine.watch(changed.set)
+        try:
+            last = None
+            while True:
+                changed.clear()
+                status = self._encode(service)
+                if status != last:
+                    last = status
+                    await call.send(status)
+                await changed.wait()
+        finally:
+            unwatch()
+
+    def _encode(self, service: str) -> bytes:
+        if service not in self._services:
+            status = self._response.SERVICE_UNKNOWN
+        else:
+            status = self._response.SERVING if self._engine.ready else self._response.NOT_SERVING
+        encoded: bytes = self._response(status=status).SerializeToString()
+        return encoded
+
+
+class ReflectionService:
+    """Lists the services and serves the files that describe them.
+
+    Versions 1 and 1alpha differ only in the package name, so the messages of version 1 serve both.
+    """
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = sorted({*services, REFLECTION})
+        self._response = message("grpc.reflection.v1.ServerReflectionResponse")
+
+    def methods(self) -> dict[bytes, StreamMethod]:
+        return {
+            f"/{service}/ServerReflectionInfo".encode(): StreamMethod(self._serve, Scope.READ)
+            for service in (REFLECTION, _REFLECTION_ALPHA)
+        }
+
+    async def _serve(self, call: StreamCall) -> None:
+        while (received := await call.receive()) is not None:
+            try:
+                asked = read_message("grpc.reflection.v1.ServerReflectionRequest", received)
+            except InvalidArgument as error:
+                raise RpcError(error.grpc_code, error.public_message) from None
+            await call.send(self._answer(asked).SerializeToString())
+
+    def _answer(self, asked: Any) -> Any:
+        answer = self._response(valid_host=asked.host, original_request=asked)
+        kind = asked.WhichOneof("message_request")
+        if kind == "list_services":
+            for service in self._services:
+                answer.list_services_response.service.add(name=service)
+            return answer
+        try:
+            if kind == "file_by_filename":
+                file = pool().FindFileByName(asked.file_by_filename)
+            elif kind == "file_containing_symbol":
+                file = _file_of(asked.file_containing_symbol)
+            elif kind in ("file_containing_extension", "all_extension_numbers_of_type"):
+                return _fail(answer, NotFound.grpc_code, "no message of this server has extensions")
+            else:
+                return _fail(answer, Unsupported.grpc_code, "unknown kind of request")
+        except KeyError:
+            return _fail(answer, NotFound.grpc_code, f"not found: {getattr(asked, kind)}")
+        answer.file_descriptor_response.file_descriptor_proto.extend(_with_dependencies(file))
+        return answer
+
+
+def _file_of(symbol: str) -> Any:
+    """The file that defines a message, enum, service or method. Raises KeyError."""
+    try:
+        return pool().FindFileContainingSymbol(symbol)
+    except KeyError:  # FindFileContainingSymbol does not find methods
+        return pool().FindMethodByName(symbol).containing_service.file
+
+
+def _with_dependencies(file: Any) -> list[bytes]:
+    """A file and its transitive imports, serialized, each once."""
+    serialized: dict[str, bytes] = {}
+    waiting = [file]
+    while waiting:
+        current = waiting.pop()
+        if current.name not in serialized:
+            description = descriptor_pb2.FileDescriptorProto()
+            current.CopyToProto(description)
+            serialized[current.name] = description.SerializeToString()
+            waiting.extend(current.dependencies)
+    return list(serialized.values())
+
+
+def _fail(answer: Any, code: int, text: str) -> Any:
+    answer.error_response.error_code = code
+    answer.error_response.error_message = text
+    return answer
