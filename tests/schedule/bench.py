@@ -17,10 +17,9 @@ from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.queues.queue import QueueSettings
+from backline.schedule.queues.queue import QueueSettings, QueueTotal
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue
-from backline.schedule.total import QueueTotal
 from backline.workers.here.execution import Execution
 from backline.workers.here.instances import InlineInstance, ThreadInstance
 from backline.workers.instance import Instance

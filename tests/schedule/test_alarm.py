@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from backline.schedule.alarm import Alarm
+from backline.schedule.turn import Alarm
 from schedule.turns import Clock, SteppedLoop
 
 

@@ -17,11 +17,10 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest, Parameter
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
-from backline.schedule.cache.codec import DamagedEntry, decode_entry, encode_entry
+from backline.schedule.cache.cache import LocalCache
 from backline.schedule.cache.config import LocalOptions, parse_cache_config
-from backline.schedule.cache.key import RequestKeys
-from backline.schedule.cache.local import LocalCache
-from backline.schedule.cache.redis import RedisOptions
+from backline.schedule.cache.flight import RequestKeys
+from backline.schedule.cache.redis import DamagedEntry, RedisOptions, decode_entry, encode_entry
 
 
 def tensor(name: str, data: np.ndarray, datatype: DataType = DataType.FP32) -> Tensor:

@@ -17,8 +17,8 @@ from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.cache.key import RequestKeys
-from backline.schedule.cache.local import LocalCache
+from backline.schedule.cache.cache import LocalCache
+from backline.schedule.cache.flight import RequestKeys
 from backline.schedule.cache.queue import LARGE, CachedInstances
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings

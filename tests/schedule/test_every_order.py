@@ -22,20 +22,17 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import QUEUED, Ticket
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.cache.key import RequestKeys
-from backline.schedule.cache.local import LocalCache
+from backline.schedule.cache.cache import LocalCache
+from backline.schedule.cache.flight import RequestKeys
 from backline.schedule.cache.queue import CachedInstances
 from backline.schedule.ensembles.queue import EnsembleQueue
 from backline.schedule.objective.scheduler import ObjectiveScheduler
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.rate_limit.limits import EACH_DEVICE, Claim, RateLimits
-from backline.schedule.rate_limit.permits import Permits
-from backline.schedule.rate_limit.permitted_instance import PermittedInstance
+from backline.schedule.rate_limit.permits import Permits, PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequences.batcher import Lane, SequenceBatcher
-from backline.schedule.sequences.direct import SlotLane, SlotPolicy
-from backline.schedule.sequences.oldest import SequenceLane
-from backline.schedule.sequences.passage import slot_of
+from backline.schedule.sequences.lanes import SequenceLane, SlotLane, SlotPolicy, slot_of
 from backline.schedule.sequences.state_store import MemoryStateStore
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.splitting import SplittingQueue
@@ -536,9 +533,7 @@ class SequencesMachine(SchedulerMachine):
         def make_lane(instance: Any) -> Lane:
             if self.DIRECT:
                 places = SlotPolicy(slots, 1.0, waits)
-                return SlotLane(
-                    "m", places, instance, world.statistics, slot_of, tensors.empty, loop=world.loop
-                )
+                return SlotLane("m", places, instance, world.statistics, tensors.empty, loop=world.loop)
             settings = Settings(BatchPolicy(slots, (), waits))
             return SequenceLane(
                 "m", settings, [instance], world.statistics, loop=world.loop, preserve_ordering=ordered

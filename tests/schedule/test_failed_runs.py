@@ -6,7 +6,7 @@ from backline.engine.errors import Internal
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.schedule.failed_runs import record_failure, record_shared_execution
+from backline.schedule.tally import record_failure, record_shared_execution
 from backline.workers.batch import Batch
 
 

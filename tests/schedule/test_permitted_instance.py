@@ -10,8 +10,7 @@ import pytest
 from backline.engine.errors import DeadlineExceeded, Unavailable
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.rate_limit.limits import Claim, RateLimits
-from backline.schedule.rate_limit.permits import Permits
-from backline.schedule.rate_limit.permitted_instance import PermittedInstance
+from backline.schedule.rate_limit.permits import Permits, PermittedInstance
 from backline.schedule.scheduler import Scheduler
 from backline.schedule.scheduler import Settings as SchedulerSettings
 from schedule.world import Asked, HeldInstance, World

@@ -236,9 +236,9 @@ def test_a_queue_does_not_keep_the_requests_that_were_cancelled(settings: QueueS
         gone = ticket()
         assert queue.add(gone)
         gone.cancel()
-    held = queue._waiting if isinstance(queue, PlainQueue) else queue._levels[2].waiting  # type: ignore[attr-defined]
+    line = queue if isinstance(queue, PlainQueue) else queue._lines[2, False]  # type: ignore[attr-defined]
     assert queue.size == 10
-    assert len(held) <= 10 + 2 * 16
+    assert len(line._waiting) <= 10 + 2 * 16
     assert len(emptied(queue)) == 10
 
 

@@ -12,9 +12,8 @@ from backline.engine.errors import DeadlineExceeded, InvalidArgument, Unavailabl
 from backline.engine.messages import InferResponse
 from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.queues.queue import QueueSettings
+from backline.schedule.queues.queue import QueueSettings, QueueTotal
 from backline.schedule.scheduler import Settings
-from backline.schedule.total import QueueTotal
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
 from backline.workers.instance import Finished

@@ -16,12 +16,10 @@ from backline.engine.sequence_batching import SequenceBatching, SequenceState
 from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.rate_limit.limits import Claim, RateLimits
-from backline.schedule.rate_limit.permits import Permits
-from backline.schedule.rate_limit.permitted_instance import PermittedInstance
+from backline.schedule.rate_limit.permits import Permits, PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequences.batcher import Lane, SequenceBatcher
-from backline.schedule.sequences.direct import SlotLane, SlotPolicy
-from backline.schedule.sequences.passage import slot_of
+from backline.schedule.sequences.lanes import SlotLane, SlotPolicy
 from backline.schedule.sequences.state_store import MemoryStateStore, StateKey
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.workers.instance import Instance
@@ -57,7 +55,7 @@ def batcher(
     def make_lane(instance: Instance) -> Lane:
         if direct:
             return SlotLane(
-                "m", SlotPolicy(slots), instance, world.statistics, slot_of, tensors.empty, loop=world.loop
+                "m", SlotPolicy(slots), instance, world.statistics, tensors.empty, loop=world.loop
             )
         return Scheduler("m", Settings(BatchPolicy()), [instance], world.statistics, loop=world.loop)
 

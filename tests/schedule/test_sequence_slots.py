@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.ticket import Ticket
-from backline.schedule.sequences.direct import SlotPolicy, choose
+from backline.schedule.sequences.lanes import SlotPolicy, choose
 from schedule.tickets import ticket
 
 places = st.lists(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.ticket import Ticket
-from backline.schedule.sequences.table import Sequence, SequenceTable
+from backline.schedule.sequences.table import LiveSequence, SequenceTable
 
 IDLE = 1000
 
@@ -18,7 +18,7 @@ def ticket(id: int | str, *, start: bool = False, end: bool = False, deadline: f
     )
 
 
-def accept(table: SequenceTable, asked: Ticket, now: int = 0) -> Sequence:
+def accept(table: SequenceTable, asked: Ticket, now: int = 0) -> LiveSequence:
     sequence = table.accept(asked, now)
     assert sequence is not None
     return sequence
@@ -161,16 +161,16 @@ def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(
     happened: list[tuple[str, int]], lanes: int, slots: int
 ) -> None:
     table = SequenceTable(lanes, slots, IDLE)
-    known: list[Sequence] = []
+    known: list[LiveSequence] = []
     accepted: dict[Ticket, int] = {}
     gone: list[Ticket] = []
-    ran: dict[Sequence, list[int]] = {}
+    ran: dict[LiveSequence, list[int]] = {}
     #: The beginnings of each sequence, and those that have run or may yet.
-    beginnings: dict[Sequence, list[Ticket]] = {}
+    beginnings: dict[LiveSequence, list[Ticket]] = {}
     begun: set[Ticket] = set()
     now = 0
 
-    def run(sequence: Sequence, one: Ticket) -> None:
+    def run(sequence: LiveSequence, one: Ticket) -> None:
         ran.setdefault(sequence, []).append(accepted[one])
         before = [beginning for beginning in beginnings[sequence] if accepted[beginning] <= accepted[one]]
         if before[-1] is one:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backline.schedule.total import QueueTotal
+from backline.schedule.queues.queue import QueueTotal
 
 
 def test_it_is_full_when_as_many_wait_as_the_limit_says() -> None:

@@ -17,7 +17,7 @@ from backline.engine.messages import InferRequest, InferResponse, Rescheduled, S
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import DONE, EXPIRED, TRANSITIONS, Ticket, TicketState
-from backline.schedule.total import QueueTotal
+from backline.schedule.queues.queue import QueueTotal
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
 from schedule.turns import Clock, SteppedLoop

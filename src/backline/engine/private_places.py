@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 
-class _Places:
+class _KnownPlaces:
     """Folders, and what stands for them."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class _Places:
         return self._pattern.sub(lambda found: self._shown[found[0]], text)
 
 
-_places: Final = _Places()
+_places: Final = _KnownPlaces()
 
 
 def keep_private(folder: Path, shown: str) -> None:

@@ -25,8 +25,7 @@ from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.plan import Held, Phase
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
-from backline.schedule.deadline import with_deadline
-from backline.schedule.version_queue import InstancesQueue
+from backline.schedule.version_queue import InstancesQueue, with_deadline
 from backline.workers.here.instances import InlineInstance
 from backline.workers.here.streaming import StreamPool
 from backline.workers.model_in_workers import ModelInWorkers

@@ -12,15 +12,19 @@ from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Owner, Ticket, release_all, start_all
-from backline.schedule import refusals
-from backline.schedule.alarm import Alarm
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
 from backline.schedule.ordering import AnswerOrder
 from backline.schedule.queues.priority import make_queue
-from backline.schedule.queues.queue import Queue, QueueSettings
+from backline.schedule.queues.queue import (
+    Queue,
+    QueueSettings,
+    QueueTotal,
+    being_unloaded,
+    expired_in_queue,
+    queue_full,
+)
 from backline.schedule.tally import Tally
-from backline.schedule.total import QueueTotal
-from backline.schedule.turn import Turn
+from backline.schedule.turn import Alarm, Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance, WaitsForTurn
 
@@ -358,7 +362,7 @@ class Scheduler(Owner):
     def _full(self, ticket: Ticket) -> Unavailable:
         settings = self._settings.queue
         level = f", priority level {ticket.level}" if settings.levels else ""
-        return refusals.full(self._name, settings.policy_of(ticket.level).max_size, level)
+        return queue_full(self._name, settings.policy_of(ticket.level).max_size, level)
 
     def _left(self, ticket: Ticket) -> None:
         """A request in the queue was cancelled."""
@@ -393,7 +397,7 @@ class Scheduler(Owner):
             end(ticket)
 
     def _unloading(self, ticket: Ticket) -> None:
-        ticket.complete(None, refusals.unloading(self._name))
+        ticket.complete(None, being_unloaded(self._name))
 
     def _wait_for(self, deadline: float) -> None:
         self._expiry.set(deadline, self._sweep_after - monotonic())
@@ -416,6 +420,4 @@ class Scheduler(Owner):
     def _expiry_of(self, ticket: Ticket, now: float) -> BacklineError:
         """What a request is told that the queue gave up, which is counted here."""
         self._statistics.record_expired(ticket)
-        return refusals.expired(
-            ticket, now, f"the queue of model '{self._name}'", by_policy=self._queue.timed_out(ticket, now)
-        )
+        return expired_in_queue(ticket, now, self._name, by_policy=self._queue.timed_out(ticket, now))

@@ -13,8 +13,7 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape
 from backline.lifecycle.calls.call_graph import Node, Wait
-from backline.schedule.ensembles.graph import origins
-from backline.schedule.ensembles.step_model import StepModel
+from backline.schedule.ensembles.graph import StepModel, origins
 
 
 def composed_signature(config: ModelConfig) -> Signature:

@@ -169,7 +169,7 @@ class InstanceMaker:
         if self._permits is None:
             return instances
         from backline.schedule.rate_limit.limits import claim_of
-        from backline.schedule.rate_limit.permitted_instance import PermittedInstance
+        from backline.schedule.rate_limit.permits import PermittedInstance
 
         # A worker process, or a model of streams, takes several batches at once: each of these takes what its group says.
         claims = [claim_of(place.group, str(place.device.index)) for place in places]

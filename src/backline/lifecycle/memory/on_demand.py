@@ -12,8 +12,7 @@ from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, In
 from backline.engine.model import Model
 from backline.engine.ticket import Ticket
 from backline.schedule.queues.priority import make_queue
-from backline.schedule.queues.queue import QueueSettings
-from backline.schedule.total import QueueTotal
+from backline.schedule.queues.queue import QueueSettings, QueueTotal
 
 log = logging.getLogger("backline.lifecycle")
 

@@ -13,7 +13,7 @@ from backline.lifecycle.memory.on_demand import OnDemandQueue, check_later
 from backline.lifecycle.plan import Phase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
-from backline.schedule.total import QueueTotal
+from backline.schedule.queues.queue import QueueTotal
 
 
 class Sleep:

@@ -8,8 +8,7 @@ from typing import TypeAlias
 
 from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
-from backline.schedule.cache.cache import ResponseCache
-from backline.schedule.cache.local import LocalCache
+from backline.schedule.cache.cache import LocalCache, ResponseCache
 from backline.schedule.cache.redis import RedisCache, RedisOptions
 
 _KNOWN = {

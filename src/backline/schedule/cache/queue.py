@@ -14,11 +14,9 @@ from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
-from backline.schedule import refusals
 from backline.schedule.cache.cache import ResponseCache, read_only
-from backline.schedule.cache.flight import Flight
-from backline.schedule.cache.key import RequestKeys, input_bytes
-from backline.schedule.queues.queue import QueueSettings, waited_too_long
+from backline.schedule.cache.flight import Flight, RequestKeys, input_bytes
+from backline.schedule.queues.queue import QueueSettings, expired_in_queue, waited_too_long
 from backline.schedule.version_queue import InstancesQueue, VersionQueue
 
 if TYPE_CHECKING:
@@ -142,7 +140,6 @@ class CachedQueue:
             return
         self._forget(flight)
         for ticket in flight.waiting:
-            ticket.release()
             if flight.submitting:  # who asks is told when it has done asking
                 self._loop.call_soon(self._answer_from_cache, flight, ticket, outputs)
             else:
@@ -156,7 +153,6 @@ class CachedQueue:
 
     def _answer_from_cache(self, flight: Flight, ticket: Ticket, outputs: Sequence[Tensor]) -> None:
         if ticket.cancelled:
-            self._statistics.record_cancelled(ticket)
             return
         self._statistics.record_cache_hit(
             ticket.request.arrived_ns, flight.began_ns, flight.lookup_ns, monotonic_ns()
@@ -177,14 +173,12 @@ class CachedQueue:
 
     def _run(self, flight: Flight) -> None:
         """Queues one request for all that wait."""
-        first = flight.waiting[0]
         run = flight.make_run(self._settings, partial(self._ran, flight))
         try:
             self._queue.submit(run)
         except BacklineError as error:
             if flight.submitting:
                 self._forget(flight)
-                first.release()
                 flight.refusal = error
             else:
                 self._fail(flight, error)
@@ -209,7 +203,6 @@ class CachedQueue:
         waiting = flight.waiting
         shared = response.outputs if len(waiting) == 1 else [read_only(tensor) for tensor in response.outputs]
         for number, ticket in enumerate(waiting):
-            ticket.release()
             if number:
                 statistics.record_cache_hit(ticket.request.arrived_ns, now, 0, now)
             ticket.complete(self._response(ticket, shared, response), None)
@@ -217,7 +210,6 @@ class CachedQueue:
     def _fail(self, flight: Flight, error: BacklineError | None) -> None:
         self._forget(flight)
         for ticket in flight.waiting:
-            ticket.release()
             ticket.complete(None, error)
 
     def _response(
@@ -262,7 +254,7 @@ class CachedQueue:
             flight.run.cancel()
         now = monotonic()
         late = waited_too_long(ticket, self._settings.policy_of(self._settings.level_of(ticket)), now)
-        ticket.expire(refusals.expired(ticket, now, f"the queue of model '{self._name}'", by_policy=late))
+        ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=late))
 
     def _forget(self, flight: Flight) -> None:
         """From now on nobody joins it."""

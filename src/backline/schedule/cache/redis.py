@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from backline.engine.errors import InvalidArgument
-from backline.engine.tensor import Tensor
+import msgspec
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.tensor import Tensor, decode_tensor, encode_tensor
 from backline.schedule.cache.cache import Found
-from backline.schedule.cache.codec import DamagedEntry, decode_entry, encode_entry
 
 log = logging.getLogger("backline.schedule")
 
@@ -24,6 +26,8 @@ _MOST_UNDER_WAY = 128 * 1024 * 1024
 #: Seconds for which a Redis that did not answer is left alone; doubled each time, up to the second number.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
+#: The first bytes of an entry; the last of them is the version of what follows.
+_MAGIC = b"BLRC\x02"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +190,47 @@ class RedisCache:
         if self._pause:
             log.warning("the response cache at %s answers again", self._where)
             self._pause, self._trying = 0.0, False
+
+
+class _StoredTensor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+class _StoredEntry(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    key: bytes
+    outputs: list[_StoredTensor]
+
+
+class DamagedEntry(Exception):
+    """Bytes that are not the entry of a key; the message says why."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_StoredEntry).decode
+
+
+def encode_entry(key: bytes, outputs: Sequence[Tensor]) -> bytes:
+    """The bytes of the outputs that answer a key, as `decode_entry` reads them."""
+    written = [
+        _StoredTensor(tensor.name, tensor.datatype.name, tensor.shape, memoryview(encode_tensor(tensor)))
+        for tensor in outputs
+    ]
+    return _MAGIC + _encode(_StoredEntry(key, written))
+
+
+def decode_entry(key: bytes, raw: bytes) -> list[Tensor]:
+    """The outputs; their data is a read-only view of `raw`. Raises DamagedEntry, also for the entry of another key: what was copied or
+    renamed in the cache does not answer there.
+    """
+    if not raw.startswith(_MAGIC):
+        raise DamagedEntry("it does not begin as an entry of this version does")
+    try:
+        entry = _decode(memoryview(raw)[len(_MAGIC) :])
+        if entry.key != key:
+            raise DamagedEntry("it was written under another key")
+        return [decode_tensor(one.name, DataType[one.datatype], one.shape, one.data) for one in entry.outputs]
+    except (msgspec.MsgspecError, BacklineError, KeyError, ValueError) as error:
+        raise DamagedEntry(f"{type(error).__name__}: {error}") from None

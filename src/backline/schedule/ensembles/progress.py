@@ -32,7 +32,7 @@ class Round:
         self.lacks = plan.made
 
 
-class _Level:
+class _Rounds:
     """The rounds of a level: how many have begun, how many of these are open, and whether there are no more."""
 
     __slots__ = ("closed", "made", "open")
@@ -43,7 +43,7 @@ class _Level:
         self.closed = False
 
 
-class _Turn:
+class _InTurn:
     """The rounds that a decoupled step has still to do, one after the other."""
 
     __slots__ = ("busy", "early", "number")
@@ -65,11 +65,11 @@ class EnsembleProgress:
         """`inputs` are the tensors of the request."""
         self._plan = plan
         self._limit = limit
-        self._levels = [_Level() for _ in range(plan.depth + 1)]
+        self._levels = [_Rounds() for _ in range(plan.depth + 1)]
         self._under_way = [0] * len(plan.steps)
         self._waiting: dict[int, deque[Round]] = {}
         #: The decoupled steps: of each level below the last there is one, by which the next begins.
-        self._turns = {number: _Turn() for number in plan.chain}
+        self._turns = {number: _InTurn() for number in plan.chain}
         self._complete: dict[int, Round] = {}
         self._answered = 0
         #: The steps to be started, by their numbers in the plan, in this order: to be taken from it.
@@ -151,7 +151,7 @@ class EnsembleProgress:
         else:
             self._waiting.setdefault(number, deque()).append(begun)
 
-    def _take_turn(self, turn: _Turn, number: int) -> None:
+    def _take_turn(self, turn: _InTurn, number: int) -> None:
         if not turn.busy and turn.number in turn.early:
             turn.busy = True
             self.ready.append((turn.early.pop(turn.number), number))

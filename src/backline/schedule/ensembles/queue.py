@@ -9,11 +9,10 @@ from backline.engine.ensemble import Ensemble
 from backline.engine.signature import Signature
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.schedule import refusals
-from backline.schedule.ensembles.graph import EnsemblePlan, plan_ensemble
+from backline.schedule.ensembles.graph import EnsemblePlan, StepModel, plan_ensemble
 from backline.schedule.ensembles.run import EnsembleRun, FittedRun, UnaryRun
-from backline.schedule.ensembles.step_model import StepModel
 from backline.schedule.ensembles.stream import StreamRun
+from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.turn import Turn
 
 #: Sets of outputs whose plans are kept; clients ask for few.
@@ -98,7 +97,7 @@ class EnsembleQueue:
             self._drained = asyncio.get_running_loop().create_future()
             await asyncio.wait((self._drained,), timeout=limit)
         for run in tuple(self._runs):
-            run.fail(refusals.unloading(self.name))
+            run.fail(being_unloaded(self.name))
 
     def _plan(self, outputs: tuple[str, ...]) -> tuple[type[EnsembleRun], EnsemblePlan]:
         if len(self._plans) >= _KEPT_PLANS:

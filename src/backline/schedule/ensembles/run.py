@@ -143,7 +143,6 @@ class EnsembleRun(Owner):
     def _give_up(self) -> None:
         """The request is over; the steps that are under way are cancelled."""
         self._over = True
-        self._ticket.release()
         now = monotonic_ns()
         for ticket, planned in self._under_way():
             self._queue.calls[planned.index].cancel.add(1, now - ticket.request.arrived_ns)

@@ -7,19 +7,18 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from backline.engine.ticket import Owner, Ticket, release_all
-from backline.schedule.objective.batch_sizing import BatchSizing
-from backline.schedule.objective.policy import Outlook, finish, item_size
-from backline.schedule.queues.levels import Levels
+from backline.schedule.objective.policy import BatchSizing, Outlook, finish, item_size
+from backline.schedule.queues.priority import Levels
 from backline.schedule.queues.queue import QueueSettings, limit_wait, nobody_asks, waited_too_long
 
 
-class _Level:
+class DueList:
     """The requests of one level, by the moment at which they are to be answered: `dues`, in seconds, and their items."""
 
-    __slots__ = ("dues", "items", "limit", "number", "waiting")
+    __slots__ = ("dues", "items", "limit", "rank", "waiting")
 
-    def __init__(self, number: int, limit: float) -> None:
-        self.number = number
+    def __init__(self, rank: int, limit: float) -> None:
+        self.rank = rank
         self.limit = limit
         self.waiting: list[Ticket] = []
         self.dues: list[float] = []
@@ -76,7 +75,7 @@ class ObjectiveQueue(Owner):
         self._objective = objective
         self._outlook = outlook
         self._sizing = BatchSizing(objective, outlook)
-        self._levels = Levels(lambda number: _Level(number, settings.policy_of(number).max_size or inf))
+        self._levels = Levels(lambda number: DueList(number, settings.policy_of(number).max_size or inf))
         self._size = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
@@ -100,8 +99,8 @@ class ObjectiveQueue(Owner):
         earliest = due
         own = None
         for level in self._levels.ordered:
-            if level.number >= number:
-                if level.number > number:
+            if level.rank >= number:
+                if level.rank > number:
                     break
                 own = level
             ahead += level.items
@@ -169,7 +168,7 @@ class ObjectiveQueue(Owner):
             self._sizing.formed(items)
         return taken, items
 
-    def _limit(self, level: _Level, now: float, max_items: int) -> int:
+    def _limit(self, level: DueList, now: float, max_items: int) -> int:
         """How large the next batch may be."""
         line = self._outlook.latency.line(item_size(level.waiting[0]))
         dues = level.dues
@@ -226,7 +225,7 @@ class ObjectiveQueue(Owner):
     def _refuse_late(self, now: float) -> None:
         """Takes out whose moment has passed; and those who cannot be answered in time any more, if there are others who can."""
         self._refuse_overdue(now)
-        late: list[tuple[_Level, int]] = []
+        late: list[tuple[DueList, int]] = []
         others = False
         for level in self._levels.ordered:
             first = level.waiting[0]
@@ -241,7 +240,7 @@ class ObjectiveQueue(Owner):
                 self._expire(level, count)
                 self._drop_empty(level)
 
-    def _expire(self, level: _Level, count: int) -> None:
+    def _expire(self, level: DueList, count: int) -> None:
         """Gives up the first of a level, except those whose deadline was put off while they waited."""
         dues = level.dues[:count]
         for ticket, due in zip(level.take(0, count), dues, strict=True):
@@ -253,7 +252,7 @@ class ObjectiveQueue(Owner):
             self._size -= 1
             self.expired.append(ticket)
 
-    def _drop_empty(self, level: _Level) -> None:
+    def _drop_empty(self, level: DueList) -> None:
         if not level.waiting:
             self._levels.drop(level)
 

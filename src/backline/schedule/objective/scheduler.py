@@ -13,9 +13,8 @@ from backline.engine.ticket import Ticket
 from backline.schedule.batching import Formed
 from backline.schedule.objective.policy import Outlook, item_size
 from backline.schedule.objective.queue import ObjectiveQueue
-from backline.schedule.queues.queue import Queue, QueueSettings
+from backline.schedule.queues.queue import Queue, QueueSettings, QueueTotal
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance

@@ -1,4 +1,4 @@
-"""What is said of all queues of requests: their settings, what they can do, and for how long one may wait in them."""
+"""What all queues of requests share: settings, the protocol, how long a request may wait, and what it is refused with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from backline.engine.errors import BacklineError, DeadlineExceeded, Unavailable
 from backline.engine.model_config import QueuePolicy
 from backline.engine.ticket import Ticket
 
@@ -94,3 +95,48 @@ def waited_too_long(ticket: Ticket, policy: QueuePolicy, now: float) -> bool:
     """Whether the time is over that a request may queue."""
     timeout = policy.timeout(ticket.request.timeout)
     return timeout is not None and ticket.request.arrived_ns / 1e9 + timeout <= now
+
+
+class QueueTotal:
+    """How many requests wait in the queues of all models together, and how many may; `limit` None is no limit.
+
+    Whoever enqueues a request adds it to `waiting`, and subtracts it when it runs or is done.
+    """
+
+    __slots__ = ("limit", "waiting")
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.waiting = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no more requests may queue."""
+        return self.limit is not None and self.waiting >= self.limit
+
+    def refusal(self, model: str) -> Unavailable:
+        """The error of a request that would be one too many."""
+        return Unavailable(
+            f"Exceeds maximum queue size of {self.limit} requests of all models; the request is for model '{model}', try again later",
+            retry_after=1,
+        )
+
+
+def queue_full(model: str, limit: int | None, where: str = "") -> Unavailable:
+    """The queue is full, which holds `limit` requests."""
+    return Unavailable(
+        f"Exceeds maximum queue size of {limit} for model '{model}'{where}, try again later", retry_after=1
+    )
+
+
+def being_unloaded(model: str) -> Unavailable:
+    """The model goes away."""
+    return Unavailable(f"model '{model}' is being unloaded", retry_after=1)
+
+
+def expired_in_queue(ticket: Ticket, now: float, model: str, *, by_policy: bool) -> BacklineError:
+    """Its time was over at `now`, of time.monotonic(): that which the queue's policy gives, or its caller."""
+    waited = f"after {(now - ticket.request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{model}'"
+    if by_policy:
+        return Unavailable(f"Request timeout expired {waited}")
+    return DeadlineExceeded(f"The deadline of the request passed {waited}")

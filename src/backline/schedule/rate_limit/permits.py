@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from time import monotonic, monotonic_ns
+from typing import ClassVar
 
+from backline.engine.errors import Cancelled
 from backline.schedule.rate_limit.limits import Claim, Claimant, Owner, RateLimits
+from backline.workers.batch import Batch
+from backline.workers.instance import Finished, Instance
+
+#: Seconds that a deadline is over for when it is looked at: the loop's timers may be early.
+_LATE = 0.001
 
 
 class Permits:
@@ -104,3 +112,171 @@ class Permit:
     def close(self) -> None:
         """The instance is gone; its permit is given back when it does not run any more."""
         self._permits.unregister(self)
+
+
+class PermittedInstance:
+    """An instance before which each batch waits for a permit. Lives on the event loop.
+
+    A batch that nobody waits for any more leaves at once. Any other that has waited is formed anew (see WaitsForTurn) when its turn comes,
+    and when a deadline passes meanwhile. An instance that takes the next batch before this one has all its answers asks for the next permit
+    then, and has given this one back.
+    """
+
+    beside_loop: ClassVar[bool] = True
+
+    def __init__(self, instance: Instance, permit: Permit, loop: asyncio.AbstractEventLoop) -> None:
+        self._instance = instance
+        self._permit = permit
+        self._loop = loop
+        self._closing = False
+        self._busy = False
+        self._waiting: _PermittedRun | None = None
+        self.form_again: Callable[[Batch], None] | None = None
+
+    @property
+    def memory(self) -> object:
+        """See Remembers; it is one if the instance behind it is."""
+        return self._instance.memory  # type: ignore[attr-defined]
+
+    def run(self, batch: Batch, finished: Finished) -> None:
+        """See Instance."""
+        self._busy = True
+        waiting = self._waiting = _PermittedRun(self, batch, finished)
+        batch.on_abandon = waiting.abandoned
+        self._permit.ask(waiting.granted)
+        waiting.waits()
+
+    def look_again(self) -> None:
+        """See WaitsForTurn."""
+        if self._busy and self._waiting is not None:
+            self._waiting.look_again()
+
+    def close(self) -> None:
+        """See Instance."""
+        self._closing = True
+        if not self._busy:
+            self._close()
+
+    def when_ready(self, begin: Callable[[], None]) -> None:
+        """Its turn has come. A run on the event loop lets the sockets have their turn first."""
+        if self._instance.beside_loop:
+            begin()
+        else:
+            self._loop.call_soon(begin)
+
+    def start(self, batch: Batch, finished: Finished) -> None:
+        """Runs a batch, as its turn has come."""
+        self._instance.run(batch, finished)
+
+    def free(self, *, ran: bool) -> None:
+        """It does not run any more."""
+        self._busy = False
+        self._permit.give_back(ran=ran)
+        if self._closing:
+            self._close()
+
+    def _close(self) -> None:
+        self._permit.close()
+        self._instance.close()
+
+
+class _PermittedRun:
+    """A batch that waits for its turn, and then runs."""
+
+    def __init__(self, instance: PermittedInstance, batch: Batch, finished: Finished) -> None:
+        self._instance = instance
+        self._batch = batch
+        self._finished = finished
+        self._granted = self._begun = False
+        self._has_waited = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._on_vacated = batch.on_vacated
+        #: Whether the instance has been told to be free.
+        self._over = False
+
+    def waits(self) -> None:
+        """It has asked for its turn, unless that has come at once."""
+        if self._begun:
+            return
+        self._has_waited = True
+        if not self._granted:
+            self._wake_at_deadline()
+
+    def _wake_at_deadline(self) -> None:
+        nearest = min(
+            (ticket.deadline for ticket in self._batch.tickets if ticket.deadline is not None),
+            default=None,
+        )
+        if nearest is not None:
+            delay = max(nearest - monotonic(), 0.0) + _LATE
+            self._timer = asyncio.get_running_loop().call_later(delay, self.look_again)
+
+    def look_again(self) -> None:
+        """Looks who of the batch still waits, unless its turn has come, when that is looked at anyway."""
+        if self._granted:
+            return
+        self._form_again()
+        if self._batch.abandoned:  # by who was refused
+            return
+        if self._batch.tickets:
+            self._wake_at_deadline()
+        else:
+            self._end(ran=False)
+
+    def _form_again(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if self._instance.form_again is not None:
+            self._instance.form_again(self._batch)
+
+    def abandoned(self) -> None:
+        """Nobody waits for the answers any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._batch.outcomes = [
+            Cancelled("nobody waits for the answer any more") for _ in self._batch.tickets
+        ]
+        self._end(ran=False)
+
+    def granted(self) -> None:
+        self._granted = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._instance.when_ready(self._begin)
+
+    def _begin(self) -> None:
+        batch = self._batch
+        self._begun = True
+        if self._has_waited and not batch.abandoned:
+            self._form_again()
+            while not batch.abandoned and any(
+                ticket.cancelled for ticket in batch.tickets
+            ):  # by who was refused
+                self._form_again()
+        if batch.abandoned:  # since its turn came, or by who was refused
+            return
+        batch.on_abandon = None
+        if not batch.tickets:
+            self._end(ran=False)
+            return
+        batch.started_ns = monotonic_ns()
+        if batch.on_vacated is not None:
+            batch.on_vacated = self._vacated
+        self._instance.start(batch, lambda _, ran: self._end(ran=True))
+
+    def _end(self, *, ran: bool) -> None:
+        batch = self._batch
+        batch.ended_ns = batch.ended_ns or monotonic_ns()
+        if not batch.tickets:
+            batch.parts = []  # there is nothing to count
+        if not self._over:
+            self._instance.free(ran=ran)
+        self._finished(self._instance, batch)
+
+    def _vacated(self, instance: Instance, batch: Batch) -> None:
+        """The instance can take the next batch, while answers of this one are still to come."""
+        self._over = True
+        self._instance.free(ran=True)
+        if self._on_vacated is not None:
+            self._on_vacated(self._instance, batch)

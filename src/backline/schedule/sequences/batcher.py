@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from collections.abc import Sequence as Several
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
 from math import inf
 from time import monotonic, monotonic_ns
-from typing import Protocol
 
 from msgspec.structs import replace as derive
 
@@ -26,16 +24,20 @@ from backline.engine.messages import InferRequest, InferResponse, Rescheduled, S
 from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Owner, Ticket, release_all
-from backline.schedule import refusals
-from backline.schedule.alarm import Alarm
-from backline.schedule.queues.queue import limit_wait, waited_too_long
+from backline.schedule.queues.queue import (
+    QueueTotal,
+    being_unloaded,
+    expired_in_queue,
+    limit_wait,
+    queue_full,
+    waited_too_long,
+)
 from backline.schedule.scheduler import Settings
-from backline.schedule.sequences.passage import Passage, passage_of
+from backline.schedule.sequences.lanes import Lane, Passage, passage_of
 from backline.schedule.sequences.state_store import StateStore
-from backline.schedule.sequences.states import SequenceStates
-from backline.schedule.sequences.table import Sequence, SequenceTable
-from backline.schedule.sequences.tensors import SequenceTensors
-from backline.schedule.total import QueueTotal
+from backline.schedule.sequences.table import LiveSequence, SequenceTable
+from backline.schedule.sequences.tensors import SequenceStates, SequenceTensors
+from backline.schedule.turn import Alarm
 from backline.workers.instance import Instance, remembers
 
 log = logging.getLogger("backline.schedule")
@@ -44,26 +46,12 @@ log = logging.getLogger("backline.schedule")
 _SHORTEST_WAIT = 0.002
 
 
-class Lane(Protocol):
-    """What runs the requests of the sequences that have a place on one instance."""
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait, without those that run."""
-
-    def submit(self, ticket: Ticket) -> None:
-        """Queues a request, one of a sequence at a time."""
-
-    async def drain(self, limit: float) -> None:
-        """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instance."""
-
-
-class _Waiting(Owner):
+class _SequenceBacklog(Owner):
     """The owner of the tickets of a sequence that wait for their place, or for the request before them."""
 
     __slots__ = ("_batcher", "_sequence")
 
-    def __init__(self, batcher: SequenceBatcher, sequence: Sequence) -> None:
+    def __init__(self, batcher: SequenceBatcher, sequence: LiveSequence) -> None:
         self._batcher = batcher
         self._sequence = sequence
 
@@ -89,7 +77,7 @@ class SequenceBatcher:
         version: str,
         tensors: SequenceTensors,
         statistics: ModelStatistics,
-        instances: Several[Instance],
+        instances: Sequence[Instance],
         make_lane: Callable[[Instance], Lane],
         *,
         slots: int,
@@ -176,7 +164,7 @@ class SequenceBatcher:
             self._wait(sequence, ticket)
         self._look_at(now / 1e9 + self._idle_seconds)
 
-    async def _adopt(self, sequence: Sequence) -> None:
+    async def _adopt(self, sequence: LiveSequence) -> None:
         """Goes on with a sequence that another load of this version, or another server, has run."""
         error: BacklineError | None = None
         try:
@@ -189,9 +177,9 @@ class SequenceBatcher:
         self._run_next(sequence)
         self._look_at_rest()
 
-    def _wait(self, sequence: Sequence, ticket: Ticket) -> None:
+    def _wait(self, sequence: LiveSequence, ticket: Ticket) -> None:
         """A request waits, for its place or for the one before it."""
-        ticket.enqueue(_Waiting(self, sequence))
+        ticket.enqueue(_SequenceBacklog(self, sequence))
         if ticket.deadline is not None:
             self._look_at(ticket.deadline)
 
@@ -205,7 +193,7 @@ class SequenceBatcher:
             raise self._total.refusal(self._name)
         if self._table.waiting >= self._limit and not self._table.runs_at_once(step):
             self._statistics.rejected_full += 1
-            raise refusals.full(self._name, self._policy.max_size)
+            raise queue_full(self._name, self._policy.max_size)
 
     def _no_start(self, ticket: Ticket) -> InvalidArgument:
         assert ticket.request.sequence is not None, "it was checked"
@@ -214,7 +202,7 @@ class SequenceBatcher:
             " the START flag on the first request of the sequence"
         )
 
-    def _run_next(self, sequence: Sequence) -> None:
+    def _run_next(self, sequence: LiveSequence) -> None:
         ticket = self._table.take(sequence)
         if ticket is None:
             return
@@ -223,7 +211,7 @@ class SequenceBatcher:
         assert ticket.request.sequence is not None, "it was checked"
         self._hand_on(sequence, ticket, ticket.request.sequence)
 
-    def _hand_on(self, sequence: Sequence, ticket: Ticket, step: SequenceStep) -> None:
+    def _hand_on(self, sequence: LiveSequence, ticket: Ticket, step: SequenceStep) -> None:
         """Lets the instance run a request, as that step of its sequence."""
         on_response = self._responded if ticket.takes_many else None
         inputs = dict(ticket.request.inputs)
@@ -261,7 +249,7 @@ class SequenceBatcher:
                 return
             response = None
             error = (
-                refusals.unloading(self._name)
+                being_unloaded(self._name)
                 if self._closed
                 else Cancelled("nobody waits for the answer any more")
             )
@@ -286,7 +274,7 @@ class SequenceBatcher:
             self._refuse(refused, lambda _: self._lost(sequence))
         self._look_at_rest()
 
-    def _run_again(self, sequence: Sequence, ticket: Ticket) -> None:
+    def _run_again(self, sequence: LiveSequence, ticket: Ticket) -> None:
         assert ticket.request.sequence is not None, "it was checked"
         step = SequenceStep(ticket.request.sequence.id, end=ticket.request.sequence.end)
         ticket.deadline = ticket.waits_until  # its timeout was for its beginning only
@@ -309,12 +297,12 @@ class SequenceBatcher:
             self._states.take_out(passage.sequence, response, ticket.request.outputs)
         ticket.respond(response)
 
-    def _lose_beginning(self, sequence: Sequence, error: BacklineError | None = None) -> None:
+    def _lose_beginning(self, sequence: LiveSequence, error: BacklineError | None = None) -> None:
         """What was to begin a sequence has not run, or nobody knows that it began; what follows is told that, or the error."""
         self._refuse_orphans(*self._table.lose_beginning(sequence), error)
 
     def _refuse_orphans(
-        self, orphans: list[Ticket], runnable: list[Sequence], error: BacklineError | None = None
+        self, orphans: list[Ticket], runnable: list[LiveSequence], error: BacklineError | None = None
     ) -> None:
         def why(ticket: Ticket) -> BacklineError:
             self._statistics.rejected_invalid += 1
@@ -329,7 +317,7 @@ class SequenceBatcher:
         keeper = self._keepers[lane]
         return keeper is None or keeper.memory is not None
 
-    def _lost(self, sequence: Sequence) -> Internal:
+    def _lost(self, sequence: LiveSequence) -> Internal:
         return Internal(
             f"the state of sequence {sequence.id} of model '{self._name}' was lost with its worker process, and the sequence has ended:"
             " begin it again"
@@ -345,7 +333,7 @@ class SequenceBatcher:
         if self._total is not None:
             self._total.waiting -= count
 
-    def _refuse(self, tickets: Several[Ticket], why: Callable[[Ticket], BacklineError]) -> None:
+    def _refuse(self, tickets: Sequence[Ticket], why: Callable[[Ticket], BacklineError]) -> None:
         """Tells requests that wait no more; who is told may cancel others of them."""
         self._leave(len(tickets))
         release_all(tickets)
@@ -355,12 +343,12 @@ class SequenceBatcher:
             else:
                 ticket.complete(None, why(ticket))
 
-    def cancelled_waiting(self, sequence: Sequence, ticket: Ticket) -> None:
+    def cancelled_waiting(self, sequence: LiveSequence, ticket: Ticket) -> None:
         """A request that waits was cancelled."""
         self._statistics.record_cancelled(ticket)
         self._drop(sequence, ticket)
 
-    def _drop(self, sequence: Sequence, ticket: Ticket) -> None:
+    def _drop(self, sequence: LiveSequence, ticket: Ticket) -> None:
         self._leave(1)
         ticket.release()
         orphans, runnable = self._table.drop(sequence, ticket)
@@ -368,7 +356,7 @@ class SequenceBatcher:
         self._refuse_orphans(orphans, runnable)
         self._look_at_rest()
 
-    def _run_all(self, sequences: Iterable[Sequence]) -> None:
+    def _run_all(self, sequences: Iterable[LiveSequence]) -> None:
         for sequence in sequences:
             self._run_next(sequence)
 
@@ -390,8 +378,7 @@ class SequenceBatcher:
             self._drop(sequence, ticket)
             self._statistics.record_expired(ticket)
             by_policy = waited_too_long(ticket, self._policy, now)
-            where = f"the queue of model '{self._name}'"
-            ticket.expire(refusals.expired(ticket, now, where, by_policy=by_policy))
+            ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=by_policy))
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
             log.info(
@@ -407,21 +394,21 @@ class SequenceBatcher:
 
     # instances, and the end
 
-    def update(self, settings: Settings, *, instances: Several[Instance] | None = None) -> None:
+    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         """Goes on with other limits of the queue, and on other instances if some are given; what runs is finished where it is."""
         self._policy = settings.queue.policy
         self._limit = self._policy.max_size or inf
         if instances is not None:
             self.replace_instances(instances)
 
-    def replace_instances(self, instances: Several[Instance]) -> None:
+    def replace_instances(self, instances: Sequence[Instance]) -> None:
         """Runs what comes next on other instances; the present ones are closed when they have finished what they have."""
         for lane in self._lanes:
             self._beside(lane.drain(inf))
         self._take_instances(instances)
         self._run_all(self._table.resize(len(instances), self._slots))
 
-    def _take_instances(self, instances: Several[Instance]) -> None:
+    def _take_instances(self, instances: Sequence[Instance]) -> None:
         self._lanes = [self._make_lane(instance) for instance in instances]
         keeps = not self._tensors.has_states  # else what a model knows comes with each request
         self._keepers = [instance if keeps and remembers(instance) else None for instance in instances]
@@ -443,7 +430,7 @@ class SequenceBatcher:
         self._closed = True
         self._alarm.stop()
         for sequence in list(self._table.backlogged):
-            self._refuse(self._table.clear(sequence), lambda ticket: refusals.unloading(self._name))
+            self._refuse(self._table.clear(sequence), lambda ticket: being_unloaded(self._name))
         for lane in self._lanes:
             await lane.drain(max(end - self._loop.time(), 0))
         if self._tasks:

@@ -13,7 +13,7 @@ from backline.engine.ticket import Ticket
 from backline.schedule.sequences.state_store import State
 
 
-class Sequence:
+class LiveSequence:
     """An open sequence, or one that has ended but whose last requests are still to be run."""
 
     __slots__ = ("arriving", "ended", "id", "last_ns", "memory", "place", "running", "state", "waiting")
@@ -52,15 +52,15 @@ class SequenceTable:
         self.idle_ns = idle_ns
         self._works = works
         #: The open sequences by id, the one that was idle for longest first.
-        self.open: dict[int | str, Sequence] = {}
+        self.open: dict[int | str, LiveSequence] = {}
         #: Those with requests that wait.
-        self.backlogged: dict[Sequence, None] = {}
+        self.backlogged: dict[LiveSequence, None] = {}
         #: The requests that wait, without those that run.
         self.waiting = 0
         #: The requests that were taken and are not done.
         self.running = 0
-        self._placed: dict[Sequence, None] = {}
-        self._unplaced: dict[Sequence, None] = {}
+        self._placed: dict[LiveSequence, None] = {}
+        self._unplaced: dict[LiveSequence, None] = {}
         #: Free places, a heap; those of later slots come when these are taken, as there may be far more places than sequences.
         self._free: list[tuple[int, int]] = []
         self._later: Iterator[list[tuple[int, int]]] = iter(())
@@ -71,7 +71,7 @@ class SequenceTable:
         """Whether no sequence is left, open or ending."""
         return not self.open and not self._placed and not self._unplaced
 
-    def resize(self, lanes: int, slots: int) -> list[Sequence]:
+    def resize(self, lanes: int, slots: int) -> list[LiveSequence]:
         """Goes on with other places; those who had one are the first to get one. Returns who has one now."""
         before = [*self._placed, *self._unplaced]
         self._later = ([(slot, lane) for lane in range(lanes)] for slot in range(slots))
@@ -89,7 +89,7 @@ class SequenceTable:
             return bool(self._free) and not self._unplaced
         return sequence.place is not None and sequence.running is None and not sequence.waiting
 
-    def accept(self, ticket: Ticket, now_ns: int) -> Sequence | None:
+    def accept(self, ticket: Ticket, now_ns: int) -> LiveSequence | None:
         """Puts a request behind those of its sequence; None for a sequence that is not open and that the request does not begin."""
         step = ticket.request.sequence
         assert step is not None, "it was checked"
@@ -101,7 +101,7 @@ class SequenceTable:
         self._append(sequence, ticket, now_ns)
         return sequence
 
-    def adopt(self, ticket: Ticket, now_ns: int) -> Sequence:
+    def adopt(self, ticket: Ticket, now_ns: int) -> LiveSequence:
         """Goes on with a sequence that began elsewhere, whose state is to be fetched: nothing of it runs before `arrived`."""
         step = ticket.request.sequence
         assert step is not None, "it was checked"
@@ -110,15 +110,15 @@ class SequenceTable:
         self._append(sequence, ticket, now_ns)
         return sequence
 
-    def _begin(self, id: int | str, now_ns: int) -> Sequence:
-        sequence = self.open[id] = Sequence(id, now_ns)
+    def _begin(self, id: int | str, now_ns: int) -> LiveSequence:
+        sequence = self.open[id] = LiveSequence(id, now_ns)
         if self._free and not self._unplaced:
             self._put(sequence)
         else:
             self._unplaced[sequence] = None
         return sequence
 
-    def _append(self, sequence: Sequence, ticket: Ticket, now_ns: int) -> None:
+    def _append(self, sequence: LiveSequence, ticket: Ticket, now_ns: int) -> None:
         sequence.waiting.append(ticket)
         self.backlogged[sequence] = None
         self.waiting += 1
@@ -127,13 +127,13 @@ class SequenceTable:
             sequence.ended = True
             del self.open[sequence.id]
 
-    def _heard(self, sequence: Sequence, now_ns: int) -> None:
+    def _heard(self, sequence: LiveSequence, now_ns: int) -> None:
         sequence.last_ns = now_ns
         if self.open.get(sequence.id) is sequence:  # to the end, behind all who were idle for longer
             del self.open[sequence.id]
             self.open[sequence.id] = sequence
 
-    def take(self, sequence: Sequence) -> Ticket | None:
+    def take(self, sequence: LiveSequence) -> Ticket | None:
         """The next request of a sequence, if it may run now."""
         if (
             sequence.place is None
@@ -149,7 +149,7 @@ class SequenceTable:
             del self.backlogged[sequence]
         return ticket
 
-    def put_back(self, sequence: Sequence) -> None:
+    def put_back(self, sequence: LiveSequence) -> None:
         """The request that ran is the next one of its sequence again."""
         assert sequence.running is not None, "it was taken"
         sequence.waiting.appendleft(sequence.running)
@@ -158,14 +158,14 @@ class SequenceTable:
         self.waiting += 1
         self.running -= 1
 
-    def finish(self, sequence: Sequence, now_ns: int) -> list[Sequence]:
+    def finish(self, sequence: LiveSequence, now_ns: int) -> list[LiveSequence]:
         """The request that ran is done. Returns the sequences of which one may run now."""
         sequence.running = None
         self.running -= 1
         self._heard(sequence, now_ns)
         return [sequence] if sequence.waiting else self._release_if_over(sequence)
 
-    def drop(self, sequence: Sequence, ticket: Ticket) -> tuple[list[Ticket], list[Sequence]]:
+    def drop(self, sequence: LiveSequence, ticket: Ticket) -> tuple[list[Ticket], list[LiveSequence]]:
         """A request that waits will not be run, nor will what it was to begin. Returns as `lose_beginning`."""
         index = sequence.waiting.index(ticket)
         self._take_out(sequence, [ticket])
@@ -173,7 +173,9 @@ class SequenceTable:
             self.lose_beginning(sequence, index) if _begins(ticket) else ([], self._release_if_over(sequence))
         )
 
-    def lose_beginning(self, sequence: Sequence, index: int = 0) -> tuple[list[Ticket], list[Sequence]]:
+    def lose_beginning(
+        self, sequence: LiveSequence, index: int = 0
+    ) -> tuple[list[Ticket], list[LiveSequence]]:
         """What was to begin a sequence before the request at `index` of those that wait has not run.
 
         That one and what follows it are taken out, up to the next request that begins it; if there is none the sequence ends. Returns what
@@ -186,23 +188,23 @@ class SequenceTable:
             self.end(sequence)
         return orphans, self._release_if_over(sequence)
 
-    def _take_out(self, sequence: Sequence, tickets: list[Ticket]) -> None:
+    def _take_out(self, sequence: LiveSequence, tickets: list[Ticket]) -> None:
         for ticket in tickets:
             sequence.waiting.remove(ticket)
         self.waiting -= len(tickets)
         if not sequence.waiting:
             self.backlogged.pop(sequence, None)
 
-    def clear(self, sequence: Sequence) -> list[Ticket]:
+    def clear(self, sequence: LiveSequence) -> list[Ticket]:
         """Takes out the requests of a sequence that wait; it goes on without them."""
         tickets = list(sequence.waiting)
         self._take_out(sequence, tickets)
         return tickets
 
-    def end_idle(self, now_ns: int) -> tuple[list[Sequence], list[Sequence]]:
+    def end_idle(self, now_ns: int) -> tuple[list[LiveSequence], list[LiveSequence]]:
         """Ends the sequences of which nothing was heard for too long. Returns them, and the sequences of which one may run now."""
-        ended: list[Sequence] = []
-        runnable: list[Sequence] = []
+        ended: list[LiveSequence] = []
+        runnable: list[LiveSequence] = []
         for sequence in list(self._idle_since(now_ns - self.idle_ns)):
             if sequence.waiting or sequence.running is not None or sequence.arriving:
                 self._heard(sequence, now_ns)
@@ -212,7 +214,7 @@ class SequenceTable:
             runnable += self._release(sequence)
         return ended, runnable
 
-    def _idle_since(self, moment_ns: int) -> Iterator[Sequence]:
+    def _idle_since(self, moment_ns: int) -> Iterator[LiveSequence]:
         for sequence in self.open.values():
             if sequence.last_ns > moment_ns:
                 return
@@ -222,9 +224,9 @@ class SequenceTable:
         """The moment at which the next sequence will have been idle for too long, unless something is heard of it; or infinity."""
         return next((sequence.last_ns + self.idle_ns for sequence in self.open.values()), inf)
 
-    def expired(self, now: float) -> tuple[list[tuple[Sequence, Ticket]], float]:
+    def expired(self, now: float) -> tuple[list[tuple[LiveSequence, Ticket]], float]:
         """The requests that wait although their deadline is over, and the nearest deadline of the others, or infinity."""
-        over: list[tuple[Sequence, Ticket]] = []
+        over: list[tuple[LiveSequence, Ticket]] = []
         nearest = inf
         for sequence in self.backlogged:
             for ticket in sequence.waiting:
@@ -236,20 +238,20 @@ class SequenceTable:
                     nearest = min(nearest, ticket.deadline)
         return over, nearest
 
-    def end(self, sequence: Sequence) -> None:
+    def end(self, sequence: LiveSequence) -> None:
         """Nothing more of it comes than waits."""
         sequence.ended = True
         if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
 
-    def _release_if_over(self, sequence: Sequence) -> list[Sequence]:
+    def _release_if_over(self, sequence: LiveSequence) -> list[LiveSequence]:
         return (
             self._release(sequence)
             if sequence.ended and not sequence.waiting and sequence.running is None
             else []
         )
 
-    def _release(self, sequence: Sequence) -> list[Sequence]:
+    def _release(self, sequence: LiveSequence) -> list[LiveSequence]:
         """Gives the place of a sequence that is over to the next one."""
         self._unplaced.pop(sequence, None)
         if sequence.place is None:
@@ -259,7 +261,7 @@ class SequenceTable:
         sequence.place = None
         return self._fill()
 
-    def _fill(self) -> list[Sequence]:
+    def _fill(self) -> list[LiveSequence]:
         filled = []
         while self._free and self._unplaced:
             sequence = next(iter(self._unplaced))
@@ -268,7 +270,7 @@ class SequenceTable:
             filled.append(sequence)
         return filled
 
-    def _put(self, sequence: Sequence) -> None:
+    def _put(self, sequence: LiveSequence) -> None:
         sequence.place = self._next_place()
         self._placed[sequence] = None
 

@@ -1,4 +1,4 @@
-"""Direct: the sequences of one instance, each in its own place of every batch; a place without a request is filled with zeros."""
+"""What runs the requests of sequences on one instance: in a fixed slot of every batch (direct), or batched like any others (oldest)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
+from typing import Protocol
 
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
@@ -13,12 +14,13 @@ from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Owner, Ticket, start_all
-from backline.schedule import refusals
-from backline.schedule.alarm import Alarm
-from backline.schedule.failed_runs import record_failure, record_shared_execution
-from backline.schedule.queues.queue import waited_too_long
+from backline.schedule.queues.queue import being_unloaded, expired_in_queue, waited_too_long
+from backline.schedule.scheduler import Scheduler
+from backline.schedule.sequences.table import LiveSequence
+from backline.schedule.tally import record_failure, record_shared_execution
+from backline.schedule.turn import Alarm
 from backline.workers.batch import Batch
-from backline.workers.instance import Instance, WaitsForTurn
+from backline.workers.instance import Instance, Remembers, WaitsForTurn
 
 #: Seconds behind a moment at which it is looked at what is due then: the loop's timers may be so much early.
 _LATER = 0.0001
@@ -26,6 +28,67 @@ _LATER = 0.0001
 _POLICY = QueuePolicy()
 #: The context of a ticket that fills a place without a request.
 _FILLER = object()
+
+
+class Lane(Protocol):
+    """What runs the requests of the sequences that have a place on one instance."""
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait, without those that run."""
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queues a request, one of a sequence at a time."""
+
+    async def drain(self, limit: float) -> None:
+        """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instance."""
+
+
+class Passage:
+    """What the request that an instance runs knows of the one it was made of.
+
+    `instance` is where the model keeps what it knows of the sequence, if that may be lost.
+    """
+
+    __slots__ = ("instance", "sequence", "ticket")
+
+    def __init__(self, sequence: LiveSequence, ticket: Ticket, instance: Remembers | None) -> None:
+        self.sequence = sequence
+        self.ticket = ticket
+        self.instance = instance
+
+    def is_remembered(self, *, begins: bool) -> bool:
+        """Whether the model knows what came before in the sequence, where nothing did if that `begins` with this request."""
+        if self.instance is None:
+            return True
+        memory = self.instance.memory
+        if begins:
+            self.sequence.memory = memory
+        return self.sequence.memory is memory
+
+
+def passage_of(ticket: Ticket) -> Passage:
+    """That of a request which was handed to an instance."""
+    passage: Passage = ticket.context
+    return passage
+
+
+def slot_of(ticket: Ticket) -> int:
+    """The place on its instance of a request that was handed to it."""
+    place = passage_of(ticket).sequence.place
+    assert place is not None, "what runs has a place"
+    return place[0]
+
+
+class SequenceLane(Scheduler):
+    """A Scheduler whose next batch waits for the answers of the one before: the next requests of its sequences come with them."""
+
+    __slots__ = ()
+
+    def _finished(self, instance: Instance, batch: Batch) -> None:
+        self._scheduled = True
+        super()._finished(instance, batch)
+        self._loop.call_soon(self._dispatch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +130,6 @@ class SlotLane(Owner):
         policy: SlotPolicy,
         instance: Instance,
         statistics: ModelStatistics,
-        slot_of: Callable[[Ticket], int],
         empty: Callable[[dict[str, Tensor]], dict[str, Tensor]],
         *,
         loop: asyncio.AbstractEventLoop,
@@ -76,7 +138,6 @@ class SlotLane(Owner):
         self._policy = policy
         self._instance = instance
         self._statistics = statistics
-        self._slot_of = slot_of
         self._empty = empty
         self._loop = loop
         self._ready: list[Ticket | None] = [None] * policy.slots
@@ -95,7 +156,7 @@ class SlotLane(Owner):
     def submit(self, ticket: Ticket) -> None:
         """Queues a request for its place, which is free."""
         ticket.enqueue(self)
-        self._ready[self._slot_of(ticket)] = ticket
+        self._ready[slot_of(ticket)] = ticket
         self._schedule()
 
     def cancelled(self, ticket: Ticket) -> None:
@@ -148,7 +209,7 @@ class SlotLane(Owner):
         ready, self._ready = self._ready, [None] * self._policy.slots
         for ticket in ready:
             if ticket is not None:
-                ticket.complete(None, refusals.unloading(self._name))
+                ticket.complete(None, being_unloaded(self._name))
 
     def _refuse_batch(self, batch: Batch) -> None:
         """A batch that waits for its turn when the model goes away does so for nothing."""
@@ -198,9 +259,7 @@ class SlotLane(Owner):
             for ticket in late:  # behind whom others come to its place, perhaps as late
                 self._statistics.record_expired(ticket)
                 by_policy = waited_too_long(ticket, _POLICY, now)
-                error = refusals.expired(
-                    ticket, now, f"the queue of model '{self._name}'", by_policy=by_policy
-                )
+                error = expired_in_queue(ticket, now, self._name, by_policy=by_policy)
                 ticket.expire(error)
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
