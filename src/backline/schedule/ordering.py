@@ -1,4 +1,4 @@
-"""Answers in the order in which requests were taken from the queue, although their batches end in any order."""
+"""Sends responses in the order in which requests started, although batches may end in any order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backline.engine.ticket import Ticket
 
 
 class Answer:
-    """What came of a request: a response, or an error; with neither, its responses were given before."""
+    """The outcome of a request: a response or an error, or neither if its responses were sent one by one."""
 
     __slots__ = ("done", "error", "response", "ticket")
 
@@ -23,7 +23,7 @@ class Answer:
 
 
 class AnswerOrder:
-    """Holds answers back until all earlier ones were given."""
+    """Holds outcomes back until all earlier requests have completed."""
 
     __slots__ = ("_answers", "_places")
 
@@ -33,11 +33,11 @@ class AnswerOrder:
 
     @property
     def held(self) -> int:
-        """The requests that were started and whose answers were not given yet."""
+        """The number of requests that have started and not completed."""
         return len(self._answers)
 
     def start(self, tickets: Sequence[Ticket]) -> None:
-        """Gives requests that are about to run the next places."""
+        """Adds requests that are about to run to the end of the order."""
         for ticket in tickets:
             answer = self._places[ticket] = Answer(ticket)
             self._answers.append(answer)
@@ -45,13 +45,15 @@ class AnswerOrder:
     def finish(
         self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None
     ) -> list[Answer]:
-        """Notes what came of a started request, and gives the answers whose turn it is now."""
+        """Records the outcome of a started request. Returns the outcomes that may be sent now, in order."""
         answer = self._places.pop(ticket)
         answer.response, answer.error, answer.done = response, error, True
         return self._due()
 
     def withdraw(self, ticket: Ticket) -> list[Answer]:
-        """Takes a started request out, which has not run after all, and gives the answers whose turn it is now."""
+        """Removes a started request that did not run after all. Returns the outcomes that may be sent now, in
+        order.
+        """
         self._answers.remove(self._places.pop(ticket))
         return self._due()
 

@@ -1,4 +1,4 @@
-"""When something happens on the event loop: at the end of its turn, or at a moment."""
+"""When work happens on the event loop: at the end of the current turn (Turn), or at a given time (Alarm)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from time import monotonic, monotonic_ns
 
 from backline.engine.ticket import Ticket
 
-#: Nanoseconds for which batches may follow one another before the sockets have their turn.
+#: Nanoseconds for which batches may follow one another before the sockets get their turn.
 LONGEST_NS = 1_000_000
 
 
 class Turn:
-    """Batches are formed at the end of the loop's turn, so that requests which arrive together run together.
+    """Forms batches at the end of the loop's turn, so that requests that arrive together run together.
 
-    Of the steps of ensembles that a batch has made ready, all are there when that batch is answered: their batches follow it in the same
-    turn, until LONGEST_NS are over. Lives on the event loop, one for all its queues.
+    When a batch of ensemble steps completes, it submits the steps that depended on it. Their batches follow
+    in the same turn, for at most LONGEST_NS. Lives on the event loop, which shares one Turn among all its
+    queues.
     """
 
     __slots__ = ("_answering", "_following", "_next")
@@ -29,14 +30,16 @@ class Turn:
         self._next: deque[Callable[[], None]] = deque()
 
     def soon(self, dispatch: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
-        """Calls `dispatch`, which forms a batch, at the end of this turn; behind the batch that is answered, if it is for a step."""
+        """Calls `dispatch`, which forms a batch, at the end of this turn; for an ensemble step, right after
+        the current batch completes.
+        """
         if self._following:
             self._next.append(dispatch)
         else:
             loop.call_soon(dispatch)
 
     def submit_step(self, submit: Callable[[Ticket], None], ticket: Ticket) -> None:
-        """Submits the request to a step of an ensemble. Raises what `submit` raises."""
+        """Submits a request for a step of an ensemble. Raises what `submit` raises."""
         self._following = self._answering
         try:
             submit(ticket)
@@ -44,12 +47,14 @@ class Turn:
             self._following = False
 
     def begin_answers(self) -> bool:
-        """The requests of a batch are about to be answered. Says whether whoever calls this has to call `end_answers` behind them."""
+        """Marks the start of a batch's completions. If it returns True, the caller must call `end_answers`
+        after them.
+        """
         begun, self._answering = self._answering, True
         return not begun
 
     def end_answers(self, loop: asyncio.AbstractEventLoop) -> None:
-        """All are answered, and what follows may run."""
+        """Runs the batches that the completions have made ready."""
         following = self._next
         try:
             if following:
@@ -63,9 +68,11 @@ class Turn:
 
 
 class Alarm:
-    """Calls `ring` at the earliest moment that it was set for since it rang, at least `pause` seconds from when it was set.
+    """A timer for the earliest of any number of times.
 
-    Moments are of time.monotonic(). Lives on the event loop. Whoever is called looks at what is due, and sets it for what is not.
+    Calls `ring` at the earliest time set since the last ring, but no sooner than `pause` seconds after it was
+    set. Times are of time.monotonic(). `ring` handles what is due and sets the alarm again for the rest.
+    Lives on the event loop.
     """
 
     __slots__ = ("_loop", "_pause", "_ring", "_timer", "moment")
@@ -77,11 +84,13 @@ class Alarm:
         self._loop = loop
         self._pause = pause
         self._timer: asyncio.TimerHandle | None = None
-        #: The moment that it is set for, or infinity.
+        #: When the alarm will ring, or infinity.
         self.moment = inf
 
     def set(self, moment: float, pause: float = 0.0) -> None:
-        """Rings then, or earlier if it was to; for this once not before `pause` seconds are over, either."""
+        """Rings at `moment`, or earlier if already set so. This once, also no sooner than `pause` seconds
+        from now.
+        """
         if moment >= self.moment:
             return
         if self._timer is not None:
@@ -90,7 +99,7 @@ class Alarm:
         self._timer = self._loop.call_later(max(moment - monotonic(), self._pause, pause), self._rings)
 
     def stop(self) -> None:
-        """It does not ring."""
+        """Cancels the alarm."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self.moment = None, inf

@@ -1,4 +1,6 @@
-"""The driver of a model with a latency objective: it learns what batches take, and refuses at arrival what cannot be answered in time."""
+"""The driver for a latency objective: learns how long batches take, and refuses on arrival requests that
+would be late.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,15 @@ from backline.schedule.turn import Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 
-#: The part of the objective that is planned with: the rest is for the ways between the client's program and this one.
+#: The fraction of the objective to plan with; the rest is for the network between client and server.
 _PLANNED = 0.95
 
 
 class ObjectiveScheduler(Scheduler):
-    """A Scheduler whose answers come within `objective` seconds, or a refusal at once.
+    """A Scheduler that completes requests within `objective` seconds or refuses them at once.
 
-    `seconds` are the run times by batch size that were measured when the model was loaded, for items of `size` elements (0 where all items
-    have the same).
+    `seconds` are run times by batch size, measured at load time with items of `size` elements (0 if all items
+    have the same number).
     """
 
     __slots__ = ("_objective", "_outlook")
@@ -61,7 +63,7 @@ class ObjectiveScheduler(Scheduler):
         )
 
     def submit(self, ticket: Ticket) -> None:
-        """As of Scheduler; raises Unavailable also when the request cannot be answered in time."""
+        """As Scheduler.submit. Also raises Unavailable if the request cannot complete in time."""
         queue: ObjectiveQueue = self._queue  # type: ignore[assignment]  # it was made here
         idle = len(self._idle)
         late = queue.lateness(ticket, self._outlook.free(monotonic(), idle), self._policy.max_items)
@@ -81,7 +83,8 @@ class ObjectiveScheduler(Scheduler):
         super()._start(formed, now)
 
     def _vacated(self, instance: Instance, batch: Batch) -> None:
-        self._outlook.ended(instance)  # what comes late says nothing of how long the instance is taken
+        # later responses say nothing about how long the instance is occupied
+        self._outlook.ended(instance)
         super()._vacated(instance, batch)
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
@@ -97,7 +100,8 @@ class ObjectiveScheduler(Scheduler):
             self._outlook.latency.learn(_size(batch.tickets), batch.items, now - batch.started_ns / 1e9)
         super()._finished(instance, batch)
         if told:
-            # What the loop was late for the end of the run it will have been late for the requests, too, before anybody saw them.
+            # If the loop noticed the end of the run late, it will have read requests late as well, before
+            # anyone saw them.
             late = now - batch.ended_ns / 1e9
             self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # it was told
 
@@ -108,7 +112,7 @@ class ObjectiveScheduler(Scheduler):
         return self._too_late(ticket, 0.0)
 
     def _too_late(self, ticket: Ticket, late: float) -> Unavailable:
-        """`late` is how many seconds too late the answer would come."""
+        """The error for a request that would be `late` seconds late."""
         bound = f"its objective of {self._objective * 1000:g} ms"
         if (
             ticket.deadline is not None
@@ -123,7 +127,7 @@ class ObjectiveScheduler(Scheduler):
 
 
 def _size(tickets: Sequence[Ticket]) -> int:
-    """The size of the items of a batch, which is that of the largest ones."""
+    """The item size of a batch: that of its largest items."""
     if tickets[0].batch_key is None:
         return 0
     return max(map(item_size, tickets))

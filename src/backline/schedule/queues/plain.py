@@ -10,22 +10,24 @@ from backline.engine.model_config import QueuePolicy
 from backline.engine.ticket import QUEUED, Owner, Ticket, release_all
 from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
 
-#: Cancelled requests that a line may hold before it is rebuilt without them, unless those that wait are more.
+#: The queue is rebuilt once it holds more cancelled requests than this, and more than live ones.
 FEW = 16
 
 
 class PlainQueue(Owner):
-    """See Queue. A cancelled ticket no longer counts, but stays in the line as a tombstone until its turn comes."""
+    """See Queue. A cancelled ticket no longer counts, but stays in the deque as a tombstone until its turn
+    comes.
+    """
 
     __slots__ = ("_gone", "_waiting", "expired", "limit", "on_left", "policy", "rank")
 
     def __init__(self, policy: QueuePolicy, rank: object = None) -> None:
-        """`rank` is its place among the lines of a PriorityQueue."""
+        """`rank` identifies the queue within a PriorityQueue."""
         self.rank = rank
         self.policy = policy
         self.limit = policy.max_size or inf
         self._waiting: deque[Ticket] = deque()
-        #: How many of them are cancelled.
+        #: The number of tombstones.
         self._gone = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
@@ -45,7 +47,7 @@ class PlainQueue(Owner):
         return True
 
     def append(self, ticket: Ticket) -> None:
-        """Puts a ticket at the end, whatever the limits are."""
+        """Adds a ticket at the end, whatever the limits are."""
         ticket.enqueue(self)
         self._waiting.append(ticket)
 
@@ -62,7 +64,7 @@ class PlainQueue(Owner):
         return None
 
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        # Not by `next`: a call for every request is a tenth of all that it costs to schedule one.
+        # Does not use `next`: a call per request would take a tenth of the total cost of scheduling one.
         waiting = self._waiting
         taken: list[Ticket] = []
         items = 0
@@ -118,7 +120,7 @@ class PlainQueue(Owner):
         return waited_too_long(ticket, self.policy, now)
 
     def _skip(self, ticket: Ticket) -> None:
-        """A ticket was taken out that is not to run."""
+        """Drops a ticket taken out that is cancelled or expired."""
         if ticket.state is not QUEUED:
             self._gone -= 1
             return

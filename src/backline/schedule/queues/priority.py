@@ -1,4 +1,4 @@
-"""The queue of a model with priorities, or whose policy lets late requests wait on."""
+"""The queue of a model with priority levels, or whose policy keeps requests queued past their timeout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _by_rank = attrgetter("rank")
 
 
 class Level(Protocol):
-    """Requests of one rank. Ranks are ordered, and the lowest one is served first."""
+    """The requests of one rank. Ranks are comparable; the lowest is served first."""
 
     @property
     def rank(self) -> Any: ...
@@ -26,9 +26,9 @@ L = TypeVar("L", bound=Level)
 
 
 class Levels(dict[Any, L], Generic[L]):
-    """The levels of which requests wait, by rank: made for the first request of a rank, and dropped once it is empty.
+    """Levels by rank. A level is created for the first request of its rank and dropped once empty.
 
-    There may be any number of ranks: those without requests cost nothing.
+    There may be any number of ranks, and those without requests cost nothing.
     """
 
     __slots__ = ("_make", "ordered")
@@ -36,7 +36,7 @@ class Levels(dict[Any, L], Generic[L]):
     def __init__(self, make: Callable[[Any], L]) -> None:
         super().__init__()
         self._make = make
-        #: By rank, the lowest first.
+        #: Sorted by rank, the lowest first.
         self.ordered: list[L] = []
 
     def __missing__(self, rank: Any) -> L:
@@ -45,7 +45,7 @@ class Levels(dict[Any, L], Generic[L]):
         return level
 
     def drop(self, level: L) -> None:
-        """Forgets a level that is empty."""
+        """Removes an empty level."""
         del self[level.rank]
         self.ordered.remove(level)
 
@@ -55,20 +55,22 @@ class Levels(dict[Any, L], Generic[L]):
 
 
 def make_queue(settings: QueueSettings) -> Queue:
-    """An empty queue with these settings: the plain one where that is enough."""
+    """An empty queue with these settings: a PlainQueue if that is enough."""
     if settings.levels or settings.policy.delay:
         return PriorityQueue(settings)
     return PlainQueue(settings.policy)
 
 
 class PriorityQueue:
-    """See Queue. A line for each priority level, and a second one, served next, for those of its requests that are late and may wait on."""
+    """See Queue. One PlainQueue for each priority level, and one after it for its late requests if they stay
+    queued.
+    """
 
     __slots__ = ("_lines", "_settings", "_size", "expired", "on_left")
 
     def __init__(self, settings: QueueSettings) -> None:
         self._settings = settings
-        #: By level, and whether its requests are late.
+        #: By priority level, and whether the requests are late.
         self._lines = Levels(self._make_line)
         self._size = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
@@ -152,12 +154,12 @@ class PriorityQueue:
         return policy.delay and waited_too_long(ticket, policy, now)
 
     def _collect(self, line: PlainQueue) -> None:
-        """Takes over what has expired in a line."""
+        """Takes over the expired requests of one line."""
         self._size -= len(line.expired)
         self.expired += line.expired
         line.expired = []
 
     def _left(self, ticket: Ticket) -> None:
-        """A ticket in a line was cancelled."""
+        """A ticket in one of the lines was cancelled."""
         self._size -= 1
         self.on_left(ticket)

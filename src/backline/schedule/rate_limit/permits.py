@@ -1,4 +1,4 @@
-"""The permission of instances to run, where the server limits the rate of executions."""
+"""Permits that instances need to run where the server limits the rate of executions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from backline.schedule.rate_limit.limits import Claim, Claimant, Owner, RateLimi
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished, Instance
 
-#: Seconds that a deadline is over for when it is looked at: the loop's timers may be early.
+#: How many seconds after a deadline to check for it, since event loop timers may fire early.
 _LATE = 0.001
 
 
 class Permits:
-    """Lets the instances of all models have their turn, by RateLimits. Lives on the event loop.
+    """Grants permits to the instances of all models, in the order that RateLimits decides. Lives on the event
+    loop.
 
-    What is given back is given out at the end of the loop's turn: the instance that has just run may have work again, and its turn may be
-    next.
+    Released resources are granted at the end of the loop's turn: the instance that has just run may have more
+    work, and may be next.
     """
 
     def __init__(self, limits: RateLimits) -> None:
@@ -29,7 +30,9 @@ class Permits:
         self._permits: dict[Claimant, Permit] = {}
 
     def register(self, claims: list[Claim], owner: Owner) -> list[Permit]:
-        """The permits of the instances of a model, the `owner`. Raises InvalidArgument when one of them could never run."""
+        """The permits of a model's instances (`owner` is the model). Raises InvalidArgument if one could
+        never run.
+        """
         permits = [Permit(self, claimant) for claimant in self._limits.register(claims, owner)]
         for permit in permits:
             self._permits[permit.claimant] = permit
@@ -42,22 +45,22 @@ class Permits:
             self._grant()
 
     def withdraw(self, permit: Permit) -> None:
-        """It has none any more."""
+        """An instance no longer has work."""
         self._limits.withdraw(permit.claimant)
-        self._grant_later()  # others may have waited behind it
+        self._grant_later()  # it may have blocked others
 
     def release(self, permit: Permit, *, ran: bool) -> None:
-        """It does not run any more, or has not run after all."""
+        """An instance has stopped running, or did not run after all."""
         self._limits.release(permit.claimant, ran=ran)
         self._grant_later()
 
     def unregister(self, permit: Permit) -> None:
-        """The instance is gone."""
+        """An instance is gone."""
         del self._permits[permit.claimant]
         self._limits.unregister(permit.claimant)
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
-        """See RateLimits."""
+        """See RateLimits.wanting."""
         return self._limits.wanting(waits, waiting)
 
     def _grant_later(self) -> None:
@@ -70,12 +73,13 @@ class Permits:
         granted = [self._permits[claimant] for claimant in self._limits.grant()]
         for permit in granted:
             permit.hold()
-        for permit in granted:  # who begins may give up others, which hold theirs by now
+        # after all are held: the start of one may withdraw others
+        for permit in granted:
             permit.begin()
 
 
 class Permit:
-    """What one instance needs to run: asked for before each run, given back behind it."""
+    """What an instance needs to run: requested before each run, given back after it."""
 
     __slots__ = ("_held", "_on_granted", "_permits", "claimant")
 
@@ -86,22 +90,22 @@ class Permit:
         self._on_granted: Callable[[], None] | None = None
 
     def ask(self, on_granted: Callable[[], None]) -> None:
-        """Calls `on_granted` once when the instance may run, perhaps before this returns."""
+        """Calls `on_granted` once when the instance may run, possibly before this method returns."""
         self._on_granted = on_granted
         self._permits.stage(self)
 
     def hold(self) -> None:
-        """Its turn has come: the resources are its own."""
+        """The permit is granted: the instance holds its resources."""
         self._held = True
 
     def begin(self) -> None:
-        """Tells the instance, unless that has given it back since."""
+        """Notifies the instance, unless it has given the permit back meanwhile."""
         on_granted, self._on_granted = self._on_granted, None
         if on_granted is not None:
             on_granted()
 
     def give_back(self, *, ran: bool = True) -> None:
-        """The instance does not run any more, or has nothing to run: it asks no more."""
+        """The instance has stopped running, or no longer wants to run."""
         asked, self._on_granted = self._on_granted is not None, None
         if self._held:
             self._held = False
@@ -110,16 +114,17 @@ class Permit:
             self._permits.withdraw(self)
 
     def close(self) -> None:
-        """The instance is gone; its permit is given back when it does not run any more."""
+        """The instance is gone. Its permit has been given back or will be when its run ends."""
         self._permits.unregister(self)
 
 
 class PermittedInstance:
-    """An instance before which each batch waits for a permit. Lives on the event loop.
+    """An instance whose batches wait for a permit. Lives on the event loop.
 
-    A batch that nobody waits for any more leaves at once. Any other that has waited is formed anew (see WaitsForTurn) when its turn comes,
-    and when a deadline passes meanwhile. An instance that takes the next batch before this one has all its answers asks for the next permit
-    then, and has given this one back.
+    A batch leaves at once if all its requests are cancelled. Any other batch that had to wait is formed again
+    (see WaitsForTurn) when the permit is granted, and when a deadline passes meanwhile. An instance that can
+    take its next batch before all responses are sent gives its permit back at that point, and requests
+    another.
     """
 
     beside_loop: ClassVar[bool] = True
@@ -135,7 +140,7 @@ class PermittedInstance:
 
     @property
     def memory(self) -> object:
-        """See Remembers; it is one if the instance behind it is."""
+        """See Remembers. Exists if the wrapped instance has it."""
         return self._instance.memory  # type: ignore[attr-defined]
 
     def run(self, batch: Batch, finished: Finished) -> None:
@@ -158,18 +163,18 @@ class PermittedInstance:
             self._close()
 
     def when_ready(self, begin: Callable[[], None]) -> None:
-        """Its turn has come. A run on the event loop lets the sockets have their turn first."""
+        """Calls `begin`, for an inline instance only after the sockets have had their turn."""
         if self._instance.beside_loop:
             begin()
         else:
             self._loop.call_soon(begin)
 
     def start(self, batch: Batch, finished: Finished) -> None:
-        """Runs a batch, as its turn has come."""
+        """Runs a batch whose permit was granted."""
         self._instance.run(batch, finished)
 
     def free(self, *, ran: bool) -> None:
-        """It does not run any more."""
+        """Gives the permit back after a run, or after none."""
         self._busy = False
         self._permit.give_back(ran=ran)
         if self._closing:
@@ -181,7 +186,7 @@ class PermittedInstance:
 
 
 class _PermittedRun:
-    """A batch that waits for its turn, and then runs."""
+    """A batch that waits for a permit and then runs."""
 
     def __init__(self, instance: PermittedInstance, batch: Batch, finished: Finished) -> None:
         self._instance = instance
@@ -191,11 +196,11 @@ class _PermittedRun:
         self._has_waited = False
         self._timer: asyncio.TimerHandle | None = None
         self._on_vacated = batch.on_vacated
-        #: Whether the instance has been told to be free.
+        #: Whether the instance is already free again.
         self._over = False
 
     def waits(self) -> None:
-        """It has asked for its turn, unless that has come at once."""
+        """Called after requesting the permit; sets a timer if it was not granted at once."""
         if self._begun:
             return
         self._has_waited = True
@@ -212,11 +217,12 @@ class _PermittedRun:
             self._timer = asyncio.get_running_loop().call_later(delay, self.look_again)
 
     def look_again(self) -> None:
-        """Looks who of the batch still waits, unless its turn has come, when that is looked at anyway."""
+        """Forms the batch again without expired requests. If the permit was granted, `_begin` does so anyway."""
         if self._granted:
             return
         self._form_again()
-        if self._batch.abandoned:  # by who was refused
+        # abandoned in a completion of a refused request
+        if self._batch.abandoned:
             return
         if self._batch.tickets:
             self._wake_at_deadline()
@@ -231,7 +237,7 @@ class _PermittedRun:
             self._instance.form_again(self._batch)
 
     def abandoned(self) -> None:
-        """Nobody waits for the answers any more."""
+        """All requests of the batch are cancelled."""
         if self._timer is not None:
             self._timer.cancel()
         self._batch.outcomes = [
@@ -250,11 +256,11 @@ class _PermittedRun:
         self._begun = True
         if self._has_waited and not batch.abandoned:
             self._form_again()
-            while not batch.abandoned and any(
-                ticket.cancelled for ticket in batch.tickets
-            ):  # by who was refused
+            # cancelled in a completion of a refused request
+            while not batch.abandoned and any(ticket.cancelled for ticket in batch.tickets):
                 self._form_again()
-        if batch.abandoned:  # since its turn came, or by who was refused
+        # abandoned since the grant, or in a completion of a refused request
+        if batch.abandoned:
             return
         batch.on_abandon = None
         if not batch.tickets:
@@ -269,13 +275,13 @@ class _PermittedRun:
         batch = self._batch
         batch.ended_ns = batch.ended_ns or monotonic_ns()
         if not batch.tickets:
-            batch.parts = []  # there is nothing to count
+            batch.parts = []  # nothing to count
         if not self._over:
             self._instance.free(ran=ran)
         self._finished(self._instance, batch)
 
     def _vacated(self, instance: Instance, batch: Batch) -> None:
-        """The instance can take the next batch, while answers of this one are still to come."""
+        """The instance can take its next batch although responses of this one are still to come."""
         self._over = True
         self._instance.free(ran=True)
         if self._on_vacated is not None:
