@@ -254,7 +254,7 @@ def test_an_id_of_more_than_128_characters_is_refused(server: ServerProcess) -> 
 def test_a_text_is_no_id_for_a_model_that_takes_numbers(server: ServerProcess) -> None:
     with (
         connect(server.url) as client,
-        pytest.raises(InvalidArgument, match="'abc' is a text and does not fit input 'ID'"),
+        pytest.raises(InvalidArgument, match="'abc' is a string and does not fit input 'ID'"),
     ):
         client["oldest"]([[1.0]], parameters={"sequence_id": "abc", "sequence_start": True})
 

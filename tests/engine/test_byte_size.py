@@ -29,7 +29,7 @@ def test_sizes_are_read_with_the_usual_units(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "2 potatoes", "1e9", "2 G i B", "1,5G"])
 def test_what_is_no_size_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no size, expected .* 2GiB"):
+    with pytest.raises(ValueError, match=r"is not a size, expected .* 2GiB"):
         parse_bytes(text)
 
 

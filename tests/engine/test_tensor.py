@@ -45,7 +45,7 @@ def test_wrong_byte_count_is_refused(datatype: DataType) -> None:
 
 
 def test_a_shape_that_dwarfs_the_data_is_refused_before_anything_is_allocated() -> None:
-    with pytest.raises(InvalidArgument, match="cannot hold as many"):
+    with pytest.raises(InvalidArgument, match="cannot hold that many"):
         decode_tensor("t", DataType.BYTES, (2**40, 2**40), b"\0\0\0\0")
 
 

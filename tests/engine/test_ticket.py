@@ -118,7 +118,7 @@ def test_every_operation_moves_a_ticket_as_the_table_allows(before: TicketState,
         move(ticket)
         assert ticket.state is before
     else:
-        with pytest.raises(IllegalTransition, match=f"is {before.value} and cannot become {after.value}"):
+        with pytest.raises(IllegalTransition, match=f"is {before.value}, so it cannot become {after.value}"):
             move(ticket)
         assert ticket.state is before
 
@@ -195,7 +195,7 @@ def test_a_completion_that_raises_is_logged(caplog: pytest.LogCaptureFixture) ->
     ticket = Ticket(InferRequest("m", {}), fail)
     ticket.listen(ear)
     ticket.complete(response(), None)
-    assert "the answer of model 'm' could not be delivered" in caplog.text
+    assert "the completion of a request to model 'm' failed" in caplog.text
     assert (ticket.state, ear.heard) == (DONE, ["ended", "delivered"])
 
 

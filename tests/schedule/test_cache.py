@@ -220,7 +220,7 @@ def test_options_as_tritons_with_units_and_over_several_values() -> None:
         (["redis,port=1"], "needs a host"),
         (["redis,host=h,port=x"], "port is 'x'"),
         (["redis,host=h,tls_enabled=perhaps"], "expected yes or no"),
-        (["memcached,host=h"], "there is no response cache 'memcached'"),
+        (["memcached,host=h"], "unknown response cache 'memcached'"),
         (["local,size=1", "redis,host=h"], "has one response cache"),
     ],
 )

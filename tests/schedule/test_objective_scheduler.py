@@ -73,7 +73,7 @@ def test_behind_an_instance_that_is_overdue_requests_are_refused_at_once() -> No
         running = await occupied(bench)
         await asyncio.sleep(0.25)
         with pytest.raises(
-            Unavailable, match="model 'm' has too much to do to answer within its objective of 200 ms"
+            Unavailable, match="model 'm' is too busy to respond within its objective of 200 ms"
         ) as refused:
             bench.ask(2)
         assert 0 < (refused.value.retry_after or 0) < 5

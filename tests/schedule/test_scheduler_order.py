@@ -149,7 +149,7 @@ def test_the_limit_of_all_models_refuses_a_model_whose_own_queue_is_empty() -> N
         )
         running = [await occupied(one), await occupied(other)]
         answers = [one.ask(1)[1], one.ask(2)[1]]
-        with pytest.raises(Unavailable, match="of all models"):
+        with pytest.raises(Unavailable, match="for all models"):
             other.ask(3)
         assert (other.statistics.rejected_total, other.statistics.rejected_full) == (1, 0)
         for bench in (one, other):
@@ -171,7 +171,7 @@ def test_the_limit_of_all_models_refuses_nobody_whose_model_is_idle() -> None:
         running = await occupied(greedy)
         waiting = [greedy.ask(1)[1], greedy.ask(2)[1]]
         answers = [polite.ask(3)[1], polite.ask(4)[1]]
-        with pytest.raises(Unavailable, match="of all models"):
+        with pytest.raises(Unavailable, match="for all models"):
             polite.ask(5)  # one more than the batch that begins now
         assert [values(answer) for answer in await asyncio.gather(*answers)] == [[6], [8]]
         assert total.waiting == 2

@@ -21,6 +21,6 @@ def test_without_a_limit_it_is_never_full() -> None:
 
 def test_the_refusal_names_the_limit_and_the_model_and_says_when_to_come_again() -> None:
     refusal = QueueTotal(7).refusal("m")
-    assert "maximum queue size of 7 requests of all models" in str(refusal)
+    assert "maximum queue size of 7 requests for all models" in str(refusal)
     assert "'m'" in str(refusal)
     assert refusal.retry_after == 1

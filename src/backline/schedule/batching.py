@@ -31,8 +31,8 @@ class BatchPolicy:
 
     @property
     def takes_all(self) -> bool:
-        """Whether the policy takes whatever is queued, up to `max_items`. A single preferred size of
-        `max_items` changes nothing.
+        """Whether the policy takes whatever is queued, up to `max_items`, which is the only preferred
+        size, if any.
         """
         return (
             not self.delay_ns
@@ -127,8 +127,8 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
 
 
 def _choose_another(formed: Formed, seen: list[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
-    """While the first requests wait for a larger batch, those with another batch key may run. Any new request
-    may change that.
+    """While the first requests wait, those with another batch key may run. Any new request may change
+    that.
     """
     others = seen
     until = formed.wait_until

@@ -51,9 +51,7 @@ class AnswerOrder:
         return self._due()
 
     def withdraw(self, ticket: Ticket) -> list[Answer]:
-        """Removes a started request that did not run after all. Returns the outcomes that may be sent now, in
-        order.
-        """
+        """Removes a started request that did not run. Returns the outcomes that may be sent now, in order."""
         self._answers.remove(self._places.pop(ticket))
         return self._due()
 

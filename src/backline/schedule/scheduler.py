@@ -105,8 +105,8 @@ class Scheduler(Owner):
         self._total = total if total is not None and total.limit is not None else None
         self._running = 0
         self._scheduled = False
-        #: While the first requests wait for a larger batch: the number of items still missing (0 if none
-        #: wait), and their batch key.
+        #: While the first requests wait for a larger batch: how many items are missing (else 0), and their
+        #: batch key.
         self._lacking = 0
         self._key: object = None
         self._company = Alarm(self._dispatch, loop)
@@ -152,13 +152,13 @@ class Scheduler(Owner):
             self._turn.soon(self._dispatch, self._loop)
 
     def _runs_at_once(self) -> bool:
-        """Whether one more request would run without waiting: the free instances would take it at the end of
-        this turn.
+        """Whether one more request would not wait: the free instances would take it at the end of this
+        turn.
         """
         return self._queue.size < len(self._idle) * self._policy.max_items
 
     def set_aside(self, ticket: Ticket, ran: Callable[[Batch], None]) -> None:
-        """Leaves the next submitted request for the caller to count; `ran` receives its batch once that has
+        """Leaves a request, submitted next, for the caller to count; `ran` receives its batch after the
         run.
         """
         self._tally.set_aside(ticket, ran)
@@ -186,8 +186,8 @@ class Scheduler(Owner):
         self._schedule()
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs everything from now on on other instances. The present ones are closed, each after its current
-        batch.
+        """Runs everything from now on on other instances. The present ones close after their current
+        batches.
         """
         for instance in self._instances:
             instance.close()
@@ -285,7 +285,7 @@ class Scheduler(Owner):
         instance.run(batch, self._finished)
 
     def _form_again(self, batch: Batch) -> None:
-        """Forms a batch again while it waits for a permit, from what is queued by now. It may end up empty."""
+        """Forms a batch again while it waits for a permit, from what is queued by now, perhaps nothing."""
         now = monotonic_ns()
         before = batch.tickets
         live = [ticket for ticket in before if not ticket.cancelled]
@@ -314,8 +314,8 @@ class Scheduler(Owner):
         self._leave_out(batch, [ticket for ticket in batch.tickets if not ticket.cancelled], self._unloading)
 
     def _leave_out(self, batch: Batch, leaving: list[Ticket], end: Callable[[Ticket], None]) -> None:
-        """Removes from a batch waiting for a permit the cancelled requests and those in `leaving`, which
-        `end` completes.
+        """Removes cancelled requests from a batch waiting for a permit, and those in `leaving`, completed
+        by `end`.
         """
         before = batch.tickets
         batch.tickets = [ticket for ticket in before if not ticket.cancelled and ticket not in leaving]
@@ -327,7 +327,7 @@ class Scheduler(Owner):
                 for answer in self._order.withdraw(ticket):
                     answer.ticket.complete(answer.response, answer.error)
         for ticket in leaving:
-            self._tell(ticket, end)
+            self._end(ticket, end)
 
     # from the instances to the callers
 
@@ -368,7 +368,7 @@ class Scheduler(Owner):
     def _complete_in_order(
         self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None
     ) -> None:
-        assert self._order is not None, "only then is it called"
+        assert self._order is not None, "called only if responses are ordered"
         for answer in self._order.finish(ticket, response, error):
             answer.ticket.complete(answer.response, answer.error)
 
@@ -397,13 +397,16 @@ class Scheduler(Owner):
                 return
 
     def _refuse(self, tickets: Sequence[Ticket], end: Callable[[Ticket], None]) -> None:
-        """Completes requests that have left the queue with an error. A completion may cancel others of them."""
+        """Completes requests that have left the queue with an error.
+
+        A completion may cancel others of them.
+        """
         if self._total is not None:
             self._total.waiting -= len(tickets)
         for ticket in tickets:
-            self._tell(ticket, end)
+            self._end(ticket, end)
 
-    def _tell(self, ticket: Ticket, end: Callable[[Ticket], None]) -> None:
+    def _end(self, ticket: Ticket, end: Callable[[Ticket], None]) -> None:
         """Completes a request that will not run, or counts it as cancelled if that happened meanwhile."""
         if ticket.cancelled:
             self._tally.cancelled(ticket)

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from backline.workers.instance import Instance
 
 
-#: The maximum number of parts per request. Items without elements cost a client nothing, so the size of a
-#: request is no limit.
+#: The maximum number of parts per request, since items without elements cost a client nothing.
 MAX_PARTS = 4096
 
 
@@ -58,8 +57,8 @@ class SplittingQueue:
             return
         if ticket.batch_size > self._limit * MAX_PARTS:
             raise InvalidArgument(
-                f"a request of {ticket.batch_size} items for model '{ticket.request.model_name}' is too large:"
-                f" it runs {self._limit} at once, in at most {MAX_PARTS} parts"
+                f"a request with {ticket.batch_size} items for model '{ticket.request.model_name}'"
+                f" is too large: it runs {self._limit} at once, in at most {MAX_PARTS} parts"
             )
         whole = _Whole(ticket, self._limit, self._statistics)
         for part in whole.parts:
@@ -86,9 +85,7 @@ class SplittingQueue:
 
 
 def split(ticket: Ticket, limit: int, on_complete: Completion) -> list[Ticket]:
-    """Stand-ins of `limit` items each, the last one with the remainder. They share the memory of the
-    original.
-    """
+    """Stand-ins of `limit` items each, the last with the remainder. They share the original's memory."""
     parts: list[Ticket] = []
     for start in range(0, ticket.batch_size, limit):
         end = min(start + limit, ticket.batch_size)
@@ -100,7 +97,7 @@ def split(ticket: Ticket, limit: int, on_complete: Completion) -> list[Ticket]:
 
 
 def put_together(ticket: Ticket, responses: Sequence[InferResponse]) -> InferResponse:
-    """Concatenates the responses of the parts, in order. Raises Internal if their output shapes do not match."""
+    """Concatenates the responses of the parts, in order. Raises Internal if their shapes do not match."""
     first = responses[0]
     outputs = []
     for place, tensor in enumerate(first.outputs):
@@ -108,7 +105,8 @@ def put_together(ticket: Ticket, responses: Sequence[InferResponse]) -> InferRes
         if any(array.shape[1:] != tensor.shape[1:] for array in arrays):
             shapes = ", ".join(str(list(array.shape)) for array in arrays)
             raise Internal(
-                f"output '{tensor.name}' of model '{first.model_name}' has the shapes {shapes} for the parts of one request"
+                f"output '{tensor.name}' of model '{first.model_name}' has the shapes {shapes}"
+                " for the parts of one request"
             )
         data = np.concatenate(arrays)
         outputs.append(Tensor(tensor.name, tensor.datatype, data.shape, data))

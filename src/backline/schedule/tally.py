@@ -63,7 +63,9 @@ class Tally:
         record_shared_execution(self._statistics, batch.parts)
 
     def _record(self, batch: Batch) -> None:
-        """Counts a run, or a part of one. Its requests have all succeeded, all failed, or all been cancelled."""
+        """Counts a run, or a part of one, whose requests have all succeeded, all failed, or all been
+        cancelled.
+        """
         outcome = batch.outcomes[0]
         tickets = batch.tickets
         if self._aside:
@@ -100,8 +102,8 @@ def record_failure(statistics: ModelStatistics, batch: Batch, tickets: Sequence[
 
 
 def record_shared_execution(statistics: ModelStatistics, parts: Iterable[Batch]) -> None:
-    """Counts the execution that `parts` shared, if any. As in Triton, its batch size includes the requests
-    that failed.
+    """Counts the execution that `parts` shared, if any. Its batch size includes failed requests, as in
+    Triton.
     """
     together = [part for part in parts if part.shared and part.executed]
     if together:

@@ -30,8 +30,9 @@ class Turn:
         self._next: deque[Callable[[], None]] = deque()
 
     def soon(self, dispatch: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
-        """Calls `dispatch`, which forms a batch, at the end of this turn; for an ensemble step, right after
-        the current batch completes.
+        """Calls `dispatch`, which forms a batch, at the end of this turn.
+
+        For an ensemble step that is right after the completions of the current batch.
         """
         if self._following:
             self._next.append(dispatch)
@@ -47,8 +48,9 @@ class Turn:
             self._following = False
 
     def begin_answers(self) -> bool:
-        """Marks the start of a batch's completions. If it returns True, the caller must call `end_answers`
-        after them.
+        """Marks the start of a batch's completions.
+
+        If it returns True, the caller must call `end_answers` after them.
         """
         begun, self._answering = self._answering, True
         return not begun
@@ -88,9 +90,7 @@ class Alarm:
         self.moment = inf
 
     def set(self, moment: float, pause: float = 0.0) -> None:
-        """Rings at `moment`, or earlier if already set so. This once, also no sooner than `pause` seconds
-        from now.
-        """
+        """Rings at `moment` or earlier, but this time no sooner than `pause` seconds from now."""
         if moment >= self.moment:
             return
         if self._timer is not None:

@@ -1,6 +1,4 @@
-"""The queues that take the requests of one version: the drivers, and wrappers that pass on what they do not
-handle.
-"""
+"""The queues that take the requests of one version: drivers, and wrappers around them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Line:
         self.b = b
         self._prior = (a, b)
         self._error = 0.1 * (a + b)
-        #: Fading sums over the runs: weights, items, squared items, seconds, items times seconds, and prior
+        #: Fading sums over the runs: weights, items, items squared, seconds, items times seconds, prior
         #: estimates.
         self._w = self._n = self._nn = self._y = self._ny = self._x = 0.0
 

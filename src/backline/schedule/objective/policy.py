@@ -13,9 +13,9 @@ from backline.schedule.objective.latency_model import LatencyModel, Line, Quanti
 
 #: The fraction of batches that should end no later than expected plus the margin.
 _SURE = 0.995
-#: The fraction of the objective that a batch may take. With half of it, every request that arrives during a
-#: run can be served by the next one. Under overload, longer batches serve more requests: those that arrive
-#: late in a run.
+#: The fraction of the objective that a batch may take. At half, every request that arrives during a run can
+#: be served by the next one. Under overload, longer batches serve more requests: those arriving late in a
+#: run.
 _LEAST_SHARE, _MOST_SHARE, _SHARE_STEP = 0.5, 0.85, 0.01
 #: A batch counts as full from this fraction of the usual size.
 _FULL = 0.9
@@ -49,9 +49,7 @@ def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: i
 
 
 class Outlook:
-    """What is known about the instances: how long batches take, when running ones will end, and the error of
-    these estimates.
-    """
+    """How long the instances' batches take, when running ones will end, and the error of these estimates."""
 
     __slots__ = ("_ends", "_slip", "latency")
 

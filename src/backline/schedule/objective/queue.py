@@ -92,7 +92,7 @@ class ObjectiveQueue(Owner):
         return due if deadline is None or deadline > due else deadline
 
     def lateness(self, ticket: Ticket, free: Sequence[float], max_items: int) -> float:
-        """By how many seconds a request would be late if it were added now; negative if in time. `free` as in
+        """By how many seconds a request would be late if added now; negative if in time. `free` as in
         `finish`.
         """
         number = self._settings.level_of(ticket)

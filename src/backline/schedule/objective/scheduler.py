@@ -1,5 +1,5 @@
-"""The driver for a latency objective: learns how long batches take, and refuses on arrival requests that
-would be late.
+"""The driver for a latency objective: learns how long batches take, and refuses requests that would be
+late.
 """
 
 from __future__ import annotations
@@ -90,20 +90,19 @@ class ObjectiveScheduler(Scheduler):
     def _finished(self, instance: Instance, batch: Batch) -> None:
         vacated = batch.beside_loop and batch.on_vacated is None
         expected = None if vacated else self._outlook.ended(instance)
-        told = (
+        learns = (
             expected is not None
             and batch.parts is None
             and all(isinstance(outcome, InferResponse) for outcome in batch.outcomes)
         )
         now = monotonic()
-        if told:
+        if learns:
             self._outlook.latency.learn(_size(batch.tickets), batch.items, now - batch.started_ns / 1e9)
         super()._finished(instance, batch)
-        if told:
-            # If the loop noticed the end of the run late, it will have read requests late as well, before
-            # anyone saw them.
+        if learns:
+            # If the loop noticed the end of the run late, it will have read requests late as well, unseen.
             late = now - batch.ended_ns / 1e9
-            self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # it was told
+            self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # see `learns`
 
     def _expiry_of(self, ticket: Ticket, now: float) -> BacklineError:
         if (ticket.deadline is not None and ticket.deadline <= now) or self._queue.timed_out(ticket, now):
@@ -120,9 +119,7 @@ class ObjectiveScheduler(Scheduler):
         ):
             bound = "the deadline of the request"
         late = max(late, 0.001)
-        message = (
-            f"model '{self._name}' has too much to do to answer within {bound}, try again in {late:.2g} s"
-        )
+        message = f"model '{self._name}' is too busy to respond within {bound}, try again in {late:.2g} s"
         return Unavailable(message, retry_after=late)
 
 

@@ -15,9 +15,7 @@ FEW = 16
 
 
 class PlainQueue(Owner):
-    """See Queue. A cancelled ticket no longer counts, but stays in the deque as a tombstone until its turn
-    comes.
-    """
+    """See Queue. A cancelled ticket no longer counts, but stays in the deque until its turn comes."""
 
     __slots__ = ("_gone", "_waiting", "expired", "limit", "on_left", "policy", "rank")
 

@@ -62,7 +62,7 @@ def make_queue(settings: QueueSettings) -> Queue:
 
 
 class PriorityQueue:
-    """See Queue. One PlainQueue for each priority level, and one after it for its late requests if they stay
+    """See Queue. One PlainQueue for each level, and one after it for its late requests if they stay
     queued.
     """
 

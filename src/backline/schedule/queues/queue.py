@@ -46,8 +46,7 @@ class Queue(Protocol):
 
     #: Called with a request that was cancelled, after it has left the queue.
     on_left: Callable[[Ticket], None]
-    #: Requests removed because their time was up. Callers of `next`, `take` and `sweep` complete them and
-    #: clear the list.
+    #: Requests removed as expired. Callers of `next`, `take` and `sweep` complete them and clear the list.
     expired: list[Ticket]
 
     @property
@@ -70,14 +69,10 @@ class Queue(Protocol):
         """
 
     def put_back(self, tickets: list[Ticket], now: float) -> None:
-        """Puts back the last requests that `next` returned at `now`, in the same order and to the same
-        places.
-        """
+        """Puts back the last requests that `next` returned at `now`, in the same order and places."""
 
     def sweep(self, now: float) -> float:
-        """Removes requests whose deadline has passed. Returns the nearest deadline of the others, or
-        infinity.
-        """
+        """Removes expired requests. Returns the nearest deadline of the others, or infinity."""
 
     def clear(self) -> list[Ticket]:
         """Removes and returns all requests, in order."""
@@ -127,7 +122,8 @@ class QueueTotal:
     def refusal(self, model: str) -> Unavailable:
         """The error for a request over the limit."""
         return Unavailable(
-            f"Exceeds maximum queue size of {self.limit} requests of all models; the request is for model '{model}', try again later",
+            f"Exceeds maximum queue size of {self.limit} requests for all models;"
+            f" this one is for model '{model}', try again later",
             retry_after=1,
         )
 
@@ -145,8 +141,9 @@ def being_unloaded(model: str) -> Unavailable:
 
 
 def expired_in_queue(ticket: Ticket, now: float, model: str, *, by_policy: bool) -> BacklineError:
-    """The error for a request that expired at `now` (of time.monotonic()), by the queue's policy or its
-    caller's deadline.
+    """The error for a request that expired in a queue at `now` (of time.monotonic()).
+
+    `by_policy` says whether the queue's timeout has passed, or the caller's deadline.
     """
     waited = f"after {(now - ticket.request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{model}'"
     if by_policy:

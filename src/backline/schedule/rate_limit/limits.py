@@ -90,8 +90,9 @@ class RateLimits:
         self._now = 0
 
     def register(self, claims: list[Claim], owner: Owner | None = None) -> list[Claimant]:
-        """Adds the instances of a model (`owner`). Raises InvalidArgument, in Triton's words, if one could
-        never run.
+        """Adds the instances of a model (`owner`).
+
+        Raises InvalidArgument, in Triton's words, if one could never run.
         """
         claimants = [Claimant(claim, owner) for claim in claims]
         self._limits = self._limits_for(self._claimants + claimants)
@@ -163,9 +164,7 @@ class RateLimits:
         return ""
 
     def _short(self, holders: Collection[Owner]) -> set[Key]:
-        """The resources that may not suffice until one of the `holders` releases its own, if all hold what
-        they claim.
-        """
+        """The resources that may run short while the `holders` hold what they claim."""
         held: Counter[Key] = Counter()
         # the largest claim of any other instance
         most: Counter[Key] = Counter()
@@ -193,23 +192,22 @@ class RateLimits:
         for (device, name), needed in limits.items():
             if device == EVERYWHERE and any(other == name and where != EVERYWHERE for where, other in limits):
                 raise InvalidArgument(
-                    f'Resource "{name}" is present as both global and device-specific resource in the model configuration.'
+                    f'Resource "{name}" is present as both global and device-specific resource'
+                    " in the model configuration."
                 )
             if not self._given:
                 continue
             there = self._there(device, name)
             if there < needed:
                 raise InvalidArgument(
-                    f'Resource count for "{name}" is limited to {there} which will prevent scheduling of one or more model instances, the'
-                    f" minimum required count is {needed}"
+                    f'Resource count for "{name}" is limited to {there} which will prevent scheduling of'
+                    f" one or more model instances, the minimum required count is {needed}"
                 )
             limits[device, name] = there
         return limits
 
     def _there(self, device: str, name: str) -> int:
-        """As in Triton, a resource may be given for any device, and a resource that is not given does not
-        exist.
-        """
+        """As in Triton, a resource may be given for any device; one that is not given does not exist."""
         wanted = name.casefold()
         devices = (device, EACH_DEVICE)
         fitting = (
@@ -221,16 +219,15 @@ class RateLimits:
 
 
 def parse_resources(texts: tuple[str, ...]) -> dict[Key, int]:
-    """Parses the server's resource options: NAME:COUNT or NAME:COUNT:DEVICE. Raises InvalidArgument for
-    anything else.
-    """
+    """Parses the server's resource options, NAME:COUNT or NAME:COUNT:DEVICE. Raises InvalidArgument."""
     given: dict[Key, int] = {}
     for text in texts:
         name, *rest = text.split(":")
         numbers = [part for part in rest if part.isascii() and part.isdigit()]
         if not name or not 1 <= len(rest) <= 2 or len(numbers) != len(rest):
             raise InvalidArgument(
-                f"'{text}' is not a resource: expected NAME:COUNT or NAME:COUNT:DEVICE, for example memory:4 or memory:4:0"
+                f"'{text}' is not a resource: expected NAME:COUNT or NAME:COUNT:DEVICE,"
+                " for example memory:4 or memory:4:0"
             )
         given[rest[1] if len(rest) == 2 else EACH_DEVICE, name] = int(rest[0])
     return given

@@ -30,8 +30,9 @@ class Permits:
         self._permits: dict[Claimant, Permit] = {}
 
     def register(self, claims: list[Claim], owner: Owner) -> list[Permit]:
-        """The permits of a model's instances (`owner` is the model). Raises InvalidArgument if one could
-        never run.
+        """The permits of a model's instances (`owner` is the model).
+
+        Raises InvalidArgument if one could never run.
         """
         permits = [Permit(self, claimant) for claimant in self._limits.register(claims, owner)]
         for permit in permits:
@@ -217,7 +218,7 @@ class _PermittedRun:
             self._timer = asyncio.get_running_loop().call_later(delay, self.look_again)
 
     def look_again(self) -> None:
-        """Forms the batch again without expired requests. If the permit was granted, `_begin` does so anyway."""
+        """Forms the batch again without expired requests, unless `_begin` is about to do so."""
         if self._granted:
             return
         self._form_again()
@@ -240,9 +241,7 @@ class _PermittedRun:
         """All requests of the batch are cancelled."""
         if self._timer is not None:
             self._timer.cancel()
-        self._batch.outcomes = [
-            Cancelled("nobody waits for the answer any more") for _ in self._batch.tickets
-        ]
+        self._batch.outcomes = [Cancelled("the request was cancelled") for _ in self._batch.tickets]
         self._end(ran=False)
 
     def granted(self) -> None:

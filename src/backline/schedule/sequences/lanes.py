@@ -1,4 +1,6 @@
-"""What runs the requests of sequences on one instance: in a fixed slot of every batch (direct), or batched like any others (oldest)."""
+"""Lanes run sequences on one instance: in fixed slots of its batches (direct), or batched as usual
+(oldest).
+"""
 
 from __future__ import annotations
 
@@ -22,32 +24,32 @@ from backline.schedule.turn import Alarm
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance, Remembers, WaitsForTurn
 
-#: Seconds behind a moment at which it is looked at what is due then: the loop's timers may be so much early.
+#: How many seconds after a given time to look for what is due, since event loop timers may fire early.
 _LATER = 0.0001
-#: Requests of sequences wait for as long as they say.
+#: Requests of sequences wait for as long as their own timeouts allow.
 _POLICY = QueuePolicy()
-#: The context of a ticket that fills a place without a request.
+#: The context of a ticket that fills an empty slot.
 _FILLER = object()
 
 
 class Lane(Protocol):
-    """What runs the requests of the sequences that have a place on one instance."""
+    """Runs the requests of the sequences that have a place on one instance."""
 
     @property
     def pending(self) -> int:
-        """Requests that wait, without those that run."""
+        """The number of queued requests, not counting those that run."""
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request, one of a sequence at a time."""
+        """Queues a request. A sequence has at most one at a time."""
 
     async def drain(self, limit: float) -> None:
-        """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instance."""
+        """Finishes its requests within `limit` seconds, refuses the rest, and closes the instance."""
 
 
 class Passage:
-    """What the request that an instance runs knows of the one it was made of.
+    """Links the stand-in that runs on an instance to the original ticket and its sequence.
 
-    `instance` is where the model keeps what it knows of the sequence, if that may be lost.
+    `instance` is set if the model keeps state of the sequence that may be lost.
     """
 
     __slots__ = ("instance", "sequence", "ticket")
@@ -58,7 +60,7 @@ class Passage:
         self.instance = instance
 
     def is_remembered(self, *, begins: bool) -> bool:
-        """Whether the model knows what came before in the sequence, where nothing did if that `begins` with this request."""
+        """Whether the model still has the state of the sequence; a request that `begins` it needs none."""
         if self.instance is None:
             return True
         memory = self.instance.memory
@@ -68,20 +70,22 @@ class Passage:
 
 
 def passage_of(ticket: Ticket) -> Passage:
-    """That of a request which was handed to an instance."""
+    """The Passage of a stand-in handed to an instance."""
     passage: Passage = ticket.context
     return passage
 
 
 def slot_of(ticket: Ticket) -> int:
-    """The place on its instance of a request that was handed to it."""
+    """The slot of a stand-in handed to an instance."""
     place = passage_of(ticket).sequence.place
-    assert place is not None, "what runs has a place"
+    assert place is not None, "a running request has a place"
     return place[0]
 
 
 class SequenceLane(Scheduler):
-    """A Scheduler whose next batch waits for the answers of the one before: the next requests of its sequences come with them."""
+    """A Scheduler that forms its next batch only after the completions of the current one, which submit the
+    next requests of the same sequences.
+    """
 
     __slots__ = ()
 
@@ -93,8 +97,8 @@ class SequenceLane(Scheduler):
 
 @dataclass(frozen=True, slots=True)
 class SlotPolicy:
-    """When a batch of the places of an instance is run: as soon as `minimum` of the `slots` have a request, or the oldest has waited for
-    `delay_ns`. Without a delay at once.
+    """When the slots of an instance run: as soon as the fraction `minimum` of them have a request, or the
+    oldest request has waited for `delay_ns`. Without a delay, at once.
     """
 
     slots: int = 1
@@ -102,14 +106,16 @@ class SlotPolicy:
     delay_ns: int = 0
 
     def wait_until(self, ready: int, oldest_ns: int, now_ns: int) -> int:
-        """The moment until which `ready` requests wait for others, the oldest of which came at `oldest_ns`; 0 when they run now."""
+        """Until when `ready` requests wait for others, the oldest of which arrived at `oldest_ns`; 0 for
+        no wait.
+        """
         if not self.delay_ns or ready / self.slots >= self.minimum or now_ns - oldest_ns >= self.delay_ns:
             return 0
         return oldest_ns + self.delay_ns
 
 
 def choose(ready: list[Ticket | None]) -> list[Ticket | None]:
-    """The places of the next batch: those of the batch key of the request that came first, up to the last place that has one."""
+    """The slots of the next batch: requests with the oldest one's batch key, without trailing empty slots."""
     first = min(
         (ticket for ticket in ready if ticket is not None), key=lambda ticket: ticket.request.arrived_ns
     )
@@ -122,7 +128,7 @@ def choose(ready: list[Ticket | None]) -> list[Ticket | None]:
 
 
 class SlotLane(Owner):
-    """One instance and its places. Takes at most one request a place until that is answered. Lives on the event loop."""
+    """Runs the slots of one instance. A slot takes one request at a time. Lives on the event loop."""
 
     def __init__(
         self,
@@ -150,20 +156,22 @@ class SlotLane(Owner):
 
     @property
     def pending(self) -> int:
-        """Requests that wait for the instance."""
+        """The number of requests waiting for the instance."""
         return sum(ticket is not None for ticket in self._ready)
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request for its place, which is free."""
+        """Queues a request in its slot, which must be free."""
         ticket.enqueue(self)
         self._ready[slot_of(ticket)] = ticket
         self._schedule()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """See Owner. A request that has its place is run all the same: what follows in its sequence needs what it leaves."""
+        """See Owner. A request in a slot runs even if cancelled, as later requests need the state it
+        leaves.
+        """
 
     async def drain(self, limit: float) -> None:
-        """Finishes what it has, for at most `limit` seconds; then what still waits is refused. Closes the instance."""
+        """Finishes its requests within `limit` seconds, refuses the rest, and closes the instance."""
         self._policy = SlotPolicy(self._policy.slots)
         self._schedule()
         if self._batch is not None or self.pending:
@@ -212,7 +220,7 @@ class SlotLane(Owner):
                 ticket.complete(None, being_unloaded(self._name))
 
     def _refuse_batch(self, batch: Batch) -> None:
-        """A batch that waits for its turn when the model goes away does so for nothing."""
+        """Refuses a batch that is still waiting for a permit when the model is unloaded."""
         self._put_back(batch)
         self._refuse_all()
         batch.items = 0
@@ -225,7 +233,9 @@ class SlotLane(Owner):
         batch.tickets = []
 
     def _form_again(self, batch: Batch) -> None:
-        """Forms the batch that waits for its turn anew, of what its places have by now; nothing may be left of it."""
+        """Forms a batch again while it waits for a permit, from what is in the slots by now, perhaps
+        nothing.
+        """
         self._put_back(batch)
         self._refuse_late(monotonic_ns() / 1e9)
         if self.pending:
@@ -233,7 +243,7 @@ class SlotLane(Owner):
         batch.items = len(batch.tickets)
 
     def _take(self) -> list[Ticket]:
-        """Takes the requests of the next batch, with an empty one for each place between them that has none."""
+        """Takes the requests of the next batch, and fills the empty slots between them."""
         chosen = choose(self._ready)
         tickets: list[Ticket] = []
         like = next(ticket for ticket in chosen if ticket is not None)
@@ -256,7 +266,8 @@ class SlotLane(Owner):
             if ticket and ticket.deadline is not None and ticket.deadline <= now
         ]:
             self._ready = [None if ticket in late else ticket for ticket in self._ready]
-            for ticket in late:  # behind whom others come to its place, perhaps as late
+            # other requests may take the freed slots, perhaps as late
+            for ticket in late:
                 self._statistics.record_expired(ticket)
                 by_policy = waited_too_long(ticket, _POLICY, now)
                 error = expired_in_queue(ticket, now, self._name, by_policy=by_policy)
@@ -281,7 +292,7 @@ class SlotLane(Owner):
             self._rest.set_result(None)
 
     def _record(self, batch: Batch) -> None:
-        """Counts a run: its batch is as large as its places, also those without a request."""
+        """Counts a run. The batch size includes empty slots."""
         for part in batch.parts or (batch,):
             asked = [ticket for ticket in part.tickets if ticket.context is not _FILLER]
             if not asked:
@@ -297,4 +308,4 @@ class SlotLane(Owner):
 
 
 def _ignore(ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-    """The answer of a place without a request."""
+    """The completion of a filler."""

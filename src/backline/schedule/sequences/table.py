@@ -1,4 +1,4 @@
-"""The policy of sequences: which are open, where each one has its place, and which request of it is next. Plain data, no clock."""
+"""The policy of sequences: which are open, their places, and the next request of each. No clock, no I/O."""
 
 from __future__ import annotations
 
@@ -14,54 +14,57 @@ from backline.schedule.sequences.state_store import State
 
 
 class LiveSequence:
-    """An open sequence, or one that has ended but whose last requests are still to be run."""
+    """A sequence that is open, or that has ended but still has requests to run."""
 
     __slots__ = ("arriving", "ended", "id", "last_ns", "memory", "place", "running", "state", "waiting")
 
     def __init__(self, id: int | str, now_ns: int) -> None:
         self.id = id
-        #: (slot, lane), while it has a place.
+        #: (slot, lane), or None without a place.
         self.place: tuple[int, int] | None = None
-        #: Requests behind the one that runs, in their order.
+        #: Requests after the running one, in order.
         self.waiting: deque[Ticket] = deque()
         self.running: Ticket | None = None
-        #: Whether its last request has come.
+        #: Whether its last request has arrived.
         self.ended = False
-        #: What its last request has left; None before the first.
+        #: What its last request left; None before the first.
         self.state: State | None = None
-        #: Where the model keeps what else it knows of it, since its first request; None where that cannot be lost.
+        #: The identity of the worker that holds the model's own state of the sequence; None if that cannot be
+        #: lost.
         self.memory: object = None
-        #: Whether its state is being fetched: nothing of it is run before.
+        #: Whether its state is still being fetched. None of its requests run before.
         self.arriving = False
-        #: When something was last heard or run of it.
+        #: When it last had a request or a run.
         self.last_ns = now_ns
 
 
 class SequenceTable:
     """The sequences of one model version.
 
-    There are `lanes` with `slots` places each. A sequence has one of them from its first request to its end; without a free place it waits
-    for one, and so do its requests, the one that began first first. One request of a sequence runs at a time. A sequence ends with the
-    request that says so, or after `idle_ns` without any.
+    There are `lanes` with `slots` places each. A sequence has a place from its first request to its end. If
+    none is free, it waits for one, and so do its requests; the sequence that began first gets the next place.
+    One request of a sequence runs at a time. A sequence ends with a request that says so, or after `idle_ns`
+    without any.
     """
 
     def __init__(
         self, lanes: int, slots: int, idle_ns: int, works: Callable[[int], bool] = lambda _: True
     ) -> None:
-        """`works` tells of a lane whether it can run anything at the moment: places on those that can are given first."""
+        """`works` says whether a lane can currently run anything: places on such lanes are assigned first."""
         self.idle_ns = idle_ns
         self._works = works
-        #: The open sequences by id, the one that was idle for longest first.
+        #: The open sequences by id, the one idle for longest first.
         self.open: dict[int | str, LiveSequence] = {}
-        #: Those with requests that wait.
+        #: Sequences with waiting requests.
         self.backlogged: dict[LiveSequence, None] = {}
-        #: The requests that wait, without those that run.
+        #: The number of waiting requests, not counting those that run.
         self.waiting = 0
-        #: The requests that were taken and are not done.
+        #: The number of requests taken and not finished.
         self.running = 0
         self._placed: dict[LiveSequence, None] = {}
         self._unplaced: dict[LiveSequence, None] = {}
-        #: Free places, a heap; those of later slots come when these are taken, as there may be far more places than sequences.
+        #: A heap of free places. Those of a slot are added once all lower slots are taken, since there may be
+        #: far more places than sequences.
         self._free: list[tuple[int, int]] = []
         self._later: Iterator[list[tuple[int, int]]] = iter(())
         self.resize(lanes, slots)
@@ -72,7 +75,7 @@ class SequenceTable:
         return not self.open and not self._placed and not self._unplaced
 
     def resize(self, lanes: int, slots: int) -> list[LiveSequence]:
-        """Goes on with other places; those who had one are the first to get one. Returns who has one now."""
+        """Replaces the places; sequences that had one come first. Returns the sequences that have one now."""
         before = [*self._placed, *self._unplaced]
         self._later = ([(slot, lane) for lane in range(lanes)] for slot in range(slots))
         self._free = next(self._later, [])
@@ -83,16 +86,18 @@ class SequenceTable:
         return self._fill()
 
     def runs_at_once(self, step: SequenceStep) -> bool:
-        """Whether a request would not wait: its sequence has a place, or gets one, and nothing before it."""
+        """Whether a request would not wait: its sequence has or gets a place, and nothing else to run."""
         sequence = self.open.get(step.id)
         if sequence is None:
             return bool(self._free) and not self._unplaced
         return sequence.place is not None and sequence.running is None and not sequence.waiting
 
     def accept(self, ticket: Ticket, now_ns: int) -> LiveSequence | None:
-        """Puts a request behind those of its sequence; None for a sequence that is not open and that the request does not begin."""
+        """Queues a request in its sequence. Returns None if that is not open and the request does not
+        start it.
+        """
         step = ticket.request.sequence
-        assert step is not None, "it was checked"
+        assert step is not None, "the batcher has checked it"
         sequence = self.open.get(step.id)
         if sequence is None:
             if not step.start:
@@ -102,9 +107,12 @@ class SequenceTable:
         return sequence
 
     def adopt(self, ticket: Ticket, now_ns: int) -> LiveSequence:
-        """Goes on with a sequence that began elsewhere, whose state is to be fetched: nothing of it runs before `arrived`."""
+        """Opens a sequence that began elsewhere.
+
+        None of its requests run while it is `arriving`, that is, while its state is fetched.
+        """
         step = ticket.request.sequence
-        assert step is not None, "it was checked"
+        assert step is not None, "the batcher has checked it"
         sequence = self._begin(step.id, now_ns)
         sequence.arriving = True
         self._append(sequence, ticket, now_ns)
@@ -129,12 +137,13 @@ class SequenceTable:
 
     def _heard(self, sequence: LiveSequence, now_ns: int) -> None:
         sequence.last_ns = now_ns
-        if self.open.get(sequence.id) is sequence:  # to the end, behind all who were idle for longer
+        # move it to the end, after those idle for longer
+        if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
             self.open[sequence.id] = sequence
 
     def take(self, sequence: LiveSequence) -> Ticket | None:
-        """The next request of a sequence, if it may run now."""
+        """Removes and returns the next request of a sequence if it may run now."""
         if (
             sequence.place is None
             or sequence.running is not None
@@ -150,8 +159,8 @@ class SequenceTable:
         return ticket
 
     def put_back(self, sequence: LiveSequence) -> None:
-        """The request that ran is the next one of its sequence again."""
-        assert sequence.running is not None, "it was taken"
+        """Makes the running request the next one of its sequence again."""
+        assert sequence.running is not None, "called for a running request"
         sequence.waiting.appendleft(sequence.running)
         sequence.running = None
         self.backlogged[sequence] = None
@@ -159,14 +168,14 @@ class SequenceTable:
         self.running -= 1
 
     def finish(self, sequence: LiveSequence, now_ns: int) -> list[LiveSequence]:
-        """The request that ran is done. Returns the sequences of which one may run now."""
+        """The running request has finished. Returns the sequences that may have something to run now."""
         sequence.running = None
         self.running -= 1
         self._heard(sequence, now_ns)
         return [sequence] if sequence.waiting else self._release_if_over(sequence)
 
     def drop(self, sequence: LiveSequence, ticket: Ticket) -> tuple[list[Ticket], list[LiveSequence]]:
-        """A request that waits will not be run, nor will what it was to begin. Returns as `lose_beginning`."""
+        """Removes a waiting request and what it was to begin. Returns the same as `lose_beginning`."""
         index = sequence.waiting.index(ticket)
         self._take_out(sequence, [ticket])
         return (
@@ -176,15 +185,15 @@ class SequenceTable:
     def lose_beginning(
         self, sequence: LiveSequence, index: int = 0
     ) -> tuple[list[Ticket], list[LiveSequence]]:
-        """What was to begin a sequence before the request at `index` of those that wait has not run.
+        """The beginning before the waiting request at `index` did not run.
 
-        That one and what follows it are taken out, up to the next request that begins it; if there is none the sequence ends. Returns what
-        was taken out, and the sequences of which one may run now.
+        Removes that request and those after it, up to the next one that begins the sequence; without one, the
+        sequence ends. Returns the removed requests, and the sequences that may have something to run now.
         """
-        behind = list(islice(sequence.waiting, index, None))
-        orphans = list(takewhile(lambda ticket: not _begins(ticket), behind))
+        following = list(islice(sequence.waiting, index, None))
+        orphans = list(takewhile(lambda ticket: not _begins(ticket), following))
         self._take_out(sequence, orphans)
-        if len(orphans) == len(behind):
+        if len(orphans) == len(following):
             self.end(sequence)
         return orphans, self._release_if_over(sequence)
 
@@ -196,13 +205,16 @@ class SequenceTable:
             self.backlogged.pop(sequence, None)
 
     def clear(self, sequence: LiveSequence) -> list[Ticket]:
-        """Takes out the requests of a sequence that wait; it goes on without them."""
+        """Removes and returns the waiting requests of a sequence, which continues without them."""
         tickets = list(sequence.waiting)
         self._take_out(sequence, tickets)
         return tickets
 
     def end_idle(self, now_ns: int) -> tuple[list[LiveSequence], list[LiveSequence]]:
-        """Ends the sequences of which nothing was heard for too long. Returns them, and the sequences of which one may run now."""
+        """Ends the sequences that were idle for too long.
+
+        Returns them, and those that may have something to run now.
+        """
         ended: list[LiveSequence] = []
         runnable: list[LiveSequence] = []
         for sequence in list(self._idle_since(now_ns - self.idle_ns)):
@@ -221,11 +233,11 @@ class SequenceTable:
             yield sequence
 
     def next_idle_ns(self) -> float:
-        """The moment at which the next sequence will have been idle for too long, unless something is heard of it; or infinity."""
+        """When the next sequence will have been idle for too long, or infinity."""
         return next((sequence.last_ns + self.idle_ns for sequence in self.open.values()), inf)
 
     def expired(self, now: float) -> tuple[list[tuple[LiveSequence, Ticket]], float]:
-        """The requests that wait although their deadline is over, and the nearest deadline of the others, or infinity."""
+        """The waiting requests that have expired, and the nearest deadline of the others, or infinity."""
         over: list[tuple[LiveSequence, Ticket]] = []
         nearest = inf
         for sequence in self.backlogged:
@@ -239,7 +251,7 @@ class SequenceTable:
         return over, nearest
 
     def end(self, sequence: LiveSequence) -> None:
-        """Nothing more of it comes than waits."""
+        """Ends a sequence once its waiting requests have run."""
         sequence.ended = True
         if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
@@ -252,7 +264,7 @@ class SequenceTable:
         )
 
     def _release(self, sequence: LiveSequence) -> list[LiveSequence]:
-        """Gives the place of a sequence that is over to the next one."""
+        """Passes the place of a finished sequence on to the next one."""
         self._unplaced.pop(sequence, None)
         if sequence.place is None:
             return []
@@ -278,7 +290,7 @@ class SequenceTable:
         free = self._free
         if not self._works(free[0][1]):
             if not any(self._works(lane) for _, lane in free):
-                free += next(self._later, [])  # one of each lane
+                free += next(self._later, [])  # one on each lane
             if others := [place for place in free if self._works(place[1])]:
                 place = min(others)
                 free.remove(place)
