@@ -1,4 +1,4 @@
-"""A scheduler over a real model that can be held up, and what it answers."""
+"""A scheduler over a real model that can be held up, and its responses."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Doubler:
 
 
 class Bench:
-    """A scheduler over a Doubler, and what it answered."""
+    """A scheduler over a Doubler, and its responses."""
 
     def __init__(
         self,
