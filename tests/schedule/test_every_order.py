@@ -265,7 +265,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_nothing_is_left(self) -> None:
         assert (self.scheduler.pending, self.scheduler.running, self.world.total.waiting) == (0, 0, 0)
-        assert self.scheduler._tally.settled
+        assert self.scheduler.tally.settled
         assert not self.scheduler._busy
 
     def check_statistics(self) -> None:

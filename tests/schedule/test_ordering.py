@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from backline.engine.errors import Internal
 from backline.engine.messages import InferResponse
 from backline.engine.ticket import Ticket
-from backline.schedule.ordering import AnswerOrder
+from backline.schedule.ordering import ResponseOrder
 from schedule.tickets import ticket
 
 
 def test_a_response_waits_for_all_earlier_ones() -> None:
-    order = AnswerOrder()
+    order = ResponseOrder()
     first, second, third = ticket(), ticket(), ticket()
     order.start([first, second])
     order.start([third])
@@ -31,7 +31,7 @@ def test_a_response_waits_for_all_earlier_ones() -> None:
 
 
 def test_a_response_that_is_next_is_sent_at_once() -> None:
-    order = AnswerOrder()
+    order = ResponseOrder()
     first, second = ticket(), ticket()
     order.start([first, second])
     assert [one.ticket for one in order.finish(first, None, None)] == [first]
@@ -42,7 +42,7 @@ def test_a_response_that_is_next_is_sent_at_once() -> None:
 def test_each_response_is_sent_once_in_order_and_withdrawn_requests_block_none(
     ended: list[int], withdrawn: set[int]
 ) -> None:
-    order = AnswerOrder()
+    order = ResponseOrder()
     started = [ticket() for _ in ended]
     order.start(started)
     answered: list[Ticket] = []

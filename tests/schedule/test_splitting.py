@@ -228,6 +228,7 @@ class Collected:
     def __init__(self) -> None:
         self.parts: list[Ticket] = []
         self.ran: dict[Ticket, Callable[[Batch], None]] = {}
+        self.tally = self
 
     def submit(self, part: Ticket) -> None:
         self.parts.append(part)

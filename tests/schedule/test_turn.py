@@ -35,11 +35,11 @@ async def test_requests_from_outside_wait_for_the_end_of_the_turn() -> None:
 async def test_steps_follow_the_completed_batch_while_others_wait() -> None:
     turn, calls = Turn(), []
 
-    first = turn.begin_answers()
+    first = turn.begin_completions()
     soon(turn, lambda: calls.append("another's"))
     step(turn, lambda: calls.append("step"))
     while_answering = list(calls)
-    turn.end_answers(asyncio.get_running_loop())
+    turn.end_completions(asyncio.get_running_loop())
     follows = list(calls)
     await asyncio.sleep(0)
 
@@ -53,11 +53,11 @@ async def test_a_chain_of_steps_runs_in_one_turn_without_recursion() -> None:
         nonlocal depth, deepest, runs
         depth, runs = depth + 1, runs + 1
         deepest = max(deepest, depth)
-        first = turn.begin_answers()
+        first = turn.begin_completions()
         if runs < 50:
             step(turn, run)
         if first:
-            turn.end_answers(asyncio.get_running_loop())
+            turn.end_completions(asyncio.get_running_loop())
         depth -= 1
 
     run()
@@ -70,9 +70,9 @@ async def test_steps_that_follow_for_too_long_let_the_sockets_have_their_turn(mo
     monkeypatch.setattr(module, "LONGEST_NS", 0)
     turn, calls = Turn(), []
 
-    turn.begin_answers()
+    turn.begin_completions()
     step(turn, lambda: calls.append("step"))
-    turn.end_answers(asyncio.get_running_loop())
+    turn.end_completions(asyncio.get_running_loop())
     at_once = list(calls)
     await asyncio.sleep(0)
 
@@ -85,14 +85,14 @@ async def test_a_failing_dispatch_does_not_block_the_others() -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
-    turn.begin_answers()
+    turn.begin_completions()
     step(turn, fail)
     step(turn, lambda: calls.append("other"))
     try:
-        turn.end_answers(asyncio.get_running_loop())
+        turn.end_completions(asyncio.get_running_loop())
     except ZeroDivisionError:
         calls.append("failed")
     await asyncio.sleep(0)
 
     assert calls == ["failed", "other"]
-    assert turn.begin_answers()
+    assert turn.begin_completions()

@@ -10,7 +10,7 @@ from backline.engine.messages import InferResponse
 from backline.engine.ticket import Ticket
 
 
-class Answer:
+class HeldOutcome:
     """The outcome of a request: a response or an error, or neither if its responses were sent one by one."""
 
     __slots__ = ("done", "error", "response", "ticket")
@@ -22,14 +22,14 @@ class Answer:
         self.done = False
 
 
-class AnswerOrder:
+class ResponseOrder:
     """Holds outcomes back until all earlier requests have completed."""
 
     __slots__ = ("_answers", "_places")
 
     def __init__(self) -> None:
-        self._answers: deque[Answer] = deque()
-        self._places: dict[Ticket, Answer] = {}
+        self._answers: deque[HeldOutcome] = deque()
+        self._places: dict[Ticket, HeldOutcome] = {}
 
     @property
     def held(self) -> int:
@@ -39,24 +39,24 @@ class AnswerOrder:
     def start(self, tickets: Sequence[Ticket]) -> None:
         """Adds requests that are about to run to the end of the order."""
         for ticket in tickets:
-            answer = self._places[ticket] = Answer(ticket)
+            answer = self._places[ticket] = HeldOutcome(ticket)
             self._answers.append(answer)
 
     def finish(
         self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None
-    ) -> list[Answer]:
+    ) -> list[HeldOutcome]:
         """Records the outcome of a started request. Returns the outcomes that may be sent now, in order."""
         answer = self._places.pop(ticket)
         answer.response, answer.error, answer.done = response, error, True
         return self._due()
 
-    def withdraw(self, ticket: Ticket) -> list[Answer]:
+    def withdraw(self, ticket: Ticket) -> list[HeldOutcome]:
         """Removes a started request that did not run. Returns the outcomes that may be sent now, in order."""
         self._answers.remove(self._places.pop(ticket))
         return self._due()
 
-    def _due(self) -> list[Answer]:
-        given: list[Answer] = []
+    def _due(self) -> list[HeldOutcome]:
+        given: list[HeldOutcome] = []
         while self._answers and self._answers[0].done:
             given.append(self._answers.popleft())
         return given

@@ -13,7 +13,7 @@ from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Owner, Ticket, release_all, start_all
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
-from backline.schedule.ordering import AnswerOrder
+from backline.schedule.ordering import ResponseOrder
 from backline.schedule.queues.priority import make_queue
 from backline.schedule.queues.queue import (
     Queue,
@@ -72,9 +72,9 @@ class Scheduler(Owner):
         "_settings",
         "_statistics",
         "_sweep_after",
-        "_tally",
         "_total",
         "_turn",
+        "tally",
     )
 
     def __init__(
@@ -94,12 +94,12 @@ class Scheduler(Owner):
         self._policy = settings.batch
         self._queue = self._make_queue(settings.queue)
         self._queue.on_left = self._left
-        self._order = AnswerOrder() if preserve_ordering else None
+        self._order = ResponseOrder() if preserve_ordering else None
         self._take_instances(instances)
         #: Batches that run off the loop.
         self._busy: set[Batch] = set()
         self._statistics = statistics
-        self._tally = Tally(statistics)
+        self.tally = Tally(statistics)
         self._loop = loop
         self._turn = turn or Turn()
         self._total = total if total is not None and total.limit is not None else None
@@ -156,16 +156,6 @@ class Scheduler(Owner):
         turn.
         """
         return self._queue.size < len(self._idle) * self._policy.max_items
-
-    def set_aside(self, ticket: Ticket, ran: Callable[[Batch], None]) -> None:
-        """Leaves a request, submitted next, for the caller to count; `ran` receives its batch after the
-        run.
-        """
-        self._tally.set_aside(ticket, ran)
-
-    def take_back(self, ticket: Ticket) -> None:
-        """Forgets a request that was set aside and will not be submitted."""
-        self._tally.take_back(ticket)
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         """Switches to new settings and, if given, new instances. Running batches finish where they are.
@@ -289,7 +279,7 @@ class Scheduler(Owner):
         now = monotonic_ns()
         before = batch.tickets
         live = [ticket for ticket in before if not ticket.cancelled]
-        self._tally.gone([ticket for ticket in before if ticket.cancelled])
+        self.tally.gone([ticket for ticket in before if ticket.cancelled])
         if self._order is not None:
             # The order of responses already includes this batch, so it cannot take other requests.
             late = [ticket for ticket in live if ticket.deadline is not None and ticket.deadline <= now / 1e9]
@@ -310,7 +300,7 @@ class Scheduler(Owner):
 
     def _refuse_batch(self, batch: Batch) -> None:
         """Refuses a batch that is still waiting for a permit when the model is unloaded."""
-        self._tally.gone([ticket for ticket in batch.tickets if ticket.cancelled])
+        self.tally.gone([ticket for ticket in batch.tickets if ticket.cancelled])
         self._leave_out(batch, [ticket for ticket in batch.tickets if not ticket.cancelled], self._unloading)
 
     def _leave_out(self, batch: Batch, leaving: list[Ticket], end: Callable[[Ticket], None]) -> None:
@@ -338,9 +328,8 @@ class Scheduler(Owner):
             self._schedule()
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        if instance in self._instances and (
-            batch.on_vacated is not None or not batch.beside_loop
-        ):  # otherwise the instance was replaced during the run
+        # Not if the instance was replaced during the run, or has reported itself free before (`_vacated`).
+        if instance in self._instances and (batch.on_vacated is not None or not batch.beside_loop):
             self._idle.append(instance)
         tickets = batch.tickets
         self._running -= len(tickets)
@@ -349,28 +338,22 @@ class Scheduler(Owner):
             release_all(tickets)  # completing one request may cancel another, whose run is over
             if self._queue.size and not self._scheduled:
                 self._dispatch()  # the instance starts its next batch while we write these responses
-        self._tally.ran(batch)
-        in_order = self._order is not None
-        first = self._turn.begin_answers()
+        self.tally.ran(batch)
+        order = self._order
+        first = self._turn.begin_completions()
         for ticket, outcome in zip(tickets, batch.outcomes, strict=True):
             if ticket.trace is not None:
                 ticket.trace.ran(batch)
             response, error = (outcome, None) if isinstance(outcome, InferResponse) else (None, outcome)
-            if in_order:
-                self._complete_in_order(ticket, response, error)
-            else:
+            if order is None:
                 ticket.complete(response, error)
+            else:
+                for answer in order.finish(ticket, response, error):
+                    answer.ticket.complete(answer.response, answer.error)
         if first:
-            self._turn.end_answers(self._loop)
+            self._turn.end_completions(self._loop)
         if self._rest is not None:
             self._look_at_rest()
-
-    def _complete_in_order(
-        self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
-        assert self._order is not None, "called only if responses are ordered"
-        for answer in self._order.finish(ticket, response, error):
-            answer.ticket.complete(answer.response, answer.error)
 
     # requests that leave without running
 
@@ -381,15 +364,14 @@ class Scheduler(Owner):
 
     def _left(self, ticket: Ticket) -> None:
         """A queued request was cancelled."""
-        self._tally.cancelled(ticket)
+        self.tally.cancelled(ticket)
         if self._total is not None:
             self._total.waiting -= 1
-        if self._rest is not None:
-            self._look_at_rest()
+        self._look_at_rest()
 
     def cancelled(self, ticket: Ticket) -> None:
         """See Owner. The ticket is in a batch that runs off the loop."""
-        self._tally.cancelled_running(ticket)
+        self.tally.cancelled_running(ticket)
         for batch in self._busy:
             if ticket in batch.tickets:
                 if all(other.cancelled for other in batch.tickets):
@@ -409,9 +391,9 @@ class Scheduler(Owner):
     def _end(self, ticket: Ticket, end: Callable[[Ticket], None]) -> None:
         """Completes a request that will not run, or counts it as cancelled if that happened meanwhile."""
         if ticket.cancelled:
-            self._tally.cancelled(ticket)
+            self.tally.cancelled(ticket)
         else:
-            self._tally.take_back(ticket)
+            self.tally.take_back(ticket)
             end(ticket)
 
     def _unloading(self, ticket: Ticket) -> None:
@@ -428,8 +410,7 @@ class Scheduler(Owner):
         if nearest < inf:
             self._wait_for(nearest)
         self._refuse_expired(began)
-        if self._rest is not None:
-            self._look_at_rest()
+        self._look_at_rest()
 
     def _refuse_expired(self, now: float) -> None:
         expired, self._queue.expired = self._queue.expired, []

@@ -62,14 +62,14 @@ class SplittingQueue:
             )
         whole = _Whole(ticket, self._limit, self._statistics)
         for part in whole.parts:
-            self._queue.set_aside(part, whole.part_ran)
+            self._queue.tally.set_aside(part, whole.part_ran)
         try:
             for part in whole.parts:
                 self._queue.submit(part)
         except BacklineError:
             whole.end()
             for part in whole.parts:
-                self._queue.take_back(part)
+                self._queue.tally.take_back(part)
             raise
         ticket.deadline = whole.parts[0].deadline  # the queue may have set an earlier one
         ticket.enqueue(whole)

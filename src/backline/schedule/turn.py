@@ -47,15 +47,15 @@ class Turn:
         finally:
             self._following = False
 
-    def begin_answers(self) -> bool:
+    def begin_completions(self) -> bool:
         """Marks the start of a batch's completions.
 
-        If it returns True, the caller must call `end_answers` after them.
+        If it returns True, the caller must call `end_completions` after them.
         """
         begun, self._answering = self._answering, True
         return not begun
 
-    def end_answers(self, loop: asyncio.AbstractEventLoop) -> None:
+    def end_completions(self, loop: asyncio.AbstractEventLoop) -> None:
         """Runs the batches that the completions have made ready."""
         following = self._next
         try:

@@ -35,7 +35,7 @@ from backline.schedule.queues.queue import (
 from backline.schedule.scheduler import Settings
 from backline.schedule.sequences.lanes import Lane, Passage, passage_of
 from backline.schedule.sequences.state_store import StateStore
-from backline.schedule.sequences.table import LiveSequence, SequenceTable
+from backline.schedule.sequences.table import LiveSequence, SequenceTable, step_of
 from backline.schedule.sequences.tensors import SequenceStates, SequenceTensors
 from backline.schedule.turn import Alarm
 from backline.workers.instance import Instance, remembers
@@ -202,9 +202,8 @@ class SequenceBatcher:
             raise queue_full(self._name, self._policy.max_size)
 
     def _no_start(self, ticket: Ticket) -> InvalidArgument:
-        assert ticket.request.sequence is not None, "submit has checked it"
         return InvalidArgument(
-            f"inference request for sequence {ticket.request.sequence.id} to model '{self._name}'"
+            f"inference request for sequence {step_of(ticket).id} to model '{self._name}'"
             " must specify the START flag on the first request of the sequence"
         )
 
@@ -214,8 +213,7 @@ class SequenceBatcher:
             return
         self._leave(1)
         ticket.start(None)
-        assert ticket.request.sequence is not None, "submit has checked it"
-        self._hand_on(sequence, ticket, ticket.request.sequence)
+        self._hand_on(sequence, ticket, step_of(ticket))
 
     def _hand_on(self, sequence: LiveSequence, ticket: Ticket, step: SequenceStep) -> None:
         """Submits a stand-in for a request to the lane of its sequence, as the given step."""
@@ -244,7 +242,7 @@ class SequenceBatcher:
         sequence, ticket = passage.sequence, passage.ticket
         refused: list[Ticket] = []
         # `start` is checked on the stand-in: the process may also have been replaced before the run
-        begun_here = error is None and inner.request.sequence is not None and inner.request.sequence.start
+        begun_here = error is None and step_of(inner).start
         if not passage.is_remembered(begins=begun_here):
             response, error = None, error or self._lost(sequence)
             refused, _ = self._table.lose_beginning(sequence)
@@ -263,9 +261,8 @@ class SequenceBatcher:
         if self._tensors.iterative and not sequence.waiting:
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
-        begins = ticket.request.sequence is not None and ticket.request.sequence.start
         # it has not run
-        if begins and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
+        if step_of(ticket).start and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
             self._lose_beginning(sequence)
         self._states.forget_if_over(sequence)
         self._run_all(runnable)
@@ -276,8 +273,7 @@ class SequenceBatcher:
         self._look_at_rest()
 
     def _run_again(self, sequence: LiveSequence, ticket: Ticket) -> None:
-        assert ticket.request.sequence is not None, "submit has checked it"
-        step = SequenceStep(ticket.request.sequence.id, end=ticket.request.sequence.end)
+        step = SequenceStep(step_of(ticket).id, end=step_of(ticket).end)
         ticket.deadline = ticket.waits_until  # the timeout applied only to the first run
         ticket.request = derive(ticket.request, timeout=None)
         if sequence.place is not None:

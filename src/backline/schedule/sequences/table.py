@@ -96,8 +96,7 @@ class SequenceTable:
         """Queues a request in its sequence. Returns None if that is not open and the request does not
         start it.
         """
-        step = ticket.request.sequence
-        assert step is not None, "the batcher has checked it"
+        step = step_of(ticket)
         sequence = self.open.get(step.id)
         if sequence is None:
             if not step.start:
@@ -111,8 +110,7 @@ class SequenceTable:
 
         None of its requests run while it is `arriving`, that is, while its state is fetched.
         """
-        step = ticket.request.sequence
-        assert step is not None, "the batcher has checked it"
+        step = step_of(ticket)
         sequence = self._begin(step.id, now_ns)
         sequence.arriving = True
         self._append(sequence, ticket, now_ns)
@@ -131,7 +129,7 @@ class SequenceTable:
         self.backlogged[sequence] = None
         self.waiting += 1
         self._heard(sequence, now_ns)
-        if ticket.request.sequence is not None and ticket.request.sequence.end:
+        if step_of(ticket).end:
             sequence.ended = True
             del self.open[sequence.id]
 
@@ -179,7 +177,9 @@ class SequenceTable:
         index = sequence.waiting.index(ticket)
         self._take_out(sequence, [ticket])
         return (
-            self.lose_beginning(sequence, index) if _begins(ticket) else ([], self._release_if_over(sequence))
+            self.lose_beginning(sequence, index)
+            if step_of(ticket).start
+            else ([], self._release_if_over(sequence))
         )
 
     def lose_beginning(
@@ -191,7 +191,7 @@ class SequenceTable:
         sequence ends. Returns the removed requests, and the sequences that may have something to run now.
         """
         following = list(islice(sequence.waiting, index, None))
-        orphans = list(takewhile(lambda ticket: not _begins(ticket), following))
+        orphans = list(takewhile(lambda ticket: not step_of(ticket).start, following))
         self._take_out(sequence, orphans)
         if len(orphans) == len(following):
             self.end(sequence)
@@ -303,5 +303,8 @@ class SequenceTable:
         return place
 
 
-def _begins(ticket: Ticket) -> bool:
-    return ticket.request.sequence is not None and ticket.request.sequence.start
+def step_of(ticket: Ticket) -> SequenceStep:
+    """The place of a request in its sequence."""
+    step = ticket.request.sequence
+    assert step is not None, "the batcher has checked it"
+    return step
