@@ -186,10 +186,10 @@ async def test_overrides_come_as_bytes_over_grpc(caller: Caller, control: FakeCo
         ),
         (
             {"config": "{}", "file:../x": ""},
-            "load parameter 'file:../x' names no file inside the model's folder",
+            "load parameter 'file:../x' does not name a file inside the model's folder",
         ),
-        ({"config": "{}", "file:/etc/x": ""}, "load parameter 'file:/etc/x' names no file inside"),
-        ({"config": "{}", "file:1/\0": ""}, "load parameter 'file:1/\\x00' names no file inside"),
+        ({"config": "{}", "file:/etc/x": ""}, "load parameter 'file:/etc/x' does not name a file inside"),
+        ({"config": "{}", "file:1/\0": ""}, "load parameter 'file:1/\\x00' does not name a file inside"),
     ],
 )
 async def test_wrong_load_parameters_over_rest(

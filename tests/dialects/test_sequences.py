@@ -254,7 +254,7 @@ def test_an_id_of_more_than_128_characters_is_refused(server: ServerProcess) -> 
 def test_string_id_is_refused_by_a_model_with_numeric_ids(server: ServerProcess) -> None:
     with (
         connect(server.url) as client,
-        pytest.raises(InvalidArgument, match="'abc' is a text and does not fit input 'ID'"),
+        pytest.raises(InvalidArgument, match="'abc' is a string and does not fit input 'ID'"),
     ):
         client["oldest"]([[1.0]], parameters={"sequence_id": "abc", "sequence_start": True})
 

@@ -230,7 +230,7 @@ def test_a_name_has_a_length_that_can_be_repeated(client, created) -> None:
     _, key = created(64)
     with pytest.raises(
         InferenceServerException,
-        match="the name of a shared memory region has 1 to 255 characters, this one has 300",
+        match="the name of a shared memory region has 300 characters, expected 1 to 255",
     ):
         client[0].register_system_shared_memory("n" * 300, key, 64)
     with pytest.raises(InferenceServerException, match="Unable to open shared memory region: '//////"):
@@ -290,9 +290,7 @@ def test_number_of_regions_is_limited(http: triton_http.InferenceServerClient, r
     _, key = created(64)
     for number in range(1000):
         rpc.register_system_shared_memory(f"r{number}", key, 64)
-    with pytest.raises(
-        InferenceServerException, match="there are 1000 shared memory regions, the most that there may be"
-    ):
+    with pytest.raises(InferenceServerException, match="there are 1000 shared memory regions, the maximum"):
         rpc.register_system_shared_memory("r1000", key, 64)
     http.unregister_system_shared_memory()
     rpc.register_system_shared_memory("r1000", key, 64)
@@ -598,7 +596,7 @@ def test_a_failed_request_lets_go_of_its_regions(client, http, registered) -> No
 
 def test_an_object_that_was_made_smaller_is_an_error(client, http, registered) -> None:
     asked, module = client
-    shrunk = "shared memory region '{}' has lost memory since it was registered"
+    shrunk = "shared memory region '{}' has shrunk since it was registered"
     os.truncate(path_of(registered[0]), 32)
     with pytest.raises(InferenceServerException, match=shrunk.format("in")):
         asked.infer("add1", [shared_input(module)])

@@ -183,7 +183,7 @@ def test_dependents_may_be_unloaded_too(client: Any, make_model: Callable[[int],
         ({"config": "{}", "files": {"1/model.onnx": b"x"}}, "unrecognized load parameter '1/model.onnx'."),
         (
             {"config": "{}", "files": {"file:../model.onnx": b"x"}},
-            "load parameter 'file:../model.onnx' names no file inside",
+            "load parameter 'file:../model.onnx' does not name a file inside",
         ),
         ({"config": "{", "files": {"file:1/model.onnx": b"x"}}, "is not JSON"),
         (

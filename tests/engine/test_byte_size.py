@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them."""
+"""Sizes in bytes as people write them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MIB = 1 << 20
         ("12B", 12),
     ],
 )
-def test_sizes_are_read_with_the_usual_units(text: str, expected: int) -> None:
+def test_sizes_parse_with_the_usual_units(text: str, expected: int) -> None:
     assert parse_bytes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "2 potatoes", "1e9", "2 G i B", "1,5G"])
-def test_what_is_no_size_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no size, expected .* 2GiB"):
+def test_an_invalid_size_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a size, expected .* 2GiB"):
         parse_bytes(text)
 
 
@@ -37,5 +37,5 @@ def test_what_is_no_size_is_refused_with_examples(text: str) -> None:
     ("count", "text"),
     [(0, "0 B"), (1023, "1023 B"), (300 * MIB, "300 MiB"), (1023 * MIB, "1023 MiB"), (3 << 29, "1.5 GiB")],
 )
-def test_sizes_are_printed_for_people(count: int, text: str) -> None:
+def test_sizes_are_formatted_readably(count: int, text: str) -> None:
     assert format_bytes(count) == text

@@ -1,4 +1,4 @@
-"""Documents are bounded before they are parsed: no text takes more time or memory than its size allows."""
+"""Documents are bounded before parsing: none takes more time or memory than its size allows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEEP = ".".join(["a"] * 2_000)
         "x = '''\n''' # ...\n" + DEEP + " = 1",
     ],
 )
-def test_a_key_of_too_many_parts_is_refused_before_it_is_parsed(text: str) -> None:
+def test_a_key_with_too_many_parts_is_refused_before_parsing(text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"m.toml:\d+: a key has more than 32 parts"):
         check_toml(text, "m.toml")
 
@@ -44,21 +44,24 @@ def test_a_key_of_too_many_parts_is_refused_before_it_is_parsed(text: str) -> No
         "a.b = 1\n" * 100,
     ],
 )
-def test_dots_elsewhere_are_no_parts_of_a_key(text: str) -> None:
+def test_dots_outside_keys_do_not_count_as_parts(text: str) -> None:
     check_toml(text, "m.toml")
 
 
 @pytest.mark.parametrize("piece", ['"\\', '"""', "'", "a.", ".", "a", '\\"', "#"])
-def test_the_check_itself_takes_linear_time(piece: str) -> None:
+def test_the_check_takes_linear_time(piece: str) -> None:
     text = "." * 40 + piece * (MAX_DOCUMENT // len(piece) - 40)
-    check = "import sys; from backline.engine.document_limits import check_toml; check_toml(sys.stdin.read(), 'm')"
+    check = (
+        "import sys; from backline.engine.document_limits import check_toml; "
+        "check_toml(sys.stdin.read(), 'm')"
+    )
     subprocess.run(
         [sys.executable, "-c", check], input=text, text=True, timeout=60, capture_output=True, check=False
     )
 
 
-def test_a_document_that_is_too_large_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match=r"is too large \(1,048,577 bytes\)"):
+def test_a_document_over_the_size_limit_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match=r"too large \(1,048,577 bytes\)"):
         check_size("x" * (MAX_DOCUMENT + 1), "m.toml")
 
 
@@ -86,13 +89,13 @@ MERGES = "a: &a {x: 1}\n" + "".join(
         ("x" * (MAX_DOCUMENT + 1), "too large"),
     ],
 )
-def test_yaml_that_grows_when_it_is_read_is_refused(text: str, message: str) -> None:
+def test_yaml_that_expands_through_aliases_is_refused(text: str, message: str) -> None:
     need("yaml")
     with pytest.raises(InvalidArgument, match=message):
         read_yaml(text.encode(), "MLmodel", what="", extra="")
 
 
-def test_yaml_with_a_few_aliases_is_read() -> None:
+def test_yaml_with_a_few_aliases_is_accepted() -> None:
     need("yaml")
     read = read_yaml(
         b"a: &a {x: 1}\nb: {<<: *a, y: 2.5}\nc: [*a, 2020-01-01, yes]", "MLmodel", what="", extra=""
@@ -101,7 +104,7 @@ def test_yaml_with_a_few_aliases_is_read() -> None:
     assert (read["b"], read["c"][0], read["c"][2]) == ({"x": 1, "y": 2.5}, {"x": 1}, True)
 
 
-def test_a_key_that_is_slow_to_parse_does_not_hold_up_the_scan_of_other_models(tmp_path: Path) -> None:
+def test_a_key_that_is_slow_to_parse_does_not_delay_the_scan_of_other_models(tmp_path: Path) -> None:
     for name, text in (("evil", f"{'.'.join(['a'] * 50_000)} = 1"), ("good", "max_batch_size = 0")):
         (tmp_path / name / "1").mkdir(parents=True)
         (tmp_path / name / "1" / "model.onnx").write_bytes(b"x")
@@ -109,13 +112,14 @@ def test_a_key_that_is_slow_to_parse_does_not_hold_up_the_scan_of_other_models(t
     scan = (
         "import sys; from pathlib import Path; from backline.backends.registry import FORMATS\n"
         "from backline.repository.local import LocalRepository\n"
-        "for model in LocalRepository(Path(sys.argv[1]), formats=FORMATS).scan_now(): print(model.name, model.problem)"
+        "for model in LocalRepository(Path(sys.argv[1]), formats=FORMATS).scan_now():"
+        " print(model.name, model.problem)"
     )
 
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", scan, str(tmp_path)], timeout=60, capture_output=True, text=True, check=True
     ).stdout.splitlines()
 
-    assert told[0].startswith("evil ")
-    assert "a key has more than 32 parts" in told[0]
-    assert told[1].strip() == "good"
+    assert printed[0].startswith("evil ")
+    assert "a key has more than 32 parts" in printed[0]
+    assert printed[1].strip() == "good"

@@ -1,4 +1,4 @@
-"""Which requests of unlike shapes may share a batch."""
+"""Which requests of different shapes may share a batch."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_the_shape_of_a_ragged_input_does_not_matter() -> None:
     assert key(Joining(ragged=("x",)), x=(1, 2, 3)) == key(Joining(ragged=("x",)), x=(2, 5, 7))
 
 
-def test_the_shapes_of_the_others_do() -> None:
+def test_the_shapes_of_other_inputs_matter() -> None:
     joining = Joining(ragged=("x",))
 
     assert key(joining, x=(1, 2, 3), o=(1, 2)) != key(joining, x=(1, 2, 3), o=(1, 3))
 
 
 def test_only_requests_with_the_same_optional_inputs_share_a_batch() -> None:
-    """Also where they are ragged, as in Triton 2.51."""
+    """This includes ragged inputs, as in Triton 2.51."""
     joining = Joining(ragged=("x", "o"))
 
     assert key(joining, x=(1, 2, 3)) != key(joining, x=(1, 2, 3), o=(1, 2))
@@ -50,7 +50,7 @@ lengths = st.integers(1, 5000)
 
 
 @given(lengths, lengths)
-def test_without_buckets_no_request_is_filled_up_to_more_than_twice_its_length(one: int, other: int) -> None:
+def test_without_buckets_no_request_is_padded_to_more_than_twice_its_length(one: int, other: int) -> None:
     joining = Joining(padding={"x": Padding(axes=(1,))})
 
     if key(joining, x=(1, one, 3)) == key(joining, x=(1, other, 3)):
@@ -58,7 +58,7 @@ def test_without_buckets_no_request_is_filled_up_to_more_than_twice_its_length(o
 
 
 @given(lengths, lengths, st.lists(st.integers(1, 5000), min_size=1, max_size=5, unique=True).map(sorted))
-def test_with_buckets_requests_share_a_batch_that_get_the_same_length(
+def test_with_buckets_requests_padded_to_the_same_length_share_a_batch(
     one: int, other: int, buckets: list[int]
 ) -> None:
     padding = Padding(axes=(1,), buckets=tuple(buckets))
@@ -77,13 +77,13 @@ def test_a_dimension_that_is_not_padded_must_agree() -> None:
     assert key(joining, x=(1, 5, 3)) != key(joining, x=(1, 5, 4))
 
 
-def test_what_does_not_fit_the_model_is_refused_as_ever() -> None:
+def test_a_request_that_does_not_fit_the_model_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="batch-size must be <= 8"):
         key(Joining(ragged=("x",)), x=(9, 1, 1))
 
 
 @given(st.integers(1, 100), st.lists(st.integers(1, 100), unique=True, max_size=4).map(sorted))
-def test_a_batch_is_filled_up_to_the_next_allowed_size(items: int, sizes: list[int]) -> None:
+def test_a_batch_is_padded_to_the_next_allowed_size(items: int, sizes: list[int]) -> None:
     size = Joining(allowed_batch_sizes=tuple(sizes)).batch_size(items)
 
     assert size == min((allowed for allowed in sizes if allowed >= items), default=items)

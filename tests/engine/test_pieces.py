@@ -1,4 +1,4 @@
-"""Work in pieces: others have their turns in between."""
+"""Work in pieces gives other tasks their turns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from time import perf_counter
 from backline.engine.pieces import in_pieces
 
 
-async def test_others_have_turns_while_work_is_done() -> None:
+async def test_the_event_loop_has_turns_between_pieces() -> None:
     turns = 0
     seen: list[int] = []
 
@@ -33,7 +33,7 @@ async def test_others_have_turns_while_work_is_done() -> None:
     assert seen == [0, 1, 2, 3]
 
 
-async def test_what_takes_no_time_is_done_in_one_turn() -> None:
+async def test_quick_work_is_done_in_one_turn() -> None:
     turned = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(turned.set_result, None)
 

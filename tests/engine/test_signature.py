@@ -1,4 +1,4 @@
-"""Whether a request fits a model, and what it is told when it does not."""
+"""Whether a request fits a model, and the error if it does not."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_requests_that_differ_in_a_varying_dimension_do_not_share_a_batch() -> N
         ),
     ],
 )
-def test_a_request_that_does_not_fit_is_told_why(asked: InferRequest, reason: str) -> None:
+def test_a_request_that_does_not_fit_gets_the_reason(asked: InferRequest, reason: str) -> None:
     with pytest.raises(InvalidArgument, match=re.escape(reason)):
         RequestCheck("m", FIXED, 8, strict=True)(asked)
 

@@ -29,7 +29,7 @@ def tensors(draw: st.DrawFn) -> Tensor:
 
 
 @given(tensors())
-def test_what_is_encoded_decodes_to_the_same(tensor: Tensor) -> None:
+def test_encoding_and_decoding_are_inverse(tensor: Tensor) -> None:
     raw = bytes(encode_tensor(tensor))
 
     decoded = decode_tensor("t", tensor.datatype, tensor.shape, raw)
@@ -45,7 +45,7 @@ def test_wrong_byte_count_is_refused(datatype: DataType) -> None:
 
 
 def test_a_shape_that_dwarfs_the_data_is_refused_before_anything_is_allocated() -> None:
-    with pytest.raises(InvalidArgument, match="cannot hold as many"):
+    with pytest.raises(InvalidArgument, match="cannot hold that many"):
         decode_tensor("t", DataType.BYTES, (2**40, 2**40), b"\0\0\0\0")
 
 
@@ -55,7 +55,7 @@ def test_broken_bytes_elements_are_refused(raw: bytes) -> None:
         decode_tensor("t", DataType.BYTES, (1,), raw)
 
 
-def test_large_arrays_leave_without_a_copy() -> None:
+def test_large_arrays_are_encoded_without_a_copy() -> None:
     data = np.arange(10_000, dtype=np.float32)
 
     view = encode_tensor(Tensor("t", DataType.FP32, data.shape, data))
@@ -63,7 +63,7 @@ def test_large_arrays_leave_without_a_copy() -> None:
     assert np.shares_memory(np.frombuffer(view, np.float32), data)
 
 
-def test_arrays_that_are_not_contiguous_are_encoded_row_by_row() -> None:
+def test_non_contiguous_arrays_are_encoded_in_row_major_order() -> None:
     data = np.arange(6, dtype=np.int32).reshape(2, 3).T
 
     assert np.frombuffer(encode_tensor(Tensor("t", DataType.INT32, data.shape, data)), np.int32).tolist() == [

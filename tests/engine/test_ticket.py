@@ -1,4 +1,6 @@
-"""The states of a ticket: every operation in every state does what the table of transitions allows, and nothing else."""
+"""The states of a ticket: each operation does in each state what the table of transitions allows, and no
+more.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ ENDS = {DONE, CANCELLED, EXPIRED}
 
 
 class Keeper(Owner):
-    """An owner that keeps what it is notified of."""
+    """An owner that records its notifications."""
 
     def __init__(self) -> None:
         self.lost: list[Ticket] = []
@@ -101,7 +103,8 @@ MOVES: dict[str, tuple[TicketState, Callable[[Ticket], None]]] = {
     "cancel": (CANCELLED, lambda ticket: ticket.cancel()),
     "expire": (EXPIRED, lambda ticket: ticket.expire(DeadlineExceeded("too late"))),
 }
-#: Operations that have no effect on a ticket that has ended, as its caller and its owner may not know that yet.
+#: Operations without effect on an ended ticket, since its caller and owner may not know yet that it has
+#: ended.
 HARMLESS = {"cancel", "expire", "refuse"}
 
 
@@ -118,14 +121,14 @@ def test_every_operation_moves_a_ticket_as_the_table_allows(before: TicketState,
         move(ticket)
         assert ticket.state is before
     else:
-        with pytest.raises(IllegalTransition, match=f"is {before.value} and cannot become {after.value}"):
+        with pytest.raises(IllegalTransition, match=f"is {before.value}, so it cannot become {after.value}"):
             move(ticket)
         assert ticket.state is before
 
 
 @pytest.mark.parametrize("before", list(TicketState))
 @pytest.mark.parametrize("name", MOVES)
-def test_a_ticket_is_answered_once_and_never_after_it_was_cancelled_or_refused(
+def test_a_ticket_completes_once_and_never_after_cancellation_or_refusal(
     before: TicketState, name: str
 ) -> None:
     answers: list[object] = []
@@ -138,7 +141,7 @@ def test_a_ticket_is_answered_once_and_never_after_it_was_cancelled_or_refused(
 
 
 @pytest.mark.parametrize("state", [QUEUED, RUNNING])
-def test_its_owner_is_notified_once_when_it_is_cancelled(state: TicketState) -> None:
+def test_cancellation_notifies_the_owner_once(state: TicketState) -> None:
     first, last = Keeper(), Keeper()
     ticket = made()
     ticket.enqueue(first)
@@ -151,7 +154,7 @@ def test_its_owner_is_notified_once_when_it_is_cancelled(state: TicketState) -> 
     assert (first.lost, last.lost, ticket.owner) == ([], [ticket], None)
 
 
-def test_a_ticket_that_changes_hands_notifies_nobody() -> None:
+def test_cancelling_a_released_ticket_notifies_nobody() -> None:
     keeper = Keeper()
     ticket = made()
     ticket.enqueue(keeper)
@@ -160,7 +163,7 @@ def test_a_ticket_that_changes_hands_notifies_nobody() -> None:
     assert keeper.lost == []
 
 
-def test_an_owner_learns_that_the_deadline_has_moved() -> None:
+def test_postponing_a_deadline_notifies_the_owner() -> None:
     keeper = Keeper()
     ticket = made()
     ticket.enqueue(keeper)
@@ -177,7 +180,7 @@ def test_an_owner_learns_that_the_deadline_has_moved() -> None:
         ("refuse", ["refused"]),
     ],
 )
-def test_listeners_hear_of_the_end_once(end: str, heard: list[str]) -> None:
+def test_listeners_learn_of_the_end_once(end: str, heard: list[str]) -> None:
     ear = Ear()
     ticket = in_state(QUEUED)
     ticket.listen(ear)
@@ -195,12 +198,12 @@ def test_a_completion_that_raises_is_logged(caplog: pytest.LogCaptureFixture) ->
     ticket = Ticket(InferRequest("m", {}), fail)
     ticket.listen(ear)
     ticket.complete(response(), None)
-    assert "the answer of model 'm' could not be delivered" in caplog.text
+    assert "the completion of a request to model 'm' failed" in caplog.text
     assert (ticket.state, ear.heard) == (DONE, ["ended", "delivered"])
 
 
-def test_a_stand_in_says_all_that_its_ticket_says_but_the_changes() -> None:
-    """By the fields, so that one that is added cannot be forgotten."""
+def test_a_stand_in_equals_its_ticket_except_for_the_changes() -> None:
+    """Compares all fields, so that a new one cannot be forgotten."""
     request = InferRequest("m", {}, "3", "id", ("y",), {"a": 1}, 2, 5.0, 1.0, None, 17)
     ticket = Ticket(request, lambda *_: None)
     ticket.deadline, ticket.level, ticket.batch_size, ticket.batch_key = 4.0, 1, 3, "key"

@@ -330,7 +330,7 @@ def test_a_load_brings_its_files_along(home: Homes, repository: Path, tmp_path: 
 def test_files_stay_in_their_folder(home: Homes, repository: Path, path: str) -> None:
     async def scenario() -> None:
         async with home(repository, mode="explicit") as server:
-            with pytest.raises(InvalidArgument, match="names no file inside the model's folder"):
+            with pytest.raises(InvalidArgument, match="does not name a file inside the model's folder"):
                 await server.lifecycle.load("m", overrides=Overrides("{}", {path: b"x"}), who=WHO)
 
     asyncio.run(scenario())

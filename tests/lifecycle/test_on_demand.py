@@ -19,8 +19,7 @@ from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.lifecycle.sleep import OnDemandQueue, check_later
-from backline.schedule.queues.queue import QueueSettings
-from backline.schedule.total import QueueTotal
+from backline.schedule.queues.queue import QueueSettings, QueueTotal
 
 
 class Echo:

@@ -1,4 +1,4 @@
-"""A scheduler over a real model that can be held up, and what it answers."""
+"""A scheduler over a real model that can be held up, and its responses."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.queues.queue import QueueSettings
+from backline.schedule.queues.queue import QueueSettings, QueueTotal
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue
-from backline.schedule.total import QueueTotal
 from backline.workers.here.execution import Execution
 from backline.workers.here.instances import InlineInstance, ThreadInstance
 from backline.workers.instance import Instance
@@ -53,7 +52,7 @@ class Doubler:
 
 
 class Bench:
-    """A scheduler over a Doubler, and what it answered."""
+    """A scheduler over a Doubler, and its responses."""
 
     def __init__(
         self,

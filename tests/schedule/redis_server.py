@@ -1,4 +1,4 @@
-"""A real Redis or Valkey for tests, on a port of its own."""
+"""A real Redis or Valkey for tests, on a free port."""
 
 from __future__ import annotations
 

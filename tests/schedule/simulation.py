@@ -1,4 +1,6 @@
-"""A server with a latency objective in simulated time: the real policies, a random load, and instances that take `a * n + b` seconds."""
+"""A server with a latency objective in simulated time: real policies, random load, runs of `a * n + b`
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from schedule.tickets import ticket
 
 @dataclass(frozen=True)
 class Machine:
-    """`instances` that run up to `most` items in `a * n + b` seconds, give or take `noise`, for answers within `objective` seconds."""
+    """`instances` that run up to `most` items in `a * n + b` seconds, with some `noise`, under an
+    `objective` in seconds.
+    """
 
     a: float
     b: float
@@ -30,14 +34,14 @@ class Machine:
 
     @property
     def capacity(self) -> float:
-        """Items per second in the largest batches that are within the objective."""
+        """Items per second in the largest batches that meet the objective."""
         sizes = [n for n in range(1, self.most + 1) if self.a * n + self.b <= self.objective]
         return max(self.instances * n / (self.a * n + self.b) for n in sizes)
 
 
 @dataclass
 class Fates:
-    """What became of the requests; `late` were answered, but not within the objective."""
+    """The outcomes of requests; `late` ones completed but missed the objective."""
 
     latencies: list[float] = field(default_factory=list)
     good: int = 0
@@ -59,7 +63,7 @@ def simulate(
     seed: int = 1,
     make: Callable[[random.Random], Ticket] = lambda _: ticket(),
 ) -> Fates:
-    """Poisson arrivals of `load` times the capacity."""
+    """Poisson arrivals at `load` times the capacity."""
     chance = random.Random(seed)
     rate = load * machine.capacity
     outlook = Outlook({n: machine.a * n + machine.b for n in (1, 2, 4, 8, 16, 32, 64) if n <= machine.most})

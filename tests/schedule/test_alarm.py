@@ -1,4 +1,4 @@
-"""A timer for many moments: it rings at the first of them."""
+"""A timer for many times: it rings at the first of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from backline.schedule.alarm import Alarm
+from backline.schedule.turn import Alarm
 from schedule.turns import Clock, SteppedLoop
 
 
@@ -19,7 +19,7 @@ def loop() -> Iterator[SteppedLoop]:
         made.close()
 
 
-def test_it_rings_once_at_the_earliest_moment(loop: SteppedLoop) -> None:
+def test_an_alarm_rings_once_at_the_earliest_time_set(loop: SteppedLoop) -> None:
     rang: list[float] = []
     alarm = Alarm(lambda: rang.append(loop.time()), loop)
     began = loop.time()
@@ -31,7 +31,7 @@ def test_it_rings_once_at_the_earliest_moment(loop: SteppedLoop) -> None:
     assert alarm.moment == inf
 
 
-def test_it_can_be_set_again_when_it_rings_and_it_can_be_stopped(loop: SteppedLoop) -> None:
+def test_an_alarm_can_be_set_again_as_it_rings_and_stopped(loop: SteppedLoop) -> None:
     rang: list[float] = []
 
     def ring() -> None:
@@ -48,7 +48,7 @@ def test_it_can_be_set_again_when_it_rings_and_it_can_be_stopped(loop: SteppedLo
     assert len(rang) == 3
 
 
-def test_it_waits_at_least_its_pause(loop: SteppedLoop) -> None:
+def test_an_alarm_waits_at_least_for_its_pause(loop: SteppedLoop) -> None:
     rang: list[float] = []
     alarm = Alarm(lambda: rang.append(loop.time()), loop, pause=1)
     alarm.set(loop.time() - 5)

@@ -1,4 +1,4 @@
-"""The batching policy, by values and by properties."""
+"""The batching policy, by example and by properties."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def sizes(formed: Formed) -> list[int]:
     return [one.batch_size for one in formed.tickets]
 
 
-def test_without_delay_a_free_instance_takes_what_there_is() -> None:
+def test_without_a_delay_a_free_instance_takes_what_is_queued() -> None:
     assert form_batch(queued(ticket()), BatchPolicy(8), 0).items == 1
 
 
-def test_without_delay_no_more_than_the_maximum_is_taken() -> None:
+def test_without_a_delay_a_batch_has_at_most_the_maximum_size() -> None:
     queue = queued(ticket(3), ticket(3), ticket(3))
     assert sizes(form_batch(queue, BatchPolicy(8), 0)) == [3, 3]
     assert queue.size == 1
 
 
-def test_with_a_delay_a_lone_request_waits_until_it_is_over() -> None:
+def test_with_a_delay_a_lone_request_waits_for_it() -> None:
     queue = queued(ticket(arrived=1))
     policy = BatchPolicy(8, delay_ns=1000)
     waiting = form_batch(queue, policy, SECOND + 999)
@@ -59,32 +59,32 @@ def test_a_delay_ends_when_the_next_request_is_of_another_key() -> None:
     ]
 
 
-def test_the_largest_preferred_size_within_reach_is_taken_at_once() -> None:
+def test_the_largest_available_preferred_size_is_taken_at_once() -> None:
     queue = queued(*(ticket() for _ in range(5)))
     assert form_batch(queue, BatchPolicy(8, (2, 4), 1000), 0).items == 4
     assert queue.size == 1
 
 
-def test_what_is_over_a_preferred_size_waits_for_the_next_one() -> None:
+def test_requests_beyond_a_preferred_size_wait_for_the_next_one() -> None:
     waiting = form_batch(queued(ticket(3)), BatchPolicy(8, (2, 4), 1000), 0)
     assert (waiting.tickets, waiting.lacking) == ([], 1)
 
 
-def test_when_the_delay_is_over_more_than_the_largest_preferred_size_is_taken() -> None:
+def test_after_the_delay_a_batch_may_exceed_the_largest_preferred_size() -> None:
     assert form_batch(queued(*(ticket() for _ in range(6))), BatchPolicy(8, (4,), 1000), 1000).items == 6
 
 
-def test_a_preferred_size_that_is_jumped_over_is_not_waited_for() -> None:
+def test_a_preferred_size_that_cannot_be_met_is_not_waited_for() -> None:
     assert sizes(form_batch(queued(ticket(3), ticket(3)), BatchPolicy(8, (4,), 1000), 0)) == [3]
 
 
-def test_preferred_sizes_without_a_delay_only_cut_what_there_is() -> None:
+def test_without_a_delay_preferred_sizes_only_limit_what_is_taken() -> None:
     policy = BatchPolicy(8, (4,))
     queue = queued(*(ticket() for _ in range(6)))
     assert [form_batch(queue, policy, 0).items, form_batch(queue, policy, 0).items] == [4, 2]
 
 
-def test_requests_of_another_key_wait_for_their_own_batch() -> None:
+def test_requests_with_another_key_wait_for_another_batch() -> None:
     queue = queued(*(ticket(key=key) for key in "aaba"))
     assert [[one.batch_key for one in form_batch(queue, BatchPolicy(8), 0).tickets] for _ in range(3)] == [
         ["a", "a"],
@@ -99,7 +99,7 @@ def test_a_request_above_the_maximum_runs_alone() -> None:
     assert queue.size == 1
 
 
-def test_a_batch_takes_requests_of_lower_levels_when_none_of_a_higher_one_is_left() -> None:
+def test_a_batch_takes_lower_levels_once_higher_ones_are_empty() -> None:
     settings = QueueSettings(levels=3, default_level=2)
     queue = queued(ticket(priority=3), ticket(priority=2), ticket(priority=1), settings=settings)
     assert [one.level for one in form_batch(queue, BatchPolicy(2), 0).tickets] == [1, 2]
@@ -122,7 +122,7 @@ policies = st.integers(1, 16).flatmap(
 
 
 @given(arrivals, policies)
-def test_every_request_leaves_once_in_order_and_none_that_is_expired_or_cancelled_runs(
+def test_each_request_leaves_once_in_order_and_no_expired_or_cancelled_one_runs(
     arrivals: list[tuple[Ticket, bool]], policy: BatchPolicy
 ) -> None:
     arrived = [one for one, _ in arrivals]
@@ -154,10 +154,10 @@ def test_every_request_leaves_once_in_order_and_none_that_is_expired_or_cancelle
 
 
 @given(st.lists(st.builds(ticket, st.integers(1, 12), keys, arrived=st.floats(0, 2))), policies)
-def test_the_plain_policy_is_the_general_one_with_its_largest_size_preferred(
+def test_the_plain_policy_equals_the_general_one_preferring_the_largest_size(
     arrived: list[Ticket], policy: BatchPolicy
 ) -> None:
-    """The short cut for the usual case decides as the whole of Triton's rule does."""
+    """The shortcut for the common case decides the same as Triton's complete rule."""
     general = BatchPolicy(policy.max_items, (policy.max_items, policy.max_items))
     assert not general.takes_all
     assert BatchPolicy(policy.max_items).takes_all
@@ -171,7 +171,7 @@ def test_the_plain_policy_is_the_general_one_with_its_largest_size_preferred(
 
 
 @given(st.lists(st.builds(ticket, st.integers(1, 12), keys), min_size=1), policies)
-def test_until_the_lacking_items_have_come_a_waiting_queue_decides_the_same(
+def test_a_waiting_queue_decides_the_same_until_the_lacking_items_arrive(
     arrived: list[Ticket], policy: BatchPolicy
 ) -> None:
     queue = queued(arrived[0])
@@ -188,7 +188,7 @@ def test_until_the_lacking_items_have_come_a_waiting_queue_decides_the_same(
         assert (again.tickets, again.wait_until, again.lacking) == ([], formed.wait_until, lacking)
 
 
-def test_with_a_reach_those_of_other_keys_are_passed_over_and_keep_their_places() -> None:
+def test_with_a_reach_requests_with_other_keys_are_skipped_and_keep_their_places() -> None:
     queue = queued(*(ticket(key=key, arrived=place) for place, key in enumerate("abacba")))
 
     formed = [form_batch(queue, BatchPolicy(2, reach=8), 0) for _ in range(4)]
@@ -201,13 +201,13 @@ def test_with_a_reach_those_of_other_keys_are_passed_over_and_keep_their_places(
     ]
 
 
-def test_no_more_are_passed_over_than_the_reach() -> None:
+def test_no_more_requests_are_skipped_than_the_reach() -> None:
     queue = queued(*(ticket(key=key) for key in "abca"))
 
     assert sizes(form_batch(queue, BatchPolicy(8, reach=1), 0)) == [1]
 
 
-def test_nobody_is_passed_over_for_the_sake_of_a_lower_level() -> None:
+def test_no_request_is_skipped_in_favour_of_a_lower_level() -> None:
     settings = QueueSettings(levels=2, default_level=1)
     queue = queued(
         *(ticket(key=key, priority=level) for key, level in (("a", 1), ("b", 1), ("a", 2))),
@@ -223,7 +223,7 @@ def test_nobody_is_passed_over_for_the_sake_of_a_lower_level() -> None:
     st.integers(1, 8),
     st.lists(st.integers(1, 8), max_size=2).map(tuple),
 )
-def test_with_a_reach_nothing_is_lost_and_each_key_keeps_its_order(
+def test_with_a_reach_no_request_is_lost_and_each_key_keeps_its_order(
     given_: list[tuple[int, str, int]], max_items: int, reach: int, preferred: tuple[int, ...]
 ) -> None:
     settings = QueueSettings(levels=2, default_level=2)
@@ -250,7 +250,7 @@ def _size(one: Ticket) -> int:
     return one.batch_size
 
 
-def test_while_the_first_wait_for_company_those_of_another_key_run() -> None:
+def test_while_the_first_requests_wait_those_with_another_key_run() -> None:
     queue = queued(ticket(key="a"), ticket(key="b"), ticket(key="b"))
     policy = BatchPolicy(2, delay_ns=SECOND, reach=8)
 
@@ -261,7 +261,7 @@ def test_while_the_first_wait_for_company_those_of_another_key_run() -> None:
     assert (waiting.tickets, waiting.wait_until, waiting.lacking, waiting.key) == ([], SECOND, 1, "a")
 
 
-def test_with_a_reach_a_request_of_any_key_may_end_the_wait() -> None:
+def test_with_a_reach_a_request_with_any_key_may_end_the_wait() -> None:
     waiting = form_batch(
         queued(ticket(key="a"), ticket(key="b", arrived=0.5)),
         BatchPolicy(8, delay_ns=SECOND, reach=8),

@@ -1,4 +1,4 @@
-"""The response cache: its keys, its bounds, its options, and what it does to requests that are asked twice."""
+"""The response cache: its keys, its bounds, its entries and its options."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest, Parameter
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
-from backline.schedule.cache.codec import DamagedEntry, decode_entry, encode_entry
+from backline.schedule.cache.cache import LocalCache
 from backline.schedule.cache.config import LocalOptions, parse_cache_config
-from backline.schedule.cache.key import RequestKeys
-from backline.schedule.cache.local import LocalCache
-from backline.schedule.cache.redis import RedisOptions
+from backline.schedule.cache.flight import RequestKeys
+from backline.schedule.cache.redis import DamagedEntry, RedisOptions, decode_entry, encode_entry
 
 
 def tensor(name: str, data: np.ndarray, datatype: DataType = DataType.FP32) -> Tensor:
@@ -47,7 +46,7 @@ def ticket(
 # keys
 
 
-def test_requests_that_differ_in_anything_that_the_answer_depends_on_have_other_keys() -> None:
+def test_requests_that_differ_in_anything_a_response_depends_on_have_different_keys() -> None:
     x = np.array([1, 2, 3, 4], np.float32)
     keys = RequestKeys("m", "1", "f")
     different = [
@@ -84,7 +83,7 @@ def find(cache: LocalCache, key: bytes) -> Sequence[Tensor] | None:
     return found[0]
 
 
-def test_what_was_used_longest_ago_goes_first() -> None:
+def test_the_least_recently_used_entry_is_evicted_first() -> None:
     cache = LocalCache(3 * 5000)
     for key in (b"a", b"b", b"c"):
         cache.insert(key, floats(1000))
@@ -94,7 +93,7 @@ def test_what_was_used_longest_ago_goes_first() -> None:
     assert cache.evictions == 1
 
 
-def test_what_is_found_is_a_copy_that_nobody_can_write_to() -> None:
+def test_cached_outputs_are_read_only_copies() -> None:
     cache = LocalCache(10_000)
     batch = np.arange(100, dtype=np.float32)
     cache.insert(b"a", [tensor("y", batch[:10])])
@@ -116,7 +115,7 @@ def test_what_is_found_is_a_copy_that_nobody_can_write_to() -> None:
         lambda: [tensor("y", np.array([os.urandom(50) for _ in range(40)], np.object_), DataType.BYTES)],
     ],
 )
-def test_entries_count_what_they_truly_take(make: object) -> None:
+def test_entries_count_the_memory_they_take(make: object) -> None:
     cache = LocalCache(1 << 30)
     gc.collect()
     tracemalloc.start()
@@ -130,7 +129,7 @@ def test_entries_count_what_they_truly_take(make: object) -> None:
 
 
 def cost(count: int) -> int:
-    """The bytes of an entry of so many numbers."""
+    """The bytes of an entry with this many numbers."""
     cache = LocalCache(1_000_000)
     cache.insert(b"", floats(count, 0))
     return cache.used
@@ -143,11 +142,11 @@ COSTS = {count: cost(count) for count in (0, 100, 1000, 3000)}
     st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.sampled_from(sorted(COSTS))), max_size=60),
     st.integers(1, 20_000),
 )
-def test_it_holds_what_was_used_last_as_far_as_that_fits(
+def test_the_cache_holds_the_most_recently_used_entries_that_fit(
     steps: list[tuple[bool, int, int]], size: int
 ) -> None:
     cache = LocalCache(size)
-    held: dict[int, int] = {}  # the least recently used first
+    held: dict[int, int] = {}  # least recently used first
     for looks, number, count in steps:
         if looks:
             assert (find(cache, bytes([number])) is not None) == (number in held)
@@ -168,10 +167,10 @@ def test_it_holds_what_was_used_last_as_far_as_that_fits(
         assert (found[0].data == number).all()
 
 
-# entries for others
+# entries for external caches
 
 
-def test_outputs_of_every_datatype_come_back_from_bytes() -> None:
+def test_entries_of_every_datatype_survive_encoding() -> None:
     made = [
         tensor(
             kind.name,
@@ -187,7 +186,7 @@ def test_outputs_of_every_datatype_come_back_from_bytes() -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 60), st.integers(0, 255))
-def test_damaged_bytes_are_refused_or_read_but_never_anything_else(
+def test_damaged_entries_are_refused_or_decoded_without_other_errors(
     noise: bytes, place: int, value: int
 ) -> None:
     whole = bytearray(encode_entry(b"k", floats(4)))
@@ -202,7 +201,7 @@ def test_damaged_bytes_are_refused_or_read_but_never_anything_else(
 # options
 
 
-def test_options_as_tritons_with_units_and_over_several_values() -> None:
+def test_options_are_tritons_with_units_and_possibly_in_several_values() -> None:
     assert parse_cache_config([]) is None
     assert parse_cache_config(["local,size=1048576"]) == LocalOptions(1048576)
     assert parse_cache_config(["local,size=64MiB"]) == LocalOptions(64 << 20)
@@ -221,10 +220,10 @@ def test_options_as_tritons_with_units_and_over_several_values() -> None:
         (["redis,port=1"], "needs a host"),
         (["redis,host=h,port=x"], "port is 'x'"),
         (["redis,host=h,tls_enabled=perhaps"], "expected yes or no"),
-        (["memcached,host=h"], "there is no response cache 'memcached'"),
+        (["memcached,host=h"], "unknown response cache 'memcached'"),
         (["local,size=1", "redis,host=h"], "has one response cache"),
     ],
 )
-def test_options_that_are_wrong_are_refused_by_name(texts: list[str], said: str) -> None:
+def test_invalid_options_are_refused_by_name(texts: list[str], said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
         parse_cache_config(texts)

@@ -1,4 +1,4 @@
-"""The response cache in front of a queue: what it does to requests that are asked twice."""
+"""The response cache in front of a queue: repeated and identical requests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.cache.key import RequestKeys
-from backline.schedule.cache.local import LocalCache
+from backline.schedule.cache.cache import LocalCache
+from backline.schedule.cache.flight import RequestKeys
 from backline.schedule.cache.queue import LARGE, CachedInstances
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
@@ -81,7 +81,7 @@ class Bench:
         return asked, answer
 
     async def running(self) -> None:
-        """Returns when the model has begun its only run, which waits for the gate."""
+        """Returns once the model's only run has begun, which waits for the gate."""
         while not self.queue.running:  # noqa: ASYNC110  # it begins at the end of a turn of the loop
             await asyncio.sleep(0)
 
@@ -93,7 +93,7 @@ def world() -> Iterator[World]:
     made.close()
 
 
-def test_a_request_that_was_answered_before_is_answered_without_a_run_and_counted_as_triton_does() -> None:
+def test_a_cached_response_needs_no_run_and_is_counted_as_in_triton() -> None:
     async def scenario() -> None:
         bench = Bench()
         first = await bench.ask(1, 2, id="a")[1]
@@ -113,7 +113,7 @@ def test_a_request_that_was_answered_before_is_answered_without_a_run_and_counte
     asyncio.run(scenario())
 
 
-def test_identical_requests_under_way_share_one_run_and_each_keeps_its_id() -> None:
+def test_identical_requests_in_flight_share_a_run_and_keep_their_ids() -> None:
     async def scenario() -> None:
         bench = Bench()
         bench.model.gate.clear()
@@ -134,7 +134,7 @@ def test_identical_requests_under_way_share_one_run_and_each_keeps_its_id() -> N
     asyncio.run(scenario())
 
 
-def test_one_that_is_cancelled_does_not_hurt_those_who_share_its_run() -> None:
+def test_cancelling_a_request_does_not_affect_others_that_share_its_run() -> None:
     async def scenario() -> None:
         bench = Bench()
         bench.model.gate.clear()
@@ -150,7 +150,7 @@ def test_one_that_is_cancelled_does_not_hurt_those_who_share_its_run() -> None:
     asyncio.run(scenario())
 
 
-def test_a_run_is_given_up_when_everybody_who_waits_for_it_has_left() -> None:
+def test_a_shared_run_is_cancelled_with_its_last_request() -> None:
     async def scenario() -> None:
         bench = Bench()
         bench.model.gate.clear()
@@ -168,7 +168,7 @@ def test_a_run_is_given_up_when_everybody_who_waits_for_it_has_left() -> None:
     asyncio.run(scenario())
 
 
-def test_errors_are_given_to_all_who_share_the_run_and_are_not_kept() -> None:
+def test_errors_go_to_all_requests_of_a_shared_run_and_are_not_cached() -> None:
     async def scenario() -> None:
         bench = Bench()
         failed = await asyncio.gather(bench.ask(14)[1], bench.ask(14)[1], return_exceptions=True)
@@ -182,7 +182,7 @@ def test_errors_are_given_to_all_who_share_the_run_and_are_not_kept() -> None:
     asyncio.run(scenario())
 
 
-def test_the_deadline_of_one_is_not_that_of_another_who_shares_its_run() -> None:
+def test_requests_that_share_a_run_keep_their_own_deadlines() -> None:
     async def scenario() -> None:
         bench = Bench()
         bench.model.gate.clear()
@@ -201,7 +201,7 @@ def test_the_deadline_of_one_is_not_that_of_another_who_shares_its_run() -> None
     asyncio.run(scenario())
 
 
-def test_a_deadline_is_kept_also_when_the_more_patient_one_has_left_who_shared_the_run() -> None:
+def test_a_deadline_holds_after_a_more_patient_request_has_left_the_shared_run() -> None:
     async def scenario() -> None:
         bench = Bench()
         bench.model.gate.clear()
@@ -220,7 +220,7 @@ def test_a_deadline_is_kept_also_when_the_more_patient_one_has_left_who_shared_t
     asyncio.run(scenario())
 
 
-def test_with_new_settings_who_shares_a_run_that_waits_is_still_told_when_the_time_is_over() -> None:
+def test_requests_sharing_a_queued_run_still_expire_after_a_change_of_settings() -> None:
     async def scenario() -> None:
         bench = Bench()
         bench.model.gate.clear()
@@ -239,7 +239,7 @@ def test_with_new_settings_who_shares_a_run_that_waits_is_still_told_when_the_ti
     asyncio.run(scenario())
 
 
-def test_who_shares_a_run_that_has_begun_is_answered_also_behind_its_deadline() -> None:
+def test_a_request_that_shares_a_started_run_completes_after_its_deadline() -> None:
     async def scenario() -> None:
         bench = Bench()
         bench.model.gate.clear()
@@ -254,7 +254,7 @@ def test_who_shares_a_run_that_has_begun_is_answered_also_behind_its_deadline() 
     asyncio.run(scenario())
 
 
-def test_a_request_of_a_higher_priority_does_not_wait_with_one_of_a_lower() -> None:
+def test_a_request_of_higher_priority_does_not_join_a_queued_run_of_lower_priority() -> None:
     async def scenario() -> None:
         bench = Bench(queue=QueueSettings(QueuePolicy(100), 2, 2))
         bench.model.gate.clear()
@@ -277,7 +277,7 @@ def test_a_request_of_a_higher_priority_does_not_wait_with_one_of_a_lower() -> N
     asyncio.run(scenario())
 
 
-def test_a_full_queue_refuses_what_is_not_in_the_cache() -> None:
+def test_a_full_queue_refuses_requests_that_are_not_cached() -> None:
     async def scenario() -> None:
         bench = Bench(queue=QueueSettings(QueuePolicy(1)))
         kept = await bench.ask(5)[1]
@@ -295,7 +295,7 @@ def test_a_full_queue_refuses_what_is_not_in_the_cache() -> None:
     asyncio.run(scenario())
 
 
-def test_large_requests_are_hashed_beside_the_loop_and_found_all_the_same() -> None:
+def test_large_requests_are_hashed_off_the_loop_and_found_as_well() -> None:
     async def scenario() -> None:
         bench = Bench(size=1 << 24)
         count = LARGE // 4 + 1
@@ -314,7 +314,9 @@ def test_large_requests_are_hashed_beside_the_loop_and_found_all_the_same() -> N
 
 
 @pytest.mark.parametrize("policy", [QueuePolicy(), QueuePolicy(None, timeout_us=500_000)])
-def test_the_parts_of_a_request_wait_as_long_as_who_joins_it(world: World, policy: QueuePolicy) -> None:
+def test_parts_of_a_shared_request_wait_as_long_as_its_most_patient_caller(
+    world: World, policy: QueuePolicy
+) -> None:
     instance = world.instance()
     queue = QueueSettings(policy)
     scheduler = Scheduler(
@@ -342,7 +344,7 @@ def test_the_parts_of_a_request_wait_as_long_as_who_joins_it(world: World, polic
     assert not world.faults
 
 
-def test_a_request_that_a_more_important_one_has_passed_is_told_of_its_deadline_in_a_changed_queue_too(
+def test_a_flight_replaced_by_one_of_higher_priority_still_expires_after_a_change_of_settings(
     world: World,
 ) -> None:
     instance = world.instance()

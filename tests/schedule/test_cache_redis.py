@@ -1,4 +1,4 @@
-"""The response cache in a real Redis or Valkey, there and gone."""
+"""The response cache in a real Redis or Valkey, running and stopped."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def settled(cache: RedisCache) -> None:
         await asyncio.wait(cache._tasks)
 
 
-def test_what_was_kept_is_found_read_only_also_by_another_server(server: RedisServer) -> None:
+def test_an_entry_is_found_by_another_server_and_is_read_only(server: RedisServer) -> None:
     async def scenario() -> None:
         first, second = (RedisCache(RedisOptions("127.0.0.1", server.port)) for _ in range(2))
         assert await look_up(first, b"k" * 32) is None
@@ -66,7 +66,7 @@ def test_what_was_kept_is_found_read_only_also_by_another_server(server: RedisSe
     asyncio.run(scenario())
 
 
-def test_an_entry_that_something_else_wrote_is_a_miss_and_is_logged_once(
+def test_a_foreign_entry_is_a_miss_and_is_logged_once(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
@@ -85,7 +85,7 @@ def test_an_entry_that_something_else_wrote_is_a_miss_and_is_logged_once(
     ]
 
 
-def test_an_entry_that_was_copied_to_another_key_is_a_miss(
+def test_an_entry_copied_to_another_key_is_a_miss(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
@@ -98,10 +98,10 @@ def test_an_entry_that_was_copied_to_another_key_is_a_miss(
         await cache.close()
 
     asyncio.run(scenario())
-    assert "it was written under another key" in caplog.text
+    assert "written under another key" in caplog.text
 
 
-def test_a_server_that_goes_away_and_comes_back_is_logged_once_each_and_costs_little(
+def test_an_outage_of_redis_is_logged_once_each_way_and_costs_little(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -129,13 +129,13 @@ def test_a_server_that_goes_away_and_comes_back_is_logged_once_each_and_costs_li
         await cache.close()
 
     asyncio.run(scenario())
-    told = [record.message for record in caplog.records]
-    assert len(told) == 2
-    assert "does not answer, requests run without it" in told[0]
-    assert "answers again" in told[1]
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == 2
+    assert "does not respond; requests run without it" in messages[0]
+    assert "responds again" in messages[1]
 
 
-def test_a_server_that_takes_connections_but_never_answers_costs_the_timeouts_once() -> None:
+def test_an_unresponsive_redis_costs_its_timeouts_once() -> None:
     async def scenario() -> None:
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))

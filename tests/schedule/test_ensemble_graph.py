@@ -24,10 +24,10 @@ graphs = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=
 
 
 @given(graphs, st.data())
-def test_every_step_that_is_needed_runs_once_behind_those_whose_tensors_it_takes(
+def test_each_needed_step_runs_once_after_the_steps_it_depends_on(
     graph: list[list[int]], data: st.DataObject
 ) -> None:
-    """Step n makes tensor tn of an input or of tensors of earlier steps."""
+    """Step n makes tensor tn from an input or from tensors of earlier steps."""
     made = [
         EnsembleStep(
             f"m{number}",
@@ -65,13 +65,13 @@ def test_every_step_that_is_needed_runs_once_behind_those_whose_tensors_it_takes
     assert sorted(ran) == list(range(len(plan.steps)))
 
 
-def test_only_steps_run_that_an_output_needs() -> None:
+def test_only_steps_that_an_output_needs_run() -> None:
     plan = plan_ensemble(DIAMOND, ("b",))
 
     assert [planned.step.model for planned in plan.steps] == ["left", "first"]
 
 
-def test_a_step_waits_for_the_tensors_of_others_and_not_for_inputs() -> None:
+def test_a_step_waits_for_tensors_of_other_steps_and_not_for_inputs() -> None:
     plan = plan_ensemble(DIAMOND, ("d",))
 
     assert dict(zip([planned.step.model for planned in plan.steps], plan.waits, strict=True)) == {
@@ -82,13 +82,13 @@ def test_a_step_waits_for_the_tensors_of_others_and_not_for_inputs() -> None:
     }
 
 
-def test_a_tensor_goes_to_all_steps_that_wait_for_it() -> None:
+def test_a_tensor_goes_to_all_waiting_steps() -> None:
     plan = plan_ensemble(DIAMOND, ("d",))
 
     assert [plan.steps[number].step.model for number in plan.consumers["m"]] == ["left", "right"]
 
 
-def test_outputs_that_nobody_needs_are_not_asked_for() -> None:
+def test_unneeded_outputs_are_not_requested() -> None:
     plan = plan_ensemble(DIAMOND, ("d",))
 
     assert next(planned for planned in plan.steps if planned.step.model == "right").names == ("y",)

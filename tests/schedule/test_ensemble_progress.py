@@ -1,4 +1,4 @@
-"""What an ensemble does next for a request, over random graphs, numbers of responses and orders of events."""
+"""What an ensemble does next, over random graphs, numbers of responses and orders of events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def step(name: str, inputs: list[str], output: str) -> EnsembleStep:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[Ensemble, frozenset[int]]:
-    """A way of stages, each one step, two side by side that are joined, or a decoupled step; the file has them in any order."""
+    """A chain of stages: a single step, two parallel ones that are joined, or a decoupled one; listed in
+    any order.
+    """
     kinds = draw(st.lists(st.sampled_from(["one", "two", "many"]), min_size=1, max_size=5))
     steps: list[EnsembleStep] = []
     many = set()
@@ -44,12 +46,14 @@ def graphs(draw: st.DrawFn) -> tuple[Ensemble, frozenset[int]]:
 
 
 class Runs:
-    """Stands for the models: a step adds nothing, the n-th response of a decoupled one to v is 10 v + n, of which there are v mod 4."""
+    """Stands in for the models. A step adds nothing; the n-th of v mod 4 responses of a decoupled step to
+    v is 10 v + n.
+    """
 
     def __init__(
         self, ensemble: Ensemble, decoupled: frozenset[int], limit: int, *, hasty: bool = False
     ) -> None:
-        """`hasty` decoupled steps give responses although they are told to wait."""
+        """`hasty` decoupled steps respond although they are paused."""
         self.plan = plan_ensemble(
             ensemble,
             (f"t{len({t for s in ensemble.steps for t in s.outputs.values() if len(t) == 2})}",),
@@ -58,7 +62,7 @@ class Runs:
         self.limit = limit
         self.hasty = hasty
         self.progress = EnsembleProgress(self.plan, {"t0": number(3)}, limit)
-        #: What is under way, and the responses that it will still give.
+        #: Requests in flight, and the responses still to come.
         self.under_way: list[tuple[Round, int, list[int]]] = []
         self.answers: list[int] = []
         self.started = 0
@@ -80,9 +84,9 @@ class Runs:
             self.answers.append(int(answer.tensors[self.plan.outputs[0]].data[0]))  # type: ignore[union-attr]
 
     def advance(self, choice: int) -> None:
-        """One of those under way gives a response or ends; a decoupled one gives none while it is told to wait."""
+        """Lets a request in flight respond or end; a paused decoupled step does not respond."""
         able = [one for one in self.under_way if not one[2] or not self._waits(one)]
-        assert able, "somebody can always go on"
+        assert able, "some step can always continue"
         one = able[choice % len(able)]
         begun, at, gives = one
         output = self.plan.steps[at].outputs[0][1]
@@ -106,7 +110,7 @@ def expected(decoupled: int) -> list[int]:
 
 @settings(max_examples=300)
 @given(graphs(), st.integers(1, 3), st.booleans(), st.randoms(use_true_random=False))
-def test_every_response_goes_through_all_steps_and_is_answered_in_its_order(
+def test_each_response_passes_all_steps_and_responses_keep_their_order(
     graph, limit: int, hasty: bool, random
 ) -> None:
     ensemble, decoupled = graph
@@ -121,7 +125,7 @@ def test_every_response_goes_through_all_steps_and_is_answered_in_its_order(
     assert runs.answers == expected(len(decoupled))
 
 
-def test_a_level_is_full_with_as_many_open_rounds_as_the_limit() -> None:
+def test_a_level_is_full_when_its_open_rounds_reach_the_limit() -> None:
     ensemble = Ensemble((step("many", ["a"], "b"), step("slow", ["b"], "c")))
     progress = EnsembleProgress(plan_ensemble(ensemble, ("c",), {0}), {"a": number(3)}, 2)
     begun, many = progress.ready.popleft()
@@ -133,7 +137,7 @@ def test_a_level_is_full_with_as_many_open_rounds_as_the_limit() -> None:
     assert [one.number for one, _ in progress.ready] == [0, 1]
 
 
-def test_a_response_without_an_output_is_an_answer_without_it() -> None:
+def test_an_output_missing_from_a_step_is_missing_from_the_response() -> None:
     ensemble = Ensemble((EnsembleStep("many", "", {"x": "a"}, {"y": "b", "z": "c"}),))
     progress = EnsembleProgress(plan_ensemble(ensemble, ("b", "c"), {0}), {"a": number(3)}, 2)
     begun, many = progress.ready.popleft()
@@ -145,7 +149,7 @@ def test_a_response_without_an_output_is_an_answer_without_it() -> None:
     assert answer.tensors["c"] is None
 
 
-def test_tensors_of_different_decoupled_steps_do_not_meet_as_in_triton() -> None:
+def test_tensors_of_different_decoupled_steps_cannot_be_combined_as_in_triton() -> None:
     ensemble = Ensemble((step("many", ["a"], "b"), step("others", ["a"], "c"), step("join", ["b", "c"], "d")))
 
     with pytest.raises(

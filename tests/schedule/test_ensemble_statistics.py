@@ -1,4 +1,4 @@
-"""What an ensemble counts: its own requests, and the times of its steps added up, as Triton does."""
+"""What an ensemble counts: its own requests, and the summed times of its steps, as in Triton."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def of(program: Embedded, name: str) -> ModelStatistics:
 
 
 def times(*statistics: ModelStatistics) -> tuple[int, int, int]:
-    """Nanoseconds of input, inference and output, of all of them."""
+    """The total nanoseconds of input, inference and output."""
     return (
         sum(one.compute_input.ns for one in statistics),
         sum(one.compute_infer.ns for one in statistics),
@@ -36,8 +36,11 @@ def times(*statistics: ModelStatistics) -> tuple[int, int, int]:
 def ensemble(
     repository: Path, name: str, outputs: dict[str, int], *steps: tuple[str, dict[str, str], dict[str, str]]
 ) -> None:
-    """Writes an ensemble with the input "cut"; `outputs` have a rank-1 shape each."""
-    text = f'platform: "ensemble"\nmax_batch_size: 8\ninput {{ name: "cut" data_type: TYPE_FP32 dims: [ {CUT} ] }}\n'
+    """Writes an ensemble with the input "cut"; each of the `outputs` has a rank-1 shape."""
+    text = (
+        'platform: "ensemble"\nmax_batch_size: 8\n'
+        f'input {{ name: "cut" data_type: TYPE_FP32 dims: [ {CUT} ] }}\n'
+    )
     text += "".join(
         f'output {{ name: "{one}" data_type: TYPE_FP32 dims: [ {size} ] }}\n' for one, size in outputs.items()
     )
@@ -56,7 +59,7 @@ def cut(model: str, rows: int = 1) -> InferRequest:
     return InferRequest(model, {"cut": Tensor("cut", DataType.FP32, data.shape, data)})
 
 
-async def test_its_times_are_those_of_its_steps_and_it_counts_as_one_execution(tmp_path: Path) -> None:
+async def test_an_ensemble_counts_as_one_execution_with_the_times_of_its_steps(tmp_path: Path) -> None:
     program = await start(reader(tmp_path / "models"))
 
     for rows in (3, 1):
@@ -75,12 +78,12 @@ async def test_its_times_are_those_of_its_steps_and_it_counts_as_one_execution(t
     assert (read.inference_count, read.execution_count) == (8, 6)
     assert {size: batch.compute_infer.count for size, batch in read.batches.items()} == {3: 1, 1: 5}
     assert sum(batch.compute_infer.ns for batch in read.batches.values()) == read.compute_infer.ns
-    # What its steps wait is not its own queue, but part of what it takes.
+    # The waits of its steps are not its queue time, but part of its total time.
     assert read.queue.ns + sum(of(program, step).success.ns for step in STEPS) <= read.success.ns
     await program.stop()
 
 
-async def test_an_ensemble_in_an_ensemble_hands_its_sums_on(tmp_path: Path) -> None:
+async def test_a_nested_ensemble_passes_on_its_sums(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     recogniser(repository)
     step = {"crop": "cut"}, {"classes": "text"}
@@ -96,14 +99,14 @@ async def test_an_ensemble_in_an_ensemble_hands_its_sums_on(tmp_path: Path) -> N
 
     await program.engine.infer(cut("outer", 2))
 
-    # One batch of both, whose time is that of each.
+    # One batch of both, whose time counts for each.
     assert times(of(program, "outer")) == times(of(program, "recognise"))
     assert times(of(program, "outer")) == tuple(2 * ns for ns in times(of(program, "inner")))
     assert of(program, "recognise").execution_count == 1
     await program.stop()
 
 
-async def test_the_parts_of_a_large_step_are_among_its_times(tmp_path: Path) -> None:
+async def test_parts_of_a_split_step_count_towards_its_times(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     recogniser(repository)
     (repository / "recognise" / "model.toml").write_text(
@@ -119,7 +122,7 @@ async def test_the_parts_of_a_large_step_are_among_its_times(tmp_path: Path) -> 
     await program.stop()
 
 
-async def test_its_steps_are_counted_each(tmp_path: Path) -> None:
+async def test_each_step_of_an_ensemble_is_counted(tmp_path: Path) -> None:
     program = await start(reader(tmp_path / "models"))
     engine = program.engine
     calls = of(program, "read").calls

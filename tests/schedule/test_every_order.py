@@ -1,4 +1,6 @@
-"""The drivers, over any order of events: every request is answered once, in the order that was promised, and every counter is right."""
+"""The drivers, over any order of events: each request completes once, in order, and every counter is
+right.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,17 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import QUEUED, Ticket
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.cache.key import RequestKeys
-from backline.schedule.cache.local import LocalCache
+from backline.schedule.cache.cache import LocalCache
+from backline.schedule.cache.flight import RequestKeys
 from backline.schedule.cache.queue import CachedInstances
 from backline.schedule.ensembles.queue import EnsembleQueue
 from backline.schedule.objective.scheduler import ObjectiveScheduler
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.rate_limit.limits import EACH_DEVICE, Claim, RateLimits
-from backline.schedule.rate_limit.permits import Permits
-from backline.schedule.rate_limit.permitted_instance import PermittedInstance
+from backline.schedule.rate_limit.permits import Permits, PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequences.batcher import Lane, SequenceBatcher
-from backline.schedule.sequences.direct import SlotLane, SlotPolicy
-from backline.schedule.sequences.oldest import SequenceLane
-from backline.schedule.sequences.passage import slot_of
+from backline.schedule.sequences.lanes import SequenceLane, SlotLane, SlotPolicy, slot_of
 from backline.schedule.sequences.state_store import MemoryStateStore
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.splitting import SplittingQueue
@@ -89,7 +88,7 @@ def queues(levels: int) -> st.SearchStrategy[QueueSettings]:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """A plain scheduler; what other drivers add is in the machines below."""
+    """A plain scheduler. The machines below override what other drivers add."""
 
     LEVELS = 0
     ORDERED = False
@@ -97,7 +96,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(ordered=self.ORDERED)
-        logging.getLogger("backline.schedule").disabled = True  # of what those who asked do wrong
+        logging.getLogger("backline.schedule").disabled = True  # about exceptions of completions
         self.drained: asyncio.Task[None] | None = None
         self.answered_by_refusal = 0
 
@@ -141,7 +140,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.drained is None)
     @rule(asks=st.lists(asks, min_size=1, max_size=6))
     def ask(self, asks: list[dict[str, Any]]) -> None:
-        """Several, so that it is more than everything else that happens."""
+        """Several at once, to make requests more frequent than other events."""
         for options in asks:
             size = options["size"]
             self.submit(
@@ -171,7 +170,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.02, 0.06, 1.0]))
     def later(self, seconds: float) -> None:
         self.world.loop.later(seconds)
-        self.check_nobody_is_overdue()
+        self.check_none_is_overdue()
 
     @precondition(lambda self: self.world.open)
     @rule(data=st.data())
@@ -201,7 +200,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         waiting = sorted(world.waiting, key=self.rank)
         world.asked = [
             asked for asked in world.asked if asked not in waiting
-        ] + waiting  # who was before somebody stays so
+        ] + waiting  # earlier relations still hold
         self.settings = Settings(batch, data.draw(queues(data.draw(st.sampled_from([0, self.LEVELS])))))
         self.world.most = max(self.world.most, batch.max_items)
         others = [self.world.instance()] if instances else None
@@ -225,7 +224,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def busy(self) -> list[HeldInstance]:
         return [instance for instance in self.world.instances if instance.batch or instance.vacated]
 
-    def check_nobody_is_overdue(self) -> None:
+    def check_none_is_overdue(self) -> None:
         assert not [asked for asked in self.world.waiting if self.world.overdue(asked)]
 
     @invariant()
@@ -244,13 +243,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     # the end
 
     def finish(self) -> None:
-        """Lets everything come to its end, and looks at what is left."""
+        """Lets everything end, and checks that nothing is left."""
         loop = self.world.loop
         if self.drained is None:
             self.drain(inf)
         for _ in range(1000):
             loop.later(0.1)
-            self.check_nobody_is_overdue()
+            self.check_none_is_overdue()
             while busy := self.busy:
                 loop.inside(busy[0].end)
             if self.drained is not None and self.drained.done() and not self.busy:
@@ -258,7 +257,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.drained is not None
         assert self.drained.done(), "it drains"
         self.drained.result()
-        assert not self.world.open, "everybody is answered"
+        assert not self.world.open, "all requests complete"
         assert all(instance.closed for instance in self.world.instances)
         self.nothing_is_wrong()
         self.check_nothing_is_left()
@@ -266,7 +265,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_nothing_is_left(self) -> None:
         assert (self.scheduler.pending, self.scheduler.running, self.world.total.waiting) == (0, 0, 0)
-        assert self.scheduler._tally.settled
+        assert self.scheduler.tally.settled
         assert not self.scheduler._busy
 
     def check_statistics(self) -> None:
@@ -293,7 +292,7 @@ class LevelsMachine(SchedulerMachine):
 
 
 class OrderedMachine(SchedulerMachine):
-    """Answers in the order of the runs."""
+    """Responses in the order of runs."""
 
     ORDERED = True
 
@@ -317,13 +316,13 @@ class ObjectiveMachine(SchedulerMachine):
         )
 
     def rank(self, asked: Asked) -> tuple[float, float]:
-        """Within a level who must be answered first; who cannot be any more is given up for it, and told next."""
+        """Earliest due first within a level; requests that will be late give way, and expire next."""
         if asked.ticket in self.scheduler._queue.expired:
             return inf, inf
         return self.settings.queue.level_of(asked.ticket), self.scheduler._queue.due(asked.ticket)
 
-    def check_nobody_is_overdue(self) -> None:
-        super().check_nobody_is_overdue()
+    def check_none_is_overdue(self) -> None:
+        super().check_none_is_overdue()
         now = self.world.clock.monotonic()
         assert not [
             asked for asked in self.world.waiting if self.scheduler._queue.due(asked.ticket) < now - SLACK
@@ -331,7 +330,7 @@ class ObjectiveMachine(SchedulerMachine):
 
 
 class SplittingMachine(SchedulerMachine):
-    """Requests of more items than a batch may have."""
+    """Requests with more items than a batch may have."""
 
     def make(self, instances: list[HeldInstance]) -> Any:
         super().make(instances)
@@ -346,7 +345,7 @@ class SplittingMachine(SchedulerMachine):
 
 
 class CachedMachine(SchedulerMachine):
-    """A response cache in front of it, which may be too small for anything."""
+    """A response cache in front of the scheduler, which may be too small for any entry."""
 
     LEVELS = 2
 
@@ -371,9 +370,9 @@ class CachedMachine(SchedulerMachine):
         return self.cached
 
     def submit(self, values: list[float], **options: Any) -> Asked | None:
-        values = [1.0] if len(values) == 1 else [2.0, 3.0]  # so that many are the same
+        values = [1.0] if len(values) == 1 else [2.0, 3.0]  # so that many are identical
         asked = super().submit(values, **options)
-        if asked is not None:  # it may have joined what runs
+        if asked is not None:  # it may have joined a running request
             asked.started = any(
                 self.world.asked_of(ticket).values == values
                 for batch in self.world.running
@@ -382,7 +381,7 @@ class CachedMachine(SchedulerMachine):
         return asked
 
     def rank(self, asked: Asked) -> tuple[float, float]:
-        return 0, 0  # who waits longest may be answered with one who came later
+        return 0, 0  # the oldest request may complete together with a later one
 
     def check_counts(self) -> None:
         assert self.scheduler.pending == self.world.total.waiting == self.cached.pending
@@ -401,7 +400,7 @@ class CachedMachine(SchedulerMachine):
 
 
 class CachedSplittingMachine(CachedMachine):
-    """A response cache in front of requests of more items than a batch may have."""
+    """A response cache in front of requests with more items than a batch may have."""
 
     def make(self, instances: list[HeldInstance]) -> Any:
         super().make(instances)
@@ -410,7 +409,7 @@ class CachedSplittingMachine(CachedMachine):
 
 
 class RateLimited(SchedulerMachine):
-    """Instances that wait for resources, of which there is enough for one or two of them."""
+    """Instances that wait for resources, which suffice for one or two of them."""
 
     def make(self, instances: list[HeldInstance]) -> Any:
         self.limits = RateLimits({(EACH_DEVICE, "memory"): 4})
@@ -438,7 +437,7 @@ class RateLimited(SchedulerMachine):
         super().change(settings, None if others is None else self.permitted(others))
 
     def rank(self, asked: Asked) -> tuple[float, float]:
-        return 0, 0  # batches wait for their turn once more
+        return 0, 0  # batches also wait for their permits
 
     def check_counts(self) -> None:
         assert sum(self.limits._taken.values()) <= 4
@@ -451,7 +450,7 @@ class RateLimited(SchedulerMachine):
 
 
 class RateLimitedOrderedMachine(RateLimited):
-    """Answers in the order of the runs, which wait for resources."""
+    """Responses in the order of runs, which wait for resources."""
 
     ORDERED = True
 
@@ -459,17 +458,17 @@ class RateLimitedOrderedMachine(RateLimited):
 class RateLimitedObjectiveMachine(RateLimited, ObjectiveMachine):
     """A latency objective, on instances that wait for resources."""
 
-    def check_nobody_is_overdue(self) -> None:
-        """Who waits for a permit has no less time than its own."""
-        SchedulerMachine.check_nobody_is_overdue(self)
+    def check_none_is_overdue(self) -> None:
+        """Requests waiting for a permit have their full timeouts."""
+        SchedulerMachine.check_none_is_overdue(self)
 
 
 class RateLimitedSplittingMachine(RateLimited, SplittingMachine):
-    """The parts of requests, on instances that wait for resources."""
+    """Requests in parts, on instances that wait for resources."""
 
 
 class EnsembleMachine(SchedulerMachine):
-    """An ensemble: two steps side by side and one behind them, all of the same model."""
+    """An ensemble: two parallel steps and one after them, all of the same model."""
 
     LEVELS = 2
 
@@ -518,7 +517,7 @@ def _step(inputs: dict[str, str], output: str) -> EnsembleStep:
 
 
 class SequencesMachine(SchedulerMachine):
-    """Sequences whose requests are joined like any others, one of each at a time."""
+    """Sequences whose requests are batched as usual, one of each sequence at a time."""
 
     DIRECT = False
 
@@ -536,9 +535,7 @@ class SequencesMachine(SchedulerMachine):
         def make_lane(instance: Any) -> Lane:
             if self.DIRECT:
                 places = SlotPolicy(slots, 1.0, waits)
-                return SlotLane(
-                    "m", places, instance, world.statistics, slot_of, tensors.empty, loop=world.loop
-                )
+                return SlotLane("m", places, instance, world.statistics, tensors.empty, loop=world.loop)
             settings = Settings(BatchPolicy(slots, (), waits))
             return SequenceLane(
                 "m", settings, [instance], world.statistics, loop=world.loop, preserve_ordering=ordered
@@ -564,7 +561,7 @@ class SequencesMachine(SchedulerMachine):
     @precondition(lambda self: hasattr(self, "queue"))
     @rule(asks=st.lists(steps, min_size=1, max_size=6))
     def ask(self, asks: list[dict[str, Any]]) -> None:
-        """While it drains it goes on with the sequences that are open."""
+        """While draining, only open sequences continue."""
         for options in asks:
             if self.drained is None or (
                 options["step"].id in self.batcher._table.open and not self.batcher._closed
@@ -572,7 +569,7 @@ class SequencesMachine(SchedulerMachine):
                 self.submit([1.0], **options)
 
     def began_for(self, one: Asked) -> list[Asked]:
-        """Looks whether it is the next one of its sequence, and the only one."""
+        """Checks that it is the next request of its sequence, and the only running one."""
         (inner,) = (ticket for ticket in self.world.starting if ticket.request.id == one.ticket.request.id)
         sequence = inner.context.sequence  # type: ignore[attr-defined]
         running = [ticket for batch in self.world.running for ticket in batch.tickets if ticket.request.id]
@@ -586,18 +583,17 @@ class SequencesMachine(SchedulerMachine):
         self.world.claim(
             sequence in self.last or inner.request.sequence.start, "a sequence begins with its first request"
         )  # type: ignore[union-attr]
-        if (
-            self.DIRECT and len(self.world.instances) == self.made
-        ):  # else it may be on its way through the places of one that was replaced
-            self.world.claim(self.world.starting.index(inner) == slot_of(inner), "a sequence has its place")
+        # otherwise it may be in a lane that was replaced
+        if self.DIRECT and len(self.world.instances) == self.made:
+            self.world.claim(self.world.starting.index(inner) == slot_of(inner), "a sequence keeps its place")
         self.last[sequence] = one.number
         return []
 
     def rank(self, asked: Asked) -> tuple[float, float]:
         return 0, 0
 
-    def check_nobody_is_overdue(self) -> None:
-        """Who was handed on to an instance is told by that."""
+    def check_none_is_overdue(self) -> None:
+        """A request handed to an instance is not expected to expire."""
         waiting = [asked for asked in self.world.waiting if asked.ticket.state is QUEUED]
         assert not [asked for asked in waiting if self.world.overdue(asked)]
 
@@ -612,13 +608,13 @@ class SequencesMachine(SchedulerMachine):
         assert not self.batcher._tasks
 
     def check_statistics(self) -> None:
-        """Who gives up what was handed to an instance, which then goes away, is not counted."""
+        """Requests cancelled on an instance that is then closed are not counted."""
         cancelled = sum(asked.cancelled for asked in self.world.asked)
         assert 0 <= len(self.world.asked) + self.world.refused - self.counted <= cancelled
 
 
 class SlotsMachine(SequencesMachine):
-    """Sequences each of which has its place in the batches of an instance."""
+    """Sequences with fixed slots in the batches of an instance."""
 
     DIRECT = True
 
@@ -628,7 +624,7 @@ class RateLimitedSequencesMachine(RateLimited, SequencesMachine):
 
 
 class RateLimitedSlotsMachine(RateLimited, SlotsMachine):
-    """Sequences with places on instances that wait for resources."""
+    """Sequences with slots, on instances that wait for resources."""
 
 
 def _in_every_order(machine: type[SchedulerMachine]) -> Any:

@@ -1,4 +1,4 @@
-"""What is counted of runs of which requests have failed."""
+"""How runs with failed requests are counted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from backline.engine.errors import Internal
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.schedule.failed_runs import record_failure, record_shared_execution
+from backline.schedule.tally import record_failure, record_shared_execution
 from backline.workers.batch import Batch
 
 
@@ -34,7 +34,7 @@ def test_a_run_that_fails_is_an_execution_without_inferences() -> None:
     assert (statistics.fail.count, statistics.fail.ns) == (1, 40)
 
 
-def test_a_batch_that_never_came_to_the_model_is_no_execution() -> None:
+def test_a_batch_that_never_reached_the_model_is_not_an_execution() -> None:
     statistics = ModelStatistics()
     failed = batch(3, failed=True, executed=False)
 
@@ -43,7 +43,7 @@ def test_a_batch_that_never_came_to_the_model_is_no_execution() -> None:
     assert (statistics.execution_count, sizes(statistics), statistics.fail.count) == (0, {}, 1)
 
 
-def test_the_parts_of_one_run_are_one_execution_of_all_of_them() -> None:
+def test_parts_of_a_shared_run_count_as_one_execution() -> None:
     statistics = ModelStatistics()
     parts = [batch(2, failed=False, shared=True), batch(3, failed=True, shared=True)]
 
@@ -55,7 +55,7 @@ def test_the_parts_of_one_run_are_one_execution_of_all_of_them() -> None:
     assert (statistics.execution_count, sizes(statistics), statistics.fail.count) == (1, {5: 1}, 1)
 
 
-def test_parts_that_ran_by_themselves_are_not_counted_together() -> None:
+def test_parts_that_ran_separately_count_separately() -> None:
     statistics = ModelStatistics()
 
     record_shared_execution(statistics, [batch(1, failed=False), batch(2, failed=False)])

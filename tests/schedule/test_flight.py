@@ -1,4 +1,4 @@
-"""Identical requests that share one run: by properties."""
+"""Identical requests that share a run, by properties."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ tickets = st.builds(
 )
 
 
-def nobody_leaves(flight: Flight, left: Ticket) -> None:
+def no_ticket_leaves(flight: Flight, left: Ticket) -> None:
     raise AssertionError("no ticket was cancelled")
 
 
 def in_queue(flight: Flight) -> Ticket:
-    """The run of a flight, which waits in a queue."""
+    """The run of a flight, waiting in a queue."""
     run = flight.run = flight.make_run(SETTINGS, lambda *_: None)
     run.enqueue(Owner())
     return run
 
 
 @given(st.lists(tickets, min_size=1, max_size=5), st.lists(tickets, max_size=5))
-def test_a_run_waits_as_long_as_the_most_patient_of_those_who_want_it(
+def test_a_shared_run_waits_as_long_as_its_most_patient_request(
     before: list[Ticket], after: list[Ticket]
 ) -> None:
-    flight = Flight(before[0], 0, nobody_leaves)
+    flight = Flight(before[0], 0, no_ticket_leaves)
     for one in before[1:]:
         flight.join(one, SETTINGS)
     run = in_queue(flight)
@@ -45,8 +45,8 @@ def test_a_run_waits_as_long_as_the_most_patient_of_those_who_want_it(
 
 
 @given(st.lists(tickets, min_size=1, max_size=5), tickets)
-def test_nobody_waits_behind_a_run_of_a_lower_level_than_its_own(before: list[Ticket], later: Ticket) -> None:
-    flight = Flight(before[0], 0, nobody_leaves)
+def test_no_request_joins_a_queued_run_of_a_lower_level(before: list[Ticket], later: Ticket) -> None:
+    flight = Flight(before[0], 0, no_ticket_leaves)
     for one in before[1:]:
         assert flight.admits(one, SETTINGS), "there is no run yet"
         flight.join(one, SETTINGS)
@@ -57,9 +57,9 @@ def test_nobody_waits_behind_a_run_of_a_lower_level_than_its_own(before: list[Ti
     assert flight.admits(later, SETTINGS)
 
 
-def test_who_joins_a_run_whose_time_the_queue_has_limited_leaves_that_limit_to_the_first() -> None:
+def test_joining_a_run_leaves_the_queues_time_limit_with_the_first_request() -> None:
     first, second = ticket(), ticket(deadline=9.0)
-    flight = Flight(first, 0, nobody_leaves)
+    flight = Flight(first, 0, no_ticket_leaves)
     run = in_queue(flight)
     run.deadline = 5.0
     flight.join(second, SETTINGS)

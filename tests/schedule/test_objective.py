@@ -1,4 +1,4 @@
-"""The policy of a latency objective, by values, by properties, and over simulated time."""
+"""The policy of a latency objective, by example, by properties, and over simulated time."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def queue_of(
     return queue
 
 
-# what a batch takes
+# how long a batch takes
 
 
-def test_before_any_run_the_measured_times_count() -> None:
+def test_before_any_run_the_measured_times_are_used() -> None:
     line = LatencyModel(SECONDS).line(0)
     assert (line.seconds(1), line.seconds(8)) == pytest.approx((0.005, 0.012))
 
 
 @given(st.floats(1e-5, 0.1), st.floats(0, 0.1), st.integers(2, 64))
-def test_a_line_is_found_again_from_runs_of_different_sizes(a: float, b: float, most: int) -> None:
+def test_a_line_is_fitted_to_runs_of_different_sizes(a: float, b: float, most: int) -> None:
     model = LatencyModel(SECONDS)
     for turn in range(400):
         size = 1 + turn * 67 % most
@@ -51,7 +51,7 @@ def test_a_line_is_found_again_from_runs_of_different_sizes(a: float, b: float, 
         assert line.seconds(size) == pytest.approx(a * size + b, abs=0.05 * (a * most + b))
 
 
-def test_when_all_runs_have_one_size_the_others_are_taken_to_keep_pace() -> None:
+def test_when_all_runs_have_one_size_estimates_for_others_scale_along() -> None:
     model = LatencyModel(SECONDS)
     for _ in range(200):
         model.learn(0, 16, 0.040)
@@ -59,7 +59,7 @@ def test_when_all_runs_have_one_size_the_others_are_taken_to_keep_pace() -> None
     assert model.line(0).seconds(1) == pytest.approx(0.010, rel=0.25)
 
 
-def test_a_run_that_took_far_too_long_changes_little_and_a_lasting_change_is_followed() -> None:
+def test_an_outlier_changes_little_and_a_lasting_change_is_learned() -> None:
     model = LatencyModel(SECONDS)
     for _ in range(100):
         model.learn(0, 8, 0.012)
@@ -70,7 +70,7 @@ def test_a_run_that_took_far_too_long_changes_little_and_a_lasting_change_is_fol
     assert model.line(0).seconds(8) == pytest.approx(0.048, rel=0.1)
 
 
-def test_items_of_another_size_take_in_proportion_until_they_have_run() -> None:
+def test_item_sizes_without_runs_are_estimated_in_proportion() -> None:
     model = LatencyModel(SECONDS, 100)
     assert model.line(400).seconds(1) == pytest.approx(4 * 0.005)
     for _ in range(100):
@@ -80,9 +80,7 @@ def test_items_of_another_size_take_in_proportion_until_they_have_run() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 64), st.floats(0, 10))
-def test_the_largest_batch_within_a_time_is_within_it_and_the_next_one_is_not(
-    a: float, b: float, most: int, seconds: float
-) -> None:
+def test_the_largest_batch_within_a_time_is_exact(a: float, b: float, most: int, seconds: float) -> None:
     line = Line(a, b)
     size = line.largest(seconds, most)
     assert 0 <= size <= most
@@ -90,7 +88,7 @@ def test_the_largest_batch_within_a_time_is_within_it_and_the_next_one_is_not(
     assert size == most or line.seconds(size + 1) >= seconds * (1 - 1e-9)
 
 
-def test_a_quantile_is_followed() -> None:
+def test_a_quantile_is_estimated() -> None:
     quantile = Quantile(0.95)
     values = [((number * 7919) % 1000) / 1000 for number in range(20_000)]
     for value in values:
@@ -98,7 +96,7 @@ def test_a_quantile_is_followed() -> None:
     assert quantile.value == pytest.approx(0.95, abs=0.05)
 
 
-# when an answer will be there
+# when a request will complete
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,7 @@ def test_a_quantile_is_followed() -> None:
     [
         ([0.0], 0, 0.020),  # others will join it
         ([0.1], 5, 0.1 + 0.010),  # in the next batch
-        ([0.0], 16, 0.020 + 0.020),  # the first of the second one
+        ([0.0], 16, 0.020 + 0.020),  # the first request of the second batch
         ([0.0], 18, 0.020 + 0.007),
         ([0.0, 0.0], 16, 0.0 + 0.020),  # the other instance is free
         ([0.0, 0.01], 16, 0.01 + 0.020),
@@ -115,7 +113,7 @@ def test_a_quantile_is_followed() -> None:
         ([0.0, 0.01], 16 * 3 + 3, 0.010 + 0.020 + 0.008),
     ],
 )
-def test_the_answer_is_expected_behind_what_waits_on_all_instances(
+def test_completion_is_predicted_from_the_queue_and_all_instances(
     free: list[float], ahead: int, expected: float
 ) -> None:
     assert finish(LINE, free, ahead, 1, usual=16, first=16) == pytest.approx(expected)
@@ -127,18 +125,17 @@ def test_the_answer_is_expected_behind_what_waits_on_all_instances(
     st.integers(1, 16),
     st.integers(1, 16),
 )
-def test_the_answer_is_expected_when_what_waits_before_it_has_begun_and_not_much_later(
+def test_predicted_completion_is_neither_before_the_queue_ahead_starts_nor_much_later(
     free: list[float], ahead: int, usual: int, first: int
 ) -> None:
     expected = finish(LINE, free, ahead, 1, usual=usual, first=min(first, usual))
     assert expected >= free[0] + LINE.seconds(1) - 1e-9
-    assert (
-        expected >= free[0] + LINE.a * (ahead + 1 - usual * len(free)) / len(free) - 1e-9
-    )  # when it begins, all before it has begun
+    # when it begins, all before it have begun
+    assert expected >= free[0] + LINE.a * (ahead + 1 - usual * len(free)) / len(free) - 1e-9
     assert expected <= free[-1] + (ahead / usual + 3) * LINE.seconds(usual)
 
 
-def test_an_instance_that_is_overdue_is_expected_to_need_as_long_again() -> None:
+def test_an_overdue_instance_is_expected_to_take_as_long_again() -> None:
     outlook = Outlook(SECONDS)
     outlook.started("instance", 0.0, 0, 16)
     assert outlook.free(0.010, 0) == [pytest.approx(0.020)]
@@ -147,38 +144,37 @@ def test_an_instance_that_is_overdue_is_expected_to_need_as_long_again() -> None
     assert outlook.free(0.050, 1) == [0.050]
 
 
-# who is refused
+# which requests are refused
 
 
-def test_who_can_be_answered_in_time_is_told_by_what_waits_before_him() -> None:
+def test_lateness_depends_on_the_queue_ahead() -> None:
     queue = queue_of(*[ticket() for _ in range(32)], objective=0.065)
-    assert (
-        queue.lateness(ticket(), [0.0], 16) < 0
-    )  # behind two batches of 20 ms, the third with 20 ms at most
+    # after two batches of 20 ms, in a third of at most 20 ms
+    assert queue.lateness(ticket(), [0.0], 16) < 0
     assert queue.lateness(ticket(), [0.010], 16) > 0
 
 
-def test_the_time_that_a_request_has_spent_before_counts() -> None:
+def test_lateness_includes_the_time_since_arrival() -> None:
     queue = queue_of(*[ticket(arrived=1.0) for _ in range(16)], objective=0.05)
     assert queue.lateness(ticket(arrived=1.0), [1.0], 16) < 0
     assert queue.lateness(ticket(arrived=0.96), [1.0], 16) > 0
 
 
-def test_a_deadline_of_its_own_counts_where_it_is_earlier() -> None:
+def test_an_earlier_deadline_of_a_request_counts() -> None:
     queue = queue_of(*[ticket() for _ in range(16)], objective=0.5)
     assert queue.lateness(ticket(deadline=0.015), [0.0], 16) > 0
     assert queue.lateness(ticket(timeout=0.015), [0.0], 16) > 0
     assert queue.lateness(ticket(deadline=0.9), [0.0], 16) < 0
 
 
-def test_only_what_goes_before_counts_and_higher_levels_go_before() -> None:
+def test_only_earlier_requests_and_higher_levels_count_as_ahead() -> None:
     levels = QueueSettings(levels=2, default_level=2)
     queue = queue_of(*[ticket(priority=2) for _ in range(160)], objective=0.05, settings=levels)
     assert queue.lateness(ticket(priority=1), [0.0], 16) < 0
     assert queue.lateness(ticket(priority=2), [0.0], 16) > 0
 
 
-def test_a_request_with_an_early_deadline_goes_before_others_unless_they_would_be_late_for_it() -> None:
+def test_an_early_deadline_overtakes_others_unless_that_makes_them_late() -> None:
     late = ticket(deadline=0.5)
     queue = queue_of(late, objective=1.0)
     early = ticket(deadline=0.1)
@@ -190,7 +186,7 @@ def test_a_request_with_an_early_deadline_goes_before_others_unless_they_would_b
     assert queue.lateness(ticket(deadline=0.079), [0.0], 1) > 0
 
 
-def test_the_first_due_is_taken_first_and_equals_keep_their_order() -> None:
+def test_requests_are_taken_by_due_time_and_ties_keep_their_order() -> None:
     first, second, third = ticket(arrived=0.002), ticket(arrived=0.002), ticket(arrived=0.001)
     assert queue_of(first, second, third).take(8, 0.0)[0] == [third, first, second]
 
@@ -202,21 +198,21 @@ def test_a_batch_is_no_larger_than_the_first_of_its_requests_allows() -> None:
     assert (queue.size, queue.expired) == (4, [])
 
 
-def test_who_cannot_be_answered_in_time_any_more_is_refused_for_those_who_can() -> None:
+def test_requests_that_will_be_late_are_refused_in_favour_of_others() -> None:
     hopeless, over, fine = ticket(arrived=0.003), ticket(arrived=0.0), ticket(arrived=0.05)
     queue = queue_of(hopeless, over, fine)
     assert queue.take(16, 0.101)[0] == [fine]
     assert queue.expired == [over, hopeless]
 
 
-def test_a_guess_alone_refuses_nobody_while_nothing_better_is_to_be_done() -> None:
+def test_an_estimate_alone_refuses_no_request_while_nothing_else_is_queued() -> None:
     hopeless = [ticket(arrived=0.003), ticket(arrived=0.004)]
     queue = queue_of(*hopeless)
     assert queue.take(16, 0.102)[0] == hopeless[:1]
     assert queue.expired == []
 
 
-def test_a_small_batch_is_not_run_for_the_sake_of_few_when_many_would_be_late_for_it() -> None:
+def test_no_small_batch_runs_for_a_few_requests_if_it_makes_many_late() -> None:
     few = [ticket(arrived=0.0) for _ in range(2)]
     many = [ticket(arrived=0.0142) for _ in range(14)]
     queue = queue_of(*few, *many)
@@ -224,7 +220,7 @@ def test_a_small_batch_is_not_run_for_the_sake_of_few_when_many_would_be_late_fo
     assert (taken, queue.expired) == (many, few)
 
 
-def test_a_sweep_takes_out_whose_moment_has_passed_and_tells_the_next() -> None:
+def test_a_sweep_removes_overdue_requests_and_returns_the_next_due_time() -> None:
     over, next_one = ticket(arrived=0.0), ticket(arrived=0.5)
     queue = queue_of(next_one, over)
     assert queue.sweep(0.1) == pytest.approx(0.6)
@@ -232,7 +228,7 @@ def test_a_sweep_takes_out_whose_moment_has_passed_and_tells_the_next() -> None:
     assert queue.sweep(0.7) == inf
 
 
-def test_among_its_level_a_request_that_is_due_first_is_not_late_although_lower_levels_wait() -> None:
+def test_lower_levels_do_not_make_the_request_due_first_late() -> None:
     queue = ObjectiveQueue(QueueSettings(QueuePolicy(), 2, 2), 1.0, Outlook({1: 0.1, 8: 0.8}))
     for _ in range(8):
         queue.add(ticket(priority=1))
@@ -242,7 +238,7 @@ def test_among_its_level_a_request_that_is_due_first_is_not_late_although_lower_
     assert queue.lateness(hurried, [0.0], 1) == before < 0
 
 
-def test_a_deadline_that_is_put_off_while_its_request_waits_is_the_one_that_counts() -> None:
+def test_a_deadline_postponed_in_the_queue_counts() -> None:
     queue = ObjectiveQueue(QueueSettings(), 1.0, Outlook(SECONDS))
     waits = ticket(deadline=0.1)
     queue.add(waits)
@@ -257,7 +253,7 @@ def test_a_deadline_that_is_put_off_while_its_request_waits_is_the_one_that_coun
 
 
 def _cost(levels: int) -> float:
-    """Nanoseconds of processor time to admit, queue and plan a request, with 10,000 that wait."""
+    """Nanoseconds of CPU time to admit, queue and plan a request, with 10,000 queued."""
     settings = QueueSettings(QueuePolicy(), levels, 1 if levels else 0)
     tickets = [ticket(priority=1 + number % 8, arrived=number * 1e-6) for number in range(10_000)]
     outlook = Outlook(SECONDS)
@@ -277,8 +273,8 @@ def _cost(levels: int) -> float:
 
 
 @pytest.mark.parametrize("levels", [0, 8], ids=["plain", "levels"])
-def test_deciding_takes_below_3_microseconds_a_request_with_10_000_that_wait(levels: int) -> None:
-    """Three times that is allowed here, the best of five: another program may have the processor's caches meanwhile."""
+def test_decisions_take_3_microseconds_per_request_with_10_000_queued(levels: int) -> None:
+    """Allows three times as much, best of five: another program may be using the CPU's caches."""
     assert min(_cost(levels) for _ in range(5)) < 3 * 3000
 
 
@@ -298,7 +294,7 @@ steps = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([0, 3]), steps)
-def test_nothing_is_lost_doubled_or_reordered_and_nothing_too_late_or_cancelled_runs(
+def test_no_request_is_lost_doubled_or_reordered_and_no_late_or_cancelled_one_runs(
     levels: int, happened: list[tuple[str, int, float | None, float | None, int]]
 ) -> None:
     queue = ObjectiveQueue(QueueSettings(QueuePolicy(20), levels, min(levels, 2)), 0.5, Outlook(SECONDS))
@@ -313,7 +309,7 @@ def test_nothing_is_lost_doubled_or_reordered_and_nothing_too_late_or_cancelled_
         return one.level if levels else 0, queue.due(one)
 
     def settle() -> None:
-        """Those who left and those who were refused are gone, the others wait."""
+        """Requests that were cancelled or refused are gone, the others wait."""
         for one in [*left, *queue.expired]:
             waiting.remove(one)
         gone.extend([*left, *queue.expired])
@@ -378,7 +374,7 @@ def test_nothing_is_lost_doubled_or_reordered_and_nothing_too_late_or_cancelled_
     [Machine(0.001, 0.005, 8, 1, 0.05), Machine(0.002, 0.005, 16, 2, 0.1), Machine(0.02, 0.0, 1, 2, 0.1)],
     ids=["one_instance", "two_instances", "without_batches"],
 )
-def test_under_any_load_nearly_all_that_can_be_answered_in_time_is(machine: Machine, load: float) -> None:
+def test_under_any_load_nearly_all_requests_that_can_be_in_time_are(machine: Machine, load: float) -> None:
     fates = simulate(machine, load, seconds=5.0)
     assert fates.good >= 0.95 * min(load, 1.0) * 0.98 * machine.capacity * 5.0
     assert fates.p99 <= machine.objective
@@ -388,7 +384,7 @@ def test_under_any_load_nearly_all_that_can_be_answered_in_time_is(machine: Mach
 
 
 @pytest.mark.parametrize("load", [1.1, 4.0])
-def test_an_objective_that_leaves_no_time_for_the_largest_batches_does_not_end_in_small_ones(
+def test_an_objective_too_short_for_the_largest_batches_does_not_lead_to_tiny_ones(
     load: float,
 ) -> None:
     machine = Machine(0.001, 0.010, 64, 1, 0.05)

@@ -1,4 +1,4 @@
-"""The driver of models with a latency objective, over a real model on the loop and on threads."""
+"""The driver for a latency objective, over a real model on the loop and on threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = Settings(BatchPolicy(8), QueueSettings(QueuePolicy(100)))
 
 
 class ObjectiveBench(Bench):
-    """With an objective, after a load that measured 1 ms a run."""
+    """With an objective, after a load that measured 1 ms per run."""
 
     def __init__(self, *, inline: bool, objective: float) -> None:
         super().__init__(inline=inline)
@@ -42,7 +42,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 
 
 async def occupied(bench: ObjectiveBench) -> asyncio.Future[object]:
-    """Keeps the only instance busy until the gate is opened."""
+    """Keeps the only instance busy until the gate opens."""
     bench.model.gate.clear()
     _, answer = bench.ask(1)
     await asyncio.sleep(0)
@@ -52,7 +52,7 @@ async def occupied(bench: ObjectiveBench) -> asyncio.Future[object]:
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_in_time_it_answers_as_any_scheduler(inline: bool) -> None:
+def test_requests_in_time_run_as_in_any_scheduler(inline: bool) -> None:
     async def scenario() -> None:
         bench = ObjectiveBench(inline=inline, objective=5.0)
         answers = [bench.ask(value)[1] for value in (1, 2, 3)]
@@ -67,13 +67,13 @@ def test_in_time_it_answers_as_any_scheduler(inline: bool) -> None:
     run(scenario)
 
 
-def test_behind_an_instance_that_is_overdue_requests_are_refused_at_once() -> None:
+def test_requests_are_refused_at_once_while_an_instance_is_overdue() -> None:
     async def scenario() -> None:
         bench = ObjectiveBench(inline=False, objective=0.2)
         running = await occupied(bench)
         await asyncio.sleep(0.25)
         with pytest.raises(
-            Unavailable, match="model 'm' has too much to do to answer within its objective of 200 ms"
+            Unavailable, match="model 'm' is too busy to respond within its objective of 200 ms"
         ) as refused:
             bench.ask(2)
         assert 0 < (refused.value.retry_after or 0) < 5
@@ -86,7 +86,7 @@ def test_behind_an_instance_that_is_overdue_requests_are_refused_at_once() -> No
     run(scenario)
 
 
-def test_who_waits_when_it_becomes_too_late_is_told_then_and_never_runs() -> None:
+def test_a_queued_request_that_becomes_late_is_refused_then_and_never_runs() -> None:
     async def scenario() -> None:
         bench = ObjectiveBench(inline=False, objective=0.2)
         running = await occupied(bench)
@@ -97,7 +97,7 @@ def test_who_waits_when_it_becomes_too_late_is_told_then_and_never_runs() -> Non
             await waits
         assert not running.done()
         bench.model.gate.set()
-        await running  # it has begun, and is answered although it is late
+        await running  # it had started, so it completes although late
         await bench.scheduler.drain(5)
         assert bench.model.batches == [1]
         assert (bench.statistics.rejected_late, bench.statistics.expired, bench.statistics.success.count) == (
@@ -109,7 +109,7 @@ def test_who_waits_when_it_becomes_too_late_is_told_then_and_never_runs() -> Non
     run(scenario)
 
 
-def test_a_deadline_that_can_not_be_kept_is_named_in_the_refusal() -> None:
+def test_a_refusal_names_the_deadline_that_cannot_be_met() -> None:
     async def scenario() -> None:
         bench = ObjectiveBench(inline=False, objective=5.0)
         running = await occupied(bench)
@@ -123,7 +123,7 @@ def test_a_deadline_that_can_not_be_kept_is_named_in_the_refusal() -> None:
     run(scenario)
 
 
-def test_run_times_are_learnt_from_runs_that_succeed_only() -> None:
+def test_run_times_are_learned_from_successful_runs_only() -> None:
     async def scenario() -> None:
         bench = ObjectiveBench(inline=True, objective=1.0)
         before = bench.scheduler._outlook.latency.line(0).seconds(1)  # type: ignore[attr-defined]
@@ -138,7 +138,7 @@ def test_run_times_are_learnt_from_runs_that_succeed_only() -> None:
     run(scenario)
 
 
-def test_what_waits_moves_to_the_queue_of_new_settings() -> None:
+def test_queued_requests_move_to_the_queue_of_new_settings() -> None:
     async def scenario() -> None:
         bench = ObjectiveBench(inline=False, objective=5.0)
         running = await occupied(bench)

@@ -1,4 +1,4 @@
-"""Answers in the order of their requests, whatever order the batches end in."""
+"""Responses in the order of requests, whatever order the batches end in."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from backline.engine.errors import Internal
 from backline.engine.messages import InferResponse
 from backline.engine.ticket import Ticket
-from backline.schedule.ordering import AnswerOrder
+from backline.schedule.ordering import ResponseOrder
 from schedule.tickets import ticket
 
 
-def test_an_answer_is_held_until_the_earlier_ones_were_given() -> None:
-    order = AnswerOrder()
+def test_a_response_waits_for_all_earlier_ones() -> None:
+    order = ResponseOrder()
     first, second, third = ticket(), ticket(), ticket()
     order.start([first, second])
     order.start([third])
@@ -30,8 +30,8 @@ def test_an_answer_is_held_until_the_earlier_ones_were_given() -> None:
     assert order.held == 0
 
 
-def test_an_answer_whose_turn_it_is_is_given_at_once() -> None:
-    order = AnswerOrder()
+def test_a_response_that_is_next_is_sent_at_once() -> None:
+    order = ResponseOrder()
     first, second = ticket(), ticket()
     order.start([first, second])
     assert [one.ticket for one in order.finish(first, None, None)] == [first]
@@ -39,10 +39,10 @@ def test_an_answer_whose_turn_it_is_is_given_at_once() -> None:
 
 
 @given(st.integers(0, 12).flatmap(lambda count: st.permutations(range(count))), st.sets(st.integers(0, 11)))
-def test_every_answer_is_given_once_in_order_and_who_is_withdrawn_holds_nobody_up(
+def test_each_response_is_sent_once_in_order_and_withdrawn_requests_block_none(
     ended: list[int], withdrawn: set[int]
 ) -> None:
-    order = AnswerOrder()
+    order = ResponseOrder()
     started = [ticket() for _ in ended]
     order.start(started)
     answered: list[Ticket] = []

@@ -1,4 +1,4 @@
-"""Instances that wait for a permit: whose run begins, and who gives the permit back."""
+"""Instances that wait for a permit: which runs begin, and when permits are given back."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from backline.engine.errors import DeadlineExceeded, Unavailable
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.rate_limit.limits import Claim, RateLimits
-from backline.schedule.rate_limit.permits import Permits
-from backline.schedule.rate_limit.permitted_instance import PermittedInstance
+from backline.schedule.rate_limit.permits import Permits, PermittedInstance
 from backline.schedule.scheduler import Scheduler
 from backline.schedule.scheduler import Settings as SchedulerSettings
 from schedule.world import Asked, HeldInstance, World
@@ -42,7 +41,7 @@ def turns(world: World) -> None:
     world.loop.later(0)
 
 
-def test_an_instance_that_can_take_the_next_batch_before_the_answers_of_one_does(world: World) -> None:
+def test_an_instance_takes_its_next_batch_before_all_responses_if_it_can(world: World) -> None:
     scheduler, instance = model(world, Permits(RateLimits()))
     first, second = world.ask(scheduler.submit, [1.0]), world.ask(scheduler.submit, [2.0])
     assert first is not None
@@ -57,10 +56,10 @@ def test_an_instance_that_can_take_the_next_batch_before_the_answers_of_one_does
     assert not world.faults
 
 
-def test_a_permit_that_is_given_up_in_the_turn_in_which_it_is_granted_is_there_for_others(
+def test_a_permit_given_up_in_the_turn_of_its_grant_goes_to_others(
     world: World,
 ) -> None:
-    """Two requests get their permits at once, and the first of them is too late: who is told of that gives the other one up."""
+    """Two requests get their permits at once. The first has expired, and its completion cancels the other."""
     limits = RateLimits({MEMORY: 2})
     permits = Permits(limits)
     (blocking, holder), (late, _), (other, unused) = (
@@ -75,16 +74,16 @@ def test_a_permit_that_is_given_up_in_the_turn_in_which_it_is_granted_is_there_f
 
     world.ask(blocking.submit, [1.0])
     turns(world)
-    told = world.ask(late.submit, [2.0], within=0.5, then=give_up)
+    expiring = world.ask(late.submit, [2.0], within=0.5, then=give_up)
     gone = world.ask(other.submit, [3.0])
-    assert told is not None
+    assert expiring is not None
     assert gone is not None
     turns(world)
     given_up.append(gone)
     world.loop.later(1)
     world.loop.inside(holder.end)
     turns(world)
-    assert len(told.answers) == 1
+    assert len(expiring.answers) == 1
     assert not gone.answers
     assert unused.batch is None
     assert not any(limits._taken.values())
@@ -92,7 +91,7 @@ def test_a_permit_that_is_given_up_in_the_turn_in_which_it_is_granted_is_there_f
     assert not world.faults
 
 
-def test_who_is_too_late_for_its_permit_is_told_at_once_also_where_answers_keep_their_order(
+def test_a_request_that_expires_before_its_permit_completes_at_once_even_with_ordering(
     world: World,
 ) -> None:
     permits = Permits(RateLimits({MEMORY: 1}))
@@ -119,7 +118,7 @@ def test_who_is_too_late_for_its_permit_is_told_at_once_also_where_answers_keep_
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_what_waits_for_its_permit_when_a_drain_is_over_is_refused(world: World, ordered: bool) -> None:
+def test_batches_waiting_for_a_permit_are_refused_at_the_end_of_a_drain(world: World, ordered: bool) -> None:
     permits = Permits(RateLimits({MEMORY: 1}))
     (blocking, holder), (waiting, unused) = model(world, permits), model(world, permits, ordered=ordered)
     world.ask(blocking.submit, [1.0])
@@ -139,7 +138,7 @@ def test_what_waits_for_its_permit_when_a_drain_is_over_is_refused(world: World,
     assert not world.faults
 
 
-def test_who_is_cancelled_by_one_that_is_too_late_for_its_permit_is_not_run_either(world: World) -> None:
+def test_a_request_cancelled_by_an_expired_permit_wait_does_not_run(world: World) -> None:
     (permit,) = Permits(RateLimits()).register([Claim({MEMORY: 1})], ("m", "1"))
     permitted = PermittedInstance(world.instance(beside_loop=False), permit, world.loop)
     settings = SchedulerSettings(BatchPolicy(8))

@@ -1,4 +1,4 @@
-"""The queues, by values and by properties: who is next, who may wait, and who leaves."""
+"""The queues, by example and by properties: order, limits and cancellation."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ both = pytest.mark.parametrize("settings", [QueueSettings(), LEVELS], ids=["plai
 # order
 
 
-def test_a_higher_level_goes_first_and_within_a_level_who_came_first() -> None:
+def test_higher_levels_come_first_and_within_a_level_earlier_requests() -> None:
     low, first, second, high = (ticket(priority=level) for level in (3, 2, 2, 1))
     assert emptied(filled([low, first, second, high], LEVELS)) == [high, first, second, low]
 
 
 @pytest.mark.parametrize("asked", [0, 4, 2**40])
-def test_a_level_that_there_is_not_is_the_default_level(asked: int) -> None:
+def test_a_level_out_of_range_becomes_the_default_level(asked: int) -> None:
     low, one, high = ticket(priority=3), ticket(priority=asked), ticket(priority=1)
     assert emptied(filled([low, one, high], LEVELS)) == [high, one, low]
 
 
-def test_a_higher_level_that_comes_later_goes_before_what_still_waits() -> None:
+def test_a_later_request_of_a_higher_level_overtakes_queued_ones() -> None:
     waits, taken = ticket(priority=2), ticket(priority=2)
     queue = filled([taken, waits], LEVELS)
     assert queue.next(0) is taken
@@ -63,7 +63,7 @@ def test_a_higher_level_that_comes_later_goes_before_what_still_waits() -> None:
 
 
 @both
-def test_what_is_put_back_is_where_it_was(settings: QueueSettings) -> None:
+def test_requests_put_back_return_to_their_places(settings: QueueSettings) -> None:
     tickets = [ticket(priority=level) for level in (1, 1, 2, 3)]
     queue = filled(tickets, settings)
     queue.put_back([queue.next(0) for _ in range(3)], 0)  # type: ignore[misc]
@@ -71,7 +71,7 @@ def test_what_is_put_back_is_where_it_was(settings: QueueSettings) -> None:
 
 
 @both
-def test_clearing_gives_all_in_order_without_those_who_are_gone(settings: QueueSettings) -> None:
+def test_clear_returns_all_live_requests_in_order(settings: QueueSettings) -> None:
     tickets = [ticket(priority=level) for level in (1, 2, 3)]
     queue = filled(tickets, settings)
     tickets[1].cancel()
@@ -82,7 +82,7 @@ def test_clearing_gives_all_in_order_without_those_who_are_gone(settings: QueueS
 # timeouts
 
 
-def test_a_request_that_is_late_is_refused_by_a_policy_that_rejects() -> None:
+def test_a_late_request_expires_under_a_policy_that_rejects() -> None:
     policy = QueuePolicy(timeout_us=1_000_000)
     one = ticket(arrived=1)
     queue = filled([one], QueueSettings(policy))
@@ -93,19 +93,19 @@ def test_a_request_that_is_late_is_refused_by_a_policy_that_rejects() -> None:
     assert queue.timed_out(one, 2.0)
 
 
-def test_with_delay_a_late_request_waits_behind_those_in_time() -> None:
+def test_with_delay_a_late_request_runs_after_those_in_time() -> None:
     late, in_time = ticket(arrived=0), ticket(arrived=1)
     queue = filled([late, in_time], QueueSettings(DELAY))
     assert emptied(queue, 1.5) == [in_time, late]
     assert queue.expired == []
 
 
-def test_with_delay_a_late_request_still_goes_before_lower_levels() -> None:
+def test_with_delay_a_late_request_still_precedes_lower_levels() -> None:
     late, low = ticket(arrived=0, priority=1), ticket(arrived=5, priority=2)
     assert emptied(filled([low, late], QueueSettings(DELAY, 2, 1)), 5) == [late, low]
 
 
-def test_with_delay_new_requests_go_before_a_late_one_that_was_passed_over() -> None:
+def test_with_delay_new_requests_precede_a_late_one() -> None:
     late, in_time = ticket(arrived=0), ticket(arrived=1)
     queue = filled([late, in_time], QueueSettings(DELAY))
     assert queue.next(1.5) is in_time
@@ -114,7 +114,7 @@ def test_with_delay_new_requests_go_before_a_late_one_that_was_passed_over() -> 
     assert emptied(queue, 1.5) == [new, late]
 
 
-def test_late_requests_that_are_put_back_stay_behind_those_in_time_and_before_later_ones() -> None:
+def test_late_requests_put_back_stay_after_those_in_time_and_before_later_ones() -> None:
     first, second, in_time = ticket(arrived=0), ticket(arrived=0), ticket(arrived=4)
     queue = filled([first, second, in_time], QueueSettings(DELAY))
     assert [queue.next(4), queue.next(4)] == [in_time, first]
@@ -142,7 +142,7 @@ def test_with_delay_the_callers_own_deadline_still_counts() -> None:
     ],
 )
 @pytest.mark.parametrize("levels", [0, 1])
-def test_a_request_may_shorten_its_time_in_the_queue_where_its_policy_lets_it(
+def test_a_request_may_shorten_its_timeout_if_the_policy_allows_it(
     policy: QueuePolicy, own: float | None, end: float, levels: int
 ) -> None:
     queue = filled([ticket(timeout=own)], QueueSettings(policy, levels, levels))
@@ -158,7 +158,7 @@ def test_each_level_has_its_own_timeout() -> None:
 
 
 @both
-def test_a_sweep_takes_out_what_has_expired_and_tells_the_next_deadline(settings: QueueSettings) -> None:
+def test_a_sweep_removes_expired_requests_and_returns_the_next_deadline(settings: QueueSettings) -> None:
     over, soon, later, never = (ticket(deadline=deadline) for deadline in (1.0, 3.0, 5.0, None))
     queue = filled([never, later, over, soon], settings)
     assert queue.sweep(1.0) == 3.0
@@ -169,7 +169,7 @@ def test_a_sweep_takes_out_what_has_expired_and_tells_the_next_deadline(settings
 # limits
 
 
-def test_a_full_plain_queue_takes_nobody() -> None:
+def test_a_full_plain_queue_accepts_no_request() -> None:
     queue = filled([ticket(), ticket()], QueueSettings(QueuePolicy(2)))
     assert not queue.add(ticket())
     queue.next(0)
@@ -185,7 +185,7 @@ def test_each_level_has_its_own_limit() -> None:
 
 
 @both
-def test_who_is_cancelled_makes_room_at_once(settings: QueueSettings) -> None:
+def test_a_cancelled_request_makes_room_at_once(settings: QueueSettings) -> None:
     queue = filled([ticket()], QueueSettings(QueuePolicy(2), settings.levels, settings.default_level))
     gone = ticket()
     queue.add(gone)
@@ -194,7 +194,7 @@ def test_who_is_cancelled_makes_room_at_once(settings: QueueSettings) -> None:
     assert queue.add(ticket())
 
 
-def test_late_requests_count_for_the_limit_of_their_level() -> None:
+def test_late_requests_count_towards_the_limit_of_their_level() -> None:
     queue = filled(
         [ticket(arrived=0), ticket(arrived=1)],
         QueueSettings(QueuePolicy(2, timeout_us=1_000_000, delay=True)),
@@ -204,11 +204,11 @@ def test_late_requests_count_for_the_limit_of_their_level() -> None:
     assert not queue.add(ticket(arrived=1.5))
 
 
-# those who leave
+# cancellation
 
 
 @both
-def test_who_is_cancelled_leaves_at_once_and_is_told_once(settings: QueueSettings) -> None:
+def test_a_cancelled_request_leaves_at_once_and_is_reported_once(settings: QueueSettings) -> None:
     tickets = [ticket(), ticket(), ticket()]
     queue = filled(tickets, settings)
     left: list[Ticket] = []
@@ -220,7 +220,7 @@ def test_who_is_cancelled_leaves_at_once_and_is_told_once(settings: QueueSetting
 
 
 @both
-def test_who_was_taken_and_is_cancelled_then_is_no_business_of_the_queue(settings: QueueSettings) -> None:
+def test_cancelling_a_request_that_was_taken_does_not_concern_the_queue(settings: QueueSettings) -> None:
     taken, waits = ticket(), ticket()
     queue = filled([taken, waits], settings)
     assert queue.next(0) is taken
@@ -229,16 +229,16 @@ def test_who_was_taken_and_is_cancelled_then_is_no_business_of_the_queue(setting
 
 
 @both
-def test_a_queue_does_not_keep_the_requests_that_were_cancelled(settings: QueueSettings) -> None:
-    """Many clients that give up while an instance is busy must not hold their tensors until it is free."""
+def test_a_queue_does_not_keep_cancelled_requests(settings: QueueSettings) -> None:
+    """Requests cancelled while an instance is busy must not hold their tensors until it is free."""
     queue = filled([ticket() for _ in range(10)], settings)
     for _ in range(1000):
         gone = ticket()
         assert queue.add(gone)
         gone.cancel()
-    held = queue._waiting if isinstance(queue, PlainQueue) else queue._levels[2].waiting  # type: ignore[attr-defined]
+    line = queue if isinstance(queue, PlainQueue) else queue._lines[2, False]  # type: ignore[attr-defined]
     assert queue.size == 10
-    assert len(held) <= 10 + 2 * 16
+    assert len(line._waiting) <= 10 + 2 * 16
     assert len(emptied(queue)) == 10
 
 
@@ -246,7 +246,7 @@ def test_a_queue_does_not_keep_the_requests_that_were_cancelled(settings: QueueS
 
 
 def _cost(settings: QueueSettings, policy: BatchPolicy) -> float:
-    """Nanoseconds of processor time to queue a request and plan its batch, with 10,000 that wait."""
+    """Nanoseconds of CPU time to queue a request and plan its batch, with 10,000 queued."""
     tickets = [ticket(priority=1 + number % 8, deadline=100.0) for number in range(10_000)]
     queue = make_queue(settings)
     began = thread_time_ns()
@@ -266,10 +266,10 @@ def _cost(settings: QueueSettings, policy: BatchPolicy) -> float:
 @pytest.mark.parametrize(
     "policy", [BatchPolicy(32), BatchPolicy(32, (8, 16), 1000)], ids=["takes_all", "preferred"]
 )
-def test_planning_takes_below_3_microseconds_a_request_with_10_000_that_wait(
+def test_planning_takes_3_microseconds_per_request_with_10_000_queued(
     settings: QueueSettings, policy: BatchPolicy
 ) -> None:
-    """Three times that is allowed here, the best of five: another program may have the processor's caches meanwhile."""
+    """Allows three times as much, best of five: another program may be using the CPU's caches."""
     assert min(_cost(settings, policy) for _ in range(5)) < 3 * 3000
 
 
@@ -305,7 +305,7 @@ steps = st.lists(
 
 
 class World:
-    """A queue to which things happen, and what became of every request."""
+    """A queue, events, and the outcome of every request."""
 
     def __init__(self, make: Callable[[], Queue], settings: QueueSettings) -> None:
         self.queue = make()
@@ -330,7 +330,7 @@ class World:
             self.waiting.append(one)
 
     def run(self, tickets: list[Ticket]) -> None:
-        """These were taken to be run."""
+        """These requests were taken to run."""
         self.take_expired()
         for one in tickets:
             self.check_is_next(one)
@@ -357,7 +357,9 @@ class World:
         assert self.rank(one) == min(map(self.rank, others))
 
     def rank(self, one: Ticket) -> tuple[int, bool, int]:
-        """What is promised: levels, then those in time, in their order. Late ones go in the order in which they were found to be late."""
+        """The order promised: by level, then requests in time in order, then late ones as they were found
+        to be late.
+        """
         level = one.level if self.settings.levels else 0
         policy = self.settings.policy_of(level)
         timeout = policy.timeout(one.request.timeout)
@@ -367,7 +369,7 @@ class World:
 
 @settings(max_examples=300, deadline=None)
 @given(queue_settings, steps)
-def test_nothing_is_lost_doubled_or_reordered_and_nothing_expired_or_cancelled_runs(
+def test_no_request_is_lost_doubled_or_reordered_and_no_expired_or_cancelled_one_runs(
     settings: QueueSettings, happened: list[tuple[str, int, float | None, float | None, int]]
 ) -> None:
     world = World(lambda: make_queue(settings), settings)
@@ -406,7 +408,7 @@ def test_nothing_is_lost_doubled_or_reordered_and_nothing_expired_or_cancelled_r
 def test_both_queues_decide_the_same_for_requests_of_one_level(
     arrived: list[tuple[int, int, bool]], most: int
 ) -> None:
-    """The plain queue's short cut takes what the general one does."""
+    """The plain queue's shortcut takes the same requests as the general queue."""
     plain, levels = make_queue(QueueSettings()), PriorityQueue(QueueSettings(levels=1, default_level=1))
     for key, size, cancelled in arrived:
         for queue in (plain, levels):

@@ -1,4 +1,4 @@
-"""Whose turn it is where instances share resources, over random claims and orders of events."""
+"""Whose turn it is when instances share resources, over random claims and orders of events."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def one(count: int = 1, priority: int = 1, key: tuple[str, str] = ("0", "a")) ->
 
 @settings(max_examples=200)
 @given(st.lists(claims, min_size=1, max_size=8), st.randoms(use_true_random=False))
-def test_never_more_is_out_than_there_is_and_everybody_gets_a_turn(
+def test_resources_are_never_exceeded_and_every_instance_gets_a_turn(
     wanted: list[Claim], random: Random
 ) -> None:
     limits = RateLimits()
@@ -53,16 +53,16 @@ def test_never_more_is_out_than_there_is_and_everybody_gets_a_turn(
         running += limits.grant()
         for key in KEYS:
             assert sum(turn.claim.resources.get(key, 0) for turn in running) <= largest[key]
-        assert running, "somebody can always run"
+        assert running, "some instance can always run"
         ended = running.pop(random.randrange(len(running)))
         rounds[ended] += 1
         limits.release(ended)
         limits.stage(ended)
-        assert sum(rounds.values()) < 1000, "nobody starves"
+        assert sum(rounds.values()) < 1000, "no instance starves"
 
 
 @pytest.mark.parametrize("priorities", [(1, 1), (1, 2), (1, 3), (2, 3)])
-def test_turns_are_shared_by_the_inverse_of_the_priorities(priorities: tuple[int, int]) -> None:
+def test_turns_are_inversely_proportional_to_priorities(priorities: tuple[int, int]) -> None:
     limits = RateLimits()
     turns = limits.register([one(priority=priority) for priority in priorities])
     for turn in turns:
@@ -78,7 +78,7 @@ def test_turns_are_shared_by_the_inverse_of_the_priorities(priorities: tuple[int
     assert runs[turns[0]] * priorities[0] == pytest.approx(runs[turns[1]] * priorities[1], rel=0.02)
 
 
-def test_one_that_was_idle_has_saved_no_turns_up() -> None:
+def test_an_idle_instance_saves_up_no_turns() -> None:
     limits = RateLimits()
     busy, late = limits.register([one(), one()])
     limits.stage(busy)
@@ -98,7 +98,7 @@ def test_one_that_was_idle_has_saved_no_turns_up() -> None:
     assert order.count(late) == 3
 
 
-def test_who_lacks_nothing_passes_one_that_waits_but_takes_nothing_that_it_lacks() -> None:
+def test_instances_overtake_a_waiting_one_without_taking_what_it_needs() -> None:
     limits = RateLimits({(EACH_DEVICE, "a"): 4, (EACH_DEVICE, "b"): 1})
     small, large, other, next_small = limits.register([one(2), one(4), one(1, key=("0", "b")), one(2)])
     limits.stage(small)
@@ -112,7 +112,7 @@ def test_who_lacks_nothing_passes_one_that_waits_but_takes_nothing_that_it_lacks
     assert limits.grant() == [large]
 
 
-def test_a_turn_that_was_not_used_is_given_back() -> None:
+def test_an_unused_turn_is_returned() -> None:
     limits = RateLimits()
     (turn,) = limits.register([one()])
     limits.stage(turn)
@@ -136,7 +136,7 @@ def test_a_model_that_could_never_run_is_refused_in_tritons_words() -> None:
     assert limits.register([one(3), one(5, key=(EVERYWHERE, "c"))])
 
 
-def test_a_resource_is_of_devices_or_of_the_server() -> None:
+def test_a_resource_belongs_to_devices_or_to_the_server() -> None:
     limits = RateLimits()
     limits.register([one()])
 
@@ -144,24 +144,24 @@ def test_a_resource_is_of_devices_or_of_the_server() -> None:
         limits.register([one(key=(EVERYWHERE, "a"))])
 
 
-def test_the_claim_of_a_group_is_of_its_device_or_of_the_server() -> None:
+def test_a_groups_claim_is_on_its_device_or_the_server() -> None:
     claim = claim_of(InstanceGroup(2, (Resource("a", 3), Resource("c", 1, everywhere=True)), 2))
 
     assert (dict(claim.resources), claim.priority) == ({("0", "a"): 3, (EVERYWHERE, "c"): 1}, 2)
 
 
 @pytest.mark.parametrize("text", ["a", "a:", ":1", "a:x", "a:1:2:3", "a:-1", "a:1:"])
-def test_a_resource_that_cannot_be_read_says_what_is_expected(text: str) -> None:
+def test_an_invalid_resource_error_says_what_is_expected(text: str) -> None:
     with pytest.raises(InvalidArgument, match="expected NAME:COUNT or NAME:COUNT:DEVICE"):
         parse_resources((text,))
 
 
-def test_resources_are_of_each_device_or_of_one() -> None:
+def test_resources_are_given_per_device_or_for_one_device() -> None:
     assert parse_resources(("a:4", "b:2:1")) == {(EACH_DEVICE, "a"): 4, ("1", "b"): 2}
 
 
 class Run:
-    """A run of a model that calls the next one of a chain, while it holds what it takes."""
+    """A run of a model that calls the next one in a chain while it holds its resources."""
 
     def __init__(self, model: str, rest: list[str], caller: Run | None = None) -> None:
         self.model = model
@@ -173,7 +173,9 @@ class Run:
 def finish_all(
     models: Mapping[str, list[Claim]], limits: RateLimits, chains: list[list[str]], random: Random
 ) -> int:
-    """Lets chains of calls go on in a random order; returns how many calls were refused. Fails when all of them wait."""
+    """Continues chains of calls in a random order; returns how many calls were refused. Fails on a
+    deadlock.
+    """
     free = {name: limits.register(wanted, (name, "1")) for name, wanted in models.items()}
     asked = [Run(chain[0], chain[1:]) for chain in chains]
     staged: dict[Claimant, Run] = {}
@@ -188,7 +190,7 @@ def finish_all(
                 limits.stage(turn)
         running |= {staged.pop(turn): turn for turn in limits.grant()}
         able = [run for run in running if not run.waits]
-        assert able, "all wait for ever"
+        assert able, "deadlock"
         run = random.choice(able)
         if not run.rest:
             turn = running.pop(run)
@@ -211,7 +213,7 @@ def finish_all(
 
 
 MODELS = st.fixed_dictionaries({name: st.lists(claims, min_size=1, max_size=2) for name in "abcd"})
-#: In the order of their names, so that no circle of calls comes about: that is the call graph's business.
+#: In the order of their names, since cycles of calls are prevented by the call graph.
 CHAINS = st.lists(st.sets(st.sampled_from("abcd"), min_size=1).map(sorted), max_size=6)
 RANDOMS = st.randoms(use_true_random=False)
 
@@ -223,7 +225,7 @@ RANDOMS = st.randoms(use_true_random=False)
     CHAINS,
     RANDOMS,
 )
-def test_no_call_that_is_let_through_ends_in_a_wait_for_ever(
+def test_no_allowed_call_deadlocks(
     models: dict[str, list[Claim]], extra: list[int], chains: list[list[str]], random: Random
 ) -> None:
     everything = [claim for wanted in models.values() for claim in wanted]
@@ -236,7 +238,7 @@ def test_no_call_that_is_let_through_ends_in_a_wait_for_ever(
 
 
 @given(MODELS, CHAINS, RANDOMS)
-def test_where_there_is_enough_for_all_at_once_no_call_is_refused(
+def test_no_call_is_refused_if_resources_suffice_for_all_at_once(
     models: dict[str, list[Claim]], chains: list[list[str]], random: Random
 ) -> None:
     everything = [claim for wanted in models.values() for claim in wanted]
@@ -258,11 +260,11 @@ def test_a_call_is_refused_only_where_callers_hold_what_is_needed() -> None:
     assert limits.wanting({HOLDER: [CALLED]}, HOLDER) == "'a'"
     assert limits.wanting({HOLDER: [OTHER]}, HOLDER) == ""
     assert limits.wanting({HOLDER: [PLAIN]}, HOLDER) == ""
-    assert limits.wanting({PLAIN: [CALLED], HOLDER: [OTHER]}, PLAIN) == "", "the holder comes to its end"
+    assert limits.wanting({PLAIN: [CALLED], HOLDER: [OTHER]}, PLAIN) == "", "the holder ends"
     assert limits.wanting({HOLDER: [PLAIN], PLAIN: [CALLED]}, HOLDER) == "'a'", "by another one in between"
 
 
-def test_who_waits_for_one_thing_keeps_another_back_that_a_call_needs() -> None:
+def test_an_instance_waiting_for_one_resource_may_block_another() -> None:
     limits = RateLimits()
     limits.register([one()], HOLDER)
     limits.register([one(key=("0", "b"))], CALLED)
@@ -273,7 +275,7 @@ def test_who_waits_for_one_thing_keeps_another_back_that_a_call_needs() -> None:
     assert limits.wanting({HOLDER: [CALLED]}, HOLDER) == "'a' and 'b'"
 
 
-def test_another_instance_of_the_caller_keeps_back_what_a_call_needs() -> None:
+def test_another_instance_of_the_caller_may_block_a_resource() -> None:
     limits = RateLimits({("0", "a"): 2, ("0", "b"): 1})
     limits.register([Claim(MappingProxyType({("0", "a"): 1, ("0", "b"): 1})), one(key=("0", "b"))], HOLDER)
     limits.register([one()], CALLED)

@@ -1,4 +1,4 @@
-"""The driver: queue, instances and answers, with a real model in between."""
+"""The driver: queue, instances and responses, over a real model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_request_that_fails_its_batch_fails_alone(bad: int) -> None:
     asyncio.run(scenario())
 
 
-def test_requests_that_are_run_again_one_by_one_are_counted_as_they_ran() -> None:
+def test_requests_retried_one_by_one_are_counted_as_they_ran() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True)
         answers = [bench.ask(1)[1], bench.ask(2, 3)[1], bench.ask(13)[1]]
@@ -72,7 +72,7 @@ def test_requests_that_are_run_again_one_by_one_are_counted_as_they_ran() -> Non
     asyncio.run(scenario())
 
 
-def test_what_queues_while_an_instance_is_busy_becomes_the_next_batch() -> None:
+def test_requests_queued_while_an_instance_is_busy_form_the_next_batch() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False)
         bench.model.gate.clear()
@@ -99,7 +99,7 @@ def test_a_full_queue_refuses_at_once() -> None:
     asyncio.run(scenario())
 
 
-def test_an_expired_request_is_told_so_and_never_runs() -> None:
+def test_an_expired_request_gets_an_error_and_never_runs() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True)
         answer = bench.ask(1, deadline=time.monotonic() - 1)[1]
@@ -111,7 +111,7 @@ def test_an_expired_request_is_told_so_and_never_runs() -> None:
     asyncio.run(scenario())
 
 
-def test_a_deadline_that_passes_while_all_instances_are_busy_is_told_then() -> None:
+def test_a_deadline_is_enforced_while_all_instances_are_busy() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False)
         bench.model.gate.clear()
@@ -132,7 +132,7 @@ def test_a_deadline_that_passes_while_all_instances_are_busy_is_told_then() -> N
     asyncio.run(scenario())
 
 
-def test_a_deadline_is_sooner_than_the_delay_that_waits_for_company() -> None:
+def test_a_deadline_is_enforced_during_the_batching_delay() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(2, delay_ns=60_000_000_000))
         with pytest.raises(DeadlineExceeded):
@@ -141,7 +141,7 @@ def test_a_deadline_is_sooner_than_the_delay_that_waits_for_company() -> None:
     asyncio.run(scenario())
 
 
-def test_the_default_timeout_is_for_requests_without_one() -> None:
+def test_the_default_timeout_applies_to_requests_without_one() -> None:
     async def scenario() -> None:
         queue = QueueSettings(QueuePolicy(100, timeout_us=10_000))
         bench = Bench(inline=True, policy=BatchPolicy(3, delay_ns=60_000_000_000), queue=queue)
@@ -180,7 +180,7 @@ def test_a_cancelled_request_never_runs() -> None:
     asyncio.run(scenario())
 
 
-def test_with_a_delay_a_lone_request_waits_for_company() -> None:
+def test_with_a_delay_a_lone_request_waits_for_others() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(2, delay_ns=60_000_000_000))
         lone = bench.ask(1)[1]
@@ -192,7 +192,7 @@ def test_with_a_delay_a_lone_request_waits_for_company() -> None:
     asyncio.run(scenario())
 
 
-def test_a_lone_request_runs_when_the_delay_is_over() -> None:
+def test_a_lone_request_runs_after_the_delay() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(8, delay_ns=20_000_000))
         begin = time.monotonic()
@@ -202,7 +202,7 @@ def test_a_lone_request_runs_when_the_delay_is_over() -> None:
     asyncio.run(scenario())
 
 
-def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
+def test_closing_refuses_queued_requests_and_finishes_running_ones() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False)
         bench.model.gate.clear()
@@ -220,7 +220,7 @@ def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
     asyncio.run(scenario())
 
 
-def test_draining_finishes_what_waits_and_what_runs() -> None:
+def test_draining_finishes_queued_and_running_requests() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False)
         bench.model.gate.clear()
@@ -240,7 +240,7 @@ def test_draining_finishes_what_waits_and_what_runs() -> None:
     asyncio.run(scenario())
 
 
-def test_draining_does_not_wait_for_company_that_can_not_come() -> None:
+def test_draining_ends_the_batching_delay() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(2, delay_ns=60_000_000_000))
         lone = bench.ask(1)[1]
@@ -251,7 +251,7 @@ def test_draining_does_not_wait_for_company_that_can_not_come() -> None:
     asyncio.run(scenario())
 
 
-def test_draining_refuses_what_still_waits_at_its_limit() -> None:
+def test_draining_refuses_requests_still_queued_at_its_limit() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False)
         bench.model.gate.clear()
@@ -269,7 +269,7 @@ def test_draining_refuses_what_still_waits_at_its_limit() -> None:
     asyncio.run(scenario())
 
 
-def test_draining_ends_when_nobody_waits_for_what_is_queued() -> None:
+def test_draining_ends_when_all_queued_requests_are_cancelled() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(2, delay_ns=60_000_000_000))
         gone, _ = bench.ask(1)

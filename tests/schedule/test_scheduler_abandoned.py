@@ -1,4 +1,6 @@
-"""A batch that nobody waits for is ended early: with a real ONNX model that would run for very long."""
+"""A batch ends early once all its requests are cancelled: with a real ONNX model that would run for very
+long.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ def looping(path: Path) -> OnnxModel:
     return OnnxRuntime().load(path, ModelConfig("m", source="config.pbtxt"))
 
 
-class Told:
-    """An ONNX model that tells when a run begins."""
+class SignallingModel:
+    """An ONNX model that signals when a run begins."""
 
     def __init__(self, model: OnnxModel) -> None:
         self._model = model
@@ -51,12 +53,12 @@ class Told:
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
         run, cancel = self._model.cancellable()
 
-        def told(inputs, outputs):  # type: ignore[no-untyped-def]
+        def signalling(inputs, outputs):  # type: ignore[no-untyped-def]
             self.runs += 1
             self.began.set()
             return run(inputs, outputs)
 
-        return told, cancel
+        return signalling, cancel
 
 
 class Bench:
@@ -64,7 +66,7 @@ class Bench:
 
     def __init__(self, model: OnnxModel) -> None:
         self.loop = asyncio.get_running_loop()
-        self.model = Told(model)
+        self.model = SignallingModel(model)
         self.statistics = ModelStatistics()
         instance = ThreadInstance(Execution("m", "1", self.model, batched=True), self.loop, "m")
         self.scheduler = Scheduler("m", Settings(BatchPolicy(8)), [instance], self.statistics, loop=self.loop)
@@ -103,10 +105,10 @@ def test_a_run_of_an_onnx_model_can_be_cancelled_from_another_thread(model: Onnx
     with pytest.raises(Internal, match="terminate"):
         run({"X": np.ones(1, np.float32), "ROUNDS": np.array([ENDLESS])}, ["Y"])
     (answer,) = model.run({"X": np.ones(1, np.float32), "ROUNDS": np.array([2])}, ["Y"])
-    assert answer.tolist() == [1.0], "other runs of the model are not touched"
+    assert answer.tolist() == [1.0], "other runs of the model are unaffected"
 
 
-def test_a_running_batch_ends_when_its_last_request_is_cancelled_and_the_instance_goes_on(
+def test_a_running_batch_ends_with_its_last_request_and_the_instance_continues(
     model: OnnxModel,
 ) -> None:
     async def scenario() -> None:
@@ -127,7 +129,7 @@ def test_a_running_batch_ends_when_its_last_request_is_cancelled_and_the_instanc
     asyncio.run(scenario())
 
 
-def test_a_running_batch_goes_on_while_anybody_waits_for_it(model: OnnxModel) -> None:
+def test_a_running_batch_continues_while_any_of_its_requests_is_live(model: OnnxModel) -> None:
     async def scenario() -> None:
         bench = Bench(model)
         patient, gone = bench.ask(30_001), bench.ask(30_001)
@@ -140,7 +142,7 @@ def test_a_running_batch_goes_on_while_anybody_waits_for_it(model: OnnxModel) ->
     asyncio.run(scenario())
 
 
-def test_a_batch_that_is_given_up_before_its_thread_begins_is_not_run(model: OnnxModel) -> None:
+def test_a_batch_abandoned_before_its_thread_starts_does_not_run(model: OnnxModel) -> None:
     async def scenario() -> None:
         bench = Bench(model)
         held = threading.Event()

@@ -1,4 +1,4 @@
-"""The driver: who runs first, in which order answers leave, and the limit for all models together."""
+"""The driver: order of runs and responses, and the limit for all models together."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from backline.engine.errors import DeadlineExceeded, InvalidArgument, Unavailabl
 from backline.engine.messages import InferResponse
 from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.queues.queue import QueueSettings
+from backline.schedule.queues.queue import QueueSettings, QueueTotal
 from backline.schedule.scheduler import Settings
-from backline.schedule.total import QueueTotal
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
 from backline.workers.instance import Finished
@@ -22,7 +21,7 @@ from schedule.bench import Bench, values
 
 
 async def occupied(bench: Bench) -> asyncio.Future[InferResponse]:
-    """The only instance runs a request until the gate is opened."""
+    """The only instance runs a request until the gate opens."""
     bench.model.gate.clear()
     running = bench.ask(0)[1]
     await asyncio.sleep(0)
@@ -31,14 +30,14 @@ async def occupied(bench: Bench) -> asyncio.Future[InferResponse]:
 
 
 def noted(answers: dict[str, asyncio.Future[InferResponse]]) -> list[str]:
-    """The names of answers in the order in which they come."""
+    """The names of responses in order of arrival."""
     order: list[str] = []
     for name, answer in answers.items():
         answer.add_done_callback(lambda _, name=name: order.append(name))  # type: ignore[misc]
     return order
 
 
-def test_what_waits_runs_by_its_level() -> None:
+def test_queued_requests_run_by_level() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False, policy=BatchPolicy(1), queue=QueueSettings(levels=3, default_level=2))
         running = await occupied(bench)
@@ -54,7 +53,7 @@ def test_what_waits_runs_by_its_level() -> None:
     asyncio.run(scenario())
 
 
-def test_a_full_level_refuses_and_names_itself() -> None:
+def test_a_full_level_refuses_requests_and_is_named() -> None:
     async def scenario() -> None:
         queue = QueueSettings(QueuePolicy(100), 2, 2, {1: QueuePolicy(1)})
         bench = Bench(inline=True, queue=queue)
@@ -86,7 +85,7 @@ def test_a_late_request_whose_policy_delays_runs_after_those_in_time() -> None:
 
 
 class HeldInstance:
-    """Runs its batch when it is told to."""
+    """Runs its batch when told to."""
 
     beside_loop: ClassVar[bool] = True
 
@@ -107,9 +106,7 @@ class HeldInstance:
 
 
 @pytest.mark.parametrize(("preserve", "expected"), [(True, ["1", "2", "3"]), (False, ["3", "2", "1"])])
-def test_answers_keep_the_order_of_their_requests_where_that_is_asked_for(
-    preserve: bool, expected: list[str]
-) -> None:
+def test_responses_keep_the_order_of_requests_if_configured(preserve: bool, expected: list[str]) -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(1), preserve_ordering=preserve)
         execute = Execution("m", "1", bench.model, batched=True)
@@ -117,19 +114,19 @@ def test_answers_keep_the_order_of_their_requests_where_that_is_asked_for(
         bench.scheduler.replace_instances(instances)
         answers = {str(number): bench.ask(number)[1] for number in (1, 2, 3)}
         order = noted(answers)
-        for _ in range(3):  # a batch a turn, on the last instance that is free
+        for _ in range(3):  # one batch per turn, on the last free instance
             await asyncio.sleep(0)
         assert bench.scheduler.running == 3
-        for instance in instances:  # that of the last request is the first
+        for instance in instances:  # that of the last request comes first
             instance.go_on()
         await asyncio.gather(*answers.values())
-        await asyncio.sleep(0)  # from Python 3.12 on gather does not wait for a turn where all have come
+        await asyncio.sleep(0)  # since Python 3.12, gather does not yield if all have completed
         assert order == expected
 
     asyncio.run(scenario())
 
 
-def test_with_ordered_answers_one_that_fails_or_is_cancelled_holds_nobody_up() -> None:
+def test_with_ordering_a_failed_or_cancelled_request_blocks_no_others() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(1), preserve_ordering=True)
         cancelled, failed, good = bench.ask(1)[0], bench.ask(13)[1], bench.ask(2)[1]
@@ -141,7 +138,7 @@ def test_with_ordered_answers_one_that_fails_or_is_cancelled_holds_nobody_up() -
     asyncio.run(scenario())
 
 
-def test_the_limit_of_all_models_refuses_a_model_whose_own_queue_is_empty() -> None:
+def test_the_total_limit_refuses_requests_to_a_model_with_an_empty_queue() -> None:
     async def scenario() -> None:
         total = QueueTotal(2)
         one, other = (
@@ -150,7 +147,7 @@ def test_the_limit_of_all_models_refuses_a_model_whose_own_queue_is_empty() -> N
         )
         running = [await occupied(one), await occupied(other)]
         answers = [one.ask(1)[1], one.ask(2)[1]]
-        with pytest.raises(Unavailable, match="of all models"):
+        with pytest.raises(Unavailable, match="for all models"):
             other.ask(3)
         assert (other.statistics.rejected_total, other.statistics.rejected_full) == (1, 0)
         for bench in (one, other):
@@ -162,7 +159,7 @@ def test_the_limit_of_all_models_refuses_a_model_whose_own_queue_is_empty() -> N
     asyncio.run(scenario())
 
 
-def test_the_limit_of_all_models_refuses_nobody_whose_model_is_idle() -> None:
+def test_the_total_limit_refuses_no_requests_to_an_idle_model() -> None:
     async def scenario() -> None:
         total = QueueTotal(2)
         greedy, polite = (
@@ -172,8 +169,8 @@ def test_the_limit_of_all_models_refuses_nobody_whose_model_is_idle() -> None:
         running = await occupied(greedy)
         waiting = [greedy.ask(1)[1], greedy.ask(2)[1]]
         answers = [polite.ask(3)[1], polite.ask(4)[1]]
-        with pytest.raises(Unavailable, match="of all models"):
-            polite.ask(5)  # one more than the batch that begins now
+        with pytest.raises(Unavailable, match="for all models"):
+            polite.ask(5)  # one more than fits into the batch that begins now
         assert [values(answer) for answer in await asyncio.gather(*answers)] == [[6], [8]]
         assert total.waiting == 2
         greedy.model.gate.set()
@@ -183,7 +180,7 @@ def test_the_limit_of_all_models_refuses_nobody_whose_model_is_idle() -> None:
     asyncio.run(scenario())
 
 
-def test_whoever_leaves_a_queue_in_whatever_way_makes_room_in_the_total() -> None:
+def test_every_way_of_leaving_a_queue_makes_room_in_the_total() -> None:
     async def scenario() -> None:
         total = QueueTotal(100)
         bench = Bench(inline=False, total=total, queue=QueueSettings(QueuePolicy(3)))
@@ -209,7 +206,7 @@ def test_whoever_leaves_a_queue_in_whatever_way_makes_room_in_the_total() -> Non
     asyncio.run(scenario())
 
 
-def test_what_waits_moves_to_the_queue_of_new_settings() -> None:
+def test_queued_requests_move_to_the_queue_of_new_settings() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False, policy=BatchPolicy(1))
         running = await occupied(bench)
@@ -225,7 +222,7 @@ def test_what_waits_moves_to_the_queue_of_new_settings() -> None:
     asyncio.run(scenario())
 
 
-def test_what_waits_stays_when_new_settings_allow_fewer_and_is_told_when_they_allow_less_time() -> None:
+def test_new_settings_keep_requests_over_the_limit_and_expire_those_past_the_timeout() -> None:
     async def scenario() -> None:
         total = QueueTotal(100)
         bench = Bench(inline=False, policy=BatchPolicy(1), total=total)
@@ -247,7 +244,7 @@ def test_what_waits_stays_when_new_settings_allow_fewer_and_is_told_when_they_al
     asyncio.run(scenario())
 
 
-def test_other_instances_take_what_waits_for_those_that_do_not_end() -> None:
+def test_new_instances_take_requests_queued_for_hanging_ones() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False)
         running = await occupied(bench)

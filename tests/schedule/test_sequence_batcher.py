@@ -1,4 +1,4 @@
-"""The queue of sequences: what becomes of their requests, places and states when things happen at the same time."""
+"""The queue of sequences: requests, places and states when events coincide."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from backline.engine.sequence_batching import SequenceBatching, SequenceState
 from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.rate_limit.limits import Claim, RateLimits
-from backline.schedule.rate_limit.permits import Permits
-from backline.schedule.rate_limit.permitted_instance import PermittedInstance
+from backline.schedule.rate_limit.permits import Permits, PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequences.batcher import Lane, SequenceBatcher
-from backline.schedule.sequences.direct import SlotLane, SlotPolicy
-from backline.schedule.sequences.passage import slot_of
+from backline.schedule.sequences.lanes import SlotLane, SlotPolicy
 from backline.schedule.sequences.state_store import MemoryStateStore, StateKey
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.workers.instance import Instance
@@ -36,7 +34,7 @@ def world() -> Iterator[World]:
     assert not made.faults
 
 
-#: What a model answers is its state, too.
+#: The model's response is also its state.
 STATE = SequenceState("before", "y", DataType.FP32, (1,), (1,))
 
 
@@ -48,7 +46,7 @@ def batcher(
     direct: bool = False,
     store: MemoryStateStore | None = None,
 ) -> SequenceBatcher:
-    """One place an instance, or three direct ones. With a `store` the model has a state."""
+    """One place per instance, or three direct ones. With a `store` the model has a state."""
     slots = 3 if direct else 1
     batching = SequenceBatching(iterative=iterative, states=() if store is None else (STATE,))
     initial = {"before": Tensor("before", DataType.FP32, (1,), np.zeros(1, np.float32))}
@@ -57,7 +55,7 @@ def batcher(
     def make_lane(instance: Instance) -> Lane:
         if direct:
             return SlotLane(
-                "m", SlotPolicy(slots), instance, world.statistics, slot_of, tensors.empty, loop=world.loop
+                "m", SlotPolicy(slots), instance, world.statistics, tensors.empty, loop=world.loop
             )
         return Scheduler("m", Settings(BatchPolicy()), [instance], world.statistics, loop=world.loop)
 
@@ -85,7 +83,7 @@ def asked(made: Asked | None) -> Asked:
     return made
 
 
-def test_a_request_that_is_to_run_again_waits_for_a_place_when_there_are_fewer_of_them(world: World) -> None:
+def test_a_rescheduled_request_waits_for_a_place_if_there_are_fewer(world: World) -> None:
     before = [world.instance(), world.instance()]
     queue = batcher(world, before, iterative=True)
     both = [asked(world.ask(queue.submit, [1.0])) for _ in range(2)]
@@ -104,7 +102,7 @@ def test_a_request_that_is_to_run_again_waits_for_a_place_when_there_are_fewer_o
     assert (queue.pending, queue.running, world.total.waiting) == (0, 0, 0)
 
 
-def test_a_request_that_is_to_run_again_is_refused_when_the_model_goes_away(world: World) -> None:
+def test_a_rescheduled_request_is_refused_when_the_model_is_unloaded(world: World) -> None:
     instance = world.instance()
     queue = batcher(world, [instance], iterative=True)
     one = asked(world.ask(queue.submit, [1.0]))
@@ -121,7 +119,7 @@ def test_a_request_that_is_to_run_again_is_refused_when_the_model_goes_away(worl
     assert instance.closed
 
 
-def test_a_request_whose_time_is_over_when_its_place_may_run_is_not_run(world: World) -> None:
+def test_a_request_expired_by_the_time_its_slot_runs_does_not_run(world: World) -> None:
     instance = world.instance()
     queue = batcher(world, [instance], direct=True)
     world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True, end=True))
@@ -137,7 +135,7 @@ def test_a_request_whose_time_is_over_when_its_place_may_run_is_not_run(world: W
     assert world.statistics.expired == 1
 
 
-def test_full_queues_refuse_no_sequence_whose_request_would_not_wait(world: World) -> None:
+def test_full_queues_refuse_no_request_that_would_run_at_once(world: World) -> None:
     instances = [world.instance() for _ in range(2)]
     queue = batcher(world, instances, iterative=False)
     assert world.total.limit is not None
@@ -159,7 +157,7 @@ def test_full_queues_refuse_no_sequence_whose_request_would_not_wait(world: Worl
     assert world.total.waiting == 0
 
 
-def test_who_is_refused_may_cancel_those_who_are_refused_with_it(world: World) -> None:
+def test_the_completion_of_a_refused_request_may_cancel_others_refused_with_it(world: World) -> None:
     instance = world.instance()
     queue = batcher(world, [instance])
     world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True))
@@ -174,7 +172,7 @@ def test_who_is_refused_may_cancel_those_who_are_refused_with_it(world: World) -
     assert drained.done()
 
 
-def test_who_is_refused_for_want_of_a_beginning_and_cancelled_meanwhile_is_counted_once(world: World) -> None:
+def test_a_request_refused_for_lack_of_a_beginning_and_cancelled_is_counted_once(world: World) -> None:
     queue = batcher(world, [world.instance()])
     world.ask(queue.submit, [0.0], step=SequenceStep(9, start=True))
     first = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True)))
@@ -186,7 +184,7 @@ def test_who_is_refused_for_want_of_a_beginning_and_cancelled_meanwhile_is_count
     assert (world.statistics.rejected_invalid, world.statistics.cancelled) == (1, 2)
 
 
-def test_when_the_beginning_of_a_sequence_expires_on_its_way_what_follows_up_to_the_next_beginning_is_refused(
+def test_if_the_beginning_of_a_sequence_expires_the_requests_up_to_the_next_are_refused(
     world: World,
 ) -> None:
     instance = world.instance()
@@ -206,7 +204,7 @@ def test_when_the_beginning_of_a_sequence_expires_on_its_way_what_follows_up_to_
     assert queue.open_sequences == 1
 
 
-def test_of_a_sequence_that_nobody_knows_what_precedes_its_beginning_is_refused(world: World) -> None:
+def test_requests_of_an_unknown_sequence_before_its_beginning_are_refused(world: World) -> None:
     instance = world.instance()
     queue = batcher(world, [instance], store=MemoryStateStore())
     unknown = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1)))
@@ -217,7 +215,7 @@ def test_of_a_sequence_that_nobody_knows_what_precedes_its_beginning_is_refused(
     assert not begins.answers
 
 
-def test_a_sequence_that_nobody_knows_is_not_open_when_its_only_request_was_cancelled(world: World) -> None:
+def test_an_unknown_sequence_is_not_open_after_its_only_request_was_cancelled(world: World) -> None:
     queue = batcher(world, [world.instance()], store=MemoryStateStore())
     world.loop.inside(asked(world.ask(queue.submit, [1.0], step=SequenceStep(1))).cancel)
     world.loop.later(0)
@@ -227,7 +225,7 @@ def test_a_sequence_that_nobody_knows_is_not_open_when_its_only_request_was_canc
     assert isinstance(unknown.answers[0], InvalidArgument)
 
 
-def test_the_state_of_a_sequence_that_was_taken_over_and_not_run_stays_for_the_next_load(
+def test_a_state_taken_over_without_a_run_stays_for_the_next_load(
     world: World,
 ) -> None:
     store = MemoryStateStore()
@@ -248,10 +246,10 @@ def test_the_state_of_a_sequence_that_was_taken_over_and_not_run_stays_for_the_n
     assert state is not None
 
 
-def test_a_sequence_ends_when_it_was_idle_also_when_a_request_with_a_late_deadline_waits(
+def test_an_idle_sequence_ends_although_a_request_with_a_late_deadline_waits(
     world: World,
 ) -> None:
-    """Its place is given to the next one."""
+    """Its place goes to the next one."""
     instance = world.instance()
     queue = batcher(world, [instance])
     world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True, end=True))
@@ -264,7 +262,7 @@ def test_a_sequence_ends_when_it_was_idle_also_when_a_request_with_a_late_deadli
     assert queue.open_sequences == 0
 
 
-def test_the_requests_of_direct_sequences_keep_their_places_when_one_expires_before_its_permit(
+def test_direct_sequences_keep_their_slots_when_one_request_expires_before_the_permit(
     world: World,
 ) -> None:
     permits = Permits(RateLimits())
@@ -289,9 +287,7 @@ def test_the_requests_of_direct_sequences_keep_their_places_when_one_expires_bef
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_who_waits_for_longer_than_it_wants_is_told_that_and_not_of_a_deadline(
-    world: World, direct: bool
-) -> None:
+def test_a_timeout_is_reported_as_such_and_not_as_a_deadline(world: World, direct: bool) -> None:
     permits = Permits(RateLimits())
     claim = Claim({("0", "memory"): 1})
     (other,), (own,) = permits.register([claim], ("other", "1")), permits.register([claim], ("m", "1"))
@@ -305,7 +301,7 @@ def test_who_waits_for_longer_than_it_wants_is_told_that_and_not_of_a_deadline(
     assert world.statistics.expired == 1
 
 
-def test_the_model_is_told_for_how_long_a_request_may_wait(world: World) -> None:
+def test_the_model_sees_the_timeout_of_a_request(world: World) -> None:
     instance = world.instance()
     queue = batcher(world, [instance])
     world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True), timeout=0.5)
@@ -315,8 +311,8 @@ def test_the_model_is_told_for_how_long_a_request_may_wait(world: World) -> None
 
 
 @pytest.mark.parametrize("placed", [True, False])
-def test_the_time_for_which_a_request_may_wait_is_not_that_of_its_runs(world: World, placed: bool) -> None:
-    """Also when it has to wait for another place in between."""
+def test_a_timeout_does_not_apply_to_later_runs_of_a_request(world: World, placed: bool) -> None:
+    """This includes waiting for another place in between."""
     instances = [world.instance(), world.instance()]
     queue = batcher(world, instances, iterative=True)
     both = [asked(world.ask(queue.submit, [1.0], timeout=timeout)) for timeout in (None, 0.5)]
@@ -339,14 +335,14 @@ def test_the_time_for_which_a_request_may_wait_is_not_that_of_its_runs(world: Wo
 
 
 class Forgetful(HeldInstance):
-    """What its model keeps of sequences may be lost."""
+    """A model whose own state of sequences may be lost."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world, beside_loop=True, prompt=False)
         self.memory = object()
 
 
-def test_what_was_handed_to_an_instance_that_has_forgotten_its_sequence_is_no_answer(world: World) -> None:
+def test_a_response_from_an_instance_that_lost_the_state_is_discarded(world: World) -> None:
     instance = Forgetful(world)
     queue = batcher(world, [instance], direct=True)
     for sequence in (1, 2):
@@ -355,7 +351,7 @@ def test_what_was_handed_to_an_instance_that_has_forgotten_its_sequence_is_no_an
     world.loop.inside(instance.end)
     running = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1)))
     world.loop.later(0)
-    handed, waits, anew = (
+    handed, waits, again = (
         asked(world.ask(queue.submit, [1.0], step=SequenceStep(2, start=start)))
         for start in (False, False, True)
     )
@@ -372,13 +368,13 @@ def test_what_was_handed_to_an_instance_that_has_forgotten_its_sequence_is_no_an
         assert isinstance(one.answers[0], Internal)
         assert "sequence 2 of model 'm' was lost" in str(one.answers[0])
     assert not isinstance(running.answers[0], InferResponse)
-    assert all(isinstance(one.answers[0], InferResponse) for one in (anew, begins))
+    assert all(isinstance(one.answers[0], InferResponse) for one in (again, begins))
     assert world.ask(queue.submit, [1.0], step=SequenceStep(1)) is None, "it has ended"
     assert world.ask(queue.submit, [1.0], step=SequenceStep(2)) is not None
     assert world.total.waiting == 0
 
 
-def test_direct_sequences_that_wait_for_a_permit_when_a_drain_is_over_are_refused(world: World) -> None:
+def test_direct_sequences_waiting_for_a_permit_are_refused_at_the_end_of_a_drain(world: World) -> None:
     permits = Permits(RateLimits())
     claim = Claim({("0", "memory"): 1})
     (other,), (own,) = permits.register([claim], ("other", "1")), permits.register([claim], ("m", "1"))

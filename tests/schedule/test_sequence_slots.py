@@ -1,4 +1,4 @@
-"""The places of an instance: which of them run together, and how long they wait for each other."""
+"""The slots of an instance: which run together, and how long they wait for each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.ticket import Ticket
-from backline.schedule.sequences.direct import SlotPolicy, choose
+from backline.schedule.sequences.lanes import SlotPolicy, choose
 from schedule.tickets import ticket
 
 places = st.lists(
@@ -16,7 +16,7 @@ places = st.lists(
 
 
 @given(places.filter(any))
-def test_the_places_of_the_oldest_request_run_each_where_it_is(ready: list[Ticket | None]) -> None:
+def test_slots_with_the_oldest_requests_key_run_in_place(ready: list[Ticket | None]) -> None:
     chosen = choose(ready)
     oldest = min((one for one in ready if one is not None), key=lambda one: one.request.arrived_ns)
     assert oldest in chosen
@@ -34,7 +34,7 @@ def test_the_places_of_the_oldest_request_run_each_where_it_is(ready: list[Ticke
     st.integers(0, 10**9),
     st.integers(0, 10**9),
 )
-def test_nobody_waits_longer_than_the_delay_or_when_enough_are_there(
+def test_slots_wait_for_the_delay_or_until_enough_are_filled(
     slots: int, minimum: float, delay: int, ready: int, oldest: int, later: int
 ) -> None:
     now = oldest + later

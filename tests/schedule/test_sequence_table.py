@@ -1,4 +1,4 @@
-"""Which sequence has a place, and whose request is next: by values and by properties."""
+"""Which sequence has a place, and which request is next: by example and by properties."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.ticket import Ticket
-from backline.schedule.sequences.table import Sequence, SequenceTable
+from backline.schedule.sequences.table import LiveSequence, SequenceTable
 
 IDLE = 1000
 
@@ -18,20 +18,20 @@ def ticket(id: int | str, *, start: bool = False, end: bool = False, deadline: f
     )
 
 
-def accept(table: SequenceTable, asked: Ticket, now: int = 0) -> Sequence:
+def accept(table: SequenceTable, asked: Ticket, now: int = 0) -> LiveSequence:
     sequence = table.accept(asked, now)
     assert sequence is not None
     return sequence
 
 
-def test_a_request_of_no_open_sequence_is_not_accepted() -> None:
+def test_a_request_without_an_open_sequence_is_not_accepted() -> None:
     table = SequenceTable(1, 1, IDLE)
     assert table.accept(ticket(7), 0) is None
     accept(table, ticket(7, start=True, end=True))
     assert table.accept(ticket(7), 0) is None
 
 
-def test_one_request_of_a_sequence_runs_at_a_time_in_their_order() -> None:
+def test_a_sequence_runs_one_request_at_a_time_in_order() -> None:
     table = SequenceTable(1, 4, IDLE)
     asked = [ticket(7, start=True), ticket(7), ticket(7, end=True)]
     sequence, *_ = [accept(table, one) for one in asked]
@@ -44,7 +44,7 @@ def test_one_request_of_a_sequence_runs_at_a_time_in_their_order() -> None:
     assert table.empty
 
 
-def test_places_are_given_slot_by_slot_and_cost_nothing_before() -> None:
+def test_places_are_assigned_slot_by_slot_and_cost_nothing_until_then() -> None:
     table = SequenceTable(2, 2_000_000_000, IDLE)
     sequences = [accept(table, ticket(id, start=True, end=True)) for id in range(1, 6)]
     assert [sequence.place for sequence in sequences] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
@@ -54,7 +54,7 @@ def test_places_are_given_slot_by_slot_and_cost_nothing_before() -> None:
     assert accept(table, ticket(7, start=True)).place == (2, 1)
 
 
-def test_a_lane_that_works_gives_its_next_place_before_others_give_any() -> None:
+def test_a_working_lane_gives_its_next_place_before_other_lanes_give_any() -> None:
     works = {0, 1}
     table = SequenceTable(2, 3, IDLE, works.__contains__)
     works.remove(0)
@@ -62,7 +62,7 @@ def test_a_lane_that_works_gives_its_next_place_before_others_give_any() -> None
     assert places == [(0, 1), (1, 1), (2, 1), (0, 0), (1, 0), (2, 0)]
 
 
-def test_a_sequence_without_a_place_gets_that_of_the_first_one_to_end() -> None:
+def test_a_waiting_sequence_gets_the_place_of_the_first_to_end() -> None:
     table = SequenceTable(1, 1, IDLE)
     first = accept(table, ticket(1, start=True, end=True))
     second = accept(table, ticket(2, start=True))
@@ -78,7 +78,7 @@ def test_sequences_are_spread_over_the_lanes() -> None:
     assert places == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def test_places_on_lanes_that_can_run_something_are_given_first() -> None:
+def test_places_on_working_lanes_are_assigned_first() -> None:
     broken = {0}
     table = SequenceTable(2, 2, IDLE, lambda lane: lane not in broken)
     places = [accept(table, ticket(id, start=True)).place for id in (1, 2, 3)]
@@ -87,7 +87,7 @@ def test_places_on_lanes_that_can_run_something_are_given_first() -> None:
     assert places == [(0, 1), (1, 1), (0, 0), (1, 0)]
 
 
-def test_a_new_sequence_of_an_id_that_is_still_ending_is_another_one() -> None:
+def test_reusing_the_id_of_an_ending_sequence_begins_another_one() -> None:
     table = SequenceTable(1, 4, IDLE)
     before = accept(table, ticket(7, start=True, end=True))
     after = accept(table, ticket(7, start=True))
@@ -96,7 +96,7 @@ def test_a_new_sequence_of_an_id_that_is_still_ending_is_another_one() -> None:
     assert table.take(after) is not None
 
 
-def test_a_sequence_of_which_nothing_is_heard_ends_and_gives_its_place_away() -> None:
+def test_an_idle_sequence_ends_and_passes_its_place_on() -> None:
     table = SequenceTable(1, 1, IDLE)
     idle = accept(table, ticket(1, start=True), now=0)
     table.take(idle)
@@ -108,14 +108,14 @@ def test_a_sequence_of_which_nothing_is_heard_ends_and_gives_its_place_away() ->
     assert table.accept(ticket(1), 2000) is None
 
 
-def test_a_sequence_that_waits_for_its_place_is_not_idle() -> None:
+def test_a_sequence_waiting_for_a_place_is_not_idle() -> None:
     table = SequenceTable(1, 1, IDLE)
     table.take(accept(table, ticket(1, start=True)))
     accept(table, ticket(2, start=True))
     assert table.end_idle(10 * IDLE) == ([], [])
 
 
-def test_what_follows_a_beginning_that_is_dropped_is_dropped_too() -> None:
+def test_requests_after_a_dropped_beginning_are_dropped_too() -> None:
     table = SequenceTable(1, 1, IDLE)
     table.take(accept(table, ticket(1, start=True)))
     first, second, again, last = ticket(2, start=True), ticket(2), ticket(2, start=True), ticket(2)
@@ -127,7 +127,7 @@ def test_what_follows_a_beginning_that_is_dropped_is_dropped_too() -> None:
     assert table.accept(ticket(2), 0) is None
 
 
-def test_requests_whose_deadline_is_over_are_found() -> None:
+def test_expired_requests_are_found() -> None:
     table = SequenceTable(1, 1, IDLE)
     table.take(accept(table, ticket(1, start=True)))
     early, late = ticket(1, deadline=5.0), ticket(1, deadline=9.0)
@@ -136,7 +136,7 @@ def test_requests_whose_deadline_is_over_are_found() -> None:
     assert table.expired(5.0) == ([(sequence, early)], 9.0)
 
 
-def test_with_other_places_the_oldest_sequences_go_on_first() -> None:
+def test_after_a_change_of_places_the_oldest_sequences_continue_first() -> None:
     table = SequenceTable(2, 1, IDLE)
     sequences = [accept(table, ticket(id, start=True)) for id in (1, 2, 3)]
     assert table.resize(1, 1) == sequences[:1]
@@ -157,25 +157,25 @@ events = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(events, st.integers(1, 3), st.integers(1, 2))
-def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(
+def test_no_request_is_lost_doubled_or_reordered_and_no_place_is_held_twice(
     happened: list[tuple[str, int]], lanes: int, slots: int
 ) -> None:
     table = SequenceTable(lanes, slots, IDLE)
-    known: list[Sequence] = []
+    known: list[LiveSequence] = []
     accepted: dict[Ticket, int] = {}
     gone: list[Ticket] = []
-    ran: dict[Sequence, list[int]] = {}
-    #: The beginnings of each sequence, and those that have run or may yet.
-    beginnings: dict[Sequence, list[Ticket]] = {}
+    ran: dict[LiveSequence, list[int]] = {}
+    #: The beginnings of each sequence, and those that have run or still may.
+    beginnings: dict[LiveSequence, list[Ticket]] = {}
     begun: set[Ticket] = set()
     now = 0
 
-    def run(sequence: Sequence, one: Ticket) -> None:
+    def run(sequence: LiveSequence, one: Ticket) -> None:
         ran.setdefault(sequence, []).append(accepted[one])
         before = [beginning for beginning in beginnings[sequence] if accepted[beginning] <= accepted[one]]
         if before[-1] is one:
             begun.add(one)
-        assert before[-1] in begun, "nothing runs whose beginning has not"
+        assert before[-1] in begun, "no request runs unless its beginning has"
 
     for what, id in happened:
         now += 1

@@ -1,4 +1,4 @@
-"""Requests that are larger than a batch, run in parts."""
+"""Requests larger than a batch, run in parts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def doubled(numbers: Sequence[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_a_large_request_is_answered_as_one_and_counted_as_one(inline: bool) -> None:
+def test_a_large_request_completes_once_and_counts_once(inline: bool) -> None:
     async def scenario() -> None:
         bench = Bench(inline=inline, split_at=8)
         numbers = [*range(100, 120)]
@@ -53,9 +53,7 @@ def test_a_large_request_is_answered_as_one_and_counted_as_one(inline: bool) -> 
     asyncio.run(scenario())
 
 
-def test_a_request_of_which_a_part_has_failed_and_that_is_cancelled_before_it_is_told_is_counted_once() -> (
-    None
-):
+def test_a_request_cancelled_between_a_parts_failure_and_completion_is_counted_once() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, split_at=2)
         cancels: list[Ticket] = []
@@ -71,7 +69,7 @@ def test_a_request_of_which_a_part_has_failed_and_that_is_cancelled_before_it_is
     asyncio.run(scenario())
 
 
-def test_its_last_part_runs_with_other_requests() -> None:
+def test_the_last_part_is_batched_with_other_requests() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, split_at=8)
         answers = [bench.ask(*range(100, 110))[1], bench.ask(1, 2)[1], bench.ask(3)[1]]
@@ -87,7 +85,7 @@ def test_its_last_part_runs_with_other_requests() -> None:
 
 
 @pytest.mark.parametrize(("bad", "error"), [(13, InvalidArgument), (14, Internal)])
-def test_a_part_that_fails_fails_the_whole_once_and_the_rest_is_not_run(
+def test_a_failed_part_fails_the_request_once_and_the_rest_does_not_run(
     bad: int, error: type[Exception]
 ) -> None:
     async def scenario() -> None:
@@ -105,7 +103,7 @@ def test_a_part_that_fails_fails_the_whole_once_and_the_rest_is_not_run(
     asyncio.run(scenario())
 
 
-def test_two_parts_that_fail_in_one_batch_are_one_failure() -> None:
+def test_two_failed_parts_in_one_batch_count_as_one_failure() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(8), split_at=2)
         _, answer = bench.ask(13, 1, 13, 2)
@@ -116,12 +114,12 @@ def test_two_parts_that_fail_in_one_batch_are_one_failure() -> None:
     asyncio.run(scenario())
 
 
-def test_cancelling_it_cancels_all_parts() -> None:
+def test_cancelling_a_request_cancels_its_parts() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False, split_at=4)
         bench.model.gate.clear()
         _, busy = bench.ask(99)
-        await asyncio.sleep(0)  # it is started
+        await asyncio.sleep(0)  # it has started
         asked, answer = bench.ask(*range(100, 110))
         assert bench.scheduler.pending == 3
         asked.cancel()
@@ -136,7 +134,7 @@ def test_cancelling_it_cancels_all_parts() -> None:
     asyncio.run(scenario())
 
 
-def test_cancelling_it_while_it_runs_is_counted_once() -> None:
+def test_cancelling_a_running_request_is_counted_once() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False, split_at=4)
         bench.model.gate.clear()
@@ -155,7 +153,7 @@ def test_cancelling_it_while_it_runs_is_counted_once() -> None:
     asyncio.run(scenario())
 
 
-def test_without_room_for_all_parts_it_is_refused_and_leaves_nothing_behind() -> None:
+def test_a_request_without_room_for_all_parts_is_refused_and_leaves_none_queued() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False, queue=QueueSettings(QueuePolicy(max_size=2)), split_at=4)
         bench.model.gate.clear()
@@ -172,7 +170,7 @@ def test_without_room_for_all_parts_it_is_refused_and_leaves_nothing_behind() ->
     asyncio.run(scenario())
 
 
-def test_a_whole_that_expires_is_told_and_counted_once() -> None:
+def test_an_expired_request_with_parts_completes_and_counts_once() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False, split_at=4)
         bench.model.gate.clear()
@@ -199,7 +197,9 @@ def test_a_whole_that_expires_is_told_and_counted_once() -> None:
     limit=st.integers(1, 10),
     preserve_ordering=st.booleans(),
 )
-def test_nothing_is_lost_doubled_or_reordered(sizes: list[int], limit: int, preserve_ordering: bool) -> None:
+def test_no_request_is_lost_doubled_or_reordered(
+    sizes: list[int], limit: int, preserve_ordering: bool
+) -> None:
     async def scenario() -> None:
         bench = Bench(
             inline=True,
@@ -223,11 +223,12 @@ def test_nothing_is_lost_doubled_or_reordered(sizes: list[int], limit: int, pres
 
 
 class Collected:
-    """Stands for the scheduler, so that parts are answered in any order."""
+    """Stands in for the scheduler, so that parts complete in any order."""
 
     def __init__(self) -> None:
         self.parts: list[Ticket] = []
         self.ran: dict[Ticket, Callable[[Batch], None]] = {}
+        self.tally = self
 
     def submit(self, part: Ticket) -> None:
         self.parts.append(part)
@@ -237,7 +238,7 @@ class Collected:
 
 
 @given(st.integers(2, 40), st.integers(1, 10), st.randoms(use_true_random=False))
-def test_in_whatever_order_parts_are_answered_the_whole_is_in_its_own_and_once(
+def test_parts_completed_in_any_order_give_one_response_in_order(
     size: int, limit: int, random: Random
 ) -> None:
     collected, statistics = Collected(), ModelStatistics()
@@ -245,11 +246,11 @@ def test_in_whatever_order_parts_are_answered_the_whole_is_in_its_own_and_once(
     numbers = np.arange(size, dtype=np.float32)
     whole = ticket(size, complete=lambda _, response, error: answers.append(response or error))
     whole.request.inputs["x"] = Tensor("x", DataType.FP32, numbers.shape, numbers)
-    SplittingQueue(collected, limit, statistics).submit(whole)  # type: ignore[arg-type]  # it stands for a Scheduler
+    SplittingQueue(collected, limit, statistics).submit(whole)  # type: ignore[arg-type]
     random.shuffle(collected.parts)
 
     for part in collected.parts:
-        assert answers == [], "it waits for all of its parts"
+        assert answers == [], "it waits for all its parts"
         data = part.request.inputs["x"].data
         response = InferResponse("m", "1", "", [Tensor("y", DataType.FP32, data.shape, 2 * data)])
         if part in collected.ran:
@@ -263,7 +264,7 @@ def test_in_whatever_order_parts_are_answered_the_whole_is_in_its_own_and_once(
     assert values(answer) == doubled(range(size))
 
 
-def test_parts_share_the_memory_of_the_whole() -> None:
+def test_parts_share_the_memory_of_the_request() -> None:
     data = np.zeros((5, 2), np.float32)
     whole = ticket(5)
     whole.request.inputs["x"] = Tensor("x", DataType.FP32, data.shape, data)
@@ -274,7 +275,7 @@ def test_parts_share_the_memory_of_the_whole() -> None:
     assert all(np.shares_memory(part.request.inputs["x"].data, data) for part in parts)
 
 
-def test_parts_whose_outputs_do_not_fit_each_other_are_an_error() -> None:
+def test_parts_with_mismatched_outputs_are_an_error() -> None:
     responses = [
         InferResponse("m", "1", "", [Tensor("y", DataType.FP32, shape, np.zeros(shape))])
         for shape in ((2, 3), (1, 4))

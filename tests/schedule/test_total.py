@@ -1,11 +1,11 @@
-"""The limit for what waits in all queues together."""
+"""The limit for all queues together."""
 
 from __future__ import annotations
 
-from backline.schedule.total import QueueTotal
+from backline.schedule.queues.queue import QueueTotal
 
 
-def test_it_is_full_when_as_many_wait_as_the_limit_says() -> None:
+def test_the_total_is_full_at_its_limit() -> None:
     total = QueueTotal(2)
     total.waiting = 1
     assert not total.full
@@ -13,14 +13,14 @@ def test_it_is_full_when_as_many_wait_as_the_limit_says() -> None:
     assert total.full
 
 
-def test_without_a_limit_it_is_never_full() -> None:
+def test_a_total_without_a_limit_is_never_full() -> None:
     total = QueueTotal()
     total.waiting = 10**9
     assert not total.full
 
 
-def test_the_refusal_names_the_limit_and_the_model_and_says_when_to_come_again() -> None:
+def test_the_refusal_names_limit_and_model_and_when_to_retry() -> None:
     refusal = QueueTotal(7).refusal("m")
-    assert "maximum queue size of 7 requests of all models" in str(refusal)
+    assert "maximum queue size of 7 requests for all models" in str(refusal)
     assert "'m'" in str(refusal)
     assert refusal.retry_after == 1

@@ -1,4 +1,4 @@
-"""When batches are formed: at the end of the loop's turn, or behind the batch that made a step ready."""
+"""When batches are formed: at the end of the loop's turn, or after the batch that made a step ready."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def step(turn: Turn, run: Callable[[], None]) -> None:
     turn.submit_step(lambda _: soon(turn, run), REQUEST)
 
 
-async def test_what_comes_from_outside_waits_for_the_end_of_the_turn() -> None:
-    turn, told = Turn(), []
+async def test_requests_from_outside_wait_for_the_end_of_the_turn() -> None:
+    turn, calls = Turn(), []
 
-    step(turn, lambda: told.append("batch"))
-    at_once = list(told)
+    step(turn, lambda: calls.append("batch"))
+    at_once = list(calls)
     await asyncio.sleep(0)
 
-    assert (at_once, told) == ([], ["batch"])
+    assert (at_once, calls) == ([], ["batch"])
 
 
-async def test_steps_follow_the_batch_that_is_answered_and_others_wait() -> None:
-    turn, told = Turn(), []
+async def test_steps_follow_the_completed_batch_while_others_wait() -> None:
+    turn, calls = Turn(), []
 
-    first = turn.begin_answers()
-    soon(turn, lambda: told.append("another's"))
-    step(turn, lambda: told.append("step"))
-    while_answering = list(told)
-    turn.end_answers(asyncio.get_running_loop())
-    behind = list(told)
+    first = turn.begin_completions()
+    soon(turn, lambda: calls.append("another's"))
+    step(turn, lambda: calls.append("step"))
+    while_answering = list(calls)
+    turn.end_completions(asyncio.get_running_loop())
+    follows = list(calls)
     await asyncio.sleep(0)
 
-    assert (first, while_answering, behind, told) == (True, [], ["step"], ["step", "another's"])
+    assert (first, while_answering, follows, calls) == (True, [], ["step"], ["step", "another's"])
 
 
 async def test_a_chain_of_steps_runs_in_one_turn_without_recursion() -> None:
@@ -53,11 +53,11 @@ async def test_a_chain_of_steps_runs_in_one_turn_without_recursion() -> None:
         nonlocal depth, deepest, runs
         depth, runs = depth + 1, runs + 1
         deepest = max(deepest, depth)
-        first = turn.begin_answers()
+        first = turn.begin_completions()
         if runs < 50:
             step(turn, run)
         if first:
-            turn.end_answers(asyncio.get_running_loop())
+            turn.end_completions(asyncio.get_running_loop())
         depth -= 1
 
     run()
@@ -66,33 +66,33 @@ async def test_a_chain_of_steps_runs_in_one_turn_without_recursion() -> None:
     assert deepest == 2  # the first batch, and the one that follows
 
 
-async def test_who_has_followed_for_too_long_lets_the_sockets_have_their_turn(monkeypatch) -> None:
+async def test_steps_that_follow_for_too_long_let_the_sockets_have_their_turn(monkeypatch) -> None:
     monkeypatch.setattr(module, "LONGEST_NS", 0)
-    turn, told = Turn(), []
+    turn, calls = Turn(), []
 
-    turn.begin_answers()
-    step(turn, lambda: told.append("step"))
-    turn.end_answers(asyncio.get_running_loop())
-    at_once = list(told)
+    turn.begin_completions()
+    step(turn, lambda: calls.append("step"))
+    turn.end_completions(asyncio.get_running_loop())
+    at_once = list(calls)
     await asyncio.sleep(0)
 
-    assert (at_once, told) == ([], ["step"])
+    assert (at_once, calls) == ([], ["step"])
 
 
-async def test_what_fails_does_not_hold_up_the_others() -> None:
-    turn, told = Turn(), []
+async def test_a_failing_dispatch_does_not_block_the_others() -> None:
+    turn, calls = Turn(), []
 
     def fail() -> None:
         raise ZeroDivisionError
 
-    turn.begin_answers()
+    turn.begin_completions()
     step(turn, fail)
-    step(turn, lambda: told.append("other"))
+    step(turn, lambda: calls.append("other"))
     try:
-        turn.end_answers(asyncio.get_running_loop())
+        turn.end_completions(asyncio.get_running_loop())
     except ZeroDivisionError:
-        told.append("failed")
+        calls.append("failed")
     await asyncio.sleep(0)
 
-    assert told == ["failed", "other"]
-    assert turn.begin_answers()
+    assert calls == ["failed", "other"]
+    assert turn.begin_completions()

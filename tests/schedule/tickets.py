@@ -16,7 +16,7 @@ def ticket(
     arrived: float = 0.0,
     complete: Completion = lambda *_: None,
 ) -> Ticket:
-    """Times are in seconds; `arrived` is the moment of its arrival."""
+    """Times are in seconds; `arrived` is its arrival."""
     arrived_ns = round(arrived * 1e9)
     request = InferRequest(
         "m", {}, deadline=deadline, timeout=timeout, priority=priority, arrived_ns=arrived_ns

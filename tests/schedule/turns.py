@@ -1,4 +1,4 @@
-"""An event loop that makes one turn at a time, in time that stands still until it is told to go on."""
+"""An event loop that makes one turn at a time, in simulated time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """What `time.monotonic` and `time.monotonic_ns` tell all of Backline while it is `installed`."""
+    """The time that `time.monotonic` and `time.monotonic_ns` return to all of Backline while `installed`."""
 
     def __init__(self) -> None:
         self.ns = 1_000_000_000_000
@@ -43,7 +43,7 @@ class Clock:
 
 
 class SteppedLoop(asyncio.SelectorEventLoop):
-    """A real event loop whose turns are made by the one who tests, who may do several things before the next one."""
+    """A real event loop whose turns are made by the test, which may do several things in between."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -53,18 +53,18 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         return self._clock.monotonic()
 
     def turn(self) -> None:
-        """Calls what is due, and nothing that this asks for."""
+        """Runs what is due, but nothing that this schedules."""
         self.call_soon(self.stop)
         self.run_forever()
 
     def later(self, seconds: float) -> None:
-        """Lets time pass, and what was to happen meanwhile."""
+        """Lets time pass, along with everything due in it."""
         self._clock.ns += round(seconds * 1e9)
         for _ in range(3):
             self.turn()
 
     def inside(self, action: Callable[[], T]) -> T:
-        """Does something as if the loop had called it, between two turns."""
+        """Runs something between two turns as if the loop had called it."""
         before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         try:

@@ -1,4 +1,6 @@
-"""Everything that happens to the requests of one model, and what was promised to them: a scheduler's callers and its instances."""
+"""Everything that happens to the requests of one model, and the guarantees they have: callers and
+instances.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,25 @@ from backline.engine.messages import InferRequest, InferResponse, Rescheduled, S
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import DONE, EXPIRED, TRANSITIONS, Ticket, TicketState
-from backline.schedule.total import QueueTotal
+from backline.schedule.queues.queue import QueueTotal
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
 from schedule.turns import Clock, SteppedLoop
 
-#: How a batch ends whose requests the model wants to have once more.
+#: How a batch ends whose requests the model wants to run again.
 AGAIN = 3
-#: Seconds that somebody may be told late that the time is over.
+#: By how many seconds an expiry may be late.
 SLACK = 0.01
 
 
 @dataclass(eq=False)
 class Asked:
-    """A request, and what its caller knows of it."""
+    """A request, and what its caller knows about it."""
 
     number: int
     ticket: Ticket
     values: list[float]
-    #: What its caller does when it has the answer.
+    #: What its caller does on completion.
     then: Callable[[], None] | None = None
     cancelled: bool = False
     started: bool = False
@@ -52,10 +54,10 @@ class Asked:
 
 
 class WatchedTicket(Ticket):
-    """Claims of every transition that the table allows it, and that a ticket which has ended has no owner."""
+    """Claims that every transition is in the table, and that an ended ticket has no owner."""
 
     __slots__ = ("_state",)
-    #: Where a broken promise is noted; set while a world exists.
+    #: Where violations are recorded; set while a world exists.
     claim: ClassVar[Callable[[bool, str], None]]
 
     @property
@@ -71,11 +73,11 @@ class WatchedTicket(Ticket):
 
 
 class FaultOfTheirs(Exception):
-    """Whoever is answered has a fault."""
+    """A completion raised."""
 
 
 class HeldInstance:
-    """Doubles what it gets, when it is told to; or at once, where it runs on the loop."""
+    """Doubles its inputs when told to, or at once on the loop."""
 
     def __init__(self, world: World, *, beside_loop: bool, prompt: bool) -> None:
         self.beside_loop = beside_loop  # type: ignore[misc]  # of some instances it is known only here
@@ -89,7 +91,7 @@ class HeldInstance:
 
     def run(self, batch: Batch, finished: Finished) -> None:
         self._world.claim(self.batch is None, "an instance runs one batch at a time")
-        self._world.claim(not self.closed, "an instance that is closed runs nothing")
+        self._world.claim(not self.closed, "a closed instance runs nothing")
         self.batch, self._finished = batch, finished
         if self._prompt:
             batch.on_abandon = self._abandoned
@@ -98,7 +100,7 @@ class HeldInstance:
             self.end(len(self._world.begun) % 3)
 
     def vacate(self) -> None:
-        """It can have the next batch, before this one has its answers."""
+        """It can take the next batch before this one has its responses."""
         assert self.batch is not None
         assert self._finished is not None
         self.vacated.append((self.batch, self._finished))
@@ -109,7 +111,7 @@ class HeldInstance:
             vacate(self, self.vacated[-1][0])
 
     def end(self, failing: int = 0) -> None:
-        """Ends what runs: with answers, or with an error for all, or for one of them."""
+        """Ends the run: with responses, or with an error for all requests or for one."""
         if self.batch is None:
             batch, finished = self.vacated.pop(0)
         else:
@@ -121,7 +123,7 @@ class HeldInstance:
         batch.on_abandon = None
         outcomes: list[InferResponse | BacklineError | None] = [_doubled(ticket) for ticket in batch.tickets]
         if batch.abandoned:
-            outcomes = [Cancelled("nobody waits")] * len(outcomes)
+            outcomes = [Cancelled("the request was cancelled")] * len(outcomes)
         elif failing == AGAIN:
             outcomes = [Rescheduled("m", "1", ticket.request.id, []) for ticket in batch.tickets]
         elif failing == 2:
@@ -152,32 +154,32 @@ class World:
         self.statistics = ModelStatistics()
         self.total = QueueTotal(12)
         self.most = 8
-        #: What the values of a request are multiplied by.
+        #: The factor that the values of a request are multiplied by.
         self.factor = 2
         self.faults: list[str] = []
         self.loop.set_exception_handler(lambda _, context: self.faults.append(repr(context)))
         self.asked: list[Asked] = []
-        #: Those who were refused at once, and how many of them as they asked for what is not there.
+        #: The numbers of requests refused at once, and of those that were invalid.
         self.refused = 0
         self.invalid = 0
         self.instances: list[HeldInstance] = []
-        #: The place of a request among those that wait: nobody runs before somebody with a lower one.
+        #: The order of waiting requests: none runs before one with a lower rank.
         self.rank: Callable[[Asked], Any] = lambda asked: 0
-        #: Those for whom the run of another one is theirs, too.
+        #: Requests that share another one's run.
         self.began_for: Callable[[Asked], list[Asked]] = lambda asked: []
         self.running: list[Batch] = []
-        #: Those of the batch that begins to run.
+        #: The requests of the batch that is about to run.
         self.starting: list[Ticket] = []
         self.begun: list[Ticket] = []
         self._ordered = ordered
-        #: Those who were taken from the queue, in the order in which they are to be answered.
+        #: Requests taken from the queue, in the order in which they must complete.
         self._order: list[Asked] = []
         self._numbers = count()
         WatchedTicket.claim = self.claim
         self._ticket, ticket_module.Ticket = ticket_module.Ticket, WatchedTicket  # stand-ins are watched, too
 
     def claim(self, holds: bool, what: str) -> None:
-        """Notes what is wrong: those who call do not let errors through."""
+        """Records a violation: callers swallow exceptions."""
         if not holds:
             self.faults.append(what)
 
@@ -203,7 +205,7 @@ class World:
         step: SequenceStep | None = None,
         then: Callable[[], None] | None = None,
     ) -> Asked | None:
-        """Submits a request; None when it is refused."""
+        """Submits a request; None if it is refused."""
         data = np.array(values, np.float32)
         deadline = None if within is None else self.clock.monotonic() + within
         number = next(self._numbers)
@@ -225,7 +227,7 @@ class World:
         try:
             self.loop.inside(lambda: submit(ticket))
         except (Unavailable, InvalidArgument) as error:
-            assert not asked.answers, "who is refused is not answered"
+            assert not asked.answers, "a refused request does not complete"
             self.refused += 1
             self.invalid += isinstance(error, InvalidArgument)
             asked.cancelled = True
@@ -235,11 +237,11 @@ class World:
 
     def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         asked: Asked = ticket.context  # type: ignore[assignment]
-        self.claim(not asked.cancelled, "who has cancelled is not answered")
-        self.claim(not asked.answers, "a request is answered once")
-        self.claim(ticket.state in (DONE, EXPIRED), "what is answered has ended")
-        self.claim(ticket.owner is None, "what is answered has no owner")
-        self.claim((response is None) != (error is None), "an answer is a response or an error")
+        self.claim(not asked.cancelled, "a cancelled request does not complete")
+        self.claim(not asked.answers, "a request completes once")
+        self.claim(ticket.state in (DONE, EXPIRED), "a completed ticket has ended")
+        self.claim(ticket.owner is None, "a completed ticket has no owner")
+        self.claim((response is None) != (error is None), "a completion has a response or an error")
         asked.answers.append(response or error)
         if response is not None:
             self.claim(response.id == ticket.request.id, "a response has the id of its request")
@@ -247,14 +249,16 @@ class World:
             self.claim(response.outputs[0].data.tolist() == outputs, "a response is that of its request")
         if self._ordered and asked.started:
             before = self._order[: self._order.index(asked)]
-            self.claim(all(other.over for other in before), "those who were taken before are answered before")
+            self.claim(
+                all(other.over for other in before), "requests complete in the order in which they were taken"
+            )
         if asked.then is not None:
             try:
                 asked.then()
             except FaultOfTheirs:
                 raise
             except Exception as fault:
-                self.claim(False, f"what is done with an answer does not fail: {fault!r}")
+                self.claim(False, f"completions do not fail: {fault!r}")
 
     # the instances
 
@@ -278,12 +282,13 @@ class World:
         self.claim(batch.items <= self.most or len(batch.tickets) == 1, "a batch is not above the maximum")
         self.claim(len({ticket.batch_key for ticket in asked}) == 1, "the requests of a batch have one key")
         for ticket in asked:
-            self.claim(not ticket.cancelled, "what was cancelled is not run")
-            self.claim(ticket.deadline is None or ticket.deadline > now, "what has expired is not run")
-            self.claim(ticket not in self.begun, "nothing is run twice")
+            self.claim(not ticket.cancelled, "a cancelled request does not run")
+            self.claim(ticket.deadline is None or ticket.deadline > now, "an expired request does not run")
+            self.claim(ticket not in self.begun, "no request runs twice")
             one = self.asked_of(ticket)
             self.claim(
-                bool(not one.answers or self.began_for(one)), f"what was answered is not run: {one.number}"
+                bool(not one.answers or self.began_for(one)),
+                f"a completed request does not run: {one.number}",
             )
             one.started = True
             for other in self.began_for(one):
@@ -292,31 +297,31 @@ class World:
         self.running.append(batch)
         last = max(self.rank(self.asked_of(ticket)) for ticket in asked)
         for other in self.waiting:
-            self.claim(self.rank(other) >= last or self.deadline_of(other) <= now, "nobody is passed over")
+            self.claim(self.rank(other) >= last or self.deadline_of(other) <= now, "no request is skipped")
 
     def ended(self, batch: Batch) -> None:
-        """It does not run any more."""
+        """It has stopped running."""
         self.running.remove(batch)
 
     def asked_of(self, ticket: Ticket) -> Asked:
-        """Whose request, or part of one, is run."""
+        """The request that runs, or a part of it."""
         return next(asked for asked in self.asked if asked.number == int(ticket.request.id))
 
     # what is known
 
     @property
     def open(self) -> list[Asked]:
-        """Those who wait for an answer."""
+        """Requests without a response yet."""
         return [asked for asked in self.asked if not asked.over]
 
     @property
     def waiting(self) -> list[Asked]:
-        """Those of them whose run has not begun."""
+        """Of these, the requests that have not started."""
         return [asked for asked in self.open if not asked.started]
 
     @property
     def unloaded(self) -> int:
-        """Those who were told that the model goes away."""
+        """Requests refused because the model was unloaded."""
         return sum("is being unloaded" in str(answer) for asked in self.asked for answer in asked.answers)
 
     @staticmethod
@@ -324,7 +329,7 @@ class World:
         return inf if asked.ticket.deadline is None else asked.ticket.deadline
 
     def overdue(self, asked: Asked) -> bool:
-        """Whether somebody should have been told that the time is over."""
+        """Whether a request should have expired by now."""
         return self.deadline_of(asked) < self.clock.monotonic() - SLACK
 
 

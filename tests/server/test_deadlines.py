@@ -182,7 +182,7 @@ def test_an_objective_refuses_at_once_what_cannot_be_answered_in_time(server: Se
     ]
     assert len(answered) + len(refused) == 40
     assert 1 <= len(answered) <= 6
-    words = r"model 'prompt' has too much to do to answer within its objective of 300 ms, try again in \S+ s"
+    words = r"model 'prompt' is too busy to respond within its objective of 300 ms, try again in \S+ s"
     assert all(re.fullmatch(words, error) for error, _ in refused)
     assert {retry for _, retry in refused} == {"1"}
     assert failures(server, "prompt") == {"REJECTED": len(refused), "too_late": len(refused)}

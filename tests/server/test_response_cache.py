@@ -311,7 +311,7 @@ def test_redis_keeps_answers_across_a_restart_and_may_go_down(redis: RedisServer
         assert [ask(server.url, 1), ask(server.url, 1)] == [2, 2]
         assert counts(server)[2] == 2
         server.wait_for(
-            f"the response cache at 127.0.0.1:{redis.port} does not answer, requests run without it"
+            f"the response cache at 127.0.0.1:{redis.port} does not respond; requests run without it"
         )
 
 
@@ -331,8 +331,8 @@ def test_servers_share_answers_only_for_identical_model_files(redis: RedisServer
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (["disk,size=1MiB"], "there is no response cache 'disk', expected local or redis"),
-        (["local"], "--cache-config local needs a size, as local,size=64MiB"),
+        (["disk,size=1MiB"], "unknown response cache 'disk', expected local or redis"),
+        (["local"], "--cache-config local needs a size, for example local,size=64MiB"),
         (["local,size=lots"], "size is 'lots', expected a number of at least 1"),
         (["local,size=1MiB", "redis,host=h"], "names local and redis, but a server has one response cache"),
     ],

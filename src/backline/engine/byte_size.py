@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them."""
+"""Sizes in bytes as people write them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ for _power, _letter in enumerate("kmgt", start=1):
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes from "2GiB", "500 MB" or "1073741824"; K, M, G and T alone are powers of 1024. Raises ValueError."""
+    """Parses "2GiB", "500 MB" or "1073741824" as a number of bytes; plain K, M, G and T are powers of 1024.
+
+    Raises ValueError.
+    """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = found and _UNITS.get(found[2].lower())
     if not found or not unit:
         raise ValueError(
-            f"'{text}' is no size, expected a number of bytes or one with a unit, such as 2GiB, 500MB or 1073741824"
+            f"'{text}' is not a size, expected a number of bytes, or one with a unit,"
+            " for example 1073741824, 2GiB or 500MB"
         )
     return int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
 
 
 def format_bytes(count: int) -> str:
-    """A size for people: "1.5 GiB", "300 MiB", "12 KiB"."""
+    """A readable size: "1.5 GiB", "300 MiB", "12 KiB"."""
     for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if count >= factor:
             return f"{count / factor:.3g} {unit}" if count < 1000 * factor else f"{count / factor:.0f} {unit}"

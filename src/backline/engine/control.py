@@ -1,4 +1,4 @@
-"""What anybody may ask to be changed: models loaded and unloaded, labels moved. The lifecycle does it; the dialects and the client ask."""
+"""Changes that callers may request: loading and unloading models, moving labels. The lifecycle makes them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Final, Literal, Protocol
 
 from backline.engine.names import check_file_path
 
-#: For `expected` of a label: whatever it points to now.
+#: For `expected`: whatever the label points to now.
 ANY_VERSION: Final = "*"
-#: The label that a request without a version follows, where a model has it; `promote` and `rollback` move it.
+#: Requests without a version follow this label if the model has it; `promote` and `rollback` move it.
 STABLE: Final = "stable"
 
 Action = Literal[
@@ -21,10 +21,10 @@ Action = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An entry of the audit log: at `time` (seconds since 1970) `who` did `action` to a model.
+    """An entry of the audit log: at `time` (seconds since 1970), `who` did `action` to a model.
 
-    `version` is the version after the change and `before` the one before; `label` is set for changes of a label. `detail` says what else
-    is worth knowing: why a load failed, which settings changed.
+    `version` is the version after the change and `before` the one before it; `label` is set for changes of
+    labels. `detail` has anything else worth knowing, such as why a load failed or which settings changed.
     """
 
     time: float
@@ -54,23 +54,25 @@ class LabelMove:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a load brings along instead of the repository's own files.
+    """What a load request supplies in place of the repository's files.
 
-    `config` is the text of a model configuration (config.pbtxt as JSON, as Triton's clients send it), None for the repository's. `files`
-    are the contents of all files of the model by path below its folder ("1/model.onnx"), empty for the repository's.
+    `config` is the text of a model configuration (config.pbtxt as JSON, the form Triton's clients send), None
+    to use the repository's. `files` has the contents of all files of the model, by path below its folder
+    ("1/model.onnx"); empty to use the repository's.
     """
 
     config: str | None = None
     files: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        """Raises InvalidArgument for a path that might lead out of the model's folder: nothing can write one."""
+        """Raises InvalidArgument for paths that might lead out of the model's folder: none may be written."""
         for path in self.files:
             check_file_path(path)
 
 
 class Control(Protocol):
-    """Changes to what is served. Every method lives on the engine's event loop, and raises BacklineError with the reason when it refuses.
+    """Changes to what is served. All methods run on the engine's event loop and raise BacklineError if
+    refused.
 
     `who` names the caller for the audit log.
     """
@@ -78,25 +80,32 @@ class Control(Protocol):
     async def load(
         self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str
     ) -> None:
-        """Loads what the model's policy selects, or one version beside it; what is loaded and has changed is loaded again, new before old.
+        """Loads the versions that the model's policy selects, or one more version.
 
-        Returns when all of it is ready. When a load fails the old version goes on serving, and the reason is raised.
+        Versions that have changed are loaded again, new before old. Returns when all are ready. If a load
+        fails, the old version continues to serve, and the reason is raised.
         """
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
-        """Takes a model, or one version, out of service. Returns when it takes no more requests; what is in flight is finished after."""
+        """Takes a model, or one version, out of service.
+
+        Returns when it takes no more requests; those in flight finish afterwards.
+        """
 
     async def move_label(self, move: LabelMove, *, who: str) -> Change:
-        """Points a label to a version, back to an earlier one, or removes it."""
+        """Points a label to a version, loading it first if necessary, back to an earlier one, or removes it."""
 
     def check_changeable(self, what: str) -> None:
-        """Raises Unavailable where requests change nothing (mode none); `what` begins the message: "labels cannot be changed"."""
+        """Raises Unavailable if requests may not change anything (mode none).
+
+        `what` begins the message, for example "labels cannot be changed".
+        """
 
     async def refresh(self) -> None:
-        """Looks at the repositories now, and returns when what they hold is served or has failed."""
+        """Scans the repositories now. Returns when everything in them is served or has failed."""
 
     def labels(self, model: str) -> Mapping[str, str]:
         """The labels of a model and the versions they point to."""
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
-        """The last changes, newest first; of all models without a name."""
+        """The most recent changes, newest first; of all models if `name` is empty."""

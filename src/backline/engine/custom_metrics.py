@@ -1,4 +1,4 @@
-"""The metrics that models keep themselves: counters, gauges and histograms, one for all workers of all versions that name it."""
+"""Metrics that models define: counters, gauges and histograms, shared by all workers that use their name."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MetricKind: TypeAlias = Literal["counter", "gauge", "histogram"]
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 
 _NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-#: What the server's own metrics begin with.
+#: Prefixes of the server's own metrics.
 _OWN: Final = ("nv_", "backline_", "process_", "python_")
-#: Combinations of labels of one metric: a label with the user's name in it must not use up the memory.
+#: Maximum number of label combinations per metric, so that a label with user names cannot exhaust memory.
 _MOST_SAMPLES: Final = 10_000
 
 
 @dataclass(slots=True)
 class Sample:
-    """The value of one combination of labels: of a histogram the sum, with the observations by bucket, the last one without an end."""
+    """The value of one label combination; for a histogram, its sum and buckets, the last one unbounded."""
 
     value: float = 0.0
     bounds: tuple[float, ...] = ()
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Family:
-    """All samples of one name. `owners` are the loads that have declared it."""
+    """All samples with one name. `owners` are the loads that have declared it."""
 
     name: str
     kind: MetricKind
@@ -41,7 +41,10 @@ class Family:
 
 
 class CustomMetrics:
-    """Lives on the event loop. What a model has counted outlives its workers, and goes when no load that has declared it is left."""
+    """The metrics of all models. Lives on the event loop.
+
+    A metric outlives the workers that count in it, and goes with the last load that declared it.
+    """
 
     def __init__(self) -> None:
         self._families: dict[str, Family] = {}
@@ -50,36 +53,40 @@ class CustomMetrics:
         return iter(self._families.values())
 
     def declare(self, owner: object, name: str, kind: MetricKind, description: str) -> None:
-        """Raises InvalidArgument for a name that cannot be, AlreadyExists for one that is a metric of another kind."""
+        """Declares a metric.
+
+        Raises InvalidArgument for an invalid name, AlreadyExists if a metric of another kind has it.
+        """
         if not _NAME.fullmatch(name) or name.startswith(_OWN):
             raise InvalidArgument(
-                f"'{name}' cannot be the name of a model's metric: it has letters, digits, _ and :, and begins with none of"
-                f" {', '.join(_OWN)}"
+                f"'{name}' cannot name a model's metric: use letters, digits, _ and :,"
+                f" and none of the prefixes {', '.join(_OWN)}"
             )
         family = self._families.setdefault(name, Family(name, kind, description))
         if family.kind != kind:
-            raise AlreadyExists(f"metric '{name}' is a {family.kind} already, and cannot be a {kind}")
+            raise AlreadyExists(f"metric '{name}' is a {family.kind} already, not a {kind}")
         family.owners.add(owner)
 
     def forget(self, owner: object) -> None:
-        """A load has ended."""
+        """Removes a load that has ended, and its metrics that no other load has declared."""
         for family in tuple(self._families.values()):
             family.owners.discard(owner)
             if not family.owners:
                 del self._families[family.name]
 
     def sample(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> Sample:
-        """The sample of these labels, a new one where there is none. Raises NotFound, or Unavailable when there are too many."""
+        """The sample with these labels, created if necessary.
+
+        Raises NotFound, or Unavailable if there are too many.
+        """
         family = self._families.get(name)
         if family is None:
-            raise NotFound(f"no metric '{name}' was declared")
+            raise NotFound(f"metric '{name}' was not declared")
         key = tuple(sorted(labels.items()))
         found = family.samples.get(key)
         if found is None:
             if len(family.samples) >= _MOST_SAMPLES:
-                raise Unavailable(
-                    f"metric '{name}' has {_MOST_SAMPLES} combinations of labels; no further one is kept"
-                )
+                raise Unavailable(f"metric '{name}' has {_MOST_SAMPLES} combinations of labels, the maximum")
             found = family.samples[key] = Sample(
                 bounds=tuple(bounds), counts=[0] * (len(bounds) + 1) if bounds else []
             )

@@ -1,4 +1,4 @@
-"""The datatypes of tensors: one table with the protocol's name, the configuration's name, the numpy dtype and the item size."""
+"""Tensor datatypes: one table with protocol name, configuration name, numpy dtype and item size."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from backline.engine.errors import InvalidArgument
 class DataType(Enum):
     """A tensor's datatype, named as in the Open Inference Protocol.
 
-    `dtype` is the numpy dtype of the data: BYTES are object arrays of `bytes`; BF16 has no numpy dtype, so its bits are kept as uint16.
-    `itemsize` is the size of one element in bytes, 0 for BYTES, whose elements vary.
+    `dtype` is the numpy dtype of the data: object arrays of `bytes` for BYTES; uint16 for BF16, which numpy
+    lacks, holding its bits. `itemsize` is the size of an element in bytes, 0 for BYTES, whose elements vary.
     `config_name` is the name in config.pbtxt.
     """
 
@@ -59,14 +59,14 @@ class DataType(Enum):
 
     @classmethod
     def from_dtype(cls, dtype: np.dtype) -> DataType:
-        """The datatype of a numpy array; strings and objects are BYTES. Raises InvalidArgument where there is none."""
+        """The datatype of a numpy array (BYTES for strings and objects). Raises InvalidArgument."""
         if dtype.kind in "OSU":
             return cls.BYTES
         try:
             return _BY_DTYPE[dtype]
         except KeyError:
             raise InvalidArgument(
-                f"numpy dtype {dtype} has no counterpart among {', '.join(_BY_NAME)}"
+                f"numpy dtype {dtype} matches none of the datatypes {', '.join(_BY_NAME)}"
             ) from None
 
 

@@ -1,4 +1,4 @@
-"""Deadlines that end a request wherever it is by then: in a queue, in a run, in a step of an ensemble."""
+"""Deadlines that end a request wherever it is: in a queue, during a run, in an ensemble."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backline.engine.ticket import Listener, Ticket
 
 
 class Watch(Listener):
-    """Cancels a ticket at `deadline` (of time.monotonic()) and answers it with DeadlineExceeded, unless it has ended by then."""
+    """Ends a ticket with DeadlineExceeded at `deadline` (of time.monotonic()), unless it ends earlier."""
 
     __slots__ = ("_loop", "_timer", "deadline")
 
@@ -22,7 +22,7 @@ class Watch(Listener):
         ticket.listen(self)
 
     def bring_forward(self, ticket: Ticket, deadline: float) -> None:
-        """Ends the ticket at an earlier deadline; of no effect if that is later."""
+        """Ends the ticket at an earlier deadline; no effect if that is later."""
         if deadline < self.deadline:
             self.deadline = deadline
             self._timer.cancel()
@@ -43,14 +43,17 @@ def _expire(ticket: Ticket) -> None:
     took = (monotonic() - request.arrived_ns / 1e9) * 1000
     ticket.expire(
         DeadlineExceeded(
-            f"The deadline of the request passed {took:.0f} ms after it came,"
-            f" before model '{request.model_name}' had answered"
+            f"The deadline of the request passed {took:.0f} ms after its arrival,"
+            f" before model '{request.model_name}' responded"
         )
     )
 
 
 def watch(ticket: Ticket, deadline: float) -> None:
-    """Ends a ticket at a deadline, or at an earlier one that it has already. Call it before the ticket is submitted."""
+    """Ends a ticket at a deadline, or at its own if that is earlier.
+
+    Must be called before the ticket is submitted.
+    """
     if ticket.deadline is None or ticket.deadline > deadline:
         ticket.deadline = deadline
     if ticket.waits_until is None or ticket.waits_until > deadline:

@@ -1,4 +1,4 @@
-"""Models with the decoupled transaction policy: any number of responses to a request, none included."""
+"""Models with the decoupled transaction policy, which give any number of responses per request, or none."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from backline.engine.ticket import Ticket
 
 
 class DecoupledCheck:
-    """The check of the requests of a decoupled model, before the check that every model has."""
+    """Checks requests to a decoupled model before the model's usual check."""
 
     def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
         self._model = model
         self._check = check
 
     def __call__(self, ticket: Ticket) -> None:
-        """Raises DecoupledModel when the caller takes one response only, else what the model's check raises."""
+        """Raises DecoupledModel if the caller takes only one response, else what the usual check raises."""
         if not ticket.takes_many:
             raise DecoupledModel(
-                f"model '{self._model}' has a decoupled transaction policy: it gives any number of responses, so ask for a stream of them"
+                f"model '{self._model}' has a decoupled transaction policy, with any number of responses:"
+                " request a stream"
             )
         self._check(ticket)

@@ -1,4 +1,4 @@
-"""What models run on: processors and GPUs, and which instances of a model are where."""
+"""Devices that models run on, and which instances run where."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from backline.engine.instance_group import InstanceGroup
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The processor, a GPU by the number that its runtime gives it, or what the model's own file says."""
+    """The CPU, a GPU by its runtime's number, or whatever the model file specifies."""
 
     kind: Literal["cpu", "gpu", "model"] = "cpu"
     index: int = 0
@@ -24,9 +24,10 @@ CPU: Final = Device()
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """The GPUs that a runtime can run a model on, by its own numbers. Without any, `reason` says why, and what to do about it.
+    """The GPUs that a runtime can use, by its own numbers. If there are none, `reason` says why and what to
+    do.
 
-    Those that are not there `by_default` are used where a configuration asks for a GPU.
+    If not `by_default`, they are used only if a configuration asks for a GPU.
     """
 
     indexes: tuple[int, ...] = ()
@@ -36,7 +37,10 @@ class Gpus:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one instance runs. `name` is the instance's, as Triton gives it ("model_0_1"); two of a group on different GPUs share one."""
+    """Where one instance runs.
+
+    `name` is Triton's name for it ("model_0_1"), which instances of a group on different GPUs share.
+    """
 
     device: Device
     name: str
@@ -45,7 +49,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class PlacedGroup:
-    """A group of instances, the `index`th of the configuration, with the devices of which each has as many as the group says."""
+    """A group of instances, by its `index` in the configuration, and its devices.
+
+    Each device has as many instances as the group says.
+    """
 
     index: int
     name: str
@@ -55,25 +62,25 @@ class PlacedGroup:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the instances of a model run. `missing` says why some that were to be on a GPU are on the CPU, and is empty otherwise."""
+    """Where a model's instances run. `missing` says why some are on the CPU instead of a GPU; else empty."""
 
     groups: tuple[PlacedGroup, ...]
     missing: str = ""
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """Each device once."""
+        """The devices, without duplicates."""
         return tuple(dict.fromkeys(device for placed in self.groups for device in placed.devices))
 
     @property
     def counted(self) -> bool:
-        """Whether the configuration says how many instances there are."""
+        """Whether the configuration sets the number of instances."""
         return all(placed.group.count for placed in self.groups)
 
     def spread(self, count: int | None = None) -> tuple[Place, ...]:
-        """The instances in the order in which they are made: those of a group take turns on its devices.
+        """The instances in the order of creation; those of a group alternate between its devices.
 
-        `count` is how many there are in a group that does not say, on all of its devices; without it there is one on each.
+        `count` is the total for a group that does not set a number; by default one per device.
         """
         places: list[Place] = []
         for placed in self.groups:
@@ -86,10 +93,10 @@ class Places:
         return tuple(places)
 
 
-#: Of what was not placed yet.
+#: Instances not yet placed.
 NOWHERE: Final = Places(())
 
 
 def name_devices(places: Places) -> str:
-    """Where a model runs, for people: "GPU 0, GPU 1"; "CPU, no GPU" where it was to be on one."""
+    """Where a model runs, as text: "GPU 0, GPU 1", or "CPU, no GPU" if it was meant for one."""
     return ", ".join(map(str, places.devices)) + (", no GPU" if places.missing else "")

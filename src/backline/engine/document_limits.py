@@ -1,7 +1,8 @@
-"""How large a document may be that somebody else wrote: configurations and descriptions in TOML, JSON, YAML and protobuf's text.
+"""Limits on documents from outside: configurations and descriptions in TOML, JSON, YAML and protobuf text
+format.
 
-A parser runs before anything is known of its text, and some need time or memory that grows much faster than that. One model's file must
-not hold up the scan of all others.
+Parsers run before anything else can check a document, and some take time or memory out of proportion to its
+size. One model's file must not delay the scan of all others.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from typing import Final
 
 from backline.engine.errors import InvalidArgument
 
-#: In bytes or characters. The largest configurations (ensembles of hundreds of steps) have some 100 KiB.
+#: In bytes or characters. The largest real configurations, of huge ensembles, have about 100 KiB.
 MAX_DOCUMENT: Final = 1 << 20
-#: Values within each other, far below what the parsers' recursion allows.
+#: Maximum nesting, far below what the parsers' recursion allows.
 MAX_NESTING: Final = 64
-#: Parts of a dotted key in TOML: tomllib takes quadratic time and memory for them.
+#: Maximum number of parts in a dotted TOML key, for which tomllib takes quadratic time and memory.
 MAX_KEY_PARTS: Final = 32
 
-#: Every alternative consumes what it began, closed or not, so that a search is linear.
+#: Each alternative consumes what it starts, closed or not, so a search takes linear time.
 _TOML: Final = re.compile(
     r'"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5})?' r"|'''(?:[^']|'(?!''))*(?:'{3,5})?"
     r"|(?P<key>[A-Za-z0-9_-]+|" r'"(?:[^"\\\n]|\\.)*"?' r"|'[^'\n]*'?)"
@@ -28,15 +29,13 @@ _TOML: Final = re.compile(
 
 
 def check_size(content: str | bytes, source: str) -> None:
-    """Raises InvalidArgument for a document that is too large to be parsed."""
+    """Raises InvalidArgument for a document too large to parse."""
     if len(content) > MAX_DOCUMENT:
-        raise InvalidArgument(
-            f"{source}: is too large ({len(content):,} bytes); at most {MAX_DOCUMENT:,} are read"
-        )
+        raise InvalidArgument(f"{source}: too large ({len(content):,} bytes); the limit is {MAX_DOCUMENT:,}")
 
 
 def check_toml(text: str, source: str) -> None:
-    """Raises InvalidArgument for a TOML document that is too large, or has a key of too many parts."""
+    """Raises InvalidArgument for a TOML document that is too large or has a key with too many parts."""
     check_size(text, source)
     if text.count(".") < MAX_KEY_PARTS:
         return

@@ -1,4 +1,4 @@
-"""The one seam that everything calls: what anybody may ask of the models, in the words of no protocol."""
+"""The seam between callers and models: all that may be asked of the models, in terms of no protocol."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from backline.engine.version_order import version_order
 
 
 class Engine:
-    """All models, and inference on them. Lives on one event loop; every method is called there.
+    """All models, and inference on them. Lives on one event loop; all methods are called there.
 
-    Who fills it (the lifecycle) calls `add`, sets a model's `state`, and then `refresh`.
+    The lifecycle fills it: it calls `add`, sets a model's `state`, then calls `refresh`.
     """
 
     def __init__(self) -> None:
         self._models: dict[str, dict[str, Model]] = {}
-        #: What changes the models, where they may be changed.
+        #: Changes models; None if they cannot be changed.
         self.control: Control | None = None
-        #: What clients have registered, where they may.
+        #: The regions that clients have registered; None if they may not.
         self.shared_memory: SharedMemory | None = None
-        #: What changes the log, where it is a server's.
+        #: Changes the log; None if the log is not a server's.
         self.log_control: LogControl | None = None
-        #: Follows the requests of clients, while any are to be traced.
+        #: Traces the requests of clients; None while none are to be traced.
         self.tracer: Tracer | None = None
-        #: What clients may change of that, where there is a server.
+        #: Changes trace settings; None without a server.
         self.trace_control: TraceControl | None = None
-        #: What models count themselves.
+        #: Metrics that models define.
         self.custom_metrics = CustomMetrics()
         self._labels: dict[str, Mapping[str, str]] = {}
-        #: The loads of each model since the start, for the metrics.
+        #: Load statistics by model, since the start.
         self.loads: dict[str, LoadStatistics] = {}
-        #: (name, version or label) to the model that answers; the version "" is the one that the server chooses.
+        #: By model name and version or label; "" is the default version.
         self._routes: dict[tuple[str, str], Model] = {}
-        #: Versions that take no new requests but have open sequences, whose requests go to them.
+        #: Versions that take no new requests, but still serve their open sequences.
         self._leaving: list[Model] = []
         self._started = False
         self._stopping = False
@@ -55,9 +55,9 @@ class Engine:
     # inference
 
     def submit(self, ticket: Ticket) -> None:
-        """Checks and queues a request, whose ticket is completed later. Raises BacklineError when it is refused at once.
+        """Checks and queues a request; its ticket completes later. Raises BacklineError if refused at once.
 
-        What a queue refuses, the queue counts.
+        Requests refused by a queue are counted by that queue.
         """
         request = ticket.request
         try:
@@ -84,12 +84,12 @@ class Engine:
             raise
 
     def submit_until(self, ticket: Ticket, deadline: float) -> None:
-        """As `submit`; a ticket that has not ended at `deadline`, of time.monotonic(), is answered with DeadlineExceeded then."""
+        """As `submit`, but ends the ticket with DeadlineExceeded at `deadline` (of time.monotonic())."""
         watch(ticket, deadline)
         self.submit(ticket)
 
     def _in_sequence(self, request: InferRequest, routed: Model | None) -> Model | None:
-        """The version that goes on with the sequence of a request: the one it would get anyway, or one that is on its way out."""
+        """The version that serves the sequence of a request: the routed one, or one being unloaded."""
         if routed is not None and routed.sequences is not None and routed.sequences.holds(request):
             return routed
         version = request.model_version
@@ -100,7 +100,7 @@ class Engine:
                 or not model.sequences.holds(request)
             ):
                 continue
-            # A label may point elsewhere by now; another version was meant by who names one.
+            # A label may point elsewhere by now, whereas an explicit version is meant literally.
             if version in ("", model.version) or version in self._labels.get(model.name, {}):
                 return model
         return routed
@@ -128,10 +128,10 @@ class Engine:
     def stream(
         self, request: InferRequest, deadline: float | None = None, *, trace: Trace | None = None
     ) -> Responses:
-        """Submits a request whose responses are taken one by one; the model waits while they are not. Works for every model.
+        """Submits a request to any model and iterates over its responses. The model waits for slow callers.
 
-        Raises BacklineError when it is refused at once. `deadline` is as of `submit_until`. A caller that does not take all
-        responses closes the iterator, which cancels the request:
+        Raises BacklineError if the request is refused at once. `deadline` is as for `submit_until`. A caller
+        that does not take all responses must close the iterator, which cancels the request:
 
         >>> async with engine.stream(request) as responses:
         ...     async for response in responses: ...
@@ -144,33 +144,36 @@ class Engine:
         return responses
 
     def is_unknown(self, name: str, version: str = "") -> bool:
-        """Whether a version is on demand and was never loaded, so that its inputs are known after `wake` only. Raises as `find_ready`."""
+        """Whether a version on demand was never loaded, so that its inputs are unknown until `wake`.
+
+        Raises the errors of `find_ready`.
+        """
         model = self.find_ready(name, version)
         return model.on_demand and not model.signature.outputs
 
     async def wake(self, name: str, version: str = "") -> None:
-        """Loads a version that is on demand; others are left as they are. Raises BacklineError, also when it cannot be loaded."""
+        """Loads a version on demand; no effect on others. Raises BacklineError, also if the load fails."""
         model = self.find_ready(name, version)
         if model.wake is not None:
             await model.wake()
 
-    # what there is
+    # models
 
     def models(self) -> Iterable[Model]:
-        """All versions of all models, whatever their state, by name and version."""
+        """All versions of all models, in any state, sorted by name and version."""
         for name in sorted(self._models):
             yield from (
                 self._models[name][version] for version in sorted(self._models[name], key=version_order)
             )
 
     def names(self) -> list[str]:
-        """The names of all models, also of those without any version."""
+        """The names of all models, including those without versions."""
         return sorted(self._models)
 
     def find(self, name: str, version: str = "") -> Model:
-        """A version, or what a label points to, in whatever state; "" is the one served, else the newest.
+        """A version, or the one a label points to, in any state. For "", the served version, else the newest.
 
-        Raises NotFound, or InvalidArgument for a name that no model can have.
+        Raises NotFound, or InvalidArgument if no model can have that name.
         """
         self.check_known(name)
         versions = self._models[name]
@@ -187,14 +190,14 @@ class Engine:
         return route if route is not None else versions[max(versions, key=version_order)]
 
     def check_known(self, name: str) -> None:
-        """Raises NotFound for the name of no model, and InvalidArgument for one that no model can have."""
+        """Raises NotFound for an unknown model, InvalidArgument if no model can have that name."""
         if name not in self._models:
             if name:
                 check_name("model", name)
             raise NotFound(f"Request for unknown model: '{name}' is not found")
 
     def find_ready(self, name: str, version: str = "") -> Model:
-        """A version that can answer. Raises NotFound, or Unavailable when it is not ready."""
+        """A version that can respond. Raises NotFound, or Unavailable if it is not ready."""
         model = self.find(name, version)
         if not model.answers:
             why = f": {model.reason}" if model.reason else ""
@@ -205,7 +208,7 @@ class Engine:
         return model
 
     def served_versions(self, name: str) -> list[str]:
-        """The versions of a model that can answer, oldest first."""
+        """The versions of a model that can respond, oldest first."""
         versions = self._models.get(name, {})
         return sorted((v for v, model in versions.items() if model.answers), key=version_order)
 
@@ -214,7 +217,7 @@ class Engine:
         return self._labels.get(name, {})
 
     def is_ready(self, name: str, version: str = "") -> bool:
-        """Whether a model version is ready to answer. Raises NotFound for an unknown one."""
+        """Whether a version is ready. Raises NotFound if it is unknown."""
         return self.find(name, version).ready
 
     @property
@@ -223,7 +226,7 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether every version that is to be served can answer, and the server is not about to stop."""
+        """Whether all versions that should be served are ready, and the server is not stopping."""
         return (
             self._started
             and not self._stopping
@@ -231,7 +234,7 @@ class Engine:
         )
 
     def watch(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Calls `listener` whenever what is ready may have changed, until the function that is returned is called."""
+        """Calls `listener` whenever readiness may have changed. Returns a function that ends this."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -242,7 +245,7 @@ class Engine:
     # for the lifecycle
 
     def add(self, model: Model) -> None:
-        """Makes a model version known, or puts it in the place of the one known by its name and version."""
+        """Adds a version, replacing one with the same model name and version."""
         versions = self._models.setdefault(model.name, {})
         before = versions.get(model.version)
         if before is not None and before is not model and before.sequences is not None:
@@ -250,29 +253,30 @@ class Engine:
         versions[model.version] = model
 
     def declare(self, name: str) -> None:
-        """Makes the name of a model known that may have no version."""
+        """Adds a model by name, possibly without versions."""
         self._models.setdefault(name, {})
 
     def remove(self, model: Model) -> None:
-        """Makes a model version unknown, unless another one is in its place by now. The name stays known until `forget`."""
+        """Removes a version unless it was replaced. The model's name stays known until `forget`."""
         versions = self._models.get(model.name, {})
         if versions.get(model.version) is model:
             del versions[model.version]
 
     def forget(self, name: str) -> None:
-        """Makes the name of a model unknown, with all that is left of it."""
+        """Removes a model with all versions, labels and load statistics."""
         self._models.pop(name, None)
         self._labels.pop(name, None)
         self.loads.pop(name, None)
 
     def set_labels(self, name: str, labels: Mapping[str, str]) -> None:
-        """The labels of a model and the versions they point to; a version of the same name goes before a label."""
+        """Sets the labels of a model and their versions. Versions take precedence over labels."""
         self._labels[name] = dict(labels)
 
     def refresh(self) -> None:
-        """Takes note of changed states and labels: which version answers which name.
+        """Recomputes which version serves which name, after changes of states or labels.
 
-        Without a version a request gets what the label STABLE points to, where the model has this label, else the newest version.
+        Requests without a version go to the version with the label STABLE if there is one, else to the
+        newest.
         """
         routes: dict[tuple[str, str], Model] = {}
         for name, versions in self._models.items():
@@ -296,7 +300,7 @@ class Engine:
         self._changed()
 
     def record_load(self, name: str, seconds: float, *, succeeded: bool) -> None:
-        """Counts a load of a version of a model that has ended."""
+        """Counts a finished load of a version."""
         counts = self.loads.setdefault(name, LoadStatistics())
         if succeeded:
             counts.succeeded += 1
@@ -305,16 +309,16 @@ class Engine:
             counts.failed += 1
 
     def started(self) -> None:
-        """All models were loaded, or failed to."""
+        """All models have been loaded, or failed to load."""
         self._started = True
         self._changed()
 
     def stopping(self) -> None:
-        """From now on the engine is not ready; what is in flight is finished."""
+        """Makes the engine not ready, while requests in flight finish."""
         self._stopping = True
         self._changed()
 
     @property
     def pending(self) -> int:
-        """Requests that wait in all queues."""
+        """The number of requests waiting in all queues."""
         return sum(model.queue.pending for model in self.models() if model.queue is not None)

@@ -1,4 +1,4 @@
-"""A model that consists of others: which of them it asks, and how their tensors are joined (Triton's ensemble_scheduling)."""
+"""A model composed of others: its steps, and how tensors pass between them (Triton's ensemble_scheduling)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EnsembleStep:
-    """One request to another model. `version` is a version or a label, "" for the one that the server chooses.
+    """One request to another model. `version` is a version or a label, "" for the default.
 
-    `inputs` has the ensemble's tensor for each input of the model, `outputs` the ensemble's tensor for outputs of the model; outputs that
-    are not in it are not asked for.
+    `inputs` maps each input of the model to a tensor of the ensemble, `outputs` each output that is
+    requested.
     """
 
     model: str
@@ -22,9 +22,10 @@ class EnsembleStep:
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The steps, in the order of the file; what runs when is decided by their tensors.
+    """The steps, in configuration order. Their tensors determine when each runs.
 
-    `max_inflight` is how many requests to each step behind a decoupled one may be under way for one request; 0 is the server's choice.
+    `max_inflight` limits the requests in flight, per request, to each step after a decoupled one; 0 for the
+    server's default.
     """
 
     steps: tuple[EnsembleStep, ...]
@@ -32,5 +33,5 @@ class Ensemble:
 
     @property
     def models(self) -> frozenset[str]:
-        """The names of the models that it asks."""
+        """The names of the models used."""
         return frozenset(step.model for step in self.steps)

@@ -1,20 +1,20 @@
-"""Every kind of failure, each with its HTTP status and its gRPC code. No other module picks a status code.
+"""All kinds of errors, with HTTP status and gRPC code. No other module picks a status code.
 
 | class              | HTTP | gRPC                  | when                                                   |
 | ------------------ | ---- | --------------------- | ------------------------------------------------------ |
 | InvalidArgument    | 400  | 3 INVALID_ARGUMENT    | the request is malformed or does not fit the model     |
 | NotFound           | 404  | 5 NOT_FOUND           | no such model, version, output or route                |
-| AlreadyExists      | 400  | 6 ALREADY_EXISTS      | what should be created is there already                |
-| PayloadTooLarge    | 413  | 8 RESOURCE_EXHAUSTED  | the request is larger than a limit of the server       |
+| AlreadyExists      | 400  | 6 ALREADY_EXISTS      | what should be created exists already                  |
+| PayloadTooLarge    | 413  | 8 RESOURCE_EXHAUSTED  | the request exceeds a limit of the server              |
 | Unavailable        | 503  | 14 UNAVAILABLE        | try again later: loading, draining, queue full         |
-| DeadlineExceeded   | 504  | 4 DEADLINE_EXCEEDED   | the deadline passed before the answer was there        |
-| Cancelled          | 499  | 1 CANCELLED           | the caller went away                                   |
-| Unsupported        | 501  | 12 UNIMPLEMENTED      | the server does not do this                            |
-| Internal           | 500  | 13 INTERNAL           | a fault of the server or of the model                  |
-| Unknown            | 400  | 2 UNKNOWN             | a model says that something went wrong, not what       |
+| DeadlineExceeded   | 504  | 4 DEADLINE_EXCEEDED   | the deadline passed before a response was ready        |
+| Cancelled          | 499  | 1 CANCELLED           | the caller has left                                    |
+| Unsupported        | 501  | 12 UNIMPLEMENTED      | the server does not support this                       |
+| Internal           | 500  | 13 INTERNAL           | a bug or failure in the server or the model            |
+| Unknown            | 400  | 2 UNKNOWN             | a model reports a failure without saying which kind    |
 
-The statuses are those of Triton's HTTP and gRPC front ends, except 404 for an unknown model (Triton: 400 or 404, by its history),
-413 for a large body (Triton: 400), 504 and 499.
+The statuses are those of Triton's HTTP and gRPC front ends, except 404 for an unknown model (Triton: 400 or
+404, depending on its version), 413 for a large body (Triton: 400), 504 and 499.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from backline.engine.private_places import for_clients
 
 
 class BacklineError(Exception):
-    """The base of all failures a caller may see. The message says what was wrong, where, and what to do."""
+    """The base of all errors that callers may see. The message says what is wrong, where, and what to do."""
 
     http_status: ClassVar[int] = 500
     grpc_code: ClassVar[int] = 13
@@ -36,10 +36,10 @@ class BacklineError(Exception):
 
     @property
     def public_message(self) -> str:
-        """The message as clients get it; see private_places."""
+        """The message as clients see it; see private_places."""
         return for_clients(self.message)
 
-    #: Seconds after which trying again makes sense; None when it does not.
+    #: After how many seconds a retry makes sense; None if it does not.
     retry_after: float | None = None
 
 
@@ -88,7 +88,7 @@ class Unsupported(BacklineError):
 
 
 class DecoupledModel(Unsupported):
-    """The model gives any number of responses to a request, but the caller takes one. Dialects say it in the words of their protocol."""
+    """The model gives any number of responses, the caller takes one. Dialects word it for their protocol."""
 
 
 class Internal(BacklineError):
@@ -97,7 +97,7 @@ class Internal(BacklineError):
 
 
 class ModelFailed(Internal):
-    """The model says itself what went wrong: its text is passed on as it is."""
+    """The model reports what went wrong; its text is passed on verbatim."""
 
 
 class Unknown(BacklineError):

@@ -1,4 +1,4 @@
-"""What a caller asks of a model and what the model answers, independent of any protocol."""
+"""Requests to models and their responses, independent of any protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Parameter: TypeAlias = str | int | float | bool
 
 
 class InferResponse:
-    """The answer of one model version to one request."""
+    """The response of one model version to one request."""
 
     __slots__ = ("id", "model_name", "model_version", "outputs", "parameters")
 
@@ -35,14 +35,17 @@ class InferResponse:
 
 
 class Rescheduled(InferResponse):
-    """No answer: the model of an iterative sequence wants to have the request once more."""
+    """Not a response: the model of an iterative sequence asks for the request to run again."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceStep:
-    """A request's place in a sequence: `id` is a number above 0 or a text; `start` and `end` mark its first and last request."""
+    """A request's place in a sequence.
+
+    `id` is a positive number or a string; `start` and `end` mark the first and last request.
+    """
 
     id: int | str
     start: bool = False
@@ -50,35 +53,39 @@ class SequenceStep:
 
 
 class ResponseFlow:
-    """Whether the one who asked takes more responses. The caller pauses and resumes, on the event loop; a model that gives many looks."""
+    """Whether the caller takes more responses.
+
+    The caller pauses and resumes on the event loop; a decoupled model checks before each response.
+    """
 
     __slots__ = ("on_resume", "paused")
 
     def __init__(self) -> None:
         self.paused = False
-        #: Called at every `resume`.
+        #: Called at each `resume`.
         self.on_resume: Callable[[], None] | None = None
 
     def pause(self) -> None:
-        """From now on the model should wait before its next response."""
+        """Asks the model to wait before its next response."""
         self.paused = True
 
     def resume(self) -> None:
-        """More responses are welcome, or nobody waits for any more."""
+        """Asks for more responses, or lets the model finish because none are wanted."""
         self.paused = False
         if self.on_resume is not None:
             self.on_resume()
 
 
 class InferRequest(Struct, frozen=True, eq=False):
-    """What a caller asks of a model. Never changes: what becomes of it is its Ticket's business.
+    """What a caller asks of a model. Never changes; the Ticket holds its state.
 
-    `model_version` is a version or a label, empty for the version that the server chooses. `outputs` names the outputs
-    wanted, None for all. `priority` 0 is the model's default, 1 the highest. `deadline` is in seconds of time.monotonic():
-    a request that has not started by then is refused. `timeout` is how many seconds it may wait in a queue, as far as the
-    model's queue policy lets the caller choose. `arrived_ns` is of time.monotonic_ns().
+    `model_version` is a version or a label, empty for the default. `outputs` names the outputs wanted, None
+    for all. `priority` 0 is the model's default, 1 the highest. `deadline` is in seconds of time.monotonic():
+    a request that has not started by then is refused. `timeout` is how many seconds it may wait in a queue,
+    if the model's queue policy lets callers choose. `arrived_ns` is of time.monotonic_ns().
 
-    A struct of msgspec, as one is made for every request: a frozen dataclass takes several times as long to make.
+    A msgspec struct, because one is created for every request, and a frozen dataclass takes several times as
+    long.
     """
 
     model_name: str

@@ -1,4 +1,4 @@
-"""How the file of a model is recognised."""
+"""How model files are recognised."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelFormat:
-    """The files by which a backend's models are recognised in the folder of a version.
+    """The files by which a backend recognises its models in a version's folder.
 
-    `filenames` are complete names, in order of preference ("model.onnx"), also of a file in a folder ("model.savedmodel/saved_model.pb");
-    `suffixes` recognise the only candidate of a folder (".onnx"). With `folder` the model is the whole folder that holds the file
-    (saved_model.pb), not the file alone.
+    `filenames` are complete names, in order of preference ("model.onnx"), possibly in a subfolder
+    ("model.savedmodel/saved_model.pb"). `suffixes` recognise the only candidate in a folder (".onnx"). With
+    `folder`, the model is the whole folder that contains the file (as for saved_model.pb), not just the file.
     """
 
     backend: str

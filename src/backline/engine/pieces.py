@@ -1,4 +1,4 @@
-"""Work that would keep everybody waiting, done in pieces between other turns of the event loop."""
+"""Long work on the event loop, done in pieces between its turns so that requests need not wait."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import TypeVar
 
-#: Seconds that such work may take of one turn of the event loop; then requests have theirs.
+#: Maximum time in seconds that such work takes per turn of the loop.
 _PIECE = 0.0005
 
 Piece = TypeVar("Piece")
 
 
 async def in_pieces(work: Iterable[Piece]) -> list[Piece]:
-    """What `work` gives, each piece of which should take microseconds; between two turns whatever it looks at may change."""
+    """Does `work`, whose pieces should take microseconds each, and returns its results.
+
+    Whatever the work reads may change between turns.
+    """
     done = []
     turn = monotonic() + _PIECE
     for piece in work:

@@ -1,7 +1,8 @@
-"""Folders of the server's machine whose paths clients do not get to see.
+"""Folders of the server whose paths are hidden from clients.
 
-Messages name files by their whole path, as whoever runs the server needs it, and go to the log and the terminal like that. What a dialect
-sends passes `for_clients`. The folders are those of the process, whichever engine uses them: a path belongs to the machine.
+Messages name files by their full path for the log and the terminal, where operators need it. Everything that
+a dialect sends passes through `for_clients`. The folders apply to the whole process, whichever engine uses
+them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 
-class _Places:
-    """Folders, and what stands for them."""
+class _KnownPlaces:
+    """Private folders and their replacements."""
 
     def __init__(self) -> None:
         self._shown: dict[str, str] = {}
@@ -25,7 +26,7 @@ class _Places:
         if not self._shown:
             return
         longest_first = sorted(self._shown, key=len, reverse=True)
-        # A path begins and ends where a segment does: /models is no part of /v2/models, nor of /models-old.
+        # Matches whole segments only: /models is neither part of /v2/models nor of /models-old.
         self._pattern = re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w.-])")
 
     def hide(self, text: str) -> str:
@@ -34,11 +35,11 @@ class _Places:
         return self._pattern.sub(lambda found: self._shown[found[0]], text)
 
 
-_places: Final = _Places()
+_places: Final = _KnownPlaces()
 
 
 def keep_private(folder: Path, shown: str) -> None:
-    """From now on clients see `shown` in place of the path of `folder`."""
+    """Shows clients `shown` in place of the path of `folder`."""
     _places.add(folder, shown)
 
 

@@ -1,4 +1,4 @@
-"""Counters of single responses, of models that give any number of them to a request; in Triton's words."""
+"""Counters for the individual responses of decoupled models, in Triton's terms."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from bisect import bisect_left
 
 from backline.engine.statistics import Duration
 
-#: Responses of one request are counted by their place up to this one; all later ones count there too, so that endless streams are bounded.
+#: The highest response index counted separately. Later responses count there too, as streams may be endless.
 MAX_INDEX = 255
-#: The histogram of the time to the first response, and its buckets where a model has none of its own, both Triton's: each counts what took
-#: so many milliseconds or less, one more counts the rest.
+#: Triton's histogram of the time to the first response, and its default buckets: each counts times up to a
+#: number of milliseconds, and one more the rest.
 FIRST_RESPONSE_FAMILY = "nv_inference_first_response_histogram_ms"
 FIRST_RESPONSE_BOUNDS_MS = (100.0, 500.0, 2000.0, 5000.0)
 
 
 class ResponseCounters:
-    """The responses of one place in their streams. `empty` ones had no outputs; `cancel` counts streams that were given up there."""
+    """Responses at one index of their streams. `empty` ones had no outputs; `cancel` counts lost streams."""
 
     __slots__ = ("cancel", "compute_infer", "compute_output", "empty", "fail", "success")
 
@@ -29,10 +29,10 @@ class ResponseCounters:
 
 
 class ResponseStatistics:
-    """Counters by the index of a response in its stream: the first to every request is 0. Moments are of time.monotonic_ns().
+    """Counters by the index of a response in its stream, from 0. Times are of time.monotonic_ns().
 
-    `first` is a histogram of the time from a request's arrival to its first response, with the upper bounds `bounds_ms`; `first_ns` is the
-    sum.
+    `first` is a histogram of the time from a request's arrival to its first response, with upper bounds
+    `bounds_ms`; `first_ns` is their sum.
     """
 
     __slots__ = ("_bounds_ns", "bounds_ms", "counters", "first", "first_ns")
@@ -43,7 +43,7 @@ class ResponseStatistics:
         self.measure_first(FIRST_RESPONSE_BOUNDS_MS)
 
     def measure_first(self, bounds_ms: tuple[float, ...]) -> None:
-        """From now on the histogram has these bounds, ascending and in milliseconds; with others than before it begins anew."""
+        """Sets the bounds of the histogram, ascending, in milliseconds. New bounds reset it."""
         if bounds_ms != self.bounds_ms:
             self.bounds_ms = bounds_ms
             self._bounds_ns = [bound * 1e6 for bound in bounds_ms]
@@ -51,7 +51,11 @@ class ResponseStatistics:
             self.first_ns = 0
 
     def succeeded(self, index: int, arrived: int, started: int, ran: int, ended: int, *, empty: bool) -> None:
-        """Counts a response to a request that arrived at `arrived`: begun when the one before was ended, computed, and made ready."""
+        """Counts a response to a request that arrived at `arrived`.
+
+        `started` is when the previous response was ready, `ran` when this one was computed, and `ended` when
+        its outputs were ready.
+        """
         counters = self._at(index)
         if not index:
             took = ended - arrived

@@ -1,4 +1,4 @@
-"""The responses of one request on their way to somebody who takes them one by one."""
+"""The responses of one request, for a caller that takes them one by one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace
 
-#: Responses of one request that wait to be taken, and their bytes; the model waits then.
+#: How many responses of a request, or their bytes, may wait to be taken before the model is paused.
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 1024 * 1024
 
 
 def response_size(response: InferResponse) -> int:
-    """The bytes of the tensors of a response."""
+    """The number of bytes in the tensors of a response."""
     size = 0
     for tensor in response.outputs:
         data = tensor.data
@@ -27,11 +27,11 @@ def response_size(response: InferResponse) -> int:
 
 
 class Responses:
-    """An asynchronous iterator over the responses to a request, of which it makes the ticket.
+    """An asynchronous iterator over the responses to a request, for which it creates the ticket.
 
-    The model waits while MAX_WAITING responses or MAX_WAITING_BYTES have not been taken. An error comes after the responses
-    before it and ends the iteration. A caller that does not take all responses must close the iterator, which cancels the
-    request. Lives on the event loop.
+    The model is paused while MAX_WAITING responses or MAX_WAITING_BYTES have not been taken. An error is
+    raised after the responses before it and ends the iteration. A caller that does not take all responses
+    must close the iterator, which cancels the request. Lives on the event loop.
     """
 
     def __init__(self, request: InferRequest, trace: Trace | None = None) -> None:
@@ -54,7 +54,7 @@ class Responses:
         self._wake()
 
     def _complete(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        if response is not None:  # of a model that gives one
+        if response is not None:  # a model that is not decoupled
             self._respond(ticket, response)
         self._error = error
         self._over = True
@@ -69,7 +69,7 @@ class Responses:
         return self
 
     async def __anext__(self) -> InferResponse:
-        """The next response. Raises BacklineError when the request has failed."""
+        """The next response. Raises BacklineError if the request has failed."""
         while not self._waiting:
             if self._over:
                 error, self._error = self._error, None
@@ -87,7 +87,7 @@ class Responses:
         return response
 
     def close(self) -> None:
-        """Takes no more responses: a request that is not done is cancelled."""
+        """Takes no more responses, and cancels the request unless it is done."""
         self._waiting.clear()
         if not self._over:
             self._over = True

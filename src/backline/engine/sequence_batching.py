@@ -1,4 +1,4 @@
-"""How the requests of sequences are run together, as a configuration asks for it."""
+"""How requests of sequences are batched, according to the configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ Strategy: TypeAlias = Literal["direct", "oldest"]
 
 @dataclass(frozen=True, slots=True)
 class SequenceControl:
-    """An input that tells the model where in its sequence a request is: a tensor of one element, which no client sends.
+    """An input, not sent by clients, that tells the model about a request's place in its sequence: a tensor
+    with one element.
 
     `values` are the ones for no and yes; the id has none.
     """
@@ -27,10 +28,10 @@ class SequenceControl:
 
 @dataclass(frozen=True, slots=True)
 class SequenceState:
-    """A tensor that the model gives with every answer and gets back with the next request of the same sequence.
+    """A tensor that the model returns with every response and receives with the next request of the sequence.
 
-    Shapes are without the batch dimension. The first request gets `initial_shape` of zeros, or of what `initial_file` holds, the name of a
-    file below initial_state/ in the model's folder.
+    Shapes are without the batch dimension. The first request gets zeros of `initial_shape`, or the contents
+    of `initial_file`, a file below initial_state/ in the model's folder.
     """
 
     input: str
@@ -43,12 +44,13 @@ class SequenceState:
 
 @dataclass(frozen=True, slots=True)
 class SequenceBatching:
-    """Sequences, and how their requests are joined: times in microseconds.
+    """How sequences are batched. Times are in microseconds.
 
-    "direct" keeps each sequence in one place of the batch of one instance. Such a batch is run when `minimum_slot_utilization` of its
-    places have a request, or one has waited for `max_queue_delay_us`. "oldest" joins requests of `max_candidates` sequences an instance
-    (0: as many as fit into a batch) like any others, the sequences that began first first. A sequence ends when no request of it came
-    for `idle_us`. With `iterative` a request is a sequence of its own, which the model has again and again until it answers.
+    "direct" keeps each sequence in a fixed slot of one instance's batches. A batch runs when the fraction
+    `minimum_slot_utilization` of the slots have a request, or one has waited for `max_queue_delay_us`.
+    "oldest" batches requests of up to `max_candidates` sequences per instance (0: as many as fit into a
+    batch) as usual, oldest sequences first. A sequence ends after `idle_us` without a request. With
+    `iterative`, each request is a whole sequence, which runs again and again until the model responds.
     """
 
     strategy: Strategy = "direct"
@@ -64,7 +66,7 @@ class SequenceBatching:
 
     @property
     def hidden_inputs(self) -> frozenset[str]:
-        """The inputs of the model that no client sends."""
+        """The model's inputs that clients do not send."""
         return frozenset(control.name for control in self.controls) | frozenset(
             state.input for state in self.states
         )

@@ -1,7 +1,9 @@
-"""Memory that clients share with the server: POSIX shared memory objects, registered by name, for inputs and outputs of requests.
+"""Memory shared by clients: POSIX shared memory objects, registered by name, for inputs and outputs of
+requests.
 
-A client may shrink its object at any time, and who then touches a mapping of it is killed by SIGBUS. So an object is never mapped here: it
-is read and written as a file, which fails instead (docs/decisions/client-shared-memory.md). Texts are those of Triton.
+A client may shrink its object at any time, and then any access to a mapping of it raises SIGBUS and kills the
+process. So objects are never mapped here, but read and written as files, which fails safely
+(docs/decisions/client-shared-memory.md). Messages are Triton's.
 """
 
 from __future__ import annotations
@@ -27,22 +29,25 @@ from backline.engine.errors import (
 )
 from backline.engine.tensor import Buffer
 
-#: Where Linux keeps the objects of shm_open.
+#: Where Linux keeps shm_open's objects.
 FOLDER: Final = Path("/dev/shm")
 #: Keys of the shared memory of Triton's own Python backend.
 RESERVED_PREFIX: Final = "triton_python_backend_shm_region_"
-#: Each region holds a descriptor.
+#: Each region holds a file descriptor.
 MAX_REGIONS: Final = 1000
 _LONGEST_NAME: Final = 255
 
 
 class Region:
-    """A part of a shared memory object: `byte_size` bytes from `offset` on. Other offsets here count from its beginning."""
+    """A part of a shared memory object: `byte_size` bytes from `offset`. Other offsets are relative to it."""
 
     __slots__ = ("__weakref__", "_descriptor", "byte_size", "key", "name", "offset")
 
     def __init__(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Opens the object. Raises InvalidArgument for one that cannot be opened, may not be used, or is smaller."""
+        """Opens the object.
+
+        Raises InvalidArgument if it cannot be opened, may not be used, or is too small.
+        """
         self.name = name
         self.key = key
         self.offset = offset
@@ -62,14 +67,14 @@ class Region:
             raise InvalidArgument(f"failed to register shared memory region '{name}': invalid args ({why})")
 
     def check(self, offset: int, size: int) -> None:
-        """Raises InvalidArgument unless `size` bytes from `offset` on, at least one, lie in the region."""
+        """Raises InvalidArgument unless `size` bytes from `offset`, at least one, lie within the region."""
         if offset >= self.byte_size:
             raise InvalidArgument(f"Invalid offset for shared memory region: '{self.name}'")
         if not 0 < size <= self.byte_size - offset:
             raise InvalidArgument(f"Invalid offset + byte size for shared memory region: '{self.name}'")
 
     def read(self, offset: int, into: np.ndarray) -> None:
-        """Fills `into`, UINT8 [n], from the region. Raises InvalidArgument when the object has become smaller than that."""
+        """Fills `into`, UINT8 [n], from the region. Raises InvalidArgument if the object has shrunk."""
         done = 0
         while done < len(into):
             got = os.preadv(self._descriptor, [into[done:].data], self.offset + offset + done)
@@ -78,10 +83,13 @@ class Region:
             done += got
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Writes bytes into the region. Raises InvalidArgument when the object has become smaller, Internal when memory is out."""
+        """Writes bytes into the region.
+
+        Raises InvalidArgument if the object has shrunk below that, Internal if memory is exhausted.
+        """
         view = memoryview(data).cast("B")
         place = self.offset + offset
-        if os.fstat(self._descriptor).st_size < place + len(view):  # writing would make it larger again
+        if os.fstat(self._descriptor).st_size < place + len(view):  # a write would enlarge it again
             raise self._shrunk()
         try:
             while view:
@@ -95,43 +103,46 @@ class Region:
 
     def _shrunk(self) -> InvalidArgument:
         return InvalidArgument(
-            f"shared memory region '{self.name}' has lost memory since it was registered: '{self.key}' was made smaller"
+            f"shared memory region '{self.name}' has shrunk since it was registered:"
+            f" '{self.key}' is smaller now"
         )
 
 
 class SharedMemory:
     """The regions that clients have registered. Lives on the event loop.
 
-    `max_request_bytes` is what one request may have read from regions, `max_copied_bytes` what all requests may that are not done.
+    `max_request_bytes` limits what one request may read from regions, `max_copied_bytes` what all requests in
+    flight may.
     """
 
     def __init__(self, max_request_bytes: int, max_copied_bytes: int) -> None:
         self._regions: dict[str, Region] = {}
-        #: Unregistered, but in use: gone with the last request that holds them.
+        #: Unregistered but in use; closed with the last request that uses them.
         self._leaving: WeakValueDictionary[str, Region] = WeakValueDictionary()
         self._max_request_bytes = max_request_bytes
         self._max_copied_bytes = max_copied_bytes
-        #: Bytes that are held, and those of copies that were given up since: on whichever thread, and in the middle of anything.
+        #: The bytes of all copies, and of copies released since, which may happen on any thread at any time.
         self._copied_bytes = 0
         self._given_up: deque[int] = deque()
         self._lock = Lock()
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Opens the object that is called `key` (a name for shm_open). Raises BacklineError."""
+        """Opens the object called `key` (a name for shm_open). Raises BacklineError."""
         if not 0 < len(name) <= _LONGEST_NAME:
             raise InvalidArgument(
-                f"the name of a shared memory region has 1 to {_LONGEST_NAME} characters, this one has {len(name)}"
+                f"the name of a shared memory region has {len(name)} characters,"
+                f" expected 1 to {_LONGEST_NAME}"
             )
         if name in self._regions or name in self._leaving:
             raise AlreadyExists(f"shared memory region '{name}' already in manager")
         if len(self._regions) + len(self._leaving) >= MAX_REGIONS:
             raise Unavailable(
-                f"there are {MAX_REGIONS} shared memory regions, the most that there may be; unregister those out of use"
+                f"there are {MAX_REGIONS} shared memory regions, the maximum; unregister unused ones"
             )
         self._regions[name] = Region(name, key, offset, byte_size)
 
     def unregister(self, name: str) -> None:
-        """Closes a region, when it is in use as soon as it no longer is; until then it is there. Nothing happens if there is none."""
+        """Closes a region, or, if it is in use, does so after its last use. No effect if there is none."""
         region = self._regions.pop(name, None)
         if region is not None:
             self._leaving[name] = region
@@ -145,31 +156,34 @@ class SharedMemory:
         yield from sorted((*self._regions.values(), *self._leaving.values()), key=lambda region: region.name)
 
     def region(self, name: str) -> Region:
-        """Raises NotFound."""
+        """The region of this name. Raises NotFound."""
         found = self._regions.get(name) or self._leaving.get(name)
         if found is None:
             raise NotFound(f"Unable to find shared memory region: '{name}'")
         return found
 
     def check_size(self, size: int) -> None:
-        """Raises PayloadTooLarge when a request reads more than it may."""
+        """Raises PayloadTooLarge if a request reads more than it may."""
         if size > self._max_request_bytes:
             raise PayloadTooLarge(
-                f"the inputs of the request have {size} bytes in shared memory, more than the {self._max_request_bytes} that a request may"
-                " bring. Use --http-max-input-size to increase the limit."
+                f"the inputs of the request have {size} bytes in shared memory,"
+                f" more than the {self._max_request_bytes} allowed per request."
+                " Use --http-max-input-size to increase the limit."
             )
 
     def read(self, region: Region, offset: int, size: int) -> np.ndarray:
-        """A copy of bytes of a region, UINT8 [size], which counts until it is given up. On any thread.
+        """A copy of bytes of a region, UINT8 [size], which counts against the limit until released. Runs on
+        any thread.
 
-        Raises Unavailable when too much is held, InvalidArgument as Region.read.
+        Raises Unavailable if too many bytes are copied already, InvalidArgument as Region.read.
         """
         with self._lock:
             while self._given_up:
                 self._copied_bytes -= self._given_up.popleft()
             if self._copied_bytes + size > self._max_copied_bytes:
                 raise Unavailable(
-                    f"requests hold {self._copied_bytes} bytes out of shared memory; no more than {self._max_copied_bytes} may be held",
+                    f"requests in flight hold {self._copied_bytes} bytes copied from shared memory;"
+                    f" the limit is {self._max_copied_bytes}",
                     1,
                 )
             self._copied_bytes += size
@@ -180,11 +194,12 @@ class SharedMemory:
 
 
 def _open(name: str, key: str) -> int:
-    """The object of a key, opened. The rules of a key are those of shm_open(3): leading slashes, and no other."""
+    """Opens the object for a key. As for shm_open(3), a key may have leading slashes but no others."""
     bare = key.lstrip("/") if len(key) <= 2 * _LONGEST_NAME else ""
     if bare.startswith(RESERVED_PREFIX):
         raise InvalidArgument(
-            f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved prefix '{RESERVED_PREFIX}'"
+            f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved"
+            f" prefix '{RESERVED_PREFIX}'"
         )
     if (
         not bare
@@ -195,7 +210,7 @@ def _open(name: str, key: str) -> int:
     ):
         raise _cannot_open(key)
     try:
-        # Not blocking: what lies there may be a pipe.
+        # Non-blocking, since the file may be a pipe.
         return os.open(FOLDER / bare, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (OSError, UnicodeError):
         raise _cannot_open(key) from None

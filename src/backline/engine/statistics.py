@@ -1,4 +1,4 @@
-"""Counters of a model version, in Triton's words; written by the scheduler once a batch, read by statistics and metrics."""
+"""Counters of a model version, in Triton's terms, which the scheduler updates once per batch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from backline.engine.response_statistics import ResponseStatistics
     from backline.engine.ticket import Ticket
 
-#: The histogram has one bucket for each power of two of microseconds: bucket i counts durations below 2**i us, and not below 2**(i-1).
+#: One bucket for each power of two in microseconds: bucket i counts durations from 2**(i-1) to below 2**i.
 HISTOGRAM_BUCKETS = 48
 
 
-#: Seconds that a timer may be early that ends a request at its deadline.
+#: By how many seconds a timer for a deadline may fire early.
 _EARLY = 0.002
 
 
 class Duration:
-    """A count and the sum of as many durations, in nanoseconds."""
+    """A number of durations, and their sum in nanoseconds."""
 
     __slots__ = ("count", "ns")
 
@@ -33,7 +33,7 @@ class Duration:
 
 
 class ComputeTimes:
-    """What the runs for one request have taken, of those that are made of several: in nanoseconds, all runs together."""
+    """The times of all runs for one request that needs several, in nanoseconds."""
 
     __slots__ = ("infer", "input", "output")
 
@@ -49,7 +49,7 @@ class ComputeTimes:
 
 
 class BatchStatistics:
-    """The executions of one batch size."""
+    """The executions with one batch size."""
 
     __slots__ = ("compute_infer", "compute_input", "compute_output")
 
@@ -60,7 +60,7 @@ class BatchStatistics:
 
 
 class CallStatistics:
-    """The calls that one model has made of another, from the call to the last response, by what came of them."""
+    """The calls that one model made to another, from the call to the last response, by outcome."""
 
     __slots__ = ("cancel", "fail", "success")
 
@@ -73,16 +73,18 @@ class CallStatistics:
 class ModelStatistics:
     """Counters of one model version.
 
-    `inference_count` counts items (a request of batch size 8 counts 8), `execution_count` runs. `success`, `fail`, `queue` and `compute_*`
-    count requests. `latency` is a histogram of request durations, `queueing` of the time in the queue (see HISTOGRAM_BUCKETS).
+    `inference_count` counts items (a request of batch size 8 counts 8), `execution_count` counts runs.
+    `success`, `fail`, `queue` and `compute_*` count requests. `latency` is a histogram of request durations,
+    `queueing` of times in the queue (see HISTOGRAM_BUCKETS).
 
-    Requests that were not answered, and not counted as `fail`: `rejected_invalid` did not fit the model, `rejected_full` found its queue
-    full and `rejected_total` those of all models together, `rejected_late` could not be answered within the model's objective or their own
-    deadline, and were not run; of `expired` the timeout or the deadline passed, and of `cancelled` nobody waited for the answer any more,
-    in the queue or while they ran. `timed_out` runs took longer than they may, `stuck` is how many of them go
-    on now because the runtime cannot end them.
+    These count requests without a response that are not in `fail`. Refused on arrival: `rejected_invalid` did
+    not fit the model, `rejected_full` found its queue full, `rejected_total` found the queues of all models
+    full, and `rejected_late` could not meet the model's objective or their own deadline. Ended later:
+    `expired` ran out of time, and `cancelled` were cancelled by their caller, in the queue or while running.
+    `timed_out` counts runs that took longer than allowed; `stuck` is how many of these still continue because
+    the runtime cannot end them.
 
-    `calls` are those of other models that this one has made to answer, by the other's name.
+    `calls` counts calls to other models, by name, made while serving requests.
     """
 
     __slots__ = (
@@ -120,7 +122,7 @@ class ModelStatistics:
         self.execution_count = 0
         self.success = Duration()
         self.fail = Duration()
-        #: Of `expired` and `cancelled`: how long they had been there.
+        #: How long `expired` and `cancelled` requests had been there.
         self.given_up = Duration()
         self.queue = Duration()
         self.compute_input = Duration()
@@ -141,16 +143,16 @@ class ModelStatistics:
         self.stuck = 0
         self.load_seconds = 0.0
         self.calls: dict[str, CallStatistics] = {}
-        #: Of a model that gives any number of responses to a request.
+        #: Set for decoupled models.
         self.responses: ResponseStatistics | None = None
 
     def record_batch(
         self, tickets: Sequence[Ticket], items: int, started: int, gathered: int, ran: int, ended: int
     ) -> None:
-        """Counts one successful execution of `requests`, `items` in all.
+        """Counts one successful execution of `tickets`, `items` in total.
 
-        The moments, all of time.monotonic_ns(), are those at which the batch was taken from the queue, its inputs were gathered, the run
-        ended and the outputs were split.
+        The times, of time.monotonic_ns(), are when the batch was taken from the queue, its inputs were
+        gathered, its run ended, and its outputs were split.
         """
         self.record_answers(tickets, items, started, gathered, ran, ended)
         self.record_execution(items, started, gathered, ran, ended)
@@ -158,7 +160,7 @@ class ModelStatistics:
     def record_answers(
         self, tickets: Sequence[Ticket], items: int, started: int, gathered: int, ran: int, ended: int
     ) -> None:
-        """Counts the requests of an execution that have succeeded; `items` is the sum of their batch sizes."""
+        """Counts the requests of a successful execution; `items` is the sum of their batch sizes."""
         count = len(tickets)
         self.last_inference_ms = int(time() * 1000)
         self.inference_count += items
@@ -182,7 +184,7 @@ class ModelStatistics:
         self.compute_output.add(count, compute_output * count)
 
     def record_execution(self, items: int, started: int, gathered: int, ran: int, ended: int) -> None:
-        """Counts a run of the model, whatever has become of its requests; one that failed may not have come to all moments (0)."""
+        """Counts a run of the model, whatever its outcome. Times that a failed run did not reach are 0."""
         self.execution_count += 1
         batch = self.batches.get(items)
         if batch is None:
@@ -194,21 +196,22 @@ class ModelStatistics:
         batch.compute_output.add(1, ended - ran)
 
     def calls_of(self, called: str) -> CallStatistics:
-        """The calls of another model, which are counted there."""
+        """The statistics of calls to another model."""
         found = self.calls.get(called)
         if found is None:
             found = self.calls[called] = CallStatistics()
         return found
 
     def record_call(self, called: str, outcome: Literal["success", "fail", "cancel"], ns: int) -> None:
-        """Counts a call of another model that has ended."""
+        """Counts a finished call to another model."""
         getattr(self.calls_of(called), outcome).add(1, ns)
 
     def record_in_parts(self, ticket: Ticket, started: int, ended: int, compute: ComputeTimes) -> None:
-        """Counts a request that was run in several parts, whose items and runs are counted already.
+        """Counts a request that ran in several parts, whose items and runs are counted already.
 
-        Its first part was taken from the queue and its last one ended at these moments of time.monotonic_ns(); `compute` are the times of
-        all its parts, which may be more than those between, as parts run side by side.
+        `started` is when its first part was taken from the queue, `ended` when its last one ended
+        (time.monotonic_ns()). `compute` sums the times of all parts, which may exceed that interval because
+        parts run concurrently.
         """
         self.last_inference_ms = int(time() * 1000)
         arrived = ticket.request.arrived_ns
@@ -223,9 +226,9 @@ class ModelStatistics:
             ticket.compute.add(compute.input, compute.infer, compute.output)
 
     def record_in_steps(self, ticket: Ticket, started: int, ended: int, compute: ComputeTimes) -> None:
-        """Counts a request that was run in the steps of an ensemble, as Triton does: one execution, which took what its steps took.
+        """Counts a request to an ensemble as Triton does: as one execution that took as long as its steps.
 
-        What the steps have waited is in the request's duration only. The moments and `compute` are as of `record_in_parts`.
+        The time that steps waited is only part of the total duration. Arguments as for `record_in_parts`.
         """
         self.inference_count += ticket.batch_size
         self.record_in_parts(ticket, started, ended, compute)
@@ -238,7 +241,7 @@ class ModelStatistics:
         batch.compute_output.add(1, compute.output)
 
     def record_cancelled(self, ticket: Ticket) -> None:
-        """Counts a request that its caller has given up: as expired when that was for its deadline, which is over."""
+        """Counts a request cancelled by its caller: as expired if the caller's deadline has passed."""
         if ticket.waits_until is not None and ticket.waits_until <= monotonic() + _EARLY:
             self.record_expired(ticket)
         else:
@@ -251,9 +254,10 @@ class ModelStatistics:
         self.given_up.add(1, monotonic_ns() - ticket.request.arrived_ns)
 
     def record_cache_hit(self, arrived: int, looked: int, lookup_ns: int, ended: int) -> None:
-        """Counts a request that was answered without a run: it is a success, but no inference and no execution.
+        """Counts a request completed without a run: a success, but neither an inference nor an execution.
 
-        It arrived, was looked up and was answered at these moments of time.monotonic_ns(); the look took `lookup_ns`.
+        It arrived, was looked up and completed at the given times of time.monotonic_ns(); the lookup took
+        `lookup_ns`.
         """
         self.last_inference_ms = int(time() * 1000)
         self.success.add(1, ended - arrived)
@@ -263,13 +267,13 @@ class ModelStatistics:
         self.queueing[((looked - arrived) // 1000).bit_length()] += 1
 
     def record_cache_miss(self, ns: int) -> None:
-        """Counts a run whose outputs were not found before and were kept; looking and keeping took `ns`, the latter behind the run."""
+        """Counts a run whose outputs were added to the cache. Lookup and insertion took `ns`."""
         self.cache_miss.add(1, ns)
         self.success.ns += ns
 
 
 class LoadStatistics:
-    """The loads of all versions of one model: how many succeeded and failed, and the seconds that those took which succeeded."""
+    """All loads of a model: the numbers of successes and failures, and the total seconds of the successes."""
 
     __slots__ = ("failed", "seconds", "succeeded")
 
@@ -279,7 +283,7 @@ class LoadStatistics:
         self.seconds = 0.0
 
 
-#: Why requests were not answered, and how many for each reason; see ModelStatistics.
+#: Why requests had no response, and the count for each reason; see ModelStatistics.
 FAILURES: Mapping[str, Callable[[ModelStatistics], int]] = {
     "queue_full": lambda s: s.rejected_full,
     "total_limit": lambda s: s.rejected_total,

@@ -1,4 +1,4 @@
-"""A named tensor, and its bytes on the wire."""
+"""Named tensors, and their bytes on the wire."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _LENGTH = struct.Struct("<I")
 class Tensor:
     """A named array.
 
-    `shape` has no negative dimension and `data.shape == shape`. `data` is a numpy array of `datatype.dtype`, often a read-only view of
-    received bytes: whoever writes must copy. BYTES are object arrays of `bytes`, BF16 are uint16 arrays of bits.
+    `shape` equals `data.shape` and has no negative dimensions. `data` is a numpy array of `datatype.dtype`,
+    often a read-only view of received bytes: copy before writing. BYTES are object arrays of `bytes`, BF16
+    are uint16 arrays of bits.
     """
 
     __slots__ = ("data", "datatype", "name", "shape")
@@ -38,14 +39,15 @@ class Tensor:
 
 
 def element_count(shape: Sequence[int]) -> int:
-    """The number of elements; Python's integers, so no shape overflows. A rank-0 tensor has one."""
+    """The number of elements, 1 for rank 0. Computed with Python integers, so that no shape overflows."""
     return math.prod(shape)
 
 
 def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> Tensor:
-    """The tensor whose row-major little-endian bytes are `raw` (BYTES: a 4-byte length before each element), without a copy.
+    """The tensor with the row-major little-endian bytes `raw`, without a copy. BYTES have a 4-byte length
+    before each element.
 
-    Raises InvalidArgument when the size of `raw` is not that of the shape; nothing is allocated before that is known.
+    Raises InvalidArgument, before allocating anything, if the size of `raw` does not match the shape.
     """
     count = element_count(shape)
     if datatype is DataType.BYTES:
@@ -53,13 +55,14 @@ def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> T
     size = count * datatype.itemsize
     if len(raw) != size:
         raise InvalidArgument(
-            f"input byte size mismatch for input '{name}': expected {size} bytes for shape {list(shape)} of {datatype.name}, got {len(raw)}"
+            f"input byte size mismatch for input '{name}': expected {size} bytes for shape {list(shape)}"
+            f" of {datatype.name}, got {len(raw)}"
         )
     return Tensor(name, datatype, shape, np.frombuffer(raw, datatype.dtype).reshape(shape))
 
 
 def encode_tensor(tensor: Tensor) -> Buffer:
-    """The bytes of a tensor, as `decode_tensor` reads them: a view where the array is contiguous."""
+    """The bytes of a tensor, as read by `decode_tensor`; a view if the array is contiguous."""
     if tensor.datatype is DataType.BYTES:
         return _encode_bytes(tensor.data)
     data = tensor.data
@@ -75,11 +78,10 @@ def encode_tensor(tensor: Tensor) -> Buffer:
 def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:
     view = memoryview(raw).cast("B")
     total = len(view)
-    if (
-        count * 4 > total
-    ):  # every element has a length of 4 bytes: a shape that dwarfs the data is refused before allocation
+    # each element has a length of 4 bytes, so a shape much larger than the data is refused before allocation
+    if count * 4 > total:
         raise InvalidArgument(
-            f"input '{name}' declares {count} BYTES elements, but its {total} bytes cannot hold as many"
+            f"input '{name}' declares {count} BYTES elements, but its {total} bytes cannot hold that many"
         )
     lengths = _LENGTH.unpack_from
     found: list[bytes] = []

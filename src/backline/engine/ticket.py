@@ -1,4 +1,4 @@
-"""A request on its way: its state, the one owner it has at any moment, and what happens to it at its end."""
+"""A request on its way: its state, its current owner, and what happens at its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("backline.engine")
 
 
 class TicketState(Enum):
-    """Where a ticket stands. The members are also module constants: `ticket.state is QUEUED` is the fast test."""
+    """The state of a ticket. The members are also module constants, as `ticket.state is QUEUED` is faster."""
 
     NEW = "new"
     QUEUED = "queued"
@@ -33,20 +33,20 @@ class TicketState(Enum):
 
 #: Not submitted yet.
 NEW: Final = TicketState.NEW
-#: In a queue, or in something made of other requests (an ensemble, a split): its deadline can still end it.
+#: In a queue, or composed of other requests (an ensemble, a split request): its deadline can still end it.
 QUEUED: Final = TicketState.QUEUED
 #: Handed to an instance: only cancellation ends it early.
 RUNNING: Final = TicketState.RUNNING
-#: Answered, with a response or an error, or refused by an exception of `submit`.
+#: Completed with a response or an error, or refused by an exception from `submit`.
 DONE: Final = TicketState.DONE
 #: The caller has left: the completion is never called.
 CANCELLED: Final = TicketState.CANCELLED
-#: The deadline passed first, and the caller has been answered with that.
+#: The deadline passed: the ticket completed with an error that says so.
 EXPIRED: Final = TicketState.EXPIRED
 
 _ENDS: Final = frozenset({DONE, CANCELLED, EXPIRED})
 
-#: The legal transitions. A queue may hand a ticket to another queue, and a batch that never started returns to its queue.
+#: The legal transitions. Queues hand tickets on to other queues, and batches that never started return.
 TRANSITIONS: Final[Mapping[TicketState, frozenset[TicketState]]] = MappingProxyType(
     {
         NEW: frozenset({QUEUED, RUNNING}) | _ENDS,
@@ -60,29 +60,31 @@ TRANSITIONS: Final[Mapping[TicketState, frozenset[TicketState]]] = MappingProxyT
 
 
 class IllegalTransition(Exception):
-    """A ticket was moved to a state that does not follow its present one: a defect of the server, never a client's fault."""
+    """A ticket was moved to a state that cannot follow its current one: a bug in the server."""
 
 
 class Owner:
-    """What holds a ticket that is not done: a queue, a scheduler with a run, an ensemble, a cache. A ticket has one at a time."""
+    """Whoever holds a ticket that is not done: a queue, a scheduler during a run, an ensemble, a cache. A
+    ticket has one owner at a time.
+    """
 
     __slots__ = ()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """The caller has left, or the deadline has passed. Called once; the ticket has no owner any more."""
+        """The caller has left, or the deadline has passed. Called once; the ticket no longer has an owner."""
         raise NotImplementedError
 
     def postponed(self, ticket: Ticket) -> None:
-        """The ticket's deadline has moved: an owner that has derived other tickets from it moves theirs."""
+        """The ticket's deadline has moved. An owner with stand-ins for it must move theirs."""
 
 
 class Listener:
-    """Follows a ticket without owning it: a deadline, a trace, a recording. Every method is called on the event loop."""
+    """Follows a ticket without owning it: a deadline, a trace, a recording. Called on the event loop."""
 
     __slots__ = ()
 
     def responded(self, ticket: Ticket, response: InferResponse) -> None:
-        """One of any number of responses is about to be handed to the caller."""
+        """One of many responses is about to be passed to the caller."""
 
     def ended(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         """The ticket is done; the completion is called next."""
@@ -91,13 +93,13 @@ class Listener:
         """The completion has returned."""
 
     def abandoned(self, ticket: Ticket) -> None:
-        """The ticket was cancelled: its completion is never called."""
+        """The ticket was cancelled: its completion will never be called."""
 
     def refused(self, ticket: Ticket, error: BacklineError) -> None:
         """`submit` has raised this error."""
 
 
-#: Called once, on the event loop: with a response, or with an error; with neither after the last of many responses.
+#: Called once, on the event loop, with a response or an error; with neither after the last of many responses.
 Completion: TypeAlias = Callable[["Ticket", InferResponse | None, BacklineError | None], None]
 #: Called on the event loop with each response of a decoupled model, before the completion.
 OnResponse: TypeAlias = Callable[["Ticket", InferResponse], None]
@@ -106,11 +108,12 @@ OnResponse: TypeAlias = Callable[["Ticket", InferResponse], None]
 class Ticket:
     """A submitted request. The completion is called exactly once, unless the ticket is cancelled or refused.
 
-    `request` is what the caller asked. `deadline` (seconds of time.monotonic()) is when it is refused unless it runs: the
-    caller's, or an earlier one that a queue's policy sets. `waits_until` is the caller's deadline alone. `level` is the
-    request's priority, or the level a queue has assigned. `batch_size` and `batch_key` are set when the model checks the
-    request: items, and what must be equal for two requests to run in one batch. `context` belongs to the caller. A caller
-    that takes any number of responses passes `on_response` and `flow`; without them a decoupled model refuses the request.
+    `request` is what the caller asked. `deadline` (seconds of time.monotonic()) is when it expires unless it
+    runs: the caller's deadline, or an earlier one set by a queue's policy. `waits_until` is the caller's
+    alone. `level` is the request's priority, or the level assigned by a queue. The model's check sets
+    `batch_size`, the number of items, and `batch_key`, which must be equal for requests to share a batch.
+    `context` belongs to the caller. Callers that take any number of responses pass `on_response` and `flow`;
+    without them a decoupled model refuses the request.
     """
 
     __slots__ = (
@@ -143,7 +146,7 @@ class Ticket:
         self.request = request
         self.flow = flow
         self.context = context
-        #: What follows the request, if anything does.
+        #: Traces the request, if anything does.
         self.trace = trace
         self.state = NEW
         self.owner: Owner | None = None
@@ -151,7 +154,7 @@ class Ticket:
         self.level = request.priority
         self.batch_size = 1
         self.batch_key: object = None
-        #: Where the times of its run are added, if somebody wants to know them.
+        #: Where the times of its runs are added up, if set.
         self.compute: ComputeTimes | None = None
         self._on_complete = on_complete
         self._on_response = on_response
@@ -164,7 +167,7 @@ class Ticket:
         flow: ResponseFlow | None = None,
         **changes: Any,
     ) -> Ticket:
-        """A new ticket that runs in place of this one: the same request but for `changes`, with the same age, patience and level."""
+        """A new ticket to run in place of this one: its request with `changes`, its deadlines and level."""
         other = Ticket(replace(self.request, **changes), on_complete, on_response, flow, None, self.trace)
         other.deadline, other.waits_until, other.level = self.deadline, self.waits_until, self.level
         other.batch_size, other.batch_key, other.compute = self.batch_size, self.batch_key, self.compute
@@ -177,13 +180,13 @@ class Ticket:
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody waits for the answer any more: cancelled or expired."""
+        """Whether nobody awaits a response any more: the ticket is cancelled or expired."""
         return self.state is CANCELLED or self.state is EXPIRED
 
-    # the way through the server
+    # on its way through the server
 
     def enqueue(self, owner: Owner) -> None:
-        """Puts the ticket into the hands of `owner`, which is notified when it is cancelled."""
+        """Hands the ticket to `owner`, which is notified of a cancellation."""
         state = self.state
         if state is not NEW and state is not QUEUED and state is not RUNNING:
             raise self._illegal(QUEUED)
@@ -191,7 +194,9 @@ class Ticket:
         self.owner = owner
 
     def start(self, owner: Owner | None) -> None:
-        """Hands the ticket to an instance. `owner` is notified of a cancellation; None where the run cannot be ended early."""
+        """Hands the ticket to an instance. `owner` learns of a cancellation; None if the run cannot end
+        then.
+        """
         state = self.state
         if state is not QUEUED and state is not NEW:
             raise self._illegal(RUNNING)
@@ -199,11 +204,11 @@ class Ticket:
         self.owner = owner
 
     def release(self) -> None:
-        """Leaves the ticket without an owner while it changes hands: a cancellation in between notifies nobody."""
+        """Removes the owner while the ticket changes hands: a cancellation in between notifies nobody."""
         self.owner = None
 
     def respond(self, response: InferResponse) -> None:
-        """Hands out one of any number of responses. Exceptions in the callback are logged, so that later requests still run."""
+        """Passes on one of many responses. Exceptions in the callback are logged, not raised."""
         for listener in self._listeners:
             listener.responded(self, response)
         on_response = self._on_response
@@ -212,12 +217,15 @@ class Ticket:
         try:
             on_response(self, response)
         except Exception:
-            log.exception("a response of model '%s' could not be delivered", self.request.model_name)
+            log.exception(
+                "the on_response callback of a request to model '%s' failed", self.request.model_name
+            )
 
     def complete(self, response: InferResponse | None, error: BacklineError | None) -> None:
-        """Answers the caller, unless nobody waits. Exceptions in the completion are logged, so that later requests still complete.
+        """Completes the ticket, unless it is cancelled or expired.
 
-        A second completion raises IllegalTransition. One after a cancellation is late, which is no fault of anybody's.
+        Exceptions in the completion are logged, so that later requests still complete. A second completion
+        raises IllegalTransition. One after a cancellation is merely late and has no effect.
         """
         state = self.state
         if state is not RUNNING and state is not QUEUED and state is not NEW:
@@ -235,12 +243,12 @@ class Ticket:
         try:
             self._on_complete(self, response, error)
         except Exception:
-            log.exception("the answer of model '%s' could not be delivered", self.request.model_name)
+            log.exception("the completion of a request to model '%s' failed", self.request.model_name)
         for listener in listeners:
             listener.delivered(self, error)
 
     def refuse(self, error: BacklineError) -> None:
-        """Ends a ticket whose submission raises `error`: the caller gets the exception, so the completion is not called."""
+        """Ends a ticket whose submission raises `error`. The caller gets the exception, not a completion."""
         if self.state in _ENDS:
             return
         self.state = DONE
@@ -251,7 +259,7 @@ class Ticket:
     def cancel(self) -> None:
         """The caller has left: the completion is never called, and a request that has not started never runs.
 
-        Called on the event loop. Has no effect on a ticket that is done.
+        Called on the event loop. No effect on a ticket that is done.
         """
         if self.state in _ENDS:
             return
@@ -260,7 +268,10 @@ class Ticket:
         self._leave(CANCELLED)
 
     def expire(self, error: BacklineError) -> None:
-        """The deadline has passed: as `cancel`, but the caller is answered with `error`. Has no effect on a ticket that is done."""
+        """The deadline has passed: as `cancel`, but completes with `error`.
+
+        No effect on a ticket that is done.
+        """
         if self.state in _ENDS:
             return
         self._leave(EXPIRED)
@@ -274,19 +285,20 @@ class Ticket:
 
     def _illegal(self, state: TicketState) -> IllegalTransition:
         return IllegalTransition(
-            f"a request of model '{self.request.model_name}' is {self.state.value} and cannot become {state.value}"
+            f"a request to model '{self.request.model_name}' is {self.state.value},"
+            f" so it cannot become {state.value}"
         )
 
-    # what others may want
+    # for others
 
     def postpone(self, deadline: float | None) -> None:
-        """Gives the ticket another deadline while it waits."""
+        """Changes the deadline of a waiting ticket."""
         self.deadline = deadline
         if self.owner is not None:
             self.owner.postponed(self)
 
     def listen(self, listener: Listener) -> None:
-        """Adds a listener, for the rest of the ticket's life."""
+        """Adds a listener for the rest of the ticket's life."""
         self._listeners = (*self._listeners, listener)
 
     @property
@@ -295,19 +307,19 @@ class Ticket:
 
 
 def unsubmitted(request: InferRequest) -> Ticket:
-    """The ticket of a request that is checked and never submitted."""
+    """A ticket for a request that is checked but never submitted."""
     return Ticket(request, _never_called)
 
 
 def _never_called(*_: object) -> None:
-    raise AssertionError("a request that is only checked has no answer")
+    raise AssertionError("a request that is only checked never completes")
 
 
 def start_all(tickets: Iterable[Ticket], owner: Owner | None) -> None:
     """Hands queued tickets to an instance together; see Ticket.start."""
     for ticket in tickets:
         if ticket.state is not QUEUED:
-            ticket.start(owner)  # raises, unless it was never queued
+            ticket.start(owner)  # raises unless the ticket is new
         ticket.state = RUNNING
         ticket.owner = owner
 

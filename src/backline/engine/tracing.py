@@ -1,6 +1,6 @@
-"""The seam to what follows requests on their way: the engine and the schedule carry it, and do not look inside.
+"""The seam to what traces requests: engine and schedule carry it without looking inside.
 
-While nothing is traced, `Ticket.trace` is None and this costs nothing.
+While nothing is traced, `Ticket.trace` is None and tracing costs nothing.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ if TYPE_CHECKING:
     from backline.engine.errors import BacklineError
     from backline.engine.ticket import Ticket
 
-#: How a request came, as traces call it.
+#: How a request arrived, as traces call it.
 TraceProtocol: TypeAlias = Literal["HTTP", "GRPC"]
-#: Values of trace settings as clients see them: texts, or several of them.
+#: The value of a trace setting as clients see it: one string or several.
 SettingValue: TypeAlias = str | list[str]
 
 
 class RunMoments(Protocol):
-    """A run of a model, as workers.batch.Batch has it: moments of time.monotonic_ns(), of which those that it did not come to are 0.
+    """A run of a model, implemented by workers.batch.Batch. Times are of time.monotonic_ns(), 0 if not
+    reached.
 
-    One that is not `executed` never came to the model.
+    A run that is not `executed` never reached the model.
     """
 
     executed: bool
@@ -38,52 +39,55 @@ class RunMoments(Protocol):
 
 
 class Trace(Protocol):
-    """What follows one request, or the exchange with a client that requests are for. Lives on the event loop.
+    """Traces one request, or the exchange with a client that requests belong to. Lives on the event loop.
 
-    Before it is submitted, the trace of a request is that which it is a part of; from then on it is its own.
+    Before a request is submitted, its trace is its parent's; after that it has one itself.
     """
 
     @property
     def context(self) -> str:
-        """Where it stands, for models that trace what they do: a JSON object with `traceparent`, or an empty one."""
+        """The trace context, for models that trace their work: a JSON object with `traceparent`, or empty."""
 
     def follow(self, ticket: Ticket) -> Trace:
-        """The trace of a request that is part of this one; called just before it is submitted."""
+        """The trace of a request that is part of this one. Called just before the request is submitted."""
 
     def beside(self, others: Sequence[Trace]) -> Trace:
-        """This one, for a request that is a part of the others, too."""
+        """This trace, for a request that is also part of `others`."""
 
     def ran(self, run: RunMoments) -> None:
         """A run with this request has ended."""
 
     def unreadable(self, error: BacklineError) -> None:
-        """No request could be made of what the client sent."""
+        """What the client sent could not be read as a request."""
 
 
 class Tracer(Protocol):
-    """What is told of the requests of clients."""
+    """Receives the requests of clients."""
 
     def arrived(
         self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int
     ) -> Trace | None:
-        """A request has come, which was read from `began_ns` of time.monotonic_ns() on; the answer is None if it is not to be followed."""
+        """A request has arrived, read since `began_ns` (of time.monotonic_ns()).
+
+        Returns None if the request is not traced.
+        """
 
 
 class TraceControl(Protocol):
-    """What clients may see and change of what is followed. `model` is empty for all models that have nothing of their own."""
+    """What clients may read and change about tracing. `model` is empty for the settings of all models."""
 
     def settings(self, model: str) -> Mapping[str, SettingValue]:
         """The settings. Raises InvalidArgument for an unknown model."""
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None]) -> None:
-        """Sets some of them; None has a setting be that of all models, or of the start, again.
+        """Changes settings. None resets one to that of all models, or to its initial value.
 
-        Raises InvalidArgument for what cannot be, Unsupported for what cannot be changed while the server runs.
+        Raises InvalidArgument for an invalid setting, Unsupported for one that cannot be changed at run time.
         """
 
 
 def part_of(tickets: Sequence[Ticket]) -> Trace | None:
-    """The trace for a request that is made for these, if any of them is traced."""
+    """The trace for a request on behalf of these tickets, if any of them is traced."""
     traces = [ticket.trace for ticket in tickets if ticket.trace is not None]
     if len(traces) < 2:
         return traces[0] if traces else None

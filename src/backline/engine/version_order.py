@@ -1,4 +1,4 @@
-"""Which of two versions is the newer one."""
+"""Which of two versions is newer."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import re
 def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple[int, ...]]:
     """The natural order of versions: runs of digits compare as numbers, before runs of other characters.
 
-    No two versions are equal in it: of two that differ in leading zeros only the one with fewer comes first.
+    No two versions are equal: if two differ only in leading zeros, the one with fewer comes first.
     """
     parts = re.findall(r"[0-9]+|[^0-9]+", version)
-    # The ASCII digits alone: str.isdigit is also true of "²", which is no number.
+    # ASCII digits only: str.isdigit also accepts "²", which int does not.
     natural = tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts)
     return natural, tuple(map(len, parts))

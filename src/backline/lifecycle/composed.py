@@ -24,13 +24,12 @@ from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.queueing import scheduling_text
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.servable import Servable
-from backline.schedule.cache.key import RequestKeys
+from backline.schedule.cache.flight import RequestKeys
 from backline.schedule.cache.queue import CachedQueue
-from backline.schedule.deadline import with_deadline
-from backline.schedule.ensembles.graph import origins
+from backline.schedule.ensembles.graph import StepModel, origins
 from backline.schedule.ensembles.queue import EnsembleQueue
-from backline.schedule.ensembles.step_model import StepModel
 from backline.schedule.queues.queue import QueueSettings
+from backline.schedule.version_queue import with_deadline
 
 
 class ComposedServable(Servable):

@@ -30,8 +30,7 @@ from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import Held
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
-from backline.schedule.deadline import with_deadline
-from backline.schedule.version_queue import InstancesQueue
+from backline.schedule.version_queue import InstancesQueue, with_deadline
 from backline.workers.here.instances import InlineInstance
 from backline.workers.here.streaming import StreamPool
 

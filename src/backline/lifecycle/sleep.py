@@ -17,8 +17,7 @@ from backline.lifecycle.memory import Tenant
 from backline.lifecycle.phase import StandIn, VersionPhase
 from backline.lifecycle.served_model import ServedModel, ServedModels
 from backline.schedule.queues.priority import make_queue
-from backline.schedule.queues.queue import QueueSettings
-from backline.schedule.total import QueueTotal
+from backline.schedule.queues.queue import QueueSettings, QueueTotal
 
 log = logging.getLogger("backline.lifecycle")
 

@@ -1,1 +1,1 @@
-"""What runs next: pure policies over plain data, and the one driver that turns their decisions into runs."""
+"""What runs next: pure policies over plain data, and the drivers that carry out their decisions."""

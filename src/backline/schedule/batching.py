@@ -1,4 +1,4 @@
-"""The batching policy: how much to take from the queue, and what. Plain data in, decision out; no clock of its own."""
+"""The batching policy: which queued requests form the next batch. Pure decisions over plain data."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from backline.schedule.queues.queue import Queue
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """How batches are formed. `max_items` is the largest batch; `delay_ns` how long a request may wait for company beside a free instance.
+    """How batches are formed: at most `max_items` items; a request waits up to `delay_ns` for others to join,
+    even if an instance is free.
 
-    Without `preferred` sizes and a delay the policy is work-conserving: a free instance takes whatever has queued. With them it is Triton's
-    dynamic batcher: the largest preferred size that the first requests add up to is taken at once; otherwise they wait until their oldest
-    has waited that long, or they cannot become more (core/src/dynamic_batch_scheduler.cc).
+    Without `preferred` sizes and a delay the policy is work-conserving: a free instance takes whatever is
+    queued. With them it is Triton's dynamic batcher: the largest preferred size that the first requests add
+    up to runs at once; otherwise they wait until the oldest of them has waited `delay_ns`, or until the batch
+    cannot grow any more (core/src/dynamic_batch_scheduler.cc).
 
-    With a `reach` the requests of a batch need not be next to each other: up to so many of other batch keys are passed over, which keep
-    their places. The first of the queue is always taken, so nobody is passed over for ever.
+    With a `reach`, the requests of a batch need not be adjacent in the queue: up to `reach` requests with
+    other batch keys are skipped and keep their places. The first request in the queue is always taken, so
+    none is skipped forever.
     """
 
     max_items: int = 1
@@ -28,7 +31,9 @@ class BatchPolicy:
 
     @property
     def takes_all(self) -> bool:
-        """Whether whatever has queued is taken, up to the largest batch: the one preferred size that changes nothing is the largest."""
+        """Whether the policy takes whatever is queued, up to `max_items`, which is the only preferred
+        size, if any.
+        """
         return (
             not self.delay_ns
             and (not self.preferred or self.preferred == (self.max_items,))
@@ -38,10 +43,11 @@ class BatchPolicy:
 
 @dataclass(slots=True)
 class Formed:
-    """The requests of the next batch, `items` in all.
+    """The requests of the next batch, `items` in total.
 
-    Without requests there is nothing to run, or the first ones wait for company until `wait_until`, in nanoseconds: before that moment only
-    `lacking` further items, or a request of another batch key than `key`, may change it.
+    Without requests, either the queue is empty or the first requests wait for others until `wait_until`
+    (nanoseconds). Before then, only `lacking` more items, or a request whose batch key is not `key`, can
+    change the decision.
     """
 
     tickets: list[Ticket]
@@ -52,9 +58,11 @@ class Formed:
 
 
 def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
-    """Takes the next batch out of `queue`: requests in its order, of one batch key, at most `policy.max_items` items.
+    """Takes the next batch out of `queue`: requests in queue order, with the same batch key, at most
+    `policy.max_items` items.
 
-    A single request with more items than that is taken alone. What has expired at `now_ns` is left in `queue.expired`.
+    A single request with more items than that runs alone. Requests that have expired by `now_ns` end up in
+    `queue.expired`.
     """
     now = now_ns / 1e9
     if policy.takes_all:
@@ -76,12 +84,12 @@ def _draw(queue: Queue, now: float, seen: list[Ticket]) -> Iterator[Ticket]:
 
 
 def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
-    """What is to run of those that wait, in their order; no more of them are looked at than matter."""
+    """The next batch of the requests in `waiting`, which is read only as far as necessary."""
     sizes = policy.preferred or (policy.max_items,)
     largest = max(sizes)
     tickets: list[Ticket] = []
     items = 0
-    #: How many of the requests are the best batch, should they not wait, and their items.
+    #: How many of the requests form the best batch if they do not wait, and its items.
     best = best_items = 0
     complete = False
     oldest = now_ns
@@ -96,7 +104,7 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
                 continue
             if not best and items + size > largest:
                 best, best_items = len(tickets), items
-            # Who is passed over may not be passed over for the sake of a lower level.
+            # A skipped request must not be overtaken by requests of a lower level.
             if items + size > policy.max_items or other or (passed and ticket.level != first.level):
                 complete = True
                 break
@@ -119,7 +127,9 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
 
 
 def _choose_another(formed: Formed, seen: list[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
-    """While the first requests wait for company, those of another key may run; a request of any key may change that."""
+    """While the first requests wait, those with another batch key may run. Any new request may change
+    that.
+    """
     others = seen
     until = formed.wait_until
     while others := [ticket for ticket in others if ticket.batch_key != formed.key]:

@@ -1,4 +1,4 @@
-"""Answers in the order in which requests were taken from the queue, although their batches end in any order."""
+"""Sends responses in the order in which requests started, although batches may end in any order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from backline.engine.messages import InferResponse
 from backline.engine.ticket import Ticket
 
 
-class Answer:
-    """What came of a request: a response, or an error; with neither, its responses were given before."""
+class HeldOutcome:
+    """The outcome of a request: a response or an error, or neither if its responses were sent one by one."""
 
     __slots__ = ("done", "error", "response", "ticket")
 
@@ -22,41 +22,41 @@ class Answer:
         self.done = False
 
 
-class AnswerOrder:
-    """Holds answers back until all earlier ones were given."""
+class ResponseOrder:
+    """Holds outcomes back until all earlier requests have completed."""
 
     __slots__ = ("_answers", "_places")
 
     def __init__(self) -> None:
-        self._answers: deque[Answer] = deque()
-        self._places: dict[Ticket, Answer] = {}
+        self._answers: deque[HeldOutcome] = deque()
+        self._places: dict[Ticket, HeldOutcome] = {}
 
     @property
     def held(self) -> int:
-        """The requests that were started and whose answers were not given yet."""
+        """The number of requests that have started and not completed."""
         return len(self._answers)
 
     def start(self, tickets: Sequence[Ticket]) -> None:
-        """Gives requests that are about to run the next places."""
+        """Adds requests that are about to run to the end of the order."""
         for ticket in tickets:
-            answer = self._places[ticket] = Answer(ticket)
+            answer = self._places[ticket] = HeldOutcome(ticket)
             self._answers.append(answer)
 
     def finish(
         self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None
-    ) -> list[Answer]:
-        """Notes what came of a started request, and gives the answers whose turn it is now."""
+    ) -> list[HeldOutcome]:
+        """Records the outcome of a started request. Returns the outcomes that may be sent now, in order."""
         answer = self._places.pop(ticket)
         answer.response, answer.error, answer.done = response, error, True
         return self._due()
 
-    def withdraw(self, ticket: Ticket) -> list[Answer]:
-        """Takes a started request out, which has not run after all, and gives the answers whose turn it is now."""
+    def withdraw(self, ticket: Ticket) -> list[HeldOutcome]:
+        """Removes a started request that did not run. Returns the outcomes that may be sent now, in order."""
         self._answers.remove(self._places.pop(ticket))
         return self._due()
 
-    def _due(self) -> list[Answer]:
-        given: list[Answer] = []
+    def _due(self) -> list[HeldOutcome]:
+        given: list[HeldOutcome] = []
         while self._answers and self._answers[0].done:
             given.append(self._answers.popleft())
         return given

@@ -12,27 +12,31 @@ from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Owner, Ticket, release_all, start_all
-from backline.schedule import refusals
-from backline.schedule.alarm import Alarm
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
-from backline.schedule.ordering import AnswerOrder
+from backline.schedule.ordering import ResponseOrder
 from backline.schedule.queues.priority import make_queue
-from backline.schedule.queues.queue import Queue, QueueSettings
+from backline.schedule.queues.queue import (
+    Queue,
+    QueueSettings,
+    QueueTotal,
+    being_unloaded,
+    expired_in_queue,
+    queue_full,
+)
 from backline.schedule.tally import Tally
-from backline.schedule.total import QueueTotal
-from backline.schedule.turn import Turn
+from backline.schedule.turn import Alarm, Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance, WaitsForTurn
 
-#: Seconds that are waited at least for the next deadline: the loop's timers may be so much early.
+#: Minimum delay in seconds until the next look for expired requests: event loop timers may fire this early.
 _SHORTEST_WAIT = 0.001
-#: A look for expired requests takes as long as the queue is; the next one is not before so many times as long.
+#: A look for expired requests scans the whole queue; the pause after it is this many times its duration.
 _SWEEP_PAUSE = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the requests of one model version are queued and joined; may change while they are."""
+    """How one model version queues and batches requests. May change while requests are queued."""
 
     batch: BatchPolicy = field(default_factory=BatchPolicy)
     queue: QueueSettings = field(default_factory=QueueSettings)
@@ -41,10 +45,12 @@ class Settings:
 class Scheduler(Owner):
     """Queues the requests of one model version and runs them on its instances. Lives on the event loop.
 
-    A free instance takes what has queued by the end of the loop's current turn, so requests that arrive together run together. One batch
-    is started a turn and instance, so that a model run inline lets the sockets have their turn between batches. A request whose deadline
-    passes in the queue is refused then, also while all instances are busy, and one that is cancelled leaves at once. A batch of which every
-    request is cancelled is abandoned where it runs. With `preserve_ordering` answers leave in the order in which requests were started.
+    A free instance takes what has been queued by the end of the current turn of the loop, so requests that
+    arrive together run together. Each turn starts at most one batch per dispatch, so that sockets get their
+    turn between the batches of an inline model. A request whose deadline passes in the queue is refused right
+    then, even while all instances are busy; a cancelled one leaves at once. A running batch is abandoned once
+    all its requests are cancelled. With `preserve_ordering`, responses are sent in the order in which
+    requests started.
     """
 
     __slots__ = (
@@ -66,9 +72,9 @@ class Scheduler(Owner):
         "_settings",
         "_statistics",
         "_sweep_after",
-        "_tally",
         "_total",
         "_turn",
+        "tally",
     )
 
     def __init__(
@@ -88,38 +94,43 @@ class Scheduler(Owner):
         self._policy = settings.batch
         self._queue = self._make_queue(settings.queue)
         self._queue.on_left = self._left
-        self._order = AnswerOrder() if preserve_ordering else None
+        self._order = ResponseOrder() if preserve_ordering else None
         self._take_instances(instances)
-        #: What runs beside the loop.
+        #: Batches that run off the loop.
         self._busy: set[Batch] = set()
         self._statistics = statistics
-        self._tally = Tally(statistics)
+        self.tally = Tally(statistics)
         self._loop = loop
         self._turn = turn or Turn()
         self._total = total if total is not None and total.limit is not None else None
         self._running = 0
         self._scheduled = False
-        #: The items that those who wait for company lack, or 0; and their batch key.
+        #: While the first requests wait for a larger batch: how many items are missing (else 0), and their
+        #: batch key.
         self._lacking = 0
         self._key: object = None
         self._company = Alarm(self._dispatch, loop)
         self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)
         self._sweep_after = 0.0
-        #: What is waited for until nothing waits and nothing runs.
+        #: Resolved once nothing is queued or running.
         self._rest: asyncio.Future[None] | None = None
 
     @property
     def pending(self) -> int:
-        """Requests that wait, without those that run."""
+        """The number of queued requests, not counting those that run."""
         return self._queue.size
 
     @property
     def running(self) -> int:
-        """Requests that run."""
+        """The number of requests that run."""
         return self._running
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request that fits the model. Raises Unavailable when the queue is full, or all queues together where it would wait."""
+        """Queues a request that fits the model.
+
+        Raises Unavailable if the queue is full, or if the request would have to wait and all queues together
+        are full.
+        """
         total = self._total
         if total is not None and total.full and not self._runs_at_once():
             self._statistics.rejected_total += 1
@@ -141,21 +152,15 @@ class Scheduler(Owner):
             self._turn.soon(self._dispatch, self._loop)
 
     def _runs_at_once(self) -> bool:
-        """Whether one more request would not wait: the instances that are free take it with those that came in this turn."""
+        """Whether one more request would not wait: the free instances would take it at the end of this
+        turn.
+        """
         return self._queue.size < len(self._idle) * self._policy.max_items
 
-    def set_aside(self, ticket: Ticket, ran: Callable[[Batch], None]) -> None:
-        """Leaves it to others to count a request that is submitted next; `ran` is called with its batch when that has run."""
-        self._tally.set_aside(ticket, ran)
-
-    def take_back(self, ticket: Ticket) -> None:
-        """A request that was set aside does not come."""
-        self._tally.take_back(ticket)
-
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
-        """Goes on with other settings, and on other instances if some are given; batches that run are finished where they are.
+        """Switches to new settings and, if given, new instances. Running batches finish where they are.
 
-        What waits stays, also when there are more than the new limits allow; what has waited too long by the new ones is refused.
+        Queued requests stay, even if they exceed the new limits; those past the new timeout are refused.
         """
         if settings.queue != self._settings.queue:
             before, self._queue = self._queue, self._make_queue(settings.queue)
@@ -171,7 +176,9 @@ class Scheduler(Owner):
         self._schedule()
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs what comes next on other instances; the present ones are closed, each once its batch has ended."""
+        """Runs everything from now on on other instances. The present ones close after their current
+        batches.
+        """
         for instance in self._instances:
             instance.close()
         self._take_instances(instances)
@@ -185,19 +192,19 @@ class Scheduler(Owner):
                 instance.form_again = self._form_again
 
     async def drain(self, limit: float) -> None:
-        """Finishes what is queued and running, for at most `limit` seconds; then what still waits is refused. Ends as `close` does.
+        """Finishes queued and running requests within `limit` seconds, refuses what is still queued, and
+        closes.
 
-        Nothing may be submitted any more.
+        Nothing may be submitted after this call.
         """
-        self._policy = replace(
-            self._policy, delay_ns=0
-        )  # nothing more comes that it would be worth waiting for
+        # nothing else will arrive, so waiting for a larger batch is pointless
+        self._policy = replace(self._policy, delay_ns=0)
         self._dispatch()
         await self._until_rest(limit)
         await self.close()
 
     async def close(self) -> None:
-        """Refuses what still waits, lets what runs end, and gives the instances back."""
+        """Refuses queued requests, waits for running batches, and closes the instances."""
         self._company.stop()
         self._expiry.stop()
         self._refuse(self._queue.clear(), self._unloading)
@@ -244,7 +251,7 @@ class Scheduler(Owner):
         elif formed.wait_until:
             self._lacking, self._key = formed.lacking, formed.key
             self._company.set(formed.wait_until / 1e9)
-        if queue.expired:  # behind the start, as those who are told may cancel others
+        if queue.expired:  # after the start: completions may cancel other requests
             self._refuse_expired(now / 1e9)
         if self._rest is not None:
             self._look_at_rest()
@@ -264,17 +271,17 @@ class Scheduler(Owner):
             self._busy.add(batch)
             start_all(tickets, self)
         else:
-            start_all(tickets, None)  # nothing else happens on the loop while it runs
+            start_all(tickets, None)  # nothing else happens on the loop during the run
         instance.run(batch, self._finished)
 
     def _form_again(self, batch: Batch) -> None:
-        """Forms a batch that waits for its turn anew, of what waits by now; nothing may be left of it."""
+        """Forms a batch again while it waits for a permit, from what is queued by now, perhaps nothing."""
         now = monotonic_ns()
         before = batch.tickets
         live = [ticket for ticket in before if not ticket.cancelled]
-        self._tally.gone([ticket for ticket in before if ticket.cancelled])
+        self.tally.gone([ticket for ticket in before if ticket.cancelled])
         if self._order is not None:
-            # Its answers have their places: it gets no other requests.
+            # The order of responses already includes this batch, so it cannot take other requests.
             late = [ticket for ticket in live if ticket.deadline is not None and ticket.deadline <= now / 1e9]
             self._leave_out(batch, late, lambda ticket: ticket.expire(self._expiry_of(ticket, now / 1e9)))
             return
@@ -285,19 +292,21 @@ class Scheduler(Owner):
             self._total.waiting += len(live) - len(formed.tickets)
         start_all(formed.tickets, self)
         batch.tickets, batch.items = formed.tickets, formed.items
-        for ticket in live:  # they may have to wait for others after all
+        for ticket in live:  # some may have to wait again after all
             if ticket.deadline is not None and now / 1e9 < ticket.deadline < self._expiry.moment:
                 self._wait_for(ticket.deadline)
         if self._queue.expired:
             self._refuse_expired(now / 1e9)
 
     def _refuse_batch(self, batch: Batch) -> None:
-        """A batch that waits for its turn when the model goes away does so for nothing."""
-        self._tally.gone([ticket for ticket in batch.tickets if ticket.cancelled])
+        """Refuses a batch that is still waiting for a permit when the model is unloaded."""
+        self.tally.gone([ticket for ticket in batch.tickets if ticket.cancelled])
         self._leave_out(batch, [ticket for ticket in batch.tickets if not ticket.cancelled], self._unloading)
 
     def _leave_out(self, batch: Batch, leaving: list[Ticket], end: Callable[[Ticket], None]) -> None:
-        """Leaves those who are gone out of a batch that waits for its turn, and others, who are told why."""
+        """Removes cancelled requests from a batch waiting for a permit, and those in `leaving`, completed
+        by `end`.
+        """
         before = batch.tickets
         batch.tickets = [ticket for ticket in before if not ticket.cancelled and ticket not in leaving]
         batch.items = sum([ticket.batch_size for ticket in batch.tickets])
@@ -308,69 +317,61 @@ class Scheduler(Owner):
                 for answer in self._order.withdraw(ticket):
                     answer.ticket.complete(answer.response, answer.error)
         for ticket in leaving:
-            self._tell(ticket, end)
+            self._end(ticket, end)
 
-    # from the instances to those who asked
+    # from the instances to the callers
 
     def _vacated(self, instance: Instance, batch: Batch) -> None:
-        """An instance takes the next batch, while the answers of this one are still to come."""
+        """The instance can take its next batch although responses of this one are still to come."""
         if instance in self._instances:
             self._idle.append(instance)
             self._schedule()
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        if instance in self._instances and (
-            batch.on_vacated is not None or not batch.beside_loop
-        ):  # else it was replaced while it ran
+        # Not if the instance was replaced during the run, or has reported itself free before (`_vacated`).
+        if instance in self._instances and (batch.on_vacated is not None or not batch.beside_loop):
             self._idle.append(instance)
         tickets = batch.tickets
         self._running -= len(tickets)
         if batch.beside_loop:
             self._busy.discard(batch)
-            release_all(tickets)  # an answer to one may cancel others, whose run is over
+            release_all(tickets)  # completing one request may cancel another, whose run is over
             if self._queue.size and not self._scheduled:
-                self._dispatch()  # it works on the next batch while the answers of this one are written
-        self._tally.ran(batch)
-        in_order = self._order is not None
-        first = self._turn.begin_answers()
+                self._dispatch()  # the instance starts its next batch while we write these responses
+        self.tally.ran(batch)
+        order = self._order
+        first = self._turn.begin_completions()
         for ticket, outcome in zip(tickets, batch.outcomes, strict=True):
             if ticket.trace is not None:
                 ticket.trace.ran(batch)
             response, error = (outcome, None) if isinstance(outcome, InferResponse) else (None, outcome)
-            if in_order:
-                self._complete_in_order(ticket, response, error)
-            else:
+            if order is None:
                 ticket.complete(response, error)
+            else:
+                for answer in order.finish(ticket, response, error):
+                    answer.ticket.complete(answer.response, answer.error)
         if first:
-            self._turn.end_answers(self._loop)
+            self._turn.end_completions(self._loop)
         if self._rest is not None:
             self._look_at_rest()
 
-    def _complete_in_order(
-        self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
-        assert self._order is not None, "only then is it called"
-        for answer in self._order.finish(ticket, response, error):
-            answer.ticket.complete(answer.response, answer.error)
-
-    # those who leave without a run
+    # requests that leave without running
 
     def _full(self, ticket: Ticket) -> Unavailable:
         settings = self._settings.queue
         level = f", priority level {ticket.level}" if settings.levels else ""
-        return refusals.full(self._name, settings.policy_of(ticket.level).max_size, level)
+        return queue_full(self._name, settings.policy_of(ticket.level).max_size, level)
 
     def _left(self, ticket: Ticket) -> None:
-        """A request in the queue was cancelled."""
-        self._tally.cancelled(ticket)
+        """A queued request was cancelled."""
+        self.tally.cancelled(ticket)
         if self._total is not None:
             self._total.waiting -= 1
-        if self._rest is not None:
-            self._look_at_rest()
+        self._look_at_rest()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """See Owner: a ticket of a batch that runs off the loop."""
-        self._tally.cancelled_running(ticket)
+        """See Owner. The ticket is in a batch that runs off the loop."""
+        self.tally.cancelled_running(ticket)
         for batch in self._busy:
             if ticket in batch.tickets:
                 if all(other.cancelled for other in batch.tickets):
@@ -378,22 +379,25 @@ class Scheduler(Owner):
                 return
 
     def _refuse(self, tickets: Sequence[Ticket], end: Callable[[Ticket], None]) -> None:
-        """Tells requests that have left the queue; who is told may cancel others of them."""
+        """Completes requests that have left the queue with an error.
+
+        A completion may cancel others of them.
+        """
         if self._total is not None:
             self._total.waiting -= len(tickets)
         for ticket in tickets:
-            self._tell(ticket, end)
+            self._end(ticket, end)
 
-    def _tell(self, ticket: Ticket, end: Callable[[Ticket], None]) -> None:
-        """Tells a request that does not run, or counts that it was cancelled meanwhile."""
+    def _end(self, ticket: Ticket, end: Callable[[Ticket], None]) -> None:
+        """Completes a request that will not run, or counts it as cancelled if that happened meanwhile."""
         if ticket.cancelled:
-            self._tally.cancelled(ticket)
+            self.tally.cancelled(ticket)
         else:
-            self._tally.take_back(ticket)
+            self.tally.take_back(ticket)
             end(ticket)
 
     def _unloading(self, ticket: Ticket) -> None:
-        ticket.complete(None, refusals.unloading(self._name))
+        ticket.complete(None, being_unloaded(self._name))
 
     def _wait_for(self, deadline: float) -> None:
         self._expiry.set(deadline, self._sweep_after - monotonic())
@@ -406,16 +410,13 @@ class Scheduler(Owner):
         if nearest < inf:
             self._wait_for(nearest)
         self._refuse_expired(began)
-        if self._rest is not None:
-            self._look_at_rest()
+        self._look_at_rest()
 
     def _refuse_expired(self, now: float) -> None:
         expired, self._queue.expired = self._queue.expired, []
         self._refuse(expired, lambda ticket: ticket.expire(self._expiry_of(ticket, now)))
 
     def _expiry_of(self, ticket: Ticket, now: float) -> BacklineError:
-        """What a request is told that the queue gave up, which is counted here."""
+        """The error for a request that expired in the queue. Counts it."""
         self._statistics.record_expired(ticket)
-        return refusals.expired(
-            ticket, now, f"the queue of model '{self._name}'", by_policy=self._queue.timed_out(ticket, now)
-        )
+        return expired_in_queue(ticket, now, self._name, by_policy=self._queue.timed_out(ticket, now))

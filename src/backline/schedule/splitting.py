@@ -1,4 +1,4 @@
-"""Requests with more items than a batch may have: run in parts, answered as one."""
+"""Requests with more items than the largest batch: run in parts, completed as one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from backline.workers.instance import Instance
 
 
-#: Parts of a request at most: items without elements cost their sender nothing.
+#: The maximum number of parts per request, since items without elements cost a client nothing.
 MAX_PARTS = 4096
 
 
 class SplittingQueue:
-    """Hands requests on to a scheduler, those of more than `limit` items in parts. Lives on the event loop.
+    """Passes requests on to a scheduler, splitting those with more than `limit` items. Lives on the event
+    loop.
 
-    The parts queue and are joined like any requests. Their answers are put together in order; the first that fails, expires or is refused
-    ends the whole, and what has not run of it never does. The whole is counted as one request, its parts as runs.
+    The parts are queued and batched like any other request, and their outputs concatenated in order. The
+    first part that fails, expires or is refused ends the whole request, and parts that have not started never
+    run. Statistics count one request, and each run of a part.
     """
 
     def __init__(self, queue: Scheduler, limit: int, statistics: ModelStatistics) -> None:
@@ -37,7 +39,7 @@ class SplittingQueue:
 
     @property
     def pending(self) -> int:
-        """Requests that wait, parts for each."""
+        """The number of queued requests, each part counted."""
         return self._queue.pending
 
     @property
@@ -45,25 +47,29 @@ class SplittingQueue:
         return self._queue.running
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request or its parts. Raises Unavailable when there is no room for all of them, InvalidArgument for too many."""
+        """Queues a request or its parts.
+
+        Raises Unavailable if the queue has no room for all of them, InvalidArgument if there would be too
+        many parts.
+        """
         if ticket.batch_size <= self._limit:
             self._queue.submit(ticket)
             return
         if ticket.batch_size > self._limit * MAX_PARTS:
             raise InvalidArgument(
-                f"a request of {ticket.batch_size} items for model '{ticket.request.model_name}' is too large:"
-                f" it runs {self._limit} at once, in at most {MAX_PARTS} parts"
+                f"a request with {ticket.batch_size} items for model '{ticket.request.model_name}'"
+                f" is too large: it runs {self._limit} at once, in at most {MAX_PARTS} parts"
             )
         whole = _Whole(ticket, self._limit, self._statistics)
         for part in whole.parts:
-            self._queue.set_aside(part, whole.part_ran)
+            self._queue.tally.set_aside(part, whole.part_ran)
         try:
             for part in whole.parts:
                 self._queue.submit(part)
         except BacklineError:
             whole.end()
             for part in whole.parts:
-                self._queue.take_back(part)
+                self._queue.tally.take_back(part)
             raise
         ticket.deadline = whole.parts[0].deadline  # the queue may have set an earlier one
         ticket.enqueue(whole)
@@ -79,7 +85,7 @@ class SplittingQueue:
 
 
 def split(ticket: Ticket, limit: int, on_complete: Completion) -> list[Ticket]:
-    """Stand-ins of `limit` items each, the last one with the rest, which share the memory of the whole."""
+    """Stand-ins of `limit` items each, the last with the remainder. They share the original's memory."""
     parts: list[Ticket] = []
     for start in range(0, ticket.batch_size, limit):
         end = min(start + limit, ticket.batch_size)
@@ -91,7 +97,7 @@ def split(ticket: Ticket, limit: int, on_complete: Completion) -> list[Ticket]:
 
 
 def put_together(ticket: Ticket, responses: Sequence[InferResponse]) -> InferResponse:
-    """The answer to a request of those to its parts, in order. Raises Internal when their outputs do not fit each other."""
+    """Concatenates the responses of the parts, in order. Raises Internal if their shapes do not match."""
     first = responses[0]
     outputs = []
     for place, tensor in enumerate(first.outputs):
@@ -99,7 +105,8 @@ def put_together(ticket: Ticket, responses: Sequence[InferResponse]) -> InferRes
         if any(array.shape[1:] != tensor.shape[1:] for array in arrays):
             shapes = ", ".join(str(list(array.shape)) for array in arrays)
             raise Internal(
-                f"output '{tensor.name}' of model '{first.model_name}' has the shapes {shapes} for the parts of one request"
+                f"output '{tensor.name}' of model '{first.model_name}' has the shapes {shapes}"
+                " for the parts of one request"
             )
         data = np.concatenate(arrays)
         outputs.append(Tensor(tensor.name, tensor.datatype, data.shape, data))
@@ -112,7 +119,7 @@ def _rows(tensor: Tensor, start: int, end: int) -> Tensor:
 
 
 class _Whole(Owner):
-    """A ticket, and what has become of its parts."""
+    """A split ticket and the state of its parts."""
 
     def __init__(self, ticket: Ticket, limit: int, statistics: ModelStatistics) -> None:
         self.parts = split(ticket, limit, self.part_done)
@@ -126,7 +133,7 @@ class _Whole(Owner):
         self._compute = ComputeTimes()
 
     def part_ran(self, batch: Batch) -> None:
-        """A batch with a part of it has run."""
+        """A batch that includes one of the parts has run."""
         outcome = batch.outcomes[0]
         if isinstance(outcome, InferResponse):
             self._started.append(batch.started_ns)
@@ -138,7 +145,7 @@ class _Whole(Owner):
             self._statistics.fail.add(1, batch.ended_ns - self._ticket.request.arrived_ns)
 
     def part_done(self, part: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        """A part has its answer."""
+        """A part has completed."""
         if response is not None:
             self._answers[part] = response
             if len(self._answers) < len(self.parts):
@@ -159,8 +166,8 @@ class _Whole(Owner):
         return response, None
 
     def cancelled(self, ticket: Ticket) -> None:
-        """Nobody waits for it any more."""
-        if not self._failed:  # a part of it has, and that is still to be told
+        """See Owner."""
+        if not self._failed:  # otherwise already counted as failed, though not yet completed
             self._statistics.record_cancelled(ticket)
         self.end()
 
@@ -169,8 +176,7 @@ class _Whole(Owner):
             part.deadline = ticket.deadline
 
     def end(self) -> None:
-        """What has not run of it is not run any more."""
+        """Cancels the parts that have not completed."""
         self._over = True
         for part in self.parts:
-            if part not in self._answers and not part.cancelled:
-                part.cancel()
+            part.cancel()  # no effect on completed ones

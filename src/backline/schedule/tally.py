@@ -1,61 +1,60 @@
-"""What is counted of the requests of one scheduler."""
+"""How the requests and runs of a scheduler are counted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from backline.engine.errors import Cancelled
 from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
-from backline.schedule.failed_runs import record_failure, record_shared_execution
 from backline.workers.batch import Batch
 
 
 class Tally:
-    """Counts each request once: with its run, or when nobody waits for it any more."""
+    """Counts each request once: when its run ends, or when it is cancelled."""
 
     __slots__ = ("_aside", "_gone", "_statistics")
 
     def __init__(self, statistics: ModelStatistics) -> None:
         self._statistics = statistics
-        #: Requests that others count, who are told of their runs.
+        #: Requests that someone else counts, and the callbacks that receive their batches.
         self._aside: dict[Ticket, Callable[[Batch], None]] = {}
-        #: Requests that run although nobody waits for them any more; they are counted.
+        #: Requests cancelled during their run; they are already counted.
         self._gone: set[Ticket] = set()
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is kept in mind, as it is when nothing waits or runs."""
+        """Whether nothing is tracked, which holds whenever nothing is queued or running."""
         return not self._aside and not self._gone
 
     def set_aside(self, ticket: Ticket, ran: Callable[[Batch], None]) -> None:
-        """Leaves it to others to count a request; `ran` is called with its batch when that has run."""
+        """Leaves a request for the caller to count; `ran` receives its batch once that has run."""
         self._aside[ticket] = ran
 
     def take_back(self, ticket: Ticket) -> None:
-        """A request does not run that may have been set aside."""
+        """Forgets a request that may have been set aside and will not run."""
         self._aside.pop(ticket, None)
 
     def cancelled(self, ticket: Ticket) -> None:
-        """A request was cancelled before its run."""
+        """Counts a request cancelled before its run."""
         if self._aside.pop(ticket, None) is None:
             self._statistics.record_cancelled(ticket)
 
     def cancelled_running(self, ticket: Ticket) -> None:
-        """A request was cancelled in its run, which goes on."""
+        """Counts a request cancelled during its run, which continues."""
         if ticket not in self._aside:
             self._statistics.record_cancelled(ticket)
             self._gone.add(ticket)
 
     def gone(self, tickets: Iterable[Ticket]) -> None:
-        """They were cancelled in a batch, and it does not run them after all."""
+        """Forgets cancelled requests whose batch no longer includes them."""
         for ticket in tickets:
             self._gone.discard(ticket)
             self._aside.pop(ticket, None)
 
     def ran(self, batch: Batch) -> None:
-        """A batch has run."""
+        """Counts a batch that has run."""
         if batch.parts is None:
             self._record(batch)
             return
@@ -64,7 +63,9 @@ class Tally:
         record_shared_execution(self._statistics, batch.parts)
 
     def _record(self, batch: Batch) -> None:
-        """Counts a run, or a part of one. All its requests have succeeded, or all have failed, or nobody waited for it."""
+        """Counts a run, or a part of one, whose requests have all succeeded, all failed, or all been
+        cancelled.
+        """
         outcome = batch.outcomes[0]
         tickets = batch.tickets
         if self._aside:
@@ -90,3 +91,24 @@ class Tally:
             else:
                 ran(batch)
         return counted
+
+
+def record_failure(statistics: ModelStatistics, batch: Batch, tickets: Sequence[Ticket]) -> None:
+    """Counts failed requests of a batch, and the batch's execution if the model was called."""
+    for ticket in tickets:
+        statistics.fail.add(1, batch.ended_ns - ticket.request.arrived_ns)
+    if batch.executed and not batch.shared:
+        statistics.record_execution(batch.items, *_moments(batch))
+
+
+def record_shared_execution(statistics: ModelStatistics, parts: Iterable[Batch]) -> None:
+    """Counts the execution that `parts` shared, if any. Its batch size includes failed requests, as in
+    Triton.
+    """
+    together = [part for part in parts if part.shared and part.executed]
+    if together:
+        statistics.record_execution(sum(part.items for part in together), *_moments(together[0]))
+
+
+def _moments(batch: Batch) -> tuple[int, int, int, int]:
+    return batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns

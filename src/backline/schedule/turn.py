@@ -1,23 +1,25 @@
-"""When the queues of one event loop form their next batches."""
+"""When work happens on the event loop: at the end of the current turn (Turn), or at a given time (Alarm)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from time import monotonic_ns
+from math import inf
+from time import monotonic, monotonic_ns
 
 from backline.engine.ticket import Ticket
 
-#: Nanoseconds for which batches may follow one another before the sockets have their turn.
+#: Nanoseconds for which batches may follow one another before the sockets get their turn.
 LONGEST_NS = 1_000_000
 
 
 class Turn:
-    """Batches are formed at the end of the loop's turn, so that requests which arrive together run together.
+    """Forms batches at the end of the loop's turn, so that requests that arrive together run together.
 
-    Of the steps of ensembles that a batch has made ready, all are there when that batch is answered: their batches follow it in the same
-    turn, until LONGEST_NS are over. Lives on the event loop, one for all its queues.
+    When a batch of ensemble steps completes, it submits the steps that depended on it. Their batches follow
+    in the same turn, for at most LONGEST_NS. Lives on the event loop, which shares one Turn among all its
+    queues.
     """
 
     __slots__ = ("_answering", "_following", "_next")
@@ -28,27 +30,33 @@ class Turn:
         self._next: deque[Callable[[], None]] = deque()
 
     def soon(self, dispatch: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
-        """Calls `dispatch`, which forms a batch, at the end of this turn; behind the batch that is answered, if it is for a step."""
+        """Calls `dispatch`, which forms a batch, at the end of this turn.
+
+        For an ensemble step that is right after the completions of the current batch.
+        """
         if self._following:
             self._next.append(dispatch)
         else:
             loop.call_soon(dispatch)
 
     def submit_step(self, submit: Callable[[Ticket], None], ticket: Ticket) -> None:
-        """Submits the request to a step of an ensemble. Raises what `submit` raises."""
+        """Submits a request for a step of an ensemble. Raises what `submit` raises."""
         self._following = self._answering
         try:
             submit(ticket)
         finally:
             self._following = False
 
-    def begin_answers(self) -> bool:
-        """The requests of a batch are about to be answered. Says whether whoever calls this has to call `end_answers` behind them."""
+    def begin_completions(self) -> bool:
+        """Marks the start of a batch's completions.
+
+        If it returns True, the caller must call `end_completions` after them.
+        """
         begun, self._answering = self._answering, True
         return not begun
 
-    def end_answers(self, loop: asyncio.AbstractEventLoop) -> None:
-        """All are answered, and what follows may run."""
+    def end_completions(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Runs the batches that the completions have made ready."""
         following = self._next
         try:
             if following:
@@ -59,3 +67,43 @@ class Turn:
             self._answering = False
             while following:
                 loop.call_soon(following.popleft())
+
+
+class Alarm:
+    """A timer for the earliest of any number of times.
+
+    Calls `ring` at the earliest time set since the last ring, but no sooner than `pause` seconds after it was
+    set. Times are of time.monotonic(). `ring` handles what is due and sets the alarm again for the rest.
+    Lives on the event loop.
+    """
+
+    __slots__ = ("_loop", "_pause", "_ring", "_timer", "moment")
+
+    def __init__(
+        self, ring: Callable[[], None], loop: asyncio.AbstractEventLoop, *, pause: float = 0.0
+    ) -> None:
+        self._ring = ring
+        self._loop = loop
+        self._pause = pause
+        self._timer: asyncio.TimerHandle | None = None
+        #: When the alarm will ring, or infinity.
+        self.moment = inf
+
+    def set(self, moment: float, pause: float = 0.0) -> None:
+        """Rings at `moment` or earlier, but this time no sooner than `pause` seconds from now."""
+        if moment >= self.moment:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self.moment = moment
+        self._timer = self._loop.call_later(max(moment - monotonic(), self._pause, pause), self._rings)
+
+    def stop(self) -> None:
+        """Cancels the alarm."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self.moment = None, inf
+
+    def _rings(self) -> None:
+        self._timer, self.moment = None, inf
+        self._ring()

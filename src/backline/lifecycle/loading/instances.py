@@ -254,7 +254,7 @@ class InstanceMaker:
         if self._permits is None:
             return instances
         from backline.schedule.rate_limit.limits import claim_of
-        from backline.schedule.rate_limit.permitted_instance import PermittedInstance
+        from backline.schedule.rate_limit.permits import PermittedInstance
 
         # A worker process or stream pool runs several batches at once, each with the claim of its group.
         claims = [claim_of(place.group, str(place.device.index)) for place in places]

@@ -12,9 +12,8 @@ from backline.engine.model_config import ModelConfig, QueuePolicy
 from backline.lifecycle.loading.loaded import LoadedVersion
 from backline.lifecycle.loading.run_time import format_seconds
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.queues.queue import QueueSettings
+from backline.schedule.queues.queue import QueueSettings, QueueTotal
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
 from backline.schedule.version_queue import InstancesQueue
 from backline.workers.instance import Instance
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from backline.engine.joining import Joining
     from backline.engine.sequence_batching import SequenceBatching
     from backline.schedule.cache.cache import ResponseCache
-    from backline.schedule.sequences.batcher import Lane, SequenceBatcher
+    from backline.schedule.sequences.batcher import SequenceBatcher
+    from backline.schedule.sequences.lanes import Lane
     from backline.schedule.sequences.state_store import StateStore
     from backline.schedule.sequences.tensors import SequenceTensors
 
@@ -59,7 +59,7 @@ def build_queue(
         queue = SplittingQueue(scheduler, loaded.max_batch_size, model.statistics)
     if cache is None or not config.response_cache:
         return queue
-    from backline.schedule.cache.key import RequestKeys
+    from backline.schedule.cache.flight import RequestKeys
     from backline.schedule.cache.queue import CachedInstances
 
     keys = RequestKeys(model.name, model.version, fingerprint)
@@ -125,9 +125,7 @@ def build_sequence_queue(
 ) -> SequenceBatcher:
     """The queue of a model of sequences."""
     from backline.schedule.sequences.batcher import SequenceBatcher
-    from backline.schedule.sequences.direct import SlotLane, SlotPolicy
-    from backline.schedule.sequences.oldest import SequenceLane
-    from backline.schedule.sequences.passage import slot_of
+    from backline.schedule.sequences.lanes import SequenceLane, SlotLane, SlotPolicy
 
     config = model.config
     batching = config.sequence
@@ -139,7 +137,7 @@ def build_sequence_queue(
         policy = SlotPolicy(slots, batching.minimum_slot_utilization, batching.max_queue_delay_us * 1000)
 
         def make_lane(instance: Instance) -> Lane:
-            return SlotLane(model.name, policy, instance, model.statistics, slot_of, tensors.empty, loop=loop)
+            return SlotLane(model.name, policy, instance, model.statistics, tensors.empty, loop=loop)
     else:
         slots = batching.max_candidates or places
         batches = BatchPolicy(places, batching.preferred_batch_sizes, batching.max_queue_delay_us * 1000)

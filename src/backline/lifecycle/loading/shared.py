@@ -9,8 +9,8 @@ from backline.engine.engine import Engine
 from backline.lifecycle.call_graph import CallGraph
 from backline.lifecycle.memory import LoadMeter
 from backline.lifecycle.options import LifecycleOptions
+from backline.schedule.queues.queue import QueueTotal
 from backline.schedule.sequences.state_store import MemoryStateStore, StateStore
-from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
 from backline.system.cores import usable_cores
 from backline.workers.here.execution import CoreBudget

@@ -1,1 +1,1 @@
-"""Answers that are kept: where they lie, under which key, and the queue that asks for them first."""
+"""The response cache: where responses are kept, under which key, and the queue that looks there first."""

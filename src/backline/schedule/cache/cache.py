@@ -1,34 +1,102 @@
-"""The seam to a response cache: outputs of earlier requests, by key, wherever they are kept."""
+"""The seam to a response cache, which keeps outputs by request key, and the cache in the server's memory."""
 
 from __future__ import annotations
 
+import sys
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
+import numpy as np
+
+from backline.engine.datatypes import DataType
 from backline.engine.tensor import Tensor
 
-#: Called on the event loop with the outputs that were found, or None. Their data is read-only.
+#: Bytes of an entry besides its tensors: its dictionary slot, key, tuple and numbers.
+_ENTRY_BYTES = 320
+#: Bytes of a tensor besides its data: two array objects, the Tensor, its shape.
+_TENSOR_BYTES = 400
+#: Called on the event loop with the outputs found, or None. Their data is read-only.
 Found: TypeAlias = Callable[[Sequence[Tensor] | None], None]
 
 
 class ResponseCache(Protocol):
-    """One for all models of a server; every method is called on the event loop, and none of them waits.
+    """Shared by all models of a server. All methods are called on the event loop, and none of them blocks.
 
-    A cache that fails is a cache that finds nothing: it tells the log, never those who ask.
+    A failing cache behaves like an empty one: it logs the failure, and requests run as usual.
     """
 
     def look_up(self, key: bytes, found: Found) -> None:
-        """Calls `found` once: before this returns, or later."""
+        """Calls `found` once, before this method returns or later."""
 
     def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
-        """Keeps a copy of the outputs, unless it cannot."""
+        """Keeps a copy of the outputs, if it can."""
 
     async def close(self) -> None:
-        """Gives back what it holds. Nothing is looked up any more."""
+        """Releases what it holds. Nothing is looked up after this call."""
 
 
 def read_only(tensor: Tensor) -> Tensor:
-    """The same tensor, through an array that cannot be written to."""
+    """The same tensor, over an array that cannot be written to."""
     view = tensor.data.view()
     view.flags.writeable = False
     return Tensor(tensor.name, tensor.datatype, tensor.shape, view)
+
+
+class LocalCache:
+    """Keeps copies of outputs in at most `size` bytes, overhead included. Evicts the least recently used."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        #: The bytes of all entries, and the number of entries evicted so far.
+        self.used = 0
+        self.evictions = 0
+        self._entries: OrderedDict[bytes, tuple[int, tuple[Tensor, ...]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def look_up(self, key: bytes, found: Found) -> None:
+        entry = self._entries.get(key)
+        if entry is None:
+            found(None)
+            return
+        self._entries.move_to_end(key)
+        found(entry[1])
+
+    def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
+        """Keeps a copy, evicting others for it. An entry larger than the whole cache is not kept."""
+        entries = self._entries
+        before = entries.pop(key, None)
+        if before is not None:
+            self.used -= before[0]
+        taken = _ENTRY_BYTES + sum(map(_bytes_of, outputs))
+        if taken > self.size:
+            return
+        while self.used + taken > self.size:
+            _, (freed, _) = entries.popitem(last=False)
+            self.used -= freed
+            self.evictions += 1
+        entries[key] = taken, tuple(map(_copy, outputs))
+        self.used += taken
+
+    async def close(self) -> None:
+        self._entries.clear()
+        self.used = 0
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    data = tensor.data
+    taken = _TENSOR_BYTES + data.nbytes
+    if tensor.datatype is DataType.BYTES:
+        taken += sum(map(sys.getsizeof, data.reshape(-1).tolist()))
+    return taken
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy, as outputs may be rows of a large batch, which they would keep alive, or be changed by their
+    receiver.
+    """
+    own = np.array(tensor.data, order="C")
+    own.flags.writeable = False
+    return read_only(Tensor(tensor.name, tensor.datatype, tensor.shape, own))

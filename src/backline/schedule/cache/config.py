@@ -1,4 +1,4 @@
-"""Which response cache a server has: its options, as Triton's --cache-config gives them."""
+"""Which response cache a server has, as given by Triton's --cache-config option."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TypeAlias
 
 from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
-from backline.schedule.cache.cache import ResponseCache
-from backline.schedule.cache.local import LocalCache
+from backline.schedule.cache.cache import LocalCache, ResponseCache
 from backline.schedule.cache.redis import RedisCache, RedisOptions
 
 _KNOWN = {
     "local": ("size",),
     "redis": (
-        "host", "port", "user", "password", "db", "pool_size", "connect_timeout", "socket_timeout", "wait_timeout", "ttl",
+        "host", "port", "user", "password", "db", "pool_size",
+        "connect_timeout", "socket_timeout", "wait_timeout", "ttl",
         "tls_enabled", "cert", "key", "cacert",
     ),
 }  # fmt: skip
@@ -32,14 +32,16 @@ CacheOptions: TypeAlias = LocalOptions | RedisOptions
 
 
 def open_cache(options: CacheOptions) -> ResponseCache:
-    """The cache of these options; on the event loop. Raises InvalidArgument when it needs what is not installed."""
+    """Opens a cache, on the event loop. Raises InvalidArgument if a package it needs is not installed."""
     return LocalCache(options.size) if isinstance(options, LocalOptions) else RedisCache(options)
 
 
 def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
-    """Of the values of --cache-config, "local,size=64MiB" or "redis,host=127.0.0.1,port=6379", which may be spread over several.
+    """Parses values of --cache-config: "local,size=64MiB" or "redis,host=127.0.0.1,port=6379", possibly over
+    several values.
 
-    Timeouts are in milliseconds, as Triton's; `ttl` is in seconds. Raises InvalidArgument with the option that is wrong.
+    Timeouts are in milliseconds, as in Triton; `ttl` is in seconds. Raises InvalidArgument, naming the
+    setting that is wrong.
     """
     if not texts:
         return None
@@ -50,25 +52,26 @@ def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
         )
     kind = kinds[0]
     if kind not in _KNOWN:
-        raise InvalidArgument(f"--cache-config: there is no response cache '{kind}', expected local or redis")
+        raise InvalidArgument(f"--cache-config: unknown response cache '{kind}', expected local or redis")
     given: dict[str, str] = {}
     for part in (part for text in texts for part in text.split(",")[1:]):
         key, equals, value = part.strip().partition("=")
         if key not in _KNOWN[kind] or not equals:
             raise InvalidArgument(
-                f"--cache-config {kind}: unknown setting '{part}', expected {', '.join(f'{one}=..' for one in _KNOWN[kind])}"
+                f"--cache-config {kind}: unknown setting '{part}',"
+                f" expected {', '.join(f'{one}=..' for one in _KNOWN[kind])}"
             )
         given[key] = value
     if kind == "local":
         if "size" not in given:
-            raise InvalidArgument("--cache-config local needs a size, as local,size=64MiB")
+            raise InvalidArgument("--cache-config local needs a size, for example local,size=64MiB")
         return LocalOptions(_read("size", given["size"], parse_bytes, 1))
     return _redis(given)
 
 
 def _redis(given: Mapping[str, str]) -> RedisOptions:
     if not given.get("host"):
-        raise InvalidArgument("--cache-config redis needs a host, as redis,host=127.0.0.1,port=6379")
+        raise InvalidArgument("--cache-config redis needs a host, for example redis,host=127.0.0.1,port=6379")
     defaults = RedisOptions("")
     tls = given.get("tls_enabled", "no")
     if tls not in ("yes", "no", "true", "false"):

@@ -1,11 +1,16 @@
-"""Identical requests that are under way and share one run: who may join it, and how long it waits. Plain data, no clock of its own."""
+"""Identical requests in flight: the key that identifies them, and the run they share. Plain data, no
+clock.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError
+from backline.engine.tensor import encode_tensor
 from backline.engine.ticket import QUEUED, Completion, Owner, Ticket
 from backline.schedule.queues.queue import QueueSettings, limit_wait
 
@@ -13,8 +18,51 @@ if TYPE_CHECKING:
     from asyncio import TimerHandle
 
 
+class RequestKeys:
+    """Computes the keys of requests to one load of a model version.
+
+    A key is the SHA-256 of the model, its version, the fingerprint of what was loaded, each input's name,
+    datatype, shape and bytes, the requested outputs, and the request's parameters, which a model may read.
+    Triton uses a short checksum, with which a client could construct a request that collides with another
+    client's and poison its response. For the cost see docs/decisions/response-cache.md.
+    """
+
+    __slots__ = ("_start",)
+
+    def __init__(self, model: str, version: str, fingerprint: str) -> None:
+        self._start = hashlib.sha256(repr((model, version, fingerprint)).encode("utf-8", "surrogatepass"))
+
+    def of(self, ticket: Ticket) -> bytes:
+        """The key of a request, whatever the order of its inputs. May be called on any thread."""
+        digest = self._start.copy()
+        inputs = ticket.request.inputs
+        for name in sorted(inputs) if len(inputs) > 1 else inputs:
+            tensor = inputs[name]
+            data = encode_tensor(tensor)
+            # Each part is preceded by its length, so that different requests never give the same bytes.
+            digest.update(
+                f"{name!r}:{tensor.datatype.name}:{tensor.shape}:{len(data)}|".encode(
+                    "utf-8", "surrogatepass"
+                )
+            )
+            digest.update(data)
+        parameters = ticket.request.parameters
+        if ticket.request.outputs is not None or parameters:
+            rest = repr((ticket.request.outputs, sorted(parameters.items()) if parameters else None))
+            digest.update(rest.encode("utf-8", "surrogatepass"))
+        return digest.digest()
+
+
+def input_bytes(ticket: Ticket) -> int:
+    """The number of bytes that a key is computed from; an estimate for BYTES tensors."""
+    return sum(
+        tensor.data.size * 32 if tensor.datatype is DataType.BYTES else tensor.data.nbytes
+        for tensor in ticket.request.inputs.values()
+    )
+
+
 class Flight(Owner):
-    """Requests with one key on their way: looked up, and then run as one, `run`. Moments are of time.monotonic_ns()."""
+    """Requests with one key: looked up, then run as one (`run`). Times are of time.monotonic_ns()."""
 
     __slots__ = (
         "_leave",
@@ -34,13 +82,13 @@ class Flight(Owner):
         self.key = b""
         self.waiting = [ticket]
         self.began_ns = now_ns
-        #: How long the look took.
+        #: How long the lookup took.
         self.lookup_ns = 0
         self.run: Ticket | None = None
-        #: Whether the request is still being submitted, and what it is refused with.
+        #: Whether its request is still being submitted, and the error that refused it.
         self.submitting = True
         self.refusal: BacklineError | None = None
-        #: Those that end requests at their deadlines.
+        #: Timers that expire requests at their deadlines.
         self.timers: dict[Ticket, TimerHandle] = {}
 
     def cancelled(self, ticket: Ticket) -> None:
@@ -48,11 +96,11 @@ class Flight(Owner):
 
     @property
     def waits(self) -> bool:
-        """Whether it has not begun to run."""
+        """Whether its run has not started yet."""
         return self.run is None or self.run.state is QUEUED
 
     def admits(self, ticket: Ticket, settings: QueueSettings) -> bool:
-        """Whether a request may join: not behind a run that waits at a lower level than its own."""
+        """Whether a request may join: not if its priority is higher than that of a run still in the queue."""
         run = self.run
         return (
             not settings.levels
@@ -62,7 +110,7 @@ class Flight(Owner):
         )
 
     def join(self, ticket: Ticket, settings: QueueSettings) -> None:
-        """Adds a request. A run that still waits does so as long as the most patient of those who want it."""
+        """Adds a request. A queued run waits for as long as the most patient of its requests."""
         policy = settings.policy_of(settings.level_of(ticket))
         if not policy.delay:
             limit_wait(ticket, policy)
@@ -77,7 +125,7 @@ class Flight(Owner):
         self.waiting.append(ticket)
 
     def make_run(self, settings: QueueSettings, on_complete: Completion) -> Ticket:
-        """One request for all that wait: the first one's inputs, the highest priority, the most patient deadline."""
+        """A stand-in for all requests: the inputs of the first, the highest priority, the latest deadline."""
         first = self.waiting[0]
         priority = first.request.priority
         if settings.levels:
@@ -88,6 +136,6 @@ class Flight(Owner):
 
 
 def latest(deadlines: Iterable[float | None]) -> float | None:
-    """The deadline of the most patient one, None if somebody waits for any time."""
+    """The latest of some deadlines; None if any is None."""
     found = list(deadlines)
     return None if None in found else max(deadline for deadline in found if deadline is not None)

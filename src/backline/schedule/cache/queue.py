@@ -1,4 +1,4 @@
-"""The response cache in front of a queue: what was answered before is answered again, and what is asked twice at once is run once."""
+"""The response cache in front of a queue: repeated requests do not run, identical ones in flight run once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
-from backline.schedule import refusals
 from backline.schedule.cache.cache import ResponseCache, read_only
-from backline.schedule.cache.flight import Flight
-from backline.schedule.cache.key import RequestKeys, input_bytes
-from backline.schedule.queues.queue import QueueSettings, waited_too_long
+from backline.schedule.cache.flight import Flight, RequestKeys, input_bytes
+from backline.schedule.queues.queue import QueueSettings, expired_in_queue, waited_too_long
 from backline.schedule.version_queue import InstancesQueue, VersionQueue
 
 if TYPE_CHECKING:
@@ -27,16 +25,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.schedule")
 
-#: Requests of more bytes are hashed on a thread: the loop would stand still for longer than a quick model runs.
+#: Requests with more bytes than this are hashed on a thread, as hashing takes longer than a fast model's run.
 LARGE = 512 * 1024
 
 
 class CachedQueue:
-    """Answers requests from a cache, and hands the others on to `queue`. Lives on the event loop.
+    """Completes requests from a cache and passes the others on to `queue`. Lives on the event loop.
 
-    Identical requests that are under way share one run: each keeps its id and its deadline and may be cancelled by itself; the run is
-    given up when nobody waits for it any more, and waits as long as the most patient of them. A request of a higher priority than the one
-    that waits has a run of its own. Errors are not kept.
+    Identical requests in flight share one run. Each keeps its id and deadline and can be cancelled on its
+    own. The run waits for as long as the most patient of them, and is cancelled with the last of them. A
+    request of a higher priority than a queued run gets another run. Errors are not cached.
     """
 
     def __init__(
@@ -60,9 +58,9 @@ class CachedQueue:
         self._version = version
         self._loop = loop
         self._flights: dict[bytes, Flight] = {}
-        #: Those in whose place another one is that is more important, and which nobody joins any more.
+        #: Flights replaced by one of a higher priority, which accept no more requests.
         self._passed: set[Flight] = set()
-        #: Requests that are hashed or looked up.
+        #: The number of requests being hashed or looked up.
         self._looking = 0
         self._looked: asyncio.Future[None] | None = None
 
@@ -75,7 +73,10 @@ class CachedQueue:
         return self._queue.running
 
     def submit(self, ticket: Ticket) -> None:
-        """Answers a request, lets it join another, or queues it. Raises Unavailable when the queue is full."""
+        """Completes a request from the cache, adds it to a flight, or queues it.
+
+        Raises Unavailable if the queue is full.
+        """
         if ticket.request.sequence is not None or ticket.takes_many:
             self._queue.submit(ticket)
             return
@@ -95,11 +96,11 @@ class CachedQueue:
             raise flight.refusal
 
     def answer_for(self, keys: RequestKeys) -> None:
-        """From now on what was answered before is not: it was for other keys."""
+        """Switches to other keys, so that earlier responses are no longer found."""
         self._keys = keys
 
     async def drain(self, limit: float) -> None:
-        """As the queue's, once nothing is looked up any more: that takes no longer than a cache may."""
+        """Waits for pending lookups, which take no longer than the cache's timeouts, and drains the queue."""
         began = monotonic()
         if self._looking:
             self._looked = self._loop.create_future()
@@ -116,7 +117,9 @@ class CachedQueue:
             flight.key = hashed.result()
             self._begin(flight)
         except Exception as error:
-            log.exception("a request for model '%s' could not be looked up", self._name, exc_info=error)
+            log.exception(
+                "looking up a request for model '%s' in the response cache failed", self._name, exc_info=error
+            )
             self._run(flight)
 
     def _begin(self, flight: Flight) -> None:
@@ -142,8 +145,7 @@ class CachedQueue:
             return
         self._forget(flight)
         for ticket in flight.waiting:
-            ticket.release()
-            if flight.submitting:  # who asks is told when it has done asking
+            if flight.submitting:  # complete after `submit` has returned
                 self._loop.call_soon(self._answer_from_cache, flight, ticket, outputs)
             else:
                 self._answer_from_cache(flight, ticket, outputs)
@@ -151,12 +153,11 @@ class CachedQueue:
     def _done_looking(self) -> None:
         self._looking -= 1
         if self._looked is not None and not self._looking and not self._looked.done():
-            # At the end of the turn: what was not found is submitted before.
+            # At the end of the turn, so that requests that were not found are submitted first.
             self._loop.call_soon(_resolve, self._looked)
 
     def _answer_from_cache(self, flight: Flight, ticket: Ticket, outputs: Sequence[Tensor]) -> None:
         if ticket.cancelled:
-            self._statistics.record_cancelled(ticket)
             return
         self._statistics.record_cache_hit(
             ticket.request.arrived_ns, flight.began_ns, flight.lookup_ns, monotonic_ns()
@@ -176,22 +177,20 @@ class CachedQueue:
                 flight.timers[waiting] = self._loop.call_later(pause, self._too_late, flight, waiting)
 
     def _run(self, flight: Flight) -> None:
-        """Queues one request for all that wait."""
-        first = flight.waiting[0]
+        """Queues one stand-in for all requests of a flight."""
         run = flight.make_run(self._settings, partial(self._ran, flight))
         try:
             self._queue.submit(run)
         except BacklineError as error:
             if flight.submitting:
                 self._forget(flight)
-                first.release()
                 flight.refusal = error
             else:
                 self._fail(flight, error)
             return
         flight.run = run
 
-    # from the run to those who wait
+    # from the run to the callers
 
     def _ran(
         self, flight: Flight, run: Ticket, response: InferResponse | None, error: BacklineError | None
@@ -201,7 +200,8 @@ class CachedQueue:
             return
         self._forget(flight)
         began = monotonic_ns()
-        if flight.key and not response.parameters:  # parameters are of the run, and are not kept
+        # responses with parameters are not cached: parameters belong to the run
+        if flight.key and not response.parameters:
             self._cache.insert(flight.key, response.outputs)
         now = monotonic_ns()
         statistics = self._statistics
@@ -209,7 +209,6 @@ class CachedQueue:
         waiting = flight.waiting
         shared = response.outputs if len(waiting) == 1 else [read_only(tensor) for tensor in response.outputs]
         for number, ticket in enumerate(waiting):
-            ticket.release()
             if number:
                 statistics.record_cache_hit(ticket.request.arrived_ns, now, 0, now)
             ticket.complete(self._response(ticket, shared, response), None)
@@ -217,7 +216,6 @@ class CachedQueue:
     def _fail(self, flight: Flight, error: BacklineError | None) -> None:
         self._forget(flight)
         for ticket in flight.waiting:
-            ticket.release()
             ticket.complete(None, error)
 
     def _response(
@@ -231,10 +229,10 @@ class CachedQueue:
             None if run is None else run.parameters,
         )
 
-    # those who leave
+    # requests that leave
 
     def _leave(self, flight: Flight, ticket: Ticket) -> None:
-        """A request was cancelled; when it was the last one its run is cancelled too, and counted there."""
+        """A request was cancelled. With the last one its run is cancelled, which counts it."""
         flight.waiting.remove(ticket)
         timer = flight.timers.pop(ticket, None)
         if timer is not None:
@@ -248,9 +246,8 @@ class CachedQueue:
 
     def _too_late(self, flight: Flight, ticket: Ticket) -> None:
         flight.timers.pop(ticket, None)
-        if not flight.waits or (
-            flight.run is None and len(flight.waiting) == 1
-        ):  # what runs is answered, and what is to run is looked at
+        # a started run completes it; a request that has yet to be queued is checked by the queue
+        if not flight.waits or (flight.run is None and len(flight.waiting) == 1):
             return
         flight.waiting.remove(ticket)
         ticket.release()
@@ -258,14 +255,14 @@ class CachedQueue:
             self._statistics.record_expired(ticket)
         elif flight.run is not None:
             self._forget(flight)
-            flight.run.waits_until = ticket.deadline  # by which its queue counts it as expired
+            flight.run.waits_until = ticket.deadline  # so that its queue counts it as expired
             flight.run.cancel()
         now = monotonic()
         late = waited_too_long(ticket, self._settings.policy_of(self._settings.level_of(ticket)), now)
-        ticket.expire(refusals.expired(ticket, now, f"the queue of model '{self._name}'", by_policy=late))
+        ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=late))
 
     def _forget(self, flight: Flight) -> None:
-        """From now on nobody joins it."""
+        """Accepts no more requests for a flight."""
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         else:
@@ -276,7 +273,7 @@ class CachedQueue:
 
 
 class CachedInstances(CachedQueue):
-    """The response cache in front of the queue of instances, which may change."""
+    """The response cache in front of a queue whose instances can be replaced."""
 
     _queue: InstancesQueue
 

@@ -1,4 +1,4 @@
-"""The response cache in a Redis or Valkey, shared by servers. One that does not answer costs requests little, and none fails for it."""
+"""A response cache in Redis or Valkey, shared by servers. While it is down, requests simply run."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from backline.engine.errors import InvalidArgument
-from backline.engine.tensor import Tensor
+import msgspec
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.tensor import Tensor, decode_tensor, encode_tensor
 from backline.schedule.cache.cache import Found
-from backline.schedule.cache.codec import DamagedEntry, decode_entry, encode_entry
 
 log = logging.getLogger("backline.schedule")
 
 _PREFIX = b"backline:response:"
-#: Larger entries are not sent: Redis takes no more than 512 MB, and nobody waits for so much.
+#: Larger entries are not stored: Redis takes at most 512 MB, and fetching one would take too long anyway.
 _LARGEST_ENTRY = 64 * 1024 * 1024
-#: Bytes on their way to Redis, at most; what comes beside them is not kept.
+#: Maximum number of bytes on their way to Redis. Entries beyond that are not stored.
 _MOST_UNDER_WAY = 128 * 1024 * 1024
-#: Seconds for which a Redis that did not answer is left alone; doubled each time, up to the second number.
+#: How many seconds to leave an unresponsive Redis alone: the first number, doubled up to the second.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
+#: The first bytes of an entry. The last one is the version of the format.
+_MAGIC = b"BLRC\x02"
 
 
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
-    """Where a Redis is, and how long it may take, in seconds: `wait_timeout` for a free connection, `socket_timeout` for an answer.
+    """Where Redis is, and timeouts in seconds: `wait_timeout` for a free connection, `socket_timeout` for a
+    reply.
 
-    `ttl` are the seconds that an entry is kept, None for as long as Redis likes (maxmemory-policy allkeys-lru). Certificates are paths.
+    Entries are kept for `ttl` seconds, or, if None, until Redis evicts them (maxmemory-policy allkeys-lru).
+    Certificates are paths.
     """
 
     host: str
@@ -50,10 +56,10 @@ class RedisOptions:
 
 
 class RedisCache:
-    """Looks outputs up in a Redis. While it does not answer, nothing is asked of it but a try now and then."""
+    """Looks outputs up in Redis. While Redis does not respond, a single request now and then tries again."""
 
     def __init__(self, options: RedisOptions) -> None:
-        """Raises InvalidArgument when the package for it is not installed; connects when the first request comes."""
+        """Connects with the first request. Raises InvalidArgument if the redis package is not installed."""
         try:
             from redis.asyncio import BlockingConnectionPool, Redis
             from redis.asyncio.connection import Connection, SSLConnection
@@ -90,7 +96,7 @@ class RedisCache:
         self._failures = (RedisError, OSError, TimeoutError)
         self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        #: Until when a Redis that failed is left alone, and for how long the next time; a pause of 0 is a Redis that answers.
+        #: Until when to leave a failed Redis alone, and the current pause in seconds; 0 while Redis responds.
         self._quiet_until = 0.0
         self._pause = 0.0
         self._trying = False
@@ -98,7 +104,7 @@ class RedisCache:
 
     @property
     def answers(self) -> bool:
-        """Whether Redis answered when it was last asked."""
+        """Whether Redis responded when last asked."""
         return not self._pause
 
     def look_up(self, key: bytes, found: Found) -> None:
@@ -117,13 +123,13 @@ class RedisCache:
             self._do(self._store(key, entry))
 
     async def close(self) -> None:
-        """Waits for what is on its way, as long as it may take."""
+        """Waits for operations in progress, which have timeouts."""
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._redis.aclose()
 
     def _left_alone(self) -> bool:
-        """Whether Redis failed a moment ago; one request of those that come later tries it again."""
+        """Whether to skip Redis after a recent failure. After the pause, one request tries it again."""
         if not self._pause:
             return False
         if self._trying or monotonic() < self._quiet_until:
@@ -161,9 +167,9 @@ class RedisCache:
         try:
             return decode_entry(key, raw)
         except DamagedEntry as error:
-            if not self._damaged:  # once: if one entry was written by something else, others were too
+            if not self._damaged:  # log once: if one entry is damaged, others may be too
                 log.warning(
-                    "the response cache at %s holds an entry that cannot be read and is not used: %s",
+                    "the response cache at %s has an entry that cannot be read; ignoring it: %s",
                     self._where,
                     error,
                 )
@@ -174,9 +180,9 @@ class RedisCache:
         if not self._pause:
             why = str(error) or type(error).__name__
             log.warning(
-                "the response cache at %s does not answer, requests run without it: %s", self._where, why
+                "the response cache at %s does not respond; requests run without it: %s", self._where, why
             )
-        elif not self._trying:  # others that were asked at the same time
+        elif not self._trying:  # other operations that were in progress at the failure
             return
         self._trying = False
         self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
@@ -184,5 +190,51 @@ class RedisCache:
 
     def _answered(self) -> None:
         if self._pause:
-            log.warning("the response cache at %s answers again", self._where)
+            log.warning("the response cache at %s responds again", self._where)
             self._pause, self._trying = 0.0, False
+
+
+class _StoredTensor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+class _StoredEntry(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    key: bytes
+    outputs: list[_StoredTensor]
+
+
+class DamagedEntry(Exception):
+    """Bytes that are not the entry of a key. The message says why."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_StoredEntry).decode
+
+
+def encode_entry(key: bytes, outputs: Sequence[Tensor]) -> bytes:
+    """The bytes that hold the outputs for a key; see `decode_entry`."""
+    written = [
+        _StoredTensor(tensor.name, tensor.datatype.name, tensor.shape, memoryview(encode_tensor(tensor)))
+        for tensor in outputs
+    ]
+    return _MAGIC + _encode(_StoredEntry(key, written))
+
+
+def decode_entry(key: bytes, raw: bytes) -> list[Tensor]:
+    """The outputs in an entry; their data is a read-only view of `raw`.
+
+    Raises DamagedEntry if the bytes are malformed, or the entry of another key: entries that were copied or
+    renamed in the cache must not be returned.
+    """
+    if not raw.startswith(_MAGIC):
+        raise DamagedEntry("not an entry of this format version")
+    try:
+        entry = _decode(memoryview(raw)[len(_MAGIC) :])
+        if entry.key != key:
+            raise DamagedEntry("written under another key")
+        return [decode_tensor(one.name, DataType[one.datatype], one.shape, one.data) for one in entry.outputs]
+    except (msgspec.MsgspecError, BacklineError, KeyError, ValueError) as error:
+        raise DamagedEntry(f"{type(error).__name__}: {error}") from None

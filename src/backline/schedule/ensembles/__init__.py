@@ -1,1 +1,1 @@
-"""Requests that become requests to other models."""
+"""Ensembles: requests that fan out into requests to other models."""

@@ -1,23 +1,56 @@
-"""Which steps of an ensemble run for a request, and when: plain data, decided once for each set of outputs that is asked for."""
+"""Which steps of an ensemble a request needs, and their order, computed once per set of requested outputs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from backline.engine.ensemble import Ensemble, EnsembleStep
 from backline.engine.errors import InvalidArgument
+from backline.engine.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepModel:
+    """What an ensemble knows about the model of a step: whether it is decoupled, and the ranks of its
+    tensors.
+
+    `ranks` include the batch dimension, which exists if `batched`. They are empty if the model has not been
+    loaded yet.
+    """
+
+    decoupled: bool = False
+    batched: bool = False
+    ranks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    def fit(self, name: str, tensor: Tensor) -> Tensor:
+        """Adapts a tensor between models of which only one has batches: adds or removes a dimension of 1."""
+        rank, shape = self.ranks.get(name), tensor.shape
+        if rank is None or rank == len(shape):
+            fitting = shape
+        elif self.batched and rank == len(shape) + 1:
+            fitting = (1, *shape)
+        elif not self.batched and rank == len(shape) - 1 and shape[0] == 1:
+            fitting = shape[1:]
+        else:
+            fitting = shape  # the model will say what is wrong
+        return Tensor(
+            name, tensor.datatype, fitting, tensor.data if fitting is shape else tensor.data.reshape(fitting)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A step that runs, and the `outputs` of its model that somebody needs: (the model's name, the ensemble's tensor).
+    """A step to run. `outputs` are those needed from its model, as pairs (the model's name, the ensemble's
+    tensor).
 
-    `index` is its place in the file. `names` are the outputs to be asked for, `targets` the ensemble's tensors by them, `answers` counts
-    those of them that are outputs of the ensemble. `inputs` has the ensemble's tensor of each input. `followers` are the numbers of the
-    steps in the plan that wait for tensors of this one, and for how many. `level` counts the decoupled steps before it: at level 0 it runs
-    once, behind a decoupled step once for each of its responses.
+    `index` is the step's place in the configuration. `names` are the model outputs to request, `targets` maps
+    them to tensors of the ensemble, and `answers` counts those that are outputs of the ensemble. `inputs` has
+    the ensemble's tensor for each input. `followers` lists the steps (by number in the plan) that wait for
+    this one, and for how many of its tensors. `level` is the number of decoupled steps before it: a step at
+    level 0 runs once, a step after a decoupled one runs for each of its responses.
     """
 
     index: int
@@ -34,10 +67,12 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class EnsemblePlan:
-    """The steps that a set of outputs needs. `consumers` has the numbers of the steps in it that wait for a tensor of another step.
+    """The steps needed for a set of outputs. `consumers` lists, by tensor, the numbers of the steps that wait
+    for it.
 
-    `waits` has for each step how many such tensors it waits for; those with 0 are the `first`, which run at once. `chain` has the numbers
-    of the decoupled steps on the way to the outputs, the first one first. `made` is how many of the outputs are tensors of steps.
+    `waits` has the number of tensors from other steps that each step waits for; the steps with 0 are `first`.
+    `chain` has the numbers of the decoupled steps that the outputs depend on, in order. `made` is the number
+    of outputs that come from steps.
     """
 
     steps: tuple[PlannedStep, ...]
@@ -50,16 +85,16 @@ class EnsemblePlan:
 
     @property
     def depth(self) -> int:
-        """The level of the outputs: with 0 there is one response."""
+        """The level of the outputs; at 0 there is exactly one response."""
         return len(self.chain)
 
 
 def plan_ensemble(
     ensemble: Ensemble, outputs: Sequence[str], decoupled: Collection[int] = ()
 ) -> EnsemblePlan:
-    """The plan for some of the ensemble's outputs: steps that none of them needs are left out, as in Triton.
+    """The plan for some of the ensemble's outputs. As in Triton, steps that none of them needs are left out.
 
-    `decoupled` are the indexes of the steps whose models give any number of responses.
+    `decoupled` has the indexes of the steps with decoupled models.
     """
     producers = {
         tensor: index for index, step in enumerate(ensemble.steps) for tensor in step.outputs.values()
@@ -130,10 +165,10 @@ def plan_ensemble(
 
 
 def origins(ensemble: Ensemble, decoupled: Collection[int]) -> dict[str, tuple[int, ...]]:
-    """By tensor of a step, the indexes of the decoupled steps whose responses it stems from, the first one first.
+    """For each tensor of a step, the indexes of the decoupled steps that it depends on, in order.
 
-    Raises InvalidArgument where a step takes tensors of different origin: which of them belong together nobody can say. The words are
-    Triton's.
+    Raises InvalidArgument, in Triton's words, if a step takes tensors of different origins: nothing says
+    which of their responses belong together.
     """
     producers = {
         tensor: index for index, step in enumerate(ensemble.steps) for tensor in step.outputs.values()

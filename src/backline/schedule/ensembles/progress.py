@@ -1,8 +1,10 @@
-"""How far one request has come on its way through an ensemble, and what is next: a policy over plain data, without a clock and I/O.
+"""The progress of one request through an ensemble, and what runs next. A policy over plain data, without
+clock or I/O.
 
-A decoupled step answers with any number of responses, each of which goes through the steps behind it: that is a round of these steps. The
-rounds of a level are numbered in the order of the responses, and the outputs are given in the order of their rounds, also when later ones
-are ready first. Behind a decoupled step another one takes one round after the other, so that its responses have an order, too.
+A decoupled step gives any number of responses. Each passes through the steps after it in what is called a
+round of their level. Rounds are numbered in the order of these responses, and the ensemble's responses are
+sent in the order of rounds, even if later rounds finish first. A decoupled step that follows another one
+takes one round after the other, so that its responses are ordered, too.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from collections.abc import Mapping
 from backline.engine.tensor import Tensor
 from backline.schedule.ensembles.graph import EnsemblePlan
 
-#: By the ensemble's name of a tensor; None is one that a response does not have.
+#: By the ensemble's name of the tensor; None for a tensor that a response lacks.
 Tensors = Mapping[str, Tensor | None]
 
 
 class Round:
-    """One pass through the steps of a level, and the tensors that are there."""
+    """One pass through the steps of a level, with the tensors available so far."""
 
     __slots__ = ("lacks", "level", "number", "tensors", "waits")
 
@@ -26,14 +28,14 @@ class Round:
         self.level = level
         self.number = number
         self.tensors = dict(tensors)
-        #: For each step of the plan, the tensors that it still waits for.
+        #: For each step of the plan, the number of tensors that it still waits for.
         self.waits = list(plan.waits)
-        #: The outputs of the ensemble that are not there.
+        #: The number of ensemble outputs still missing.
         self.lacks = plan.made
 
 
-class _Level:
-    """The rounds of a level: how many have begun, how many of these are open, and whether there are no more."""
+class _Rounds:
+    """The rounds of a level: how many have begun, how many are open, and whether more will follow."""
 
     __slots__ = ("closed", "made", "open")
 
@@ -43,8 +45,8 @@ class _Level:
         self.closed = False
 
 
-class _Turn:
-    """The rounds that a decoupled step has still to do, one after the other."""
+class _InTurn:
+    """The rounds that a decoupled step still has to do, one after the other."""
 
     __slots__ = ("busy", "early", "number")
 
@@ -55,24 +57,24 @@ class _Turn:
 
 
 class EnsembleProgress:
-    """Told what has happened, it says which steps are to be started and which rounds are to be answered.
+    """Receives events and decides which steps start and which rounds are sent as responses.
 
-    No step has more than `limit` rounds under way at once, a decoupled one has one. More are open for a moment only, when a decoupled
-    step gives responses although it was told that its level is `full`.
+    A step has at most `limit` rounds in flight, a decoupled one has one. The limit is exceeded only if a
+    decoupled step keeps responding although its level is `full`.
     """
 
     def __init__(self, plan: EnsemblePlan, inputs: Tensors, limit: int) -> None:
         """`inputs` are the tensors of the request."""
         self._plan = plan
         self._limit = limit
-        self._levels = [_Level() for _ in range(plan.depth + 1)]
+        self._levels = [_Rounds() for _ in range(plan.depth + 1)]
         self._under_way = [0] * len(plan.steps)
         self._waiting: dict[int, deque[Round]] = {}
-        #: The decoupled steps: of each level below the last there is one, by which the next begins.
-        self._turns = {number: _Turn() for number in plan.chain}
+        #: The decoupled steps. Each begins the rounds of the next level.
+        self._turns = {number: _InTurn() for number in plan.chain}
         self._complete: dict[int, Round] = {}
         self._answered = 0
-        #: The steps to be started, by their numbers in the plan, in this order: to be taken from it.
+        #: Steps to start, in order, by their number in the plan. The caller removes them.
         self.ready: deque[tuple[Round, int]] = deque()
         first = self._begin(0, inputs)
         self._levels[0].closed = True
@@ -84,16 +86,16 @@ class EnsembleProgress:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds that there will be were answered."""
+        """Whether all rounds have been sent, and there will be no more."""
         level = self._levels[-1]
         return level.closed and self._answered == level.made
 
     def full(self, level: int) -> bool:
-        """Whether the decoupled step that gives the rounds of a level should give no more for now."""
+        """Whether the decoupled step that begins the rounds of this level should pause."""
         return self._levels[level].open >= self._limit
 
     def next_answer(self) -> Round | None:
-        """The round whose outputs are to be given now, if they are there."""
+        """The next round to send, if its outputs are complete."""
         complete = self._complete.pop(self._answered, None)
         if complete is not None:
             self._answered += 1
@@ -101,7 +103,7 @@ class EnsembleProgress:
         return complete
 
     def responded(self, asked: Round, number: int, tensors: Tensors) -> None:
-        """A step has given a response, which may be the first of many, to a round."""
+        """A step gave a response, possibly the first of many, in a round."""
         plan = self._plan
         planned = plan.steps[number]
         target = self._begin(asked.level + 1, {}) if planned.decoupled else asked
@@ -118,7 +120,7 @@ class EnsembleProgress:
                 self._complete[target.number] = target
 
     def ended(self, asked: Round, number: int) -> None:
-        """A step gives no more responses to a round."""
+        """A step gives no more responses in a round."""
         turn = self._turns.get(number)
         if turn is None:
             self._under_way[number] -= 1
@@ -140,7 +142,7 @@ class EnsembleProgress:
         return begun
 
     def _start(self, begun: Round, number: int) -> None:
-        """The tensors of a step are there."""
+        """The inputs of a step are available."""
         turn = self._turns.get(number)
         if turn is not None:
             turn.early[begun.number] = begun
@@ -151,13 +153,13 @@ class EnsembleProgress:
         else:
             self._waiting.setdefault(number, deque()).append(begun)
 
-    def _take_turn(self, turn: _Turn, number: int) -> None:
+    def _take_turn(self, turn: _InTurn, number: int) -> None:
         if not turn.busy and turn.number in turn.early:
             turn.busy = True
             self.ready.append((turn.early.pop(turn.number), number))
 
     def _close(self, level: int) -> None:
-        """Closes the levels above one of which a decoupled step has done another round."""
+        """Closes the levels above one in which a decoupled step has finished a round."""
         for number in self._plan.chain[level:]:
             rounds = self._levels[level]
             if not rounds.closed or self._turns[number].number < rounds.made:

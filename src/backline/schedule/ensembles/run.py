@@ -1,4 +1,4 @@
-"""One request on its way through an ensemble: what all have in common, and the ways where each step answers once."""
+"""One request on its way through an ensemble: what all kinds share, and the kinds without decoupled steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class EnsembleRun(Owner):
-    """A request, until it is answered or given up. Lives on the event loop."""
+    """A request until it completes or is given up. Lives on the event loop."""
 
     __slots__ = ("_compute", "_over", "_plan", "_queue", "_started_ns", "_ticket")
 
@@ -30,7 +30,9 @@ class EnsembleRun(Owner):
         self._started_ns = monotonic_ns()
 
     def start(self) -> None:
-        """Starts the steps that wait for no other. Raises the error of one that is refused, and gives up the others."""
+        """Starts the steps that depend on no other. If one is refused, cancels the others and raises its
+        error.
+        """
         self._ticket.enqueue(self)
         try:
             self._begin()
@@ -41,11 +43,11 @@ class EnsembleRun(Owner):
                 raise
 
     def _begin(self) -> None:
-        """Submits the first steps. Raises what `_submitted` raises."""
+        """Submits the first steps. Raises the error of a step that is refused."""
         raise NotImplementedError
 
     def _under_way(self) -> list[tuple[Ticket, PlannedStep]]:
-        """The requests to models that are not answered; from now on the run has none."""
+        """Returns the requests to models in flight, and forgets them."""
         raise NotImplementedError
 
     def _ask(
@@ -55,7 +57,7 @@ class EnsembleRun(Owner):
         on_response: OnResponse | None = None,
         flow: ResponseFlow | None = None,
     ) -> Ticket:
-        """The ticket of a step: what the caller asked of the ensemble besides its tensors, it asks of each model."""
+        """The ticket of a step: a request like the ensemble's, but with the inputs of the step."""
         asked, step, deadline = self._ticket.request, planned.step, self._ticket.deadline
         request = InferRequest(
             step.model,
@@ -75,13 +77,13 @@ class EnsembleRun(Owner):
         return ticket
 
     def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        """The only answer of a step, or its end."""
+        """The completion of a step's request."""
         raise NotImplementedError
 
-    # to who asked
+    # to the caller
 
     def _response(self, tensors: dict[str, Tensor | None]) -> InferResponse:
-        """The ensemble's outputs under their names."""
+        """The ensemble's outputs as a response."""
         queue = self._queue
         outputs = []
         for name in self._plan.outputs:
@@ -102,7 +104,7 @@ class EnsembleRun(Owner):
 
     @property
     def _next_response(self) -> tuple[int, int]:
-        """Which one it is for its request, and when the one before was there."""
+        """The index of the next response of the request, and when the previous one was available."""
         return 0, self._started_ns
 
     def _count_response(self, response: InferResponse) -> None:
@@ -115,7 +117,7 @@ class EnsembleRun(Owner):
             )
 
     def fail(self, error: BacklineError) -> None:
-        """Answers with an error, and gives up the steps that are under way."""
+        """Completes the request with an error, and gives up the steps in flight."""
         if self._over:
             return
         self._count_failure()
@@ -128,7 +130,7 @@ class EnsembleRun(Owner):
             statistics.responses.failed(*self._next_response, now)
 
     def cancelled(self, _: Ticket) -> None:
-        """Nobody waits for the answer any more: no further step begins, and those under way are cancelled."""
+        """See Owner. No further step starts, and those in flight are cancelled."""
         if not self._over:
             statistics = self._queue.statistics
             statistics.record_cancelled(self._ticket)
@@ -141,9 +143,8 @@ class EnsembleRun(Owner):
         self._ticket.complete(response, error)
 
     def _give_up(self) -> None:
-        """The request is over; the steps that are under way are cancelled."""
+        """Ends the run and cancels the steps in flight."""
         self._over = True
-        self._ticket.release()
         now = monotonic_ns()
         for ticket, planned in self._under_way():
             self._queue.calls[planned.index].cancel.add(1, now - ticket.request.arrived_ns)
@@ -153,7 +154,9 @@ class EnsembleRun(Owner):
         self._queue.ended(self)
 
     def _failed(self, ticket: Ticket, planned: PlannedStep, error: BacklineError) -> BacklineError:
-        """Counts the failure of a step. The same failure, which says in which ensemble, in Triton's words, and at which model."""
+        """Counts the failure of a step. Returns its error, extended by the ensemble (in Triton's words)
+        and model.
+        """
         self._queue.calls[planned.index].fail.add(1, monotonic_ns() - ticket.request.arrived_ns)
         model = planned.step.model
         reason = error.message if f"'{model}'" in error.message else f"model '{model}': {error.message}"
@@ -163,7 +166,7 @@ class EnsembleRun(Owner):
 
 
 class UnaryRun(EnsembleRun):
-    """The usual way: each step answers once, so there is nothing to pace or to put in order."""
+    """The usual kind: each step responds once, so nothing needs pacing or ordering."""
 
     __slots__ = ("_left", "_open", "_tensors", "_waits")
 
@@ -172,7 +175,7 @@ class UnaryRun(EnsembleRun):
         self._tensors: dict[str, Tensor | None] = dict(ticket.request.inputs)
         self._waits = list(plan.waits)
         self._left = len(plan.steps)
-        #: The requests to models that are under way.
+        #: The requests to models in flight.
         self._open: set[Ticket] = set()
 
     def _begin(self) -> None:
@@ -180,11 +183,12 @@ class UnaryRun(EnsembleRun):
             if self._over:
                 return
             self._submit(planned)
-        if not self._left:  # all that is asked for are inputs
+        # all requested outputs are inputs
+        if not self._left:
             self._finish(self._response(self._tensors))
 
     def _submit(self, planned: PlannedStep) -> None:
-        """Raises the error of a step that is refused at once, named."""
+        """Raises the error of a step that is refused, with its name."""
         queue = self._queue
         ticket = self._ask(planned, self._inputs(planned))
         self._open.add(ticket)
@@ -199,9 +203,9 @@ class UnaryRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             tensor = tensors.get(source)
-            if (
-                tensor is not None
-            ):  # else an optional input of the ensemble; whether it is one of the step's, its model knows
+            # a missing tensor is an optional input of the ensemble; the step's model checks whether it needs
+            # it
+            if tensor is not None:
                 inputs[name] = Tensor(name, tensor.datatype, tensor.shape, tensor.data)
         return inputs
 
@@ -245,7 +249,7 @@ class UnaryRun(EnsembleRun):
 
 
 class FittedRun(UnaryRun):
-    """Of an ensemble of which only some models have batches."""
+    """For ensembles in which only some models have batches."""
 
     __slots__ = ()
 
@@ -256,12 +260,12 @@ class FittedRun(UnaryRun):
 
 
 def no_response(planned: PlannedStep) -> Internal:
-    """The error of a model that answers with neither a response nor an error."""
+    """The error for a model that completes with neither a response nor an error."""
     return Internal(f"model '{planned.step.model}' gave no response")
 
 
 def missing_output(planned: PlannedStep, response: InferResponse) -> Internal:
-    """The error of a model that lacks an output which it was asked for."""
+    """The error for a response without a requested output."""
     there = {tensor.name for tensor in response.outputs}
     name, tensor = next((name, tensor) for name, tensor in planned.outputs if name not in there)
     return Internal(f"model '{planned.step.model}' did not give output '{name}' (ensemble tensor '{tensor}')")

@@ -1,4 +1,4 @@
-"""One request on its way through an ensemble of which some steps give any number of responses."""
+"""One request on its way through an ensemble with decoupled steps."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class StreamRun(EnsembleRun):
-    """Carries out what EnsembleProgress decides: submits the steps, and answers."""
+    """Carries out the decisions of EnsembleProgress: submits steps and sends responses."""
 
     __slots__ = ("_advancing", "_answers", "_flows", "_open", "_progress", "_responded_ns")
 
     def __init__(self, queue: EnsembleQueue, ticket: Ticket, plan: EnsemblePlan) -> None:
         super().__init__(queue, ticket, plan)
         self._progress = EnsembleProgress(plan, ticket.request.inputs, queue.max_inflight)
-        #: The requests to models that are under way: whose round each belongs to, and its step's number in the plan.
+        #: The requests to models in flight, with the round and the number of the step in the plan.
         self._open: dict[Ticket, tuple[Round, int]] = {}
-        #: By level, what the decoupled step looks at that gives its rounds.
+        #: By level, the flow of the decoupled step that begins its rounds.
         self._flows: dict[int, ResponseFlow] = {}
         self._advancing = False
-        #: How many answers there were, and when the last one was.
+        #: The number of responses sent, and when the last one was.
         self._answers = 0
         self._responded_ns = self._started_ns
 
@@ -40,8 +40,8 @@ class StreamRun(EnsembleRun):
         self._advance()
 
     def _advance(self) -> None:
-        """Does what is to be done now. Raises the error of a step that is refused at once, named."""
-        if self._advancing:  # a step was answered while it was submitted: who does that goes on
+        """Does what EnsembleProgress has decided. Raises the error of a refused step, with its name."""
+        if self._advancing:  # a step completed while it was submitted; the outer call continues
             return
         self._advancing = True
         progress = self._progress
@@ -68,9 +68,9 @@ class StreamRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             given = begun.tensors.get(source)
-            if (
-                given is not None
-            ):  # else an optional input of the ensemble; whether it is one of the step's, its model knows
+            # a missing tensor is an optional input of the ensemble; the step's model checks whether it needs
+            # it
+            if given is not None:
                 inputs[name] = (
                     model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)
                 )
@@ -88,7 +88,7 @@ class StreamRun(EnsembleRun):
             raise self._failed(ticket, planned, error) from None
 
     def _pace(self) -> None:
-        """Lets decoupled steps wait while the steps behind them, or who asked, have enough."""
+        """Pauses decoupled steps while the steps after them, or the caller, cannot keep up."""
         if not self._flows:
             return
         asked = self._ticket.flow
@@ -126,7 +126,7 @@ class StreamRun(EnsembleRun):
         self._go_on()
 
     def _take(self, ticket: Ticket, begun: Round, number: int, response: InferResponse) -> bool:
-        """Notes the tensors of a response; whether the request goes on."""
+        """Records the tensors of a response. Returns whether the request continues."""
         planned = self._plan.steps[number]
         there = {tensor.name: tensor for tensor in response.outputs}
         tensors: dict[str, Tensor | None] = {}
@@ -144,10 +144,10 @@ class StreamRun(EnsembleRun):
         except BacklineError as refused:
             self.fail(refused)
 
-    # to who asked
+    # to the caller
 
     def _answer(self, answered: Round) -> None:
-        """Answers with the outputs of a round."""
+        """Sends the outputs of a round."""
         asked = self._ticket
         response = self._response(answered.tensors)
         self._count_response(response)

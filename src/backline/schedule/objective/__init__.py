@@ -1,1 +1,1 @@
-"""Models with a latency objective: what is learnt of their run times, and what follows for batches and refusals."""
+"""Scheduling under a latency objective: learned run times, batch sizes, and early refusals."""

@@ -1,27 +1,28 @@
-"""How long a batch takes, learnt while a model runs. Plain data in, numbers out; no clock of its own."""
+"""How long batches take, learned from runs. Plain data, no clock."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import log2
 
-#: The weight of the newest run: the last 20 or so count.
+#: The weight of the newest run: in effect the last 20 runs count.
 _RATE = 0.05
-#: A run that took so many times the usual error longer or shorter than expected is an outlier, and counts as one that took just so much.
+#: A run whose error exceeds this many times the usual error is an outlier, and is clipped to that.
 _OUTLIER = 3.0
-#: The usual error is never taken for less than this part of the run.
+#: The usual error is assumed to be at least this fraction of the run time.
 _LEAST_ERROR = 0.02
-#: How much the slope that was known before counts: as much as the runs when their sizes differ by a tenth.
+#: The weight of the prior slope: as much as that of the runs when their sizes differ by a tenth.
 _PRIOR_WEIGHT = 0.01
-#: Buckets of an item's size for each doubling of it.
+#: Buckets per doubling of the item size.
 _PER_OCTAVE = 2
 
 
 class Line:
-    """Seconds of a run of n items of about one size: `a * n + b`.
+    """The seconds that a run of n items of similar size takes: `a * n + b`.
 
-    Fitted by least squares to the runs so far, of which older ones fade. The slope is held to the one that was known before, at the pace
-    that the runs have: when all runs have one size of batch, they alone can not tell what others take.
+    A least-squares fit to recent runs, in which older ones fade. The fit is regularised towards the slope of
+    the prior, scaled to the current speed: if all batches have the same size, the runs alone say nothing
+    about other sizes.
     """
 
     __slots__ = ("_error", "_n", "_nn", "_ny", "_prior", "_w", "_x", "_y", "a", "b")
@@ -31,22 +32,23 @@ class Line:
         self.b = b
         self._prior = (a, b)
         self._error = 0.1 * (a + b)
-        #: Fading sums over the runs: weights, items, their squares, seconds, items times seconds, and what the prior says of them.
+        #: Fading sums over the runs: weights, items, items squared, seconds, items times seconds, prior
+        #: estimates.
         self._w = self._n = self._nn = self._y = self._ny = self._x = 0.0
 
     def seconds(self, items: float) -> float:
-        """What a run of so many items takes."""
+        """The expected duration of a run of `items` items."""
         return self.a * items + self.b
 
     def largest(self, seconds: float, most: int) -> int:
-        """The most items, up to `most`, that are run within `seconds`; 0 when not even one is."""
+        """The largest number of items, up to `most`, that run within `seconds`; 0 if not even one does."""
         left = seconds - self.b
         if left < self.a or left < 0:
             return 0
         return most if left >= self.a * most else int(left / self.a)
 
     def learn(self, items: int, seconds: float) -> None:
-        """Takes note of a run."""
+        """Updates the fit with a run."""
         expected = self.seconds(items)
         error = seconds - expected
         limit = _OUTLIER * max(self._error, _LEAST_ERROR * expected)
@@ -73,14 +75,15 @@ class Line:
 
 
 class LatencyModel:
-    """A line for each size of items that came, sizes that are near each other together.
+    """One Line for each bucket of item sizes.
 
-    The size of an item is the number of its elements, 0 where all have the same. A size without a run yet takes in proportion what the
-    nearest one takes. Before there is any, runs are expected to take no time.
+    An item's size is its number of elements, or 0 for models whose items all have the same. A size without
+    runs is extrapolated from the nearest one, in proportion. Before any runs, they are expected to take no
+    time.
     """
 
     def __init__(self, seconds: Mapping[int, float] | None = None, size: int = 0) -> None:
-        """`seconds` are those of runs by batch size that were measured before, with items of `size`."""
+        """`seconds` are run times by batch size, measured earlier with items of `size`."""
         self._lines: dict[int, tuple[int, Line]] = {}
         if seconds:
             most = max(seconds)
@@ -89,7 +92,7 @@ class LatencyModel:
             self._lines[_bucket(size)] = (size, Line(a, seconds[1] - a))
 
     def line(self, size: int) -> Line:
-        """What runs of items of a size take."""
+        """The Line for items of a size."""
         bucket = _bucket(size) if size else 0
         known = self._lines.get(bucket)
         if known is not None:
@@ -102,7 +105,7 @@ class LatencyModel:
         return Line(line.a * times, line.b * (times if times > 1 else 1.0))
 
     def learn(self, size: int, items: int, seconds: float) -> None:
-        """Takes note of a run of a batch of items of about one size."""
+        """Updates the model with a run of a batch of items of about one size."""
         bucket = _bucket(size)
         known = self._lines.get(bucket)
         if known is None:
@@ -112,7 +115,10 @@ class LatencyModel:
 
 
 class Quantile:
-    """The value that a share of observations stays below, followed step by step; the steps are of the size of the observations' spread."""
+    """An online estimate of a quantile: the value below which a `share` of observations lies.
+
+    Each observation moves it by a step proportional to their spread.
+    """
 
     __slots__ = ("_share", "_spread", "value")
 
@@ -122,7 +128,7 @@ class Quantile:
         self._spread = 0.0
 
     def learn(self, observed: float) -> None:
-        """Takes note of an observation."""
+        """Updates the estimate."""
         away = abs(observed - self.value)
         self._spread = (
             away if not self._spread else self._spread + _RATE * (min(away, 4 * self._spread) - self._spread)

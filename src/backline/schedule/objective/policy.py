@@ -1,6 +1,6 @@
-"""The policy of a latency objective: who can still be answered in time, and how large the next batch may be.
+"""The policy of a latency objective: which requests can still meet it, and how large the next batch may be.
 
-Plain data in, decision out. Moments are in seconds of one clock, which is the caller's.
+Pure decisions over plain data. Times are in seconds of the caller's clock.
 """
 
 from __future__ import annotations
@@ -11,15 +11,25 @@ from heapq import heapreplace
 from backline.engine.ticket import Ticket
 from backline.schedule.objective.latency_model import LatencyModel, Line, Quantile
 
-#: The share of batches that must not end later than was expected, beside what is kept for that.
+#: The fraction of batches that should end no later than expected plus the margin.
 _SURE = 0.995
+#: The fraction of the objective that a batch may take. At half, every request that arrives during a run can
+#: be served by the next one. Under overload, longer batches serve more requests: those arriving late in a
+#: run.
+_LEAST_SHARE, _MOST_SHARE, _SHARE_STEP = 0.5, 0.85, 0.01
+#: A batch counts as full from this fraction of the usual size.
+_FULL = 0.9
+#: The maximum fraction of the objective kept as a margin for late responses.
+_MOST_MARGIN = 0.25
+#: The weight of the newest batch in the mean size of batches that the next request could not join.
+_JOINED_RATE = 0.1
 
 
 def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: int, first: int) -> float:
-    """The moment at which a request of `size` items will be answered that has `ahead` items before it.
+    """When a request of `size` items will complete that has `ahead` items before it.
 
-    `free` are the moments at which the instances will be free, in order. The next batch will have at most `first` items, later ones
-    `usual`. The first of a batch must expect that others will join it.
+    `free` lists, in order, when the instances become free. The next batch has at most `first` items, later
+    ones `usual`. The first request of a batch must expect others to join it.
     """
     start = free[0]
     if ahead + size <= first or not ahead:
@@ -39,25 +49,25 @@ def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: i
 
 
 class Outlook:
-    """What is known of the instances: what their batches take, when those that run will end, and how far that may be wrong."""
+    """How long the instances' batches take, when running ones will end, and the error of these estimates."""
 
     __slots__ = ("_ends", "_slip", "latency")
 
     def __init__(self, seconds: Mapping[int, float] | None = None, size: int = 0) -> None:
-        """As of a LatencyModel."""
+        """Arguments as for LatencyModel."""
         self.latency = LatencyModel(seconds, size)
         self._ends: dict[object, float] = {}
         self._slip = Quantile(_SURE)
 
     @property
     def margin(self) -> float:
-        """Seconds that an answer may come later than expected."""
+        """By how many seconds a response may be later than expected."""
         return max(0.0, self._slip.value)
 
     def free(self, now: float, idle: int) -> list[float]:
-        """The moments at which the instances will be free, in order, of which `idle` are now.
+        """When the instances become free, in order; `idle` of them are free now.
 
-        One that should have ended already will need as long again as it is late.
+        An instance that is overdue is expected to take as long again as it is late.
         """
         if idle:
             moments = [now] * idle
@@ -66,22 +76,89 @@ class Outlook:
         return sorted([now + abs(end - now) for end in self._ends.values()]) or [now]
 
     def started(self, instance: object, now: float, size: int, items: int) -> None:
-        """A batch was started now, of so many items of a size."""
+        """A batch of `items` items of a size starts now."""
         self._ends[instance] = now + self.latency.line(size).seconds(items)
 
     def ended(self, instance: object) -> float | None:
-        """Its batch has ended; returns when that was expected."""
+        """The batch has ended. Returns when that was expected."""
         return self._ends.pop(instance, None)
 
     def slipped(self, seconds: float) -> None:
-        """The answers of a batch were given so much later than was expected when it was started."""
+        """The responses of a batch were sent this much later than expected at its start."""
         self._slip.learn(seconds)
 
 
 def item_size(ticket: Ticket) -> int:
-    """The elements of one item of a request, where they vary from request to request; else 0."""
+    """The number of elements of one item, for models where it varies between requests; otherwise 0."""
     if ticket.batch_key is None:
         return 0
     return max(
         1, sum(tensor.data.size for tensor in ticket.request.inputs.values()) // max(1, ticket.batch_size)
     )
+
+
+class BatchSizing:
+    """Learns from past batches how large the next ones should be to complete within `objective` seconds."""
+
+    __slots__ = (
+        "_joined",
+        "_longest",
+        "_max_items",
+        "_objective",
+        "_outlook",
+        "_share",
+        "margin",
+        "planned",
+        "refused",
+        "usual",
+    )
+
+    def __init__(self, objective: float, outlook: Outlook) -> None:
+        self._objective = objective
+        self._outlook = outlook
+        #: The mean number of items of batches that the next request in the queue could not join.
+        self._joined = 0.0
+        self._share = _LEAST_SHARE
+        #: Whether a request was refused since the last batch was formed.
+        self.refused = False
+        #: The Line that the current plan is for; None between a batch and the next request.
+        self.planned: Line | None = None
+        #: The items of the largest batch that leaves requests arriving during its run time for another one.
+        self.usual = 1
+        #: By how many seconds responses may be late.
+        self.margin = 0.0
+        #: The time that the largest possible batch takes, including the margin.
+        self._longest = 0.0
+        self._max_items = 1
+
+    def plan(self, line: Line, max_items: int) -> None:
+        """Plans batches for the item size of `line`, until the next batch is formed."""
+        self.planned = line
+        self._max_items = max_items
+        self.margin = min(self._outlook.margin, _MOST_MARGIN * self._objective)
+        most = max(1, min(max_items, round(self._joined))) if self._joined else max_items
+        self.usual = line.largest((self._objective - self.margin) * self._share, most) or 1
+        self._longest = line.seconds(max_items) + self.margin
+
+    def largest(self, line: Line, left: float) -> int:
+        """The maximum number of items in the next batch if its first request is due in `left` seconds."""
+        if left >= self._longest:
+            return self._max_items
+        return self.within(line, left, min(self.usual, line.largest(left, self._max_items)))
+
+    def within(self, line: Line, left: float, items: int) -> int:
+        """`items` if that many may complete in `left` seconds, or as many as surely will."""
+        return max(1, items, line.largest(left - self.margin, self._max_items))
+
+    def formed(self, items: int) -> None:
+        """Lets batches grow while they are full and requests are refused, and shrink otherwise."""
+        self.planned = None
+        if items < _FULL * self.usual:
+            self._share = max(_LEAST_SHARE, self._share - 2 * _SHARE_STEP)
+        elif self.refused:
+            self._share = min(_MOST_SHARE, self._share + _SHARE_STEP)
+        self.refused = False
+
+    def complete(self, items: int) -> None:
+        """A batch could have no more than `items` items, whatever was queued after it."""
+        self._joined = items if not self._joined else self._joined + _JOINED_RATE * (items - self._joined)

@@ -1,4 +1,4 @@
-"""The queue of a model with a latency objective: within a level the one comes first that must be answered first."""
+"""The queue of a model with a latency objective: earliest due first, within each priority level."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from backline.engine.ticket import Owner, Ticket, release_all
-from backline.schedule.objective.batch_sizing import BatchSizing
-from backline.schedule.objective.policy import Outlook, finish, item_size
-from backline.schedule.queues.levels import Levels
+from backline.schedule.objective.policy import BatchSizing, Outlook, finish, item_size
+from backline.schedule.queues.priority import Levels
 from backline.schedule.queues.queue import QueueSettings, limit_wait, nobody_asks, waited_too_long
 
 
-class _Level:
-    """The requests of one level, by the moment at which they are to be answered: `dues`, in seconds, and their items."""
+class DueList:
+    """The requests of one level, sorted by when they are due (`dues`, in seconds), and their items."""
 
-    __slots__ = ("dues", "items", "limit", "number", "waiting")
+    __slots__ = ("dues", "items", "limit", "rank", "waiting")
 
-    def __init__(self, number: int, limit: float) -> None:
-        self.number = number
+    def __init__(self, rank: int, limit: float) -> None:
+        self.rank = rank
         self.limit = limit
         self.waiting: list[Ticket] = []
         self.dues: list[float] = []
@@ -48,16 +47,17 @@ class _Level:
                 break
             index += 1
         else:
-            index = self.waiting.index(ticket)  # its deadline has changed while it waited
+            index = self.waiting.index(ticket)  # its deadline changed in the queue
         self.take(index, index + 1)
 
 
 class ObjectiveQueue(Owner):
-    """Requests are to be answered `objective` seconds after they came, or before their own deadline if that is earlier.
+    """Each request is due `objective` seconds after its arrival, or at its own deadline if that is earlier.
 
-    A level is taken before all lower ones, as in every queue. Within a level who must be answered first goes first. A batch is as large as
-    the first of its requests allows. Who cannot be answered in time any more when a batch is formed is refused as long as anybody else can
-    be; but a guess alone refuses nobody while nothing better is to be done: it may be wrong, and only a run can tell.
+    Higher levels come first, as in every queue; within a level, the request due first does. A batch is as
+    large as its first request allows. When a batch is formed, requests that cannot complete in time are
+    refused as long as others can. An estimate alone never refuses a request while there is nothing better to
+    run: it may be wrong, and only a run can correct it.
     """
 
     __slots__ = (
@@ -76,7 +76,7 @@ class ObjectiveQueue(Owner):
         self._objective = objective
         self._outlook = outlook
         self._sizing = BatchSizing(objective, outlook)
-        self._levels = Levels(lambda number: _Level(number, settings.policy_of(number).max_size or inf))
+        self._levels = Levels(lambda number: DueList(number, settings.policy_of(number).max_size or inf))
         self._size = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
@@ -86,13 +86,15 @@ class ObjectiveQueue(Owner):
         return self._size
 
     def due(self, ticket: Ticket) -> float:
-        """When a request is to be answered."""
+        """When a request is due."""
         due = ticket.request.arrived_ns / 1e9 + self._objective
         deadline = ticket.deadline
         return due if deadline is None or deadline > due else deadline
 
     def lateness(self, ticket: Ticket, free: Sequence[float], max_items: int) -> float:
-        """How many seconds too late a request would be answered, if it were added now; below 0 is in time. `free` as in `finish`."""
+        """By how many seconds a request would be late if added now; negative if in time. `free` as in
+        `finish`.
+        """
         number = self._settings.level_of(ticket)
         self._limit_wait(ticket, number)
         due = self.due(ticket)
@@ -100,8 +102,8 @@ class ObjectiveQueue(Owner):
         earliest = due
         own = None
         for level in self._levels.ordered:
-            if level.number >= number:
-                if level.number > number:
+            if level.rank >= number:
+                if level.rank > number:
                     break
                 own = level
             ahead += level.items
@@ -116,7 +118,8 @@ class ObjectiveQueue(Owner):
             after = own.items * (len(own.dues) - bisect_right(own.dues, due)) // len(own.dues)
         size = ticket.batch_size
         late = finish(line, free, ahead - after, size, usual=sizing.usual, first=first) + sizing.margin - due
-        if after and own is not None and late <= 0:  # those behind it must not come too late for its sake
+        # it must not make the requests after it late
+        if after and own is not None and late <= 0:
             late = (
                 finish(line, free, ahead, size, usual=sizing.usual, first=first)
                 + sizing.margin
@@ -169,8 +172,8 @@ class ObjectiveQueue(Owner):
             self._sizing.formed(items)
         return taken, items
 
-    def _limit(self, level: _Level, now: float, max_items: int) -> int:
-        """How large the next batch may be."""
+    def _limit(self, level: DueList, now: float, max_items: int) -> int:
+        """The maximum size of the next batch."""
         line = self._outlook.latency.line(item_size(level.waiting[0]))
         dues = level.dues
         sizing = self._sizing
@@ -179,7 +182,7 @@ class ObjectiveQueue(Owner):
         left = dues[0] - now
         limit = line.largest(left, max_items)
         if limit < wanted and limit < len(dues):
-            # A small batch for the sake of the first ones: will those that it leaves behind still be in time?
+            # A small batch would serve the first requests in time: would the remaining ones still be, too?
             if limit and dues[limit] >= now + line.seconds(limit) + line.seconds(
                 min(wanted, level.items - limit)
             ):
@@ -216,7 +219,7 @@ class ObjectiveQueue(Owner):
         return waited_too_long(ticket, self._settings.policy_of(ticket.level), now)
 
     def _refuse_overdue(self, now: float) -> None:
-        """Takes out whose moment has passed."""
+        """Removes requests whose due time has passed."""
         for level in tuple(self._levels.ordered):
             over = bisect_right(level.dues, now)
             if over:
@@ -224,9 +227,9 @@ class ObjectiveQueue(Owner):
                 self._drop_empty(level)
 
     def _refuse_late(self, now: float) -> None:
-        """Takes out whose moment has passed; and those who cannot be answered in time any more, if there are others who can."""
+        """Removes requests whose due time has passed, and those that will be late if any other will not."""
         self._refuse_overdue(now)
-        late: list[tuple[_Level, int]] = []
+        late: list[tuple[DueList, int]] = []
         others = False
         for level in self._levels.ordered:
             first = level.waiting[0]
@@ -241,8 +244,8 @@ class ObjectiveQueue(Owner):
                 self._expire(level, count)
                 self._drop_empty(level)
 
-    def _expire(self, level: _Level, count: int) -> None:
-        """Gives up the first of a level, except those whose deadline was put off while they waited."""
+    def _expire(self, level: DueList, count: int) -> None:
+        """Expires the first requests of a level, except those whose deadline was postponed while queued."""
         dues = level.dues[:count]
         for ticket, due in zip(level.take(0, count), dues, strict=True):
             later = self.due(ticket)
@@ -253,7 +256,7 @@ class ObjectiveQueue(Owner):
             self._size -= 1
             self.expired.append(ticket)
 
-    def _drop_empty(self, level: _Level) -> None:
+    def _drop_empty(self, level: DueList) -> None:
         if not level.waiting:
             self._levels.drop(level)
 

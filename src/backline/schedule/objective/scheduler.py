@@ -1,4 +1,6 @@
-"""The driver of a model with a latency objective: it learns what batches take, and refuses at arrival what cannot be answered in time."""
+"""The driver for a latency objective: learns how long batches take, and refuses requests that would be
+late.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +15,21 @@ from backline.engine.ticket import Ticket
 from backline.schedule.batching import Formed
 from backline.schedule.objective.policy import Outlook, item_size
 from backline.schedule.objective.queue import ObjectiveQueue
-from backline.schedule.queues.queue import Queue, QueueSettings
+from backline.schedule.queues.queue import Queue, QueueSettings, QueueTotal
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 
-#: The part of the objective that is planned with: the rest is for the ways between the client's program and this one.
+#: The fraction of the objective to plan with; the rest is for the network between client and server.
 _PLANNED = 0.95
 
 
 class ObjectiveScheduler(Scheduler):
-    """A Scheduler whose answers come within `objective` seconds, or a refusal at once.
+    """A Scheduler that completes requests within `objective` seconds or refuses them at once.
 
-    `seconds` are the run times by batch size that were measured when the model was loaded, for items of `size` elements (0 where all items
-    have the same).
+    `seconds` are run times by batch size, measured at load time with items of `size` elements (0 if all items
+    have the same number).
     """
 
     __slots__ = ("_objective", "_outlook")
@@ -62,7 +63,7 @@ class ObjectiveScheduler(Scheduler):
         )
 
     def submit(self, ticket: Ticket) -> None:
-        """As of Scheduler; raises Unavailable also when the request cannot be answered in time."""
+        """As Scheduler.submit. Also raises Unavailable if the request cannot complete in time."""
         queue: ObjectiveQueue = self._queue  # type: ignore[assignment]  # it was made here
         idle = len(self._idle)
         late = queue.lateness(ticket, self._outlook.free(monotonic(), idle), self._policy.max_items)
@@ -82,25 +83,26 @@ class ObjectiveScheduler(Scheduler):
         super()._start(formed, now)
 
     def _vacated(self, instance: Instance, batch: Batch) -> None:
-        self._outlook.ended(instance)  # what comes late says nothing of how long the instance is taken
+        # later responses say nothing about how long the instance is occupied
+        self._outlook.ended(instance)
         super()._vacated(instance, batch)
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
         vacated = batch.beside_loop and batch.on_vacated is None
         expected = None if vacated else self._outlook.ended(instance)
-        told = (
+        learns = (
             expected is not None
             and batch.parts is None
             and all(isinstance(outcome, InferResponse) for outcome in batch.outcomes)
         )
         now = monotonic()
-        if told:
+        if learns:
             self._outlook.latency.learn(_size(batch.tickets), batch.items, now - batch.started_ns / 1e9)
         super()._finished(instance, batch)
-        if told:
-            # What the loop was late for the end of the run it will have been late for the requests, too, before anybody saw them.
+        if learns:
+            # If the loop noticed the end of the run late, it will have read requests late as well, unseen.
             late = now - batch.ended_ns / 1e9
-            self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # it was told
+            self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # see `learns`
 
     def _expiry_of(self, ticket: Ticket, now: float) -> BacklineError:
         if (ticket.deadline is not None and ticket.deadline <= now) or self._queue.timed_out(ticket, now):
@@ -109,7 +111,7 @@ class ObjectiveScheduler(Scheduler):
         return self._too_late(ticket, 0.0)
 
     def _too_late(self, ticket: Ticket, late: float) -> Unavailable:
-        """`late` is how many seconds too late the answer would come."""
+        """The error for a request that would be `late` seconds late."""
         bound = f"its objective of {self._objective * 1000:g} ms"
         if (
             ticket.deadline is not None
@@ -117,14 +119,12 @@ class ObjectiveScheduler(Scheduler):
         ):
             bound = "the deadline of the request"
         late = max(late, 0.001)
-        message = (
-            f"model '{self._name}' has too much to do to answer within {bound}, try again in {late:.2g} s"
-        )
+        message = f"model '{self._name}' is too busy to respond within {bound}, try again in {late:.2g} s"
         return Unavailable(message, retry_after=late)
 
 
 def _size(tickets: Sequence[Ticket]) -> int:
-    """The size of the items of a batch, which is that of the largest ones."""
+    """The item size of a batch: that of its largest items."""
     if tickets[0].batch_key is None:
         return 0
     return max(map(item_size, tickets))

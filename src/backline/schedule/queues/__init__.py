@@ -1,1 +1,1 @@
-"""Who waits, and who is next."""
+"""Queues: which requests wait, and which is next."""

@@ -10,20 +10,22 @@ from backline.engine.model_config import QueuePolicy
 from backline.engine.ticket import QUEUED, Owner, Ticket, release_all
 from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
 
-#: Cancelled requests that a line may hold before it is rebuilt without them, unless those that wait are more.
+#: The queue is rebuilt once it holds more cancelled requests than this, and more than live ones.
 FEW = 16
 
 
 class PlainQueue(Owner):
-    """See Queue. A cancelled ticket no longer counts, but stays in the line as a tombstone until its turn comes."""
+    """See Queue. A cancelled ticket no longer counts, but stays in the deque until its turn comes."""
 
-    __slots__ = ("_gone", "_limit", "_policy", "_waiting", "expired", "on_left")
+    __slots__ = ("_gone", "_waiting", "expired", "limit", "on_left", "policy", "rank")
 
-    def __init__(self, policy: QueuePolicy) -> None:
-        self._policy = policy
-        self._limit = policy.max_size or inf
+    def __init__(self, policy: QueuePolicy, rank: object = None) -> None:
+        """`rank` identifies the queue within a PriorityQueue."""
+        self.rank = rank
+        self.policy = policy
+        self.limit = policy.max_size or inf
         self._waiting: deque[Ticket] = deque()
-        #: How many of them are cancelled.
+        #: The number of tombstones.
         self._gone = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
@@ -33,14 +35,19 @@ class PlainQueue(Owner):
         return len(self._waiting) - self._gone
 
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
-        if len(self._waiting) - self._gone >= self._limit and not anyway:
+        if len(self._waiting) - self._gone >= self.limit and not anyway:
             return False
-        policy = self._policy
+        policy = self.policy
         if ticket.request.timeout is not None or policy.timeout_us:
             limit_wait(ticket, policy)
         ticket.enqueue(self)
         self._waiting.append(ticket)
         return True
+
+    def append(self, ticket: Ticket) -> None:
+        """Adds a ticket at the end, whatever the limits are."""
+        ticket.enqueue(self)
+        self._waiting.append(ticket)
 
     def next(self, now: float) -> Ticket | None:
         waiting = self._waiting
@@ -55,7 +62,7 @@ class PlainQueue(Owner):
         return None
 
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        # Not by `next`: a call for every request is a tenth of all that it costs to schedule one.
+        # Does not use `next`: a call per request would take a tenth of the total cost of scheduling one.
         waiting = self._waiting
         taken: list[Ticket] = []
         items = 0
@@ -84,22 +91,34 @@ class PlainQueue(Owner):
         self._waiting.extendleft(reversed(tickets))
 
     def sweep(self, now: float) -> float:
-        self._waiting, nearest = without_expired(self._waiting, now, self.expired)
-        self._gone = 0
+        kept: deque[Ticket] = deque()
+        nearest = inf
+        for ticket in self._waiting:
+            if ticket.state is not QUEUED:
+                continue
+            deadline = ticket.deadline
+            if deadline is not None:
+                if deadline <= now:
+                    ticket.release()
+                    self.expired.append(ticket)
+                    continue
+                nearest = min(nearest, deadline)
+            kept.append(ticket)
+        self._waiting, self._gone = kept, 0
         return nearest
 
     def clear(self) -> list[Ticket]:
-        tickets = still_there(self._waiting)
+        tickets = [ticket for ticket in self._waiting if ticket.state is QUEUED]
         self._waiting.clear()
         self._gone = 0
         release_all(tickets)
-        return list(tickets)
+        return tickets
 
     def timed_out(self, ticket: Ticket, now: float) -> bool:
-        return waited_too_long(ticket, self._policy, now)
+        return waited_too_long(ticket, self.policy, now)
 
     def _skip(self, ticket: Ticket) -> None:
-        """A ticket was taken out that is not to run."""
+        """Drops a ticket taken out that is cancelled or expired."""
         if ticket.state is not QUEUED:
             self._gone -= 1
             return
@@ -109,29 +128,6 @@ class PlainQueue(Owner):
     def cancelled(self, ticket: Ticket) -> None:
         self._gone += 1
         if self._gone > FEW and self._gone > len(self._waiting) // 2:
-            self._waiting = still_there(self._waiting)
+            self._waiting = deque(other for other in self._waiting if other.state is QUEUED)
             self._gone = 0
         self.on_left(ticket)
-
-
-def still_there(tickets: deque[Ticket]) -> deque[Ticket]:
-    """The requests that have not left the queue by being cancelled."""
-    return deque(ticket for ticket in tickets if ticket.state is QUEUED)
-
-
-def without_expired(tickets: deque[Ticket], now: float, expired: list[Ticket]) -> tuple[deque[Ticket], float]:
-    """Those of `still_there` that may go on waiting, and their nearest deadline. Moves the others to `expired`."""
-    kept: deque[Ticket] = deque()
-    nearest = inf
-    for ticket in tickets:
-        if ticket.state is not QUEUED:
-            continue
-        deadline = ticket.deadline
-        if deadline is not None:
-            if deadline <= now:
-                ticket.release()
-                expired.append(ticket)
-                continue
-            nearest = min(nearest, deadline)
-        kept.append(ticket)
-    return kept, nearest

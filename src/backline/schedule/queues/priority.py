@@ -1,61 +1,85 @@
-"""The queue of a model with priorities, or whose policy lets late requests wait on."""
+"""The queue of a model with priority levels, or whose policy keeps requests queued past their timeout."""
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Callable
 from math import inf
+from operator import attrgetter
+from typing import Any, Generic, Protocol, TypeVar
 
-from backline.engine.model_config import QueuePolicy
-from backline.engine.ticket import QUEUED, Owner, Ticket, release_all
-from backline.schedule.queues.levels import Levels
-from backline.schedule.queues.plain import FEW, PlainQueue, still_there, without_expired
+from backline.engine.ticket import Ticket
+from backline.schedule.queues.plain import PlainQueue
 from backline.schedule.queues.queue import Queue, QueueSettings, limit_wait, nobody_asks, waited_too_long
+
+_by_rank = attrgetter("rank")
+
+
+class Level(Protocol):
+    """The requests of one rank. Ranks are comparable; the lowest is served first."""
+
+    @property
+    def rank(self) -> Any: ...
+
+
+L = TypeVar("L", bound=Level)
+
+
+class Levels(dict[Any, L], Generic[L]):
+    """Levels by rank. A level is created for the first request of its rank and dropped once empty.
+
+    There may be any number of ranks, and those without requests cost nothing.
+    """
+
+    __slots__ = ("_make", "ordered")
+
+    def __init__(self, make: Callable[[Any], L]) -> None:
+        super().__init__()
+        self._make = make
+        #: Sorted by rank, the lowest first.
+        self.ordered: list[L] = []
+
+    def __missing__(self, rank: Any) -> L:
+        level = self[rank] = self._make(rank)
+        insort(self.ordered, level, key=_by_rank)
+        return level
+
+    def drop(self, level: L) -> None:
+        """Removes an empty level."""
+        del self[level.rank]
+        self.ordered.remove(level)
+
+    def clear(self) -> None:
+        super().clear()
+        self.ordered.clear()
 
 
 def make_queue(settings: QueueSettings) -> Queue:
-    """An empty queue with these settings: the plain one where that is enough."""
+    """An empty queue with these settings: a PlainQueue if that is enough."""
     if settings.levels or settings.policy.delay:
         return PriorityQueue(settings)
     return PlainQueue(settings.policy)
 
 
-class _Level:
-    """The requests of one level: those in time, and those whose timeout is over and that wait for a moment without others."""
+class PriorityQueue:
+    """See Queue. One PlainQueue for each level, and one after it for its late requests if they stay
+    queued.
+    """
 
-    __slots__ = ("gone", "late", "limit", "number", "policy", "waiting")
-
-    def __init__(self, number: int, policy: QueuePolicy) -> None:
-        self.number = number
-        self.policy = policy
-        self.limit = policy.max_size or inf
-        self.waiting: deque[Ticket] = deque()
-        self.late: deque[Ticket] = deque()
-        #: How many of both are cancelled.
-        self.gone = 0
-
-    @property
-    def size(self) -> int:
-        return len(self.waiting) + len(self.late) - self.gone
-
-    def is_late(self, ticket: Ticket, now: float) -> bool:
-        return self.policy.delay and waited_too_long(ticket, self.policy, now)
-
-    def drop_cancelled(self) -> None:
-        self.waiting, self.late, self.gone = still_there(self.waiting), still_there(self.late), 0
-
-
-class PriorityQueue(Owner):
-    """See Queue. Levels, the lowest number first; within a level first come, first served, and what is late behind what is not."""
-
-    __slots__ = ("_levels", "_settings", "_size", "expired", "on_left")
+    __slots__ = ("_lines", "_settings", "_size", "expired", "on_left")
 
     def __init__(self, settings: QueueSettings) -> None:
         self._settings = settings
-        self._levels = Levels(lambda number: _Level(number, settings.policy_of(number)))
+        #: By priority level, and whether the requests are late.
+        self._lines = Levels(self._make_line)
         self._size = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
+
+    def _make_line(self, rank: tuple[int, bool]) -> PlainQueue:
+        line = PlainQueue(self._settings.policy_of(rank[0]), rank)
+        line.on_left = self._left
+        return line
 
     @property
     def size(self) -> int:
@@ -63,24 +87,31 @@ class PriorityQueue(Owner):
 
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
         number = ticket.level = self._settings.level_of(ticket)
-        level = self._levels[number]
-        if level.size >= level.limit and not anyway:
+        line = self._lines[number, False]
+        delay = line.policy.delay
+        late = self._lines.get((number, True)) if delay else None
+        if line.size + (0 if late is None else late.size) >= line.limit and not anyway:
             return False
-        if not level.policy.delay:
-            limit_wait(ticket, level.policy)
-        ticket.enqueue(self)
-        level.waiting.append(ticket)
+        if not delay:
+            limit_wait(ticket, line.policy)
+        line.append(ticket)
         self._size += 1
         return True
 
     def next(self, now: float) -> Ticket | None:
-        while self._levels.ordered:
-            level = self._levels.ordered[0]
-            ticket = self._next_of(level, now)
-            if ticket is not None:
+        lines = self._lines
+        while lines.ordered:
+            line = lines.ordered[0]
+            ticket = line.next(now)
+            if line.expired:
+                self._collect(line)
+            if ticket is None:
+                lines.drop(line)
+            elif line.policy.delay and line.rank == (ticket.level, False) and self._is_late(ticket, now):
+                lines[ticket.level, True].append(ticket)
+            else:
                 self._size -= 1
                 return ticket
-            self._levels.drop(level)
         return None
 
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
@@ -96,48 +127,21 @@ class PriorityQueue(Owner):
                 break
         return taken, items
 
-    def _next_of(self, level: _Level, now: float) -> Ticket | None:
-        delay = level.policy.delay
-        for tickets in (level.waiting, level.late):
-            while tickets:
-                ticket = tickets.popleft()
-                deadline = ticket.deadline
-                if ticket.state is not QUEUED or (deadline is not None and deadline <= now):
-                    self._skip(level, ticket)
-                elif delay and tickets is level.waiting and level.is_late(ticket, now):
-                    level.late.append(ticket)
-                else:
-                    ticket.owner = None
-                    return ticket
-        return None
-
     def put_back(self, tickets: list[Ticket], now: float) -> None:
         for ticket in reversed(tickets):
-            ticket.enqueue(self)
-            level = self._levels[ticket.level]
-            (level.late if level.is_late(ticket, now) else level.waiting).appendleft(ticket)
+            self._lines[ticket.level, self._is_late(ticket, now)].put_back([ticket], now)
         self._size += len(tickets)
 
     def sweep(self, now: float) -> float:
         nearest = inf
-        before = len(self.expired)
-        for level in self._levels.ordered:
-            level.waiting, of_waiting = without_expired(level.waiting, now, self.expired)
-            level.late, of_late = without_expired(level.late, now, self.expired)
-            level.gone = 0
-            nearest = min(nearest, of_waiting, of_late)
-        self._size -= len(self.expired) - before
+        for line in self._lines.ordered:
+            nearest = min(nearest, line.sweep(now))
+            self._collect(line)
         return nearest
 
     def clear(self) -> list[Ticket]:
-        tickets = [
-            ticket
-            for level in self._levels.ordered
-            for line in (level.waiting, level.late)
-            for ticket in still_there(line)
-        ]
-        release_all(tickets)
-        self._levels.clear()
+        tickets = [ticket for line in self._lines.ordered for ticket in line.clear()]
+        self._lines.clear()
         self._size = 0
         return tickets
 
@@ -145,19 +149,17 @@ class PriorityQueue(Owner):
         policy = self._settings.policy_of(ticket.level)
         return not policy.delay and waited_too_long(ticket, policy, now)
 
-    def _skip(self, level: _Level, ticket: Ticket) -> None:
-        """A ticket was taken out that is not to run."""
-        if ticket.state is not QUEUED:
-            level.gone -= 1
-            return
-        ticket.release()
-        self._size -= 1
-        self.expired.append(ticket)
+    def _is_late(self, ticket: Ticket, now: float) -> bool:
+        policy = self._settings.policy_of(ticket.level)
+        return policy.delay and waited_too_long(ticket, policy, now)
 
-    def cancelled(self, ticket: Ticket) -> None:
+    def _collect(self, line: PlainQueue) -> None:
+        """Takes over the expired requests of one line."""
+        self._size -= len(line.expired)
+        self.expired += line.expired
+        line.expired = []
+
+    def _left(self, ticket: Ticket) -> None:
+        """A ticket in one of the lines was cancelled."""
         self._size -= 1
-        level = self._levels[ticket.level]
-        level.gone += 1
-        if level.gone > FEW and level.gone > level.size:
-            level.drop_cancelled()
         self.on_left(ticket)

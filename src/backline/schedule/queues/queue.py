@@ -1,4 +1,4 @@
-"""What is said of all queues of requests: their settings, what they can do, and for how long one may wait in them."""
+"""What all queues share: settings, the protocol, time limits, the limit across models, and errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from backline.engine.errors import BacklineError, DeadlineExceeded, Unavailable
 from backline.engine.model_config import QueuePolicy
 from backline.engine.ticket import Ticket
 
@@ -14,10 +15,11 @@ _ANY = QueuePolicy()
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    """The queue of one model. `policy` is for all levels without one of their own in `policies`.
+    """Settings of one model's queue. `policy` applies to all levels that have none in `policies`.
 
-    `levels` 0 is one queue for all. Otherwise a request has a level of 1 (the highest) to `levels`, and is of `default_level` when it asks
-    for none or for one that there is not, as Triton's. Levels are strict: nobody is taken while a request of a higher level waits.
+    With `levels` 0 there is a single level. Otherwise requests have levels from 1 (the highest) to `levels`;
+    as in Triton, those that set none or one out of range get `default_level`. Levels are strict: no request
+    is taken while one of a higher level waits.
     """
 
     policy: QueuePolicy = _ANY
@@ -26,62 +28,65 @@ class QueueSettings:
     policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
 
     def level_of(self, ticket: Ticket) -> int:
-        """The level that a request belongs to."""
+        """The priority level of a request."""
         priority = ticket.request.priority
         return priority if 1 <= priority <= self.levels else self.default_level
 
     def policy_of(self, level: int) -> QueuePolicy:
-        """The policy of a level; of all requests where there are none."""
+        """The policy of a level, or of all requests if there are no levels."""
         return self.policies.get(level, self.policy) if self.levels else self.policy
 
 
 class Queue(Protocol):
-    """Requests that wait. Plain data: the moment is always given, in seconds of the deadlines' clock.
+    """Queued requests. Plain data: callers pass the current time, in seconds of time.monotonic().
 
-    The queue owns the tickets in it, so a cancelled one leaves at once. Those that it has handed out, or put into
-    `expired`, have no owner.
+    The queue owns the tickets in it, so that cancelled ones leave at once. Tickets it has handed out, or put
+    into `expired`, have no owner.
     """
 
-    #: Called with a request that was cancelled, once it has left.
+    #: Called with a request that was cancelled, after it has left the queue.
     on_left: Callable[[Ticket], None]
-    #: Requests that were taken out as their time was over; whoever calls `next`, `take` or `sweep` tells those who asked, and clears it.
+    #: Requests removed as expired. Callers of `next`, `take` and `sweep` complete them and clear the list.
     expired: list[Ticket]
 
     @property
     def size(self) -> int:
-        """The requests that wait."""
+        """The number of queued requests."""
 
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
-        """Puts a request at the end of its level, with its timeout as its deadline; False when that is full, unless `anyway`."""
+        """Adds a request to the end of its level, setting its deadline by the queue's timeout.
+
+        Returns False if the level is full, unless `anyway`.
+        """
 
     def next(self, now: float) -> Ticket | None:
-        """Takes the next request out that may run at `now`; None when there is none."""
+        """Removes and returns the next request that may run at `now`, or None."""
 
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        """Takes the next requests out that may run together at `now`, of one batch key, and tells their items: at most `max_items`.
+        """Removes and returns the next requests that may run together at `now`, and their number of items.
 
-        A request with more items than that is taken alone.
+        They share a batch key and have at most `max_items` items; a request with more is taken alone.
         """
 
     def put_back(self, tickets: list[Ticket], now: float) -> None:
-        """Puts the last requests that `next` gave at `now`, in that order, where they were, as if they had not been taken."""
+        """Puts back the last requests that `next` returned at `now`, in the same order and places."""
 
     def sweep(self, now: float) -> float:
-        """Takes the requests out whose deadline is over; returns the nearest deadline of the others, or infinity."""
+        """Removes expired requests. Returns the nearest deadline of the others, or infinity."""
 
     def clear(self) -> list[Ticket]:
-        """Takes all requests out, in their order."""
+        """Removes and returns all requests, in order."""
 
     def timed_out(self, ticket: Ticket, now: float) -> bool:
-        """Whether a request that has expired did so by the queue's policy; otherwise its caller's own deadline was over."""
+        """Whether an expired request ran into the queue's timeout rather than its caller's deadline."""
 
 
 def nobody_asks(ticket: Ticket) -> None:
-    """The `on_left` of a queue whose owner does not want to know."""
+    """The default `on_left`."""
 
 
 def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:
-    """Makes the end of the time that a request may queue its deadline, unless it has an earlier one."""
+    """Moves the deadline of a request forward to the end of its time in the queue."""
     timeout = policy.timeout(ticket.request.timeout)
     if timeout is None:
         return
@@ -91,6 +96,56 @@ def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:
 
 
 def waited_too_long(ticket: Ticket, policy: QueuePolicy, now: float) -> bool:
-    """Whether the time is over that a request may queue."""
+    """Whether a request has used up its time in the queue."""
     timeout = policy.timeout(ticket.request.timeout)
     return timeout is not None and ticket.request.arrived_ns / 1e9 + timeout <= now
+
+
+class QueueTotal:
+    """The number of requests waiting in the queues of all models together, and its `limit`, None for no
+    limit.
+
+    Whoever queues a request adds it to `waiting`, and subtracts it when it runs or leaves the queue.
+    """
+
+    __slots__ = ("limit", "waiting")
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.waiting = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no more requests may be queued."""
+        return self.limit is not None and self.waiting >= self.limit
+
+    def refusal(self, model: str) -> Unavailable:
+        """The error for a request over the limit."""
+        return Unavailable(
+            f"Exceeds maximum queue size of {self.limit} requests for all models;"
+            f" this one is for model '{model}', try again later",
+            retry_after=1,
+        )
+
+
+def queue_full(model: str, limit: int | None, where: str = "") -> Unavailable:
+    """The error for a request that finds a queue full, which holds `limit` requests."""
+    return Unavailable(
+        f"Exceeds maximum queue size of {limit} for model '{model}'{where}, try again later", retry_after=1
+    )
+
+
+def being_unloaded(model: str) -> Unavailable:
+    """The error for requests of a model that is being unloaded."""
+    return Unavailable(f"model '{model}' is being unloaded", retry_after=1)
+
+
+def expired_in_queue(ticket: Ticket, now: float, model: str, *, by_policy: bool) -> BacklineError:
+    """The error for a request that expired in a queue at `now` (of time.monotonic()).
+
+    `by_policy` says whether the queue's timeout has passed, or the caller's deadline.
+    """
+    waited = f"after {(now - ticket.request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{model}'"
+    if by_policy:
+        return Unavailable(f"Request timeout expired {waited}")
+    return DeadlineExceeded(f"The deadline of the request passed {waited}")

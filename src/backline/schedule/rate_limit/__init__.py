@@ -1,1 +1,1 @@
-"""Instances that share named resources, and wait for them."""
+"""Instances that share named resources."""

@@ -1,10 +1,13 @@
-"""Which instance runs next, of all models, where they share named resources (Triton's rate limiter): a policy without a clock.
+"""Which instance of any model runs next when they share named resources (Triton's rate limiter). A policy
+without a clock.
 
-An instance that has work is staged. The staged ones get their turn by their passes, the lowest first: a run adds the priority of its
-instance to its pass, so one of priority 2 has half the turns of one of priority 1. One that has had nothing to do goes on at the pass of
-those who run, so nobody saves turns up (start-time fair queueing; Goyal, Vin and Cheng 1996).
+An instance with work is staged. Staged instances are granted in order of their pass, the lowest first. A run
+adds the instance's priority to its pass, so an instance of priority 2 runs half as often as one of priority
+1. An instance that was idle resumes at the pass of the running ones, so that it cannot save up turns
+(start-time fair queueing; Goyal, Vin and Cheng 1996).
 
-Who comes later passes one that waits for a resource, but takes none of those that that one needs: everybody's turn comes.
+Instances may overtake one that waits for a resource, but may not take any of the resources it needs, so each
+gets its turn.
 """
 
 from __future__ import annotations
@@ -20,29 +23,29 @@ from typing import Final, TypeAlias
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup
 
-#: For resources that are not of a device, but of the server.
+#: The device of resources that belong to the whole server.
 EVERYWHERE: Final = "GLOBAL"
-#: In what the server is told: of every device.
+#: In the server's options: a resource that every device has.
 EACH_DEVICE: Final = ""
-#: The device of models on the processor.
+#: The device of models that run on the CPU.
 PROCESSOR: Final = "0"
 
-#: A model's name and version.
+#: The name and version of a model.
 Owner: TypeAlias = tuple[str, str]
-#: The device, or EVERYWHERE, and the name of a resource.
+#: The device (or EVERYWHERE) and the name of a resource.
 Key: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one instance takes for each run, and what a run adds to its pass."""
+    """The resources that an instance holds during a run, and what a run adds to its pass."""
 
     resources: Mapping[Key, int] = field(default_factory=lambda: MappingProxyType({}))
     priority: int = 1
 
 
 def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
-    """The claim of each instance of a group."""
+    """The claim of each instance in a group."""
     resources = {
         (EVERYWHERE if resource.everywhere else device, resource.name): resource.count
         for resource in group.resources
@@ -52,17 +55,17 @@ def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
 
 
 class Claimant:
-    """An instance that may want to run, and its place among the others."""
+    """An instance that may want to run, and its place in the order."""
 
     __slots__ = ("claim", "number", "owner", "passed")
 
     def __init__(self, claim: Claim, owner: Owner | None = None) -> None:
         self.claim = claim
-        #: Whose instance it is.
+        #: The model that the instance belongs to.
         self.owner = owner
         #: Its pass.
         self.passed = 0
-        #: Of those with the same pass the one comes first that was staged first.
+        #: Among equal passes, the instance staged first comes first.
         self.number = 0
 
     def __lt__(self, other: Claimant) -> bool:
@@ -70,43 +73,49 @@ class Claimant:
 
 
 class RateLimits:
-    """Counts resources, and decides whose turn it is. `given` are the resources there are; without any, what the largest claim asks for."""
+    """Counts resources and decides which instances run.
+
+    `given` are the server's resources; if empty, there is as much of each as the largest claim needs.
+    """
 
     def __init__(self, given: Mapping[Key, int] | None = None) -> None:
         self._given = dict(given or {})
         self._claimants: list[Claimant] = []
         self._limits: dict[Key, int] = {}
         self._taken: dict[Key, int] = {}
-        #: By pass.
+        #: Sorted by pass.
         self._staged: list[Claimant] = []
         self._numbers = count()
-        #: The pass of the last one that ran, before its run.
+        #: The pass of the instance granted last, before that run.
         self._now = 0
 
     def register(self, claims: list[Claim], owner: Owner | None = None) -> list[Claimant]:
-        """The instances of a model, the `owner`. Raises InvalidArgument, in Triton's words, when one could never run."""
+        """Adds the instances of a model (`owner`).
+
+        Raises InvalidArgument, in Triton's words, if one could never run.
+        """
         claimants = [Claimant(claim, owner) for claim in claims]
         self._limits = self._limits_for(self._claimants + claimants)
         self._claimants += claimants
         return claimants
 
     def unregister(self, claimant: Claimant) -> None:
-        """An instance is gone; it neither runs nor is staged."""
+        """Removes an instance, which must be neither running nor staged."""
         self._claimants = [other for other in self._claimants if other is not claimant]
         self._limits = self._limits_for(self._claimants)
 
     def stage(self, claimant: Claimant) -> None:
-        """An instance has work."""
+        """The instance has work."""
         claimant.passed = max(claimant.passed, self._now)
         claimant.number = next(self._numbers)
         insort(self._staged, claimant)
 
     def withdraw(self, claimant: Claimant) -> None:
-        """A staged instance has no work any more."""
+        """A staged instance no longer has work."""
         self._staged.remove(claimant)
 
     def grant(self) -> list[Claimant]:
-        """Takes the resources of those whose turn it is, who run from now on, until they are released."""
+        """Takes resources for the instances whose turn it is. They hold them until `release`."""
         granted: list[Claimant] = []
         kept: list[Claimant] = []
         kept_back: set[Key] = set()
@@ -127,17 +136,18 @@ class RateLimits:
         return granted
 
     def release(self, claimant: Claimant, *, ran: bool = True) -> None:
-        """Gives the resources back. One that has not run after all has not had its turn."""
+        """Returns the resources of an instance. If it did not run after all, its turn does not count."""
         for key, wanted in claimant.claim.resources.items():
             self._taken[key] -= wanted
         if not ran:
             claimant.passed -= claimant.claim.priority
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
-        """The resources for want of which one of those that wait for others, `waits`, might wait for ever, as a text; empty for none.
+        """The resources over which a model that calls others might deadlock, as text; empty if none.
 
-        Whoever waits holds what its instances take. Who waits only for models that get what they need, whatever is held, comes to an end
-        and gives back; so it goes on until nobody else does, as in the banker's algorithm (Dijkstra 1965).
+        `waits` maps each model to those that it waits for. A waiting model holds what its instances claim. A
+        model that waits only for models that are certain to get their resources will finish and release its
+        own; repeat until no other can, as in the banker's algorithm (Dijkstra 1965).
         """
         stuck = set(waits)
         while waiting in stuck:
@@ -154,9 +164,10 @@ class RateLimits:
         return ""
 
     def _short(self, holders: Collection[Owner]) -> set[Key]:
-        """The resources that somebody may wait for until one of the holders gives back: too little is left when all hold what they take."""
+        """The resources that may run short while the `holders` hold what they claim."""
         held: Counter[Key] = Counter()
-        most: Counter[Key] = Counter()  # that one of the others takes
+        # the largest claim of any other instance
+        most: Counter[Key] = Counter()
         for claimant in self._claimants:
             for key, wanted in claimant.claim.resources.items():
                 if claimant.owner in holders:
@@ -164,7 +175,8 @@ class RateLimits:
                 else:
                     most[key] = max(most[key], wanted)
         short = {key for key in held | most if self._limits[key] - held[key] < most[key]}
-        while further := self._kept_back(short):  # who waits for one of them keeps back what else it needs
+        # an instance waiting for one of them blocks the others that it needs
+        while further := self._kept_back(short):
             short |= further
         return short
 
@@ -180,21 +192,22 @@ class RateLimits:
         for (device, name), needed in limits.items():
             if device == EVERYWHERE and any(other == name and where != EVERYWHERE for where, other in limits):
                 raise InvalidArgument(
-                    f'Resource "{name}" is present as both global and device-specific resource in the model configuration.'
+                    f'Resource "{name}" is present as both global and device-specific resource'
+                    " in the model configuration."
                 )
             if not self._given:
                 continue
             there = self._there(device, name)
             if there < needed:
                 raise InvalidArgument(
-                    f'Resource count for "{name}" is limited to {there} which will prevent scheduling of one or more model instances, the'
-                    f" minimum required count is {needed}"
+                    f'Resource count for "{name}" is limited to {there} which will prevent scheduling of'
+                    f" one or more model instances, the minimum required count is {needed}"
                 )
             limits[device, name] = there
         return limits
 
     def _there(self, device: str, name: str) -> int:
-        """As in Triton a resource of the server may be given with any device, and one that is not given is not there."""
+        """As in Triton, a resource may be given for any device; one that is not given does not exist."""
         wanted = name.casefold()
         devices = (device, EACH_DEVICE)
         fitting = (
@@ -206,14 +219,15 @@ class RateLimits:
 
 
 def parse_resources(texts: tuple[str, ...]) -> dict[Key, int]:
-    """Resources as the server is told them: NAME:COUNT or NAME:COUNT:DEVICE. Raises InvalidArgument for another text."""
+    """Parses the server's resource options, NAME:COUNT or NAME:COUNT:DEVICE. Raises InvalidArgument."""
     given: dict[Key, int] = {}
     for text in texts:
         name, *rest = text.split(":")
         numbers = [part for part in rest if part.isascii() and part.isdigit()]
         if not name or not 1 <= len(rest) <= 2 or len(numbers) != len(rest):
             raise InvalidArgument(
-                f"'{text}' is not a resource: expected NAME:COUNT or NAME:COUNT:DEVICE, for example memory:4 or memory:4:0"
+                f"'{text}' is not a resource: expected NAME:COUNT or NAME:COUNT:DEVICE,"
+                " for example memory:4 or memory:4:0"
             )
         given[rest[1] if len(rest) == 2 else EACH_DEVICE, name] = int(rest[0])
     return given

@@ -1,18 +1,27 @@
-"""The permission of instances to run, where the server limits the rate of executions."""
+"""Permits that instances need to run where the server limits the rate of executions."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from time import monotonic, monotonic_ns
+from typing import ClassVar
 
+from backline.engine.errors import Cancelled
 from backline.schedule.rate_limit.limits import Claim, Claimant, Owner, RateLimits
+from backline.workers.batch import Batch
+from backline.workers.instance import Finished, Instance
+
+#: How many seconds after a deadline to check for it, since event loop timers may fire early.
+_LATE = 0.001
 
 
 class Permits:
-    """Lets the instances of all models have their turn, by RateLimits. Lives on the event loop.
+    """Grants permits to the instances of all models, in the order that RateLimits decides. Lives on the event
+    loop.
 
-    What is given back is given out at the end of the loop's turn: the instance that has just run may have work again, and its turn may be
-    next.
+    Released resources are granted at the end of the loop's turn: the instance that has just run may have more
+    work, and may be next.
     """
 
     def __init__(self, limits: RateLimits) -> None:
@@ -21,7 +30,10 @@ class Permits:
         self._permits: dict[Claimant, Permit] = {}
 
     def register(self, claims: list[Claim], owner: Owner) -> list[Permit]:
-        """The permits of the instances of a model, the `owner`. Raises InvalidArgument when one of them could never run."""
+        """The permits of a model's instances (`owner` is the model).
+
+        Raises InvalidArgument if one could never run.
+        """
         permits = [Permit(self, claimant) for claimant in self._limits.register(claims, owner)]
         for permit in permits:
             self._permits[permit.claimant] = permit
@@ -34,22 +46,22 @@ class Permits:
             self._grant()
 
     def withdraw(self, permit: Permit) -> None:
-        """It has none any more."""
+        """An instance no longer has work."""
         self._limits.withdraw(permit.claimant)
-        self._grant_later()  # others may have waited behind it
+        self._grant_later()  # it may have blocked others
 
     def release(self, permit: Permit, *, ran: bool) -> None:
-        """It does not run any more, or has not run after all."""
+        """An instance has stopped running, or did not run after all."""
         self._limits.release(permit.claimant, ran=ran)
         self._grant_later()
 
     def unregister(self, permit: Permit) -> None:
-        """The instance is gone."""
+        """An instance is gone."""
         del self._permits[permit.claimant]
         self._limits.unregister(permit.claimant)
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
-        """See RateLimits."""
+        """See RateLimits.wanting."""
         return self._limits.wanting(waits, waiting)
 
     def _grant_later(self) -> None:
@@ -62,12 +74,13 @@ class Permits:
         granted = [self._permits[claimant] for claimant in self._limits.grant()]
         for permit in granted:
             permit.hold()
-        for permit in granted:  # who begins may give up others, which hold theirs by now
+        # after all are held: the start of one may withdraw others
+        for permit in granted:
             permit.begin()
 
 
 class Permit:
-    """What one instance needs to run: asked for before each run, given back behind it."""
+    """What an instance needs to run: requested before each run, given back after it."""
 
     __slots__ = ("_held", "_on_granted", "_permits", "claimant")
 
@@ -78,22 +91,22 @@ class Permit:
         self._on_granted: Callable[[], None] | None = None
 
     def ask(self, on_granted: Callable[[], None]) -> None:
-        """Calls `on_granted` once when the instance may run, perhaps before this returns."""
+        """Calls `on_granted` once when the instance may run, possibly before this method returns."""
         self._on_granted = on_granted
         self._permits.stage(self)
 
     def hold(self) -> None:
-        """Its turn has come: the resources are its own."""
+        """The permit is granted: the instance holds its resources."""
         self._held = True
 
     def begin(self) -> None:
-        """Tells the instance, unless that has given it back since."""
+        """Notifies the instance, unless it has given the permit back meanwhile."""
         on_granted, self._on_granted = self._on_granted, None
         if on_granted is not None:
             on_granted()
 
     def give_back(self, *, ran: bool = True) -> None:
-        """The instance does not run any more, or has nothing to run: it asks no more."""
+        """The instance has stopped running, or no longer wants to run."""
         asked, self._on_granted = self._on_granted is not None, None
         if self._held:
             self._held = False
@@ -102,5 +115,173 @@ class Permit:
             self._permits.withdraw(self)
 
     def close(self) -> None:
-        """The instance is gone; its permit is given back when it does not run any more."""
+        """The instance is gone. Its permit has been given back or will be when its run ends."""
         self._permits.unregister(self)
+
+
+class PermittedInstance:
+    """An instance whose batches wait for a permit. Lives on the event loop.
+
+    A batch leaves at once if all its requests are cancelled. Any other batch that had to wait is formed again
+    (see WaitsForTurn) when the permit is granted, and when a deadline passes meanwhile. An instance that can
+    take its next batch before all responses are sent gives its permit back at that point, and requests
+    another.
+    """
+
+    beside_loop: ClassVar[bool] = True
+
+    def __init__(self, instance: Instance, permit: Permit, loop: asyncio.AbstractEventLoop) -> None:
+        self._instance = instance
+        self._permit = permit
+        self._loop = loop
+        self._closing = False
+        self._busy = False
+        self._waiting: _PermittedRun | None = None
+        self.form_again: Callable[[Batch], None] | None = None
+
+    @property
+    def memory(self) -> object:
+        """See Remembers. Exists if the wrapped instance has it."""
+        return self._instance.memory  # type: ignore[attr-defined]
+
+    def run(self, batch: Batch, finished: Finished) -> None:
+        """See Instance."""
+        self._busy = True
+        waiting = self._waiting = _PermittedRun(self, batch, finished)
+        batch.on_abandon = waiting.abandoned
+        self._permit.ask(waiting.granted)
+        waiting.waits()
+
+    def look_again(self) -> None:
+        """See WaitsForTurn."""
+        if self._busy and self._waiting is not None:
+            self._waiting.look_again()
+
+    def close(self) -> None:
+        """See Instance."""
+        self._closing = True
+        if not self._busy:
+            self._close()
+
+    def when_ready(self, begin: Callable[[], None]) -> None:
+        """Calls `begin`, for an inline instance only after the sockets have had their turn."""
+        if self._instance.beside_loop:
+            begin()
+        else:
+            self._loop.call_soon(begin)
+
+    def start(self, batch: Batch, finished: Finished) -> None:
+        """Runs a batch whose permit was granted."""
+        self._instance.run(batch, finished)
+
+    def free(self, *, ran: bool) -> None:
+        """Gives the permit back after a run, or after none."""
+        self._busy = False
+        self._permit.give_back(ran=ran)
+        if self._closing:
+            self._close()
+
+    def _close(self) -> None:
+        self._permit.close()
+        self._instance.close()
+
+
+class _PermittedRun:
+    """A batch that waits for a permit and then runs."""
+
+    def __init__(self, instance: PermittedInstance, batch: Batch, finished: Finished) -> None:
+        self._instance = instance
+        self._batch = batch
+        self._finished = finished
+        self._granted = self._begun = False
+        self._has_waited = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._on_vacated = batch.on_vacated
+        #: Whether the instance is already free again.
+        self._over = False
+
+    def waits(self) -> None:
+        """Called after requesting the permit; sets a timer if it was not granted at once."""
+        if self._begun:
+            return
+        self._has_waited = True
+        if not self._granted:
+            self._wake_at_deadline()
+
+    def _wake_at_deadline(self) -> None:
+        nearest = min(
+            (ticket.deadline for ticket in self._batch.tickets if ticket.deadline is not None),
+            default=None,
+        )
+        if nearest is not None:
+            delay = max(nearest - monotonic(), 0.0) + _LATE
+            self._timer = asyncio.get_running_loop().call_later(delay, self.look_again)
+
+    def look_again(self) -> None:
+        """Forms the batch again without expired requests, unless `_begin` is about to do so."""
+        if self._granted:
+            return
+        self._form_again()
+        # abandoned in a completion of a refused request
+        if self._batch.abandoned:
+            return
+        if self._batch.tickets:
+            self._wake_at_deadline()
+        else:
+            self._end(ran=False)
+
+    def _form_again(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if self._instance.form_again is not None:
+            self._instance.form_again(self._batch)
+
+    def abandoned(self) -> None:
+        """All requests of the batch are cancelled."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._batch.outcomes = [Cancelled("the request was cancelled") for _ in self._batch.tickets]
+        self._end(ran=False)
+
+    def granted(self) -> None:
+        self._granted = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._instance.when_ready(self._begin)
+
+    def _begin(self) -> None:
+        batch = self._batch
+        self._begun = True
+        if self._has_waited and not batch.abandoned:
+            self._form_again()
+            # cancelled in a completion of a refused request
+            while not batch.abandoned and any(ticket.cancelled for ticket in batch.tickets):
+                self._form_again()
+        # abandoned since the grant, or in a completion of a refused request
+        if batch.abandoned:
+            return
+        batch.on_abandon = None
+        if not batch.tickets:
+            self._end(ran=False)
+            return
+        batch.started_ns = monotonic_ns()
+        if batch.on_vacated is not None:
+            batch.on_vacated = self._vacated
+        self._instance.start(batch, lambda _, ran: self._end(ran=True))
+
+    def _end(self, *, ran: bool) -> None:
+        batch = self._batch
+        batch.ended_ns = batch.ended_ns or monotonic_ns()
+        if not batch.tickets:
+            batch.parts = []  # nothing to count
+        if not self._over:
+            self._instance.free(ran=ran)
+        self._finished(self._instance, batch)
+
+    def _vacated(self, instance: Instance, batch: Batch) -> None:
+        """The instance can take its next batch although responses of this one are still to come."""
+        self._over = True
+        self._instance.free(ran=True)
+        if self._on_vacated is not None:
+            self._on_vacated(self._instance, batch)

@@ -1,1 +1,1 @@
-"""Requests that belong together: their order, their places and their state."""
+"""Sequences: the order, places and state of requests that share an id."""

@@ -1,16 +1,14 @@
-"""The queue of a model whose requests belong to sequences: it keeps their order, places and states, and hands on one at a time."""
+"""The queue of a model with sequences: keeps their order, places and states, and runs one request of each."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from collections.abc import Sequence as Several
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
 from math import inf
 from time import monotonic, monotonic_ns
-from typing import Protocol
 
 from msgspec.structs import replace as derive
 
@@ -26,44 +24,34 @@ from backline.engine.messages import InferRequest, InferResponse, Rescheduled, S
 from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Owner, Ticket, release_all
-from backline.schedule import refusals
-from backline.schedule.alarm import Alarm
-from backline.schedule.queues.queue import limit_wait, waited_too_long
+from backline.schedule.queues.queue import (
+    QueueTotal,
+    being_unloaded,
+    expired_in_queue,
+    limit_wait,
+    queue_full,
+    waited_too_long,
+)
 from backline.schedule.scheduler import Settings
-from backline.schedule.sequences.passage import Passage, passage_of
+from backline.schedule.sequences.lanes import Lane, Passage, passage_of
 from backline.schedule.sequences.state_store import StateStore
-from backline.schedule.sequences.states import SequenceStates
-from backline.schedule.sequences.table import Sequence, SequenceTable
-from backline.schedule.sequences.tensors import SequenceTensors
-from backline.schedule.total import QueueTotal
+from backline.schedule.sequences.table import LiveSequence, SequenceTable, step_of
+from backline.schedule.sequences.tensors import SequenceStates, SequenceTensors
+from backline.schedule.turn import Alarm
 from backline.workers.instance import Instance, remembers
 
 log = logging.getLogger("backline.schedule")
 
-#: Seconds that are waited at least for the next deadline or idle sequence: looks at many of them at once cost little.
+#: Minimum delay in seconds until the next look for deadlines and idle sequences; one look handles many.
 _SHORTEST_WAIT = 0.002
 
 
-class Lane(Protocol):
-    """What runs the requests of the sequences that have a place on one instance."""
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait, without those that run."""
-
-    def submit(self, ticket: Ticket) -> None:
-        """Queues a request, one of a sequence at a time."""
-
-    async def drain(self, limit: float) -> None:
-        """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instance."""
-
-
-class _Waiting(Owner):
-    """The owner of the tickets of a sequence that wait for their place, or for the request before them."""
+class _SequenceBacklog(Owner):
+    """Owns the tickets of a sequence that wait for a place, or for the request before them."""
 
     __slots__ = ("_batcher", "_sequence")
 
-    def __init__(self, batcher: SequenceBatcher, sequence: Sequence) -> None:
+    def __init__(self, batcher: SequenceBatcher, sequence: LiveSequence) -> None:
         self._batcher = batcher
         self._sequence = sequence
 
@@ -72,15 +60,16 @@ class _Waiting(Owner):
 
 
 class SequenceBatcher:
-    """Queues the requests of one model version by their sequences. Lives on the event loop.
+    """Queues the requests of one model version by sequence. Lives on the event loop.
 
-    A sequence has a place on an instance from its first request to its last, and one of its requests is run at a time, in their order.
-    What was handed to an instance is run also when nobody waits for the answer any more, as the requests behind it need what it leaves. A
-    request that fails leaves the state as it was. What a model keeps in itself may be lost with its process: then its sequences end, which
-    the next request of each is told. `make_lane` makes what runs the requests of one instance, with `slots` places.
+    A sequence has a place on an instance from its first request to its last, and runs one request at a time,
+    in order. A request handed to an instance runs even if it is cancelled, since the following ones need the
+    state that it leaves. A failed request leaves the state unchanged. State inside a model may be lost with
+    its process; then its sequences end, and the next request of each gets an error. `make_lane` creates the
+    lane of an instance, with `slots` places.
 
-    A version that is drained goes on with the sequences that are open, for as long as it may. Their states lie in `store` beyond that: the
-    next load of the same version goes on with them. `version` tells versions apart there.
+    While a version drains, its open sequences continue for as long as the drain may take. Their states stay
+    in `store`, under this `version`, where the next load of the same version takes them over.
     """
 
     def __init__(
@@ -89,7 +78,7 @@ class SequenceBatcher:
         version: str,
         tensors: SequenceTensors,
         statistics: ModelStatistics,
-        instances: Several[Instance],
+        instances: Sequence[Instance],
         make_lane: Callable[[Instance], Lane],
         *,
         slots: int,
@@ -118,22 +107,22 @@ class SequenceBatcher:
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
         self._ids = count(1)
-        #: Lanes that were replaced and states that are being fetched: what is under way beside.
+        #: Drains of replaced lanes, and fetches of states.
         self._tasks: set[asyncio.Future[object]] = set()
 
     @property
     def pending(self) -> int:
-        """Requests that wait: for their place, for the one before them, or for a run of their lane."""
+        """The number of requests that wait for a place, for the request before them, or in a lane."""
         return self._table.waiting + sum(lane.pending for lane in self._lanes)
 
     @property
     def running(self) -> int:
-        """Requests that were handed to the instances."""
+        """The number of requests handed to the instances."""
         return self._table.running
 
     @property
     def open_sequences(self) -> int:
-        """The sequences that have begun and not ended."""
+        """The number of sequences that have begun and not ended."""
         return len(self._table.open)
 
     def holds(self, request: InferRequest) -> bool:
@@ -143,18 +132,23 @@ class SequenceBatcher:
     # requests
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request that fits the model. Raises InvalidArgument for one that fits no sequence, Unavailable when too many wait."""
+        """Queues a request that fits the model.
+
+        Raises InvalidArgument if it belongs to no sequence, Unavailable if too many requests are waiting.
+        """
         step = ticket.request.sequence
         if (step is None or not step.id) and self._tensors.iterative:
             step = SequenceStep(self._unused_id(), start=True, end=False)
             ticket.request = derive(ticket.request, sequence=step)
         if step is None or not step.id:
             raise InvalidArgument(
-                f"inference request to model '{self._name}' must specify a non-zero or non-empty correlation ID"
+                f"inference request to model '{self._name}' must specify a non-zero or non-empty"
+                " correlation ID"
             )
         if self._batched and ticket.batch_size != 1:
             raise InvalidArgument(
-                f"inference request to model '{self._name}' must specify batch-size 1 due to requirements of sequence batcher"
+                f"inference request to model '{self._name}' must specify batch-size 1"
+                " due to requirements of sequence batcher"
             )
         self._tensors.check_id(step)
         self._check_room(step)
@@ -166,7 +160,7 @@ class SequenceBatcher:
             if not self._tensors.has_states:
                 raise self._no_start(ticket)
             sequence = table.adopt(ticket, now)
-            self._beside(self._adopt(sequence))
+            self._in_background(self._adopt(sequence))
         elif step.start:
             self._states.forget(sequence)
         if self._total is not None:
@@ -176,8 +170,8 @@ class SequenceBatcher:
             self._wait(sequence, ticket)
         self._look_at(now / 1e9 + self._idle_seconds)
 
-    async def _adopt(self, sequence: Sequence) -> None:
-        """Goes on with a sequence that another load of this version, or another server, has run."""
+    async def _adopt(self, sequence: LiveSequence) -> None:
+        """Continues a sequence that another load of this version, or another server, has begun."""
         error: BacklineError | None = None
         try:
             await self._states.take_over(sequence)
@@ -189,14 +183,14 @@ class SequenceBatcher:
         self._run_next(sequence)
         self._look_at_rest()
 
-    def _wait(self, sequence: Sequence, ticket: Ticket) -> None:
-        """A request waits, for its place or for the one before it."""
-        ticket.enqueue(_Waiting(self, sequence))
+    def _wait(self, sequence: LiveSequence, ticket: Ticket) -> None:
+        """Queues a request that waits for a place, or for the request before it."""
+        ticket.enqueue(_SequenceBacklog(self, sequence))
         if ticket.deadline is not None:
             self._look_at(ticket.deadline)
 
     def _unused_id(self) -> int:
-        """For a request that is a sequence of its own."""
+        """An id for a request that is a whole sequence."""
         return next(number for number in self._ids if number not in self._table.open)
 
     def _check_room(self, step: SequenceStep) -> None:
@@ -205,26 +199,24 @@ class SequenceBatcher:
             raise self._total.refusal(self._name)
         if self._table.waiting >= self._limit and not self._table.runs_at_once(step):
             self._statistics.rejected_full += 1
-            raise refusals.full(self._name, self._policy.max_size)
+            raise queue_full(self._name, self._policy.max_size)
 
     def _no_start(self, ticket: Ticket) -> InvalidArgument:
-        assert ticket.request.sequence is not None, "it was checked"
         return InvalidArgument(
-            f"inference request for sequence {ticket.request.sequence.id} to model '{self._name}' must specify"
-            " the START flag on the first request of the sequence"
+            f"inference request for sequence {step_of(ticket).id} to model '{self._name}'"
+            " must specify the START flag on the first request of the sequence"
         )
 
-    def _run_next(self, sequence: Sequence) -> None:
+    def _run_next(self, sequence: LiveSequence) -> None:
         ticket = self._table.take(sequence)
         if ticket is None:
             return
         self._leave(1)
         ticket.start(None)
-        assert ticket.request.sequence is not None, "it was checked"
-        self._hand_on(sequence, ticket, ticket.request.sequence)
+        self._hand_on(sequence, ticket, step_of(ticket))
 
-    def _hand_on(self, sequence: Sequence, ticket: Ticket, step: SequenceStep) -> None:
-        """Lets the instance run a request, as that step of its sequence."""
+    def _hand_on(self, sequence: LiveSequence, ticket: Ticket, step: SequenceStep) -> None:
+        """Submits a stand-in for a request to the lane of its sequence, as the given step."""
         on_response = self._responded if ticket.takes_many else None
         inputs = dict(ticket.request.inputs)
         self._tensors.add(inputs, step, sequence.state)
@@ -233,7 +225,7 @@ class SequenceBatcher:
             self._answered, on_response, ticket.flow, inputs=inputs, outputs=outputs, sequence=step
         )
         inner.batch_key = self._tensors.batch_key(inner.batch_key, inputs)
-        assert sequence.place is not None, "what runs has a place"
+        assert sequence.place is not None, "a running request has a place"
         lane = sequence.place[1]
         passage = Passage(sequence, ticket, self._keepers[lane])
         inner.context = passage
@@ -249,9 +241,8 @@ class SequenceBatcher:
         passage = passage_of(inner)
         sequence, ticket = passage.sequence, passage.ticket
         refused: list[Ticket] = []
-        begun_here = (
-            error is None and inner.request.sequence is not None and inner.request.sequence.start
-        )  # also when the process changed before it ran
+        # `start` is checked on the stand-in: the process may also have been replaced before the run
+        begun_here = error is None and step_of(inner).start
         if not passage.is_remembered(begins=begun_here):
             response, error = None, error or self._lost(sequence)
             refused, _ = self._table.lose_beginning(sequence)
@@ -260,23 +251,18 @@ class SequenceBatcher:
                 self._run_again(sequence, ticket)
                 return
             response = None
-            error = (
-                refusals.unloading(self._name)
-                if self._closed
-                else Cancelled("nobody waits for the answer any more")
-            )
+            error = being_unloaded(self._name) if self._closed else Cancelled("the request was cancelled")
         if response is not None:
             try:
                 self._states.take_out(sequence, response, ticket.request.outputs)
             except Internal as failure:
                 response, error = None, failure
-        if self._tensors.iterative and not sequence.waiting:  # it ends with its answer
+        # each request of an iterative model is a whole sequence
+        if self._tensors.iterative and not sequence.waiting:
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
-        begins = ticket.request.sequence is not None and ticket.request.sequence.start
-        if (
-            begins and response is None and isinstance(error, (Unavailable, DeadlineExceeded))
-        ):  # it has not run
+        # it has not run
+        if step_of(ticket).start and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
             self._lose_beginning(sequence)
         self._states.forget_if_over(sequence)
         self._run_all(runnable)
@@ -286,15 +272,14 @@ class SequenceBatcher:
             self._refuse(refused, lambda _: self._lost(sequence))
         self._look_at_rest()
 
-    def _run_again(self, sequence: Sequence, ticket: Ticket) -> None:
-        assert ticket.request.sequence is not None, "it was checked"
-        step = SequenceStep(ticket.request.sequence.id, end=ticket.request.sequence.end)
-        ticket.deadline = ticket.waits_until  # its timeout was for its beginning only
+    def _run_again(self, sequence: LiveSequence, ticket: Ticket) -> None:
+        step = SequenceStep(step_of(ticket).id, end=step_of(ticket).end)
+        ticket.deadline = ticket.waits_until  # the timeout applied only to the first run
         ticket.request = derive(ticket.request, timeout=None)
         if sequence.place is not None:
             self._hand_on(sequence, ticket, step)
             return
-        # There are fewer places than when it began.
+        # There are fewer places now than when it began.
         ticket.request = derive(ticket.request, sequence=step)
         self._table.put_back(sequence)
         if self._total is not None:
@@ -302,19 +287,21 @@ class SequenceBatcher:
         self._wait(sequence, ticket)
 
     def _responded(self, inner: Ticket, response: InferResponse) -> None:
-        """One of any number of responses; the last one that has a state leaves it."""
+        """Passes on one of many responses. The last one that includes the state determines it."""
         passage = passage_of(inner)
         ticket = passage.ticket
         with suppress(Internal):
             self._states.take_out(passage.sequence, response, ticket.request.outputs)
         ticket.respond(response)
 
-    def _lose_beginning(self, sequence: Sequence, error: BacklineError | None = None) -> None:
-        """What was to begin a sequence has not run, or nobody knows that it began; what follows is told that, or the error."""
+    def _lose_beginning(self, sequence: LiveSequence, error: BacklineError | None = None) -> None:
+        """Refuses the requests after a beginning that did not run or is unknown here, with `error` or a
+        hint.
+        """
         self._refuse_orphans(*self._table.lose_beginning(sequence), error)
 
     def _refuse_orphans(
-        self, orphans: list[Ticket], runnable: list[Sequence], error: BacklineError | None = None
+        self, orphans: list[Ticket], runnable: list[LiveSequence], error: BacklineError | None = None
     ) -> None:
         def why(ticket: Ticket) -> BacklineError:
             self._statistics.rejected_invalid += 1
@@ -323,30 +310,30 @@ class SequenceBatcher:
         self._refuse(orphans, why)
         self._run_all(runnable)
 
-    # what a model keeps in itself
+    # state inside the model
 
     def _works(self, lane: int) -> bool:
         keeper = self._keepers[lane]
         return keeper is None or keeper.memory is not None
 
-    def _lost(self, sequence: Sequence) -> Internal:
+    def _lost(self, sequence: LiveSequence) -> Internal:
         return Internal(
-            f"the state of sequence {sequence.id} of model '{self._name}' was lost with its worker process, and the sequence has ended:"
-            " begin it again"
+            f"the state of sequence {sequence.id} of model '{self._name}' was lost with its worker process,"
+            " which ends the sequence; start a new one"
         )
 
     def _count_failed(self, tickets: Iterable[Ticket]) -> None:
         for ticket in tickets:
             self._statistics.fail.add(1, monotonic_ns() - ticket.request.arrived_ns)
 
-    # those who leave without a run
+    # requests that leave without running
 
     def _leave(self, count: int) -> None:
         if self._total is not None:
             self._total.waiting -= count
 
-    def _refuse(self, tickets: Several[Ticket], why: Callable[[Ticket], BacklineError]) -> None:
-        """Tells requests that wait no more; who is told may cancel others of them."""
+    def _refuse(self, tickets: Sequence[Ticket], why: Callable[[Ticket], BacklineError]) -> None:
+        """Completes waiting requests with an error. A completion may cancel others of them."""
         self._leave(len(tickets))
         release_all(tickets)
         for ticket in tickets:
@@ -355,12 +342,12 @@ class SequenceBatcher:
             else:
                 ticket.complete(None, why(ticket))
 
-    def cancelled_waiting(self, sequence: Sequence, ticket: Ticket) -> None:
-        """A request that waits was cancelled."""
+    def cancelled_waiting(self, sequence: LiveSequence, ticket: Ticket) -> None:
+        """A waiting request was cancelled."""
         self._statistics.record_cancelled(ticket)
         self._drop(sequence, ticket)
 
-    def _drop(self, sequence: Sequence, ticket: Ticket) -> None:
+    def _drop(self, sequence: LiveSequence, ticket: Ticket) -> None:
         self._leave(1)
         ticket.release()
         orphans, runnable = self._table.drop(sequence, ticket)
@@ -368,14 +355,14 @@ class SequenceBatcher:
         self._refuse_orphans(orphans, runnable)
         self._look_at_rest()
 
-    def _run_all(self, sequences: Iterable[Sequence]) -> None:
+    def _run_all(self, sequences: Iterable[LiveSequence]) -> None:
         for sequence in sequences:
             self._run_next(sequence)
 
     # time
 
     def _look_at(self, moment: float) -> None:
-        """Looks at what has expired at a moment of time.monotonic(), or before."""
+        """Looks for expired requests and idle sequences at `moment` (of time.monotonic()), or earlier."""
         if not self._closed:
             self._alarm.set(moment)
 
@@ -383,19 +370,17 @@ class SequenceBatcher:
         now = monotonic()
         expired, nearest = self._table.expired(now)
         for sequence, ticket in expired:
-            if (
-                ticket not in sequence.waiting
-            ):  # it was refused together with the one that was to begin its sequence
+            # refused together with the beginning of its sequence
+            if ticket not in sequence.waiting:
                 continue
             self._drop(sequence, ticket)
             self._statistics.record_expired(ticket)
             by_policy = waited_too_long(ticket, self._policy, now)
-            where = f"the queue of model '{self._name}'"
-            ticket.expire(refusals.expired(ticket, now, where, by_policy=by_policy))
+            ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=by_policy))
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
             log.info(
-                "sequence %s of model '%s' was idle for %g s and has ended",
+                "sequence %s of model '%s' has ended after %g idle seconds",
                 sequence.id,
                 self._name,
                 self._idle_seconds,
@@ -407,32 +392,33 @@ class SequenceBatcher:
 
     # instances, and the end
 
-    def update(self, settings: Settings, *, instances: Several[Instance] | None = None) -> None:
-        """Goes on with other limits of the queue, and on other instances if some are given; what runs is finished where it is."""
+    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
+        """Switches to new queue limits and, if given, new instances. Running requests are unaffected."""
         self._policy = settings.queue.policy
         self._limit = self._policy.max_size or inf
         if instances is not None:
             self.replace_instances(instances)
 
-    def replace_instances(self, instances: Several[Instance]) -> None:
-        """Runs what comes next on other instances; the present ones are closed when they have finished what they have."""
+    def replace_instances(self, instances: Sequence[Instance]) -> None:
+        """Runs everything from now on on other instances. The present ones close once drained."""
         for lane in self._lanes:
-            self._beside(lane.drain(inf))
+            self._in_background(lane.drain(inf))
         self._take_instances(instances)
         self._run_all(self._table.resize(len(instances), self._slots))
 
-    def _take_instances(self, instances: Several[Instance]) -> None:
+    def _take_instances(self, instances: Sequence[Instance]) -> None:
         self._lanes = [self._make_lane(instance) for instance in instances]
-        keeps = not self._tensors.has_states  # else what a model knows comes with each request
+        keeps = not self._tensors.has_states  # otherwise each request carries the state
         self._keepers = [instance if keeps and remembers(instance) else None for instance in instances]
 
-    def _beside(self, work: Awaitable[object]) -> None:
+    def _in_background(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work, loop=self._loop)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def drain(self, limit: float) -> None:
-        """Goes on until all sequences have ended, for at most `limit` seconds; then what still waits is refused, and the instances closed.
+        """Continues until all sequences have ended, for at most `limit` seconds; then refuses waiting
+        requests and closes the instances.
 
         States of sequences that have not ended stay in the store.
         """
@@ -443,7 +429,7 @@ class SequenceBatcher:
         self._closed = True
         self._alarm.stop()
         for sequence in list(self._table.backlogged):
-            self._refuse(self._table.clear(sequence), lambda ticket: refusals.unloading(self._name))
+            self._refuse(self._table.clear(sequence), lambda ticket: being_unloaded(self._name))
         for lane in self._lanes:
             await lane.drain(max(end - self._loop.time(), 0))
         if self._tasks:

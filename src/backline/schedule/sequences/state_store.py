@@ -1,4 +1,4 @@
-"""Where the state of sequences lies, so that it outlives the load of a version that made it."""
+"""Where states of sequences are stored, so that they outlive a load of the version."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Protocol, TypeAlias
 
 from backline.engine.tensor import Tensor
 
-#: The state tensors of a sequence by the name of the model's input, with a batch dimension of 1 where the model has batches.
+#: The state tensors of a sequence, by input; with a batch dimension of 1 if the model has batches.
 State: TypeAlias = Mapping[str, Tensor]
-#: States that a store in memory holds before it looks for those whose time is over.
+#: The store looks for expired states once it holds more than this many.
 _FEW = 256
 
 
 @dataclass(frozen=True, slots=True)
 class StateKey:
-    """Whose state it is: another version of the model would read it in another way."""
+    """Identifies a state. Versions do not share states: another version might read them differently."""
 
     model: str
     version: str
@@ -25,18 +25,25 @@ class StateKey:
 
 
 class StateStore(Protocol):
-    """Keeps the last state of every open sequence. Who runs a sequence has its state at hand, and writes here what each request has made
-    of it; who gets a request of a sequence that he does not know takes it over from here. Lives on the event loop.
+    """Keeps the last state of every open sequence.
+
+    The batcher that runs a sequence also holds its state, and writes it here after each request. A batcher
+    that receives a request of an unknown sequence takes its state over from here. Lives on the event loop.
     """
 
     def put(self, key: StateKey, state: State, seconds: float) -> None:
-        """Keeps a state for `seconds` at most. Returns at once: a store elsewhere writes after that, in the order of the calls."""
+        """Stores a state for at most `seconds`.
+
+        Returns at once; a remote store writes later, in the order of the calls.
+        """
 
     async def take(self, key: StateKey) -> State | None:
-        """Gives a state away to who goes on with the sequence, None if there is none. Raises BacklineError when it cannot tell."""
+        """Removes and returns a state, None if there is none. Raises BacklineError if the store cannot
+        tell.
+        """
 
     def drop(self, key: StateKey) -> None:
-        """Forgets a state, if there is one: its sequence has ended."""
+        """Forgets a state, if there is one, because its sequence has ended."""
 
 
 class MemoryStateStore:

@@ -1,4 +1,4 @@
-"""The policy of sequences: which are open, where each one has its place, and which request of it is next. Plain data, no clock."""
+"""The policy of sequences: which are open, their places, and the next request of each. No clock, no I/O."""
 
 from __future__ import annotations
 
@@ -13,55 +13,58 @@ from backline.engine.ticket import Ticket
 from backline.schedule.sequences.state_store import State
 
 
-class Sequence:
-    """An open sequence, or one that has ended but whose last requests are still to be run."""
+class LiveSequence:
+    """A sequence that is open, or that has ended but still has requests to run."""
 
     __slots__ = ("arriving", "ended", "id", "last_ns", "memory", "place", "running", "state", "waiting")
 
     def __init__(self, id: int | str, now_ns: int) -> None:
         self.id = id
-        #: (slot, lane), while it has a place.
+        #: (slot, lane), or None without a place.
         self.place: tuple[int, int] | None = None
-        #: Requests behind the one that runs, in their order.
+        #: Requests after the running one, in order.
         self.waiting: deque[Ticket] = deque()
         self.running: Ticket | None = None
-        #: Whether its last request has come.
+        #: Whether its last request has arrived.
         self.ended = False
-        #: What its last request has left; None before the first.
+        #: What its last request left; None before the first.
         self.state: State | None = None
-        #: Where the model keeps what else it knows of it, since its first request; None where that cannot be lost.
+        #: The identity of the worker that holds the model's own state of the sequence; None if that cannot be
+        #: lost.
         self.memory: object = None
-        #: Whether its state is being fetched: nothing of it is run before.
+        #: Whether its state is still being fetched. None of its requests run before.
         self.arriving = False
-        #: When something was last heard or run of it.
+        #: When it last had a request or a run.
         self.last_ns = now_ns
 
 
 class SequenceTable:
     """The sequences of one model version.
 
-    There are `lanes` with `slots` places each. A sequence has one of them from its first request to its end; without a free place it waits
-    for one, and so do its requests, the one that began first first. One request of a sequence runs at a time. A sequence ends with the
-    request that says so, or after `idle_ns` without any.
+    There are `lanes` with `slots` places each. A sequence has a place from its first request to its end. If
+    none is free, it waits for one, and so do its requests; the sequence that began first gets the next place.
+    One request of a sequence runs at a time. A sequence ends with a request that says so, or after `idle_ns`
+    without any.
     """
 
     def __init__(
         self, lanes: int, slots: int, idle_ns: int, works: Callable[[int], bool] = lambda _: True
     ) -> None:
-        """`works` tells of a lane whether it can run anything at the moment: places on those that can are given first."""
+        """`works` says whether a lane can currently run anything: places on such lanes are assigned first."""
         self.idle_ns = idle_ns
         self._works = works
-        #: The open sequences by id, the one that was idle for longest first.
-        self.open: dict[int | str, Sequence] = {}
-        #: Those with requests that wait.
-        self.backlogged: dict[Sequence, None] = {}
-        #: The requests that wait, without those that run.
+        #: The open sequences by id, the one idle for longest first.
+        self.open: dict[int | str, LiveSequence] = {}
+        #: Sequences with waiting requests.
+        self.backlogged: dict[LiveSequence, None] = {}
+        #: The number of waiting requests, not counting those that run.
         self.waiting = 0
-        #: The requests that were taken and are not done.
+        #: The number of requests taken and not finished.
         self.running = 0
-        self._placed: dict[Sequence, None] = {}
-        self._unplaced: dict[Sequence, None] = {}
-        #: Free places, a heap; those of later slots come when these are taken, as there may be far more places than sequences.
+        self._placed: dict[LiveSequence, None] = {}
+        self._unplaced: dict[LiveSequence, None] = {}
+        #: A heap of free places. Those of a slot are added once all lower slots are taken, since there may be
+        #: far more places than sequences.
         self._free: list[tuple[int, int]] = []
         self._later: Iterator[list[tuple[int, int]]] = iter(())
         self.resize(lanes, slots)
@@ -71,8 +74,8 @@ class SequenceTable:
         """Whether no sequence is left, open or ending."""
         return not self.open and not self._placed and not self._unplaced
 
-    def resize(self, lanes: int, slots: int) -> list[Sequence]:
-        """Goes on with other places; those who had one are the first to get one. Returns who has one now."""
+    def resize(self, lanes: int, slots: int) -> list[LiveSequence]:
+        """Replaces the places; sequences that had one come first. Returns the sequences that have one now."""
         before = [*self._placed, *self._unplaced]
         self._later = ([(slot, lane) for lane in range(lanes)] for slot in range(slots))
         self._free = next(self._later, [])
@@ -83,16 +86,17 @@ class SequenceTable:
         return self._fill()
 
     def runs_at_once(self, step: SequenceStep) -> bool:
-        """Whether a request would not wait: its sequence has a place, or gets one, and nothing before it."""
+        """Whether a request would not wait: its sequence has or gets a place, and nothing else to run."""
         sequence = self.open.get(step.id)
         if sequence is None:
             return bool(self._free) and not self._unplaced
         return sequence.place is not None and sequence.running is None and not sequence.waiting
 
-    def accept(self, ticket: Ticket, now_ns: int) -> Sequence | None:
-        """Puts a request behind those of its sequence; None for a sequence that is not open and that the request does not begin."""
-        step = ticket.request.sequence
-        assert step is not None, "it was checked"
+    def accept(self, ticket: Ticket, now_ns: int) -> LiveSequence | None:
+        """Queues a request in its sequence. Returns None if that is not open and the request does not
+        start it.
+        """
+        step = step_of(ticket)
         sequence = self.open.get(step.id)
         if sequence is None:
             if not step.start:
@@ -101,40 +105,43 @@ class SequenceTable:
         self._append(sequence, ticket, now_ns)
         return sequence
 
-    def adopt(self, ticket: Ticket, now_ns: int) -> Sequence:
-        """Goes on with a sequence that began elsewhere, whose state is to be fetched: nothing of it runs before `arrived`."""
-        step = ticket.request.sequence
-        assert step is not None, "it was checked"
+    def adopt(self, ticket: Ticket, now_ns: int) -> LiveSequence:
+        """Opens a sequence that began elsewhere.
+
+        None of its requests run while it is `arriving`, that is, while its state is fetched.
+        """
+        step = step_of(ticket)
         sequence = self._begin(step.id, now_ns)
         sequence.arriving = True
         self._append(sequence, ticket, now_ns)
         return sequence
 
-    def _begin(self, id: int | str, now_ns: int) -> Sequence:
-        sequence = self.open[id] = Sequence(id, now_ns)
+    def _begin(self, id: int | str, now_ns: int) -> LiveSequence:
+        sequence = self.open[id] = LiveSequence(id, now_ns)
         if self._free and not self._unplaced:
             self._put(sequence)
         else:
             self._unplaced[sequence] = None
         return sequence
 
-    def _append(self, sequence: Sequence, ticket: Ticket, now_ns: int) -> None:
+    def _append(self, sequence: LiveSequence, ticket: Ticket, now_ns: int) -> None:
         sequence.waiting.append(ticket)
         self.backlogged[sequence] = None
         self.waiting += 1
         self._heard(sequence, now_ns)
-        if ticket.request.sequence is not None and ticket.request.sequence.end:
+        if step_of(ticket).end:
             sequence.ended = True
             del self.open[sequence.id]
 
-    def _heard(self, sequence: Sequence, now_ns: int) -> None:
+    def _heard(self, sequence: LiveSequence, now_ns: int) -> None:
         sequence.last_ns = now_ns
-        if self.open.get(sequence.id) is sequence:  # to the end, behind all who were idle for longer
+        # move it to the end, after those idle for longer
+        if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
             self.open[sequence.id] = sequence
 
-    def take(self, sequence: Sequence) -> Ticket | None:
-        """The next request of a sequence, if it may run now."""
+    def take(self, sequence: LiveSequence) -> Ticket | None:
+        """Removes and returns the next request of a sequence if it may run now."""
         if (
             sequence.place is None
             or sequence.running is not None
@@ -149,60 +156,67 @@ class SequenceTable:
             del self.backlogged[sequence]
         return ticket
 
-    def put_back(self, sequence: Sequence) -> None:
-        """The request that ran is the next one of its sequence again."""
-        assert sequence.running is not None, "it was taken"
+    def put_back(self, sequence: LiveSequence) -> None:
+        """Makes the running request the next one of its sequence again."""
+        assert sequence.running is not None, "called for a running request"
         sequence.waiting.appendleft(sequence.running)
         sequence.running = None
         self.backlogged[sequence] = None
         self.waiting += 1
         self.running -= 1
 
-    def finish(self, sequence: Sequence, now_ns: int) -> list[Sequence]:
-        """The request that ran is done. Returns the sequences of which one may run now."""
+    def finish(self, sequence: LiveSequence, now_ns: int) -> list[LiveSequence]:
+        """The running request has finished. Returns the sequences that may have something to run now."""
         sequence.running = None
         self.running -= 1
         self._heard(sequence, now_ns)
         return [sequence] if sequence.waiting else self._release_if_over(sequence)
 
-    def drop(self, sequence: Sequence, ticket: Ticket) -> tuple[list[Ticket], list[Sequence]]:
-        """A request that waits will not be run, nor will what it was to begin. Returns as `lose_beginning`."""
+    def drop(self, sequence: LiveSequence, ticket: Ticket) -> tuple[list[Ticket], list[LiveSequence]]:
+        """Removes a waiting request and what it was to begin. Returns the same as `lose_beginning`."""
         index = sequence.waiting.index(ticket)
         self._take_out(sequence, [ticket])
         return (
-            self.lose_beginning(sequence, index) if _begins(ticket) else ([], self._release_if_over(sequence))
+            self.lose_beginning(sequence, index)
+            if step_of(ticket).start
+            else ([], self._release_if_over(sequence))
         )
 
-    def lose_beginning(self, sequence: Sequence, index: int = 0) -> tuple[list[Ticket], list[Sequence]]:
-        """What was to begin a sequence before the request at `index` of those that wait has not run.
+    def lose_beginning(
+        self, sequence: LiveSequence, index: int = 0
+    ) -> tuple[list[Ticket], list[LiveSequence]]:
+        """The beginning before the waiting request at `index` did not run.
 
-        That one and what follows it are taken out, up to the next request that begins it; if there is none the sequence ends. Returns what
-        was taken out, and the sequences of which one may run now.
+        Removes that request and those after it, up to the next one that begins the sequence; without one, the
+        sequence ends. Returns the removed requests, and the sequences that may have something to run now.
         """
-        behind = list(islice(sequence.waiting, index, None))
-        orphans = list(takewhile(lambda ticket: not _begins(ticket), behind))
+        following = list(islice(sequence.waiting, index, None))
+        orphans = list(takewhile(lambda ticket: not step_of(ticket).start, following))
         self._take_out(sequence, orphans)
-        if len(orphans) == len(behind):
+        if len(orphans) == len(following):
             self.end(sequence)
         return orphans, self._release_if_over(sequence)
 
-    def _take_out(self, sequence: Sequence, tickets: list[Ticket]) -> None:
+    def _take_out(self, sequence: LiveSequence, tickets: list[Ticket]) -> None:
         for ticket in tickets:
             sequence.waiting.remove(ticket)
         self.waiting -= len(tickets)
         if not sequence.waiting:
             self.backlogged.pop(sequence, None)
 
-    def clear(self, sequence: Sequence) -> list[Ticket]:
-        """Takes out the requests of a sequence that wait; it goes on without them."""
+    def clear(self, sequence: LiveSequence) -> list[Ticket]:
+        """Removes and returns the waiting requests of a sequence, which continues without them."""
         tickets = list(sequence.waiting)
         self._take_out(sequence, tickets)
         return tickets
 
-    def end_idle(self, now_ns: int) -> tuple[list[Sequence], list[Sequence]]:
-        """Ends the sequences of which nothing was heard for too long. Returns them, and the sequences of which one may run now."""
-        ended: list[Sequence] = []
-        runnable: list[Sequence] = []
+    def end_idle(self, now_ns: int) -> tuple[list[LiveSequence], list[LiveSequence]]:
+        """Ends the sequences that were idle for too long.
+
+        Returns them, and those that may have something to run now.
+        """
+        ended: list[LiveSequence] = []
+        runnable: list[LiveSequence] = []
         for sequence in list(self._idle_since(now_ns - self.idle_ns)):
             if sequence.waiting or sequence.running is not None or sequence.arriving:
                 self._heard(sequence, now_ns)
@@ -212,19 +226,19 @@ class SequenceTable:
             runnable += self._release(sequence)
         return ended, runnable
 
-    def _idle_since(self, moment_ns: int) -> Iterator[Sequence]:
+    def _idle_since(self, moment_ns: int) -> Iterator[LiveSequence]:
         for sequence in self.open.values():
             if sequence.last_ns > moment_ns:
                 return
             yield sequence
 
     def next_idle_ns(self) -> float:
-        """The moment at which the next sequence will have been idle for too long, unless something is heard of it; or infinity."""
+        """When the next sequence will have been idle for too long, or infinity."""
         return next((sequence.last_ns + self.idle_ns for sequence in self.open.values()), inf)
 
-    def expired(self, now: float) -> tuple[list[tuple[Sequence, Ticket]], float]:
-        """The requests that wait although their deadline is over, and the nearest deadline of the others, or infinity."""
-        over: list[tuple[Sequence, Ticket]] = []
+    def expired(self, now: float) -> tuple[list[tuple[LiveSequence, Ticket]], float]:
+        """The waiting requests that have expired, and the nearest deadline of the others, or infinity."""
+        over: list[tuple[LiveSequence, Ticket]] = []
         nearest = inf
         for sequence in self.backlogged:
             for ticket in sequence.waiting:
@@ -236,21 +250,21 @@ class SequenceTable:
                     nearest = min(nearest, ticket.deadline)
         return over, nearest
 
-    def end(self, sequence: Sequence) -> None:
-        """Nothing more of it comes than waits."""
+    def end(self, sequence: LiveSequence) -> None:
+        """Ends a sequence once its waiting requests have run."""
         sequence.ended = True
         if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
 
-    def _release_if_over(self, sequence: Sequence) -> list[Sequence]:
+    def _release_if_over(self, sequence: LiveSequence) -> list[LiveSequence]:
         return (
             self._release(sequence)
             if sequence.ended and not sequence.waiting and sequence.running is None
             else []
         )
 
-    def _release(self, sequence: Sequence) -> list[Sequence]:
-        """Gives the place of a sequence that is over to the next one."""
+    def _release(self, sequence: LiveSequence) -> list[LiveSequence]:
+        """Passes the place of a finished sequence on to the next one."""
         self._unplaced.pop(sequence, None)
         if sequence.place is None:
             return []
@@ -259,7 +273,7 @@ class SequenceTable:
         sequence.place = None
         return self._fill()
 
-    def _fill(self) -> list[Sequence]:
+    def _fill(self) -> list[LiveSequence]:
         filled = []
         while self._free and self._unplaced:
             sequence = next(iter(self._unplaced))
@@ -268,7 +282,7 @@ class SequenceTable:
             filled.append(sequence)
         return filled
 
-    def _put(self, sequence: Sequence) -> None:
+    def _put(self, sequence: LiveSequence) -> None:
         sequence.place = self._next_place()
         self._placed[sequence] = None
 
@@ -276,7 +290,7 @@ class SequenceTable:
         free = self._free
         if not self._works(free[0][1]):
             if not any(self._works(lane) for _, lane in free):
-                free += next(self._later, [])  # one of each lane
+                free += next(self._later, [])  # one on each lane
             if others := [place for place in free if self._works(place[1])]:
                 place = min(others)
                 free.remove(place)
@@ -289,5 +303,8 @@ class SequenceTable:
         return place
 
 
-def _begins(ticket: Ticket) -> bool:
-    return ticket.request.sequence is not None and ticket.request.sequence.start
+def step_of(ticket: Ticket) -> SequenceStep:
+    """The place of a request in its sequence."""
+    step = ticket.request.sequence
+    assert step is not None, "the batcher has checked it"
+    return step

@@ -1,4 +1,4 @@
-"""The tensors that a request of a sequence gets on its way to the model, and loses on its way back: controls and states."""
+"""The tensors added to requests of a sequence and removed from the responses: controls and states."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.messages import InferResponse, SequenceStep
 from backline.engine.sequence_batching import SequenceBatching, SequenceControl
 from backline.engine.tensor import Shape, Tensor
-from backline.schedule.sequences.state_store import State
+from backline.schedule.sequences.state_store import State, StateKey, StateStore
+from backline.schedule.sequences.table import LiveSequence, SequenceTable
 
 
 class SequenceTensors:
     """The controls and states of one model.
 
-    `initial` are the states of a sequence that begins, by input; `batched` says that tensors have a batch dimension, of 1 here; `served`
-    are the outputs that clients may see.
+    `initial` are the states at the start of a sequence, by input. `batched` says whether tensors have a batch
+    dimension, which is 1 here. `served` are the outputs that clients may see.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class SequenceTensors:
 
     @property
     def iterative(self) -> bool:
-        """Whether each request is a sequence of its own, of as many runs as the model wants."""
+        """Whether each request is a whole sequence, with as many runs as the model asks for."""
         return self._iterative
 
     @property
@@ -50,7 +51,7 @@ class SequenceTensors:
         return bool(self._outputs)
 
     def check_id(self, step: SequenceStep) -> None:
-        """Raises InvalidArgument when the model's input for the id cannot hold it."""
+        """Raises InvalidArgument if the model's input for the id cannot hold it."""
         for control, _ in self._ids:
             if control.datatype is DataType.BYTES:
                 continue
@@ -58,12 +59,12 @@ class SequenceTensors:
                 f"input '{control.name}' of model '{self._model}', which takes it as {control.datatype.name}"
             )
             if isinstance(step.id, str):
-                raise InvalidArgument(f"the sequence ID '{step.id}' is a text and does not fit {kind}")
+                raise InvalidArgument(f"the sequence ID '{step.id}' is a string and does not fit {kind}")
             if step.id > np.iinfo(control.datatype.dtype).max:
                 raise InvalidArgument(f"the sequence ID {step.id} is too large for {kind}")
 
     def add(self, inputs: dict[str, Tensor], step: SequenceStep, state: State | None) -> None:
-        """Adds what the model needs to know of the sequence; `state` is what the request before has left."""
+        """Adds the controls and `state`, which the previous request left, to the inputs of a request."""
         for kind, name, no, yes in self._flags:
             inputs[name] = (
                 yes
@@ -77,27 +78,27 @@ class SequenceTensors:
             inputs.update(self._initial if state is None or step.start else state)
 
     def outputs(self, wanted: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """The outputs to ask the model for: those the caller wants, and the states."""
+        """The outputs to request from the model: those the caller wants, and the states."""
         if wanted is None:
             return None
         return (*wanted, *(name for name in self._outputs if name not in wanted))
 
     def batch_key(self, key: object, inputs: Mapping[str, Tensor]) -> object:
-        """The batch key of a request with its states: requests whose states differ in shape cannot share a batch."""
+        """The batch key of a request including its states: those of different shapes cannot share a batch."""
         if not self._state_shapes_vary:
             return key
         return key, tuple(inputs[name].shape for name in self._outputs.values())
 
     def empty(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs of a place in a batch without a request: zeros of the shapes that another request has, and not ready."""
+        """The inputs of an empty slot: zeros in the shapes of another request, and not ready."""
         return {name: _zeros(tensor) for name, tensor in like.items()} | {
             name: no for _, name, no, _ in self._flags
         }
 
     def take_state(self, response: InferResponse, wanted: tuple[str, ...] | None) -> State | None:
-        """Takes the states out of a response to a request for the outputs `wanted` (None for all); None for a model without.
+        """Removes and returns the states in a response to a request for the outputs `wanted` (None for all).
 
-        Raises Internal when the model has left one out.
+        Returns None for a model without states. Raises Internal if the model has left one out.
         """
         if not self._outputs:
             return None
@@ -106,20 +107,89 @@ class SequenceTensors:
         for tensor in response.outputs:
             name = self._outputs.get(tensor.name)
             if name is not None:
-                # A copy: the answer is but a part of a batch, which need not live as long as the sequence.
+                # A copy: the response is a view of a whole batch, which the sequence may outlive.
                 data = np.array(tensor.data)
                 state[name] = Tensor(name, tensor.datatype, data.shape, data)
             if tensor.name in self._served if wanted is None else tensor.name in wanted:
                 kept.append(tensor)
         if len(state) < len(self._outputs):
             missing = ", ".join(f"'{output}'" for output, name in self._outputs.items() if name not in state)
-            raise Internal(f"model '{self._model}' has left out the state {missing}")
+            raise Internal(f"model '{self._model}' did not return the state {missing}")
         response.outputs = kept
         return state
 
 
+class SequenceStates:
+    """What each request of a sequence leaves for the next one. Lives on the event loop.
+
+    A sequence holds its state. While it is open, so does `store`, for `seconds` after each request, so that
+    another load or server can continue it. Nothing is stored for models without states.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        tensors: SequenceTensors,
+        table: SequenceTable,
+        store: StateStore,
+        *,
+        seconds: float,
+    ) -> None:
+        self._model = model
+        self._version = version
+        self._tensors = tensors
+        self._table = table
+        self._store = store
+        self._seconds = seconds
+
+    def take_out(
+        self, sequence: LiveSequence, response: InferResponse, wanted: tuple[str, ...] | None
+    ) -> None:
+        """Removes the state from a response to a request for the outputs `wanted` (None for all), and keeps
+        it.
+
+        Raises Internal if the model has left a part of it out.
+        """
+        state = self._tensors.take_state(response, wanted)
+        if state is None:
+            return
+        sequence.state = state
+        if self._is_open(sequence):
+            self._store.put(self._key(sequence), state, self._seconds)
+
+    async def take_over(self, sequence: LiveSequence) -> None:
+        """Fetches the state that another load of this version, or another server, left for a sequence. It may
+        be None.
+
+        Raises BacklineError if the store cannot tell.
+        """
+        state = sequence.state = await self._store.take(self._key(sequence))
+        # still open, and possibly none of it will run here
+        if state is not None and (sequence.waiting or not sequence.ended):
+            self._store.put(self._key(sequence), state, self._seconds)
+
+    def forget(self, sequence: LiveSequence) -> None:
+        """Drops the state of a sequence that has ended or starts over, but not that of a newer one with
+        its id.
+        """
+        if self._tensors.has_states and (self._is_open(sequence) or sequence.id not in self._table.open):
+            self._store.drop(self._key(sequence))
+
+    def forget_if_over(self, sequence: LiveSequence) -> None:
+        """Drops the state of a sequence that has ended and has nothing left to run."""
+        if sequence.ended and not sequence.waiting and sequence.running is None:
+            self.forget(sequence)
+
+    def _is_open(self, sequence: LiveSequence) -> bool:
+        return self._table.open.get(sequence.id) is sequence
+
+    def _key(self, sequence: LiveSequence) -> StateKey:
+        return StateKey(self._model, self._version, sequence.id)
+
+
 def initial_state(batching: SequenceBatching, files: Mapping[str, np.ndarray], *, batched: bool) -> State:
-    """The states of a sequence that begins; `files` are the contents of those that come from a file, by input."""
+    """The states at the start of a sequence. `files` has the contents of those read from a file, by input."""
     states = {}
     for state in batching.states:
         data = files.get(state.input)

@@ -132,9 +132,8 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
             (
                 "text",
             ): "Error when creating MetricFamily: Failed to process the request for model 'metrics_0', message:"
-            " Invalid metric name: 'odd name' cannot be the name of a model's metric: it has letters,"
-            " digits, _ and :, and begins with none"
-            " of nv_, backline_, process_, python_"
+            " Invalid metric name: 'odd name' cannot name a model's metric: use letters, digits, _ and :, and none of"
+            " the prefixes nv_, backline_, process_, python_"
         },
         "the error explains which names are valid",
     ),

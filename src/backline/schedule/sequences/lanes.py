@@ -1,4 +1,6 @@
-"""Direct: the sequences of one instance, each in its own place of every batch; a place without a request is filled with zeros."""
+"""Lanes run sequences on one instance: in fixed slots of its batches (direct), or batched as usual
+(oldest).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
+from typing import Protocol
 
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
@@ -13,25 +16,89 @@ from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Owner, Ticket, start_all
-from backline.schedule import refusals
-from backline.schedule.alarm import Alarm
-from backline.schedule.failed_runs import record_failure, record_shared_execution
-from backline.schedule.queues.queue import waited_too_long
+from backline.schedule.queues.queue import being_unloaded, expired_in_queue, waited_too_long
+from backline.schedule.scheduler import Scheduler
+from backline.schedule.sequences.table import LiveSequence
+from backline.schedule.tally import record_failure, record_shared_execution
+from backline.schedule.turn import Alarm
 from backline.workers.batch import Batch
-from backline.workers.instance import Instance, WaitsForTurn
+from backline.workers.instance import Instance, Remembers, WaitsForTurn
 
-#: Seconds behind a moment at which it is looked at what is due then: the loop's timers may be so much early.
+#: How many seconds after a given time to look for what is due, since event loop timers may fire early.
 _LATER = 0.0001
-#: Requests of sequences wait for as long as they say.
+#: Requests of sequences wait for as long as their own timeouts allow.
 _POLICY = QueuePolicy()
-#: The context of a ticket that fills a place without a request.
+#: The context of a ticket that fills an empty slot.
 _FILLER = object()
+
+
+class Lane(Protocol):
+    """Runs the requests of the sequences that have a place on one instance."""
+
+    @property
+    def pending(self) -> int:
+        """The number of queued requests, not counting those that run."""
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queues a request. A sequence has at most one at a time."""
+
+    async def drain(self, limit: float) -> None:
+        """Finishes its requests within `limit` seconds, refuses the rest, and closes the instance."""
+
+
+class Passage:
+    """Links the stand-in that runs on an instance to the original ticket and its sequence.
+
+    `instance` is set if the model keeps state of the sequence that may be lost.
+    """
+
+    __slots__ = ("instance", "sequence", "ticket")
+
+    def __init__(self, sequence: LiveSequence, ticket: Ticket, instance: Remembers | None) -> None:
+        self.sequence = sequence
+        self.ticket = ticket
+        self.instance = instance
+
+    def is_remembered(self, *, begins: bool) -> bool:
+        """Whether the model still has the state of the sequence; a request that `begins` it needs none."""
+        if self.instance is None:
+            return True
+        memory = self.instance.memory
+        if begins:
+            self.sequence.memory = memory
+        return self.sequence.memory is memory
+
+
+def passage_of(ticket: Ticket) -> Passage:
+    """The Passage of a stand-in handed to an instance."""
+    passage: Passage = ticket.context
+    return passage
+
+
+def slot_of(ticket: Ticket) -> int:
+    """The slot of a stand-in handed to an instance."""
+    place = passage_of(ticket).sequence.place
+    assert place is not None, "a running request has a place"
+    return place[0]
+
+
+class SequenceLane(Scheduler):
+    """A Scheduler that forms its next batch only after the completions of the current one, which submit the
+    next requests of the same sequences.
+    """
+
+    __slots__ = ()
+
+    def _finished(self, instance: Instance, batch: Batch) -> None:
+        self._scheduled = True
+        super()._finished(instance, batch)
+        self._loop.call_soon(self._dispatch)
 
 
 @dataclass(frozen=True, slots=True)
 class SlotPolicy:
-    """When a batch of the places of an instance is run: as soon as `minimum` of the `slots` have a request, or the oldest has waited for
-    `delay_ns`. Without a delay at once.
+    """When the slots of an instance run: as soon as the fraction `minimum` of them have a request, or the
+    oldest request has waited for `delay_ns`. Without a delay, at once.
     """
 
     slots: int = 1
@@ -39,14 +106,16 @@ class SlotPolicy:
     delay_ns: int = 0
 
     def wait_until(self, ready: int, oldest_ns: int, now_ns: int) -> int:
-        """The moment until which `ready` requests wait for others, the oldest of which came at `oldest_ns`; 0 when they run now."""
+        """Until when `ready` requests wait for others, the oldest of which arrived at `oldest_ns`; 0 for
+        no wait.
+        """
         if not self.delay_ns or ready / self.slots >= self.minimum or now_ns - oldest_ns >= self.delay_ns:
             return 0
         return oldest_ns + self.delay_ns
 
 
 def choose(ready: list[Ticket | None]) -> list[Ticket | None]:
-    """The places of the next batch: those of the batch key of the request that came first, up to the last place that has one."""
+    """The slots of the next batch: requests with the oldest one's batch key, without trailing empty slots."""
     first = min(
         (ticket for ticket in ready if ticket is not None), key=lambda ticket: ticket.request.arrived_ns
     )
@@ -59,7 +128,7 @@ def choose(ready: list[Ticket | None]) -> list[Ticket | None]:
 
 
 class SlotLane(Owner):
-    """One instance and its places. Takes at most one request a place until that is answered. Lives on the event loop."""
+    """Runs the slots of one instance. A slot takes one request at a time. Lives on the event loop."""
 
     def __init__(
         self,
@@ -67,7 +136,6 @@ class SlotLane(Owner):
         policy: SlotPolicy,
         instance: Instance,
         statistics: ModelStatistics,
-        slot_of: Callable[[Ticket], int],
         empty: Callable[[dict[str, Tensor]], dict[str, Tensor]],
         *,
         loop: asyncio.AbstractEventLoop,
@@ -76,7 +144,6 @@ class SlotLane(Owner):
         self._policy = policy
         self._instance = instance
         self._statistics = statistics
-        self._slot_of = slot_of
         self._empty = empty
         self._loop = loop
         self._ready: list[Ticket | None] = [None] * policy.slots
@@ -89,20 +156,22 @@ class SlotLane(Owner):
 
     @property
     def pending(self) -> int:
-        """Requests that wait for the instance."""
+        """The number of requests waiting for the instance."""
         return sum(ticket is not None for ticket in self._ready)
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request for its place, which is free."""
+        """Queues a request in its slot, which must be free."""
         ticket.enqueue(self)
-        self._ready[self._slot_of(ticket)] = ticket
+        self._ready[slot_of(ticket)] = ticket
         self._schedule()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """See Owner. A request that has its place is run all the same: what follows in its sequence needs what it leaves."""
+        """See Owner. A request in a slot runs even if cancelled, as later requests need the state it
+        leaves.
+        """
 
     async def drain(self, limit: float) -> None:
-        """Finishes what it has, for at most `limit` seconds; then what still waits is refused. Closes the instance."""
+        """Finishes its requests within `limit` seconds, refuses the rest, and closes the instance."""
         self._policy = SlotPolicy(self._policy.slots)
         self._schedule()
         if self._batch is not None or self.pending:
@@ -148,10 +217,10 @@ class SlotLane(Owner):
         ready, self._ready = self._ready, [None] * self._policy.slots
         for ticket in ready:
             if ticket is not None:
-                ticket.complete(None, refusals.unloading(self._name))
+                ticket.complete(None, being_unloaded(self._name))
 
     def _refuse_batch(self, batch: Batch) -> None:
-        """A batch that waits for its turn when the model goes away does so for nothing."""
+        """Refuses a batch that is still waiting for a permit when the model is unloaded."""
         self._put_back(batch)
         self._refuse_all()
         batch.items = 0
@@ -164,7 +233,9 @@ class SlotLane(Owner):
         batch.tickets = []
 
     def _form_again(self, batch: Batch) -> None:
-        """Forms the batch that waits for its turn anew, of what its places have by now; nothing may be left of it."""
+        """Forms a batch again while it waits for a permit, from what is in the slots by now, perhaps
+        nothing.
+        """
         self._put_back(batch)
         self._refuse_late(monotonic_ns() / 1e9)
         if self.pending:
@@ -172,7 +243,7 @@ class SlotLane(Owner):
         batch.items = len(batch.tickets)
 
     def _take(self) -> list[Ticket]:
-        """Takes the requests of the next batch, with an empty one for each place between them that has none."""
+        """Takes the requests of the next batch, and fills the empty slots between them."""
         chosen = choose(self._ready)
         tickets: list[Ticket] = []
         like = next(ticket for ticket in chosen if ticket is not None)
@@ -195,12 +266,11 @@ class SlotLane(Owner):
             if ticket and ticket.deadline is not None and ticket.deadline <= now
         ]:
             self._ready = [None if ticket in late else ticket for ticket in self._ready]
-            for ticket in late:  # behind whom others come to its place, perhaps as late
+            # other requests may take the freed slots, perhaps as late
+            for ticket in late:
                 self._statistics.record_expired(ticket)
                 by_policy = waited_too_long(ticket, _POLICY, now)
-                error = refusals.expired(
-                    ticket, now, f"the queue of model '{self._name}'", by_policy=by_policy
-                )
+                error = expired_in_queue(ticket, now, self._name, by_policy=by_policy)
                 ticket.expire(error)
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
@@ -222,7 +292,7 @@ class SlotLane(Owner):
             self._rest.set_result(None)
 
     def _record(self, batch: Batch) -> None:
-        """Counts a run: its batch is as large as its places, also those without a request."""
+        """Counts a run. The batch size includes empty slots."""
         for part in batch.parts or (batch,):
             asked = [ticket for ticket in part.tickets if ticket.context is not _FILLER]
             if not asked:
@@ -238,4 +308,4 @@ class SlotLane(Owner):
 
 
 def _ignore(ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-    """The answer of a place without a request."""
+    """The completion of a filler."""
