@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from backline.protos import message
 from support import models, networks
 from support.repositories import put
 from support.server import ServerProcess, serve
+from support.waiting import until
 
 #: How a Python file misbehaves on demand; shared by all kinds of models.
 MISBEHAVE = """
@@ -353,13 +354,6 @@ def test_the_neighbour_never_failed_or_stalled(models_of: Misbehaving, neighbour
     assert len(neighbour.seconds) > 50
     assert np.percentile(neighbour.seconds, 99) < 0.5
     assert models_of.server.process.poll() is None
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "the condition never held"
-        time.sleep(0.02)
 
 
 def hanging(server: ServerProcess) -> bool:

@@ -20,9 +20,9 @@ from backline.engine.errors import Internal, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
-from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
 from backline.workers.here.timed import MAX_STUCK
+from support.embedded import start, submit
 from support.networks import looping
 from support.server import metrics_page, serve
 
@@ -58,27 +58,15 @@ def put_sleeping(repository: Path, *, seconds: float, timeout: float = 0.1, inst
 class Program:
     """The models of a folder, loaded in this process."""
 
-    def __init__(self, folder: Path) -> None:
-        options = LifecycleOptions(
-            mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state", drain_seconds=0.1
-        )
-        self.embedded = Embedded([folder / "models"], options)
+    def __init__(self, embedded: Embedded) -> None:
+        self.embedded = embedded
 
     def ask(self, model: str, **inputs: float) -> asyncio.Future[InferResponse]:
-        done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
-
-        def complete(_: Ticket, response: InferResponse | None, error: Exception | None) -> None:
-            if error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(response)  # type: ignore[arg-type]
-
         tensors = {}
         for name, value in inputs.items():
             datatype = DataType.INT64 if name == "ROUNDS" else DataType.FP32
             tensors[name] = Tensor(name, datatype, (1,), np.array([value], datatype.dtype))
-        self.embedded.engine.submit(Ticket(InferRequest(model, tensors), complete))
-        return done
+        return submit(self.embedded, InferRequest(model, tensors))
 
     def history(self) -> list[Change]:
         control = self.embedded.engine.control
@@ -93,8 +81,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def run(folder: Path, scenario: Callable[[Program], Awaitable[None]]) -> None:
     async def whole() -> None:
-        program = Program(folder)
-        await program.embedded.start()
+        program = Program(await start(folder / "models", drain_seconds=0.1))
         try:
             await scenario(program)
         finally:
