@@ -25,7 +25,7 @@ from support.server import serve
 CONFIG = """
 backend: "python"
 input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]
-output [{ name: "told" data_type: TYPE_STRING dims: [1] }]
+output [{ name: "where" data_type: TYPE_STRING dims: [1] }]
 parameters { key: "EXECUTION_ENV_PATH" value { string_value: "$$TRITON_MODEL_DIRECTORY/environment.tar.gz" } }
 """
 MODEL = """
@@ -36,8 +36,8 @@ import only_there
 
 class TritonPythonModel:
     def execute(self, requests):
-        told = np.array([json.dumps([sys.prefix, only_there.WORD]).encode()], np.object_)
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("told", told)]) for _ in requests]
+        where = np.array([json.dumps([sys.prefix, only_there.WORD]).encode()], np.object_)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("where", where)]) for _ in requests]
 """
 
 
@@ -71,7 +71,7 @@ def test_a_model_runs_in_its_packed_environment(tmp_path: Path) -> None:
         client = tritonclient.InferenceServerClient(server.url.removeprefix("http://"))
         x = tritonclient.InferInput("x", [1], "FP32")
         x.set_data_from_numpy(np.zeros(1, np.float32))
-        prefix, word = json.loads(client.infer("packed", [x]).as_numpy("told")[0])
+        prefix, word = json.loads(client.infer("packed", [x]).as_numpy("where")[0])
 
     assert word == "packed"
     assert Path(prefix).name != Path(sys.prefix).name
@@ -96,13 +96,13 @@ def test_an_invalid_environment_is_refused_with_the_reason(tmp_path: Path) -> No
     put(tmp_path / "text.tar.gz", "text")
     (tmp_path / "empty").mkdir()
     environment(tmp_path / "bare")
-    for given, told in (
+    for given, expected in (
         ("nothing.tar.gz", "there is no"),
         ("text.tar.gz", "is no tar archive"),
         ("empty", "holds no bin/python"),
         ("bare", "lacks numpy and msgspec"),
     ):
-        with pytest.raises(InvalidArgument, match=told):
+        with pytest.raises(InvalidArgument, match=expected):
             packed_environment(given, tmp_path, tmp_path / "cache")
 
 
@@ -122,7 +122,7 @@ def crafted(archive: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "expected"),
     [
         ([("x", tarfile.LNKTYPE, "../../victim"), ("x", tarfile.REGTYPE, b"evil")], "hard link"),
         ([("x", tarfile.LNKTYPE, "{victim}"), ("x", tarfile.REGTYPE, b"evil")], "hard link"),
@@ -162,7 +162,7 @@ def crafted(archive: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
     ],
 )  # fmt: skip
 def test_an_archive_cannot_write_outside_its_folder(
-    tmp_path: Path, members: list[tuple[str, bytes, str | bytes]], told: str
+    tmp_path: Path, members: list[tuple[str, bytes, str | bytes]], expected: str
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
@@ -170,7 +170,7 @@ def test_an_archive_cannot_write_outside_its_folder(
     filled = [(name, kind, c.format(**places) if isinstance(c, str) else c) for name, kind, c in members]
     crafted(tmp_path / "env.tar.gz", *filled)
 
-    with pytest.raises(InvalidArgument, match=told):
+    with pytest.raises(InvalidArgument, match=expected):
         packed_environment("env.tar.gz", tmp_path, tmp_path / "cache")
 
     assert victim.read_bytes() == b"mine"

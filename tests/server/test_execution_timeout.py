@@ -139,13 +139,13 @@ def test_a_thread_that_cannot_be_interrupted_is_abandoned_and_replaced(tmp_path:
             await program.ask("sleep", X=1)
         counted = program.embedded.engine.find("sleep").statistics
         assert (counted.timed_out, counted.stuck) == (2, 2)
-        told = [change for change in program.history() if change.action == "replace"]
-        assert [(change.who, change.model, change.version) for change in told] == [
+        replaced = [change for change in program.history() if change.action == "replace"]
+        assert [(change.who, change.model, change.version) for change in replaced] == [
             ("server", "sleep", "1")
         ] * 2
         assert (
             "cannot be interrupted: its thread is left alone, and a new one takes its place (2 so far)"
-            in told[0].detail
+            in replaced[0].detail
         )
         await until(lambda: not counted.stuck)  # they end within a second
 

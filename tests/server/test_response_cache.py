@@ -85,10 +85,10 @@ def test_the_metrics_agree_with_the_statistics(server: ServerProcess) -> None:
     for value in (1, 1, 1, 2):
         ask(server.url, value)
 
-    told = metrics(server)
+    values = metrics(server)
 
-    assert (told["nv_cache_num_hits_per_model"], told["nv_cache_num_misses_per_model"]) == (2, 2)
-    assert told["nv_cache_miss_duration_per_model"] > 0
+    assert (values["nv_cache_num_hits_per_model"], values["nv_cache_num_misses_per_model"]) == (2, 2)
+    assert values["nv_cache_miss_duration_per_model"] > 0
 
 
 def test_a_cached_answer_has_the_id_of_its_request(server: ServerProcess) -> None:

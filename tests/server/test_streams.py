@@ -226,6 +226,7 @@ def response_counts(server: ServerProcess) -> tuple[int, int]:
     )
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_a_slow_reader_pauses_the_model_and_a_vanished_one_cancels_it(
     protocol: str, streaming: ServerProcess
 ) -> None:
