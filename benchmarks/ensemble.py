@@ -47,7 +47,7 @@ _PYTHON = (
 
 def ensemble() -> str:
     """The configuration of the ensemble."""
-    tensors = ["INPUT0", *(f"behind_{step}" for step in STEPS[:-1]), "OUTPUT0"]
+    tensors = ["INPUT0", *(f"after_{step}" for step in STEPS[:-1]), "OUTPUT0"]
     steps = [
         f'step {{ model_name: "{step}" model_version: -1 input_map {{ key: "INPUT0" value: "{taken}" }}'
         f' output_map {{ key: "OUTPUT0" value: "{given}" }} }}'

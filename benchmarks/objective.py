@@ -61,22 +61,11 @@ class TunedTriton(Triton):
         return text.replace(batching, policy).replace(f"count: {os.cpu_count()}", "count: 1")
 
 
-def http_request(model: Model) -> bytes:
-    body, headers = model.binary_request()
-    lines = [
-        f"POST /v2/models/{model.name}/infer HTTP/1.1",
-        "Host: 127.0.0.1",
-        f"Content-Length: {len(body)}",
-    ]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
 async def offer(peer: Peer, model: Model, protocol: str, rate: float, seconds: float, seed: int) -> Turn:
     """Sends `rate` requests a second for `seconds`, after a second that does not count."""
     clients: Clients | H2Clients
     if protocol == "http":
-        clients = Clients(peer.http_port, http_request(model))
+        clients = Clients(peer.http_port, model.http_request())
     else:
         clients = H2Clients(peer.grpc_port, model.grpc_request())
         await clients.open()
@@ -93,7 +82,7 @@ async def offer(peer: Peer, model: Model, protocol: str, rate: float, seconds: f
 
 async def closed_loop(peer: Peer, model: Model, seconds: float) -> float:
     """Answers per second to 32 closed-loop clients, which keep batches full."""
-    clients = Clients(peer.http_port, http_request(model))
+    clients = Clients(peer.http_port, model.http_request())
     rate = await clients.closed_loop(32, seconds)
     clients.close()
     return rate

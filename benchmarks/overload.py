@@ -60,17 +60,6 @@ def slow_model(milliseconds: float) -> Model:
     return Model("slow", path, "INPUT0", (1, WIDTH), milliseconds)
 
 
-def http_request(model: Model) -> bytes:
-    body, headers = model.binary_request()
-    lines = [
-        f"POST /v2/models/{model.name}/infer HTTP/1.1",
-        "Host: 127.0.0.1",
-        f"Content-Length: {len(body)}",
-    ]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
 def quantiles(seconds: list[float]) -> dict[str, float]:
     """Quantiles in milliseconds; NaN without values."""
     if not seconds:
@@ -157,7 +146,7 @@ async def watch_memory(server: Backline, samples: list[float]) -> None:
 
 def clients_of(server: Backline, model: Model, protocol: str) -> Clients | GrpcClients:
     if protocol == "http":
-        return Clients(server.http_port, http_request(model))
+        return Clients(server.http_port, model.http_request())
     return GrpcClients(server.grpc_port, model.grpc_request(), connections=8)
 
 

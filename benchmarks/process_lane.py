@@ -199,11 +199,13 @@ def measure(
             )
             slowest = median(one.p99_us for one in found["python"]) / 1e3
             failed = sum(one.errors for one in found["python"])
-            told = ", ".join(
+            summary = ", ".join(
                 f"{name} ended" if math.isnan(value) else f"{value:.2f} of {name}"
                 for name, value in ratios.items()
             )
-            print(f"{size:8} {connections:12} {rates} {slowest:8.2f} {failed:7}  {told}{verdict}", flush=True)
+            print(
+                f"{size:8} {connections:12} {rates} {slowest:8.2f} {failed:7}  {summary}{verdict}", flush=True
+            )
     return holds
 
 

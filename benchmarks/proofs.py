@@ -122,11 +122,11 @@ def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
                     word,
                 )
             )
-        beside = row.ratio("backline", IN_PROCESS)
-        if beside is not None:
+        concurrent = row.ratio("backline", IN_PROCESS)
+        if concurrent is not None:
             lines.append(
                 (
-                    f"{what}: {beside:.2f} of {IN_PROCESS} with concurrent runs",
+                    f"{what}: {concurrent:.2f} of {IN_PROCESS} with concurrent runs",
                     "no goal",
                 )
             )

@@ -97,7 +97,7 @@ def main(models: str, seconds: float, rounds: int) -> None:
 def measure(count: int, port: int, page: str, seconds: float, rounds: int) -> None:
     ask(port, 0.5)
     alone: list[float] = []
-    beside: list[float] = []
+    scraped: list[float] = []
     scrapes: list[list[str]] = []
     for _ in range(rounds):
         alone += ask(port, seconds)
@@ -105,7 +105,7 @@ def measure(count: int, port: int, page: str, seconds: float, rounds: int) -> No
         try:
             assert scraper.stdout is not None
             scraper.stdout.readline()  # the scraper has started
-            beside += ask(port, seconds)
+            scraped += ask(port, seconds)
         finally:
             scraper.kill()
             scrapes += [line.split() for line in scraper.communicate()[0].splitlines()]
@@ -115,7 +115,7 @@ def measure(count: int, port: int, page: str, seconds: float, rounds: int) -> No
     show(
         count,
         "all time",
-        beside,
+        scraped,
         f"{len(whole)} scrapes of {int(whole[0][0]) // 1024} KiB, {took:.0f} ms each",
     )
 

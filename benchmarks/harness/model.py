@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +13,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from harness.environment import CannotRun
+from harness.environment import CannotRun, file_of
 from harness.folders import BENCH
 
 NAMES = ("add1", "ident", "basic_pitch")
@@ -98,6 +96,17 @@ class Model:
             "Inference-Header-Content-Length": str(len(header)),
         }
 
+    def http_request(self) -> bytes:
+        """The whole HTTP/1.1 request with binary tensors both ways."""
+        body, headers = self.binary_request()
+        lines = [
+            f"POST /v2/models/{self.name}/infer HTTP/1.1",
+            "Host: 127.0.0.1",
+            f"Content-Length: {len(body)}",
+        ]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
     def json_request(self) -> tuple[bytes, dict[str, str]]:
         """Body and headers of the v2 request with JSON input and output tensors."""
         data = [float(f"{value:.6g}") for value in self.input.ravel()]
@@ -176,37 +185,9 @@ def write_slow_model(path: Path, layers: int, width: int = 512) -> None:
 
 
 def fetch_basic_pitch(path: Path) -> None:
-    """Extracts the ONNX file from the basic-pitch wheel (Apache-2.0).
-
-    The package is not installed, since it requires TensorFlow.
-    """
-    folder = BENCH / "basic-pitch"
-    found = next(folder.rglob("nmp.onnx"), None)
-    if found is None:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--no-compile",
-        ]
-        done = subprocess.run(
-            [*command, "--target", str(folder), "basic-pitch==0.4.0"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found = next(folder.rglob("nmp.onnx"), None)
-        if found is None:
-            raise CannotRun(
-                f"basic-pitch 0.4.0 cannot be downloaded:"
-                f" {(done.stderr.strip().splitlines() or ['no nmp.onnx in it'])[-1]}"
-            )
+    """Extracts the ONNX file from the basic-pitch wheel (Apache-2.0), which depends on TensorFlow."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(found.read_bytes())
+    path.write_bytes(file_of("basic-pitch", "0.4.0", "nmp.onnx").read_bytes())
 
 
 def scheduled_add1() -> Model:

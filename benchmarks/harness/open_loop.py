@@ -38,6 +38,19 @@ async def send_at(send: Callable[[float], None], dues: Iterable[float]) -> None:
         send(due)
 
 
+async def send_steadily(send: Callable[[float], None], rate: float, seconds: float) -> None:
+    """Calls `send` `rate` times a second for `seconds`, with the time at which each call was due."""
+    started = monotonic()
+    sent = 0
+    total = round(rate * seconds)
+    while sent < total:
+        due = min(total, int((monotonic() - started) * rate))
+        while sent < due:
+            send(started + sent / rate)
+            sent += 1
+        await asyncio.sleep(0.001)
+
+
 @dataclass(slots=True)
 class Fate:
     """The outcome of one request.
@@ -198,15 +211,7 @@ class Clients:
 
     async def open_loop(self, rate: float, seconds: float) -> None:
         """Sends `rate` requests per second for `seconds`; returns after sending the last one."""
-        started = monotonic()
-        sent = 0
-        total = round(rate * seconds)
-        while sent < total:
-            due = min(total, int((monotonic() - started) * rate))
-            while sent < due:
-                self.send(started + sent / rate)
-                sent += 1
-            await asyncio.sleep(0.001)
+        await send_steadily(self.send, rate, seconds)
 
     async def send_at(self, dues: Iterable[float]) -> None:
         """Sends a request at each of these time.monotonic() times, in order; returns after the last."""

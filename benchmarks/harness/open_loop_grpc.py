@@ -8,7 +8,7 @@ from time import monotonic
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from harness.open_loop import Fate, Fates
+from harness.open_loop import Fate, Fates, send_steadily
 
 #: Calls in flight per connection, below servers' limits: above them a client queues calls silently.
 CALLS_PER_CONNECTION = 100
@@ -63,15 +63,7 @@ class GrpcClients:
 
     async def open_loop(self, rate: float, seconds: float) -> None:
         """Sends `rate` calls per second for `seconds`; returns after sending the last one."""
-        started = monotonic()
-        sent = 0
-        total = round(rate * seconds)
-        while sent < total:
-            due = min(total, int((monotonic() - started) * rate))
-            while sent < due:
-                self.send(started + sent / rate)
-                sent += 1
-            await asyncio.sleep(0.001)
+        await send_steadily(self.send, rate, seconds)
 
     async def settle(self, seconds: float) -> int:
         """Waits up to `seconds` for all calls to end; returns how many have not."""

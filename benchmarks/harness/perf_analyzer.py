@@ -21,8 +21,8 @@ FAILED = re.compile(r"Failed Request Count: (\d+)", re.IGNORECASE)
 
 def executable() -> str | None:
     """The path of perf_analyzer, from the running environment or else PATH."""
-    beside = Path(sys.executable).parent / "perf_analyzer"
-    return str(beside) if beside.exists() else shutil.which("perf_analyzer")
+    installed = Path(sys.executable).parent / "perf_analyzer"
+    return str(installed) if installed.exists() else shutil.which("perf_analyzer")
 
 
 def installed_version() -> str:

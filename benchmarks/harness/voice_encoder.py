@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
-from harness.environment import CannotRun
-from harness.folders import BENCH
+from harness.environment import CannotRun, file_of
 from harness.model import Model
 
 NAME = "voice_encoder"
@@ -19,35 +16,8 @@ def write_voice_encoder(path: Path) -> Model:
     """Writes the weights from the resemblyzer wheel as an ONNX file, if missing. Needs torch."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _export(_weights(), path)
+        _export(file_of("resemblyzer", "0.1.4", "pretrained.pt"), path)
     return Model(NAME, path, "mels", (1, FRAMES, CHANNELS), 7.0)
-
-
-def _weights() -> Path:
-    folder = BENCH / "resemblyzer"
-    found = next(folder.rglob("pretrained.pt"), None)
-    if found is None:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--no-compile",
-        ]
-        done = subprocess.run(
-            [*command, "--target", str(folder), "resemblyzer==0.1.4"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found = next(folder.rglob("pretrained.pt"), None)
-        if found is None:
-            words = done.stderr.strip().splitlines() or ["no pretrained.pt in it"]
-            raise CannotRun(f"resemblyzer 0.1.4 cannot be downloaded: {words[-1]}")
-    return found
 
 
 def _export(weights: Path, path: Path) -> None:

@@ -62,13 +62,13 @@ def turn(*latencies: float, seconds: float = 1.0) -> Turn:
 
 
 def test_goodput_counts_answers_within_the_objective() -> None:
-    told = [
+    outcomes = [
         Fate("200", 0.0, 0.01, 0.05),
         Fate("200", 0.0, 0.0, 0.2),
         Fate("503", 0.0, 0.0, 0.001),
         Fate("partial", 0.0, 0.0, 0.1),
     ]
-    outcome = outcome_of([Turn(told, lost=1, seconds=2.0)], objective=0.1)
+    outcome = outcome_of([Turn(outcomes, lost=1, seconds=2.0)], objective=0.1)
     assert (outcome.offered, outcome.answered, outcome.goodput, outcome.refused) == (2.0, 1.0, 0.5, 0.5)
     assert outcome.others == {"partial": 1, "no answer": 1}
 

@@ -18,7 +18,8 @@ from backline.engine.messages import InferRequest
 from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
-from support.reading import CUT, READ, SIDE, Asked, expected, reader, recogniser, start
+from support.embedded import start
+from support.reading import CUT, READ, SIDE, Asked, expected, reader, recogniser
 from support.server import ServerProcess, serve
 
 

@@ -51,18 +51,18 @@ def defined() -> tuple[set[str], dict[str, set[str]]]:
     return names | attributes, members
 
 
-def told() -> list[str]:
+def listed() -> list[str]:
     return sorted(set(code(prose(PAGE))))
 
 
-PATHS = [text for text in told() if _PATH(text) and text not in _OTHER]
-NAMES = [text for text in told() if _NAME(text) and not _PATH(text) and text not in _OTHER | _RPC]
+PATHS = [text for text in listed() if _PATH(text) and text not in _OTHER]
+NAMES = [text for text in listed() if _NAME(text) and not _PATH(text) and text not in _OTHER | _RPC]
 
 
 def test_every_code_span_is_tested() -> None:
     assert len(PATHS) > 30
     assert len(NAMES) > 90
-    assert set(told()) - set(PATHS) - set(NAMES) == _OTHER | _RPC
+    assert set(listed()) - set(PATHS) - set(NAMES) == _OTHER | _RPC
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +90,7 @@ def test_the_rooms_are_the_folders_of_the_package() -> None:
 
 
 def test_every_subfolder_is_listed() -> None:
-    told = {path.rstrip("/") for row in table(PAGE, "folder") for path in code(row["folder"])}
+    listed = {path.rstrip("/") for row in table(PAGE, "folder") for path in code(row["folder"])}
     within = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("*/*/__init__.py")}
 
-    assert told == {path for path in within if not path.startswith(("cli/", "compat/"))}
+    assert listed == {path for path in within if not path.startswith(("cli/", "compat/"))}

@@ -33,12 +33,12 @@ def _options() -> dict[str, click.Option]:
 
 
 def test_every_serve_option_is_listed_with_its_variable_and_default() -> None:
-    told = {
+    listed = {
         code(row["option"])[0]: (code(row["option"]), code(row["environment variable"]), code(row["default"]))
         for row in table(PAGE, "option")
     }
 
-    assert told == {
+    assert listed == {
         name: (
             option.opts,
             [option.envvar],
@@ -73,13 +73,13 @@ def test_an_option_overrides_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_every_triton_option_is_listed_with_its_replacement() -> None:
-    told = {
+    listed = {
         code(row["option of tritonserver"])[0]: row["instead"]
         for row in table(PAGE, "option of tritonserver")
     }
 
-    assert told == triton_options.ELSEWHERE
-    assert not told.keys() & {name for option in _options().values() for name in option.opts}
+    assert listed == triton_options.ELSEWHERE
+    assert not listed.keys() & {name for option in _options().values() for name in option.opts}
 
 
 @pytest.mark.parametrize("advice", triton_options.ELSEWHERE.values())
@@ -90,11 +90,11 @@ def test_replacements_name_existing_options(advice: str) -> None:
 
 
 def test_the_supported_fields_of_config_pbtxt_are_listed() -> None:
-    told = {field for row in table(PAGE, "field") for field in code(row["field"])}
+    listed = {field for row in table(PAGE, "field") for field in code(row["field"])}
 
     # A fully supported section is listed as a whole or by its fields.
     assert {
-        next((part for part in _with_sections(field) if part in effects.SUPPORTED), field) for field in told
+        next((part for part in _with_sections(field) if part in effects.SUPPORTED), field) for field in listed
     } == effects.SUPPORTED
 
 
@@ -135,12 +135,12 @@ def test_an_ensemble_is_an_error(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_listed_for_both_files() -> None:
-    told = {
+    listed = {
         code(row["key in `model.toml`"])[0]: code(row["parameter in `config.pbtxt`"])[0]
         for row in table(PAGE, "key in `model.toml`")
     }
 
-    plain = {name: re.sub(r"\.[A-Z]+$", ".KEY", parameter) for name, parameter in told.items()}
+    plain = {name: re.sub(r"\.[A-Z]+$", ".KEY", parameter) for name, parameter in listed.items()}
     expected = {}
     for setting in native.SETTINGS.values():
         for key in setting.keys:
@@ -185,13 +185,13 @@ def test_pass_through_prefixes_are_listed() -> None:
 
 @pytest.mark.parametrize("connect", [backline.connect, backline.connect_async])
 def test_the_clients_arguments_are_listed_with_their_defaults(connect: object) -> None:
-    told = {code(row["argument"])[0]: code(row["default"])[0] for row in table(PAGE, "argument")}
+    listed = {code(row["argument"])[0]: code(row["default"])[0] for row in table(PAGE, "argument")}
     options = ClientOptions()
 
-    assert told == {
+    assert listed == {
         field.name: repr(getattr(options, field.name)) for field in dataclasses.fields(ClientOptions)
     }
-    assert list(told) == list(inspect.signature(connect).parameters)[1:]  # type: ignore[arg-type]
+    assert list(listed) == list(inspect.signature(connect).parameters)[1:]  # type: ignore[arg-type]
 
 
 def test_the_client_accepts_every_listed_url() -> None:
@@ -206,6 +206,6 @@ def test_the_client_accepts_every_listed_url() -> None:
 def test_every_client_error_is_listed() -> None:
     from backline.client import errors
 
-    told = {code(row["error"])[0] for row in table("docs/client.md", "error")}
+    listed = {code(row["error"])[0] for row in table("docs/client.md", "error")}
 
-    assert told == {name for name in errors.__all__ if not name.startswith("from_")} - {"BacklineError"}
+    assert listed == {name for name in errors.__all__ if not name.startswith("from_")} - {"BacklineError"}

@@ -34,9 +34,9 @@ def _number(text: str) -> float:
 
 
 def test_every_limit_is_listed_with_its_default() -> None:
-    told = {code(row["limit"])[0]: _number(row["default"]) for row in table(PAGE, "limit")}
+    listed = {code(row["limit"])[0]: _number(row["default"]) for row in table(PAGE, "limit")}
 
-    assert told == dataclasses.asdict(Limits())
+    assert listed == dataclasses.asdict(Limits())
 
 
 def test_the_options_of_limits_are_options_of_serve() -> None:
@@ -62,9 +62,9 @@ def test_every_limit_with_a_serve_option_names_it() -> None:
 
 
 def test_the_bounds_of_requests_are_listed() -> None:
-    told = {code(row["bound"])[0]: row["value"].replace(" KiB", "*1024") for row in table(PAGE, "bound")}
+    listed = {code(row["bound"])[0]: row["value"].replace(" KiB", "*1024") for row in table(PAGE, "bound")}
 
-    assert {name: prod(map(int, value.split("*"))) for name, value in told.items()} == {
+    assert {name: prod(map(int, value.split("*"))) for name, value in listed.items()} == {
         "MAX_KEYS": json_scan.MAX_KEYS,
         "MAX_DOCUMENT": json_scan.MAX_DOCUMENT,
         "MAX_CONFIG": repository.MAX_CONFIG,
@@ -107,8 +107,8 @@ def test_the_failure_reasons_are_listed(server: ServerProcess) -> None:
         (metric, *_) = code(row["metric"])
         reasons = set(re.findall(rf'^{metric}{{.*reason="(\w+)"', text, re.MULTILINE))
         if reasons:
-            told = re.findall(r"[A-Z]{3,}", row["what it is"]) or code(row["what it is"])[1:]
-            assert reasons == set(told)
+            listed = re.findall(r"[A-Z]{3,}", row["what it is"]) or code(row["what it is"])[1:]
+            assert reasons == set(listed)
 
 
 def test_readiness_fails_while_a_model_is_broken(tmp_path: Path) -> None:

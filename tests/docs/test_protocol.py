@@ -140,9 +140,9 @@ def test_methods_are_served_as_listed(server: ServerProcess, path: str) -> None:
 
 
 def test_the_kinds_of_errors_are_listed_with_their_statuses() -> None:
-    told = {code(row["error"])[0]: (int(row["HTTP"]), int(row["gRPC"])) for row in table(PAGE, "error")}
+    listed = {code(row["error"])[0]: (int(row["HTTP"]), int(row["gRPC"])) for row in table(PAGE, "error")}
 
-    assert told == {
+    assert listed == {
         kind.__name__: (kind.http_status, kind.grpc_code)
         for kind in errors.BacklineError.__subclasses__()
         if kind.__module__ == errors.__name__

@@ -57,9 +57,9 @@ def test_the_python_model_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("setting", ["padding", "cut"])
 def test_every_key_is_listed(setting: str) -> None:
     column = f"key of `{setting}.{'INPUT' if setting == 'padding' else 'OUTPUT'}`"
-    told = {key for row in table(PAGE, column) for key in code(row[column])}
+    listed = {key for row in table(PAGE, column) for key in code(row[column])}
 
-    assert told == {field.name for field in native.SETTINGS[setting].fields}
+    assert listed == {field.name for field in native.SETTINGS[setting].fields}
 
 
 def test_every_kind_of_batch_input_is_listed() -> None:

@@ -130,10 +130,10 @@ def _mentions(word: str) -> list[str]:
 
 def test_every_target_of_make_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    told = _mentions("make")
+    listed = _mentions("make")
 
-    assert len(told) >= 6
-    for command in told:
+    assert len(listed) >= 6
+    for command in listed:
         target, *variables = command.split()[1:]
         assert re.search(rf"^{target}:.*##", makefile, re.MULTILINE), command
         for variable in re.findall(r"(\w+)=", " ".join(variables)):
@@ -142,15 +142,15 @@ def test_every_target_of_make_exists() -> None:
 
 def test_every_extra_exists() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    told = {
+    listed = {
         extra
         for command in _mentions("pip")
         for names in re.findall(r"'(?:\.|backline)\[([\w,]+)\]'", command)
         for extra in names.split(",")
     }
 
-    assert told == {"onnx", "grpc", "redis", "otel"}
-    assert told <= project["optional-dependencies"].keys()
+    assert listed == {"onnx", "grpc", "redis", "otel"}
+    assert listed <= project["optional-dependencies"].keys()
 
 
 def test_every_script_exists() -> None:

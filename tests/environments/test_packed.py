@@ -25,7 +25,7 @@ from support.server import serve
 CONFIG = """
 backend: "python"
 input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]
-output [{ name: "told" data_type: TYPE_STRING dims: [1] }]
+output [{ name: "where" data_type: TYPE_STRING dims: [1] }]
 parameters { key: "EXECUTION_ENV_PATH" value { string_value: "$$TRITON_MODEL_DIRECTORY/environment.tar.gz" } }
 """
 MODEL = """
@@ -36,8 +36,8 @@ import only_there
 
 class TritonPythonModel:
     def execute(self, requests):
-        told = np.array([json.dumps([sys.prefix, only_there.WORD]).encode()], np.object_)
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("told", told)]) for _ in requests]
+        where = np.array([json.dumps([sys.prefix, only_there.WORD]).encode()], np.object_)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("where", where)]) for _ in requests]
 """
 
 
@@ -71,7 +71,7 @@ def test_a_model_runs_in_its_packed_environment(tmp_path: Path) -> None:
         client = tritonclient.InferenceServerClient(server.url.removeprefix("http://"))
         x = tritonclient.InferInput("x", [1], "FP32")
         x.set_data_from_numpy(np.zeros(1, np.float32))
-        prefix, word = json.loads(client.infer("packed", [x]).as_numpy("told")[0])
+        prefix, word = json.loads(client.infer("packed", [x]).as_numpy("where")[0])
 
     assert word == "packed"
     assert Path(prefix).name != Path(sys.prefix).name

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from backline.environments.requirements import Requirements, find_requirements
 from backline.environments.store import Environments, User
 from backline.environments.uv import Uv, cause
 from support.repositories import put
+from support.waiting import until
 
 BUILD = """
 import sys
@@ -57,20 +57,13 @@ def in_other_process(store: Environments, model: Path) -> subprocess.Popen[bytes
     return subprocess.Popen([sys.executable, "-c", BUILD, str(store.folder), str(model)])
 
 
-def wait_for(reached: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def building(store: Environments) -> list[Path]:
     return list(store.folder.glob(".building-*"))
 
 
 def test_an_interrupted_build_is_not_used_but_repeated(store: Environments, model: Path) -> None:
     other = in_other_process(store, model)
-    wait_for(lambda: building(store))
+    until(lambda: building(store))
     other.send_signal(signal.SIGKILL)
     other.wait()
 
@@ -83,7 +76,7 @@ def test_an_interrupted_build_is_not_used_but_repeated(store: Environments, mode
         check=True,
         env={**os.environ, **environment.variables},
     )
-    wait_for(
+    until(
         lambda: store.remove_unfinished() == 0 and not building(store)
     )  # its uv may have run on for a moment
 
@@ -102,7 +95,7 @@ def test_concurrent_builds_of_one_environment_run_once(store: Environments, mode
 
 def test_an_abandoned_build_stops_at_once(store: Environments, model: Path) -> None:
     uv = Uv()
-    threading.Thread(target=lambda: (wait_for(lambda: building(store)), uv.cancel())).start()
+    threading.Thread(target=lambda: (until(lambda: building(store)), uv.cancel())).start()
 
     with pytest.raises(Internal, match="given up"):
         build(store, model, uv)

@@ -339,12 +339,12 @@ class Bench:
             status = int(fields.get(b":status", b"200"))
             if status >= 500 and status not in ALLOWED_5XX:
                 raise Finding(f"status {status}")
-            told = fields.get(b"grpc-status", b"0").decode()
+            code = fields.get(b"grpc-status", b"0").decode()
             message = fields.get(b"grpc-message", b"").decode()
-            if told == UNKNOWN or (told == INTERNAL and not RIGHTLY_INTERNAL.search(message)):
-                raise Finding(f"grpc-status {told} {message}")
-            if valid and told not in ("0", "5", "12"):
-                raise Finding(f"a valid call got grpc-status {told} {message}")
+            if code == UNKNOWN or (code == INTERNAL and not RIGHTLY_INTERNAL.search(message)):
+                raise Finding(f"grpc-status {code} {message}")
+            if valid and code not in ("0", "5", "12"):
+                raise Finding(f"a valid call got grpc-status {code} {message}")
         if valid and not streams:
             raise Finding("valid requests were not answered")
 

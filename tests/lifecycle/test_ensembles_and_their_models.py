@@ -23,7 +23,8 @@ from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
-from support.reading import floats, start
+from support.embedded import start
+from support.reading import floats
 from support.reading import put as put_model
 
 

@@ -53,7 +53,7 @@ MODELS: dict[str, Served] = {
 }
 
 
-def wait_behind(
+def queue_behind(
     session: Session, model: str, *timeouts: int | None, priorities: tuple[int, ...] = ()
 ) -> None:
     """Queues requests with these timeouts for a busy instance until the short ones have expired."""
@@ -68,42 +68,42 @@ def wait_behind(
 
 @scenario("http", "grpc")
 def a_request_that_waits_too_long_is_rejected(session: Session) -> None:
-    wait_behind(session, "rejecting", None, None)
+    queue_behind(session, "rejecting", None, None)
 
 
 @scenario("http", "grpc")
 def a_request_may_lower_the_timeout(session: Session) -> None:
-    wait_behind(session, "rejecting_early", SHORT, None)
+    queue_behind(session, "rejecting_early", SHORT, None)
 
 
 @scenario("http", "grpc")
 def a_request_may_not_raise_the_timeout(session: Session) -> None:
-    wait_behind(session, "rejecting_late", LONG)
+    queue_behind(session, "rejecting_late", LONG)
 
 
 @scenario("http", "grpc")
 def a_request_may_set_a_timeout_without_a_default(session: Session) -> None:
-    wait_behind(session, "overridden", SHORT, None)
+    queue_behind(session, "overridden", SHORT, None)
 
 
 @scenario("http", "grpc")
 def a_request_may_not_set_a_timeout_without_override(session: Session) -> None:
-    wait_behind(session, "unmoved", SHORT)
+    queue_behind(session, "unmoved", SHORT)
 
 
 @scenario("http", "grpc")
 def a_request_timeout_without_a_queue_policy(session: Session) -> None:
-    wait_behind(session, "joined", SHORT)
+    queue_behind(session, "joined", SHORT)
 
 
 @scenario("http", "grpc")
 def a_delayed_request_runs_after_the_others(session: Session) -> None:
-    wait_behind(session, "delaying", SHORT, None, SHORT, None)
+    queue_behind(session, "delaying", SHORT, None, SHORT, None)
 
 
 @scenario("http", "grpc")
 def a_delayed_request_runs_before_lower_priorities(session: Session) -> None:
-    wait_behind(session, "delaying_levels", SHORT, None, None, priorities=(1, 1, 2))
+    queue_behind(session, "delaying_levels", SHORT, None, None, priorities=(1, 1, 2))
 
 
 @scenario("http", "grpc")

@@ -14,7 +14,8 @@ from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
-from support.reading import CUT, SIDE, Asked, reader, recogniser, start
+from support.embedded import start
+from support.reading import CUT, SIDE, Asked, reader, recogniser
 
 PICTURES = np.random.default_rng(3).normal(0, 0.3, (3, 1, SIDE, SIDE)).astype(np.float32)
 STEPS = ("detect", "crop", "recognise")

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from backline.protos import message
 from support import models, networks
 from support.repositories import put
 from support.server import ServerProcess, serve
+from support.waiting import until
 
 #: How a Python file misbehaves on demand; shared by all kinds of models.
 MISBEHAVE = """
@@ -355,13 +356,6 @@ def test_the_neighbour_never_failed_or_stalled(models_of: Misbehaving, neighbour
     assert models_of.server.process.poll() is None
 
 
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "the condition never held"
-        time.sleep(0.02)
-
-
 def hanging(server: ServerProcess) -> bool:
     with urllib.request.urlopen(f"{server.url}/v2/models", timeout=5) as answer:
         return any(
@@ -401,7 +395,7 @@ def test_clients_never_see_the_servers_paths(tmp_path: Path) -> None:
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"no model")
     (repository / "odd" / "1").mkdir(parents=True)
-    told: list[str] = []
+    messages: list[str] = []
     with serve(repository, tmp_path / "log", "--model-control-mode", "explicit", ready=False) as server:
         server.wait_started()
         for action, path, body in (
@@ -416,16 +410,16 @@ def test_clients_never_see_the_servers_paths(tmp_path: Path) -> None:
             asked = urllib.request.Request(server.url + path, body or None, method=action)
             try:
                 with urllib.request.urlopen(asked) as answer:
-                    told.append(answer.read().decode())
+                    messages.append(answer.read().decode())
             except urllib.error.HTTPError as error:
-                told.append(error.read().decode())
+                messages.append(error.read().decode())
         with grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
             load = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
             with pytest.raises(grpc.RpcError) as caught:
                 load(message("inference.RepositoryModelLoadRequest")(model_name="broken").SerializeToString())
-            told.append(caught.value.details())
+            messages.append(caught.value.details())
         assert server.stop() == 0
-    assert "'models/broken/1/model.onnx'" in told[0]
-    assert "'models/broken/1/model.onnx'" in told[-1]
-    assert not [text for text in told if str(tmp_path) in text]
+    assert "'models/broken/1/model.onnx'" in messages[0]
+    assert "'models/broken/1/model.onnx'" in messages[-1]
+    assert not [text for text in messages if str(tmp_path) in text]
     assert str(broken) in server.output

@@ -17,9 +17,9 @@ import pytest
 
 from backline.embedded.embedded import Embedded
 from backline.engine.errors import InvalidArgument
-from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.system.cores import check_cores, format_cores
 from support import models
+from support.embedded import start
 from support.server import serve
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be pinned here")
@@ -45,9 +45,7 @@ def run(folder: Path, look: Callable[[Embedded], None]) -> None:
     """Calls `look` once the models of a folder are loaded in this process, or have failed to load."""
 
     async def whole() -> None:
-        options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state")
-        program = Embedded([folder / "models"], options)
-        await program.start()
+        program = await start(folder / "models")
         look(program)
         await program.stop()
 
@@ -56,9 +54,9 @@ def run(folder: Path, look: Callable[[Embedded], None]) -> None:
 
 def reason(folder: Path) -> str:
     """Why the folder's only model is not served."""
-    told = []
-    run(folder, lambda program: told.extend(model.reason for model in program.engine.models()))
-    return told[0]
+    reasons = []
+    run(folder, lambda program: reasons.extend(model.reason for model in program.engine.models()))
+    return reasons[0]
 
 
 def pinned() -> Counter[frozenset[int]]:

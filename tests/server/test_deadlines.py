@@ -18,6 +18,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from support.server import ServerProcess, serve
+from support.waiting import until
 
 MODEL = """
 import time
@@ -87,13 +88,6 @@ def failures(server: ServerProcess, model: str) -> dict[str, int]:
     }
 
 
-def until_running(server: ServerProcess, model: str, executions: int) -> None:
-    end = time.monotonic() + 10
-    while stats(server, model)["execution_count"] < executions:
-        assert time.monotonic() < end, server.output
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [("grpc_timeout", "100m"), ("grpc_timeout", "100000u"), ("x_envoy_expected_rq_timeout_ms", "100")],
@@ -113,7 +107,7 @@ def test_the_earlier_deadline_field_counts_and_answers_in_time_are_unaffected(se
 
 
 def test_a_request_still_queued_at_its_deadline_never_runs(server: ServerProcess) -> None:
-    until_running(server, "sleeper", 1)
+    until(lambda: stats(server, "sleeper")["execution_count"], lambda: server.output)
     with ThreadPoolExecutor(2) as threads:
         running = threads.submit(ask, server, "cancelled", 0.6)
         time.sleep(0.1)

@@ -6,7 +6,6 @@ import http.client
 import json
 import queue
 import socket
-import time
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -21,48 +20,39 @@ from tritonclient.utils import InferenceServerException
 
 import backline.client
 from support.server import ServerProcess, metrics_page, serve
-from support.streaming import put_models
+from support.streaming import ENSEMBLE_INPUTS, ENSEMBLE_STEP, put_models
+from support.waiting import settled
 
 #: repeat (any number of responses) -> timesten (an ONNX model that batches); the ensemble does not batch.
-TENFOLD = """
-platform: "ensemble"
-input [
-  { name: "VALUES" data_type: TYPE_INT32 dims: [ -1 ] },
-  { name: "DELAYS" data_type: TYPE_UINT32 dims: [ -1 ] },
-  { name: "NEXT" data_type: TYPE_UINT32 dims: [ 1 ] }
-]
-output [
+TENFOLD = (
+    'platform: "ensemble"'
+    + ENSEMBLE_INPUTS
+    + """output [
   { name: "TENFOLD" data_type: TYPE_INT32 dims: [ 1 ] },
   { name: "PLACE" data_type: TYPE_UINT32 dims: [ 1 ] }
 ]
 ensemble_scheduling {
-  max_inflight_requests: 4
-  step { model_name: "repeat" model_version: -1
-    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" }
-    input_map { key: "WAIT" value: "NEXT" }
-    output_map { key: "OUT" value: "one" } output_map { key: "IDX" value: "PLACE" } }
+  max_inflight_requests: 4"""
+    + ENSEMBLE_STEP
+    + """    output_map { key: "OUT" value: "one" } output_map { key: "IDX" value: "PLACE" } }
   step { model_name: "timesten" model_version: 1
     input_map { key: "x" value: "one" } output_map { key: "y" value: "TENFOLD" } }
 }
 """
+)
 #: repeat -> square: n responses for each element n.
-SQUARES = """
-platform: "ensemble"
-input [
-  { name: "VALUES" data_type: TYPE_INT32 dims: [ -1 ] },
-  { name: "DELAYS" data_type: TYPE_UINT32 dims: [ -1 ] },
-  { name: "NEXT" data_type: TYPE_UINT32 dims: [ 1 ] }
-]
-output [ { name: "N" data_type: TYPE_INT32 dims: [ 1 ] } ]
-ensemble_scheduling {
-  step { model_name: "repeat" model_version: -1
-    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" }
-    input_map { key: "WAIT" value: "NEXT" }
-    output_map { key: "OUT" value: "n" } }
+SQUARES = (
+    'platform: "ensemble"'
+    + ENSEMBLE_INPUTS
+    + """output [ { name: "N" data_type: TYPE_INT32 dims: [ 1 ] } ]
+ensemble_scheduling {"""
+    + ENSEMBLE_STEP
+    + """    output_map { key: "OUT" value: "n" } }
   step { model_name: "square" model_version: -1
     input_map { key: "IN" value: "n" } output_map { key: "OUT" value: "N" } }
 }
 """
+)
 #: A Python step that rejects some values.
 PICKY = """
 from backline.model import INT32, InvalidArgument
@@ -154,6 +144,11 @@ def stream(server: ServerProcess) -> Iterator[Stream]:
     yield made
     made.client.stop_stream()
     made.client.close()
+
+
+def made_by(server: ServerProcess) -> int:
+    """The inference count of timesten."""
+    return int(statistics(server, "timesten")["inference_count"])
 
 
 def statistics(server: ServerProcess, model: str) -> dict[str, Any]:
@@ -309,16 +304,7 @@ def test_a_slow_reader_pauses_the_decoupled_step_through_its_later_steps(server:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.sendall(head + body)
         assert reader.recv(1)
-        made = settled(server, "timesten")
+        made = settled(lambda: made_by(server))
         assert 0 < made - before < 200_000
 
-    assert settled(server, "timesten") < made + 100  # the reader left: every step stops
-
-
-def settled(server: ServerProcess, model: str) -> int:
-    """A model's inference count once it stops growing."""
-    last, count = -1, statistics(server, model)["inference_count"]
-    while count != last:
-        time.sleep(0.3)
-        last, count = count, statistics(server, model)["inference_count"]
-    return int(count)
+    assert settled(lambda: made_by(server)) < made + 100  # the reader left: every step stops

@@ -21,8 +21,8 @@ from backline.engine.errors import Internal, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
-from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.workers.here.instances import MAX_STUCK
+from support.embedded import start, submit
 from support.networks import looping
 from support.server import metrics_page, serve
 
@@ -65,29 +65,17 @@ def put_sleeping(repository: Path, *, seconds: float, timeout: float = 0.1, inst
 class Program:
     """The models of a folder, loaded in this process."""
 
-    def __init__(self, folder: Path) -> None:
-        options = LifecycleOptions(
-            mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state", drain_seconds=0.1
-        )
-        self.embedded = Embedded([folder / "models"], options)
+    def __init__(self, embedded: Embedded) -> None:
+        self.embedded = embedded
 
     def ask(self, model: str, **inputs: float) -> asyncio.Future[InferResponse]:
-        done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
-
-        def complete(_: Ticket, response: InferResponse | None, error: Exception | None) -> None:
-            if error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(response)  # type: ignore[arg-type]
-
         known = {spec.name: spec for spec in self.embedded.engine.find(model).signature.inputs}
         tensors = {}
         for name, value in inputs.items():
             datatype = DataType.INT64 if name == "ROUNDS" else DataType.FP32
             data = np.full([1] * len(known[name].shape), value, datatype.dtype)
             tensors[name] = Tensor(name, datatype, data.shape, data)
-        self.embedded.engine.submit(Ticket(InferRequest(model, tensors), complete))
-        return done
+        return submit(self.embedded, InferRequest(model, tensors))
 
     def history(self) -> list[Change]:
         control = self.embedded.engine.control
@@ -102,8 +90,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def run(folder: Path, scenario: Callable[[Program], Awaitable[None]]) -> None:
     async def whole() -> None:
-        program = Program(folder)
-        await program.embedded.start()
+        program = Program(await start(folder / "models", drain_seconds=0.1))
         try:
             await scenario(program)
         finally:
@@ -184,13 +171,13 @@ def test_a_thread_that_cannot_be_interrupted_is_abandoned_and_replaced(tmp_path:
             await program.ask("sleep", X=1)
         counted = program.embedded.engine.find("sleep").statistics
         assert (counted.timed_out, counted.stuck) == (2, 2)
-        told = [change for change in program.history() if change.action == "replace"]
-        assert [(change.who, change.model, change.version) for change in told] == [
+        replaced = [change for change in program.history() if change.action == "replace"]
+        assert [(change.who, change.model, change.version) for change in replaced] == [
             ("server", "sleep", "1")
         ] * 2
         assert (
             "cannot be interrupted: its thread is left alone, and a new one takes its place (2 so far)"
-            in told[0].detail
+            in replaced[0].detail
         )
         await until(lambda: not counted.stuck)  # they end within a second
 

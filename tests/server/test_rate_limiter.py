@@ -17,10 +17,9 @@ from backline.engine.errors import DeadlineExceeded, Internal
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
-from backline.engine.ticket import Ticket
-from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+from support.embedded import start, submit
 from support.server import serve
-from support.streaming import REPEAT
+from support.streaming import ENSEMBLE_INPUTS, ENSEMBLE_STEP, REPEAT
 
 #: Each execution takes a moment and logs its start and end to a file shared by all instances.
 RECORDING = """
@@ -67,29 +66,15 @@ def limiter(name: str, count: int, *, instances: int = 1, priority: int = 1, eve
 
 
 async def started(folder: Path, *resources: str) -> Embedded:
-    options = LifecycleOptions(
-        mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state", rate_limit=resources
-    )
-    program = Embedded([folder / "models"], options)
-    await program.start()
-    return program
+    return await start(folder / "models", rate_limit=resources)
 
 
 def ask(
     program: Embedded, model: str, *, deadline: float | None = None, batched: bool = False
 ) -> asyncio.Future[InferResponse]:
-    done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
-
-    def complete(_: Ticket, response: InferResponse | None, error: Exception | None) -> None:
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(response)  # type: ignore[arg-type]
-
     shape = (1, 1) if batched else (1,)
     x = Tensor("x", DataType.FP32, shape, np.ones(shape, np.float32))
-    program.engine.submit(Ticket(InferRequest(model, {"x": x}, deadline=deadline), complete))
-    return done
+    return submit(program, InferRequest(model, {"x": x}, deadline=deadline))
 
 
 def test_models_that_share_a_resource_never_overlap(tmp_path: Path) -> None:
@@ -264,24 +249,19 @@ backend: "identity"
 input [ { name: "IN" data_type: TYPE_INT32 dims: [ 1 ] } ]
 output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] } ]
 """
-BOTH = """
-platform: "ensemble"
-input [
-  { name: "VALUES" data_type: TYPE_INT32 dims: [ -1 ] },
-  { name: "DELAYS" data_type: TYPE_UINT32 dims: [ -1 ] },
-  { name: "NEXT" data_type: TYPE_UINT32 dims: [ 1 ] }
-]
-output [ { name: "N" data_type: TYPE_INT32 dims: [ 1 ] } ]
+BOTH = (
+    'platform: "ensemble"'
+    + ENSEMBLE_INPUTS
+    + """output [ { name: "N" data_type: TYPE_INT32 dims: [ 1 ] } ]
 ensemble_scheduling {
-  max_inflight_requests: 2
-  step { model_name: "repeat" model_version: -1
-    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" }
-    input_map { key: "WAIT" value: "NEXT" }
-    output_map { key: "OUT" value: "n" } }
+  max_inflight_requests: 2"""
+    + ENSEMBLE_STEP
+    + """    output_map { key: "OUT" value: "n" } }
   step { model_name: "last" model_version: -1
     input_map { key: "IN" value: "n" } output_map { key: "OUT" value: "N" } }
 }
 """
+)
 
 
 def test_a_batch_grows_while_waiting_for_its_turn(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from schedule.redis_server import RedisServer
 from support import models
 from support.server import ServerProcess, serve
 from support.streaming import REPEAT
+from support.waiting import until
 
 CACHED = "response_cache { enable: true }"
 LOCAL = ("--cache-config", "local,size=16MiB")
@@ -60,13 +60,6 @@ def metrics(server: ServerProcess) -> dict[str, float]:
     }
 
 
-def until(reached: Callable[[], bool], server: ServerProcess) -> None:
-    end = time.monotonic() + 30
-    while not reached():
-        assert time.monotonic() < end, server.output
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
     with serve(put_cached(tmp_path / "models"), tmp_path / "server.log", *LOCAL) as running:
@@ -92,10 +85,10 @@ def test_the_metrics_agree_with_the_statistics(server: ServerProcess) -> None:
     for value in (1, 1, 1, 2):
         ask(server.url, value)
 
-    told = metrics(server)
+    values = metrics(server)
 
-    assert (told["nv_cache_num_hits_per_model"], told["nv_cache_num_misses_per_model"]) == (2, 2)
-    assert told["nv_cache_miss_duration_per_model"] > 0
+    assert (values["nv_cache_num_hits_per_model"], values["nv_cache_num_misses_per_model"]) == (2, 2)
+    assert values["nv_cache_miss_duration_per_model"] > 0
 
 
 def test_a_cached_answer_has_the_id_of_its_request(server: ServerProcess) -> None:
@@ -158,7 +151,7 @@ def test_a_replaced_model_file_never_gets_the_old_files_answers(tmp_path: Path) 
         assert other.stat().st_size == times.st_size
         other.replace(file)
 
-        until(lambda: ask(server.url, 2) == 12, server)  # until the new file is served
+        until(lambda: ask(server.url, 2) == 12, lambda: server.output)  # until the new file is served
 
         assert [ask(server.url, 1), ask(server.grpc_url, 1)] == [11, 11]
 
@@ -175,7 +168,7 @@ def test_the_cache_can_be_disabled_while_serving(tmp_path: Path) -> None:
             ask(server.url, 1)
             return counts(server)[2] > before
 
-        until(ran_again, server)
+        until(ran_again, lambda: server.output)
         assert ran_again()
 
 

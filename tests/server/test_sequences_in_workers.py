@@ -127,12 +127,12 @@ def test_all_queued_requests_of_a_lost_sequence_fail(server: ServerProcess) -> N
     with ThreadPoolExecutor(4) as threads:
         long = threads.submit(step, server, "oldest", 11, 101)
         server.wait_for("a long one")
-        behind = [threads.submit(step, server, "oldest", 11, value) for value in (2, 3)]
+        queued = [threads.submit(step, server, "oldest", 11, value) for value in (2, 3)]
         wait_for_waiting(server, "oldest", 2)
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(InferenceServerException, match="was killed by SIGKILL while it ran this request"):
             long.result()
-        for one in behind:
+        for one in queued:
             with pytest.raises(
                 InferenceServerException, match="the state of sequence 11 of model 'oldest' was lost"
             ):

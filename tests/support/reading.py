@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from backline.embedded.embedded import Embedded
 from backline.engine.datatypes import DataType
-from backline.engine.errors import BacklineError
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferRequest
 from backline.engine.tensor import Tensor
-from backline.engine.ticket import Ticket
-from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+from support.embedded import AwaitedTicket
 
 SIDE = 8
 CUT = 4
@@ -135,28 +130,9 @@ def expected(pictures: np.ndarray) -> np.ndarray:
     return np.array(rows, np.float32)
 
 
-class Asked:
-    """A request and its outcome."""
+class Asked(AwaitedTicket):
+    """A request to the ensemble, and the future of its answer."""
 
     def __init__(self, picture: np.ndarray, outputs: tuple[str, ...] | None = None) -> None:
-        self.done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
         tensor = Tensor("picture", DataType.FP32, picture.shape, picture)
-        self.ticket = Ticket(
-            InferRequest("read", {"picture": tensor}, outputs=outputs, id="mine"), self._complete
-        )
-
-    def _complete(self, _: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        if error is not None:
-            self.done.set_exception(error)
-        elif response is not None:
-            self.done.set_result(response)
-
-
-async def start(repository: Path, **more: Any) -> Embedded:
-    """An explicit-mode engine with every model of the repository and its state in a sibling folder."""
-    options = LifecycleOptions(
-        mode="explicit", load_models=(ALL_MODELS,), state_folder=repository.with_name("state"), **more
-    )
-    program = Embedded([repository], options)
-    await program.start()
-    return program
+        super().__init__(InferRequest("read", {"picture": tensor}, outputs=outputs, id="mine"))

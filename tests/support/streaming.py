@@ -23,6 +23,20 @@ model_transaction_policy { decoupled: true }
 input [ { name: "IN" data_type: TYPE_INT32 dims: [ 1 ] } ]
 output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] } ]
 """
+#: The inputs of an ensemble over repeat.
+ENSEMBLE_INPUTS = """
+input [
+  { name: "VALUES" data_type: TYPE_INT32 dims: [ -1 ] },
+  { name: "DELAYS" data_type: TYPE_UINT32 dims: [ -1 ] },
+  { name: "NEXT" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
+"""
+#: Its first step, up to the output map.
+ENSEMBLE_STEP = """
+  step { model_name: "repeat" model_version: -1
+    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" }
+    input_map { key: "WAIT" value: "NEXT" }
+"""
 #: One response per request.
 ECHO = """
 backend: "identity"

@@ -31,9 +31,9 @@ class FolderStore:
     def put(self, path: str, content: bytes) -> None:
         target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.parent / f".{target.name}.part"
-        beside.write_bytes(content)
-        os.replace(beside, target)
+        partial = target.parent / f".{target.name}.part"
+        partial.write_bytes(content)
+        os.replace(partial, target)
 
     def remove_folder(self, path: str) -> None:
         shutil.rmtree(self._root / path)
