@@ -68,7 +68,7 @@ class Bench:
         self.loop = asyncio.get_running_loop()
         self.model = Doubler()
         self.statistics = ModelStatistics()
-        execute = Execution("m", "1", self.model, batched=True)
+        execute = Execution("m", "1", self.model)
         made: list[Instance] = [
             InlineInstance(execute) if inline else ThreadInstance(execute, self.loop, "m")
             for _ in range(instances)

@@ -43,7 +43,7 @@ class Bench:
         self.model = Doubler()
         self.statistics = ModelStatistics()
         self.settings = Settings(BatchPolicy(8), queue or QueueSettings(QueuePolicy(100)))
-        execute = Execution("m", "1", self.model, batched=True)
+        execute = Execution("m", "1", self.model)
         scheduler = Scheduler(
             "m", self.settings, [ThreadInstance(execute, self.loop, "m")], self.statistics, loop=self.loop
         )

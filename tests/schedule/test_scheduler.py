@@ -155,7 +155,7 @@ def test_instances_can_be_replaced_between_two_batches() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True)
         assert values(await bench.ask(1)[1]) == [2]
-        execute = Execution("m", "1", bench.model, batched=True)
+        execute = Execution("m", "1", bench.model)
         bench.scheduler.replace_instances(
             [ThreadInstance(execute, bench.loop, f"m-{number}") for number in range(2)]
         )
@@ -288,7 +288,7 @@ def test_settings_and_instances_change_while_batches_run() -> None:
         running = bench.ask(1)[1]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        execute = Execution("m", "1", bench.model, batched=True)
+        execute = Execution("m", "1", bench.model)
         more = [ThreadInstance(execute, bench.loop, f"m-{number}") for number in range(2)]
         bench.scheduler.update(Settings(BatchPolicy(1), QueueSettings(QueuePolicy(3))), instances=more)
         answers = [bench.ask(number)[1] for number in (2, 3, 4)]

@@ -68,7 +68,7 @@ class Bench:
         self.loop = asyncio.get_running_loop()
         self.model = SignallingModel(model)
         self.statistics = ModelStatistics()
-        instance = ThreadInstance(Execution("m", "1", self.model, batched=True), self.loop, "m")
+        instance = ThreadInstance(Execution("m", "1", self.model), self.loop, "m")
         self.scheduler = Scheduler("m", Settings(BatchPolicy(8)), [instance], self.statistics, loop=self.loop)
 
     def ask(self, rounds: int) -> tuple[Ticket, asyncio.Future[InferResponse]]:
@@ -146,7 +146,7 @@ def test_a_batch_abandoned_before_its_thread_starts_does_not_run(model: OnnxMode
     async def scenario() -> None:
         bench = Bench(model)
         held = threading.Event()
-        execution = Execution("m", "1", bench.model, batched=True)
+        execution = Execution("m", "1", bench.model)
 
         def execute(batch):  # type: ignore[no-untyped-def]
             held.wait(30)

@@ -109,7 +109,7 @@ class HeldInstance:
 def test_responses_keep_the_order_of_requests_if_configured(preserve: bool, expected: list[str]) -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(1), preserve_ordering=preserve)
-        execute = Execution("m", "1", bench.model, batched=True)
+        execute = Execution("m", "1", bench.model)
         instances = [HeldInstance(execute) for _ in range(3)]
         bench.scheduler.replace_instances(instances)
         answers = {str(number): bench.ask(number)[1] for number in (1, 2, 3)}
@@ -249,7 +249,7 @@ def test_new_instances_take_requests_queued_for_hanging_ones() -> None:
         bench = Bench(inline=False)
         running = await occupied(bench)
         waits = bench.ask(2)[1]
-        other = HeldInstance(Execution("m", "1", bench.model, batched=True))
+        other = HeldInstance(Execution("m", "1", bench.model))
         bench.scheduler.replace_instances([other])
         await asyncio.sleep(0)
         bench.model.gate.set()

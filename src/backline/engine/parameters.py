@@ -53,7 +53,7 @@ def read_parameters(given: Mapping[str, Any]) -> RequestParameters:
         elif key.startswith("triton_"):
             raise InvalidArgument(RESERVED)
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise InvalidArgument(f"parameter '{key[:64]}' must fit into 64 bits, got {shown(value)}")
+            raise InvalidArgument(f"parameter '{key[:64]}' must fit in 64 bits, got {shown(value)}")
         else:
             others[key] = value
     sequence = _take_sequence(others)
