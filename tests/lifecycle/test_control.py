@@ -341,7 +341,7 @@ def test_files_stay_in_their_folder(home: Homes, repository: Path, path: str) ->
 def test_a_load_with_files_writes_nothing_outside_its_folder(
     home: Homes, repository: Path, tmp_path: Path, name: str
 ) -> None:
-    """The name of the model becomes a folder: a path would be one anywhere."""
+    """A load creates a folder with the model's name, which must not be a path."""
     outside = tmp_path / "outside"
     sent = Overrides("{}", {"1/model.onnx": b"x"})
 
@@ -351,7 +351,9 @@ def test_a_load_with_files_writes_nothing_outside_its_folder(
                 server.lifecycle.load(name.format(outside=outside), overrides=sent, who=WHO),
                 server.lifecycle.load(name.format(outside=outside), who=WHO),
                 server.lifecycle.unload(name.format(outside=outside), who=WHO),
-                server.lifecycle.promote(name.format(outside=outside), "1", who=WHO),
+                server.lifecycle.move_label(
+                    LabelMove("promote", name.format(outside=outside), version="1"), who=WHO
+                ),
             ):
                 with pytest.raises(InvalidArgument, match=r"^the name of the model "):
                     await change
@@ -518,13 +520,13 @@ def test_a_load_may_repeat_the_places_that_the_models_own_configuration_names(
     asyncio.run(scenario())
 
 
-def test_a_policy_of_a_million_versions_is_refused(home: Homes, repository: Path) -> None:
+def test_a_policy_of_very_many_versions_is_refused(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
-        text = json.dumps({"version_policy": {"specific": {"versions": list(range(1, 1_000_001))}}})
+        text = json.dumps({"version_policy": {"specific": {"versions": list(range(1, 100_001))}}})
         async with home(repository, mode="explicit") as server:
             with pytest.raises(
-                InvalidArgument, match="names 1000000 versions, at most 1000 are possible"
+                InvalidArgument, match="names 100000 versions, at most 1000 are possible"
             ) as caught:
                 await server.lifecycle.load("add1", overrides=Overrides(text), who=WHO)
             assert len(caught.value.message) < 200
