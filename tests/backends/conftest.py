@@ -12,6 +12,8 @@ from support.server import serve
 
 # Converting a model with OpenVINO must not report to its makers either.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+# Tests import TensorFlow and torch.export in any order; Triton's LLVM aborts the process after TensorFlow's.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
-"""The PyTorch backend: no pickle is executed, names follow Triton's conventions, and what does not fit is
-told.
-"""
+"""The PyTorch backend: no pickle is executed, names follow Triton's conventions, and misfits are reported."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,24 @@ def export(network: torch.nn.Module, path: Path, *examples: torch.Tensor) -> Pat
 
 def floats(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.timeout(300)  # two large frameworks
+def test_an_exported_program_loads_in_a_process_with_tensorflow(tmp_path: Path) -> None:
+    need("tensorflow")
+    path = export(Add(), tmp_path / "model.pt2", torch.zeros(2, 4), torch.zeros(2, 4))
+    program = "import sys, tensorflow; from backends.loading import load; from pathlib import Path;"
+    program += "load(Path(sys.argv[1])); print('loaded')"
+
+    child = subprocess.run(
+        [sys.executable, "-c", program, path],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+
+    assert child.stdout == "loaded\n", child.stderr[-2000:]
 
 
 def test_an_exported_program_says_its_inputs_and_outputs_itself(tmp_path: Path) -> None:
