@@ -1,6 +1,6 @@
 """Builds models that read or write files: `python hostile_files.py KIND FOLDER SECRET`.
 
-Run in a child process, so that importing three frameworks costs neither collection nor other tests anything.
+Runs in a child process, so that no test process imports three frameworks.
 SECRET is the file that the models try to reach.
 """
 

@@ -1,4 +1,4 @@
-"""Models that would read or write files, made with the real runtimes: they are refused, and no file is read or written."""
+"""Models that try to read or write files, made with the real runtimes, are refused and touch no file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder with the files of a builder in hostile_files.py, which runs once, in a child process."""
+    """Returns the folder with the files of a builder in hostile_files.py, run once in a child process."""
     folders: dict[str, Path] = {}
 
     def build(kind: str) -> Path:

@@ -138,7 +138,7 @@ def test_inputs_by_index_may_come_in_any_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(answer, floats(1, 4))
 
 
-def test_numbers_and_texts_become_arguments_of_those_types(tmp_path: Path) -> None:
+def test_numbers_and_strings_become_arguments_of_those_types(tmp_path: Path) -> None:
     inputs = (X, TensorSpec("factor", DataType.INT64, (1,)), TensorSpec("words", DataType.BYTES, (-1,)))
     outputs = (Y, TensorSpec("OUTPUT__1", DataType.BYTES, (-1,)))
     model = load(script(Scaled(), tmp_path / "model.pt"), inputs=inputs, outputs=outputs)
@@ -189,7 +189,7 @@ def test_names_that_do_not_fit_the_arguments_are_refused_with_both(tmp_path: Pat
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
-def test_a_checkpoint_is_no_model_and_is_not_executed(legacy: bool, tmp_path: Path) -> None:
+def test_a_checkpoint_is_refused_and_not_executed(legacy: bool, tmp_path: Path) -> None:
     torch.save(
         {"model": Payload(tmp_path / "executed")},
         tmp_path / "model.pt",
@@ -202,7 +202,7 @@ def test_a_checkpoint_is_no_model_and_is_not_executed(legacy: bool, tmp_path: Pa
 
 
 def _replaced(source: Path, target: Path, part: str, content: bytes) -> None:
-    """A copy of an archive in which the files whose names hold `part` have another content."""
+    """Copies an archive, replacing the content of files whose names contain `part`."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             new.writestr(name, content if part in name else old.read(name))
@@ -303,7 +303,7 @@ def test_one_run_takes_one_core_unless_the_configuration_says_otherwise(tmp_path
     assert load(path, inputs=names, outputs=(Y,)).threads_per_run == 1
 
 
-def test_a_program_whose_sizes_are_python_runs_nothing_unless_it_is_trusted(tmp_path: Path) -> None:
+def test_python_in_symbolic_sizes_runs_only_if_trusted(tmp_path: Path) -> None:
     path, proof = tmp_path / "model.pt2", tmp_path / "executed"
     size = torch.export.Dim("size")
     torch.export.save(
