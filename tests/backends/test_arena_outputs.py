@@ -1,4 +1,4 @@
-"""Outputs that clients hold do not pile up in a runtime's arena."""
+"""Outputs that clients hold do not accumulate in a runtime's arena."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ assert grown < 100e6, f"{grown / 1e6:.0f} MB stay"
 
 
 @pytest.mark.skipif(not trim(), reason="the C library cannot give memory back")
-def test_memory_of_outputs_that_were_held_goes_back(tmp_path: Path) -> None:
+def test_memory_of_held_outputs_is_returned(tmp_path: Path) -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1_000_000]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "twice", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
@@ -68,7 +68,7 @@ def test_outputs_are_copied_only_while_too_many_bytes_are_held() -> None:
     assert arena.limit([second])[0] is second
 
 
-def test_small_outputs_stay_as_they_came() -> None:
+def test_small_outputs_are_never_copied() -> None:
     arena = ArenaOutputs()
     outputs = [np.zeros(10)]
     assert arena.limit(outputs) is outputs

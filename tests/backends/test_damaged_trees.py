@@ -1,4 +1,4 @@
-"""Tree ensembles that were not copied completely, or crafted: refused as data. Loaded in a child, whose end would be the server's."""
+"""Truncated or crafted tree ensembles are refused. They are loaded in a child process, which they might end."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ X[:, 3] = RNG.integers(0, 5, 300)
 Y = (X[:, 0] * 3).astype(int)
 
 
-def told(*paths: Path) -> list[str]:
-    """What the load of each file says, in a process of its own."""
+def outcomes(*paths: Path) -> list[str]:
+    """The outcome of loading each file in a child process."""
     child = subprocess.run(
         [sys.executable, "-c", CHILD, *map(str, paths)],
         capture_output=True,
@@ -62,14 +62,14 @@ def lightgbm_text(**parameters: Any) -> str:
 
 
 def resized(text: str) -> str:
-    """With the sizes of its trees as they are now, as somebody who means harm would write it."""
+    """Updates tree_sizes after an edit, as an attacker would."""
     end = text.index("end of trees")
     starts = [found.start() for found in re.finditer(r"^Tree=", text, re.MULTILINE)]
     sizes = [stop - start for start, stop in zip(starts, [*starts[1:], end], strict=True)]
     return re.sub(r"tree_sizes=.*", f"tree_sizes={' '.join(map(str, sizes))}", text)
 
 
-def test_half_a_copy_of_a_lightgbm_model_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+def test_a_truncated_lightgbm_model_is_refused(tmp_path: Path) -> None:
     text = lightgbm_text()
     end = text.index("end of trees")
     paths = []
@@ -78,7 +78,7 @@ def test_half_a_copy_of_a_lightgbm_model_is_refused_wherever_it_ends(tmp_path: P
         paths.append(tmp_path / str(size) / "model.txt")
         paths[-1].write_text(text[:size])
 
-    answers = told(*paths)
+    answers = outcomes(*paths)
 
     assert len(answers) == len(paths)
     assert all("is damaged, or was not copied completely" in answer for answer in answers), answers
@@ -97,16 +97,16 @@ def test_half_a_copy_of_a_lightgbm_model_is_refused_wherever_it_ends(tmp_path: P
         (r"num_leaves=\d+", "num_leaves=0", "it has 0 leaves"),
         (r"leaf_value=\S+ ", "leaf_value=", "leaf_value has"),
         (r"num_cat=0", "num_cat=7", "cat_boundaries is missing"),
-        (r"decision_type=\d+", "decision_type=1", "none of its categories"),
+        (r"decision_type=\d+", "decision_type=1", "not one of its categories"),
         (r"\nnum_class=3", "\nnum_class=1000000000", "classes"),
         (r"num_class:3", "num_class:1000000", "num_class of its objective"),
         (r"max_feature_idx=3", "max_feature_idx=1000000000", "features"),
-        (r"max_feature_idx=3", "max_feature_idx=2", "feature_names are not 3"),
-        (r"tree_sizes=\d+", "tree_sizes=1", "tree_sizes are not those of the trees"),
+        (r"max_feature_idx=3", "max_feature_idx=2", "feature_names does not have 3 values"),
+        (r"tree_sizes=\d+", "tree_sizes=1", "tree_sizes does not match the trees"),
         (r"tree_sizes=\d+", "tree_sizes=-5", "tree_sizes"),
     ],
 )
-def test_a_lightgbm_model_whose_numbers_lead_out_of_it_is_refused(
+def test_a_lightgbm_model_with_wrong_numbers_is_refused(
     tmp_path: Path, pattern: str, new: str, reason: str
 ) -> None:
     text, count = re.subn(pattern, new, lightgbm_text(), count=1)
@@ -155,7 +155,7 @@ def booster(**parameters: Any) -> xgboost.Booster:
 
 
 @pytest.mark.parametrize("form", ["json", "ubj"])
-def test_half_a_copy_of_an_xgboost_model_is_refused_wherever_it_ends(tmp_path: Path, form: str) -> None:
+def test_a_truncated_xgboost_model_is_refused(tmp_path: Path, form: str) -> None:
     content = bytes(booster().save_raw(form))
     paths = []
     for size in (60, 100, 700, len(content) // 2, len(content) - 1):
@@ -163,7 +163,7 @@ def test_half_a_copy_of_an_xgboost_model_is_refused_wherever_it_ends(tmp_path: P
         paths.append(tmp_path / str(size) / f"model.{form}")
         paths[-1].write_bytes(content[:size])
 
-    answers = told(*paths)
+    answers = outcomes(*paths)
 
     assert len(answers) == len(paths)
     assert all("is damaged, or was not copied completely" in answer for answer in answers), answers
@@ -179,7 +179,7 @@ def setter(key: str, index: int, value: int) -> Callable[[Any], None]:
 
 
 def uncategorised(model: Any) -> None:
-    """A categorical split at the root, of a tree without categories."""
+    """Makes the root a categorical split in a tree without categories."""
     names = ("categories", "categories_nodes", "categories_segments", "categories_sizes")
     tree(model).update({name: [] for name in names})
     tree(model)["split_type"][0] = 1
@@ -207,7 +207,7 @@ def uncategorised(model: Any) -> None:
         (lambda model: model["learner"].pop("gradient_booster"), "gradient_booster is missing"),
     ],
 )  # fmt: skip
-def test_an_xgboost_model_whose_numbers_lead_out_of_it_is_refused(
+def test_an_xgboost_model_with_wrong_numbers_is_refused(
     tmp_path: Path, change: Callable[[Any], None], reason: str
 ) -> None:
     model = json.loads(bytes(booster().save_raw("json")))
@@ -253,7 +253,7 @@ def test_a_linear_xgboost_model_passes(tmp_path: Path, form: str) -> None:
     xgboost_backend.check_file(tmp_path / f"model.{form}")
 
 
-def test_a_server_outlives_half_a_copy_and_serves_the_whole(tmp_path: Path) -> None:
+def test_a_server_survives_half_a_copy_and_serves_the_complete_file(tmp_path: Path) -> None:
     text = lightgbm_text()
     file = tmp_path / "models" / "trees" / "1" / "model.txt"
     file.parent.mkdir(parents=True)

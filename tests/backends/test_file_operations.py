@@ -1,31 +1,28 @@
-"""Models that would read or write files, made with the real runtimes: they are refused, and no file is read or written."""
+"""Models that try to read or write files, made with the real runtimes, are refused and touch no file."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.http as tritonclient
+from onnx import TensorProto, helper
 
 from backends.loading import load
 from backends.served_models import need
+from backline.backends.pytorch_files import check_source
 from backline.engine.errors import BacklineError, InvalidArgument
 from support.server import serve
 
 need("torch", "tensorflow", "jax", "onnx")
-
-# Before TensorFlow and JAX: torch's compiler, which torch.export imports in other tests of this process, aborts when its
-# LLVM is loaded after theirs.
-import torch._dynamo  # noqa: E402, I001
-
-import jax  # noqa: E402
-import tensorflow as tf  # noqa: E402
-import torch  # noqa: E402
-from onnx import TensorProto, helper  # noqa: E402
 
 CONFIG = {
     "backend": "pytorch",
@@ -35,32 +32,36 @@ CONFIG = {
 }
 
 
-class Reading(torch.nn.Module):
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = str(path)
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns the folder with the files of a builder in hostile_files.py, run once in a child process."""
+    folders: dict[str, Path] = {}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.from_file(self.path, True, 4, dtype=torch.uint8).to(torch.float32)
+    def build(kind: str) -> Path:
+        if kind not in folders:
+            folders[kind] = folder = tmp_path_factory.mktemp(kind)
+            (folder / "secret").write_bytes(b"key!")
+            script = Path(__file__).with_name("hostile_files.py")
+            subprocess.run([sys.executable, script, kind, folder, folder / "secret"], check=True)
+        return folders[kind]
+
+    return build
 
 
-class Plain(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+@pytest.fixture(scope="module")
+def scripts(hostile: Callable[[str], Path]) -> Path:
+    return hostile("torch_scripts")
 
 
-def script(module: torch.nn.Module, path: Path, replace: dict[str, str] | None = None) -> Path:
-    """The module's script, with text of its source replaced: what an attacker writes, and torch.jit.script does not."""
-    torch.jit.script(module).save(str(path))
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            for old, new in (replace or {}).items():
-                if name.endswith(".py"):
-                    assert old in content.decode()
-                    content = content.replace(old.encode(), new.encode())
-            archive.writestr(name, content)
+def edited(script: Path, path: Path, old: str, new: str) -> Path:
+    """A script with its source changed: what an attacker writes, and torch.jit.script does not."""
+    with zipfile.ZipFile(script) as archive, zipfile.ZipFile(path, "w") as copy:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name.endswith(".py"):
+                assert old in content.decode()
+                content = content.replace(old.encode(), new.encode())
+            copy.writestr(name, content)
     return path
 
 
@@ -71,9 +72,9 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_script_that_reads_a_file_is_refused_even_where_it_is_trusted(tmp_path: Path, secret: Path) -> None:
+def test_a_script_that_reads_a_file_is_refused_even_if_trusted(scripts: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"names torch\.from_file, which reads or writes files"):
-        load(script(Reading(secret), tmp_path / "model.pt"))
+        load(scripts / "reading.pt")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_script_that_reads_a_file_is_refused_even_where_it_is_trusted(tmp_path
     ],
 )
 @pytest.mark.parametrize("method", ["forward", "__setstate__"])
-def test_no_spelling_of_save_writes_a_file(tmp_path: Path, spelling: str, method: str) -> None:
+def test_no_spelling_of_save_writes_a_file(tmp_path: Path, scripts: Path, spelling: str, method: str) -> None:
     out = tmp_path / "written"
     call = spelling.format(out=out)
     before = "    return x\n"
@@ -99,7 +100,7 @@ def test_no_spelling_of_save_writes_a_file(tmp_path: Path, spelling: str, method
         if method == "forward"
         else f"  def __setstate__(self: __torch__.Plain,\n    x: Tensor) -> None:\n    _0 = {call}\n"
     )
-    path = script(Plain(), tmp_path / "model.pt", {before: after + extra})
+    path = edited(scripts / "plain.pt", tmp_path / "model.pt", before, after + extra)
 
     with pytest.raises(BacklineError, match=r"names torch\.save, which reads or writes files"):
         load(path, inputs=(), outputs=())
@@ -107,19 +108,13 @@ def test_no_spelling_of_save_writes_a_file(tmp_path: Path, spelling: str, method
     assert not out.exists()
 
 
-def test_the_word_save_in_a_text_or_a_definition_is_no_call(tmp_path: Path) -> None:
-    from backline.backends.pytorch_files import check_source
-
-    class Words(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> str:
-            return "save from_file"
-
-    check_source(script(Words(), tmp_path / "model.pt"))
+def test_the_word_save_in_a_string_is_not_a_call(scripts: Path) -> None:
+    check_source(scripts / "words.pt")
 
 
-def test_a_script_of_a_load_request_needs_trust_and_touches_no_file(tmp_path: Path, secret: Path) -> None:
+def test_a_script_in_a_load_request_needs_trust(tmp_path: Path, scripts: Path) -> None:
     (tmp_path / "models").mkdir()
-    content = script(Plain(), tmp_path / "model.pt").read_bytes()
+    content = (scripts / "plain.pt").read_bytes()
     with (
         serve(tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit") as server,
         tritonclient.InferenceServerClient(server.url.removeprefix("http://")) as client,
@@ -136,55 +131,9 @@ def test_programs_of_pytorch_from_elsewhere_are_not_even_opened(tmp_path: Path, 
         load(tmp_path / filename, may_run_code=False)
 
 
-class Module(tf.Module):
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = str(path)
-        self.weight = tf.Variable(2.0)
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
-    def reads(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"y": tf.io.read_file(self.path)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
-    def writes(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        tf.io.write_file(self.path, "overwritten")
-        return {"y": x * self.weight}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
-    def lists(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"y": tf.io.matching_files("/*")}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
-    def prints(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        tf.print("overwritten", output_stream=f"file://{self.path}")
-        return {"y": x}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
-    def restores(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        (value,) = tf.raw_ops.RestoreV2(
-            prefix=self.path, tensor_names=["w"], shape_and_slices=[""], dtypes=[tf.float32]
-        )
-        return {"y": value}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
-    def saves(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        tf.raw_ops.SaveV2(prefix=self.path, tensor_names=["w"], shape_and_slices=[""], tensors=[x])
-        return {"y": x}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
-    def calls(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"y": tf.numpy_function(lambda value: value, [x], tf.float32)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
-    def nested(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"y": tf.cond(tf.size(x) > 0, lambda: tf.io.read_file(self.path), lambda: tf.constant(""))}
-
-
-def saved(folder: Path, method: str, path: Path) -> Path:
-    module = Module(path)
-    tf.saved_model.save(module, str(folder), {"serving_default": getattr(module, method)})
-    return folder
+@pytest.fixture(scope="module")
+def saved(hostile: Callable[[str], Path]) -> Path:
+    return hostile("saved_models")
 
 
 @pytest.mark.parametrize(
@@ -200,15 +149,11 @@ def saved(folder: Path, method: str, path: Path) -> Path:
         ("nested", "ReadFile"),
     ],
 )
-def test_a_saved_model_that_reaches_files_is_refused(
-    tmp_path: Path, secret: Path, method: str, operation: str
-) -> None:
-    folder = saved(tmp_path / "model.savedmodel", method, secret)
-
+def test_a_saved_model_that_reaches_files_is_refused(saved: Path, method: str, operation: str) -> None:
     with pytest.raises(InvalidArgument, match=f"is a {operation} which reaches files"):
-        load(folder)
+        load(saved / method)
 
-    assert secret.read_bytes() == b"key!"
+    assert (saved / "secret").read_bytes() == b"key!"
 
 
 def edit(folder: Path, change: Any) -> None:
@@ -221,40 +166,21 @@ def edit(folder: Path, change: Any) -> None:
 
 
 def constant(graph: Any, name: str, text: str) -> None:
+    import tensorflow as tf
+
     with tf.Graph().as_default() as own:
         tf.constant(text, name=name)
     graph.node.add().CopyFrom(own.as_graph_def().node[0])
 
 
-class Table(tf.Module):
-    def __init__(self, vocabulary: Path) -> None:
-        super().__init__()
-        self.weight = tf.Variable(2.0)
-        initializer = tf.lookup.TextFileInitializer(
-            str(vocabulary),
-            tf.string,
-            tf.lookup.TextFileIndex.WHOLE_LINE,
-            tf.int64,
-            tf.lookup.TextFileIndex.LINE_NUMBER,
-        )
-        self.table = tf.lookup.StaticHashTable(initializer, -1)
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "word")])
-    def find(self, word: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"line": self.table.lookup(word), "weight": self.weight}
-
-
 @pytest.fixture
-def table(tmp_path: Path) -> Path:
-    (tmp_path / "words.txt").write_text("piano\nforte\n")
-    module = Table(tmp_path / "words.txt")
-    folder = tmp_path / "model.savedmodel"
-    tf.saved_model.save(module, str(folder), {"serving_default": module.find})
-    return folder
+def table(tmp_path: Path, saved: Path) -> Path:
+    """A model with a vocabulary, which tests may edit."""
+    return Path(shutil.copytree(saved / "table", tmp_path / "model.savedmodel"))
 
 
 def test_a_table_of_the_models_own_words_and_its_variables_are_restored(table: Path) -> None:
-    lines, weight = load(table).run({"word": np.array([b"forte"], object)}, ["line", "weight"])
+    lines, weight = load(table).run({"x": np.array([b"forte"], object)}, ["y", "weight"])
 
     assert lines.tolist() == [1]
     assert weight.tolist() == 2.0
@@ -297,17 +223,9 @@ def test_an_asset_outside_of_the_folder_is_refused(table: Path) -> None:
         load(table)
 
 
-def test_a_jax_function_that_jumps_to_an_address_is_refused(tmp_path: Path) -> None:
-    target = "xla_ffi_python_cpu_callback"
-    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((1,), np.float32))
-    exported = jax.export.export(
-        jax.jit(lambda x: call(x, index=np.uint64(0))),
-        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(target)],
-    )(jax.ShapeDtypeStruct((1,), np.float32))
-    (tmp_path / "model.jax").write_bytes(exported.serialize())
-
+def test_a_jax_function_that_jumps_to_an_address_is_refused(hostile: Callable[[str], Path]) -> None:
     with pytest.raises(InvalidArgument, match=r"calls 'xla_\w+callback', which takes an address"):
-        load(tmp_path / "model.jax")
+        load(hostile("jax_function") / "model.jax")
 
 
 def external(folder: Path, location: str, *, in_subgraph: bool) -> Path:

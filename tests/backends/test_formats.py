@@ -1,6 +1,4 @@
-"""Every format through a real server: what clients get is what the model's own runtime answers in this
-process.
-"""
+"""Every format through a real server: clients get what the model's own runtime answers here."""
 
 from __future__ import annotations
 
@@ -102,7 +100,7 @@ def test_the_answers_are_those_of_the_runtime_itself(
 @pytest.mark.parametrize(
     ("one", "other"), PAIRS, ids=[f"{one[0].name}-{other[0].name}" for one, other in PAIRS]
 )
-def test_one_model_answers_alike_from_each_of_its_formats(
+def test_all_formats_of_one_model_give_the_same_answers(
     one: tuple[Served, list[str]], other: tuple[Served, list[str]], request: pytest.FixtureRequest
 ) -> None:
     need(*one[0].needs, *other[0].needs)

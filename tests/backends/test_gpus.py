@@ -1,4 +1,4 @@
-"""How backends find and use GPUs. There is none here: other devices stand in where a runtime has some."""
+"""How backends find and use GPUs, with stand-in devices where a runtime has some."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_openvino_compiles_for_the_device(tmp_path: Path) -> None:
 
 
 def test_operations_of_tensorflow_are_placed_on_the_gpu(tmp_path: Path) -> None:
-    """Without a GPU TensorFlow computes on the CPU what was placed there, so it can run here."""
+    """TensorFlow computes on the CPU what was placed on a missing GPU."""
     need("tensorflow")
     import tensorflow
 
@@ -165,9 +165,7 @@ print({{device.id for value in seen for device in value.devices()}}, Jax().gpus(
 
 
 def test_a_program_of_pytorch_runs_on_its_device(tmp_path: Path) -> None:
-    """The device "meta", which knows shapes and no values, stands in for a GPU: nothing of the program may be
-    left on the CPU.
-    """
+    """The device "meta", which has shapes but no values, stands in for a GPU: all of the program must be on it."""
     need("torch")
     import torch
 

@@ -1,4 +1,4 @@
-"""Triton's identity backend: inputs come back, after a delay where it is asked for."""
+"""Triton's identity backend: inputs are returned, after a configured delay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IN = TensorSpec("IN", DataType.FP32, (4,))
 OUT = TensorSpec("OUT", DataType.FP32, (4,))
 
 
-def test_an_output_is_the_input_of_its_place(tmp_path: Path) -> None:
+def test_each_output_is_the_input_at_its_position(tmp_path: Path) -> None:
     words = TensorSpec("WORDS", DataType.BYTES, (-1,))
     model = load(
         tmp_path,

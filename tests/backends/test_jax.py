@@ -54,7 +54,7 @@ def test_a_function_exported_for_another_platform_says_how_to_export_it(tmp_path
         load(tmp_path / "model.jax")
 
 
-def test_another_file_of_that_name_is_no_function(tmp_path: Path) -> None:
+def test_another_file_of_that_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.jax").write_bytes(b"something else altogether, and long enough to be read" * 10)
 
     with pytest.raises(

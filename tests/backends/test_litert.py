@@ -55,7 +55,7 @@ def test_a_batch_that_the_file_fixes_to_one_is_resized_where_the_network_allows(
     np.testing.assert_array_equal(answer, np.full((5, 4), 6, np.float32))
 
 
-def test_a_batch_of_one_that_the_network_insists_on_stays(tmp_path: Path) -> None:
+def test_a_batch_of_one_that_the_network_needs_is_kept(tmp_path: Path) -> None:
     need("tensorflow")
     import tensorflow as tf
 
@@ -78,7 +78,7 @@ def test_a_missing_signature_lists_the_available_ones() -> None:
         load(basic_pitch() / "nmp.tflite", parameters={"signature": "sing"})
 
 
-def test_another_file_of_that_name_is_no_model(tmp_path: Path) -> None:
+def test_another_file_of_that_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"something else altogether")
 
     with pytest.raises(InvalidArgument, match="is not a LiteRT model: it does not carry the mark 'TFL3'"):

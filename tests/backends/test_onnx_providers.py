@@ -1,4 +1,4 @@
-"""Execution providers: Triton's accelerators and their own names, and what is not installed."""
+"""Execution providers: by Triton's accelerators, by name, and missing ones."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_parameter_names_providers_in_order() -> None:
     assert providers(config) == [(CUDA, {"device_id": "1"}), (CPU, {})]
 
 
-def test_where_the_model_decides_providers_are_as_they_are_configured() -> None:
+def test_kind_model_uses_the_configured_providers() -> None:
     config = declared({"gpu": [("cuda", {"device_id": "3"})]})
 
     assert providers(config, Device("model")) == [(CUDA, {"device_id": "3"}), (CPU, {})]
@@ -179,9 +179,7 @@ def test_the_reason_for_no_gpu_is_given(
 
 
 def test_a_provider_can_be_used_where_a_session_gets_it() -> None:
-    """Those of this ONNX Runtime, Azure's or OpenVINO's, beside the CPU's; CUDA's is not in it, or has no GPU
-    to be tried on.
-    """
+    """Here these are the CPU's, and Azure's or OpenVINO's; CUDA's needs a GPU."""
     import onnxruntime
 
     others = [name for name in onnxruntime.get_available_providers() if name not in (CUDA, TENSORRT)]

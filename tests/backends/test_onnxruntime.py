@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: what it says about a file, what runs, what is refused and how."""
+"""The ONNX Runtime backend: signatures, runs, parameters and errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("datatype", NUMBERS, ids=lambda datatype: datatype.name)
-def test_numbers_of_every_datatype_go_through_unchanged(datatype: DataType, file: Path) -> None:
+def test_numbers_of_every_datatype_pass_unchanged(datatype: DataType, file: Path) -> None:
     model = load(identity(file, NUMBERS[datatype]))
     values = np.arange(8).reshape(2, 4).astype(datatype.dtype)
 
@@ -100,7 +100,7 @@ def test_bfloat16_with_string_inputs_is_refused_at_load(file: Path) -> None:
     bf16 = TensorProto.BFLOAT16
     build(file, nodes, [(X, bf16, ["N"]), ("S", STRING, ["N"])], [(Y, bf16, ["N"]), ("T", STRING, ["N"])])
 
-    with pytest.raises(InvalidArgument, match="it has BF16 tensors besides the strings of input 'S'"):
+    with pytest.raises(InvalidArgument, match="it has BF16 tensors, and strings in input 'S'"):
         load(file)
 
 
@@ -113,7 +113,7 @@ def test_strings_are_bytes_outside_and_keep_every_character(file: Path) -> None:
     assert answer.tolist() == texts.tolist()
 
 
-def test_bytes_that_are_no_text_are_refused_with_their_place(file: Path) -> None:
+def test_bytes_that_are_not_utf_8_are_refused_with_their_position(file: Path) -> None:
     model = load(identity(file, STRING, ("N",)))
 
     with pytest.raises(
@@ -172,7 +172,7 @@ def test_external_data_is_found_next_to_the_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(answer, expected)
 
 
-def test_data_at_any_address_and_of_any_stride_is_read_rightly(file: Path) -> None:
+def test_data_at_any_address_and_of_any_stride_is_read_correctly(file: Path) -> None:
     weights = {"W": floats(64, 9)}
     model = load(
         build(file, [node("MatMul", [X, "W"], [Y])], [(X, FLOAT, ["N", 64])], [(Y, FLOAT, ["N", 9])], weights)
@@ -316,7 +316,7 @@ def test_a_failing_node_is_the_models_fault_and_prints_nothing(file: Path) -> No
 @pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="the kernel does not tell the threads of a process"
 )
-def test_the_runtime_reports_to_nobody(file: Path) -> None:
+def test_telemetry_is_disabled(file: Path) -> None:
     identity(file)
     program = (
         "import os, sys; from pathlib import Path\n"
@@ -342,7 +342,7 @@ def test_the_runtime_reports_to_nobody(file: Path) -> None:
     assert threads(ours) == threads({**ours, "ORT_DISABLE_TELEMETRY": "1"})
 
 
-def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_named(tmp_path: Path) -> None:
     garbage, empty, pointer = (tmp_path / name for name in ("garbage.onnx", "empty.onnx", "pointer.onnx"))
     os.mkfifo(tmp_path / "pipe.onnx")
     garbage.write_bytes(b"not a model at all")
@@ -427,10 +427,10 @@ def test_parameters_reach_the_session(file: Path) -> None:
     ],
 )
 def test_a_session_option_outside_the_list_is_refused(file: Path, tmp_path: Path, key: str) -> None:
-    """Many of them have ONNX Runtime write, or map, the file that they name."""
+    """Many such options make ONNX Runtime write or map the file that they name."""
     written = tmp_path / "written"
 
-    with pytest.raises(InvalidArgument, match="none of the session options that a model may set"):
+    with pytest.raises(InvalidArgument, match="is not a session option that a model may set"):
         load(identity(file), parameters={key: str(written)})
 
     assert list(tmp_path.glob("written*")) == []

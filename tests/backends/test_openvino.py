@@ -1,4 +1,4 @@
-"""The OpenVINO backend: its own format and others, without reports to its makers."""
+"""The OpenVINO backend: its own format and others, without telemetry."""
 
 from __future__ import annotations
 
@@ -80,19 +80,19 @@ def test_shapes_that_do_not_fit_are_the_clients_fault(file: Path) -> None:
         load(file).run({"X": np.zeros((2, 5), np.float32)}, ["Y"])
 
 
-def test_a_property_that_does_not_exist_is_warned_of_with_the_nearest(file: Path) -> None:
+def test_an_unknown_property_is_reported_with_the_nearest(file: Path) -> None:
     (warning,) = load(file, parameters={"NUM_STREAM": "2"}).warnings
 
     assert "parameter 'NUM_STREAM' of model 'm' is not known to the openvino backend" in warning
     assert "did you mean 'NUM_STREAMS'?" in warning
 
 
-def test_a_run_takes_the_cores_that_it_is_given(file: Path) -> None:
+def test_a_run_uses_the_configured_cores(file: Path) -> None:
     assert load(file).threads_per_run == 1
     assert load(file, parameters={"INFERENCE_NUM_THREADS": "2"}).threads_per_run == 2
 
 
-def test_its_telemetry_is_not_loaded(onnx_file: Path) -> None:
+def test_telemetry_is_not_loaded(onnx_file: Path) -> None:
     program = (
         "import sys\nfrom pathlib import Path\nfrom backline.backends.openvino import OpenVino\n"
         "from backline.engine.model_config import ModelConfig\n"

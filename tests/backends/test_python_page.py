@@ -1,6 +1,4 @@
-"""docs/python-models.md and docs/pipelines.md: their models are served, and their requests get the answers
-that they show.
-"""
+"""The models of docs/python-models.md and docs/pipelines.md give the answers shown on those pages."""
 
 from __future__ import annotations
 

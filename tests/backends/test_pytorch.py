@@ -1,12 +1,12 @@
-"""The PyTorch backend: no pickle is executed, names follow Triton's conventions, and what does not fit is
-told.
-"""
+"""The PyTorch backend: no pickle is executed, names follow Triton's conventions, and misfits are reported."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,24 @@ def floats(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.timeout(300)  # two large frameworks
+def test_an_exported_program_loads_in_a_process_with_tensorflow(tmp_path: Path) -> None:
+    need("tensorflow")
+    path = export(Add(), tmp_path / "model.pt2", torch.zeros(2, 4), torch.zeros(2, 4))
+    program = "import sys, tensorflow; from backends.loading import load; from pathlib import Path;"
+    program += "load(Path(sys.argv[1])); print('loaded')"
+
+    child = subprocess.run(
+        [sys.executable, "-c", program, path],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+
+    assert child.stdout == "loaded\n", child.stderr[-2000:]
+
+
 def test_an_exported_program_says_its_inputs_and_outputs_itself(tmp_path: Path) -> None:
     model = load(export(Parts(), tmp_path / "model.pt2", torch.zeros(2, 4, dtype=torch.bfloat16)))
 
@@ -120,7 +138,7 @@ def test_inputs_by_index_may_come_in_any_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(answer, floats(1, 4))
 
 
-def test_numbers_and_texts_become_arguments_of_those_types(tmp_path: Path) -> None:
+def test_numbers_and_strings_become_arguments_of_those_types(tmp_path: Path) -> None:
     inputs = (X, TensorSpec("factor", DataType.INT64, (1,)), TensorSpec("words", DataType.BYTES, (-1,)))
     outputs = (Y, TensorSpec("OUTPUT__1", DataType.BYTES, (-1,)))
     model = load(script(Scaled(), tmp_path / "model.pt"), inputs=inputs, outputs=outputs)
@@ -171,7 +189,7 @@ def test_names_that_do_not_fit_the_arguments_are_refused_with_both(tmp_path: Pat
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
-def test_a_checkpoint_is_no_model_and_is_not_executed(legacy: bool, tmp_path: Path) -> None:
+def test_a_checkpoint_is_refused_and_not_executed(legacy: bool, tmp_path: Path) -> None:
     torch.save(
         {"model": Payload(tmp_path / "executed")},
         tmp_path / "model.pt",
@@ -184,7 +202,7 @@ def test_a_checkpoint_is_no_model_and_is_not_executed(legacy: bool, tmp_path: Pa
 
 
 def _replaced(source: Path, target: Path, part: str, content: bytes) -> None:
-    """A copy of an archive in which the files whose names hold `part` have another content."""
+    """Copies an archive, replacing the content of files whose names contain `part`."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             new.writestr(name, content if part in name else old.read(name))
@@ -285,7 +303,7 @@ def test_one_run_takes_one_core_unless_the_configuration_says_otherwise(tmp_path
     assert load(path, inputs=names, outputs=(Y,)).threads_per_run == 1
 
 
-def test_a_program_whose_sizes_are_python_runs_nothing_unless_it_is_trusted(tmp_path: Path) -> None:
+def test_python_in_symbolic_sizes_runs_only_if_trusted(tmp_path: Path) -> None:
     path, proof = tmp_path / "model.pt2", tmp_path / "executed"
     size = torch.export.Dim("size")
     torch.export.save(

@@ -1,4 +1,4 @@
-"""Ragged inputs and padding with models of each format: the backends know nothing of it, and need not."""
+"""Ragged inputs and padding work with every format, without support from the backends."""
 
 from __future__ import annotations
 

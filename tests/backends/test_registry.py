@@ -29,7 +29,7 @@ try:
 except BacklineError as error:
     print(error.message)
 """
-#: The beginning of a file that gets as far as importing its runtime.
+#: File content that passes the checks before the runtime is imported.
 STARTS = {
     "model.tflite": b"0000TFL3",
     "model.json": b'{"learner"',
@@ -88,7 +88,7 @@ def test_a_file_is_recognised_by_its_name(filename: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("filename", ["labels.json", "notes.txt", "weights.bin", "model"])
-def test_names_that_mean_anything_are_not_recognised(filename: str) -> None:
+def test_ambiguous_names_are_not_recognised(filename: str) -> None:
     with pytest.raises(InvalidArgument, match="has an unknown format; name its `backend`"):
         choose(ModelConfig("m"), Path(filename))
 
@@ -108,7 +108,7 @@ def test_a_folder_is_recognised_by_its_files(file: str, backend: str, tmp_path: 
     assert choose(ModelConfig("m"), tmp_path).name == backend
 
 
-def test_the_configuration_goes_before_the_name_of_the_file() -> None:
+def test_the_configuration_takes_precedence_over_the_file_name() -> None:
     assert choose(ModelConfig("m", backend="openvino"), Path("model.onnx")).name == "openvino"
     assert choose(ModelConfig("m", platform="pytorch_libtorch"), Path("weights")).name == "pytorch"
 
@@ -161,7 +161,7 @@ def test_no_runtime_is_imported_before_a_model_needs_it() -> None:
     ("content", "reason"),
     [(b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS")],
 )
-def test_files_without_a_model_are_reported_as_what_they_are(
+def test_files_that_are_not_models_are_reported(
     filename: str, content: bytes, reason: str, tmp_path: Path
 ) -> None:
     from backends.served_models import need

@@ -47,7 +47,7 @@ class Payload:
         ("model.cbm", b"something else", "is not a CatBoost model: it does not begin with 'CBM1'"),
     ],
 )
-def test_another_file_of_that_name_is_no_model(
+def test_another_file_of_that_name_is_refused(
     filename: str, content: bytes, reason: str, tmp_path: Path
 ) -> None:
     (tmp_path / filename).write_bytes(content)
@@ -81,7 +81,7 @@ def test_the_configuration_chooses_the_precision_of_features(datatype: DataType,
     assert answer.shape == (2, 3)
 
 
-def test_catboost_predicts_classes_where_it_is_asked_to(tmp_path: Path) -> None:
+def test_catboost_predicts_classes_if_configured(tmp_path: Path) -> None:
     need("catboost", "sklearn")
     build_catboost(tmp_path)
     model = load(tmp_path / "model.cbm", parameters={"prediction_type": "Class"})
@@ -152,7 +152,7 @@ def test_types_that_skops_does_not_trust_are_named_and_need_trust(tmp_path: Path
     ]
 
 
-def test_texts_go_to_a_vectoriser_and_classes_may_be_words(tmp_path: Path) -> None:
+def test_strings_go_to_a_vectoriser_and_classes_may_be_words(tmp_path: Path) -> None:
     need("sklearn", "skops")
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.naive_bayes import MultinomialNB

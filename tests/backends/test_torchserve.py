@@ -1,6 +1,4 @@
-"""Model archives of TorchServe: their handlers answer as they do there, made by its own archiver, asked over
-HTTP and gRPC.
-"""
+"""TorchServe archives, made by its own archiver: handlers answer as in TorchServe, over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -144,7 +142,7 @@ def handle(data, context):
         time.sleep(1000)
     return [str(len(data))] * len(data)
 """
-#: Nobody would wait for so long: a batch runs when it is full.
+#: Longer than any test waits: a batch only runs when it is full.
 JOINED = "batchSize: 4\nmaxBatchDelay: 100000\n"
 LATE = "minWorkers: 2\nmaxWorkers: 4\nresponseTimeout: 1\n"
 LABELS = {str(number): [f"n{number}", f"class {number}"] for number in range(10)}
@@ -241,7 +239,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
 
 
 def ask(server: ServerProcess, model: str, data: str | bytes, **parameters: Any) -> Any:
-    """The JSON that a handler answers to one body."""
+    """The JSON with which a handler answers one body."""
     body = data.encode() if isinstance(data, str) else data
     with backline.connect(server.grpc_url) as client:
         shape = [1] * len(client[model].metadata().inputs[0].shape)
@@ -355,7 +353,7 @@ def test_the_error_of_a_handler_is_reported(
     assert caught.value.http_status == status
 
 
-def test_one_bad_request_of_a_batch_costs_its_sender_only(archives: ServerProcess) -> None:
+def test_a_bad_request_fails_alone_in_its_batch(archives: ServerProcess) -> None:
     async def together() -> list[Any]:
         async with backline.connect_async(archives.grpc_url) as client:
             calls = [client["class"](np.array([[text]], object)) for text in (b"x", b"bad", b"y")]
@@ -490,7 +488,7 @@ CAT = (
 
 
 def prepared(size: int = 224) -> Any:
-    """The cat as the built-in handlers prepare it."""
+    """The photo of a cat, prepared as by the built-in handlers."""
     from PIL import Image
     from torchvision import transforms
 
@@ -511,7 +509,7 @@ def test_the_image_classifier_names_the_best_classes(built_in: tuple[ServerProce
     np.testing.assert_allclose(list(answer.values()), best.values.tolist(), rtol=1e-5)
 
 
-def test_the_image_segmenter_tells_the_class_of_each_pixel(built_in: tuple[ServerProcess, Path]) -> None:
+def test_the_image_segmenter_gives_the_class_of_each_pixel(built_in: tuple[ServerProcess, Path]) -> None:
     import torch
 
     server, made = built_in
@@ -523,7 +521,7 @@ def test_the_image_segmenter_tells_the_class_of_each_pixel(built_in: tuple[Serve
     np.testing.assert_allclose(answer[..., 1], best.values[0].detach().numpy(), rtol=1e-5)
 
 
-def test_the_object_detector_tells_boxes_above_its_threshold(built_in: tuple[ServerProcess, Path]) -> None:
+def test_the_object_detector_gives_boxes_above_its_threshold(built_in: tuple[ServerProcess, Path]) -> None:
     assert ask(built_in[0], "object_detector", CAT.read_bytes()) == [
         {"class 1": [0.0, 0.0, 451.0, 300.0], "score": pytest.approx(0.9)}
     ]
@@ -583,7 +581,7 @@ def test_a_handler_is_debugged_in_the_servers_process_and_loaded_again(tmp_path:
             time.sleep(0.05)
 
 
-# archives that are none
+# invalid archives
 
 
 def mar(path: Path, files: dict[str, str]) -> Path:
@@ -633,7 +631,7 @@ def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes
         load(tmp_path / "model.mar", ModelConfig("m"), options=TRUSTED)
 
 
-def test_an_archive_whose_names_are_no_utf_8_is_damaged(tmp_path: Path) -> None:
+def test_an_archive_whose_names_are_not_utf_8_is_damaged(tmp_path: Path) -> None:
     file = mar(tmp_path / "model.mar", {"MAR-INF/MANIFEST.json": "{}", "naïve": ""})
     file.write_bytes(file.read_bytes().replace("naïve".encode(), b"na\xff\xfeve"))
     with pytest.raises(InvalidArgument, match="is damaged"):

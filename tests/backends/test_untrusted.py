@@ -1,6 +1,4 @@
-"""Bad model files of a running server: each fails for itself, with its reason for whoever asks, and the
-others are served.
-"""
+"""Bad model files in a running server: each fails alone, with its reason, and the others are served."""
 
 from __future__ import annotations
 

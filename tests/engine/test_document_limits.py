@@ -80,7 +80,7 @@ MERGES = "a: &a {x: 1}\n" + "".join(
     [
         (ALIASES, "more than 50,000 values, counted as its aliases expand"),
         (MERGES, "more than 50,000 values, counted as its aliases expand"),
-        ("a: &a [*a]", "stands for what holds it"),
+        ("a: &a [*a]", "an alias that contains itself"),
         ("[" * 200 + "]" * 200, "nested too deep"),
         ("[" * 100_000, "nested too deep"),
         ("a: " + "9:" * 1_000 + "9", "a number of more than 100 characters"),

@@ -1,4 +1,4 @@
-"""An engine whose models come from folders, with whatever control a test needs."""
+"""An engine that serves models from folders, with the options that a test needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backline.repository.local import LocalRepository
 
 
 class Home:
-    """An engine over a test's repositories. Its state lies next to the first of them."""
+    """An engine over a test's repositories; its state folder is next to the first."""
 
     def __init__(self, *repositories: Path, **options: Any) -> None:
         self.engine = Engine()
@@ -46,11 +46,11 @@ class Home:
         return float(response.outputs[0].data[0, 0])
 
     def states(self, model: str = "add1") -> dict[str, str]:
-        """The state of each version that is listed."""
+        """The states of the listed versions."""
         return {one.version: one.state.value for one in self.engine.models() if one.name == model}
 
     async def until(self, reached: Callable[[], bool]) -> None:
-        """Waits for something that the engine tells its watchers."""
+        """Waits until a condition holds, checked at each change of the engine."""
         changed = asyncio.Event()
         stop = self.engine.watch(changed.set)
         try:

@@ -27,7 +27,7 @@ def test_the_last_changes_come_first(tmp_path: Path) -> None:
     assert len(audit.history(limit=10_000)) == 1999
 
 
-def test_the_changes_of_one_model_can_be_asked_for(tmp_path: Path) -> None:
+def test_history_can_be_limited_to_one_model(tmp_path: Path) -> None:
     audit = AuditLog(tmp_path)
     for number in range(1, 10):
         audit.append(change(number, "even" if number % 2 == 0 else "odd"))
@@ -42,7 +42,7 @@ def test_a_large_log_keeps_the_newer_half(tmp_path: Path) -> None:
     assert [one.time for one in audit.history(limit=20)] == list(range(200, 180, -1))
 
 
-def test_a_line_that_was_cut_costs_only_itself(tmp_path: Path) -> None:
+def test_a_truncated_line_is_skipped(tmp_path: Path) -> None:
     audit = AuditLog(tmp_path)
     audit.append(change(1))
     with (tmp_path / "audit.jsonl").open("ab") as file:
@@ -51,7 +51,7 @@ def test_a_line_that_was_cut_costs_only_itself(tmp_path: Path) -> None:
     assert [one.time for one in audit.history()] == [3, 1]
 
 
-def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_log_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     audit = AuditLog(tmp_path / "file" / "state")
     with caplog.at_level(logging.ERROR):

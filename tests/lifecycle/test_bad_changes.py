@@ -1,4 +1,4 @@
-"""Hostile and clumsy changes: each gives a clear error, ends, and leaves the served models alone."""
+"""Hostile and mistaken changes: each ends with a clear error and leaves served models alone."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def endless(repository: Path, name: str = "endless") -> None:
     )
 
 
-def test_a_load_that_never_ends_does_not_hold_the_exit(tmp_path: Path) -> None:
+def test_a_load_that_never_ends_does_not_block_the_exit(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     models.add1(repository)
     endless(repository)
@@ -99,7 +99,7 @@ def test_an_unload_ends_a_load_that_never_ends(home: Homes, repository: Path) ->
     asyncio.run(scenario())
 
 
-def test_a_load_that_is_tried_again_says_when_and_which_attempt_it_is(home: Homes, repository: Path) -> None:
+def test_a_retried_load_says_when_and_which_attempt(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="poll", load_retries=2) as server:
@@ -188,7 +188,7 @@ def test_labels_that_another_server_has_changed_are_not_overwritten(tmp_path: Pa
     assert LabelStore(tmp_path).of("add1") == {"canary": "1", "beta": "2"}
 
 
-def test_labels_that_cannot_be_kept_are_as_they_were() -> None:
+def test_labels_that_cannot_be_stored_are_unchanged() -> None:
     with unprivileged_folder() as folder:
         store = LabelStore(folder)
         store.set("add1", "canary", "1")
@@ -211,7 +211,7 @@ def test_audit_log_lines_with_wrong_types_are_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", [".", "..", "", "a/b", "a\0b", "x" * 256])
-def test_a_label_that_cannot_stand_in_a_url_is_refused(home: Homes, repository: Path, label: str) -> None:
+def test_a_label_unusable_in_a_url_is_refused(home: Homes, repository: Path, label: str) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="poll") as server:
@@ -222,7 +222,7 @@ def test_a_label_that_cannot_stand_in_a_url_is_refused(home: Homes, repository: 
     asyncio.run(scenario())
 
 
-def test_huge_names_are_not_repeated_in_whole(home: Homes, repository: Path) -> None:
+def test_huge_names_are_not_repeated_in_full(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="explicit", load_models=("add1",)) as server:

@@ -1,4 +1,4 @@
-"""The memory budget: which versions go, and which never do."""
+"""The memory budget: which versions are evicted, and which never."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_least_recently_used_go_first_and_no_more_than_needed() -> None:
     assert make_room(tenants, budget=100 * MIB, resident=100 * MIB, needed=15 * MIB) == ["old", "middle"]
 
 
-def test_a_small_one_stays_when_the_large_one_after_it_suffices() -> None:
+def test_a_small_version_stays_if_a_larger_one_suffices() -> None:
     tenants = [tenant("small", 1, 1), tenant("large", 50, 2)]
     assert make_room(tenants, budget=100 * MIB, resident=100 * MIB, needed=40 * MIB) == ["large"]
 
@@ -38,8 +38,8 @@ def test_without_room_the_error_has_the_numbers() -> None:
     assert error.retry_after == 1
     assert error.message == (
         "model 'm' version 1 needs 40 MiB, and the memory budget of 100 MiB has no room for it: 90 MiB are in"
-        " use, 30 MiB of it by pinned"
-        " models and 20 MiB by models with requests; unloading the idle ones frees 10 MiB. Try again"
+        " use, 30 MiB of it by pinned models and 20 MiB by models with requests; unloading the idle ones"
+        " frees 10 MiB. Try again"
     )
 
 
@@ -86,7 +86,7 @@ def test_none_that_stays_was_used_longer_ago_than_all_that_go(
         for one in tenants
         if not one.pinned and not one.busy and one.last_used < newest and one.key not in found
     ]
-    # Those that stay although they are older than one that goes would not have sufficed in its place.
+    # A version less recently used than an evicted one only stays if it would not have sufficed instead.
     assert sum(one.memory for one in older) < excess
 
 

@@ -1,4 +1,4 @@
-"""Which models wait for which: a call that would close a circle is found, and no other."""
+"""Which models wait for which: exactly the calls that would close a circle are found."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from backline.lifecycle.call_graph import CallGraph, Node, Wait
 
 NODES = [(name, "1") for name in "abcde"]
 NODE = st.sampled_from(NODES)
-#: Calls in turn, of one model or of an ensemble with its steps, and which of those under way ends behind
-#: each.
+#: Successive calls, of a model or an ensemble with its steps, and which call in flight ends after each.
 TURNS = st.lists(
     st.tuples(st.lists(st.tuples(NODE, NODE), min_size=1, max_size=3), st.none() | st.integers(0, 20)),
     max_size=30,
@@ -61,7 +60,7 @@ def test_nothing_is_left_of_calls_that_have_ended(waits: list[Wait]) -> None:
     assert not any(graph.circle([(a, b)]) for a in NODES for b in NODES if a != b)
 
 
-def test_two_requests_that_go_round_in_opposite_directions_do_not_wait_for_each_other() -> None:
+def test_calls_in_opposite_directions_cannot_deadlock() -> None:
     graph = CallGraph()
     graph.add([(("a", "1"), ("b", "1"))])
 

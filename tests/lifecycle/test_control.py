@@ -23,7 +23,7 @@ WHO = "Ada"
 
 
 def versions(repository: Path, *names: str, policy: str = "") -> None:
-    """Versions of add1 that add their number."""
+    """Versions of add1, each of which adds its own number."""
     for name in names:
         models.add1(repository, version=name, constant=float(name))
     if policy:
@@ -59,8 +59,8 @@ def test_models_are_loaded_by_request_in_mode_explicit_only(home: Homes, reposit
                 with pytest.raises(
                     Unavailable,
                     match=(
-                        f"^{TRITONS_WORDS}: this server's mode is {mode}, start it with"
-                        f" --model-control-mode explicit$"
+                        f"^{TRITONS_WORDS}: this server's mode is {mode}, start it with --model-control-mode"
+                        " explicit$"
                     ),
                 ):
                     await change("add1", who=WHO)
@@ -69,7 +69,7 @@ def test_models_are_loaded_by_request_in_mode_explicit_only(home: Homes, reposit
     asyncio.run(scenario())
 
 
-def test_explicit_starts_with_the_models_that_are_named(home: Homes, repository: Path) -> None:
+def test_mode_explicit_starts_with_the_named_models(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         for name in ("a", "b"):
             models.add1(repository, name)
@@ -138,7 +138,7 @@ def test_an_unchanged_model_is_not_loaded_again(home: Homes, repository: Path) -
     asyncio.run(scenario())
 
 
-def test_files_that_change_are_not_looked_at_before_a_load(home: Homes, repository: Path) -> None:
+def test_changed_files_are_ignored_until_a_load(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1")
         async with home(repository, mode="explicit", load_models=("*",)) as server:
@@ -151,7 +151,7 @@ def test_files_that_change_are_not_looked_at_before_a_load(home: Homes, reposito
     asyncio.run(scenario())
 
 
-def test_a_load_in_which_one_version_fails_is_dropped_as_a_whole(home: Homes, repository: Path) -> None:
+def test_a_load_with_one_failed_version_changes_nothing(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2", policy="version_policy { all {} }")
         async with home(repository, mode="explicit", load_models=("*",)) as server:
@@ -219,13 +219,13 @@ def test_one_version_outside_the_policy_is_loaded_and_unloaded(home: Homes, repo
                 await server.lifecycle.unload("add1", "2", who=WHO)
             with pytest.raises(NotFound, match="version 9 does not exist; available: 1, 2, 3"):
                 await server.lifecycle.load("add1", "9", who=WHO)
-            await server.lifecycle.load("add1", who=WHO)  # what the policy selects, no more and no less
+            await server.lifecycle.load("add1", who=WHO)  # exactly what the policy selects
             await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "3": "READY"})
 
     asyncio.run(scenario())
 
 
-def test_a_version_that_came_later_is_loaded_or_promoted_alone(home: Homes, repository: Path) -> None:
+def test_a_later_version_can_be_loaded_or_promoted_alone(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1")
         async with home(repository, mode="explicit", load_models=("*",)) as server:
@@ -239,7 +239,7 @@ def test_a_version_that_came_later_is_loaded_or_promoted_alone(home: Homes, repo
     asyncio.run(scenario())
 
 
-def test_one_version_of_a_model_that_is_not_loaded_comes_alone(home: Homes, repository: Path) -> None:
+def test_one_version_of_an_unloaded_model_is_loaded_alone(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="explicit") as server:
@@ -249,7 +249,7 @@ def test_one_version_of_a_model_that_is_not_loaded_comes_alone(home: Homes, repo
     asyncio.run(scenario())
 
 
-def test_loads_of_one_model_at_the_same_time_are_one_after_the_other(home: Homes, repository: Path) -> None:
+def test_concurrent_loads_of_one_model_are_serialised(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2", "3")
         async with home(repository, mode="explicit") as server:
@@ -281,7 +281,7 @@ def test_a_load_with_a_configuration_is_undone_by_the_next_without(home: Homes, 
     asyncio.run(scenario())
 
 
-def test_a_load_brings_its_files_along(home: Homes, repository: Path, tmp_path: Path) -> None:
+def test_a_load_can_bring_files(home: Homes, repository: Path, tmp_path: Path) -> None:
     async def scenario() -> None:
         content = models.add1(tmp_path / "sent", constant=42).read_bytes()
         versions(repository, "1")
@@ -341,7 +341,7 @@ def test_files_stay_in_their_folder(home: Homes, repository: Path, path: str) ->
 def test_a_load_with_files_writes_nothing_outside_its_folder(
     home: Homes, repository: Path, tmp_path: Path, name: str
 ) -> None:
-    """The name of the model becomes a folder: a path would be one anywhere."""
+    """A load creates a folder with the model's name, which must not be a path."""
     outside = tmp_path / "outside"
     sent = Overrides("{}", {"1/model.onnx": b"x"})
 
@@ -351,7 +351,9 @@ def test_a_load_with_files_writes_nothing_outside_its_folder(
                 server.lifecycle.load(name.format(outside=outside), overrides=sent, who=WHO),
                 server.lifecycle.load(name.format(outside=outside), who=WHO),
                 server.lifecycle.unload(name.format(outside=outside), who=WHO),
-                server.lifecycle.promote(name.format(outside=outside), "1", who=WHO),
+                server.lifecycle.move_label(
+                    LabelMove("promote", name.format(outside=outside), version="1"), who=WHO
+                ),
             ):
                 with pytest.raises(InvalidArgument, match=r"^the name of the model "):
                     await change
@@ -385,7 +387,7 @@ def test_a_failed_load_leaves_no_files(
     asyncio.run(scenario())
 
 
-def test_what_a_killed_server_leaves_is_removed_at_the_next_start_and_no_more(
+def test_only_leftovers_of_killed_servers_are_removed_at_start(
     home: Homes, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = tmp_path / "tmp"
@@ -467,7 +469,7 @@ def test_files_need_a_configuration(home: Homes, repository: Path) -> None:
         ),
     ],
 )
-def test_a_load_names_no_place_on_the_server(
+def test_a_load_cannot_name_paths_on_the_server(
     home: Homes, repository: Path, config: dict[str, Any], field: str
 ) -> None:
     async def scenario() -> None:
@@ -483,8 +485,8 @@ def test_a_load_names_no_place_on_the_server(
     asyncio.run(scenario())
 
 
-def test_a_load_starts_no_program_of_its_choice(home: Homes, repository: Path, tmp_path: Path) -> None:
-    """A Python model of this machine's owner is trusted; the load that configures it is not."""
+def test_a_load_cannot_choose_a_program_to_run(home: Homes, repository: Path, tmp_path: Path) -> None:
+    """A local Python model is trusted, but not a load that configures it."""
     proof, program = tmp_path / "proof", tmp_path / "bin" / "python"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {proof}\n")
@@ -503,9 +505,7 @@ def test_a_load_starts_no_program_of_its_choice(home: Homes, repository: Path, t
     assert not proof.exists()
 
 
-def test_a_load_may_repeat_the_places_that_the_models_own_configuration_names(
-    home: Homes, repository: Path
-) -> None:
+def test_a_load_may_repeat_paths_of_the_models_own_configuration(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
         text = 'parameters { key: "CACHE_DIR" value { string_value: "/somewhere" } }'
@@ -518,13 +518,13 @@ def test_a_load_may_repeat_the_places_that_the_models_own_configuration_names(
     asyncio.run(scenario())
 
 
-def test_a_policy_of_a_million_versions_is_refused(home: Homes, repository: Path) -> None:
+def test_a_policy_of_very_many_versions_is_refused(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
-        text = json.dumps({"version_policy": {"specific": {"versions": list(range(1, 1_000_001))}}})
+        text = json.dumps({"version_policy": {"specific": {"versions": list(range(1, 100_001))}}})
         async with home(repository, mode="explicit") as server:
             with pytest.raises(
-                InvalidArgument, match="names 1000000 versions, at most 1000 are possible"
+                InvalidArgument, match="names 100000 versions, at most 1000 are possible"
             ) as caught:
                 await server.lifecycle.load("add1", overrides=Overrides(text), who=WHO)
             assert len(caught.value.message) < 200
@@ -653,13 +653,11 @@ def test_a_label_does_not_move_to_a_version_that_cannot_be_loaded(home: Homes, r
     asyncio.run(scenario())
 
 
-def test_a_label_that_cannot_be_kept_on_disk_is_not_moved(
-    home: Homes, repository: Path, tmp_path: Path
-) -> None:
+def test_a_label_that_cannot_be_stored_is_not_moved(home: Homes, repository: Path, tmp_path: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
-            (tmp_path / "state").rmdir()  # where it was found to be writable at the start
+            (tmp_path / "state").rmdir()  # after the check at start found it writable
             (tmp_path / "state").write_text("a file where the folder should be")
             with pytest.raises(Internal, match="--state-dir"):
                 await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "1"), who=WHO)
@@ -670,7 +668,7 @@ def test_a_label_that_cannot_be_kept_on_disk_is_not_moved(
 
 
 @pytest.mark.parametrize("label", ["", " stable", "a/b", "a?b", "1", "\n"])
-def test_a_label_has_a_name_that_can_be_asked_for(home: Homes, repository: Path, label: str) -> None:
+def test_a_label_needs_a_usable_name(home: Homes, repository: Path, label: str) -> None:
     async def scenario() -> None:
         versions(repository, "1")
         async with home(repository, mode="poll") as server:

@@ -1,6 +1,4 @@
-"""Ensembles while the models of their steps change, fail, or go round in a circle; and what a step's request
-carries.
-"""
+"""Ensembles while the models of their steps change, fail or form a circle; and the requests of steps."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from support.reading import put as put_model
 
 
 def adder(repository: Path, name: str, number: float, version: str = "1") -> None:
-    """y = x + number, as a version of a model; versions that are there stay."""
+    """Adds a version that computes y = x + number."""
     aside = repository / f"{name}-made"
     node = helper.make_node("Add", ["x", "n"], ["y"])
     put_model(
@@ -108,7 +106,7 @@ async def test_versions_change_under_load_and_a_pinned_one_stays(chain: Path) ->
     await program.stop()
 
 
-@pytest.mark.timeout(20)  # what went on for ever held the event loop
+@pytest.mark.timeout(20)  # an endless loop of reviews would block the event loop
 async def test_settings_that_need_no_load_change_while_an_ensemble_serves(chain: Path) -> None:
     program = await start(chain)
     control = program.engine.control
@@ -146,7 +144,7 @@ async def test_an_ensemble_that_pins_a_version_leaves_service_with_it_and_says_w
     await program.stop()
 
 
-async def test_a_change_that_needs_no_load_is_taken_once(chain: Path) -> None:
+async def test_a_change_without_a_load_is_applied_once(chain: Path) -> None:
     program = await start(chain)
     config = chain / "chain" / "config.pbtxt"
     config.write_text(config.read_text() + 'metric_tags { key: "team" value: "sound" }\n')
@@ -172,7 +170,7 @@ async def test_a_step_that_fails_to_load_is_named_with_its_reason(chain: Path) -
 
 
 @pytest.mark.parametrize("others", [(), ("middle",), ("middle", "last")])
-async def test_ensembles_that_ask_each_other_are_refused_with_the_way_round(
+async def test_ensembles_that_call_each_other_are_refused_with_the_circle(
     tmp_path: Path, others: tuple[str, ...]
 ) -> None:
     repository = tmp_path / "models"
@@ -203,7 +201,7 @@ async def test_a_change_that_would_close_a_circle_is_refused_and_the_old_keeps_s
 
 
 class Seen:
-    """A queue in front of a model's, which keeps what comes."""
+    """A queue in front of a model's that keeps the requests."""
 
     def __init__(self, program: Embedded, name: str) -> None:
         model = program.engine.find(name)
@@ -260,7 +258,7 @@ async def test_a_deadline_ends_the_running_step_and_later_ones_never_begin(chain
     await program.stop()
 
 
-async def test_unloading_waits_for_the_requests_under_way(chain: Path) -> None:
+async def test_unloading_waits_for_requests_in_flight(chain: Path) -> None:
     program = await start(chain)
     control = program.engine.control
     assert control is not None
@@ -273,7 +271,7 @@ async def test_unloading_waits_for_the_requests_under_way(chain: Path) -> None:
     await program.stop()
 
 
-async def test_answers_are_kept_while_the_same_versions_give_them_in_ensembles_of_ensembles_too(
+async def test_cached_responses_last_while_all_called_versions_do(
     chain: Path,
 ) -> None:
     ensemble(
@@ -310,7 +308,7 @@ class Model:
 """
 
 
-async def test_texts_pass_from_step_to_step(tmp_path: Path) -> None:
+async def test_strings_pass_from_step_to_step(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     nodes = [helper.make_node("Identity", ["x"], ["y"])]
     specs = [helper.make_tensor_value_info(name, TensorProto.STRING, ["b", 1]) for name in "xy"]
@@ -336,7 +334,7 @@ async def test_texts_pass_from_step_to_step(tmp_path: Path) -> None:
     await program.stop()
 
 
-async def test_an_ensemble_that_is_to_be_loaded_at_the_start_brings_the_models_that_it_asks(
+async def test_an_ensemble_loaded_at_start_brings_the_models_it_calls(
     chain: Path,
 ) -> None:
     ensemble(chain, "outer", step("chain", "x", "z", names=("x", "z")))
@@ -353,7 +351,7 @@ async def test_an_ensemble_that_is_to_be_loaded_at_the_start_brings_the_models_t
     await program.stop()
 
 
-async def test_in_a_namespace_steps_are_the_models_of_the_own_repository(tmp_path: Path) -> None:
+async def test_in_a_namespace_steps_are_models_of_the_same_repository(tmp_path: Path) -> None:
     for name, number in (("blue", 1.0), ("green", 100.0)):
         adder(tmp_path / name, "first", number)
         ensemble(tmp_path / name, "chain", step("first", "x", "m"), step("green.other", "m", "z"))
@@ -369,7 +367,7 @@ async def test_in_a_namespace_steps_are_the_models_of_the_own_repository(tmp_pat
     await program.stop()
 
 
-async def test_in_a_namespace_an_ensemble_comes_with_the_model_that_its_repository_lacked(
+async def test_in_a_namespace_an_ensemble_appears_with_the_model_its_repository_lacked(
     tmp_path: Path,
 ) -> None:
     repository = tmp_path / "blue"

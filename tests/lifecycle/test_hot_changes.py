@@ -115,9 +115,8 @@ def test_instances_and_policy_change_without_a_load(
             model = server.engine.find("add1")
             configure(
                 repository,
-                "max_batch_size: 8 instance_group { count: 3 } version_policy { all {} }"
-                " dynamic_batching { max_queue_delay_microseconds: 50000 default_queue_policy {"
-                " max_queue_size: 1 } }",
+                "max_batch_size: 8 instance_group { count: 3 } version_policy { all {} } dynamic_batching {"
+                " max_queue_delay_microseconds: 50000 default_queue_policy { max_queue_size: 1 } }",
             )
             await server.lifecycle.refresh()
             assert server.engine.find("add1") is model
@@ -269,7 +268,7 @@ def test_requests_in_flight_keep_their_version(
     asyncio.run(scenario())
 
 
-def test_a_failed_load_is_tried_again_when_that_is_asked_for(
+def test_a_failed_load_is_retried_if_configured(
     home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from backline.lifecycle.loading import version_load
@@ -380,7 +379,7 @@ def test_namespaces_must_differ(home: Homes, tmp_path: Path) -> None:
         home(tmp_path / "one" / "models", tmp_path / "two" / "models", namespacing=True)
 
 
-def test_a_load_whose_version_goes_away_is_given_up(
+def test_a_load_whose_version_disappears_is_cancelled(
     home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from backline.lifecycle.loading import version_load

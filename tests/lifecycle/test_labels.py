@@ -34,7 +34,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
         LabelStore(tmp_path)
 
 
-def test_a_label_that_cannot_be_kept_is_not_set(tmp_path: Path) -> None:
+def test_a_label_that_cannot_be_stored_is_not_set(tmp_path: Path) -> None:
     store = LabelStore(tmp_path / "state")
     (tmp_path / "state").write_text("a file where the folder should be")
     with pytest.raises(Internal, match="--state-dir"):

@@ -1,4 +1,4 @@
-"""From a repository to served models: which are served and how, and why others are not."""
+"""From a repository to served models: which are served, how, and why others are not."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def value(response: InferResponse) -> float:
 
 
 class Home:
-    """An engine filled from repositories, for the length of a scenario."""
+    """An engine that serves repositories while a scenario runs."""
 
     def __init__(self, *repositories: Path) -> None:
         self.engine = Engine()
@@ -211,8 +211,8 @@ def test_a_model_on_the_event_loop_moves_to_threads_when_requests_take_long(tmp_
 def test_the_timeout_of_the_configuration_is_for_requests_without_one(tmp_path: Path) -> None:
     models.add1(tmp_path)
     (tmp_path / "add1" / "config.pbtxt").write_text(
-        "max_batch_size: 4 dynamic_batching { max_queue_delay_microseconds: 60000000"
-        " default_queue_policy { default_timeout_microseconds: 10000 } }"
+        "max_batch_size: 4 dynamic_batching { max_queue_delay_microseconds: 60000000 default_queue_policy {"
+        " default_timeout_microseconds: 10000 } }"
     )
 
     async def scenario() -> None:

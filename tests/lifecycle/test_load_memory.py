@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 
 class Residents:
-    """A reading of the resident memory that the test sets."""
+    """Stands for the process' resident memory; the test sets it."""
 
     def __init__(self) -> None:
         self.bytes = 100 * MIB
@@ -21,14 +21,14 @@ class Residents:
         return self.bytes
 
 
-def test_a_lone_load_took_the_growth_of_the_process() -> None:
+def test_a_lone_load_is_measured_by_the_growth_of_the_process() -> None:
     resident = Residents()
     with LoadMeter(resident).measure(10 * MIB) as measured:
         resident.bytes += 25 * MIB
     assert measured.memory == 25 * MIB
 
 
-def test_a_load_into_memory_that_was_free_took_at_least_its_files_size() -> None:
+def test_a_load_into_reused_memory_counts_at_least_its_files_size() -> None:
     with LoadMeter(Residents()).measure(10 * MIB) as measured:
         pass
     assert measured.memory == 10 * MIB
@@ -42,7 +42,7 @@ def test_overlapping_loads_are_estimated_by_their_files() -> None:
     assert (one.memory, other.memory) == (12 * MIB, 36 * MIB)
 
 
-def test_a_load_that_another_overlapped_at_its_start_is_not_measured_alone() -> None:
+def test_a_load_overlapped_at_its_start_is_estimated() -> None:
     resident = Residents()
     meter = LoadMeter(resident)
     first = meter.measure(10 * MIB)
@@ -62,7 +62,7 @@ def test_the_estimate_follows_what_was_measured() -> None:
     assert meter.estimate(10 * MIB) == pytest.approx(20 * MIB, rel=0.01)
 
 
-def test_a_failed_load_does_not_count_as_running_for_ever() -> None:
+def test_a_failed_load_does_not_count_as_running() -> None:
     resident = Residents()
     meter = LoadMeter(resident)
     with pytest.raises(ValueError, match="broken"), meter.measure(MIB):
@@ -72,7 +72,7 @@ def test_a_failed_load_does_not_count_as_running_for_ever() -> None:
     assert measured.memory == 7 * MIB
 
 
-def test_memory_that_was_taken_shows_and_is_given_back() -> None:
+def test_memory_of_a_load_is_measured_and_returned() -> None:
     trim()
     before = resident_bytes()
     data = np.ones(64 * MIB, np.uint8)

@@ -1,4 +1,4 @@
-"""More models than fit, and models that are loaded at first use: a real server, asked by real clients."""
+"""More models than fit in memory, and models loaded on demand, in a real server with real clients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def listing(server: ServerProcess) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """The resident memory of a server with one of the models, less what that takes."""
+    """The resident memory of a server with one model, without its weights."""
     folder = tmp_path_factory.mktemp("base")
     large(folder / "models", "one", 1.0)
     with serve(folder / "models", folder / "log", "--state-dir", str(folder / "state")) as server:
@@ -86,7 +86,7 @@ def test_a_model_that_does_not_fit_is_loaded_on_request_and_the_server_is_ready(
     assert all(entry["ready"] and "loaded again when a request comes" in entry["reason"] for entry in asleep)
 
 
-def test_all_of_them_answer_correctly_within_the_budget(crowded: tuple[ServerProcess, int]) -> None:
+def test_all_models_answer_within_the_budget(crowded: tuple[ServerProcess, int]) -> None:
     server, budget = crowded
     process = psutil.Process(server.process.pid)
     highest = 0
@@ -162,7 +162,7 @@ def test_a_model_that_is_idle_sleeps_and_wakes_with_its_counters(home: Any, repo
     asyncio.run(scenario())
 
 
-def test_a_load_on_demand_that_fails_tells_why_and_the_next_request_may_succeed(
+def test_a_failed_load_on_demand_gives_its_reason_and_the_next_may_succeed(
     home: Any, repository: Path
 ) -> None:
     file = models.add1(repository)
@@ -184,13 +184,13 @@ def test_a_load_on_demand_that_fails_tells_why_and_the_next_request_may_succeed(
                     try:
                         assert await server.answer() == 1
                         break
-                    except Unavailable:  # for a second the last failure is repeated
+                    except Unavailable:  # requests get the last failure for a second
                         await asyncio.sleep(0.1)
 
     asyncio.run(scenario())
 
 
-def test_a_budget_that_one_model_exceeds_says_the_numbers(tmp_path: Path) -> None:
+def test_a_model_larger_than_the_budget_is_refused_with_the_numbers(tmp_path: Path) -> None:
     large(tmp_path / "models", "one", 1.0)
     options = ("--state-dir", str(tmp_path / "state"), "--memory-budget", "20MiB")
     with (
@@ -229,7 +229,7 @@ def test_an_unload_gives_the_memory_of_a_large_model_back(tmp_path: Path) -> Non
                 end = time.monotonic() + 20
                 while (
                     process.memory_info().rss > limit and time.monotonic() < end
-                ):  # it is given back just after the answer
+                ):  # freed shortly after the response
                     client.live()
                 after.append(process.memory_info().rss)
         assert after[-1] <= after[0] * 1.05

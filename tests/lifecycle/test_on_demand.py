@@ -40,7 +40,7 @@ class Echo:
 
 
 class Sleeper:
-    """A sleeping version in an engine, whose load waits until the test lets it go on."""
+    """A sleeping version whose load waits until the test releases it."""
 
     def __init__(
         self, *, queue_size: int = 10, timeout_us: int = 0, failure: BacklineError | None = None
@@ -83,7 +83,7 @@ class Sleeper:
         return asyncio.ensure_future(self.engine.infer(request))
 
     async def holding(self, count: int) -> None:
-        """Lets the tasks of the requests begin."""
+        """Lets the requests' tasks start."""
         await asyncio.sleep(0)
         assert self.queue.pending == count
 
@@ -123,7 +123,7 @@ def test_a_request_that_does_not_fit_is_refused_after_the_load() -> None:
     run(scenario)
 
 
-def test_a_failed_load_gives_its_reason_to_all_and_for_a_moment_to_those_after() -> None:
+def test_a_failed_load_gives_its_reason_to_held_and_following_requests() -> None:
     async def scenario() -> None:
         sleeper = Sleeper(failure=NotFound("the file is gone"))
         sleeper.go_on.set()
@@ -167,7 +167,7 @@ def test_a_deadline_that_passes_during_the_load_is_kept() -> None:
     run(scenario)
 
 
-def test_the_default_timeout_counts_for_the_load_too() -> None:
+def test_the_default_timeout_includes_the_load() -> None:
     async def scenario() -> None:
         with pytest.raises(Unavailable, match="Request timeout expired"):
             await Sleeper(timeout_us=20_000).ask()

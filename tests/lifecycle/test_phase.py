@@ -1,4 +1,4 @@
-"""The phases of a version: which may follow which, and what clients see of them."""
+"""The phases of a version: their transitions, and the states that clients see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planner: each rule, and what holds for every order of events."""
+"""The planner: each rule, and properties for every order of events."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_failed_load_leaves_the_old_version() -> None:
     assert steps([wanted("2")], [held(1), held(2, "2", phase=VersionPhase.FAILED)]) == []
 
 
-def test_a_failed_load_is_tried_again_at_its_time() -> None:
+def test_a_failed_load_is_retried_when_due() -> None:
     failed = held(1, phase=VersionPhase.FAILED, retry_at=5.0)
     assert steps([wanted()], [failed], now=4.9) == []
     assert steps([wanted()], [failed], now=5.0) == [BeginLoad(wanted(), 1)]
@@ -81,7 +81,7 @@ def test_a_failed_load_is_forgotten_when_its_files_change() -> None:
     assert steps([goal], [held(1, phase=VersionPhase.FAILED)]) == [Forget(1), BeginLoad(goal)]
 
 
-def test_changed_settings_are_an_update_and_no_load() -> None:
+def test_changed_settings_are_an_update_not_a_load() -> None:
     goal = wanted(settings="two instances")
     assert steps([goal], [held(1, settings="one instance")]) == [Update(1, goal)]
 
@@ -96,7 +96,7 @@ def test_a_model_that_is_not_wanted_is_unloaded_at_once() -> None:
     assert steps([], there) == [Cancel(2), Unload(3), Forget(4), Unload(1)]
 
 
-def test_a_version_held_back_is_loaded_and_takes_no_place() -> None:
+def test_a_version_held_back_is_loaded_but_replaces_nothing() -> None:
     goals = [wanted(), wanted(fingerprint="b", serve=False)]
     assert steps(goals, [held(1), held(2, fingerprint="b", phase=VersionPhase.LOADED)]) == []
 
@@ -160,7 +160,7 @@ class World:
                 del there[key]
 
     def end_one(self, number: int, retry: bool) -> None:
-        """One load or drain that is under way comes to its end."""
+        """Ends one running load or drain."""
         busy = [
             one for one in self.there.values() if one.phase in (VersionPhase.LOADING, VersionPhase.DRAINING)
         ]
@@ -247,7 +247,7 @@ def test_every_order_of_events_keeps_models_answering_and_reaches_the_target(
             assert ready[identity].settings == goal.settings
         if not goal.loaded:
             assert identity not in ready
-    # Anything held but unwanted only stands in for a version that could not be loaded.
+    # An unwanted version is only held while its replacement could not be loaded.
     for name, version, fingerprint in ready.keys() - goals.keys():
         wanted_of_model = [identity for identity in goals if identity[0] == name]
         assert any(identity in world.broken for identity in wanted_of_model), (name, version, fingerprint)

@@ -15,9 +15,7 @@ MIB = 1 << 20
 
 
 class House:
-    """A process of 100 MiB without models, and a budget of 200 MiB; `stays` is what an unloaded version does
-    not give back.
-    """
+    """A process of 100 MiB and a budget of 200 MiB; unloading a version leaves the share `stays` of its memory."""
 
     def __init__(self, budget: int | None = 200 * MIB, stays: float = 0.0) -> None:
         self.tenants: dict[Hashable, Tenant] = {}
@@ -61,7 +59,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
-def test_a_load_that_fits_moves_nobody() -> None:
+def test_a_load_that_fits_evicts_nothing() -> None:
     async def scenario() -> None:
         house = House()
         house.add("a", 30)
@@ -71,7 +69,7 @@ def test_a_load_that_fits_moves_nobody() -> None:
     run(scenario)
 
 
-def test_the_least_recently_used_sleep_for_a_load_that_does_not_fit() -> None:
+def test_the_least_recently_used_are_evicted_for_a_load_that_does_not_fit() -> None:
     async def scenario() -> None:
         house = House()
         for key, used in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
@@ -83,7 +81,7 @@ def test_the_least_recently_used_sleep_for_a_load_that_does_not_fit() -> None:
     run(scenario)
 
 
-def test_more_go_when_the_first_gave_back_less_than_was_measured() -> None:
+def test_more_are_evicted_when_the_first_freed_less_than_measured() -> None:
     async def scenario() -> None:
         house = House(stays=0.5)
         for number in range(5):
@@ -122,7 +120,7 @@ def test_a_load_without_files_is_admitted_when_memory_is_full() -> None:
 @pytest.mark.parametrize(
     ("budget", "advice", "retry_after"), [(140, "Raise --memory-budget", None), (150, "Try again", 1)]
 )
-def test_to_try_again_is_advised_where_that_may_help(
+def test_a_refusal_advises_a_retry_if_that_may_help(
     budget: int, advice: str, retry_after: int | None
 ) -> None:
     busy = Tenant("busy", 30 * MIB, 0.0, busy=True)

@@ -1,4 +1,4 @@
-"""Several repositories as one: every name once."""
+"""Several repositories as one, without duplicate names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_one_name_in_two_repositories_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_with_namespaces_every_model_is_called_after_its_repository(tmp_path: Path) -> None:
+def test_with_namespaces_every_model_is_named_after_its_repository(tmp_path: Path) -> None:
     put(tmp_path / "blue" / "add" / "1" / "model.onnx")
     put(tmp_path / "green" / "add" / "1" / "model.onnx")
     put(tmp_path / "green" / "mul" / "1" / "model.onnx")

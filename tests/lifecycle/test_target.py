@@ -1,4 +1,4 @@
-"""Which versions of a model should be served, by its policy and what was asked for."""
+"""Which versions of a model should be served, by its policy and by request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def source(repository: Path) -> Source:
     return Source(found.name, found, opened)
 
 
-def test_a_policy_that_names_only_versions_that_are_not_there_says_so(tmp_path: Path) -> None:
+def test_a_policy_of_missing_versions_is_reported(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     put(tmp_path / "m" / "config.pbtxt", "version_policy { specific { versions: [4, 5] } }")
 

@@ -70,9 +70,7 @@ def test_the_order_is_total(first: str, second: str, third: str) -> None:
 @given(NAMES, NAMES)
 def test_the_order_is_that_of_an_independent_comparison(first: str, second: str) -> None:
     def compare(left: str, right: str) -> int:
-        """Digit runs by length once zeros are gone, then by character; a run of digits comes before any
-        other.
-        """
+        """Digit runs compare by length without leading zeros, then by character, and precede other runs."""
         for one, other in zip(
             re.findall("[0-9]+|[^0-9]+", left), re.findall("[0-9]+|[^0-9]+", right), strict=False
         ):
@@ -139,7 +137,7 @@ def test_the_reason_why_nothing_is_served_is_given() -> None:
     assert reason == "'/models/m' holds none of the versions that version_policy names: 4, 5 (it holds 1)"
 
 
-def test_missing_versions_are_told_in_one_short_sentence() -> None:
+def test_many_missing_versions_are_abbreviated() -> None:
     missing = [str(version) for version in range(2, 1002)]
     told = none_selected("/models/add1", ["1"], missing)
     assert told.endswith("20, 21 and 980 more (it holds 1)")

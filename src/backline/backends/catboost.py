@@ -9,7 +9,7 @@ import numpy as np
 
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import decode, encode, import_runtime, read_start
+from backline.backends.runtime import decode, encode, import_runtime, loading, read_start
 from backline.backends.table import CATEGORIES, TableModel, features, reason
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
@@ -43,12 +43,8 @@ class CatBoost:
             )
         runtime = import_runtime("catboost", what="CatBoost models need CatBoost", extra="catboost")
         model: Any = runtime.CatBoost()
-        try:
+        with loading(path, f"CatBoost {runtime.__version__}", reason):
             model.load_model(str(path))
-        except Exception as error:
-            raise InvalidArgument(
-                f"'{path}' cannot be loaded by CatBoost {runtime.__version__}: {reason(error)}"
-            ) from None
         for kind, indexes in (
             ("text", model.get_text_feature_indices()),
             ("embedding", model.get_embedding_feature_indices()),

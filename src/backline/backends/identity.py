@@ -35,15 +35,14 @@ class Identity:
         if not config.inputs or len(config.inputs) != len(config.outputs):
             raise InvalidArgument(
                 f"model '{config.name}': the identity backend needs as many outputs as inputs, but"
-                f" {config.source or 'its configuration'}"
-                f" names {len(config.inputs)} inputs and {len(config.outputs)} outputs"
+                f" {config.source or 'its configuration'} names {len(config.inputs)} inputs and"
+                f" {len(config.outputs)} outputs"
             )
         for given, answered in zip(config.inputs, config.outputs, strict=True):
             if given.datatype is not answered.datatype or given.shape != answered.shape:
                 raise InvalidArgument(
                     f"model '{config.name}': the identity backend gives input '{given.name}' back as"
-                    f" '{answered.name}', but they differ in"
-                    " datatype or dims"
+                    f" '{answered.name}', but they differ in datatype or dims"
                 )
         parameters = Parameters(config, self.name, _KNOWN)
         return IdentityModel(config, _delay(config, parameters), parameters.warnings)

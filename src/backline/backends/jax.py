@@ -13,7 +13,7 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line, read_start
+from backline.backends.runtime import import_runtime, one_line, read_start, unservable
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import Internal, InvalidArgument
@@ -27,10 +27,8 @@ _WHAT = "JAX models need JAX"
 _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 #: The platforms of functions that run on GPUs.
 _GPU_PLATFORMS = frozenset({"cuda", "rocm"})
-
-
-#: Targets of custom calls that jump to an address which the file gives (jax.pure_callback). jax.export refuses to write them; a file can
-#: be made by other means. Names stand in the bytecode as they are.
+#: Custom calls that jump to an address given by the file (jax.pure_callback). jax.export refuses to write
+#: them, but an attacker need not use it. The bytecode holds names in plain text.
 _CALLBACK = re.compile(rb"xla_(?:ffi_)?(?:partitioned_)?python_\w*callback")
 
 
@@ -111,13 +109,12 @@ def _read(jax: Any, path: Path) -> Any:
     except Exception as error:
         raise InvalidArgument(
             f"'{path}' cannot be loaded by JAX {jax.__version__}: {one_line(error) or type(error).__name__};"
-            " expected what"
-            " jax.export.export(function)(*arguments).serialize() gives"
+            " expected what jax.export.export(function)(*arguments).serialize() gives"
         ) from None
     if found := _CALLBACK.search(module):
         raise InvalidArgument(
-            f"'{path}' calls '{found[0].decode()}', which takes an address in the process that exported it and is not served;"
-            " export the function without callbacks"
+            f"'{path}' calls '{found[0].decode()}', which takes an address in the process that exported it"
+            " and is refused; export the function without callbacks"
         )
     return exported
 
@@ -169,10 +166,7 @@ class JaxModel:
         try:
             answers = tree.tree_leaves(self._call(*arguments, **keywords))
             arrays = [np.asarray(answers[self._positions[name]]) for name in outputs]
-        except (
-            ValueError,
-            TypeError,
-        ) as error:  # JAX's error for shapes that contradict the exported ones
+        except (ValueError, TypeError) as error:  # JAX's error for shapes that contradict the exported ones
             raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
         except Exception as error:
             raise Internal(f"model '{self._name}' failed: {one_line(error)}") from None
@@ -199,8 +193,5 @@ def _spec(path: Path, kind: str, name: str, aval: Any) -> TensorSpec:
         try:
             datatype = DataType.from_dtype(np.dtype(aval.dtype))
         except (InvalidArgument, TypeError):
-            raise InvalidArgument(
-                f"'{path}' cannot be served: {kind} '{name}' is of type {aval.dtype}, which no request can"
-                " carry"
-            ) from None
+            raise unservable(path, kind, name, f"of type {aval.dtype}") from None
     return TensorSpec(name, datatype, tuple(dim if isinstance(dim, int) else -1 for dim in aval.shape))

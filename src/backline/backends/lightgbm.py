@@ -1,4 +1,4 @@
-"""LightGBM boosters, from text files that are checked as data first."""
+"""LightGBM boosters. LightGBM trusts the numbers in a file: see check_file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, read_start
+from backline.backends.runtime import import_runtime, loading, read_start
 from backline.backends.table import TableModel, features, reason
 from backline.backends.tree_checks import MAX_CLASSES, Damaged, check_children, check_range, damaged
 from backline.engine.datatypes import DataType
@@ -38,19 +38,13 @@ class LightGbm:
         if read_start(path).split(None, 1)[0] != b"tree":
             raise InvalidArgument(
                 f"'{path}' is not a model that LightGBM's save_model wrote: it does not begin with 'tree'; if"
-                " it is another file"
-                " of that name, set default_model_filename to the model's own"
+                " it is another file of that name, set default_model_filename to the model's own"
             )
         runtime = import_runtime("lightgbm", what="LightGBM models need LightGBM", extra="lightgbm")
         check_file(path)
-        booster: Any
-        try:
-            booster = runtime.Booster(model_file=str(path))
+        with loading(path, f"LightGBM {runtime.__version__}", reason):
+            booster: Any = runtime.Booster(model_file=str(path))
             count = booster.num_feature()
-        except Exception as error:
-            raise InvalidArgument(
-                f"'{path}' cannot be loaded by LightGBM {runtime.__version__}: {reason(error)}"
-            ) from None
 
         def predict(rows: np.ndarray) -> np.ndarray:
             return np.asarray(booster.predict(rows, num_threads=threads))
@@ -61,7 +55,7 @@ class LightGbm:
 
 
 _END: Final = b"end of trees"
-#: Of a tree with splits: one value for each split, one for each leaf; the library reads those of the first line whatever a file says.
+#: Fields with one value for each split. LightGBM reads the first group unconditionally, the others if given.
 _OF_SPLITS: Final = ("split_feature", "threshold", "decision_type", "left_child", "right_child")
 _MORE_OF_SPLITS: Final = ("split_gain", "internal_value", "internal_weight", "internal_count")
 _MORE_OF_LEAVES: Final = ("leaf_weight", "leaf_count")
@@ -69,7 +63,9 @@ _CATEGORICAL: Final = 1
 
 
 def check_file(path: Path) -> None:
-    """Raises InvalidArgument for a file that was not copied completely or whose numbers lead out of it."""
+    """Raises InvalidArgument for an incomplete file, and for numbers that would make LightGBM read out of
+    bounds, loop, or abort the process.
+    """
     with damaged(path):
         content = path.read_bytes()
         end = content.find(b"\n" + _END)
@@ -87,10 +83,10 @@ def check_file(path: Path) -> None:
         if (given := re.search(r"\bnum_class:(\d+)", header.get("objective", ""))) and int(
             given[1]
         ) != classes:
-            raise Damaged("the num_class of its objective is another")
+            raise Damaged("the num_class of its objective differs")
         for name in ("feature_names", "feature_infos"):
             if name in header and len(header[name].split()) != features:
-                raise Damaged(f"{name} are not {features}")
+                raise Damaged(f"{name} does not have {features} values")
         trees = _trees(content, header, first, end + 1)
         if len(trees) % classes:
             raise Damaged(f"{len(trees)} trees are not the same number for each of {classes} classes")
@@ -102,7 +98,7 @@ def check_file(path: Path) -> None:
 
 
 def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> list[bytes]:
-    """The texts of the trees, where the library looks for them: by their sizes."""
+    """The texts of the trees, found by their sizes as LightGBM does."""
     if "tree_sizes" in header:
         sizes = _integers(header, "tree_sizes")
         check_range("tree_sizes", sizes, 0, len(content) + 1)
@@ -114,7 +110,7 @@ def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> l
         starts.append(end)
     trees = [content[start:stop] for start, stop in pairwise(starts)]
     if starts[-1] != end or any(not tree.startswith(b"Tree=") for tree in trees):
-        raise Damaged("tree_sizes are not those of the trees")
+        raise Damaged("tree_sizes does not match the trees")
     return trees
 
 
@@ -141,7 +137,7 @@ def _check_tree(tree: Mapping[str, str], features: int) -> None:
                 _count(tree, name, count)
     check_range("split_feature", _integers(tree, "split_feature"), 0, features)
     left, right = _integers(tree, "left_child"), _integers(tree, "right_child")
-    # A leaf is the complement of its index: leaves come after the splits here.
+    # A negative child is a leaf, ~index; leaves are numbered after the splits here.
     joined = [np.where(child < 0, leaves - 2 - child, child) for child in (left, right)]
     check_children(np.arange(leaves - 1), joined[0], joined[1], 2 * leaves - 1)
     by_category = (_integers(tree, "decision_type") & _CATEGORICAL) != 0
@@ -149,12 +145,12 @@ def _check_tree(tree: Mapping[str, str], features: int) -> None:
         bounds = _integers(tree, "cat_boundaries")
         _count(tree, "cat_boundaries", categories + 1)
         if bounds[0] != 0 or (np.diff(bounds) < 0).any():
-            raise Damaged("cat_boundaries do not rise from 0")
+            raise Damaged("cat_boundaries does not rise from 0")
         _count(tree, "cat_threshold", int(bounds[-1]))
     if by_category.any():
         chosen = np.array(tree["threshold"].split(), np.float64)[by_category]
         if not ((chosen >= 0) & (chosen < categories)).all():
-            raise Damaged("the threshold of a categorical split is none of its categories")
+            raise Damaged("the threshold of a categorical split is not one of its categories")
 
 
 def _lines(text: bytes) -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line, read_start
+from backline.backends.runtime import import_runtime, loading, one_line, read_start, unservable
 from backline.engine.datatypes import DataType
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -48,16 +48,11 @@ class LiteRt:
         def interpreter() -> Any:
             return runtime.Interpreter(model_path=str(path), num_threads=threads)
 
-        try:
-            key = _choose_signature(
-                path, list(interpreter().get_signature_list()), parameters.text("signature")
-            )
+        with loading(path, "LiteRT"):
+            keys = list(interpreter().get_signature_list())
+            key = _choose_signature(path, keys, parameters.text("signature"))
             first = _Program(interpreter(), key)
             file = Signature(_specs(path, "input", first.inputs()), _specs(path, "output", first.outputs()))
-        except InvalidArgument:
-            raise
-        except Exception as error:
-            raise InvalidArgument(f"'{path}' cannot be loaded by LiteRT: {one_line(error)}") from None
         file = _with_batch(first, file)
         first = _Program(interpreter(), key)  # sizes that failed may leave an interpreter unusable
         signature = agree(path, file, config)
@@ -180,10 +175,7 @@ def _specs(path: Path, kind: str, details: Sequence[tuple[str, dict[str, Any]]])
         try:
             datatype = DataType.from_dtype(np.dtype(detail["dtype"]))
         except InvalidArgument:
-            raise InvalidArgument(
-                f"'{path}' cannot be served: {kind} '{name}' is of type {detail['dtype']}, which no request"
-                " can carry"
-            ) from None
+            raise unservable(path, kind, name, f"of type {detail['dtype']}") from None
         shape = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
         specs.append(TensorSpec(name, datatype, tuple(int(dim) for dim in shape)))
     return tuple(specs)

@@ -1,6 +1,7 @@
-"""Where an ONNX file says that its weights lie: only files of the model's own folder, whatever version of ONNX Runtime reads it.
+"""External data of ONNX files: weights may only come from the model's own folder.
 
-Recent versions check this themselves, older ones do not follow links. The file is walked by its wire format (onnx.proto), weights skipped.
+Recent versions of ONNX Runtime check this themselves, but older ones do not resolve links. The file is walked
+by its wire format (onnx.proto), skipping weights.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final, TypeAlias
 
 from backline.engine.errors import InvalidArgument
 
-#: For each message the fields that lead to tensors, and the message that each holds.
+#: By message: the fields that lead to tensors, and the message in each.
 _PATHS: Final[dict[str, dict[int, str]]] = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
@@ -29,23 +30,24 @@ _Bytes: TypeAlias = bytes | mmap.mmap
 
 
 def check_external_data(path: Path) -> None:
-    """Raises InvalidArgument where a tensor's data would come from outside of the folder of the file. Reads no more than the structure."""
+    """Raises InvalidArgument if a tensor's data is outside the file's folder. Reads only the structure."""
     folder = path.resolve().parent
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for location in set(_locations(content)):
                 _check(path, folder, location)
     except (IndexError, ValueError):
-        return  # no protobuf: the runtime says so
+        return  # not protobuf, which the runtime will report
 
 
 def _check(path: Path, folder: Path, location: str) -> None:
     pure = PurePosixPath(location)
-    # "*/_ORT_MEM_ADDR_/*" is ONNX Runtime's own mark for an address in memory, which no file has a use for.
+    # "*/_ORT_MEM_ADDR_/*" is ONNX Runtime's internal marker for a memory address: never valid in a file.
     outside = pure.is_absolute() or ".." in pure.parts or "\\" in location or location.startswith("*/")
     if outside or not _resolved(folder / location).is_relative_to(folder):
         raise InvalidArgument(
-            f"'{path}' takes weights from '{location}', which is outside of its folder; save it with external data next to the model"
+            f"'{path}' takes weights from '{location}', which is outside of its folder; save it with external"
+            " data in the model's folder"
         )
 
 
@@ -72,7 +74,7 @@ def _locations(content: _Bytes) -> Iterator[str]:
 
 
 def _fields(content: _Bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields with a length: their numbers, beginnings and ends. Raises ValueError or IndexError for what is no message."""
+    """The length-delimited fields: number, start and end. Raises ValueError or IndexError if malformed."""
     while at < end:
         tag, at = _varint(content, at)
         kind = tag & 7

@@ -17,9 +17,9 @@ Value = TypeVar("Value")
 #: Areas of parameters passed to the session under their own names
 #: (onnxruntime_session_options_config_keys.h).
 _SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
-#: Those of them that may be set: they change how a run is computed and no more. Whoever may configure a model must not thereby write
-#: files as the server's user or map files it can read, which others do (collect_node_memory_stats_to_file, optimized_model_filepath,
-#: node_partition_config_file, moe.offload.*); as ONNX Runtime adds keys in every release, what is not listed here is refused.
+#: The keys that may be set: they only change how a run is computed. Others write or map files
+#: (collect_node_memory_stats_to_file, optimized_model_filepath, node_partition_config_file, moe.offload.*),
+#: which a configuration must not do as the server's user. Every release adds keys, so this is an allow-list.
 _SESSION_KEYS = frozenset(
     {
         "mlas.disable_kleidiai",
@@ -182,7 +182,7 @@ def _count(text: str) -> int:
 def _refused(model: str, key: str) -> str:
     near = difflib.get_close_matches(key, _SESSION_KEYS, 1)
     hint = f"did you mean '{near[0]}'?" if near else "remove it"
-    return f"parameter '{key}' of model '{model}' is none of the session options that a model may set; {hint}"
+    return f"parameter '{key}' of model '{model}' is not a session option that a model may set; {hint}"
 
 
 def _unknown(model: str, key: str) -> str:

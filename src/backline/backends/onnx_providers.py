@@ -66,14 +66,13 @@ def read_providers(
         if provider not in installed:
             raise InvalidArgument(
                 f"model '{config.name}' asks for the execution provider '{name}', which the installed ONNX"
-                " Runtime does not have"
-                f" (it has {', '.join(installed)}): pip install {package} in place of onnxruntime"
+                f" Runtime does not have (it has {', '.join(installed)}): pip install {package} in place of"
+                " onnxruntime"
             )
         if name in _ON_GPUS and device.kind == "cpu":
             raise InvalidArgument(
                 f"model '{config.name}' asks for the execution provider '{name}', but its instances are on"
-                " the CPU:"
-                f" {why_no_gpu() or 'its instance_group says KIND_CPU'}"
+                f" the CPU: {why_no_gpu() or 'its instance_group says KIND_CPU'}"
             )
         providers.append((provider, _options(config, name, options, device)))
     if CPU not in (provider for provider, _ in providers):
@@ -87,8 +86,8 @@ def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
         return f"its parameter {PARAMETER} is '{config.parameters[PARAMETER]}'"
     if CUDA not in installed:
         return (
-            f"the installed ONNX Runtime has no {CUDA} (it has {', '.join(installed)}): "
-            "pip install onnxruntime-gpu in place of onnxruntime"
+            f"the installed ONNX Runtime has no {CUDA} (it has {', '.join(installed)}): pip install"
+            " onnxruntime-gpu in place of onnxruntime"
         )
     return ""
 

@@ -24,7 +24,15 @@ from backline.backends.onnx_providers import (
     usable_gpus,
     why_on_no_gpu,
 )
-from backline.backends.runtime import decode, encode, import_runtime, one_line, read_start
+from backline.backends.runtime import (
+    decode,
+    encode,
+    import_runtime,
+    loading,
+    one_line,
+    read_start,
+    unservable,
+)
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
@@ -85,14 +93,10 @@ class OnnxRuntime:
             settings = _without_accelerators(config, settings, idle, strict=options.strict_devices)
         read_start(path)
         check_external_data(path)
-        try:
+        with loading(path, f"ONNX Runtime {runtime.__version__}", _one_line):
             session = runtime.InferenceSession(
                 str(path), _session_options(runtime, settings), providers=providers
             )
-        except Exception as error:
-            raise InvalidArgument(
-                f"'{path}' cannot be loaded by ONNX Runtime {runtime.__version__}: {_one_line(error)}"
-            ) from None
         _check_providers(config, providers, session.get_providers())
         file = Signature(
             tuple(_spec(path, "input", node) for node in session.get_inputs()),
@@ -125,15 +129,17 @@ class OnnxModel:
         self._new_options = new_options
         self._options, self._shrinking = new_options(), _with_shrinking(new_options(), settings)
         self._settings = settings
+        self.signature = signature
         self._ran_large = False
         self._arena_outputs = ArenaOutputs()
-        # Bypasses the Python wrapper, whose checks are repeated inside and take a third of the time of a
-        # small model.
-        self._run_session = getattr(session, "_sess", session).run
-        self.signature = signature
-        #: Settings of the configuration that have no effect.
+        self._run_session = self._runner()
         self.warnings = settings.warnings
         self.threads_per_run = settings.intra_op_threads
+
+    def _runner(self) -> Callable[..., Any]:
+        # Bypasses the Python wrapper, whose checks are repeated inside and take a third of the time of a
+        # small model.
+        return getattr(self._session, "_sess", self._session).run  # type: ignore[no-any-return]
 
     def run(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None
@@ -194,20 +200,11 @@ class StringModel(OnnxModel):
 class Bfloat16Model(StringModel):
     """A model with BF16 tensors, which numpy lacks: their bits travel as uint16."""
 
-    def __init__(
-        self,
-        name: str,
-        session: Any,
-        new_options: _NewOptions,
-        signature: Signature,
-        settings: SessionSettings,
-    ) -> None:
-        super().__init__(name, session, new_options, signature, settings)
-        self._bfloat16_inputs = frozenset(
-            spec.name for spec in signature.inputs if spec.datatype is DataType.BF16
-        )
+    def _runner(self) -> Callable[..., Any]:
+        inputs = self.signature.inputs
+        self._bfloat16_inputs = frozenset(spec.name for spec in inputs if spec.datatype is DataType.BF16)
         self._value_of = _import().OrtValue
-        self._run_session = self._run_values
+        return self._run_values
 
     def _run_values(
         self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray], options: Any
@@ -295,17 +292,14 @@ def _check_providers(config: ModelConfig, wanted: Sequence[Provider], used: Sequ
         if name not in used:
             raise InvalidArgument(
                 f"model '{config.name}' asks for the {name}, which is installed but cannot be used on this"
-                " machine: a driver, a library or"
-                " the device is missing"
+                " machine: a driver, a library or the device is missing"
             )
 
 
 def _spec(path: Path, kind: str, node: Any) -> TensorSpec:
     datatype = _DATATYPES.get(node.type)
     if datatype is None:
-        raise InvalidArgument(
-            f"'{path}' cannot be served: {kind} '{node.name}' is a {node.type}, which no request can carry"
-        )
+        raise unservable(path, kind, node.name, f"a {node.type}")
     return TensorSpec(
         node.name, datatype, tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in node.shape)
     )
@@ -316,7 +310,7 @@ def _check_no_strings(path: Path, file: Signature) -> None:
     for spec in file.inputs:
         if spec.datatype is DataType.BYTES:
             raise InvalidArgument(
-                f"'{path}' cannot be served: it has BF16 tensors besides the strings of input '{spec.name}'"
+                f"'{path}' cannot be served: it has BF16 tensors, and strings in input '{spec.name}'"
             )
 
 
@@ -329,22 +323,21 @@ def _one_line(error: Exception) -> str:
     return one_line(reason) if reason.strip() else type(error).__name__
 
 
-MIB = 1024 * 1024
-#: Smaller outputs are not counted.
-LARGE = MIB // 4
-#: Bytes of outputs that may lie in the arena at once.
-MAX_HELD = 16 * MIB
+#: Smaller outputs, in bytes, are not counted.
+LARGE = 1 << 18
+#: Bytes of outputs that may stay in the arena at once.
+MAX_HELD = 1 << 24
 
 
 class ArenaOutputs:
-    """Copies outputs out of the arena while too many of its bytes are held.
+    """Copies outputs out of the arena while too many of its bytes are in use.
 
-    An arena grows for outputs that are still in use, and keeps what it grew by when they are freed: a burst of large answers that nobody
-    reads would stay resident for as long as the model is loaded. Copies go back to the system when they are freed. As long as clients take
-    their answers nothing is copied.
+    An arena grows for outputs in use and never shrinks: a burst of large responses that nobody reads would
+    stay resident until the model is unloaded. Freed copies return to the system. Nothing is copied while
+    clients keep up.
 
-    Outputs are freed on any thread, and at any moment of the interpreter's choice. So nothing here takes a lock: single operations on
-    the dictionary are atomic.
+    Outputs are freed on any thread, whenever the garbage collector runs, so nothing here may take a lock:
+    single operations on the dictionary are atomic.
     """
 
     def __init__(self) -> None:
@@ -352,11 +345,11 @@ class ArenaOutputs:
 
     @property
     def held(self) -> int:
-        """Bytes of outputs that lie in the arena and are in use."""
+        """Bytes of outputs in the arena that are in use."""
         return sum(size for _, size in tuple(self._held.values()))
 
     def limit(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
-        """The outputs of a run, in the arena or copied."""
+        """The outputs of a run, large ones copied while the limit is exceeded."""
         for array in outputs:
             if type(array) is np.ndarray and array.nbytes >= LARGE:
                 return [self._limit(array) for array in outputs]

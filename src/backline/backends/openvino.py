@@ -14,7 +14,15 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import decode, encode, import_runtime, one_line, read_start
+from backline.backends.runtime import (
+    decode,
+    encode,
+    import_runtime,
+    loading,
+    one_line,
+    read_start,
+    unservable,
+)
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import Internal, InvalidArgument
@@ -92,16 +100,10 @@ class OpenVino:
                 "NUM_STREAMS": str(streams),
             }
         core = runtime.Core()
-        try:
+        with loading(path, f"OpenVINO {runtime.__version__}"):
             network = core.read_model(str(path))
             file = Signature(_specs(path, "input", network.inputs), _specs(path, "output", network.outputs))
             compiled = core.compile_model(network, _device_name(options.device), properties)
-        except InvalidArgument:
-            raise
-        except Exception as error:
-            raise InvalidArgument(
-                f"'{path}' cannot be loaded by OpenVINO {runtime.__version__}: {one_line(error)}"
-            ) from None
         signature = agree(path, file, config)
         return OpenVinoModel(config.name, compiled, file, signature, threads, parameters.warnings)
 
@@ -191,10 +193,7 @@ def _specs(path: Path, kind: str, ports: Sequence[Any]) -> tuple[TensorSpec, ...
         type_name = port.element_type.get_type_name()
         datatype = _DATATYPES.get(type_name)
         if datatype is None:
-            raise InvalidArgument(
-                f"'{path}' cannot be served: {kind} '{name}' is of type {type_name}, which no request can"
-                " carry"
-            )
+            raise unservable(path, kind, name, f"of type {type_name}")
         specs.append(TensorSpec(name, datatype, _shape(port.partial_shape, kind)))
     return tuple(specs)
 

@@ -161,8 +161,7 @@ class PytorchModel:
         if array.dtype != wanted.dtype:
             raise Internal(
                 f"output '{name}' of model '{self._name}' is {DataType.from_dtype(array.dtype).config_name},"
-                " but its configuration says"
-                f" {wanted.config_name}"
+                f" but its configuration says {wanted.config_name}"
             )
         return array
 
@@ -211,8 +210,8 @@ def _name_inputs(
         names = ", ".join(f"'{argument.name}'" for argument in arguments)
         raise InvalidArgument(
             f"model '{config.name}': {config.source} names the inputs"
-            f" {', '.join(repr(spec.name) for spec in given)}, but"
-            f" '{path}' takes {names}; name them so, or INPUT__0, INPUT__1 and so on"
+            f" {', '.join(repr(spec.name) for spec in given)}, but '{path}' takes {names}; name them so, or"
+            " INPUT__0, INPUT__1 and so on"
         )
     order = sorted(zip(indexes, given, strict=True), key=lambda pair: pair[0])
     for index, spec in order:
@@ -240,8 +239,7 @@ def _name_outputs(
         if max(indexes) >= len(program.outputs):
             raise InvalidArgument(
                 f"model '{config.name}': {config.source} names the outputs {', '.join(map(repr, names))}, but"
-                f" '{path}' has"
-                f" {', '.join(repr(spec.name) for spec in program.outputs)}"
+                f" '{path}' has {', '.join(repr(spec.name) for spec in program.outputs)}"
             )
         return [
             (replace(program.outputs[index], name=name), index)
@@ -268,8 +266,7 @@ def _check_argument(path: Path, argument: Argument, spec: TensorSpec, config: Mo
     if not fits:
         raise InvalidArgument(
             f"model '{config.name}': argument '{argument.name}' of '{path}' is a {argument.type}, which"
-            " cannot be made of"
-            f" {spec.datatype.config_name} ('{spec.name}' in {config.source})"
+            f" cannot be made of {spec.datatype.config_name} ('{spec.name}' in {config.source})"
         )
 
 

@@ -56,8 +56,8 @@ def identify(path: Path) -> PytorchKind:
         ]
         if unsafe:
             raise InvalidArgument(
-                f"'{path}' holds objects that only executing a pickle could restore ({unsafe[0]});"
-                " export the network without custom objects"
+                f"'{path}' holds objects that only executing a pickle could restore ({unsafe[0]}); export the"
+                " network without custom objects"
             )
         return PytorchKind.EXPORTED
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
@@ -79,16 +79,15 @@ def compiled_for(path: Path) -> str:
 def _checkpoint(path: Path) -> InvalidArgument:
     return InvalidArgument(
         f"'{path}' is a checkpoint that is not a model: it was written by torch.save and holds weights, or a"
-        " pickle of Python objects,"
-        f" which is never executed. Export the network with its weights: {_EXPORT}"
+        f" pickle of Python objects, which is never executed. Export the network with its weights: {_EXPORT}"
     )
 
 
-#: Of `aten::`. All that torch._C._jit_get_all_schemas() has with a file's name among its arguments.
+#: The `aten::` operations that take a file's name (of all in torch._C._jit_get_all_schemas()).
 _FORBIDDEN: Final = frozenset({"from_file", "save"})
-#: Bytes of source in one file; that of the largest networks is far smaller.
+#: The most source in one file, in bytes; the largest networks have far less.
 _MOST_SOURCE: Final = 64 << 20
-#: As PyTorch's lexer has them (torch/csrc/jit/frontend/lexer.cpp): strings without prefixes, comments, names, anything else.
+#: As in PyTorch's lexer (torch/csrc/jit/frontend/lexer.cpp): strings without prefixes, comments, names, rest.
 _TOKEN: Final = re.compile(
     r'"""(?:[^\\]|\\.)*?"""' r"|'''(?:[^\\]|\\.)*?'''" r'|"(?:[^"\\\n]|\\.)*"' r"|'(?:[^'\\\n]|\\.)*'"
     r"|#[^\n]*|[A-Za-z_][A-Za-z0-9_]*|\S",
@@ -97,21 +96,20 @@ _TOKEN: Final = re.compile(
 
 
 def check_source(path: Path) -> None:
-    """Raises InvalidArgument for an archive whose TorchScript source names a forbidden operation, in whatever spelling.
+    """Raises InvalidArgument if TorchScript source names a forbidden operation, in any spelling.
 
-    A tensor's method, an alias and `torch.save` all need the name; `getattr` needs it as a string.
+    Loading a script already runs code (`__setstate__`), so this comes first. A tensor's method, an alias and
+    `torch.save` all need the name; `getattr` needs it as a string.
     """
     try:
         with ZipFile(path) as archive:
             members = archive.infolist()
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
-                # PyTorch and this module could each read another one of them.
+                # PyTorch might run one and this module check the other.
                 raise InvalidArgument(f"'{path}' holds two members of one name; save the script again")
             if any(name.lower().endswith("/model.json") for name in names):
-                raise InvalidArgument(
-                    f"'{path}' is of a form that PyTorch wrote before 1.0; save the script again"
-                )
+                raise InvalidArgument(f"'{path}' has the format of PyTorch before 1.0; save the script again")
             # PyTorch finds members whatever their case.
             source = [member for member in members if member.filename.lower().endswith(".py")]
             if sum(member.file_size for member in source) > _MOST_SOURCE:
@@ -124,7 +122,10 @@ def check_source(path: Path) -> None:
 
 
 def check_graphs(path: Path, module: Any) -> None:
-    """Raises InvalidArgument where a graph of a loaded module calls a forbidden operation."""
+    """Raises InvalidArgument if a graph of a loaded module calls a forbidden operation.
+
+    The graphs are what PyTorch made of the source, whatever `check_source` took it for.
+    """
     for part in module.modules():
         for name in part._c._method_names():
             for kind in _kinds(part._c._get_method(name).graph):
@@ -138,7 +139,7 @@ def _named(text: str) -> Iterator[str]:
     before, literal = "", ""
     for match in _TOKEN.finditer(text):
         token = match[0]
-        if token[0] in "\"'":  # adjacent strings are one
+        if token[0] in "\"'":  # adjacent strings are concatenated
             literal += _value(token)
             continue
         if token[0] == "#":
@@ -169,6 +170,6 @@ def _kinds(graph: Any) -> Iterator[str]:
 
 def _forbidden(path: Path, operation: str) -> InvalidArgument:
     return InvalidArgument(
-        f"'{path}' names torch.{operation}, which reads or writes files and is not served: take it out of the script and save that again;"
-        " a method or attribute of that name must be renamed"
+        f"'{path}' names torch.{operation}, which reads or writes files and is not served: remove it from the"
+        " script and save it again; rename a method or attribute of that name"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from backline.backends.pytorch_files import check_graphs, check_source, compiled_for
-from backline.backends.runtime import cuda_gpus, one_line
+from backline.backends.runtime import LLVM_IMPORT, cuda_gpus, loading, unservable
 from backline.engine.datatypes import DataType
 from backline.engine.device import Device, Gpus
 from backline.engine.errors import InvalidArgument
@@ -51,7 +52,7 @@ class Argument:
 class Program:
     """A loaded program. `call` takes values for the first `arguments`, in order.
 
-    `inputs` and `outputs` are None if the file does not tell them.
+    `inputs` and `outputs` are None if the file does not describe them.
     """
 
     arguments: tuple[Argument, ...]
@@ -63,10 +64,11 @@ class Program:
 def load_script(torch: Any, path: Path, device: str | None) -> Program:
     """Loads TorchScript onto a device; None keeps the tensors' own.
 
-    The code can reach neither Python nor files: see pytorch_operations.
+    The code can reach neither Python nor files: see `check_source`.
     """
     check_source(path)
-    module = _loading(torch, path, lambda: torch.jit.load(str(path), map_location=device))
+    with loading(path, f"PyTorch {torch.__version__}"):
+        module = torch.jit.load(str(path), map_location=device)
     check_graphs(path, module)
     module.eval()
     arguments = []
@@ -84,12 +86,13 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
 def load_exported(torch: Any, path: Path, device: str | None) -> Program:
     """Loads a torch.export program, which describes its tensors; device None is that of its export."""
-    pytree = _submodule("torch.utils._pytree")
-    export = _submodule("torch.export")
-    with _weights_only():
-        exported = _loading(torch, path, lambda: export.load(str(path)))
+    # These parts are slow to import, so only for files that need them.
+    pytree = import_module("torch.utils._pytree")
+    _import_compiler()
+    with _weights_only(), loading(path, f"PyTorch {torch.__version__}"):
+        exported = import_module("torch.export").load(str(path))
     if device is not None and (device != "cpu" or _is_elsewhere(exported)):
-        exported = _submodule("torch.export.passes").move_to_device_pass(exported, device)
+        exported = import_module("torch.export.passes").move_to_device_pass(exported, device)
 
     graph = exported.graph_signature
     placeholders = {
@@ -131,12 +134,19 @@ def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
     if device is not None and kind not in ("", wanted.type):
         raise InvalidArgument(f"'{path}' was compiled for {kind}, and cannot run on {device}")
     index = -1 if wanted.index is None else wanted.index
-    package = _loading(
-        torch, path, lambda: _submodule("torch._inductor").aoti_load_package(str(path), device_index=index)
-    )
+    _import_compiler()
+    with loading(path, f"PyTorch {torch.__version__}"):
+        package = import_module("torch._inductor").aoti_load_package(str(path), device_index=index)
     in_spec, _ = package.loader.get_call_spec()
-    count = _submodule("torch.utils._pytree").treespec_loads(in_spec).num_leaves
+    count = import_module("torch.utils._pytree").treespec_loads(in_spec).num_leaves
     return Program(tuple(Argument(f"INPUT__{index}", required=False) for index in range(count)), package)
+
+
+def _import_compiler() -> None:
+    with LLVM_IMPORT:
+        if "tensorflow" in sys.modules:  # programs need no Triton
+            sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+        import_module("torch._dynamo")
 
 
 def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
@@ -158,20 +168,6 @@ def flatten(value: Any) -> Iterator[Any]:
         yield from flatten(part)
 
 
-def _submodule(name: str) -> Any:
-    """Imports a part of PyTorch that is slow to import, for files that need it."""
-    return import_module(name)
-
-
-def _loading(torch: Any, path: Path, load: Callable[[], Any]) -> Any:
-    try:
-        return load()
-    except Exception as error:
-        raise InvalidArgument(
-            f"'{path}' cannot be loaded by PyTorch {torch.__version__}: {one_line(error)}"
-        ) from None
-
-
 @contextmanager
 def _weights_only() -> Iterator[None]:
     """Keeps torch.load from executing pickles, to which torch.export.load falls back."""
@@ -190,9 +186,7 @@ def _weights_only() -> Iterator[None]:
 def _spec(path: Path, kind: str, name: str, value: Any) -> TensorSpec:
     datatype = _DATATYPES.get(str(getattr(value, "dtype", "")))
     if datatype is None:
-        raise InvalidArgument(
-            f"'{path}' cannot be served: {kind} '{name}' is {_describe(value)}, which no request can carry"
-        )
+        raise unservable(path, kind, name, _describe(value))
     return TensorSpec(name, datatype, _shape(value.shape))
 
 

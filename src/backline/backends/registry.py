@@ -1,4 +1,7 @@
-"""The backends, their files, and the choice of one. A backend's module is imported by the first model that needs it."""
+"""The backends, the names of their files, and the choice of one.
+
+A backend's module is imported by the first model that needs it.
+"""
 
 from __future__ import annotations
 

@@ -1,20 +1,23 @@
-"""What backends need to use a runtime: its import, its file, its text, the driver's GPUs, and its reasons in one line."""
+"""What backends need to use a runtime: import, files, trust, error texts, strings and GPUs."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from backline.backends.backend import LoadOptions
 from backline.engine.device import Gpus
-from backline.engine.errors import Internal, InvalidArgument
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 
 _MAX_REASON = 300
@@ -33,10 +36,33 @@ def import_runtime(module: str, *, what: str, extra: str) -> Any:
         raise Internal(f"{what}, and {why}: pip install 'backline[{extra}]'") from None
 
 
+#: Held while TensorFlow or PyTorch's compiler is imported. PyTorch's imports Triton, whose LLVM aborts the
+#: process if it is loaded after TensorFlow's.
+LLVM_IMPORT = Lock()
+
+
 def one_line(error: object) -> str:
     """A runtime's reason without line breaks, cut to a sensible length."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "..."
+
+
+@contextmanager
+def loading(path: Path, by: str, reason: Callable[[Exception], str] = one_line) -> Iterator[None]:
+    """Turns what a runtime raises for a file into InvalidArgument; `by` names the runtime and its version."""
+    try:
+        yield
+    except BacklineError:
+        raise
+    except Exception as error:
+        raise InvalidArgument(f"'{path}' cannot be loaded by {by}: {reason(error)}") from None
+
+
+def unservable(path: Path, kind: str, name: str, what: str) -> InvalidArgument:
+    """The error for an input or output of a datatype that the protocols lack."""
+    return InvalidArgument(
+        f"'{path}' cannot be served: {kind} '{name}' is {what}, which no request can carry"
+    )
 
 
 _LFS_POINTER = b"version https://git-lfs"
@@ -69,9 +95,9 @@ def require_trust(path: Path, config: ModelConfig, options: LoadOptions) -> None
     """
     if not options.may_run_code:
         raise InvalidArgument(
-            f"'{path.name}' of model '{config.name}' comes from elsewhere (a remote repository, or a load that"
-            " brought files along) and would be executed: start the server with --trust-remote-code if you"
-            " trust where it comes from"
+            f"'{path.name}' of model '{config.name}' comes from elsewhere (a remote repository, or a load"
+            " that brought files along) and would be executed: start the server with --trust-remote-code if"
+            " you trust where it comes from"
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import decode, encode, import_runtime, one_line, read_start
+from backline.backends.runtime import decode, encode, import_runtime, loading, one_line, read_start
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -137,7 +137,7 @@ def _use_one_core(estimator: Any) -> None:
 
 def _load_skops(path: Path, what: str, *, trusted: bool) -> Any:
     skops = import_runtime("skops.io", what=what, extra="sklearn")
-    try:
+    with loading(path, "skops"):
         untrusted = skops.get_untrusted_types(file=path)
         if untrusted and not trusted:
             raise InvalidArgument(
@@ -145,18 +145,14 @@ def _load_skops(path: Path, what: str, *, trusted: bool) -> Any:
                 " --trust-pickle if you know where it comes from"
             )
         return skops.load(path, trusted=untrusted)
-    except InvalidArgument:
-        raise
-    except Exception as error:
-        raise InvalidArgument(f"'{path}' cannot be loaded by skops: {one_line(error)}") from None
 
 
 def _unpickle(path: Path, what: str, *, trusted: bool) -> Any:
     if not trusted:
         raise InvalidArgument(
             f"'{path}' is a pickle, which can execute anything when it is loaded; save the estimator with"
-            " skops.io.dump(estimator,"
-            " 'model.skops'), or serve with --trust-pickle if you know where the file comes from"
+            " skops.io.dump(estimator, 'model.skops'), or serve with --trust-pickle if you know where the"
+            " file comes from"
         )
     joblib = import_runtime("joblib", what=what, extra="sklearn")
     try:

@@ -43,8 +43,7 @@ def check_tensors(
             if found.datatype is not spec.datatype or not fits:
                 raise InvalidArgument(
                     f"{where} expects {kind} '{spec.name}' to be {spec.datatype.name} with dims"
-                    f" {list(spec.shape)},"
-                    f" got {found.datatype.name} with dims {list(found.shape)}"
+                    f" {list(spec.shape)}, got {found.datatype.name} with dims {list(found.shape)}"
                 )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import cuda_gpus, encode, import_runtime, one_line
+from backline.backends.runtime import LLVM_IMPORT, cuda_gpus, encode, import_runtime, loading, one_line
 from backline.backends.tensorflow_operations import check_operations
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Device, Gpus
@@ -85,15 +85,11 @@ class TensorFlow:
         with graph.as_default(), graph.device(f"/GPU:{device.index}" if device.kind == "gpu" else None):
             session = v1.Session(graph=graph, config=session_config)
             try:
-                meta = _load(session, folder, parameters.text("TF_GRAPH_TAG", "serve"))
-            except InvalidArgument:
+                with loading(folder, f"TensorFlow {runtime.__version__}"):
+                    meta = _load(session, folder, parameters.text("TF_GRAPH_TAG", "serve"))
+            except BaseException:
                 session.close()
                 raise
-            except Exception as error:
-                session.close()
-                raise InvalidArgument(
-                    f"'{folder}' cannot be loaded by TensorFlow {runtime.__version__}: {one_line(error)}"
-                ) from None
         try:
             key, definition = _choose_signature(
                 folder, meta.signature_def, parameters.text("TF_SIGNATURE_DEF")
@@ -167,7 +163,8 @@ class TensorFlowModel:
 def _import() -> Any:
     # Unless the user wants them: hides messages about the processor, and a search for GPUs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    runtime = import_runtime("tensorflow", what="SavedModels need TensorFlow", extra="tensorflow")
+    with LLVM_IMPORT:
+        runtime = import_runtime("tensorflow", what="SavedModels need TensorFlow", extra="tensorflow")
     # It would warn that the only way to load without Keras is deprecated.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return runtime

@@ -1,7 +1,8 @@
-"""Operations of a SavedModel that reach files, the network or Python: none may run but those that restore the model itself.
+"""Refuses SavedModels whose operations reach files, the network or Python, except to restore the model.
 
-A SavedModel holds a graph for saving and restoring next to what it serves. What counts is what can run: from the signatures (nothing that
-reaches files), from the initialisation (tables of the model's own assets), and from the restore operation (its own variables).
+A SavedModel contains its graph for saving and restoring. Only operations that can run count: from signatures
+(which may not reach files), from initialisation (tables of the model's own assets), and from the restore
+operation (its own variables).
 """
 
 from __future__ import annotations
@@ -13,25 +14,29 @@ from typing import Any, Final
 
 from backline.engine.errors import InvalidArgument
 
-#: By name, of tensorflow/core/ops and kernels: files, pipelines that read files, summaries, descriptions of protocols read from files
-#: (descriptor_source), dumps, the network, Python. Dataset operations come with a graph that optimisers rewrite and cannot be followed.
+#: Names from tensorflow/core/ops and kernels: files, input pipelines, summaries, protobuf descriptors read
+#: from files, dumps, the network, Python. Dataset operations carry graphs that optimisers rewrite, so they
+#: cannot be followed.
 _FORBIDDEN: Final = re.compile(
     r"""
-    (Read|Write)File|MatchingFiles|FileSystemSetConfiguration|Save.*|Restore.*|DTensorRestoreV2|DistributedSave|MergeV2Checkpoints
-    |(WholeFile|TextLine|FixedLengthRecord|TFRecord|LMDB|Identity)Reader(V2)?|Reader[A-Z].*|RecordInput|Skipgram|ImmutableConst
-    |FixedUnigramCandidateSampler|InitializeTableFromTextFile(V2)?|LoadAndRemapMatrix|GenerateVocabRemapping|CalibrationStatisticsSaver
-    |.*Dataset.*|.*Iterator.*|.*SummaryWriter|CreateSummary.*|Write.*Summary|PrintV2|DecodeProtoV2|EncodeProto|Debug.*|DumpTensor
-    |InitializeTRTResource|SerializeTRTResource|.*PyFunc.*|Rpc.*|Collective.*|_?Send|_?Recv|_Host(Send|Recv)|RemoteCall
-    |.*DistributedTPU|XlaCustomCall.*
+    (Read|Write)File|MatchingFiles|FileSystemSetConfiguration|Save.*|Restore.*|DTensorRestoreV2
+    |DistributedSave|MergeV2Checkpoints|RecordInput|Skipgram|ImmutableConst|Reader[A-Z].*
+    |(WholeFile|TextLine|FixedLengthRecord|TFRecord|LMDB|Identity)Reader(V2)?
+    |FixedUnigramCandidateSampler|InitializeTableFromTextFile(V2)?|LoadAndRemapMatrix
+    |GenerateVocabRemapping|CalibrationStatisticsSaver|.*Dataset.*|.*Iterator.*|.*SummaryWriter
+    |CreateSummary.*|Write.*Summary|PrintV2|DecodeProtoV2|EncodeProto|Debug.*|DumpTensor
+    |InitializeTRTResource|SerializeTRTResource|.*PyFunc.*|Rpc.*|Collective.*|_?Send|_?Recv
+    |_Host(Send|Recv)|RemoteCall|.*DistributedTPU|XlaCustomCall.*
     """,
     re.VERBOSE,
 )
-#: Written by older SavedModels although it is harmless where it goes to a log.
+#: Harmless targets of PrintV2, which older SavedModels contain.
 _LOGS: Final = frozenset({"", "stderr", "stdout", "log(info)", "log(warning)", "log(error)"})
-#: What may read the model's own files, and which of its inputs names the file.
+#: Operations that may read the model's own files, and the index of the input that names the file.
 _RESTORES: Final = {"RestoreV2": 0}
 _TABLES: Final = {"InitializeTableFromTextFile": 1, "InitializeTableFromTextFileV2": 1}
-#: Those that hand their inputs to their function one for one. Others (If, While) do not, so what they call is given nothing.
+#: Operations that pass their inputs to their function one to one. Others (If, While) do not, so none of
+#: their functions' arguments count as given.
 _CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _INIT_SIGNATURE: Final = "__saved_model_init_op"
 _INIT_COLLECTIONS: Final = ("saved_model_main_op", "legacy_init_op")
@@ -39,7 +44,7 @@ _Names = frozenset[str]
 
 
 def check_operations(folder: Path, meta: Any) -> None:
-    """Raises InvalidArgument that names the operation for a MetaGraphDef with one that would reach beyond the model. Nothing is run."""
+    """Raises InvalidArgument, naming the operation, if a MetaGraphDef reaches beyond the model."""
     graph = _Graph(folder, meta.graph_def)
     assets = frozenset(asset.tensor_info.name for asset in meta.asset_file_def)
     for asset in meta.asset_file_def:
@@ -65,7 +70,7 @@ def check_operations(folder: Path, meta: Any) -> None:
 
 
 class _Graph:
-    """A graph and its library of functions. A name of a tensor is that of its node, with ":" and the output."""
+    """A graph and its function library. A tensor's name is its node's, ":" and the output's index."""
 
     def __init__(self, folder: Path, graph_def: Any) -> None:
         self._folder = folder
@@ -77,7 +82,10 @@ class _Graph:
                 self._implementations.setdefault(key, []).append(name)
 
     def check(self, roots: set[str], *, allowed: Mapping[str, int], given: _Names) -> None:
-        """Checks all that `roots` need. What is `allowed` may run where its file is a tensor of `given`, which the load feeds."""
+        """Checks everything that `roots` depend on.
+
+        An operation in `allowed` may run if the tensor that names its file is in `given`, fed by the load.
+        """
         todo = [(self._nodes, frozenset(map(_node, roots)), frozenset(map(_node, given)), "")]
         seen: set[tuple[str, _Names]] = set()
         while todo:
@@ -99,11 +107,11 @@ class _Graph:
                     if (name, inner) not in seen:
                         seen.add((name, inner))
                         body = {inside.name: inside for inside in function.node_def}
-                        # All of a body: a stateful operation in it runs whether or not its result is needed.
+                        # The whole body: stateful operations run whether or not their results are needed.
                         todo.append((body, frozenset(body), inner, name))
 
     def _functions_of(self, node: Any) -> Iterator[str]:
-        """Those that a node calls, and those that TensorFlow may call in their place: its optimiser goes by `api_implements`."""
+        """The functions that a node calls, or that the optimiser may substitute (by `api_implements`)."""
         for name in (node.op, *_called(node)):
             if name in self._functions:
                 yield name
@@ -111,7 +119,7 @@ class _Graph:
                 yield from (other for other in self._implementations.get(key, ()) if other != name)
 
     def _is_given(self, nodes: Mapping[str, Any], tensor: str, given: _Names) -> bool:
-        """Whether a tensor is one that the load feeds, handed on unchanged: at once, or through a variable that holds nothing else."""
+        """Whether a tensor is a given one, passed on directly or through a variable of only given ones."""
         for _ in range(len(nodes) + 1):
             name = _node(tensor)
             if name in given:
@@ -127,7 +135,7 @@ class _Graph:
         return False
 
     def _holds_given(self, handle: str, given: _Names) -> bool:
-        """Whether nothing but given tensors is ever assigned to a variable: nobody else uses it, also not by another handle."""
+        """Whether only given tensors are ever assigned to a variable, which has no other handle or user."""
         node = self._nodes.get(handle)
         if node is None or node.op != "VarHandleOp":
             return False
@@ -151,8 +159,8 @@ class _Graph:
             "of a file that is not the model's own" if reads else "which reaches files, the network or Python"
         )
         return InvalidArgument(
-            f"'{self._folder}' cannot be served: node '{node.name}'{place} is a {node.op} {what}; export the model without it,"
-            " and let the client send the data instead"
+            f"'{self._folder}' cannot be served: node '{node.name}'{place} is a {node.op} {what}; export the"
+            " model without it, and let the client send the data instead"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the checks of tree ensembles have in common: numbers that a runtime would follow without a look."""
+"""Checks of tree ensembles: their runtimes use the numbers of a file as indices without bounds checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Damaged(Exception):
 
 @contextmanager
 def damaged(path: Path) -> Iterator[None]:
-    """Says of all that is found that the file is damaged, with InvalidArgument."""
+    """Turns whatever a check raises into InvalidArgument: the file is damaged."""
     try:
         yield
     except KeyError as error:
@@ -28,7 +28,7 @@ def damaged(path: Path) -> Iterator[None]:
     except (Damaged, ValueError, TypeError, IndexError, OverflowError, AttributeError) as error:
         reason = str(error)
     except RecursionError:
-        reason = "it is nested too deep"
+        reason = "it is nested too deeply"
     except OSError as error:
         raise InvalidArgument(f"'{path}' cannot be read: {error.strerror}") from None
     else:
@@ -37,18 +37,18 @@ def damaged(path: Path) -> Iterator[None]:
 
 
 def check_range(name: str, values: np.ndarray, low: int, high: int) -> None:
-    """Raises Damaged where a value is outside of [low, high)."""
+    """Raises Damaged for a value outside [low, high)."""
     if values.size and not (values.min() >= low and values.max() < high):
         raise Damaged(f"a value of {name} is not from {low} to {high - 1}")
 
 
 def check_children(parents: np.ndarray, left: np.ndarray, right: np.ndarray, nodes: int) -> None:
-    """Raises Damaged unless the children of `parents` are nodes of which none is the root 0, nor the child of two.
+    """Raises Damaged unless all children of `parents` are nodes, and none is the root 0 or has two parents.
 
-    Then what can be reached from the root is a tree: a walk ends.
+    Then the nodes reachable from the root form a tree, and every walk ends.
     """
     if not len(left) == len(right) == len(parents):
-        raise Damaged("its splits do not have two children each")
+        raise Damaged("a split does not have two children")
     children = np.concatenate([left, right])
     check_range("a split's children", children, 1, nodes)
     if len(np.unique(children)) != len(children):

@@ -1,4 +1,4 @@
-"""XGBoost boosters in JSON or UBJSON, which are checked as data first."""
+"""XGBoost boosters in JSON or UBJSON. XGBoost trusts the numbers in a file: see check_file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, read_start
+from backline.backends.runtime import import_runtime, loading, read_start
 from backline.backends.table import TableModel, features, reason
 from backline.backends.tree_checks import MAX_CLASSES, Damaged, check_children, check_range, damaged
 from backline.engine.datatypes import DataType
@@ -37,19 +37,13 @@ class XgBoost:
         if b"learner" not in read_start(path):
             raise InvalidArgument(
                 f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if it is another"
-                " file of that name, set"
-                " default_model_filename to the model's own"
+                " file of that name, set default_model_filename to the model's own"
             )
         runtime = import_runtime("xgboost", what="XGBoost models need XGBoost", extra="xgboost")
         check_file(path)
-        booster: Any
-        try:
-            booster = runtime.Booster({"nthread": threads}, model_file=str(path))
+        with loading(path, f"XGBoost {runtime.__version__}", reason):
+            booster: Any = runtime.Booster({"nthread": threads}, model_file=str(path))
             count = booster.num_features()
-        except Exception as error:
-            raise InvalidArgument(
-                f"'{path}' cannot be loaded by XGBoost {runtime.__version__}: {reason(error)}"
-            ) from None
 
         def predict(rows: np.ndarray) -> np.ndarray:
             return np.asarray(booster.inplace_predict(rows, validate_features=False))
@@ -63,7 +57,7 @@ class XgBoost:
 _NUMBERS: Final = {b"i": ">i1", b"U": ">u1", b"I": ">i2", b"l": ">i4", b"L": ">i8", b"d": ">f4", b"D": ">f8"}
 _CONSTANTS: Final[dict[bytes, Any]] = {b"T": True, b"F": False, b"Z": None}
 _DEEPEST: Final = 64
-#: One for each node. Those that a version does not write are left out.
+#: Fields with one value for each node; not every version of XGBoost writes all of them.
 _OF_NODES: Final = (
     "parents",
     "default_left",
@@ -75,10 +69,12 @@ _OF_NODES: Final = (
 
 
 def check_file(path: Path) -> None:
-    """Raises InvalidArgument for a file that was not copied completely or whose numbers lead out of it."""
+    """Raises InvalidArgument for an incomplete file, and for numbers that would make XGBoost read out of
+    bounds or loop.
+    """
     with damaged(path):
         content = path.read_bytes()
-        # Both begin with a brace; only in UBJSON a type follows.
+        # Both forms begin with a brace; in UBJSON the type of a length follows.
         model = _Ubjson(content).document() if content[1:2] in _NUMBERS else json.loads(content)
         learner = model["learner"]
         parameters = learner["learner_model_param"]
@@ -89,12 +85,12 @@ def check_file(path: Path) -> None:
         booster = learner["gradient_booster"]
         if booster["name"] == "gblinear":
             if len(booster["model"]["weights"]) != (features + 1) * groups:
-                raise Damaged("weights are not those of its features")
+                raise Damaged("the number of weights does not match its features")
             return
         trees = booster.get("gbtree", booster)
         _check_trees(trees["model"], features, groups)
         if "weight_drop" in booster and len(booster["weight_drop"]) != len(trees["model"]["trees"]):
-            raise Damaged("weight_drop is not one for each tree")
+            raise Damaged("weight_drop does not have one value for each tree")
 
 
 def _check_trees(model: Mapping[str, Any], features: int, groups: int) -> None:
@@ -125,13 +121,11 @@ def _check_tree(tree: Mapping[str, Any], features: int) -> None:
         if name in tree and len(tree[name]) != nodes:
             raise Damaged(f"{name} has {len(tree[name])} values, not {nodes}")
     if len(tree["base_weights"]) not in (nodes, nodes * width):
-        raise Damaged("base_weights are not one for each node")
+        raise Damaged("base_weights does not have one value for each node")
     splits = left != -1
     leaves = right[~splits]
-    if len(
-        tree.get("leaf_weights", ())
-    ):  # of several outputs: a leaf has the place of its vector instead of a second child
-        check_range("a leaf's place", leaves, -1, len(tree["leaf_weights"]) // max(width, 1))
+    if len(tree.get("leaf_weights", ())):  # several outputs: a leaf's second child is the index of its vector
+        check_range("a leaf's vector", leaves, -1, len(tree["leaf_weights"]) // max(width, 1))
     elif (leaves != -1).any():
         raise Damaged("a node has one child")
     check_children(np.flatnonzero(splits), left[splits], right[splits], nodes)
@@ -140,7 +134,7 @@ def _check_tree(tree: Mapping[str, Any], features: int) -> None:
         starts, sizes = _integers(tree, "categories_segments"), _integers(tree, "categories_sizes")
         owners = _integers(tree, "categories_nodes")
         if not len(starts) == len(sizes) == len(owners):
-            raise Damaged("categories_segments, _sizes and _nodes differ in number")
+            raise Damaged("categories_segments, _sizes and _nodes differ in length")
         check_range("categories_nodes", owners, 0, nodes)
         check_range("categories_segments", starts, 0, len(tree["categories"]) + 1)
         check_range("categories_sizes", sizes, 0, len(tree["categories"]) + 1)
@@ -157,7 +151,7 @@ def _integers(values: Mapping[str, Any], key: str) -> np.ndarray:
 
 
 class _Ubjson:
-    """A document; arrays of numbers become arrays of NumPy that are views of it. Raises Damaged where it ends too early."""
+    """Reads a document; arrays of numbers become numpy views of it. Raises Damaged if it is malformed."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -166,7 +160,7 @@ class _Ubjson:
     def document(self) -> Any:
         value = self._value(self._take(1), 0)
         if self._at != len(self._content):
-            raise Damaged("more follows after its end")
+            raise Damaged("data follows its end")
         return value
 
     def _take(self, size: int) -> bytes:
@@ -181,7 +175,7 @@ class _Ubjson:
     def _size(self) -> int:
         size = self._number(self._take(1))
         if not isinstance(size, int) or size < 0:
-            raise Damaged("a length is no number")
+            raise Damaged("a length is not a number")
         return size
 
     def _number(self, kind: bytes) -> Any:
@@ -192,7 +186,7 @@ class _Ubjson:
 
     def _value(self, kind: bytes, depth: int) -> Any:
         if depth > _DEEPEST:
-            raise Damaged("it is nested too deep")
+            raise Damaged("it is nested too deeply")
         if kind in _CONSTANTS:
             return _CONSTANTS[kind]
         if kind == b"S":
@@ -208,7 +202,7 @@ class _Ubjson:
             self._take(1)
             kind = self._take(1)
             if kind not in _NUMBERS or self._take(1) != b"#":
-                raise Damaged("it has an array of an unknown kind")
+                raise Damaged("it has an array of unknown type")
             dtype = np.dtype(_NUMBERS[kind])
             return np.frombuffer(self._take(self._size() * dtype.itemsize), dtype)
         if self._peek() == b"#":

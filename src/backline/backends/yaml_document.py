@@ -1,4 +1,4 @@
-"""YAML that comes with a model: MLflow's MLmodel and the model-config.yaml of a model archive, read within limits."""
+"""YAML of models (MLflow's MLmodel, TorchServe's model-config.yaml), read within limits."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from backline.backends.runtime import import_runtime, one_line
 from backline.engine.document_limits import MAX_NESTING, check_size
 from backline.engine.errors import InvalidArgument
 
-#: Values in a document, those of an alias counted each time that it stands for them: aliases of aliases multiply.
+#: Values in a document with its aliases expanded: aliases of aliases multiply.
 _MAX_VALUES: Final = 50_000
-#: Characters of a number; PyYAML's numbers to the base of 60 take quadratic time.
+#: Characters of a number: PyYAML parses base-60 numbers in quadratic time.
 _MAX_NUMBER: Final = 100
 _NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
-    """The value of a document: plain types alone, as yaml.safe_load. `what` and `extra` say what to install where PyYAML is missing.
+    """The value of a document, in plain types as from yaml.safe_load. `what` and `extra`: see import_runtime.
 
-    Raises InvalidArgument for what is no YAML, and for a document of too many bytes, values or levels, counted as its aliases expand.
+    Raises InvalidArgument for malformed YAML, and for too many bytes, levels or values (aliases expanded).
     """
     yaml = import_runtime("yaml", what=what, extra=extra)
     check_size(content, source)
@@ -39,7 +39,7 @@ def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
 
 
 class _Measure:
-    """The size of a document before anything is made of it."""
+    """Counts the values of a document before they are constructed."""
 
     def __init__(self, yaml: Any, source: str) -> None:
         self._yaml = yaml
@@ -60,7 +60,7 @@ class _Measure:
         if key in self._sizes:
             size = self._sizes[key]
             if size is None:
-                raise InvalidArgument(f"{self._source}: has an alias that stands for what holds it")
+                raise InvalidArgument(f"{self._source}: has an alias that contains itself")
             return size
         self._sizes[key] = None
         mapping = isinstance(node, self._yaml.MappingNode)

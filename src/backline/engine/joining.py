@@ -140,8 +140,8 @@ class JoiningCheck:
             if name in inputs and inputs[name].shape[axis] > most:
                 raise InvalidArgument(
                     f"[request id: {request.id or '<id_unknown>'}] input '{name}' of model"
-                    f" '{request.model_name}' has shape"
-                    f" {list(inputs[name].shape)}, but it may have at most {most} in dimension {axis}"
+                    f" '{request.model_name}' has shape {list(inputs[name].shape)}, but it may have at most"
+                    f" {most} in dimension {axis}"
                 )
         ticket.batch_key = tuple(
             (name, self._kind(name, inputs[name].shape)) for name in self._inputs if name in inputs

@@ -31,8 +31,7 @@ class Reshape:
         ):
             raise Internal(
                 f"the model has '{name}' with shape {list(shape)}, but its configuration reshapes"
-                f" {list(self._source)} to"
-                f" {list(self._target)}"
+                f" {list(self._source)} to {list(self._target)}"
             )
         sizes = iter([shape[axis] for axis in self._varying])
         return tuple(next(sizes) if dim < 0 else dim for dim in self._target)

@@ -12,9 +12,8 @@ from backline.engine.ticket import Ticket
 
 BATCH_NOTE = (
     " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended"
-    " to each input shape."
-    " If you want to specify the full shape including the batch dim in your input dims config, try setting"
-    " max_batch_size to zero."
+    " to each input shape. If you want to specify the full shape including the batch dim in your input dims"
+    " config, try setting max_batch_size to zero."
 )
 
 
@@ -93,8 +92,7 @@ class RequestCheck:
             if tensor.datatype is not datatype:
                 raise InvalidArgument(
                     f"{_prefix(request)}inference input '{name}' data-type is '{tensor.datatype.name}', but"
-                    f" model '{self._model}' expects"
-                    f" '{datatype.name}'"
+                    f" model '{self._model}' expects '{datatype.name}'"
                 )
             shape = tensor.shape
             if len(shape) != rank:
@@ -143,21 +141,19 @@ class RequestCheck:
         if unknown and not missing:
             raise InvalidArgument(
                 f"{_prefix(request)}unexpected inference input(s) {_names(unknown)} for model"
-                f" '{self._model}',"
-                f" expected {_names(self._names)}"
+                f" '{self._model}', expected {_names(self._names)}"
             )
         raise InvalidArgument(
             f"{_prefix(request)}expected {len(self._names)} inputs but got {len(given)} inputs for model"
-            f" '{self._model}'."
-            f" Got input(s) [{_names(given)}], but missing required input(s) [{_names(missing)}]. Please"
-            " provide all required input(s)."
+            f" '{self._model}'. Got input(s) [{_names(given)}], but missing required input(s)"
+            f" [{_names(missing)}]. Please provide all required input(s)."
         )
 
     def _shape_error(self, request: InferRequest, name: str, got: Shape) -> InvalidArgument:
         expected = next(spec.shape for spec in self._inputs if spec.name == name)
         return InvalidArgument(
-            f"{_prefix(request)}unexpected shape for input '{name}' for model '{self._model}'."
-            f" Expected {_dims(expected)}, got {_dims(got)}." + (BATCH_NOTE if self._max_batch_size else "")
+            f"{_prefix(request)}unexpected shape for input '{name}' for model '{self._model}'. Expected"
+            f" {_dims(expected)}, got {_dims(got)}." + (BATCH_NOTE if self._max_batch_size else "")
         )
 
 

@@ -140,8 +140,8 @@ class ComposedServable(Servable):
                 if wanting:
                     raise InvalidArgument(
                         f"in ensemble {config.name}, model '{waiting[0]}' would wait for later steps, which"
-                        f" might wait for {wanting} for ever: a step keeps its resources while it waits."
-                        " Give the server more of them (--rate-limit-resource), or let instances take fewer"
+                        f" might wait for {wanting} for ever: a step keeps its resources while it waits. Give"
+                        " the server more of them (--rate-limit-resource), or let instances take fewer"
                     )
         self._graph.add(waits)
         self._waits = waits
@@ -301,8 +301,7 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
         if limited and model.max_batch_size < (config.max_batch_size or 0):
             raise InvalidArgument(
                 f"ensemble {name} allows maximum batch size {config.max_batch_size}, but it contains model"
-                f" {step.model} which only allows"
-                f" maximum batch size to be {model.max_batch_size}"
+                f" {step.model} which only allows maximum batch size to be {model.max_batch_size}"
             )
         inputs = {spec.name: spec for spec in model.signature.inputs}
         outputs = {spec.name: spec for spec in model.signature.outputs}
@@ -405,8 +404,7 @@ def _check_tensors(
         if not _fits(other.shape, spec.shape) and not _fits(plain, own):
             raise InvalidArgument(
                 f"{where} shape: {_dims(other.shape)} is inferred from model {inferred} while"
-                f" {_dims(spec.shape)} is inferred from model"
-                f" {model.name}"
+                f" {_dims(spec.shape)} is inferred from model {model.name}"
             )
 
 

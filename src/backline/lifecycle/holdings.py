@@ -122,8 +122,7 @@ class Holdings:
         found = source.found
         warnings = found.warnings + tuple(
             f"label '{label}' of {found.config.source or source.name} points to version {version}, which does"
-            " not exist;"
-            f" available: {listed(source.versions)}"
+            f" not exist; available: {listed(source.versions)}"
             for label, version in found.config.labels.items()
             if version not in source.versions
         )

@@ -6,39 +6,23 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Protocol
 
-from backline.engine.control import ANY_VERSION, Action, Change, LabelMove
+from backline.engine.control import ANY_VERSION, Change, LabelMove
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.names import LONGEST_NAME, fault_in_name
 from backline.lifecycle.executor import Executor
+from backline.lifecycle.journal import Journal
 from backline.lifecycle.records import AuditLog, LabelStore
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted import Source, Target, listed
 
 
-class NoteChange(Protocol):
-    """Records a change in the audit log."""
-
-    def __call__(
-        self,
-        action: Action,
-        who: str,
-        model: str,
-        version: str,
-        *,
-        label: str = "",
-        before: str = "",
-        detail: str = "",
-    ) -> Change: ...
-
-
 class Labelling:
     """The labels of all models, from requests and configurations.
 
-    `check` raises where labels may not be moved, `changing` locks a model while it changes, and `versions_now`
-    gives the versions that a label may point to.
+    `check` raises if labels cannot be moved in this server, `changing` locks a model for a change, and
+    `versions_now` gives the versions that a label may point to.
     """
 
     def __init__(
@@ -47,11 +31,11 @@ class Labelling:
         executor: Executor,
         store: LabelStore,
         audit: AuditLog,
+        journal: Journal,
         *,
         check: Callable[[], None],
         changing: Callable[[str], AbstractAsyncContextManager[None]],
         versions_now: Callable[[ServedModel, str], Awaitable[Sequence[str]]],
-        note: NoteChange,
     ) -> None:
         self._engine = engine
         self._executor = executor
@@ -60,7 +44,7 @@ class Labelling:
         self._check = check
         self._changing = changing
         self._versions_now = versions_now
-        self._note = note
+        self._journal = journal
         self._storing = asyncio.Lock()
 
     def in_force(self, source: Source) -> Mapping[str, str]:
@@ -86,8 +70,7 @@ class Labelling:
         if last is None or not last.before:
             raise InvalidArgument(
                 f"label '{label}' of '{model}' has not been moved from another version, so there is none to"
-                " go back to;"
-                " point it to one, or remove it"
+                " go back to; point it to one, or remove it"
             )
         return replace(move, version=last.before, expected=self._engine.labels(model).get(label, ""))
 
@@ -113,12 +96,11 @@ class Labelling:
                 before = served.labels.get(label, "")
                 served.labels = {**served.labels, label: version}
             finally:
-                if (
-                    added and served.target is not None
-                ):  # from now on only the label keeps the version, if it was moved
+                # From now on only the label keeps the version, if it was moved.
+                if added and served.target is not None:
                     served.target = replace(served.target, beside=served.target.beside - {version})
                 self._executor.advance((model,))
-            return self._note(move.action, who, model, version, label=label, before=before)
+            return self._journal.note(move.action, who, model, version, label=label, before=before)
 
     async def _remove(self, move: LabelMove, who: str) -> Change:
         """Removes a label that was set by request; one from the configuration shows again."""
@@ -141,7 +123,7 @@ class Labelling:
             before = served.labels[label]
             served.labels = self.in_force(target.source)
             self._executor.advance((model,))
-            return self._note("unlabel", who, model, configured, label=label, before=before)
+            return self._journal.note("unlabel", who, model, configured, label=label, before=before)
 
     def _labelled(self, model: str) -> tuple[ServedModel, Target]:
         served = self._executor.models.find(model)

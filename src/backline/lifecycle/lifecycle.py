@@ -49,10 +49,10 @@ class Lifecycle:
             self._executor,
             LabelStore(folder),
             self._audit,
+            self._journal,
             check=lambda: self.check_changeable("labels"),
             changing=self._changing,
             versions_now=self._versions_now,
-            note=self._journal.note,
         )
         self._holdings = Holdings(self._shared, self._sources, self._executor, self._labelling.in_force)
         self._overriding = OverridingFiles(complete=options.complete_configs)
@@ -218,8 +218,8 @@ class Lifecycle:
         there = [one.version for one in target.versions(served.labels.values())]
         if version not in there:
             raise NotFound(
-                f"failed to unload '{served.name}': version {version} is not loaded;"
-                f" available: {listed(there)}"
+                f"failed to unload '{served.name}': version {version} is not loaded; available:"
+                f" {listed(there)}"
             )
 
     async def move_label(self, move: LabelMove, *, who: str) -> Change:
@@ -249,8 +249,8 @@ class Lifecycle:
     def check_changeable(self, what: str) -> None:
         if self._options.mode == "none":
             raise Unavailable(
-                f"{what} cannot be changed in this server, which serves what its repositories held at the start;"
-                " start it with --model-control-mode poll or explicit"
+                f"{what} cannot be changed in this server, which serves what its repositories held at the"
+                " start; start it with --model-control-mode poll or explicit"
             )
 
     def _check_loading(self) -> None:
@@ -264,11 +264,11 @@ class Lifecycle:
 
     @asynccontextmanager
     async def _changing(self, model: str, version: str = "") -> AsyncIterator[None]:
-        """Holds the model's lock: changes of one model by request are made one at a time.
+        """Holds the model's lock: requests change a model one at a time.
 
-        Raises InvalidArgument for a name that no model or version can have: a load may make a folder of either.
+        Raises InvalidArgument for an impossible name, since a load may create folders of these names.
         """
-        # With namespaces a repository gives its models the prefix that it is called, whatever that is.
+        # A namespace may be any folder's name, so names of models that are already known are not checked.
         if model not in self._holdings and self._models.find(model) is None:
             check_name("model", model)
         if version:
@@ -280,7 +280,7 @@ class Lifecycle:
                 yield
         finally:
             self._changes[model] -= 1
-            if not self._changes[model]:  # clients may invent names: none is kept
+            if not self._changes[model]:  # clients may invent names, so no lock outlives its requests
                 del self._changes[model], self._locks[model]
 
 

@@ -120,12 +120,9 @@ class Shortage:
         advice = "Try again" if passes else raise_it
         text = (
             f"{what} needs {format_bytes(self.needed)}, and the memory budget of {format_bytes(self.budget)}"
-            " has no room for it:"
-            f" {format_bytes(self.resident)} are in use, {format_bytes(self.pinned)} of it by pinned models"
-            " and"
-            f" {format_bytes(self.busy)} by models with requests; unloading the idle ones frees"
-            f" {format_bytes(self.idle)}."
-            f" {advice}"
+            f" has no room for it: {format_bytes(self.resident)} are in use, {format_bytes(self.pinned)} of"
+            f" it by pinned models and {format_bytes(self.busy)} by models with requests; unloading the idle"
+            f" ones frees {format_bytes(self.idle)}. {advice}"
         )
         return Unavailable(text, retry_after=1 if passes else None)
 

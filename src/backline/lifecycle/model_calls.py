@@ -52,8 +52,8 @@ class ModelCalls:
         if wanting:
             raise Internal(
                 f"model '{self._caller.name}' would wait for model '{called.name}', which might wait for"
-                f" {wanting} for ever: a caller keeps its resources while it waits."
-                " Give the server more of them (--rate-limit-resource), or let instances take fewer"
+                f" {wanting} for ever: a caller keeps its resources while it waits. Give the server more of"
+                " them (--rate-limit-resource), or let instances take fewer"
             )
 
     def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:

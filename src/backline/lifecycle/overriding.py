@@ -28,10 +28,8 @@ from backline.repository.repository import FoundVersion
 from backline.repository.walk import walk
 from backline.system.file_lock import open_lock, try_lock
 
-#: Left out of the files of a load at any depth: the load's own configuration is the one that was checked.
+#: Files of a load that are ignored at any depth: only the load's own configuration was checked.
 _CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})
-
-
 _PREFIX = "backline-loads-"
 
 
@@ -42,7 +40,7 @@ class OverridingFiles:
         """With `complete`, configurations must name inputs and outputs."""
         self._complete = complete
         self._root: Path | None = None
-        #: Of the root, locked as long as this process lives.
+        #: The root's descriptor, locked while this process lives.
         self._lock = -1
         self._folders: dict[str, Path] = {}
 
@@ -85,7 +83,8 @@ class OverridingFiles:
             self._root, self._lock = _new_root()
             keep_private(self._root, "load")
         place = Path(tempfile.mkdtemp(dir=self._root))
-        folder = place / "models" / name  # both checked: one folder below it, and files in that
+        # The name and the files' paths were checked: neither leads out of its folder.
+        folder = place / "models" / name
         try:
             folder.mkdir(parents=True)
             for path, content in overrides.files.items():
@@ -120,13 +119,13 @@ class OverridingFiles:
 
 
 def remove_stale() -> None:
-    """Removes what servers of this user have left that were killed. Those that live hold the lock of their folder."""
-    if sys.platform == "win32":  # where no folder can be locked
+    """Removes the folders of this user's servers that were killed; running servers hold a lock on theirs."""
+    if sys.platform == "win32":  # which cannot lock folders
         return
     with suppress(OSError):
         for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
             with suppress(OSError):
-                # Anybody may put something of this name into a shared folder: links are not followed.
+                # The folder for temporary files is shared: anyone may place a link of this name there.
                 descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
                 try:
                     if os.fstat(descriptor).st_uid == os.geteuid() and try_lock(descriptor):
@@ -136,13 +135,13 @@ def remove_stale() -> None:
 
 
 def _new_root() -> tuple[Path, int]:
-    """A folder, and its descriptor, which is locked."""
+    """A new folder, and its locked descriptor."""
     while True:
         root = Path(tempfile.mkdtemp(prefix=_PREFIX))
         descriptor = open_lock(root / "lock") if sys.platform == "win32" else os.open(root, os.O_RDONLY)
         if try_lock(descriptor) and root.is_dir():
             return root, descriptor
-        os.close(descriptor)  # a server that starts took it for a stale one before it was locked
+        os.close(descriptor)  # a starting server removed it as stale before it was locked
 
 
 async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:

@@ -138,9 +138,8 @@ class LabelStore:
             # Writing would lose another server's labels.
             raise Unavailable(
                 f"'{self._file}' with the labels of models was changed by another server, or by hand, since"
-                " this server read it;"
-                " nothing was changed. Restart this server to take what it holds, and give servers that run"
-                " together a --state-dir each"
+                " this server read it; nothing was changed. Restart this server to take what it holds, and"
+                " give servers that run together a --state-dir each"
             )
         written = self._file.with_suffix(f".{os.getpid()}.new")
         try:
@@ -227,6 +226,6 @@ def warn_of_folder(folder: Path) -> None:
 def not_writable(path: Path, error: OSError) -> BacklineError:
     """The error for a path that cannot be written."""
     return Internal(
-        f"'{path}' cannot be written: {error.strerror or error}. Free some space, or choose a"
-        " writable folder with --state-dir"
+        f"'{path}' cannot be written: {error.strerror or error}. Free some space, or choose a writable folder"
+        " with --state-dir"
     )

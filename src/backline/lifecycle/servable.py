@@ -215,8 +215,7 @@ class Servable(ShownVersion):
         if self.model.config.response_cache and self._shared.cache is None:
             log.warning(
                 "model '%s' version %s asks for the response cache, but the server has none and runs every"
-                " request:"
-                " start it with --cache-config local,size=64MiB",
+                " request: start it with --cache-config local,size=64MiB",
                 self.model.name,
                 self.model.version,
             )

@@ -1,4 +1,4 @@
-"""What should be served: the models in the repositories, their versions by policy, and what requests changed."""
+"""What should be served: models in repositories, their versions by policy, and changes by request."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], l
 def none_selected(place: str, held: Sequence[str], missing: Sequence[str]) -> str:
     """Why nothing is served if the policy only names missing versions; `place` is the model's folder."""
     return (
-        f"'{place}' holds none of the versions that version_policy names: {some_of(missing)}"
-        f" (it holds {some_of(held) or 'none'})"
+        f"'{place}' holds none of the versions that version_policy names: {some_of(missing)} (it holds"
+        f" {some_of(held) or 'none'})"
     )
 
 
@@ -262,8 +262,7 @@ def _check_apart(prefixes: dict[str, str]) -> None:
         if prefix in seen:
             raise InvalidArgument(
                 "with namespaces, models are named after the last part of their repository, which is"
-                f" '{prefix[:-1]}' for both"
-                f" '{seen[prefix]}' and '{location}'; rename one"
+                f" '{prefix[:-1]}' for both '{seen[prefix]}' and '{location}'; rename one"
             )
         seen[prefix] = location
 
@@ -272,7 +271,7 @@ def _refuse_same(same: list[Source]) -> Source:
     """Refuses models that share a name: any of them could be meant."""
     folders = ", ".join(f"'{source.found.namespace.rstrip('/')}/{source.found.folder}'" for source in same)
     problem = (
-        f"model '{same[0].name}' is in more than one repository: {folders}; rename or remove all but one,"
-        " or serve them as <repository>.<model> with --model-namespacing"
+        f"model '{same[0].name}' is in more than one repository: {folders}; rename or remove all but one, or"
+        " serve them as <repository>.<model> with --model-namespacing"
     )
     return replace(same[0], found=replace(same[0].found, problem=problem, versions=()))

@@ -1,4 +1,4 @@
-"""Which networks can be batched along their first dimension, as the probe finds by running them."""
+"""The probe decides by running a network whether its first dimension is a batch."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def convolution_of_any_size(path: Path) -> Path:
 
 
 def convolution_over_audio(path: Path) -> Path:
-    """Needs 400 samples, and answers nothing to fewer."""
+    """Needs 400 samples; for fewer its output is empty."""
     return build(
         path,
         [node("Unsqueeze", [X, "axis"], ["u"]), node("Conv", ["u", "W"], [Y], strides=[160])],
@@ -165,7 +165,7 @@ def constant_output(path: Path) -> Path:
 
 
 def output_of_wrong_rank(path: Path) -> Path:
-    """The file says [N], what comes back is [N, 4]."""
+    """The file declares [N], but the output is [N, 4]."""
     return build(path, [node("Relu", [X], [Y])], [(X, FLOAT, ["N", "M"])], [(Y, FLOAT, None)])
 
 
@@ -189,7 +189,7 @@ def transposed(path: Path) -> Path:
 
 
 def only_one_row(path: Path) -> Path:
-    """Accepts one item, whatever the file says."""
+    """Accepts only one item, whatever the file declares."""
     return build(
         path,
         [node("Reshape", [X, "shape"], [Y])],
@@ -288,7 +288,7 @@ Net = Callable[[Path], Path]
         layer_normalisation,
     ],
 )
-def test_items_that_do_not_touch_each_other_are_batched(net: Net, tmp_path: Path) -> None:
+def test_independent_items_are_batched(net: Net, tmp_path: Path) -> None:
     found = probe(net(tmp_path / "model.onnx"))
 
     assert found.batched, found.reason
@@ -314,14 +314,14 @@ def test_items_that_do_not_touch_each_other_are_batched(net: Net, tmp_path: Path
         (only_one_row, "each of 2 items can be run alone, but not all together"),
     ],
 )
-def test_a_first_dimension_that_is_no_batch_is_found_out(net: Net, reason: str, tmp_path: Path) -> None:
+def test_a_first_dimension_that_is_not_a_batch_is_detected(net: Net, reason: str, tmp_path: Path) -> None:
     found = probe(net(tmp_path / "model.onnx"))
 
     assert not found.batched
     assert reason in found.reason
 
 
-def test_scalars_and_fixed_first_dimensions_are_no_batch(tmp_path: Path) -> None:
+def test_scalars_and_fixed_first_dimensions_are_not_batches(tmp_path: Path) -> None:
     scalar = build(
         tmp_path / "a.onnx",
         [node("Mul", [X, "S"], [Y])],
@@ -334,7 +334,7 @@ def test_scalars_and_fixed_first_dimensions_are_no_batch(tmp_path: Path) -> None
     assert probe(fixed) == BatchProbe(False, "the first dimension of input 'X' is always 3")
 
 
-def test_a_model_that_no_trial_input_suits_is_not_batched(tmp_path: Path) -> None:
+def test_a_model_that_rejects_all_trials_is_not_batched(tmp_path: Path) -> None:
     weights = {"shape": ints(-1, 7919)}  # a row of 4 has no multiple of this prime
     net = build(
         tmp_path / "m.onnx",
@@ -352,7 +352,7 @@ def test_a_model_that_no_trial_input_suits_is_not_batched(tmp_path: Path) -> Non
 
 
 class _Counting:
-    """A model with a state: each answer has the number of runs so far added."""
+    """A model with state: it adds the number of runs so far."""
 
     def __init__(self, signature: Signature) -> None:
         self.signature = signature

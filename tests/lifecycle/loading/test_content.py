@@ -1,4 +1,4 @@
-"""Digests of a version's files, wherever they lie."""
+"""Digests of a version's files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def put(root: Path, **files: str) -> Path:
     return root
 
 
-def test_the_same_files_elsewhere_are_the_same(tmp_path: Path) -> None:
+def test_equal_files_in_another_folder_have_the_same_digest(tmp_path: Path) -> None:
     one, two = (put(tmp_path / name, a="1", b="2") for name in ("one", "two"))
 
     assert VersionContent(one, ["a", "b"]).digest == VersionContent(two, ["b", "a"]).digest

@@ -1,6 +1,4 @@
-"""A network on several GPUs. There are none here: ONNX Runtime is made to say that it has two, and computes
-on the CPU instead.
-"""
+"""A network on several GPUs: ONNX Runtime is made to report two, and computes on the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from backline.engine.errors import InvalidArgument
 from backline.workers.here import execution
 from support.models import add1
 
-#: Requests are not joined, so that each instance has one of those that come together.
+#: Requests are not batched, so that concurrent ones run on different instances.
 ALONE = "max_batch_size: 0 "
 TWO_EACH = ALONE + "instance_group { count: 2 kind: KIND_GPU }"
 WARM_UP = (
@@ -32,7 +30,7 @@ WARM_UP = (
 
 
 class Devices:
-    """Records what was done on which device."""
+    """Records loads and runs by device."""
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
@@ -99,9 +97,7 @@ def test_each_device_has_one_model_and_its_instances(home: Any, repository: Path
     asyncio.run(scenario())
 
 
-def test_without_a_group_a_quick_network_waits_for_its_gpu_on_a_thread_of_each(
-    home: Any, repository: Path, devices: Devices
-) -> None:
+def test_without_groups_each_gpu_gets_a_thread(home: Any, repository: Path, devices: Devices) -> None:
     add1(repository)
 
     async def scenario() -> None:
@@ -131,7 +127,7 @@ def test_runs_on_gpus_take_no_cores_from_others(
 def test_a_core_is_shared_while_its_model_waits_for_a_gpu(
     home: Any, repository: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That runs wait was measured on the GPU, and does not hold for the processor."""
+    """That runs mostly wait was measured on the GPU, and does not hold for the CPU."""
     monkeypatch.setattr(execution, "PATIENCE", 60)
     add1(repository)
     configure(
@@ -158,9 +154,7 @@ def test_a_core_is_shared_while_its_model_waits_for_a_gpu(
     asyncio.run(scenario())
 
 
-def test_resources_are_those_of_the_gpu_that_an_instance_is_on(
-    home: Any, repository: Path, devices: Devices
-) -> None:
+def test_an_instance_takes_the_resources_of_its_gpu(home: Any, repository: Path, devices: Devices) -> None:
     add1(repository)
     configure(
         repository,
@@ -176,9 +170,7 @@ def test_resources_are_those_of_the_gpu_that_an_instance_is_on(
     asyncio.run(scenario())
 
 
-def test_another_count_needs_no_load_and_another_gpu_does(
-    home: Any, repository: Path, devices: Devices
-) -> None:
+def test_a_new_count_needs_no_load_but_a_new_gpu_does(home: Any, repository: Path, devices: Devices) -> None:
     add1(repository)
     configure(repository, ALONE + "instance_group { kind: KIND_GPU gpus: [ 0 ] }")
 

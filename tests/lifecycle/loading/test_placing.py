@@ -1,4 +1,4 @@
-"""Where instances run: the policy by values, and what it promises whatever is asked for."""
+"""Which devices instances run on: examples, and properties for any configuration."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def test_groups_that_are_all_passive_run_nothing() -> None:
         place(config(group(passive=True)), TWO)
 
 
-def test_the_event_loop_waits_for_no_gpu() -> None:
+def test_lane_inline_cannot_use_a_gpu() -> None:
     assert place(config(lane="inline"), TWO).devices == (CPU,)
     assert not asks_for_devices(config(lane="inline"))
     with pytest.raises(InvalidArgument, match="lane inline and KIND_GPU contradict each other"):
         place(config(group(), lane="inline"), TWO)
 
 
-def test_gpus_that_have_to_be_asked_for_are_left_alone_by_others() -> None:
+def test_gpus_that_must_be_requested_are_not_used_by_default() -> None:
     shy = replace(TWO, by_default=False)
 
     assert place(config(), shy).devices == (CPU,)
@@ -102,14 +102,14 @@ def test_gpus_that_have_to_be_asked_for_are_left_alone_by_others() -> None:
     assert place(config(group()), shy).devices == (ON_0, ON_1)
 
 
-def test_how_many_there_are_without_a_group_is_decided_elsewhere_and_they_take_turns() -> None:
+def test_without_groups_instances_take_turns_on_the_devices() -> None:
     places = place(config(), TWO)
 
     assert not places.counted
     assert instances(places, 3) == [("GPU 0", "m_0"), ("GPU 1", "m_0"), ("GPU 0", "m_1")]
 
 
-def test_another_number_of_instances_stays_where_they_are() -> None:
+def test_a_new_number_of_instances_keeps_the_devices() -> None:
     before = place(config(group(1, gpus=(1,)), group(1, "cpu")), TWO)
 
     after = place_again(config(group(2, "cpu"), group(2, gpus=(1,))), before)

@@ -1,4 +1,4 @@
-"""How models are measured, and what is decided from their run times."""
+"""How models are measured, and how they are run as a result."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_slow_model_that_fills_a_core_runs_one_by_one_on_every_core() -> None:
     assert (chosen.lane, chosen.batch_limit, chosen.instances) == ("thread", 1, 4)
 
 
-def test_a_slow_model_that_gains_from_company_is_batched() -> None:
+def test_a_slow_model_that_gains_from_batches_is_batched() -> None:
     chosen = plan(RunTimes({1: 5 * MS, 2: 5.2 * MS, 4: 5.5 * MS, 8: 6 * MS, 16: 12 * MS}), cores=2)
 
     assert (chosen.lane, chosen.batch_limit) == ("thread", 8)
@@ -129,7 +129,7 @@ def test_no_batch_above_the_limit_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_model_is_also_measured_with_larger_dimensions(tmp_path: Path) -> None:
-    """Attention costs the square of the length: quick for a few steps, slow for many."""
+    """Attention: quick for a few steps, quadratic in their number."""
     nodes = [
         node("Transpose", ["X"], ["t"], perm=[0, 2, 1]),
         node("MatMul", ["X", "t"], ["scores"]),
@@ -173,7 +173,7 @@ def test_a_model_that_wants_a_sampling_rate_and_enough_samples_is_measured(tmp_p
     assert list(measure(model, 0).seconds) == [1]
 
 
-def test_a_model_that_takes_nothing_that_is_tried_has_no_run_times(tmp_path: Path) -> None:
+def test_a_model_that_rejects_all_trials_has_no_run_times(tmp_path: Path) -> None:
     weights = {"shape": ints(-1, 7919)}
     model = load(
         build(
@@ -209,7 +209,7 @@ def test_the_quota_of_a_container_limits_the_cores(tmp_path: Path) -> None:
 
 
 class _Untried:
-    """A model that a configuration gives inputs of any size."""
+    """A model whose configuration fixes inputs of any size."""
 
     signature = Signature(
         (TensorSpec("INPUT0", DataType.FP32, (1 << 20, 1 << 20)),),
@@ -220,5 +220,5 @@ class _Untried:
         raise AssertionError("no such input can be made")
 
 
-def test_inputs_that_fit_no_memory_are_not_made() -> None:
+def test_inputs_too_large_for_memory_are_not_made() -> None:
     assert measure(_Untried(), 0).seconds == {}

@@ -1,4 +1,4 @@
-"""The line that tells people how the requests of a model are scheduled."""
+"""The line for people about how a model's requests are scheduled."""
 
 from __future__ import annotations
 

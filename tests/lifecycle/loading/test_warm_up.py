@@ -1,6 +1,4 @@
-"""Warm-up: which requests a version must answer before it is ready, and what is said of those that it does
-not.
-"""
+"""Warm-up: the requests that a version must answer before it is ready, and errors about them."""
 
 from __future__ import annotations
 
@@ -120,7 +118,7 @@ def test_a_sample_that_cannot_be_made_names_sample_input_and_file(
         configured(tmp_path, "item", shape)
 
 
-def test_strings_that_are_cut_short_are_named_with_their_file(tmp_path: Path) -> None:
+def test_truncated_strings_are_reported_with_their_file(tmp_path: Path) -> None:
     (tmp_path / "m" / "warmup").mkdir(parents=True)
     (tmp_path / "m" / "warmup" / "words").write_bytes(b"\x09\x00\x00\x00one")
     with pytest.raises(

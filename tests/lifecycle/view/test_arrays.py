@@ -54,7 +54,7 @@ def model(loaded: LoadedVersion) -> LoadedModel:
     return loaded.model
 
 
-def test_it_is_proved_measured_and_run_in_the_shapes_of_clients(tmp_path: Path) -> None:
+def test_probes_and_runs_use_the_shapes_of_clients(tmp_path: Path) -> None:
     loaded = doubled(tmp_path, ["N", 2, "T"], spec("x", (-1, 2), (2, -1)), spec("y", (1, 2, -1), (2, -1)))
 
     assert [spec.shape for spec in (*loaded.signature.inputs, *loaded.signature.outputs)] == [
@@ -77,13 +77,12 @@ def test_a_dimension_that_the_file_fixes_is_fixed_for_clients(tmp_path: Path) ->
     ]
 
 
-def test_it_is_the_reshape_that_must_agree_with_the_file(tmp_path: Path) -> None:
+def test_the_reshape_must_agree_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument) as refused:
         doubled(tmp_path, ["N", 4], spec("x", (4,), (2, 2)), spec("y", (4,)))
     assert refused.value.message == (
         "model 'm': input 'x' has the reshape [-1, 2, 2] (with the batch dimension, as max_batch_size is"
-        " above 0) in config.pbtxt, but"
-        f" [-1, 4] in '{tmp_path / 'model.onnx'}'"
+        f" above 0) in config.pbtxt, but [-1, 4] in '{tmp_path / 'model.onnx'}'"
     )
     with pytest.raises(
         InvalidArgument, match=r"output 'y' has the reshape \[4, 1\] in config.pbtxt, but \[2, 2\]"
@@ -91,7 +90,7 @@ def test_it_is_the_reshape_that_must_agree_with_the_file(tmp_path: Path) -> None
         doubled(tmp_path, [2, 2], spec("x", (4,), (2, 2)), spec("y", (4,), (4, 1)), max_batch_size=0)
 
 
-def test_a_batch_that_is_another_dimension_is_the_first_of_the_reshape(tmp_path: Path) -> None:
+def test_a_moved_batch_axis_is_first_in_the_reshape(tmp_path: Path) -> None:
     loaded = doubled(
         tmp_path, [2, "N", 2], spec("x", (4,), (2, 2)), spec("y", (4,), (2, 2)), batch_axes={"x": 1, "y": 1}
     )

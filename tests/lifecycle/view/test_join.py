@@ -41,7 +41,7 @@ def doubler(folder: Path) -> Path:
     )
 
 
-def test_requests_that_are_answered_as_alone_are_proved(tmp_path: Path) -> None:
+def test_joining_is_proved_by_equal_answers(tmp_path: Path) -> None:
     found = loaded(doubler(tmp_path), Joining(padding={"x": Padding(axes=(1,))}, cuts={"y": Cut("x")}))
 
     assert found.warnings == ()
@@ -104,7 +104,7 @@ def test_a_ragged_input_of_another_shape_is_refused_in_tritons_words(tmp_path: P
 
 
 def one_length(folder: Path) -> Path:
-    """The running sum of x over [N, 6], which takes no other length."""
+    """The running sum of x over [N, 6]; other lengths fail."""
     axis = helper.make_tensor("axis", TensorProto.INT32, [], [1])
     nodes = [helper.make_node("CumSum", ["x", "axis"], ["y"])]
     return models.save(

@@ -117,8 +117,8 @@ class _Prober:
         if seconds < _VERY_SLOW_RUN and free_dimensions(self._signature, batched=True):
             self._prove_elsewhere(trial.sizes, wanted)
         return (
-            "the first dimension is a batch: items got the same answers together as alone"
-            f" ({self._compared} comparisons)"
+            f"the first dimension is a batch: items got the same answers together as alone ({self._compared}"
+            " comparisons)"
         )
 
     def _prove_elsewhere(self, proved: Sizes, wanted: list[tuple[ValueFamily, int]]) -> None:
@@ -216,8 +216,7 @@ class _Prober:
                 if not _equal(spec, alone, part, _FLOOR * min(self._scales[index], 1.0)):
                     raise _Refuted(
                         f"output '{spec.name}' of an item depends on the other items of a batch (as when the"
-                        " first dimension is time, or"
-                        " statistics are computed over it)"
+                        " first dimension is time, or statistics are computed over it)"
                     )
 
 

@@ -170,6 +170,5 @@ def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
     )
     return (
         f"{config.source or config.name}: max_batch_size is {config.max_batch_size}, but joining requests"
-        " changes"
-        f" answers: {probe.reason}. {advice} unless you know better"
+        f" changes answers: {probe.reason}. {advice} unless you know better"
     )

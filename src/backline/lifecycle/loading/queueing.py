@@ -216,47 +216,35 @@ def scheduling_text(
     `batch_limit` is how many items the scheduler joins, `seconds` the measured time by batch size, `waits_us`
     the delay if the configuration sets none, `cached` whether the server caches its responses.
     """
-    return ", ".join(
-        _parts(config, batch_limit, seconds or {}, waits_us=waits_us, decoupled=decoupled, cached=cached)
-    )
-
-
-def _parts(
-    config: ModelConfig,
-    batch_limit: int,
-    seconds: Mapping[int, float],
-    *,
-    waits_us: int,
-    decoupled: bool,
-    cached: bool,
-) -> Iterator[str]:
+    seconds = seconds or {}
+    parts: list[str] = []
     if config.ensemble is not None:
-        yield f"ensemble of {', '.join(dict.fromkeys(step.model for step in config.ensemble.steps))}"
+        parts.append(f"ensemble of {', '.join(dict.fromkeys(step.model for step in config.ensemble.steps))}")
     elif config.sequence is not None:
-        yield _sequences(config.sequence, max(1, batch_limit))
+        parts.append(_sequences(config.sequence, max(1, batch_limit)))
     elif batch_limit <= 1:
-        yield "one by one"
+        parts.append("one by one")
     else:
-        yield f"up to {batch_limit} together"
-        yield from _company(config, batch_limit, waits_us)
+        parts += [f"up to {batch_limit} together", _company(config, batch_limit, waits_us)]
     if decoupled:
-        yield "any number of responses"
+        parts.append("any number of responses")
     if config.objective_seconds is not None:
-        yield _objective(config.objective_seconds, batch_limit, seconds)
+        parts.append(_objective(config.objective_seconds, batch_limit, seconds))
     if config.priority_levels > 1:
-        yield f"{config.priority_levels} priorities"
-    yield from _limits(config.queue_policy)
+        parts.append(f"{config.priority_levels} priorities")
+    parts += _limits(config.queue_policy)
     if config.preserve_ordering:
-        yield "in order"
+        parts.append("in order")
     if config.joining is not None:
-        yield from _unlike(config.joining)
+        parts += _unlike(config.joining)
     if config.split_large_batches:
-        yield "larger ones in parts"
+        parts.append("larger ones in parts")
     if cached:
-        yield "cached"
+        parts.append("cached")
+    return ", ".join(parts)
 
 
-def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> Iterator[str]:
+def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> str:
     """What a free instance waits for. Preferring the largest batch is not worth mentioning."""
     delay = config.max_queue_delay_us or waits_us
     sizes = (
@@ -265,9 +253,8 @@ def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> Iterator[s
         else ""
     )
     if delay:
-        yield f"waits {format_seconds(delay / 1e6)}{f' for {sizes}' if sizes else ''}"
-    else:
-        yield f"preferably {sizes}" if sizes else "no delay"
+        return f"waits {format_seconds(delay / 1e6)}{f' for {sizes}' if sizes else ''}"
+    return f"preferably {sizes}" if sizes else "no delay"
 
 
 def _sequences(batching: SequenceBatching, places: int) -> str:

@@ -70,14 +70,14 @@ class RunPlan:
     reason: str
 
 
-def measure(model: LoadedModel, max_batch: int, trial: Trial | None = None) -> RunTimes:
+def measure(model: LoadedModel, max_batch: int) -> RunTimes:
     """Times a model with batches of up to `max_batch` items (0: its first dimension is not a batch).
 
-    `trial` is a known input; without one it is searched. Takes some 50 ms, or a few runs of slow models.
+    Takes some 50 ms, or a few runs of slow models.
     """
     started = perf_counter()
     batched = max_batch > 0
-    trial = trial or find_trial(model, batched=batched, deadline=started + _SEARCH_BUDGET)
+    trial = find_trial(model, batched=batched, deadline=started + _SEARCH_BUDGET)
     if trial is None:
         return RunTimes({})
     try:

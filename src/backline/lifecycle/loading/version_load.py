@@ -242,8 +242,7 @@ def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
     if config.response_cache:  # Triton's text
         raise InvalidArgument(
             f"Response Cache does not currently support model {config.name} with 'decoupled' transaction"
-            " policy."
-            " Please disable the response cache."
+            " policy. Please disable the response cache."
         )
 
 

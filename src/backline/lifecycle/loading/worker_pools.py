@@ -152,8 +152,8 @@ class WorkerStarter:
         others = [] if environment is None else borrow(environment)
         if others:
             log.warning(
-                "%s is debugged with the server's versions of packages, which differ from its"
-                " environment's: %s",
+                "%s is debugged with the server's versions of packages, which differ from its environment's:"
+                " %s",
                 label,
                 ", ".join(others),
             )

@@ -1,4 +1,4 @@
-"""Tensors that clients see with another shape, batch axis or value than the model (Triton's `reshape`, and more)."""
+"""Tensors that differ between model and clients: reshaped, with another batch axis, or constant."""
 
 from __future__ import annotations
 
@@ -117,8 +117,7 @@ class Arrange(Stage):
         if self.changes_runs:
             raise InvalidArgument(
                 f"model '{self.outer.name}': {self.outer.source} gives batch_axis or constant_input, which"
-                f" {kind} do"
-                " not take"
+                f" {kind} do not take"
             )
 
     def fit(self, inner: Signature) -> Signature:

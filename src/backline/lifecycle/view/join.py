@@ -152,8 +152,7 @@ class JoinInWorker(JoinRequests):
         ):
             raise InvalidArgument(
                 f"model '{self.outer.name}': {self.outer.source} asks for padding or allowed_batch_sizes, but"
-                " this kind of"
-                " Python model gets requests one at a time"
+                " this kind of Python model gets requests one at a time"
             )
 
     def _accept(self, inner: Signature, joining: Joining) -> None:
