@@ -85,9 +85,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debugged]:
     server = Debugged(folder / "models", folder)
     shown = server.terminal.read_until("Ctrl-C stops")
     assert "Debugging tagger: it runs in this process, breakpoint() stops in this terminal" in shown
-    assert (
-        "is debugged with packages of the server that its environment has in other versions: numpy" in shown
-    )
+    assert "with the server's versions of packages, which differ from its environment's: numpy" in shown
     yield server
     server.terminal.close()
 

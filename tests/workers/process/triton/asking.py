@@ -138,9 +138,9 @@ class Ask:
 
 
 def plain_text(text: str) -> str:
-    """Removes what only Triton prints: the folders of model files, and frames in Python's own files."""
+    """Removes the folders of model files, and frames in Python's own files, which only Triton prints."""
     text = re.sub(r"^  <frozen .*\n", "", text, flags=re.MULTILINE)
-    return re.sub(r"(/[\w.-]+)+/models/\w+/", "", text)
+    return re.sub(r"((/[\w.-]+)+/)?\bmodels/\w+/", "", text)
 
 
 def load_error(text: str) -> str:
