@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from backline.process_memory import resident_bytes, trim
 
+from backline.system.memory import resident_bytes, trim
 from backline.wire.application import Application
 from backline.wire.connection import Wire
 from backline.wire.heap import Heap
 from backline.wire.limits import Limits
+from support.open_gate import OpenGate
 from wire.conftest import render_error
 
 MIB = 1 << 20
@@ -19,7 +20,8 @@ MIB = 1 << 20
 @pytest.mark.skipif(not trim(), reason="the C library cannot give memory back")
 def test_memory_goes_back_although_a_slow_client_holds_some() -> None:
     async def run() -> None:
-        wire = Wire(Application(lambda _: None, {}, render_error), Limits(), asyncio.get_running_loop())
+        application = Application(lambda _: None, {}, render_error, OpenGate())
+        wire = Wire(application, Limits(), asyncio.get_running_loop())
         before = resident_bytes()
         heap = Heap(wire)
         # Below the size of which malloc makes maps. Small blocks between them keep the C library from shrinking the heap by itself.
