@@ -20,9 +20,8 @@ MIB = 1 << 20
 @pytest.mark.skipif(not trim(), reason="the C library cannot give memory back")
 def test_memory_goes_back_although_a_slow_client_holds_some() -> None:
     async def run() -> None:
-        wire = Wire(
-            Application(lambda _: None, {}, render_error, OpenGate()), Limits(), asyncio.get_running_loop()
-        )
+        application = Application(lambda _: None, {}, render_error, OpenGate())
+        wire = Wire(application, Limits(), asyncio.get_running_loop())
         before = resident_bytes()
         heap = Heap(wire)
         # Below the size of which malloc makes maps. Small blocks between them keep the C library from shrinking the heap by itself.

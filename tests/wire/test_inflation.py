@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from backline.wire.application import Application, Buffer
-from backline.wire.compression import CodingError
+from backline.wire.compression import RATIO_FROM, CodingError, Inflation
 from backline.wire.connection import Wire
-from backline.wire.inflation import RATIO_FROM, Inflation
 from backline.wire.limits import MIB, Limits
 from support.open_gate import OpenGate
 

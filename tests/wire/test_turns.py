@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from backline.wire.growing_buffer import GrowingBuffer
+from backline.wire.body import GrowingBuffer
 from backline.wire.http1.connection import Http1Connection
 from backline.wire.http2 import frames
 from backline.wire.limits import Limits

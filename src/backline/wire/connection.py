@@ -1,14 +1,15 @@
-"""What all connections of a server share, and what each of them must do for the listener."""
+"""What all connections of a server share, and what each connection implements."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from abc import abstractmethod
 from types import MethodType
 
 from backline.wire.application import Application
-from backline.wire.inflation import Inflation
+from backline.wire.compression import Inflation
 from backline.wire.limits import Limits
 from backline.wire.peers import Peer, Peers
 from backline.wire.turns import Turns
@@ -115,3 +116,23 @@ def peer_address(transport: asyncio.BaseTransport) -> str:
     """The address at the other end, without its port: "10.0.0.7"; "local" over a Unix socket."""
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if isinstance(peer, tuple) else "local"
+
+
+#: In English wherever the server runs, which time.strftime is not.
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+_formatted = (0, b"")
+
+
+def http_date() -> bytes:
+    """RFC 9110, section 5.6.7."""
+    global _formatted  # noqa: PLW0603
+    now = int(time.time())
+    if _formatted[0] != now:
+        year, month, day, hour, minute, second, weekday = time.gmtime(now)[:7]
+        text = (
+            f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
+        )
+        _formatted = (now, text.encode())
+    return _formatted[1]

@@ -10,10 +10,9 @@ from backline.wire.connection import Connection, Wire, join_writelines
 from backline.wire.http1.connection import Http1Connection
 from backline.wire.http1.head import response_head
 from backline.wire.http2.connection import Http2Connection
+from backline.wire.http2.frames import PREFACE
 from backline.wire.peers import Peer
 
-#: What every HTTP/2 client sends first (RFC 9113, 3.4).
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 #: A TLS record of type handshake (RFC 8446, 5.1): somebody speaks TLS to a plain port.
 TLS_HANDSHAKE = 0x16
 

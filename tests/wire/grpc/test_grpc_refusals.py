@@ -7,8 +7,7 @@ import zlib
 
 import pytest
 
-from backline.wire.grpc.messages import MessageAssembler
-from backline.wire.grpc.status import escape
+from backline.wire.grpc.messages import MessageAssembler, escape
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 from backline.wire.http2 import frames
 from backline.wire.limits import Limits

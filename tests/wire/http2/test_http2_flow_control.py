@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backline.wire.http2 import frames
-from backline.wire.http2.settings import LARGE_MAX_FRAME_SIZE, OUR_STREAM_WINDOW
+from backline.wire.http2.frames import LARGE_MAX_FRAME_SIZE, OUR_STREAM_WINDOW
 from backline.wire.limits import Limits
 from wire.http2.served import FrameClient, Served, serve
 

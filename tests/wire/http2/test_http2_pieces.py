@@ -190,7 +190,7 @@ def test_no_frames_break_the_server(sent: list[bytes]) -> None:
 
 
 def blocks() -> HeaderBlocks:
-    return HeaderBlocks(Handlers().application(), Limits())
+    return HeaderBlocks(Handlers().application(), Limits(), local=False)
 
 
 FIELDS = [(":method", "GET"), (":scheme", "http"), (":path", "/a"), (":authority", "test")]

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 
 from backline.wire.application import Fields
 from backline.wire.connection import peer_address
-from backline.wire.grpc import status
-from backline.wire.grpc.status import status_block
+from backline.wire.grpc.messages import (
+    DEADLINE_EXCEEDED,
+    INVALID_ARGUMENT,
+    PERMISSION_DENIED,
+    RESOURCE_EXHAUSTED,
+    UNIMPLEMENTED,
+    status_block,
+)
 from backline.wire.http2 import frames
 from backline.wire.http2.stream import Stream
 
@@ -48,31 +54,31 @@ class GrpcExchange(Stream):
     def begin(self) -> None:
         head = self.head
         if head.too_large is not None:
-            self.end(status.RESOURCE_EXHAUSTED, head.too_large)
+            self.end(RESOURCE_EXHAUSTED, head.too_large)
         elif head.refusal is not None:
-            self.end(status.PERMISSION_DENIED, head.refusal)
+            self.end(PERMISSION_DENIED, head.refusal)
         elif head.rpc is None:
             path = head.path.decode("utf-8", "replace")
             self.end(
-                status.UNIMPLEMENTED,
+                UNIMPLEMENTED,
                 f"unknown method {path[:200]}; its service may not be served here, or its name be misspelt",
             )
         elif self._one_too_many():
             what = "streams open" if self.streaming else "requests in flight"
-            self.end(status.RESOURCE_EXHAUSTED, f"the server has too many {what}; try again")
+            self.end(RESOURCE_EXHAUSTED, f"the server has too many {what}; try again")
         elif head.timeout_error is not None:
-            self.end(status.INVALID_ARGUMENT, head.timeout_error)
+            self.end(INVALID_ARGUMENT, head.timeout_error)
         elif head.encoding not in _ENCODINGS:
             text = head.encoding.decode("utf-8", "replace")[:64]
             accepted = (b"grpc-accept-encoding", ACCEPTED_ENCODINGS)
             self.end(
-                status.UNIMPLEMENTED,
+                UNIMPLEMENTED,
                 f"grpc-encoding {text} is not supported; send gzip, deflate or identity",
                 (accepted,),
             )
         elif head.timeout is not None:
             if head.timeout <= 0:
-                self.end(status.DEADLINE_EXCEEDED, "the deadline was over when the call came")
+                self.end(DEADLINE_EXCEEDED, "the deadline was over when the call came")
             else:
                 self.deadline = time.monotonic() + head.timeout
                 self.connection.deadlines.add(self.deadline, self)
@@ -101,7 +107,7 @@ class GrpcExchange(Stream):
         connection.output.finish(self)
 
     def expire(self) -> None:
-        self.end(status.DEADLINE_EXCEEDED, "the deadline passed before the answer was there")
+        self.end(DEADLINE_EXCEEDED, "the deadline passed before the answer was there")
         self.cancelled()
 
     def cancelled(self) -> None:
@@ -119,5 +125,5 @@ class GrpcExchange(Stream):
             self.cancelled()
 
     def timed_out(self) -> None:
-        self.end(status.DEADLINE_EXCEEDED, "the rest of a message did not come in time")
+        self.end(DEADLINE_EXCEEDED, "the rest of a message did not come in time")
         self.cancelled()

@@ -1,14 +1,64 @@
-"""gRPC messages: a flag, four octets of length, and that many octets (the protocol's "Length-Prefixed-Message")."""
+"""gRPC messages (the "Length-Prefixed-Message" of the protocol) and the status that ends a call."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from struct import Struct
 
-from backline.wire.application import Buffer, RpcError
+from backline.wire.application import Buffer, Fields, RpcError
+from backline.wire.body import Body
 from backline.wire.compression import CodingError
-from backline.wire.grpc import status
-from backline.wire.http2.body import Body
+from backline.wire.http2 import field_block
+
+OK = 0
+CANCELLED = 1
+UNKNOWN = 2
+INVALID_ARGUMENT = 3
+DEADLINE_EXCEEDED = 4
+PERMISSION_DENIED = 7
+RESOURCE_EXHAUSTED = 8
+UNIMPLEMENTED = 12
+INTERNAL = 13
+UNAVAILABLE = 14
+
+#: Longer texts are cut, so that the trailers fit into what clients take (8 KiB in grpcio).
+MAX_MESSAGE = 4096
+
+#: Before the first message of a response, and after the last one when all went well.
+RESPONSE_BLOCK = field_block.encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
+COMPRESSED_RESPONSE_BLOCKS = {
+    name: field_block.encode(
+        [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-encoding", name)]
+    )
+    for name in (b"gzip", b"deflate")
+}
+OK_BLOCK = field_block.encode([(b"grpc-status", b"0")])
+
+_TO_ESCAPE = re.compile(rb"[^\x20-\x24\x26-\x7e]")
+
+
+def escape(message: str) -> bytes:
+    """grpc-message: percent-encoded UTF-8."""
+    text = message.encode("utf-8", "replace")[:MAX_MESSAGE].strip(b" ")
+    return _TO_ESCAPE.sub(lambda match: b"%%%02X" % match[0][0], text)
+
+
+def status_block(code: int, message: str, trailers: Fields, started: bool) -> bytes:
+    """The block that ends a call; with :status and content-type when no response headers went before it (Trailers-Only)."""
+    if trailers:
+        return _status_block(code, message, started) + field_block.encode(trailers)
+    return _status_block(code, message, started)
+
+
+@lru_cache(maxsize=256)
+def _status_block(code: int, message: str, started: bool) -> bytes:
+    block = field_block.encode([(b"grpc-status", b"%d" % code)])
+    if message:
+        block += field_block.encode([(b"grpc-message", escape(message))])
+    return block if started else RESPONSE_BLOCK + block
+
 
 PREFIX = Struct(">BI")
 PREFIX_SIZE = 5
@@ -55,7 +105,7 @@ class MessageAssembler:
                 body = self._body = Body(size)
             except MemoryError:
                 raise RpcError(
-                    status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again"
+                    RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again"
                 ) from None
         take = min(body.missing, end - begin)
         body.add(data, begin, begin + take)
@@ -70,16 +120,12 @@ class MessageAssembler:
 def check_prefix(flag: int, size: int, encoding: bytes, limit: int) -> None:
     """Raises RpcError when a message cannot be taken."""
     if flag > 1:
-        raise RpcError(
-            status.INTERNAL, f"the flag before a message is {flag}; it is 0 (plain) or 1 (compressed)"
-        )
+        raise RpcError(INTERNAL, f"the flag before a message is {flag}; it is 0 (plain) or 1 (compressed)")
     if flag and encoding == b"identity":
-        raise RpcError(
-            status.INTERNAL, "a message is flagged as compressed, but grpc-encoding names no compression"
-        )
+        raise RpcError(INTERNAL, "a message is flagged as compressed, but grpc-encoding names no compression")
     if size > limit:
         raise RpcError(
-            status.RESOURCE_EXHAUSTED,
+            RESOURCE_EXHAUSTED,
             f"a message of {size} bytes is larger than the server's limit of {limit} bytes",
         )
 
@@ -87,7 +133,7 @@ def check_prefix(flag: int, size: int, encoding: bytes, limit: int) -> None:
 def as_rpc_error(error: CodingError) -> RpcError:
     """What inflating found wrong, in gRPC's terms."""
     if error.status == 413:
-        return RpcError(status.RESOURCE_EXHAUSTED, error.message.replace("request body", "message"))
+        return RpcError(RESOURCE_EXHAUSTED, error.message.replace("request body", "message"))
     if error.status == 503:
-        return RpcError(status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
-    return RpcError(status.INTERNAL, f"a compressed message cannot be inflated: {error.message}")
+        return RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+    return RpcError(INTERNAL, f"a compressed message cannot be inflated: {error.message}")

@@ -7,15 +7,24 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, RpcError, StreamCall, StreamMethod
-from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, compress
-from backline.wire.grpc import status
+from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, compress, inflate_small
 from backline.wire.grpc.exchange import GrpcExchange, log
-from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler, as_rpc_error
-from backline.wire.grpc.status import COMPRESSED_RESPONSE_BLOCKS, RESPONSE_BLOCK
-from backline.wire.http2.frames import FRAME_HEADER
-from backline.wire.http2.settings import LARGE_BODY, OUR_STREAM_WINDOW
+from backline.wire.grpc.messages import (
+    CANCELLED,
+    COMPRESSED_RESPONSE_BLOCKS,
+    INTERNAL,
+    INVALID_ARGUMENT,
+    OK,
+    PREFIX,
+    PREFIX_SIZE,
+    RESOURCE_EXHAUSTED,
+    RESPONSE_BLOCK,
+    UNAVAILABLE,
+    MessageAssembler,
+    as_rpc_error,
+)
+from backline.wire.http2.frames import FRAME_HEADER, LARGE_BODY, OUR_STREAM_WINDOW
 from backline.wire.http2.stream import HIGH_WATER
-from backline.wire.inflation import inflate_small
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -57,15 +66,15 @@ class StreamExchange(GrpcExchange, StreamCall):
             self.end(error.code, error.message)
         except asyncio.CancelledError:
             # Raised because the call is over, or by a server that goes down; then the client must know.
-            self.end(status.CANCELLED, "the call was cancelled by the server")
+            self.end(CANCELLED, "the call was cancelled by the server")
         except ConnectionResetError:
-            self.end(status.CANCELLED, "the call was cancelled")
+            self.end(CANCELLED, "the call was cancelled")
         except Exception:
             log.exception("the handler of %s failed", self.head.path.decode("utf-8", "replace"))
-            self.end(status.INTERNAL, "the handler of this method failed; the server's log says why")
+            self.end(INTERNAL, "the handler of this method failed; the server's log says why")
         else:
             self._start_response()
-            self.end(status.OK, "")
+            self.end(OK, "")
 
     # Receiving
 
@@ -90,24 +99,22 @@ class StreamExchange(GrpcExchange, StreamCall):
 
     def _take(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         if not self.buffer(end - begin):
-            raise RpcError(
-                status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again"
-            )
+            raise RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
         while begin < end:
             begin, complete = self._assembler.feed(data, begin, end)
             if complete is not None:
                 compressed, message = complete
                 self._messages.append((compressed, message, len(message) + PREFIX_SIZE))
         if ended and not self._assembler.between_messages:
-            raise RpcError(status.INVALID_ARGUMENT, "the call ended in the middle of a message")
+            raise RpcError(INVALID_ARGUMENT, "the call ended in the middle of a message")
 
     def _announced(self, size: int, at_hand: int) -> None:
-        self.connection.expect(self, min(size, OUR_STREAM_WINDOW))
+        self.connection.reader.expect(self, min(size, OUR_STREAM_WINDOW))
         # What is there of it, or begun, is not sent again: a window for that would let the next message begin, and so on without an end.
-        missing = size - at_hand - self.connection.payload_left - max(0, self.window_in)
+        missing = size - at_hand - self.connection.reader.payload_left - max(0, self.window_in)
         if missing > 0:
             self._borrowed += missing
-            self.connection.grant(self, missing)
+            self.connection.reader.grant(self, missing)
 
     async def receive(self) -> Buffer | None:
         while not self._messages:
@@ -150,7 +157,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         self._consumed += size - borrowed
         # Small messages are granted together: a WINDOW_UPDATE for each would be as large as they are.
         if self._consumed >= 128 * 1024:
-            self.connection.grant(self, self._consumed)
+            self.connection.reader.grant(self, self._consumed)
             self._consumed = 0
 
     async def _inflate(self, message: Buffer) -> Buffer:
@@ -233,7 +240,7 @@ class StreamExchange(GrpcExchange, StreamCall):
 
     def idle_too_long(self) -> None:
         self.end(
-            status.UNAVAILABLE,
+            UNAVAILABLE,
             f"no message in either direction for {self.connection.wire.limits.stream_idle_timeout:g} s; open the stream again",
         )
         self.cancelled()

@@ -1,8 +1,13 @@
-"""The grpc-timeout field."""
+"""Deadlines of calls: the grpc-timeout field, and one heap with one timer per connection."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from typing import Protocol
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])").fullmatch
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -20,3 +25,58 @@ def parse_timeout(value: bytes) -> float:
             f"grpc-timeout {value[:40].decode('latin-1')!r} is not up to eight digits and one of H, M, S, m, u, n"
         )
     return int(match[1]) * _SECONDS[match[2]]
+
+
+class Expiring(Protocol):
+    closed: bool
+    answered: bool
+
+    def expire(self) -> None: ...
+
+
+class Deadlines:
+    """Calls `expire` on entries that are still open at their time. Entries that ended are dropped when they make up more than half."""
+
+    __slots__ = ("_count", "_heap", "_live", "_loop", "_timer", "_timer_at")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, live: Callable[[], int]) -> None:
+        self._loop = loop
+        self._live = live
+        self._heap: list[tuple[float, int, Expiring]] = []
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    def add(self, deadline: float, entry: Expiring) -> None:
+        """`deadline` in seconds of time.monotonic()."""
+        self._count += 1
+        heap = self._heap
+        heappush(heap, (deadline, self._count, entry))
+        if len(heap) > 64 + 2 * self._live():
+            self._heap = heap = [item for item in heap if not item[2].closed]
+            heapify(heap)
+        if self._timer is None or deadline < self._timer_at:
+            self._arm(deadline)
+
+    def cancel(self) -> None:
+        self._heap.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        heap = self._heap
+        now = time.monotonic()
+        while heap and (heap[0][2].closed or heap[0][0] <= now):
+            entry = heappop(heap)[2]
+            if not entry.closed and not entry.answered:
+                entry.expire()
+        if heap and self._timer is None:
+            self._arm(heap[0][0])

@@ -7,14 +7,22 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, RpcError, UnaryCall, UnaryMethod
-from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, compress
-from backline.wire.grpc import status
+from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, compress, inflate_small
 from backline.wire.grpc.exchange import GrpcExchange, log
-from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler, as_rpc_error
-from backline.wire.grpc.status import COMPRESSED_RESPONSE_BLOCKS, OK_BLOCK, RESPONSE_BLOCK
+from backline.wire.grpc.messages import (
+    COMPRESSED_RESPONSE_BLOCKS,
+    INTERNAL,
+    INVALID_ARGUMENT,
+    OK_BLOCK,
+    PREFIX,
+    PREFIX_SIZE,
+    RESOURCE_EXHAUSTED,
+    RESPONSE_BLOCK,
+    MessageAssembler,
+    as_rpc_error,
+)
 from backline.wire.http2 import frames
 from backline.wire.http2.stream import CRUMB
-from backline.wire.inflation import inflate_small
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -96,20 +104,16 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             assembler = self._assembler = MessageAssembler(self.head.encoding, limit, self._announced)
         if self._message is None and begin < end:
             if not self.buffer(end - begin):
-                raise RpcError(
-                    status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again"
-                )
+                raise RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
             begin, complete = assembler.feed(data, begin, end)
             if complete is not None:
                 self._compressed, self._message = complete
         if begin < end:
-            raise RpcError(
-                status.INVALID_ARGUMENT, "more than one message, or bytes behind it, in a unary call"
-            )
+            raise RpcError(INVALID_ARGUMENT, "more than one message, or bytes behind it, in a unary call")
         if not ended:
             return
         if self._message is None:
-            raise RpcError(status.INVALID_ARGUMENT, "the call ended before a complete message was there")
+            raise RpcError(INVALID_ARGUMENT, "the call ended before a complete message was there")
         self._assembler = None
         self.connection.admission.offer(self, len(self._message), self._compressed)
 
@@ -125,7 +129,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self._refuse(error)
 
     def _announced(self, size: int, _: int) -> None:
-        self.connection.expect(self, size + PREFIX_SIZE)
+        self.connection.reader.expect(self, size + PREFIX_SIZE)
 
     def _inflate(self, message: Buffer) -> None:
         try:
@@ -137,7 +141,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         elif self.buffer(len(inflated)):
             self._handle(inflated)
         else:
-            self.end(status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+            self.end(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
 
     async def _inflate_in_turn(self, message: Buffer) -> None:
         try:
@@ -159,7 +163,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self.end(error.code, error.message)
         except Exception:
             log.exception("the handler of %s failed", self.head.path.decode("utf-8", "replace"))
-            self.end(status.INTERNAL, "the handler of this method failed; the server's log says why")
+            self.end(INTERNAL, "the handler of this method failed; the server's log says why")
 
     def _refuse(self, error: RpcError) -> None:
         self.end(error.code, error.message)

@@ -7,15 +7,15 @@ from time import perf_counter
 
 from backline.wire.connection import Connection, Wire, is_local
 from backline.wire.http1.body import LargeBody
+from backline.wire.http1.head import Refusal
 from backline.wire.http1.pipeline import Pipeline
 from backline.wire.http1.receiver import Head, Receiver
-from backline.wire.http1.refusal import Refusal
 from backline.wire.http1.request import Http1Request
 from backline.wire.http1.time_limits import TimeLimits
+from backline.wire.limits import KIB
 from backline.wire.peers import Peer
 from backline.wire.turns import LARGE_READ
 
-KIB = 1024
 #: Bytes given to the parser at a time: bounds how many pipelined requests one step can yield, since the parser cannot be paused.
 SLICE = 4 * KIB
 #: A connection that used up its turn handles reads above this size in its next turn, not at once.
@@ -47,7 +47,7 @@ class Http1Connection(Connection):
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by attach
         self.pipeline = Pipeline(self, wire)
         self.receiver = Receiver(self, wire, self.pipeline)
-        self._time_limits = TimeLimits(self)
+        self._time_limits = TimeLimits()
         self._slice = min(SLICE, wire.limits.max_header_size)
         #: The size of a request with the remembered head; 0 when there is none, or when the next bytes do not begin a request.
         self._same_size = 0
@@ -74,7 +74,7 @@ class Http1Connection(Connection):
 
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self.transport = self.pipeline.transport = transport
-        self.peer = self.wire.peers.join(transport)
+        self.peer = self.pipeline.peer = self.wire.peers.join(transport)
         self.receiver.local = is_local(transport)
         self.wire.connections.add(self)
         transport.set_write_buffer_limits(high=self.wire.limits.max_unsent_bytes)
@@ -101,7 +101,7 @@ class Http1Connection(Connection):
         self.pipeline.lost()
         self.wire.peers.leave(self.peer)
         # They refer to each other: without this the memory would wait for the garbage collector.
-        del self.receiver, self.pipeline, self._time_limits
+        del self.receiver, self.pipeline
 
     def abort(self) -> None:
         self.transport.abort()
@@ -314,4 +314,4 @@ class Http1Connection(Connection):
 
     def sweep(self, now: float) -> None:
         self.wire.unsent.count(self)
-        self._time_limits.check(now)
+        self._time_limits.check(self, now)

@@ -1,10 +1,14 @@
-"""The head of an HTTP/1.1 response: status lines with the date, formatted once a second."""
+"""Heads of HTTP/1.1 messages: rules for requests beyond those of the parser, and the start of responses."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 
-from backline.wire.date import http_date
+from backline.wire.application import BROWSER_FIELDS, Buffer, Fields
+from backline.wire.connection import Wire, http_date
+from backline.wire.limits import Limits
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -32,3 +36,101 @@ def refresh_date() -> None:
 def has_no_body(status: int) -> bool:
     """Whether a response never has a body (RFC 9112, 6.3)."""
     return status in {204, 304} or status < 200
+
+
+#: For a 503: seconds.
+RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The answer to what no application sees. It takes its turn behind earlier answers; with `close` it is the last one."""
+
+    status: int
+    message: str
+    close: bool = True
+    fields: Fields = ()
+
+    def render(self, wire: Wire, *, close: bool) -> bytes:
+        """The whole response."""
+        kind, body = wire.application.render_error(self.status, self.message)
+        lines = [response_head(self.status), b"content-type: %b\r\n" % kind]
+        lines += (b"%b: %b\r\n" % field for field in self.fields)
+        if close:
+            lines.append(b"connection: close\r\n")
+        lines += (b"content-length: %d\r\n\r\n" % len(body), body)
+        return b"".join(lines)
+
+
+#: Fields of which any takes a request off the fast path.
+SPECIAL_FIELDS = BROWSER_FIELDS | {
+    b"connection",
+    b"proxy-connection",
+    b"upgrade",
+    b"expect",
+    b"transfer-encoding",
+}
+#: Fields that ask for another protocol.
+_UPGRADE_FIELDS = frozenset((b"upgrade", b"connection", b"proxy-connection", b"http2-settings"))
+
+
+def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
+    """The refusal of a head of so many bytes and fields, None if it is not too large."""
+    if size > limits.max_header_size:
+        return Refusal(431, f"The request's header exceeds the maximum of {limits.max_header_size} bytes")
+    if fields > limits.max_header_fields:
+        return Refusal(431, f"The request has more than {limits.max_header_fields} header fields")
+    return None
+
+
+def find_path(method: bytes, target: bytes) -> bytes | Refusal:
+    """Path and query of a target that is more than these (3.2), or its refusal."""
+    if b"#" in target:
+        return Refusal(400, "The request's target must not have a fragment ('#')")
+    if method == b"CONNECT":
+        return Refusal(400, "CONNECT is refused: this server is not a proxy")
+    if target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
+        # 3.2.2: the absolute form, as sent to proxies, must be understood.
+        slash = target.find(b"/", 8)
+        return target[slash:] if slash > 0 else b"/"
+    if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
+        return target
+    return Refusal(400, "The request's target must be a path that begins with '/'")
+
+
+def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -> Refusal | None:
+    """The refusal of a head with another version than 1.1, without Host or with special fields; None if they are as they must be."""
+    if version not in ("1.1", "1.0"):
+        return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")
+    if version == "1.1" and b"host" not in headers:
+        return Refusal(400, "The request has no Host field")
+    if upgrade:
+        protocols = headers.get(b"upgrade", b"")
+        if version == "1.0" or any(
+            name.strip().lower() not in (b"h2c", b"h2", b"") for name in protocols.split(b",")
+        ):
+            return Refusal(
+                400,
+                f"Upgrade to '{protocols.decode('latin-1')[:64]}' is refused; leave the Upgrade field out",
+            )
+    coding = headers.get(b"transfer-encoding")
+    if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
+        return Refusal(400, "Transfer-Encoding must be 'chunked', in HTTP/1.1")
+    expect = headers.get(b"expect")
+    if expect is not None and version == "1.1" and expect.lower() != b"100-continue":
+        return Refusal(417, f"Expect: {expect.decode('latin-1')[:64]} is not supported; only 100-continue is")
+    return None
+
+
+def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> bytes:
+    """The same head, but for the fields that ask for another protocol (RFC 9110, 7.8: a server may ignore them)."""
+    fields = [field for field in headers.items() if field[0] not in _UPGRADE_FIELDS]
+    if b"close" in headers.get(b"connection", b"").lower():
+        fields.append((b"connection", b"close"))
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, b"".join(b"%b: %b\r\n" % field for field in fields))
+
+
+def speaks_http(data: Buffer) -> bool:
+    """Whether the third word of the first line begins like a version of HTTP."""
+    words = bytes(data[:8192]).split(b"\n", 1)[0].split()
+    return len(words) >= 3 and words[2].startswith(b"HTTP/")

@@ -10,11 +10,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from backline.wire.connection import Wire
-from backline.wire.http1.head import CONTINUE
-from backline.wire.http1.inflation import inflate
-from backline.wire.http1.refusal import Refusal
-from backline.wire.http1.request import Http1Request
-from backline.wire.http1.stream import Http1Stream
+from backline.wire.http1.head import CONTINUE, Refusal
+from backline.wire.http1.request import Http1Request, Http1Stream, inflate
+from backline.wire.peers import Peer
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
@@ -40,6 +38,7 @@ class Pipeline:
         self._http = wire.application.http
         self.wire = wire
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set when the connection is attached to one
+        self.peer: Peer = None  # type: ignore[assignment]  # set when the connection is attached
         #: The request that is with the application.
         self.current: Http1Request | None = None
         #: The streamed answer to it that has begun.
@@ -129,7 +128,7 @@ class Pipeline:
     def release(self, request: Http1Request) -> None:
         """The request does not count any more against what all connections may hold."""
         self.wire.requests -= 1
-        self._connection.peer.requests -= 1
+        self.peer.requests -= 1
         self.wire.buffered_bytes -= request.counted_bytes
         request.counted_bytes = 0
 
@@ -166,7 +165,7 @@ class Pipeline:
             self.release(request)
         else:
             self.wire.requests -= 1
-            self._connection.peer.requests -= 1
+            self.peer.requests -= 1
         if not request.keep_alive:
             self._forget_waiting()
             self._connection.last_answered()

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import httptools
 
 from backline.wire.application import Buffer, Fields
+from backline.wire.body import GrowingBuffer
 from backline.wire.connection import Wire
-from backline.wire.growing_buffer import GrowingBuffer
 from backline.wire.http1.body import LargeBody
-from backline.wire.http1.head_rules import (
+from backline.wire.http1.head import (
+    RETRY_AFTER,
     SPECIAL_FIELDS,
+    Refusal,
     check_size,
     check_special,
     find_path,
@@ -22,15 +24,14 @@ from backline.wire.http1.head_rules import (
     speaks_http,
 )
 from backline.wire.http1.pipeline import Continue, Pipeline
-from backline.wire.http1.refusal import RETRY_AFTER, Refusal
 from backline.wire.http1.request import Http1Request
+from backline.wire.limits import KIB
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
 
 logger = logging.getLogger(__name__)
 
-KIB = 1024
 #: A body above this size is received into one buffer of its size.
 LARGE = 64 * KIB
 #: Bodies up to this size are not counted against max_buffered_bytes: the limit of concurrent requests bounds their sum.

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 request and its answer."""
+"""One HTTP/1.1 request, and its response."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStrea
 from backline.wire.compression import ResponseCoding, compress, compress_in_steps, negotiate
 from backline.wire.connection import peer_address
 from backline.wire.http1.head import has_no_body, response_head
-from backline.wire.http1.stream import Http1Stream
+
+if TYPE_CHECKING:
+    from backline.wire.http1.pipeline import Pipeline
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backline.wire.http1.pipeline import Pipeline
+from typing import TYPE_CHECKING
+
+from backline.wire.compression import ACCEPTED, CodingError, inflate_small
+from backline.wire.turns import peer_is_gone
 
 if TYPE_CHECKING:
     from backline.wire.http1.pipeline import Pipeline
@@ -150,3 +160,112 @@ class Http1Request(HttpRequest):
         self._pipeline = None
         if self.on_disconnect is not None:
             self.on_disconnect()
+
+
+class Http1Stream(ResponseStream):
+    """A response body of unknown length: chunked, or until the connection closes."""
+
+    __slots__ = ("_pipeline", "_request", "bodiless")
+
+    def __init__(self, pipeline: Pipeline | None, request: Http1Request) -> None:
+        #: None when the body was ended, or the client is gone.
+        self._pipeline = pipeline
+        self._request = request
+        #: Whether the response has no body, as for HEAD: chunks are dropped.
+        self.bodiless = False
+
+    async def send(self, chunk: Buffer) -> None:
+        pipeline = self._pipeline
+        if pipeline is None or pipeline.transport.is_closing():
+            raise ConnectionResetError("The client is gone")
+        size = memoryview(chunk).nbytes
+        # An empty chunk would end the body.
+        if not self.bodiless and size:
+            pipeline.sent_chunks += 1
+            if self._request.version_1_0:
+                pipeline.transport.write(chunk)
+            elif size <= JOINED_SIZE:
+                pipeline.transport.write(b"".join((b"%x\r\n" % size, chunk, b"\r\n")))
+            else:
+                pipeline.transport.writelines([b"%x\r\n" % size, chunk, b"\r\n"])
+        await pipeline.writable(size)
+        if self._pipeline is None:
+            raise ConnectionResetError("The client is gone")
+
+    def close(self) -> None:
+        pipeline = self._pipeline
+        if pipeline is None:
+            return
+        self._pipeline = None
+        pipeline.open_stream = None
+        if not self.bodiless and not self._request.version_1_0:
+            pipeline.transport.write(b"0\r\n\r\n")
+        pipeline.answered(self._request)
+
+    def gone(self) -> None:
+        """The client went away: the next chunk raises."""
+        self._pipeline = None
+        if self._request.on_disconnect is not None:
+            self._request.on_disconnect()
+
+
+def inflate(pipeline: Pipeline, request: Http1Request) -> None:
+    """Gives the request to the application with its body inflated, or answers why it cannot be. Large bodies wait for their turn."""
+    coding = request.headers[b"content-encoding"]
+    if coding.strip().lower() == b"identity":
+        pipeline.dispatch(request)
+        return
+    try:
+        body = inflate_small(coding, request.body, pipeline.wire.limits.max_body_size)
+        if body is not None and not _reserve(pipeline, request, len(body)):
+            raise CodingError(503, "The server holds too many bytes of requests; try again")
+    except CodingError as error:
+        _refuse(pipeline, request, error)
+        return
+    if body is None:
+        pipeline.run(_inflate_in_turn(pipeline, request, coding))
+    else:
+        _dispatch(pipeline, request, body)
+
+
+async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: bytes) -> None:
+    """Cancelled when the connection is known to be lost; a client that left behind unread bytes is looked for here."""
+
+    def wanted() -> bool:
+        return request.unanswered and not peer_is_gone(pipeline.transport)
+
+    try:
+        body = await pipeline.wire.inflation.inflate(
+            coding, request.body, lambda size: _reserve(pipeline, request, size), wanted
+        )
+    except CodingError as error:
+        _refuse(pipeline, request, error)
+        return
+    if body is None:
+        pipeline.transport.abort()
+    else:
+        _dispatch(pipeline, request, body)
+
+
+def _reserve(pipeline: Pipeline, request: Http1Request, size: int) -> bool:
+    """Counts the inflated body in place of the compressed one; False when the server has no room for it."""
+    wire = pipeline.wire
+    counted = wire.buffered_bytes - request.counted_bytes + size
+    if counted > wire.limits.max_buffered_bytes:
+        return False
+    wire.buffered_bytes = counted
+    request.counted_bytes = size
+    return True
+
+
+def _dispatch(pipeline: Pipeline, request: Http1Request, body: Buffer) -> None:
+    request.body = body
+    pipeline.dispatch(request)
+
+
+def _refuse(pipeline: Pipeline, request: Http1Request, error: CodingError) -> None:
+    kind, body = pipeline.wire.application.render_error(error.status, error.message)
+    fields = [(b"content-type", kind)]
+    if error.status == 415:
+        fields.append((b"accept-encoding", ACCEPTED))
+    request.respond(error.status, fields, (body,))

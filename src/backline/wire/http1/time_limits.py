@@ -1,4 +1,4 @@
-"""How long a connection may stay as it is."""
+"""Time limits of an HTTP/1.1 connection: how long it may go without progress."""
 
 from __future__ import annotations
 
@@ -6,76 +6,72 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING
 
-from backline.wire.http1.refusal import Refusal
+from backline.wire.http1.head import Refusal
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
 
-#: After a refusal, what the client still sends is dropped for so long, in seconds.
+#: Seconds for which bytes that arrive after a refusal are still read and dropped.
 LINGER_TIME = 2.0
 
 
-class Phase(Enum):
+class Awaited(Enum):
     """What a connection waits for."""
 
-    UNSENT = "the client to read"
-    LINGER = "the client to close"
+    READING = "a client that reads"
+    CLOSE = "a client that closes"
     APPLICATION = "the application"
-    BODY = "a body"
-    HEAD = "a head"
-    IDLE = "a request"
+    BODY = "body"
+    HEAD = "head"
+    REQUEST = "request"
 
 
 class TimeLimits:
-    """Sees at each look whether the connection has made progress since the last one; without any, it is ended after a while."""
+    """Compares the connection with how it was at the previous check; without progress it ends after a while."""
 
-    __slots__ = ("_connection", "_mark", "_since")
+    __slots__ = ("_mark", "_since")
 
-    def __init__(self, connection: Http1Connection) -> None:
-        self._connection = connection
-        self._mark: tuple[Phase, object] | None = None
+    def __init__(self) -> None:
+        self._mark: tuple[Awaited, object] | None = None
         self._since = 0.0
 
-    def check(self, now: float) -> None:
+    def check(self, connection: Http1Connection, now: float) -> None:
         """`now` in seconds of time.monotonic()."""
-        phase, progress, limit = self._look()
-        if (phase, progress) != self._mark:
-            self._mark = (phase, progress)
+        awaited, progress, limit = _look(connection)
+        if (awaited, progress) != self._mark:
+            self._mark = (awaited, progress)
             self._since = now
         elif now - self._since >= limit:
-            self._end(phase)
+            _end(connection, awaited)
 
-    def _look(self) -> tuple[Phase, object, float]:
-        """The phase, what changes in it with progress, and how long it may last without (seconds)."""
-        connection = self._connection
-        pipeline = connection.pipeline
-        receiver = connection.receiver
-        limits = connection.wire.limits
-        unsent = connection.transport.get_write_buffer_size()
-        if unsent:
-            if unsent > limits.max_unsent_bytes:
-                # A client that takes a byte now and then makes no progress: crumbs do not change the quotient.
-                unsent = int(unsent // max(1.0, limits.min_taking_rate * limits.progress_timeout))
-            return Phase.UNSENT, (unsent, pipeline.answers, pipeline.sent_chunks), limits.progress_timeout
-        if connection.lingering:
-            return Phase.LINGER, None, LINGER_TIME
-        if connection.busy:
-            return Phase.APPLICATION, None, inf
-        if receiver.in_body:
-            return Phase.BODY, (pipeline.answers, receiver.progress), limits.progress_timeout
-        if receiver.target:
-            return Phase.HEAD, pipeline.answers, limits.header_timeout
-        return (
-            Phase.IDLE,
-            pipeline.answers,
-            limits.idle_timeout if pipeline.answers else limits.header_timeout,
-        )
 
-    def _end(self, phase: Phase) -> None:
-        connection = self._connection
-        if phase in (Phase.BODY, Phase.HEAD):
-            connection.refuse(Refusal(408, f"The request's {phase.name.lower()} did not arrive in time"))
-        elif phase is Phase.UNSENT:
-            connection.abort()
-        else:
-            connection.close()
+def _look(connection: Http1Connection) -> tuple[Awaited, object, float]:
+    """What the connection waits for, a value that changes with progress, and the seconds allowed without a change."""
+    pipeline = connection.pipeline
+    receiver = connection.receiver
+    limits = connection.wire.limits
+    unsent = connection.transport.get_write_buffer_size()
+    if unsent:
+        if unsent > limits.max_unsent_bytes:
+            # Reading a byte now and then is not progress: the quotient changes only at `min_taking_rate`.
+            unsent = int(unsent // max(1.0, limits.min_taking_rate * limits.progress_timeout))
+        return Awaited.READING, (unsent, pipeline.answers, pipeline.sent_chunks), limits.progress_timeout
+    if connection.lingering:
+        return Awaited.CLOSE, None, LINGER_TIME
+    if connection.busy:
+        return Awaited.APPLICATION, None, inf
+    if receiver.in_body:
+        return Awaited.BODY, (pipeline.answers, receiver.progress), limits.progress_timeout
+    if receiver.target:
+        return Awaited.HEAD, pipeline.answers, limits.header_timeout
+    idle = limits.idle_timeout if pipeline.answers else limits.header_timeout
+    return Awaited.REQUEST, pipeline.answers, idle
+
+
+def _end(connection: Http1Connection, awaited: Awaited) -> None:
+    if awaited in (Awaited.BODY, Awaited.HEAD):
+        connection.refuse(Refusal(408, f"The request's {awaited.value} did not arrive in time"))
+    elif awaited is Awaited.READING:
+        connection.abort()
+    else:
+        connection.close()

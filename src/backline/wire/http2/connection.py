@@ -6,16 +6,16 @@ import asyncio
 import logging
 import time
 
-from backline.wire.connection import Wire, is_local
-from backline.wire.http2 import frames, settings
+from backline.wire.connection import Connection, Wire, is_local
+from backline.wire.grpc.timeout import Deadlines
+from backline.wire.http2 import frames
 from backline.wire.http2.admission import Admission
-from backline.wire.http2.allowance import FrameAllowance
-from backline.wire.http2.deadlines import Deadlines
 from backline.wire.http2.frame_reader import FrameReader, check_dependency
-from backline.wire.http2.frames import ConnectionFailure, StreamFailure
+from backline.wire.http2.frames import ConnectionFailure, FrameAllowance, StreamFailure
+from backline.wire.http2.header_blocks import HeaderBlocks
 from backline.wire.http2.output import Output
 from backline.wire.http2.request_head import RequestHead, check_trailers
-from backline.wire.http2.stream import Stream
+from backline.wire.http2.stream import Stream, StreamTable
 from backline.wire.peers import Peer
 
 log = logging.getLogger("backline.wire")
@@ -28,16 +28,26 @@ _DRAIN_PING = b"draining"
 _KEEPALIVE_PING = b"standing"
 
 
-class Http2Connection(FrameReader):
+class Http2Connection(Connection):
     """Reads frames and keeps the streams. `Output` sends; a stream's class says what it makes of its DATA."""
 
+    #: Set by `attach`.
     peer: Peer
+    transport: asyncio.Transport
+    output: Output
+    admission: Admission
+    reader: FrameReader
 
     def __init__(self, wire: Wire) -> None:
-        super().__init__(wire)
+        self.wire = wire
+        self.loop = wire.loop
+        self.streams = StreamTable()
+        self._max_streams = wire.limits.max_concurrent_streams
+        self._closing = False
+        self._lost = False
         #: Requests answered in full.
         self.answered = 0
-        self.deadlines = Deadlines(wire.loop, self.streams.__len__)
+        self.deadlines = Deadlines(wire.loop, self.streams.open.__len__)
         #: In front of the next header block of ours: tells the client's decoder that we use no dynamic table.
         self.block_prefix = b""
         #: Held while a large message of a streaming call is taken.
@@ -60,29 +70,33 @@ class Http2Connection(FrameReader):
 
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self.transport = transport
-        self._blocks.local = is_local(transport)
+        self._blocks = HeaderBlocks(self.wire.application, self.wire.limits, local=is_local(transport))
         limits = self.wire.limits
         transport.set_write_buffer_limits(high=limits.max_unsent_bytes, low=limits.max_unsent_bytes // 4)
         self.output = Output(transport, self.loop, limits.max_unsent_bytes, self.finished, self._relieved)
-        self.admission = Admission(self.wire, self.streams, self.output)
+        self.admission = Admission(self.wire, self.streams.open, self.output)
+        self.reader = FrameReader(self, self.wire, transport, self.output, self.streams, self._blocks)
         self.wire.connections.add(self)
         self.peer = self.wire.peers.join(transport)
-        self.output.write(settings.ours(limits))
+        self.output.write(frames.server_preface(limits))
         self.expect_acknowledgement()
         if received:
             self.data_received(received)
         if self.wire.draining:
             self.drain()
 
+    def data_received(self, data: bytes) -> None:
+        self.reader.data_received(data)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = self._closing = True
+        self.reader.lose()
         self.output.closed = True
         self.deadlines.cancel()
         self.wire.unsent.forget(self)
         self.wire.connections.discard(self)
         self._abandon()
         self.wire.peers.leave(self.peer)
-        self._forget_received()
 
     def _relieved(self) -> None:
         self.admission.stir()
@@ -97,29 +111,27 @@ class Http2Connection(FrameReader):
 
     def pause_writing(self) -> None:
         self.output.paused = True
-        self._write_blocked = True
-        self._update_reading()
+        self.reader.pause_for_writes()
         self.wire.unsent.count(self)
 
     def resume_writing(self) -> None:
         self.wire.unsent.count(self)
         self.output.paused = False
-        self._write_blocked = False
+        self.reader.end_write_pause()
         self.output.pump()
-        self._update_reading()
-        if self._held is not None and not self._write_blocked:
-            self.wire.turns.wait(self)
+        self.reader.resume()
 
     def abort(self) -> None:
         self.output.closed = True
         self._closing = True
         self.transport.abort()
+        self.reader.stop()
 
     def drain(self) -> None:
         if self._draining or self._closing:
             return
         self._draining = True
-        if not self._preface_done:
+        if not self.reader.preface_done:
             self._close()
             return
         # Requests on their way are still served: the last one is known when the client has answered the PING.
@@ -130,9 +142,9 @@ class Http2Connection(FrameReader):
 
     def _drained(self) -> None:
         if self._final_stream is None and not self._closing:
-            self._final_stream = self.last_stream
-            self.output.write(frames.goaway(self.last_stream, frames.NO_ERROR))
-            if not self.streams:
+            self._final_stream = self.streams.last
+            self.output.write(frames.goaway(self.streams.last, frames.NO_ERROR))
+            if not self.streams.open:
                 self._close()
 
     def _close(self) -> None:
@@ -146,21 +158,22 @@ class Http2Connection(FrameReader):
         if not self._lost:
             if self.transport.can_write_eof():
                 self.transport.write_eof()
-                self._update_reading()
+                self.reader.stop()
                 self.loop.call_later(_LINGER, self.transport.close)
             else:
                 self.transport.close()
+                self.reader.stop()
 
-    def _fail(self, failure: ConnectionFailure) -> None:
+    def fail(self, failure: ConnectionFailure) -> None:
         if self._closing:
             return
         log.debug("connection closed: %s", failure.reason)
-        self.output.write(frames.goaway(self.last_stream, failure.code, failure.reason.encode()))
+        self.output.write(frames.goaway(self.streams.last, failure.code, failure.reason.encode()))
         self._close()
         self._abandon()
 
     def _abandon(self) -> None:
-        for stream in list(self.streams.values()):
+        for stream in list(self.streams.open.values()):
             if not stream.closed:  # who is told before may have had it answered
                 self.remove(stream)
                 stream.lost()
@@ -175,33 +188,36 @@ class Http2Connection(FrameReader):
                 # The client does not take what was written before the end.
                 self.transport.abort()
             return
-        quiet = self._reads == self._swept_reads
-        self._swept_reads = self._reads
+        quiet = self.reader.reads == self._swept_reads
+        self._swept_reads = self.reader.reads
         if not quiet:
             self._quiet_since = now
             self._keepalive_sent = False
-        if not self._preface_done or self._block is not None or self._pending:
-            if now - (self._opened if not self._preface_done else self._quiet_since) > limits.header_timeout:
-                self._fail(
+        if self.reader.mid_frame:
+            if (
+                now - (self._opened if not self.reader.preface_done else self._quiet_since)
+                > limits.header_timeout
+            ):
+                self.fail(
                     ConnectionFailure(frames.PROTOCOL_ERROR, "the client sent no complete frame in time")
                 )
             return
         if self._unacknowledged and now - self._unacknowledged_since > limits.header_timeout:
-            self._fail(
+            self.fail(
                 ConnectionFailure(frames.SETTINGS_TIMEOUT, "the client did not acknowledge SETTINGS in time")
             )
             return
-        if self._write_blocked and quiet and now - self._quiet_since > limits.progress_timeout:
+        if self.reader.write_blocked and quiet and now - self._quiet_since > limits.progress_timeout:
             self.abort()
             return
         if self._takes_too_little(now):
             self.abort()
             return
-        if self.streams:
+        if self.streams.open:
             self._idle_since = now
         else:
             if quiet and now - max(self._quiet_since, self._idle_since) > limits.idle_timeout:
-                self._fail(ConnectionFailure(frames.NO_ERROR, "idle"))
+                self.fail(ConnectionFailure(frames.NO_ERROR, "idle"))
             return
         if now - self._quiet_since > limits.idle_timeout + limits.progress_timeout:
             self.abort()
@@ -209,7 +225,7 @@ class Http2Connection(FrameReader):
         if now - self._quiet_since > limits.idle_timeout and not self._keepalive_sent:
             self._keepalive_sent = True
             self.output.write(frames.frame(frames.PING, 0, 0, _KEEPALIVE_PING))
-        for stream in list(self.streams.values()):
+        for stream in list(self.streams.open.values()):
             progress = stream.received + stream.sent
             if progress != stream.swept:
                 stream.swept = progress
@@ -236,24 +252,24 @@ class Http2Connection(FrameReader):
 
     # Requests
 
-    def _headers(self, number: int, block: bytes, ends: int) -> None:
+    def headers(self, number: int, block: bytes, ends: int) -> None:
         if not number & 1:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "HEADERS on a stream that a client cannot open")
-        stream = self.streams.get(number)
+        stream = self.streams.open.get(number)
         if stream is not None:
             self._trailers(stream, block, ends)
-        elif number > self.last_stream:
-            self._note(number)
-            self._open(number, self._blocks.request(block), ends)
+        elif number > self.streams.last:
+            self.streams.note(number)
+            self.open(number, self._blocks.request(block), ends)
         else:
             # Decoded in any case, or the tables of both sides would differ.
             self._blocks.fields(block)
             self.spend(1)
-            if self._closed_streams.by_client(number):
-                self._send_reset(number, frames.STREAM_CLOSED)
-            elif self._closed_streams.was_skipped(number):
+            if self.streams.was_reset_by_client(number):
+                self.send_reset(number, frames.STREAM_CLOSED)
+            elif self.streams.was_skipped(number):
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "a stream number below an earlier one")
-            elif not self._closed_streams.was_reset(number):
+            elif not self.streams.was_reset(number):
                 raise ConnectionFailure(frames.STREAM_CLOSED, "HEADERS on a closed stream")
 
     def _trailers(self, stream: Stream, block: bytes, ends: int) -> None:
@@ -265,14 +281,14 @@ class Http2Connection(FrameReader):
         check_trailers(fields)
         stream.feed(b"", 0, 0, 1)
 
-    def _open(self, number: int, head: RequestHead, ends: int) -> None:
-        if number > self.last_stream:
-            self._note(number)
+    def open(self, number: int, head: RequestHead, ends: int) -> None:
+        if number > self.streams.last:
+            self.streams.note(number)
         wire = self.wire
-        streams = self.streams
-        if len(streams) >= wire.limits.max_concurrent_streams or self._final_stream is not None:
+        streams = self.streams.open
+        if len(streams) >= self._max_streams or self._final_stream is not None:
             self.spend(1)
-            self._send_reset(number, frames.REFUSED_STREAM)
+            self.send_reset(number, frames.REFUSED_STREAM)
             return
         stream = head.exchange(self, number, head)
         streams[number] = stream
@@ -302,11 +318,11 @@ class Http2Connection(FrameReader):
         self.remove(stream)
         if stream.remote_open:
             # What the client still sends is of no use (RFC 9113, section 8.1).
-            self._send_reset(stream.number, frames.NO_ERROR)
+            self.send_reset(stream.number, frames.NO_ERROR)
 
     def remove(self, stream: Stream) -> None:
         stream.closed = True
-        del self.streams[stream.number]
+        del self.streams.open[stream.number]
         wire = self.wire
         if stream.streaming:
             wire.streams -= 1
@@ -325,32 +341,28 @@ class Http2Connection(FrameReader):
             self.admission.withdraw(stream)
         if self.admission.waiting:
             self.admission.stir()
-        if self._final_stream is not None and not self.streams and not self._lost:
+        if self._final_stream is not None and not self.streams.open and not self._lost:
             self.loop.call_soon(self._close)
 
     def reset(self, stream: Stream, code: int) -> None:
         """Ends a stream before its time."""
         if not stream.closed:
             self.remove(stream)
-            self._send_reset(stream.number, code)
+            self.send_reset(stream.number, code)
             stream.lost()
 
-    def _send_reset(self, number: int, code: int) -> None:
-        self._closed_streams.reset(number, by_client=False)
+    def send_reset(self, number: int, code: int) -> None:
+        self.streams.record_reset(number, by_client=False)
         self.output.write(frames.rst_stream(number, code))
 
-    def _fail_stream(self, number: int, failure: StreamFailure) -> None:
+    def fail_stream(self, number: int, failure: StreamFailure) -> None:
         # A client must not make us do work and reset for nothing, either.
         self.spend(1)
-        stream = self.streams.get(number)
+        stream = self.streams.open.get(number)
         if stream is not None:
             self.reset(stream, failure.code)
         else:
-            self._send_reset(number, failure.code)
-
-    def _check_not_idle(self, number: int) -> None:
-        if number > self.last_stream or not number & 1:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "a frame on a stream that was not opened")
+            self.send_reset(number, failure.code)
 
     def spend(self, cost: float) -> None:
         self._allowance.spend(cost, self.answered, self.output.data_frames)
@@ -362,7 +374,7 @@ class Http2Connection(FrameReader):
             self._unacknowledged_since = time.monotonic()
         self._unacknowledged += 1
 
-    def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+    def control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == frames.WINDOW_UPDATE:
             self._window_update(number, payload)
         elif kind == frames.PING:
@@ -401,9 +413,9 @@ class Http2Connection(FrameReader):
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
             self.output.widen(increment)
             return
-        stream = self.streams.get(number)
+        stream = self.streams.open.get(number)
         if stream is None:
-            self._check_not_idle(number)
+            self.streams.check_not_idle(number)
             return
         if not increment:
             raise StreamFailure(frames.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
@@ -437,7 +449,7 @@ class Http2Connection(FrameReader):
             self._unacknowledged_since = time.monotonic()
             return
         output = self.output
-        for key, value in settings.parse(payload):
+        for key, value in frames.parse_settings(payload):
             if key == frames.INITIAL_WINDOW_SIZE:
                 self._change_windows(value)
             elif key == frames.MAX_FRAME_SIZE:
@@ -450,10 +462,10 @@ class Http2Connection(FrameReader):
 
     def _change_windows(self, initial: int) -> None:
         """INITIAL_WINDOW_SIZE moves the windows of all streams, so it costs the client as much."""
-        self.spend(len(self.streams) / 8)
+        self.spend(len(self.streams.open) / 8)
         output = self.output
         output.initial_window = initial
-        for stream in self.streams.values():
+        for stream in self.streams.open.values():
             window = initial + stream.credit
             if window > frames.MAX_WINDOW:
                 raise ConnectionFailure(
@@ -468,10 +480,10 @@ class Http2Connection(FrameReader):
         if len(payload) != 4:
             raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "RST_STREAM that is not 4 octets long")
         self.spend(1)
-        stream = self.streams.get(number)
+        stream = self.streams.open.get(number)
         if stream is None:
-            self._check_not_idle(number)
+            self.streams.check_not_idle(number)
             return
-        self._closed_streams.reset(number, by_client=True)
+        self.streams.record_reset(number, by_client=True)
         self.remove(stream)
         stream.lost()

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import abstractmethod
 from time import perf_counter
+from typing import Protocol
 
-from backline.wire.connection import Connection, Wire
-from backline.wire.http2 import frames, settings
-from backline.wire.http2.closed_streams import ClosedStreams
-from backline.wire.http2.frames import FRAME_HEADER, PREFACE, ConnectionFailure, StreamFailure
-from backline.wire.http2.header_blocks import HeaderBlocks
-from backline.wire.http2.output import Output
-from backline.wire.http2.request_head import RequestHead
-from backline.wire.http2.settings import (
+from backline.wire.connection import Wire
+from backline.wire.http2 import frames
+from backline.wire.http2.frames import (
+    FRAME_HEADER,
     LARGE_BODY,
     LARGE_MAX_FRAME_SIZE,
     OUR_CONNECTION_WINDOW,
     OUR_STREAM_WINDOW,
+    PREFACE,
+    ConnectionFailure,
+    StreamFailure,
 )
-from backline.wire.http2.stream import Stream
+from backline.wire.http2.header_blocks import HeaderBlocks
+from backline.wire.http2.output import Output
+from backline.wire.http2.request_head import RequestHead
+from backline.wire.http2.stream import Stream, StreamTable
 from backline.wire.limits import KIB
 from backline.wire.turns import LARGE_READ, peer_is_gone
 
@@ -36,91 +38,162 @@ _SMALL_READ = 8 * KIB
 _ASK_FROM = 32 * KIB
 
 
-class FrameReader(Connection):
-    """The reading half of an HTTP/2 connection: cuts bytes into frames, gives DATA to the streams in pieces, all else to the connection.
+class FrameHandler(Protocol):
+    """What a reader does with frames: the connection. Methods may raise ConnectionFailure, or StreamFailure for the
+    stream of the frame."""
 
-    A DATA frame is never put together: its payload goes to the stream as it comes. Of every other frame at most one is waited for.
+    def open(self, number: int, head: RequestHead, ends: int) -> None:
+        """A request on a new stream whose header block is known."""
+
+    def headers(self, number: int, block: bytes, ends: int) -> None:
+        """Any other complete header block."""
+
+    def control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        """A complete frame of any type but DATA, HEADERS and CONTINUATION."""
+
+    def spend(self, cost: float) -> None:
+        """Charges for a frame that carries nothing. Raises ConnectionFailure when the client floods."""
+
+    def send_reset(self, number: int, code: int) -> None: ...
+
+    def expect_acknowledgement(self) -> None:
+        """The reader sent SETTINGS."""
+
+    def fail_stream(self, number: int, failure: StreamFailure) -> None: ...
+
+    def fail(self, failure: ConnectionFailure) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class FrameReader:
+    """Splits received bytes into frames: DATA goes to its stream in pieces, everything else to the handler.
+
+    It decides when the connection reads: not while the client leaves answers unread, nor while other connections have
+    their turn. It also keeps the receive windows.
+
+    Invariants: a DATA frame is never assembled (its payload is passed on as it arrives), and of any other frame at most
+    one is buffered, up to the limit for its type.
     """
 
-    transport: asyncio.Transport
-    output: Output
+    __slots__ = (
+        "_block",
+        "_block_ends",
+        "_block_stream",
+        "_blocks",
+        "_busy",
+        "_continuations",
+        "_handler",
+        "_held",
+        "_limits",
+        "_lost",
+        "_max_frame_size",
+        "_needed",
+        "_output",
+        "_padding_left",
+        "_payload_ends",
+        "_payload_stream",
+        "_pending",
+        "_read_paused",
+        "_resting",
+        "_stopped",
+        "_streams",
+        "_transport",
+        "_turns",
+        "_window_in",
+        "_write_blocked",
+        "payload_left",
+        "preface_done",
+        "reads",
+    )
 
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-        self.loop = wire.loop
-        self.streams: dict[int, Stream] = {}
-        self.last_stream = 0
-        self._blocks = HeaderBlocks(wire.application, wire.limits)
-        self._closed_streams = ClosedStreams()
+    def __init__(
+        self,
+        handler: FrameHandler,
+        wire: Wire,
+        transport: asyncio.Transport,
+        output: Output,
+        streams: StreamTable,
+        blocks: HeaderBlocks,
+    ) -> None:
+        self._handler = handler
+        self._limits = wire.limits
+        self._turns = wire.turns
+        self._transport = transport
+        self._output = output
+        self._streams = streams
+        self._blocks = blocks
+        #: What the client may still send on the connection.
         self._window_in = OUR_CONNECTION_WINDOW
         self._max_frame_size = frames.MIN_MAX_FRAME_SIZE
-        self._preface_done = False
-        #: An incomplete frame, and the size at which it goes on.
+        self.preface_done = False
+        #: An incomplete frame, and the size at which it can be handled.
         self._pending = bytearray()
         self._needed = 0
-        #: Bytes that wait for the next turn of this connection: (data, position).
+        #: Bytes waiting for the next turn of this connection: (data, position).
         self._held: tuple[bytes, int] | None = None
-        #: Its last bytes did not fit into one turn.
+        #: The previous turn ended with bytes left over.
         self._busy = False
         #: Reading is paused until the next turn.
         self._resting = False
-        #: What is left of a frame whose payload goes to a stream, or nowhere, as it comes.
+        #: What remains of a frame whose payload is passed on, or dropped, as it arrives.
         self.payload_left = 0
         self._padding_left = 0
         self._payload_stream: Stream | None = None
         self._payload_ends = 0
-        #: A header block that goes on in CONTINUATION frames of this stream.
+        #: A header block that continues in CONTINUATION frames of this stream.
         self._block: bytearray | None = None
         self._block_stream = 0
         self._block_ends = 0
         self._continuations = 0
         self._write_blocked = False
         self._read_paused = False
-        self._closing = False
+        #: What still arrives is dropped.
+        self._stopped = False
         self._lost = False
         #: Calls of data_received, for the sweep.
-        self._reads = 0
+        self.reads = 0
 
-    @abstractmethod
-    def _open(self, number: int, head: RequestHead, ends: int) -> None:
-        """A request on a new stream."""
+    @property
+    def mid_frame(self) -> bool:
+        """Whether the client owes the rest of a frame or header block."""
+        return not self.preface_done or self._block is not None or bool(self._pending)
 
-    @abstractmethod
-    def _headers(self, number: int, block: bytes, ends: int) -> None:
-        """A complete header block."""
+    @property
+    def write_blocked(self) -> bool:
+        return self._write_blocked
 
-    @abstractmethod
-    def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        """A complete frame of another type."""
+    def stop(self) -> None:
+        """Drops what arrives from now on. It is still read: closing with unread bytes would reset the connection."""
+        self._stopped = True
+        self._update_reading()
 
-    @abstractmethod
-    def _fail(self, failure: ConnectionFailure) -> None:
-        """Ends the connection."""
+    def lose(self) -> None:
+        """The connection is gone: frees memory that would otherwise wait for the cycle collector."""
+        self._lost = self._stopped = True
+        self._held = None
+        self._pending = bytearray()
+        self._payload_stream = None
+        self._block = None
 
-    @abstractmethod
-    def _fail_stream(self, number: int, failure: StreamFailure) -> None:
-        """Ends a stream."""
+    def pause_for_writes(self) -> None:
+        """The client leaves answers unread: no more requests are taken from it."""
+        self._write_blocked = True
+        self._update_reading()
 
-    @abstractmethod
-    def _send_reset(self, number: int, code: int) -> None:
-        """Sends RST_STREAM."""
+    def end_write_pause(self) -> None:
+        self._write_blocked = False
 
-    @abstractmethod
-    def _check_not_idle(self, number: int) -> None:
-        """Raises ConnectionFailure for a stream that was never opened."""
-
-    @abstractmethod
-    def spend(self, cost: float) -> None:
-        """Pays for a frame that carries nothing. Raises ConnectionFailure when the client floods."""
-
-    @abstractmethod
-    def expect_acknowledgement(self) -> None:
-        """SETTINGS were sent, which the client must acknowledge."""
+    def resume(self) -> None:
+        """After `end_write_pause` and sending what was queued, which may have blocked again."""
+        self._update_reading()
+        if self._held is not None and not self._write_blocked:
+            self._turns.wait(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._closing:
+        if self._stopped:
             return
-        self._reads += 1
+        self.reads += 1
         if type(data) is not bytes:
             # TLS may give other buffers; header blocks are keys of a dictionary.
             data = bytes(data)
@@ -135,8 +208,8 @@ class FrameReader(Connection):
             data = bytes(self._pending)
             self._pending = bytearray()
         if self._busy or len(data) >= _ASK_FROM:
-            if len(data) >= _ASK_FROM and peer_is_gone(self.transport):
-                self.abort()
+            if len(data) >= _ASK_FROM and peer_is_gone(self._transport):
+                self._handler.abort()
                 return
             if len(data) >= LARGE_READ:
                 self._rest()
@@ -150,24 +223,26 @@ class FrameReader(Connection):
         try:
             self._read(data, at)
         except ConnectionFailure as failure:
-            self._fail(failure)
+            self._handler.fail(failure)
         except Exception:
             log.exception("a fault of the server closes an HTTP/2 connection")
-            self._fail(ConnectionFailure(frames.INTERNAL_ERROR, "a fault of the server"))
-        if self.output.parts:
-            self.output.flush()
+            self._handler.fail(ConnectionFailure(frames.INTERNAL_ERROR, "a fault of the server"))
+        if self._output.parts:
+            self._output.flush()
 
     def _read(self, data: bytes, at: int) -> None:
         """Handles the frames in `data` from `at` on, as many as one turn may have."""
         size = len(data)
-        if not self._preface_done:
+        if not self.preface_done:
             at = self._read_preface(data, size)
             if at < 0:
                 return
-        streams = self.streams
+        table = self._streams
+        streams = table.open
         known = self._blocks.known
-        budget = self.wire.limits.frames_per_turn
-        limit = at + self.wire.limits.bytes_per_turn
+        handler = self._handler
+        budget = self._limits.frames_per_turn
+        limit = at + self._limits.bytes_per_turn
         # The clock is read every few frames, and first after a few: most reads have no more.
         end_of_turn = 0.0
         unpack = FRAME_HEADER.unpack_from
@@ -186,7 +261,7 @@ class FrameReader(Connection):
             if not budget & 3:
                 now = perf_counter()
                 if not end_of_turn:
-                    end_of_turn = now + self.wire.limits.seconds_per_turn
+                    end_of_turn = now + self._limits.seconds_per_turn
                 elif now > end_of_turn:
                     self._hold(data, at)
                     return
@@ -233,10 +308,10 @@ class FrameReader(Connection):
                 if kind == frames.HEADERS and flags & 0x2C == frames.END_HEADERS:
                     block = data[begin:end]
                     head = known.get(block)
-                    if head is not None and number > self.last_stream and number & 1:
-                        self._open(number, head, flags & 1)
+                    if head is not None and number > table.last and number & 1:
+                        handler.open(number, head, flags & 1)
                     else:
-                        self._headers(number, block, flags & 1)
+                        self._handler.headers(number, block, flags & 1)
                         # Decoding may have been expensive: the clock is looked at next.
                         if budget > 3:
                             budget = budget & ~3 | 1
@@ -245,9 +320,9 @@ class FrameReader(Connection):
                 elif kind == frames.CONTINUATION:
                     self._continuation(flags, number, data[begin:end])
                 else:
-                    self._control(kind, flags, number, data[begin:end])
+                    self._handler.control(kind, flags, number, data[begin:end])
             except StreamFailure as failure:
-                self._fail_stream(number, failure)
+                self._handler.fail_stream(number, failure)
         if at < size:
             self._pending = bytearray(data[at:] if at else data)
             self._needed = needed
@@ -263,15 +338,8 @@ class FrameReader(Connection):
             raise ConnectionFailure(
                 frames.PROTOCOL_ERROR, "not the preface of HTTP/2, or no SETTINGS after it"
             )
-        self._preface_done = True
+        self.preface_done = True
         return 24
-
-    def _forget_received(self) -> None:
-        """Nothing more is read: frees what would otherwise wait for the collector of cycles."""
-        self._held = None
-        self._pending = bytearray()
-        self._payload_stream = None
-        self._block = None
 
     def _hold(self, data: bytes, at: int) -> None:
         """Lets other connections have their turn first."""
@@ -279,20 +347,20 @@ class FrameReader(Connection):
         self._busy = True
         self._update_reading()
         if not self._write_blocked:
-            self.wire.turns.wait(self)
+            self._turns.wait(self)
 
     def _rest(self) -> None:
         """Reads no more until the next turn."""
         self._resting = True
         self._update_reading()
-        self.wire.turns.wait(self)
+        self._turns.wait(self)
 
     def take_turn(self) -> bool:
         paused, self._resting = self._read_paused, False
-        if self._held is not None and not self._closing and not self._write_blocked:
-            if peer_is_gone(self.transport):
+        if self._held is not None and not self._stopped and not self._write_blocked:
+            if peer_is_gone(self._transport):
                 # Nobody will read the answers.
-                self.abort()
+                self._handler.abort()
                 return False
             data, at = self._held
             self._held = None
@@ -301,13 +369,13 @@ class FrameReader(Connection):
         return paused and not self._read_paused
 
     def _update_reading(self) -> None:
-        pause = not self._closing and (self._resting or self._write_blocked or self._held is not None)
-        if pause != self._read_paused and not self._lost and not self.transport.is_closing():
+        pause = not self._stopped and (self._resting or self._write_blocked or self._held is not None)
+        if pause != self._read_paused and not self._lost and not self._transport.is_closing():
             self._read_paused = pause
             if pause:
-                self.transport.pause_reading()
+                self._transport.pause_reading()
             else:
-                self.transport.resume_reading()
+                self._transport.resume_reading()
 
     # DATA
 
@@ -315,7 +383,7 @@ class FrameReader(Connection):
         if self._window_in < 0:
             raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
         if self._window_in < _REPLENISH_AT:
-            self.output.write(frames.window_update(0, OUR_CONNECTION_WINDOW - self._window_in))
+            self._output.write(frames.window_update(0, OUR_CONNECTION_WINDOW - self._window_in))
             self._window_in = OUR_CONNECTION_WINDOW
         if stream is not None and stream.window_in < 0:
             raise StreamFailure(frames.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
@@ -330,10 +398,10 @@ class FrameReader(Connection):
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding longer than the frame")
             begin += 1
             payload -= 1 + padding
-        stream = self.streams.get(number)
+        stream = self._streams.open.get(number)
         if stream is None:
-            self._check_not_idle(number)
-            if not self._closed_streams.was_reset(number):
+            self._streams.check_not_idle(number)
+            if not self._streams.was_reset(number):
                 raise ConnectionFailure(frames.STREAM_CLOSED, "DATA on a closed stream")
         ends = flags & frames.END_STREAM
         self._window_in -= length
@@ -341,14 +409,14 @@ class FrameReader(Connection):
         self.payload_left = payload
         self._padding_left = padding
         if not payload and not ends:
-            self.spend(1 + (padding >> 6))
+            self._handler.spend(1 + (padding >> 6))
         if stream is None or not stream.remote_open:
             self._check_windows(None)
-            self.spend(1)
+            self._handler.spend(1)
             if stream is not None:
                 raise StreamFailure(frames.STREAM_CLOSED, "DATA after the end of the stream")
-            if self._closed_streams.by_client(number):
-                self._send_reset(number, frames.STREAM_CLOSED)
+            if self._streams.was_reset_by_client(number):
+                self._handler.send_reset(number, frames.STREAM_CLOSED)
             return begin
         stream.window_in -= length
         self._payload_stream = stream
@@ -378,7 +446,7 @@ class FrameReader(Connection):
                     if not stream.closed and stream.remote_open:
                         stream.feed(data, at, at + take, self._payload_ends and not self.payload_left)
                 except StreamFailure as failure:
-                    self._fail_stream(stream.number, failure)
+                    self._handler.fail_stream(stream.number, failure)
             at += take
         if not self.payload_left and self._padding_left:
             take = min(self._padding_left, size - at)
@@ -389,12 +457,12 @@ class FrameReader(Connection):
     def _is_streamed(self, kind: int, length: int) -> bool:
         """Whether a frame's payload is dropped as it comes. Raises ConnectionFailure if it is larger than its type may be."""
         if kind > frames.CONTINUATION:
-            self.spend(1 + (length >> 14))
+            self._handler.spend(1 + (length >> 14))
             return True
         if kind in (frames.HEADERS, frames.CONTINUATION):
-            too_long = length > self.wire.limits.max_header_size + 1024
+            too_long = length > self._limits.max_header_size + 1024
         else:
-            too_long = length > settings.MAX_SETTINGS_FRAME
+            too_long = length > frames.MAX_SETTINGS_FRAME
         if too_long:
             raise ConnectionFailure(
                 frames.ENHANCE_YOUR_CALM, "a control frame or header block that is too long"
@@ -405,22 +473,17 @@ class FrameReader(Connection):
         """A body of this size is announced: lets it come without waiting for windows, and in large frames."""
         if size > LARGE_BODY and self._max_frame_size < LARGE_MAX_FRAME_SIZE:
             self._max_frame_size = LARGE_MAX_FRAME_SIZE
-            self.output.write(frames.settings({frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE}))
-            self.expect_acknowledgement()
+            self._output.write(frames.settings({frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE}))
+            self._handler.expect_acknowledgement()
         self.grant(stream, size - OUR_STREAM_WINDOW)
 
     def grant(self, stream: Stream, size: int) -> None:
         """Lets the client send `size` more on a stream."""
         if size > 0 and not stream.closed and stream.remote_open:
             stream.window_in += size
-            self.output.write(frames.window_update(stream.number, size))
+            self._output.write(frames.window_update(stream.number, size))
 
     # Header blocks
-
-    def _note(self, number: int) -> None:
-        if number > self.last_stream + 2:
-            self._closed_streams.skip(range(self.last_stream + 1, number))
-        self.last_stream = number
 
     def _headers_in_parts(self, flags: int, number: int, payload: bytes) -> None:
         if not number:
@@ -444,14 +507,14 @@ class FrameReader(Connection):
         block = payload[begin:end]
         ends = flags & frames.END_STREAM
         if failure is not None:
-            if number > self.last_stream:
-                self._note(number)
+            if number > self._streams.last:
+                self._streams.note(number)
             if flags & frames.END_HEADERS:
                 self._blocks.fields(block)
                 raise failure
             raise ConnectionFailure(failure.code, failure.reason)
         if flags & frames.END_HEADERS:
-            self._headers(number, block, ends)
+            self._handler.headers(number, block, ends)
         else:
             self._block = bytearray(block)
             self._block_stream = number
@@ -464,13 +527,13 @@ class FrameReader(Connection):
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
         block += payload
         self._continuations += 1
-        if self._continuations > _MAX_CONTINUATIONS or len(block) > self.wire.limits.max_header_size:
+        if self._continuations > _MAX_CONTINUATIONS or len(block) > self._limits.max_header_size:
             raise ConnectionFailure(
                 frames.ENHANCE_YOUR_CALM, "a header block in too many or too large frames"
             )
         if flags & frames.END_HEADERS:
             self._block = None
-            self._headers(number, bytes(block), self._block_ends)
+            self._handler.headers(number, bytes(block), self._block_ends)
 
 
 def check_dependency(priority: bytes, number: int) -> None:

@@ -1,8 +1,11 @@
-"""HTTP/2 frames: the numbers of RFC 9113 and the frames a server sends."""
+"""HTTP/2 frames (RFC 9113): the numbers, the frames a server sends, and the settings of both sides."""
 
 from __future__ import annotations
 
+import time
 from struct import Struct
+
+from backline.wire.limits import KIB, MIB, Limits
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -98,3 +101,77 @@ def header_frames(stream: int, block: bytes, flags: int, max_frame_size: int) ->
     out += [frame(CONTINUATION, 0, stream, piece) for piece in pieces[1:-1]]
     out.append(frame(CONTINUATION, END_HEADERS, stream, pieces[-1]))
     return b"".join(out)
+
+
+#: Announced once a large body comes, so that it needs few frames. Not before: a HEADERS frame would have to be taken in that size, too.
+LARGE_MAX_FRAME_SIZE = 1 * MIB
+LARGE_BODY = 64 * KIB
+#: What a stream may send before its message's length is known; then it is granted the length.
+OUR_STREAM_WINDOW = 1 * MIB
+#: What a connection may send beyond what was taken from it.
+OUR_CONNECTION_WINDOW = 16 * MIB
+#: A SETTINGS frame has six settings; nobody needs this many.
+MAX_SETTINGS_FRAME = 4 * KIB
+
+
+def server_preface(limits: Limits) -> bytes:
+    """The first frames of a server: its SETTINGS, and the window of the connection."""
+    announced = settings(
+        {
+            MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
+            INITIAL_WINDOW_SIZE: OUR_STREAM_WINDOW,
+            MAX_HEADER_LIST_SIZE: limits.max_header_size,
+        }
+    )
+    return announced + window_update(0, OUR_CONNECTION_WINDOW - DEFAULT_WINDOW)
+
+
+def parse_settings(payload: bytes) -> list[tuple[int, int]]:
+    """The settings of a frame in their order, unknown ones left out. Raises ConnectionFailure for values out of bounds."""
+    if len(payload) % 6:
+        raise ConnectionFailure(FRAME_SIZE_ERROR, "the length of SETTINGS is not a multiple of 6")
+    known = []
+    for key, value in _SETTING.iter_unpack(payload):
+        if key == ENABLE_PUSH and value > 1:
+            raise ConnectionFailure(PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
+        if key == INITIAL_WINDOW_SIZE and value > MAX_WINDOW:
+            raise ConnectionFailure(FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is above 2^31-1")
+        if key == MAX_FRAME_SIZE and not MIN_MAX_FRAME_SIZE <= value < 1 << 24:
+            raise ConnectionFailure(PROTOCOL_ERROR, "MAX_FRAME_SIZE is not between 2^14 and 2^24-1")
+        known.append((key, value))
+    return known
+
+
+#: Clients answer DATA with WINDOW_UPDATE for the stream and for the connection, and probe the bandwidth with PING.
+PER_REQUEST = 6
+PER_DATA_FRAME = 4
+
+
+class FrameAllowance:
+    """The allowance of one connection. The clock is read only when the tokens are used up, so an honest frame costs a subtraction."""
+
+    __slots__ = ("_burst", "_credited", "_last", "_rate", "_tokens")
+
+    def __init__(self, limits: Limits) -> None:
+        self._rate = limits.max_idle_frames_rate
+        self._burst = float(limits.idle_frames_burst)
+        self._tokens = self._burst
+        self._last = time.monotonic()
+        self._credited = 0
+
+    def spend(self, cost: float, requests: int, data_frames: int) -> None:
+        """`requests` answered and `data_frames` sent so far. Raises ConnectionFailure when the client floods."""
+        self._tokens -= cost
+        if self._tokens >= 0:
+            return
+        now = time.monotonic()
+        work = requests * PER_REQUEST + data_frames * PER_DATA_FRAME
+        self._tokens = min(
+            self._burst, self._tokens + (now - self._last) * self._rate + (work - self._credited)
+        )
+        self._last = now
+        self._credited = work
+        if self._tokens < 0:
+            raise ConnectionFailure(
+                ENHANCE_YOUR_CALM, "too many frames that carry nothing, or too many streams reset"
+            )

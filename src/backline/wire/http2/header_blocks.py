@@ -59,11 +59,11 @@ class HeaderBlocks:
     would. Its size is bounded in entries and in bytes per entry; heads are immutable, so requests may share them.
     """
 
-    def __init__(self, application: Application, limits: Limits) -> None:
+    def __init__(self, application: Application, limits: Limits, *, local: bool) -> None:
         self.known: dict[bytes, RequestHead] = {}
         self._application = application
         #: Whether the connection is over a Unix socket.
-        self.local = False
+        self._local = local
         self._limits = limits
         self._decoder = Decoder(max_header_list_size=_DECODED * limits.max_header_size)
         self._table = _WatchedTable()
@@ -72,7 +72,7 @@ class HeaderBlocks:
     def request(self, block: bytes) -> RequestHead:
         """Raises ConnectionFailure when the block cannot be decoded, StreamFailure when the request is malformed."""
         head = parse_head(self.fields(block), self._application, self._limits)
-        head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, local=self.local)
+        head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, local=self._local)
         head.exchange, head.prompt = exchange_for(head)
         if not self._table.changed and len(block) <= _CACHED_BLOCK_SIZE:
             if len(self.known) >= _CACHED_BLOCKS:

@@ -8,22 +8,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
+from backline.wire.body import Body
 from backline.wire.compression import (
     INLINE,
     CodingError,
     ResponseCoding,
     compress,
     compress_in_steps,
+    inflate_small,
     negotiate,
 )
-from backline.wire.connection import peer_address
-from backline.wire.date import http_date
+from backline.wire.connection import http_date, peer_address
 from backline.wire.http2 import field_block, frames
-from backline.wire.http2.body import Body
+from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline.wire.http2.request_head import RequestHead
-from backline.wire.http2.settings import OUR_STREAM_WINDOW
 from backline.wire.http2.stream import CRUMB, Stream
-from backline.wire.inflation import inflate_small
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -117,7 +116,7 @@ class HttpExchange(Stream, HttpRequest):
             size = self.head.content_length
             gathered = self._gathered = Body(size)
             if size is not None:
-                connection.expect(self, size)
+                connection.reader.expect(self, size)
         if gathered.filled + end - begin > connection.wire.limits.max_body_size:
             self._too_large()
             return False
@@ -128,7 +127,7 @@ class HttpExchange(Stream, HttpRequest):
             return False
         gathered.add(data, begin, end)
         if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:
-            connection.grant(self, OUR_STREAM_WINDOW - self.window_in)
+            connection.reader.grant(self, OUR_STREAM_WINDOW - self.window_in)
         return True
 
     def dispatch(self) -> None:

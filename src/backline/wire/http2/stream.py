@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer
 from backline.wire.http2 import frames
-from backline.wire.http2.frames import StreamFailure
+from backline.wire.http2.frames import OUR_STREAM_WINDOW, ConnectionFailure, StreamFailure
 from backline.wire.http2.request_head import RequestHead
-from backline.wire.http2.settings import OUR_STREAM_WINDOW
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -139,3 +138,53 @@ class Stream:
         drained, self.drained = self.drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
+
+
+#: How many reset and how many skipped streams a connection remembers.
+_REMEMBERED = 512
+
+
+class StreamTable:
+    """The streams of one connection: those open, and what is known about the others.
+
+    Frames for a stream that the server reset may have been in flight: they are dropped. Frames for a stream that the
+    client reset or ended are its error (RFC 9113, section 5.1). A number below `last` that is neither open, reset nor
+    skipped belongs to a stream that ended normally. Both memories are bounded, oldest first out.
+    """
+
+    __slots__ = ("_resets", "_skipped", "last", "open")
+
+    def __init__(self) -> None:
+        self.open: dict[int, Stream] = {}
+        #: The highest stream number that the client has used.
+        self.last = 0
+        #: Reset streams, and whether the client reset them.
+        self._resets: dict[int, bool] = {}
+        self._skipped: list[range] = []
+
+    def note(self, number: int) -> None:
+        """The client opens stream `number`; the lower numbers it left out can no longer be used."""
+        if number > self.last + 2:
+            self._skipped.append(range(self.last + 1, number))
+            del self._skipped[:-_REMEMBERED]
+        self.last = number
+
+    def record_reset(self, number: int, *, by_client: bool) -> None:
+        resets = self._resets
+        if len(resets) >= _REMEMBERED:
+            del resets[next(iter(resets))]
+        resets[number] = by_client
+
+    def was_reset(self, number: int) -> bool:
+        return number in self._resets
+
+    def was_reset_by_client(self, number: int) -> bool:
+        return self._resets.get(number, False)
+
+    def was_skipped(self, number: int) -> bool:
+        return any(number in numbers for numbers in self._skipped)
+
+    def check_not_idle(self, number: int) -> None:
+        """Raises ConnectionFailure for a stream that was never opened."""
+        if number > self.last or not number & 1:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "a frame on a stream that was not opened")
