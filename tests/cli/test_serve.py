@@ -25,7 +25,7 @@ import pytest
 
 from backline.cli import serve as serve_command
 from backline.cli.serve import report as serve_report
-from backline.cli.serve.process import within_open_files
+from backline.cli.serve import within_open_files
 from backline.client import connect
 from backline.client.errors import ConnectionFailed
 from backline.engine.engine import Engine

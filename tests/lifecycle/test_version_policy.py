@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.model_config import VersionPolicy
-from backline.engine.version_order import version_order
+from backline.engine.names import version_order
 from backline.lifecycle.wanted import none_selected, select
 
 NAMES = st.one_of(

@@ -11,7 +11,7 @@ from backline.engine.engine import Engine
 from backline.engine.messages import InferRequest
 from backline.engine.model import Model, ModelState
 from backline.engine.model_config import ModelConfig
-from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY, ResponseStatistics
+from backline.engine.statistics import FIRST_RESPONSE_FAMILY, ResponseStatistics
 from backline.engine.ticket import Ticket
 from backline.observe.metrics import Metrics
 

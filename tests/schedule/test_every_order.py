@@ -16,9 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec.structs import replace
 
 from backline.engine.datatypes import DataType
-from backline.engine.ensemble import Ensemble, EnsembleStep
 from backline.engine.messages import SequenceStep
-from backline.engine.model_config import QueuePolicy
+from backline.engine.model_config import Ensemble, EnsembleStep, QueuePolicy
 from backline.engine.sequence_batching import SequenceBatching
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.statistics import ModelStatistics

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from backline.engine.model_config import QueuePolicy
 from backline.engine.ticket import Ticket
-from backline.schedule.objective.latency_model import LatencyModel, Line, Quantile
-from backline.schedule.objective.policy import Outlook, finish
+from backline.schedule.objective.policy import LatencyModel, Line, Outlook, Quantile, finish
 from backline.schedule.objective.queue import ObjectiveQueue
 from backline.schedule.queues.queue import QueueSettings
 from schedule.simulation import Machine, simulate

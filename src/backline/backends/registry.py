@@ -12,8 +12,7 @@ from pathlib import Path
 
 from backline.backends.backend import Backend
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.model_format import ModelFormat
+from backline.engine.model_config import ModelConfig, ModelFormat
 
 __all__ = ["BACKENDS", "FORMATS", "BackendEntry", "choose"]
 

@@ -5,9 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 from backline.engine.names import check_file_path
+
+LogValue: TypeAlias = bool | int | str
+
+
+class LogControl(Protocol):
+    """The settings of Triton's logging extension: log_file, log_info, log_warning, log_error,
+    log_verbose_level, log_format.
+    """
+
+    def settings(self) -> Mapping[str, LogValue]:
+        """All settings, in this order."""
+
+    def update(self, changes: Mapping[str, object]) -> None:
+        """Changes some settings, all of them or none.
+
+        Raises InvalidArgument for an unknown setting or an invalid value, Unsupported for log_file.
+        """
+
 
 #: For `expected`: whatever the label points to now.
 ANY_VERSION: Final = "*"

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
-from backline.engine.control import STABLE, Control
+from backline.engine.control import STABLE, Control, LogControl
 from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import watch
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
-from backline.engine.log_control import LogControl
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model import Model, ModelState
-from backline.engine.names import check_name
+from backline.engine.names import check_name, version_order
 from backline.engine.responses import Responses
 from backline.engine.shared_memory import SharedMemory
 from backline.engine.statistics import LoadStatistics
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace, TraceControl, Tracer
-from backline.engine.version_order import version_order
 
 
 class Engine:

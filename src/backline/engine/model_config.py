@@ -8,13 +8,59 @@ from types import MappingProxyType
 from typing import Literal
 
 from backline.engine.datatypes import DataType
-from backline.engine.ensemble import Ensemble
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup
 from backline.engine.joining import Joining
 from backline.engine.sequence_batching import SequenceBatching
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFormat:
+    """The files by which a backend recognises its models in a version's folder.
+
+    `filenames` are complete names, in order of preference ("model.onnx"), possibly in a subfolder
+    ("model.savedmodel/saved_model.pb"). `suffixes` recognise the only candidate in a folder (".onnx"). With
+    `folder`, the model is the whole folder that contains the file (as for saved_model.pb), not just the file.
+    """
+
+    backend: str
+    filenames: tuple[str, ...]
+    suffixes: tuple[str, ...] = ()
+    folder: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleStep:
+    """One request to another model. `version` is a version or a label, "" for the default.
+
+    `inputs` maps each input of the model to a tensor of the ensemble, `outputs` each output that is
+    requested.
+    """
+
+    model: str
+    version: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """The steps, in configuration order. Their tensors determine when each runs.
+
+    `max_inflight` limits the requests in flight, per request, to each step after a decoupled one; 0 for the
+    server's default.
+    """
+
+    steps: tuple[EnsembleStep, ...]
+    max_inflight: int = 0
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The names of the models used."""
+        return frozenset(step.model for step in self.steps)
+
 
 #: The lanes that a configuration may choose.
 Lane = Literal["inline", "thread"]

@@ -7,9 +7,22 @@ their scan.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from backline.engine.errors import InvalidArgument
+
+
+def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple[int, ...]]:
+    """The natural order of versions: runs of digits compare as numbers, before runs of other characters.
+
+    No two versions are equal: if two differ only in leading zeros, the one with fewer comes first.
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", version)
+    # ASCII digits only: str.isdigit also accepts "²", which int does not.
+    natural = tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts)
+    return natural, tuple(map(len, parts))
+
 
 #: In UTF-8; file systems accept no longer names.
 LONGEST_NAME: Final = 255

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from backline.engine.datatypes import DataType
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import DecoupledModel, InvalidArgument
 from backline.engine.messages import InferRequest
 from backline.engine.tensor import Shape, Tensor
 from backline.engine.ticket import Ticket
+
+
+class DecoupledCheck:
+    """Checks requests to a decoupled model before the model's usual check."""
+
+    def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
+        self._model = model
+        self._check = check
+
+    def __call__(self, ticket: Ticket) -> None:
+        """Raises DecoupledModel if the caller takes only one response, else what the usual check raises."""
+        if not ticket.takes_many:
+            raise DecoupledModel(
+                f"model '{self._model}' has a decoupled transaction policy, with any number of responses:"
+                " request a stream"
+            )
+        self._check(ticket)
+
 
 BATCH_NOTE = (
     " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from backline.engine.engine import Engine
-from backline.engine.ensemble import EnsembleStep
 from backline.engine.model import Model
+from backline.engine.model_config import EnsembleStep
 
 #: A model's name and version.
 Node: TypeAlias = tuple[str, str]

@@ -10,14 +10,12 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
-from backline.engine.decoupled import DecoupledCheck
 from backline.engine.engine import Engine
-from backline.engine.ensemble import Ensemble
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model
-from backline.engine.model_config import ModelConfig
-from backline.engine.response_statistics import ResponseStatistics
-from backline.engine.signature import RequestCheck, Signature, TensorSpec
+from backline.engine.model_config import Ensemble, ModelConfig
+from backline.engine.signature import DecoupledCheck, RequestCheck, Signature, TensorSpec
+from backline.engine.statistics import ResponseStatistics
 from backline.engine.tensor import Shape
 from backline.lifecycle.call_graph import Node, Wait, called, node, waits_for_steps
 from backline.lifecycle.loading.loaded import Measured

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from backline.engine.control import Action, Change
 from backline.engine.model import ModelState
-from backline.engine.version_order import version_order
+from backline.engine.names import version_order
 from backline.lifecycle.executor import Step
 from backline.lifecycle.memory import TO_MAKE_ROOM, WHEN_IDLE
 from backline.lifecycle.records import AuditLog

@@ -11,8 +11,7 @@ from dataclasses import replace
 from backline.engine.control import Change, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.engine.names import check_name
-from backline.engine.version_order import version_order
+from backline.engine.names import check_name, version_order
 from backline.lifecycle.executor import Executor, Step, composed_of
 from backline.lifecycle.holdings import Holdings
 from backline.lifecycle.journal import Journal, OnEvent

@@ -11,7 +11,7 @@ from pathlib import PurePath
 
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig, VersionPolicy
-from backline.engine.version_order import version_order
+from backline.engine.names import version_order
 from backline.lifecycle.plan import Wanted
 from backline.repository.names import some_of
 from backline.repository.repository import FoundModel, FoundVersion, Repository

@@ -11,8 +11,14 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from backline.engine.model import Model, ModelState
-from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY, ResponseCounters
-from backline.engine.statistics import FAILURES, CallStatistics, Duration, ModelStatistics
+from backline.engine.statistics import (
+    FAILURES,
+    FIRST_RESPONSE_FAMILY,
+    CallStatistics,
+    Duration,
+    ModelStatistics,
+    ResponseCounters,
+)
 from backline.observe.exposition import comment, label_text
 
 #: Formats the samples of a version; the second argument is the text of its labels.

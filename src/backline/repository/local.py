@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.engine.model_config import ModelConfig
-from backline.engine.model_format import ModelFormat
+from backline.engine.model_config import ModelConfig, ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.file_events import changes, is_remote
 from backline.repository.layouts.layouts import Known, read_single

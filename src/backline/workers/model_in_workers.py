@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backline.engine.device import Place, Places
-from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import Signature
+from backline.engine.statistics import ResponseStatistics
 from backline.workers.instance import Instance
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from backline.observe.log import writer
-from backline.observe.log.writer import MOST_WAITING, LogWriter
+from backline.observe.log import server_log
+from backline.observe.log.server_log import MOST_WAITING, LogWriter
 
 
 def lost(count: int, reason: str) -> bytes:
@@ -46,7 +46,7 @@ def test_lines_lost_on_a_full_disk_are_counted_once_writing_works_again(tmp_path
 def test_an_unread_pipe_blocks_nothing_and_takes_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_LAST", 0.1)
+    monkeypatch.setattr(server_log, "_LAST", 0.1)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backline.backends.registry import FORMATS
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.version_order import version_order
+from backline.engine.names import version_order
 from backline.repository.layouts.scan import scan_listing
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.local import LocalRepository

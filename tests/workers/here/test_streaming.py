@@ -15,9 +15,9 @@ from backline.engine.errors import BacklineError, Internal, InvalidArgument, Una
 from backline.engine.messages import InferRequest, Parameter
 from backline.engine.model import Model, ModelState
 from backline.engine.model_config import ModelConfig
-from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.responses import MAX_WAITING, Responses
 from backline.engine.signature import Signature, TensorSpec
+from backline.engine.statistics import ResponseStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.schedule.scheduler import Scheduler, Settings

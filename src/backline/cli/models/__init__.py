@@ -2,13 +2,128 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from typing import Any
+from urllib.parse import quote
+
 import click
+import msgspec
 
 from backline.cli.command import CommandGroup
+from backline.cli.connection import connection_options
 from backline.cli.models.labels import label_model, promote_version, roll_back, show_history
 from backline.cli.models.load import load_model, refresh_models, unload_model
-from backline.cli.models.record import record_requests
 from backline.cli.models.show import list_models, show_model
+from backline.client.aio import AsyncClient
+from backline.client.http_transport import HttpTransport
+from backline.client.options import ClientOptions
+
+_POLL_SECONDS = 0.25
+
+
+@click.command(
+    "record",
+    epilog="\b\nExamples:\n  backline models record add1 --count 8\n"
+    "  backline models record add1 --wait 30 --json --url http://server:8000",
+)
+@click.argument("name")
+@click.option(
+    "--count", type=click.IntRange(1, 1000), default=8, show_default=True, help="Requests to record."
+)
+@click.option(
+    "--model-version",
+    default="",
+    help="The version; default: the one that serves requests without a version.",
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(1),
+    default=64 << 20,
+    show_default=True,
+    help="Limit on the inputs of all recorded requests, in bytes.",
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for requests.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@connection_options
+def record_requests(
+    url: str,
+    options: ClientOptions,
+    name: str,
+    count: int,
+    model_version: str,
+    max_bytes: int,
+    wait: float,
+    as_json: bool,
+) -> None:
+    """Record the next requests that a model answers, to warm it up at its next load.
+
+    The inputs of live requests go to the server's state folder and replace the previous recording. If fewer
+    requests arrive in time, or on Ctrl-C, the recording keeps what it has.
+    """
+    recording = ServerRecording(url, options, name, model_version)
+    state = asyncio.run(recording.run({"count": count, "max_bytes": max_bytes}, wait))
+    if as_json:
+        print(json.dumps(state))
+    else:
+        _print(state)
+    if state["state"] == "failed":
+        raise SystemExit(1)
+
+
+def _print(state: dict[str, Any]) -> None:
+    name = f"{state['model']} version {state['version']}"
+    why = f" ({state['reason']})" if state["reason"] else ""
+    if state["state"] == "failed":
+        print(f"{name}: {state['reason']}")
+    else:
+        print(
+            f"{name}: recorded {state['recorded']} of {state['count']} requests,"
+            f" {state['bytes']} bytes of inputs{why}"
+        )
+        print(f"the next load of the model warms it up with {state['file']}")
+
+
+class ServerRecording:
+    """A recording on a server, controlled over HTTP."""
+
+    def __init__(self, url: str, options: ClientOptions, name: str, version: str) -> None:
+        self._url = url
+        self._options = options
+        self._path = f"/v2/models/{quote(name, safe='')}"
+        self._version = f"/versions/{quote(version, safe='')}" if version else ""
+
+    async def run(self, limits: dict[str, int], wait: float) -> dict[str, Any]:
+        """Records until done, or for `wait` seconds; returns the final state."""
+        async with AsyncClient(self._url, self._options) as client:
+            transport = await client.transport()
+            if not isinstance(transport, HttpTransport):
+                raise click.UsageError(
+                    f"recording needs HTTP, and the URL is {self._url}: use --url http://..."
+                )
+            state = await self._ask(transport, b"POST", self._version, msgspec.json.encode(limits))
+            try:
+                async with asyncio.timeout(wait):
+                    while state["state"] in ("recording", "writing"):
+                        await asyncio.sleep(_POLL_SECONDS)
+                        state = await self._ask(transport, b"GET")
+            except (TimeoutError, asyncio.CancelledError):  # the second is Ctrl-C
+                state = await self._ask(transport, b"DELETE")
+            return state
+
+    async def _ask(
+        self, transport: HttpTransport, method: bytes, version: str = "", body: bytes = b""
+    ) -> dict[str, Any]:
+        path = f"{self._path}{version}/record".encode()
+        answer: dict[str, Any] = await transport.json(path, self._options.timeout, method=method, body=body)
+        return answer
+
 
 _EPILOG = """\b
 Examples:

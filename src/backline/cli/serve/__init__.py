@@ -5,30 +5,206 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import io
+import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
+from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from backline.cli.command import run
 from backline.cli.serve.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
-from backline.cli.serve.log_options import installed_log, log_options
+from backline.cli.serve.option import Decorator, decorated, option
 from backline.cli.serve.options import server_options
-from backline.cli.serve.process import lasting_output, within_open_files
 from backline.cli.serve.report import LoadReport, print_report
 from backline.cli.serve.triton_options import ServeCommand
 from backline.engine.errors import BacklineError
 from backline.lifecycle.loading.version_load import loads_running
-from backline.observe.log.settings import LogSettings
+from backline.observe.log.server_log import ServerLog
+from backline.observe.log.settings import FORMATS, LEVELS, LogFormat, LogLevel, LogSettings
 from backline.server import Server, ServerOptions
+from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
     from backline.observe.log.server_log import ServerLog
+
+
+def _severity(name: str, text: str) -> Decorator:
+    return option(name, type=bool, metavar="true|false", help=text)
+
+
+_OPTIONS: tuple[Decorator, ...] = (
+    option(
+        "--log-level",
+        type=click.Choice(LEVELS, case_sensitive=False),
+        default="warning",
+        help="The least severity that is logged.",
+    ),
+    _severity("--log-info", "Log informational lines, whatever --log-level says."),
+    _severity("--log-warning", "The same for warnings."),
+    _severity("--log-error", "The same for errors."),
+    option(
+        "--log-verbose",
+        type=click.IntRange(0),
+        metavar="LEVEL",
+        help="1: also a line per request, and verbose messages from models; 2: everything. Default: 0, or 2"
+        " with"
+        " --log-level debug.",
+    ),
+    option(
+        "--log-file",
+        type=click.Path(path_type=Path),
+        help="Log to this file instead of stderr; reopened when it is moved away.",
+    ),
+    option(
+        "--log-format",
+        type=click.Choice(FORMATS, case_sensitive=False),
+        default="default",
+        help="The format of lines.",
+    ),
+)
+
+
+def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the log options to a command, which receives them as `log`, a LogSettings."""
+
+    @wraps(command)
+    def with_settings(
+        *arguments: Any,
+        log_level: LogLevel,
+        log_info: bool | None,
+        log_warning: bool | None,
+        log_error: bool | None,
+        log_verbose: int | None,
+        log_file: Path | None,
+        log_format: LogFormat,
+        **others: Any,
+    ) -> Any:
+        settings = LogSettings.of_level(
+            log_level,
+            info=log_info,
+            warning=log_warning,
+            error=log_error,
+            verbose_level=log_verbose,
+            file=None if log_file is None else str(log_file),
+            format=log_format,
+        )
+        return command(*arguments, log=settings, **others)
+
+    return decorated(with_settings, _OPTIONS)
+
+
+@contextmanager
+def installed_log(settings: LogSettings) -> Iterator[ServerLog]:
+    """Installs the program's log for a `with` block. Raises UsageError if the log file cannot be opened."""
+    try:
+        log = ServerLog(settings)
+    except OSError as error:
+        raise click.UsageError(f"--log-file {settings.file}: {error.strerror or error}") from None
+    with log.installed():
+        yield log
+
+
+class LastingOutput(io.RawIOBase):
+    """Writes to a descriptor; output that a full disk or a closed pipe refuses is silently lost."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return self._descriptor >= 0 and os.isatty(self._descriptor)
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Makes printing safe for a `with` block: output that cannot be written is dropped."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_lasting, before)
+    try:
+        yield
+    finally:
+        for now, old in zip((sys.stdout, sys.stderr), before, strict=True):
+            if now is not old:
+                now.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _lasting(stream: TextIO | None) -> TextIO:
+    """A stream that never raises; replaced streams (as in tests) are kept, closed ones lead nowhere."""
+    if stream is None:
+        return io.TextIOWrapper(io.BufferedWriter(LastingOutput(-1)))
+    if not isinstance(stream, io.TextIOWrapper) or stream.closed:
+        return stream
+    try:
+        descriptor = stream.fileno()
+    except OSError:
+        return stream
+    buffered = io.BufferedWriter(LastingOutput(descriptor))
+    return io.TextIOWrapper(buffered, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+
+
+log = logging.getLogger("backline.serve")
+
+#: Open files other than connections: models, worker processes, the log, late imports.
+RESERVED = 256
+
+
+def within_open_files(limits: Limits) -> Limits:
+    """Raises the process's limit of open files as far as allowed; returns limits with the connections that
+    fit.
+
+    Without a free descriptor a connection could not even be refused, and no model could be read.
+    """
+    if sys.platform == "win32":
+        return limits
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = limits.max_connections + RESERVED
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (OSError, ValueError):  # macOS allows less than it reports
+            pass
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return limits
+    fitting = max(soft - RESERVED, soft // 2, 1)
+    log.warning(
+        "this process may have %d open files, so it accepts at most %d connections instead of %d: raise the"
+        " limit"
+        " (ulimit -n %d)",
+        soft,
+        fitting,
+        limits.max_connections,
+        needed,
+    )
+    return replace(limits, max_connections=fitting)
+
 
 #: What stops the server: a request of the system, Ctrl-C, a closed terminal.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

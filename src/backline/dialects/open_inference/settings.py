@@ -15,9 +15,9 @@ from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.documents import read_document
 from backline.dialects.json_scan import check_document
 from backline.dialects.router import Router
+from backline.engine.control import LogValue
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
-from backline.engine.log_control import LogValue
 from backline.engine.tracing import SettingValue, TraceControl
 from backline.observe.recording import DEFAULT_BYTES, Recorder
 from backline.wire.application import Buffer, HttpRequest

@@ -13,7 +13,7 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.instance_group import InstanceGroup
 from backline.engine.model import Model, Placement
 from backline.engine.model_config import ModelConfig
-from backline.engine.response_statistics import ResponseStatistics
+from backline.engine.statistics import ResponseStatistics
 from backline.workers.here.execution import BudgetedExecution, CoreBudget, Execution
 from backline.workers.here.instances import InlineInstance, RunLimit, ThreadInstance, TimedInstance
 from backline.workers.here.streaming import StreamPool

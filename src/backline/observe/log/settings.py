@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias, get_args
 
+from backline.engine.control import LogValue
 from backline.engine.errors import InvalidArgument, Unsupported
-from backline.engine.log_control import LogValue
 
 LogFormat: TypeAlias = Literal["default", "ISO8601", "json"]
 FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)

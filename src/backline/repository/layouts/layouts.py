@@ -18,9 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.model_format import ModelFormat
-from backline.engine.version_order import version_order
+from backline.engine.model_config import ModelConfig, ModelFormat
+from backline.engine.names import version_order
 from backline.repository import configuration
 from backline.repository.configuration import ConfigFiles
 from backline.repository.fingerprint import fingerprint

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from posixpath import dirname
 
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.model_format import ModelFormat
+from backline.engine.model_config import ModelConfig, ModelFormat
 from backline.repository.listing import Listing
 from backline.repository.names import printable
 

@@ -15,9 +15,8 @@ import msgspec
 
 from backline.engine.document_limits import check_size
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.model_format import ModelFormat
-from backline.engine.version_order import version_order
+from backline.engine.model_config import ModelConfig, ModelFormat
+from backline.engine.names import version_order
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import (
     FIRST_VERSION,

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
-from backline.engine.model_format import ModelFormat
+from backline.engine.model_config import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
 from backline.repository.remote.cache import CachedContent, ContentCache

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin
 
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
-from backline.engine.model_format import ModelFormat
+from backline.engine.model_config import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
 from backline.repository.remote.cache import ContentCache

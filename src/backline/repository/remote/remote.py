@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.engine.model_format import ModelFormat
+from backline.engine.model_config import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import Known
 from backline.repository.layouts.scan import scan_listing

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from backline.engine.ensemble import Ensemble, EnsembleStep
 from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import Ensemble, EnsembleStep
 from backline.engine.tensor import Tensor
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from backline.engine.ensemble import Ensemble
+from backline.engine.model_config import Ensemble
 from backline.engine.signature import Signature
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket

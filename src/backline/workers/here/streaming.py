@@ -18,8 +18,8 @@ from backline.backends.backend import StreamingModel
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferResponse
-from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.responses import response_size
+from backline.engine.statistics import ResponseStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch

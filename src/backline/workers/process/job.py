@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferResponse, Rescheduled
-from backline.engine.response_statistics import ResponseStatistics
+from backline.engine.statistics import ResponseStatistics
 from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished

@@ -19,8 +19,8 @@ from backline.engine.datatypes import DataType
 from backline.engine.device import Place, Places
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import Signature, TensorSpec
+from backline.engine.statistics import ResponseStatistics
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch

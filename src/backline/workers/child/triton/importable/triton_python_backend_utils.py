@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from backline.workers.child.triton.calls import ResponseIterator, is_model_ready, load_model, unload_model
 from backline.workers.child.triton.errors import TritonError, TritonModelException
 from backline.workers.child.triton.metrics import Metric, MetricFamily, MetricKind
 from backline.workers.child.triton.model_config import (
@@ -24,7 +23,11 @@ from backline.workers.child.triton.requests import (
     InferenceTrace,
     MemoryType,
     PreferredMemory,
+    ResponseIterator,
     get_input_tensor_by_name,
+    is_model_ready,
+    load_model,
+    unload_model,
 )
 from backline.workers.child.triton.responses import FINAL as TRITONSERVER_RESPONSE_COMPLETE_FINAL
 from backline.workers.child.triton.responses import (
