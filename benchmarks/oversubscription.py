@@ -47,9 +47,9 @@ def put_models(repository: Path, count: int, threads: int) -> None:
 async def measure(repository: Path, seconds: float, compute_threads: int | None) -> dict[str, float]:
     """Requests a second, CPU milliseconds per request, and the 50th and 99th percentile of latency in ms."""
     from backline.embedded.embedded import Embedded
-    from backline.engine.datatypes import DataType
-    from backline.engine.messages import InferRequest
-    from backline.engine.tensor import Tensor
+    from backline.engine.values.datatypes import DataType
+    from backline.engine.values.messages import InferRequest
+    from backline.engine.values.tensor import Tensor
     from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 
     options = LifecycleOptions(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from backline.backends.backend import LoadedModel, LoadOptions
 from backline.backends.registry import choose
-from backline.engine.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig
 
 
 def load(

@@ -19,7 +19,7 @@ import gc, sys
 from pathlib import Path
 import numpy as np
 from backline.backends.onnxruntime import OnnxRuntime
-from backline.engine.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig
 from backline.system.memory import resident_bytes, return_large_blocks, trim
 
 return_large_blocks()

@@ -18,9 +18,9 @@ from backline.backends.backend import LoadOptions, gpus_of
 from backline.backends.identity import Identity
 from backline.backends.openvino import OpenVino, gpu_indexes
 from backline.backends.registry import choose
-from backline.engine.device import Device, Gpus
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
+from backline.engine.values.device import Device, Gpus
 from support.cuda_driver import show_gpus
 from support.networks import FLOAT, build, floats, node
 
@@ -140,12 +140,12 @@ import jax, numpy
 from pathlib import Path
 from backline.backends.backend import LoadOptions
 from backline.backends.jax import Jax
-from backline.engine.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig
 
 path, config = Path({str(tmp_path / "model.jax")!r}), ModelConfig("m")
 devices = jax.devices()
 jax.devices = lambda kind=None: devices[1:] if kind == "gpu" else devices
-from backline.engine.device import Device
+from backline.engine.values.device import Device
 model = Jax().load(path, config, LoadOptions(Device("gpu", 0)))
 call, seen = model._call, []
 model._call = lambda *a, **k: (seen.extend(jax.tree_util.tree_leaves((a, k))), call(*a, **k))[1]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from backends.loading import load
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 
 IN = TensorSpec("IN", DataType.FP32, (4,))
 OUT = TensorSpec("OUT", DataType.FP32, (4,))

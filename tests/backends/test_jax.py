@@ -9,9 +9,9 @@ import pytest
 
 from backends.loading import load
 from backends.served_models import build_jax, need
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 
 need("jax")
 

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from backends.loading import load
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
+from backline.engine.values.datatypes import DataType
 from support.networks import FLOAT, INT64, build, floats, node
 
 

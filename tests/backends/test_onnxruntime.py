@@ -14,10 +14,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 from support.networks import FLOAT, INT64, STRING, build, floats, ints, node
 
 X, Y = "X", "Y"
@@ -294,7 +294,7 @@ def test_a_failing_node_is_the_models_fault_and_prints_nothing(file: Path) -> No
     )
     program = (
         "import sys; from pathlib import Path; import numpy as np\n"
-        "from backline.backends.onnxruntime import OnnxRuntime; from backline.engine.model_config import"
+        "from backline.backends.onnxruntime import OnnxRuntime; from backline.engine.config.model_config import"
         " ModelConfig\n"
         "model = OnnxRuntime().load(Path(sys.argv[1]), ModelConfig('m'))\n"
         "try: model.run({'X': np.zeros((3, 4), np.float32)}, ['Y'])\n"
@@ -321,7 +321,7 @@ def test_telemetry_is_disabled(file: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path\n"
         "from backline.backends.onnxruntime import OnnxRuntime\n"
-        "from backline.engine.model_config import ModelConfig\n"
+        "from backline.engine.config.model_config import ModelConfig\n"
         "OnnxRuntime().load(Path(sys.argv[1]), ModelConfig('m'))\n"
         "print(len(os.listdir('/proc/self/task')))\n"
     )

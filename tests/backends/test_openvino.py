@@ -12,9 +12,9 @@ import pytest
 
 from backends.loading import load
 from backends.served_models import need
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 from support.networks import FLOAT, build, floats, node
 
 need("openvino")
@@ -95,7 +95,7 @@ def test_a_run_uses_the_configured_cores(file: Path) -> None:
 def test_telemetry_is_not_loaded(onnx_file: Path) -> None:
     program = (
         "import sys\nfrom pathlib import Path\nfrom backline.backends.openvino import OpenVino\n"
-        "from backline.engine.model_config import ModelConfig\n"
+        "from backline.engine.config.model_config import ModelConfig\n"
         "OpenVino().load(Path(sys.argv[1]), ModelConfig('m'))\n"
         "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and"
         " module])"

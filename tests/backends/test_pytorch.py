@@ -16,9 +16,9 @@ import pytest
 
 from backends.loading import load
 from backends.served_models import need
-from backline.engine.datatypes import DataType
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 
 need("torch")
 

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 
 from backends.served_models import need
 from backline.backends.backend import LoadOptions
-from backline.engine.datatypes import DataType
-from backline.engine.joining import BatchInput, Joining, Padding
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import TensorSpec
+from backline.engine.config.joining import BatchInput, Joining, Padding
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 from backline.lifecycle.loading.loaded_here import LoadedHere
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.view.join import JoinRequests

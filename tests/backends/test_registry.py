@@ -11,8 +11,8 @@ import pytest
 
 from backends.loading import load
 from backline.backends.registry import BACKENDS, FORMATS, choose
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
 
 BLOCKED = """
 import sys
@@ -22,7 +22,7 @@ for module in {modules!r}:
 from backline.backends.backend import LoadOptions
 from backline.backends.registry import choose
 from backline.engine.errors import BacklineError
-from backline.engine.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig
 config = ModelConfig('m')
 try:
     choose(config, Path({path!r})).backend().load(Path({path!r}), config, LoadOptions(trust_pickle=True, may_run_code=True))

@@ -20,9 +20,9 @@ from backends.served_models import (
     need,
     wines,
 )
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 
 
 class Payload:

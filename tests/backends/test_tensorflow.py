@@ -10,9 +10,9 @@ import pytest
 
 from backends.loading import load
 from backends.served_models import basic_pitch, need
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 
 need("tensorflow")
 

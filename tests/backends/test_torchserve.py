@@ -23,8 +23,8 @@ import pytest
 import backline
 from backline.backends.backend import LoadOptions
 from backline.backends.pytorch_files import identify
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.model_config import ModelConfig
 from backline.lifecycle.loading.loader import load
 from backline.repository.remote.unpack import UnpackLimits
 from backline.repository.unpacked import unpacked

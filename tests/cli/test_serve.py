@@ -28,9 +28,9 @@ from backline.cli.serve import report as serve_report
 from backline.cli.serve import within_open_files
 from backline.client import connect
 from backline.client.errors import ConnectionFailed
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.model import LoadProgress, Model
-from backline.engine.model_config import ModelConfig
 from backline.wire.limits import Limits
 from support import models
 from support.repositories import put

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from backline.client.arrays import to_tensor
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 
 
 def tensor(datatype: str, value: Any, shape: tuple[int, ...] = (-1,)) -> np.ndarray:

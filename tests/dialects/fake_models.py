@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from backline.dialects.application import build_application
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model import Model, ModelState, Placement
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
+from backline.engine.values.tensor import Tensor
 from backline.protos import message
 from backline.wire.application import (
     Application,

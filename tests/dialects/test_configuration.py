@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from backline.dialects.open_inference.configuration import complete, describe
-from backline.engine.datatypes import DataType
 from backline.engine.model import Model, Placement
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
 from backline.protos import to_plain
 from backline.repository.configuration import read
 from backline.repository.listing import FileEntry, Listing

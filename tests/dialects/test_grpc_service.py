@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fake_models import OIP, Caller, FakeStreamCall, FakeUnaryCall, arrived_at
 
-from backline.engine.datatypes import DataType
 from backline.engine.model import ModelState
+from backline.engine.values.datatypes import DataType
 from backline.protos import message, pool
 
 ROW = np.arange(16, dtype=np.float32).reshape(1, 16)

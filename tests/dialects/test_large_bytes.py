@@ -11,7 +11,7 @@ import pytest
 from fake_models import OIP, Caller, FakeStreamCall
 
 from backline.dialects.off_loop import LARGE
-from backline.engine import tensor as tensors
+from backline.engine.values import tensor as tensors
 from backline.protos import message
 
 #: Empty elements of 4 bytes each, more than are decoded on the loop.

@@ -19,10 +19,10 @@ from backline import connect
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
 from backline.embedded.embedded import Embedded
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument, Unsupported
-from backline.engine.messages import InferRequest, SequenceStep
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, SequenceStep
+from backline.engine.values.tensor import Tensor
 from backline.lifecycle.options import LifecycleOptions
 from backline.schedule.sequences.state_store import MemoryStateStore
 from support.server import ServerProcess, serve

@@ -12,7 +12,7 @@ from fake_models import OIP, Caller, make_caller
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.engine.datatypes import DataType
+from backline.engine.values.datatypes import DataType
 from backline.protos import message
 
 CALLER = make_caller()

@@ -16,8 +16,8 @@ from backline.backends import onnx_options
 from backline.cli import serve
 from backline.cli.serve import triton_options
 from backline.client.options import ClientOptions
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
 from backline.protos import message
 from backline.repository import configuration
 from backline.repository.configuration import effects, native

@@ -15,8 +15,8 @@ from backline.dialects.application import build_application
 from backline.dialects.open_inference.grpc import stream
 from backline.dialects.open_inference.metadata import SERVER_NAME
 from backline.engine import errors
-from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
+from backline.engine.values.datatypes import DataType
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
 from docs.pages import code, read, table, tables

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.joining import Joining, JoiningCheck, Padding
 from backline.engine.errors import InvalidArgument
-from backline.engine.joining import Joining, JoiningCheck, Padding
-from backline.engine.messages import InferRequest
-from backline.engine.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
+from backline.engine.values.tensor import Tensor
 
 FP32 = DataType.FP32
 INPUTS = (TensorSpec("x", FP32, (-1, -1, -1)), TensorSpec("o", FP32, (-1, -1), optional=True))

@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferRequest
-from backline.engine.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
+from backline.engine.values.tensor import Tensor
 
 FIXED = Signature((TensorSpec("x", DataType.FP32, (-1, 16)),), (TensorSpec("y", DataType.FP32, (-1, 16)),))
 VARYING = Signature(

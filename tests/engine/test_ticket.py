@@ -10,7 +10,6 @@ from contextlib import suppress
 import pytest
 
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal
-from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.ticket import (
     CANCELLED,
     DONE,
@@ -26,6 +25,7 @@ from backline.engine.ticket import (
     TicketState,
     start_all,
 )
+from backline.engine.values.messages import InferRequest, InferResponse
 
 ENDS = {DONE, CANCELLED, EXPIRED}
 

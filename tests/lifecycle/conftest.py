@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from backline.backends.registry import FORMATS
-from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
-from backline.engine.messages import InferRequest
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.tensor import Tensor
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions

@@ -13,12 +13,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.embedded.embedded import Embedded
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
-from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.model import ModelState
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, SequenceStep
+from backline.engine.values.tensor import Tensor
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
 from support.embedded import start

@@ -11,12 +11,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.backends.registry import FORMATS
-from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import NotFound, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model import ModelState
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions

@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 import pytest
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig, QueuePolicy
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model import Model, ModelState
-from backline.engine.model_config import ModelConfig, QueuePolicy
-from backline.engine.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
+from backline.engine.values.tensor import Tensor
 from backline.lifecycle.sleep import OnDemandQueue, check_later
 from backline.schedule.queues.queue import QueueSettings, QueueTotal
 

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.model import ModelState
-from backline.engine.model_config import ModelConfig
 from backline.lifecycle.phase import FOLLOWING, SEEN_AS, IllegalTransition, StandIn, VersionPhase
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.model_config import VersionPolicy
+from backline.engine.config.model_config import VersionPolicy
 from backline.engine.names import version_order
 from backline.lifecycle.wanted import none_selected, select
 

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
-from backline.engine.model_config import ModelConfig
 from backline.observe.metrics import Metrics
 
 

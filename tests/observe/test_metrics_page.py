@@ -7,12 +7,12 @@ from time import monotonic_ns, thread_time
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
-from backline.engine.messages import InferRequest
 from backline.engine.model import Model, ModelState
-from backline.engine.model_config import ModelConfig
 from backline.engine.statistics import FIRST_RESPONSE_FAMILY, ResponseStatistics
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest
 from backline.observe.metrics import Metrics
 
 #: Seconds of CPU time on the event loop for one piece: the target is 0.5 ms plus one model.

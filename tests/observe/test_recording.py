@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model import Model, ModelState
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import RequestCheck, Signature, TensorSpec
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.signature import RequestCheck, Signature, TensorSpec
+from backline.engine.values.tensor import Tensor
 from backline.observe.prediction_log import read_log
 from backline.observe.recording import Recorder, recorded_file
 

@@ -9,9 +9,9 @@ from types import MappingProxyType
 
 import pytest
 
-from backline.engine.datatypes import DataType
-from backline.engine.model_config import ModelConfig, QueuePolicy, VersionPolicy
-from backline.engine.signature import TensorSpec
+from backline.engine.config.model_config import ModelConfig, QueuePolicy, VersionPolicy
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 from backline.repository.fingerprint import load_key
 from support.repositories import only, put
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.model_config import QueuePolicy
-from backline.engine.signature import Signature, TensorSpec
 from backline.engine.statistics import ModelStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings, QueueTotal
 from backline.schedule.scheduler import Scheduler, Settings

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 
 from msgspec.structs import replace
 
-from backline.engine.model_config import QueuePolicy
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.ticket import Ticket
 from backline.schedule.objective.policy import Outlook
 from backline.schedule.objective.queue import ObjectiveQueue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.model_config import QueuePolicy
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
 from backline.schedule.queues.priority import PlainQueue, make_queue

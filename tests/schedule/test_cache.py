@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferRequest, Parameter
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, Parameter
+from backline.engine.values.tensor import Tensor
 from backline.schedule.cache.cache import LocalCache
 from backline.schedule.cache.config import LocalOptions, parse_cache_config
 from backline.schedule.cache.flight import RequestKeys

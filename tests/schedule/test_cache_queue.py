@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache.cache import LocalCache
 from backline.schedule.cache.flight import RequestKeys

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.engine.datatypes import DataType
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
 from backline.schedule.cache.redis import RedisCache, RedisOptions
 from schedule.redis_server import RedisServer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.model_config import Ensemble, EnsembleStep
+from backline.engine.config.model_config import Ensemble, EnsembleStep
 from backline.schedule.ensembles.graph import plan_ensemble
 
 # a -> first -> m -> left -> b

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import Ensemble, EnsembleStep
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import Ensemble, EnsembleStep
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles.graph import origins, plan_ensemble
 from backline.schedule.ensembles.progress import EnsembleProgress, Round
 

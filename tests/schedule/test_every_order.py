@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
-from backline.engine.datatypes import DataType
-from backline.engine.messages import SequenceStep
-from backline.engine.model_config import Ensemble, EnsembleStep, QueuePolicy
-from backline.engine.sequence_batching import SequenceBatching
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.config.model_config import Ensemble, EnsembleStep, QueuePolicy
+from backline.engine.config.sequence_batching import SequenceBatching
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import QUEUED, Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import SequenceStep
+from backline.engine.values.signature import Signature, TensorSpec
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache.cache import LocalCache
 from backline.schedule.cache.flight import RequestKeys

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from backline.engine.errors import Internal
-from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest, InferResponse
 from backline.schedule.tally import record_failure, record_shared_execution
 from backline.workers.batch import Batch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.model_config import QueuePolicy
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.ticket import Owner, Ticket
 from backline.schedule.cache.flight import Flight, latest
 from backline.schedule.queues.queue import QueueSettings

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.engine.model_config import QueuePolicy
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.ticket import Ticket
 from backline.schedule.objective.policy import LatencyModel, Line, Outlook, Quantile, finish
 from backline.schedule.objective.queue import ObjectiveQueue

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import DeadlineExceeded, Unavailable
-from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.objective.scheduler import ObjectiveScheduler
 from backline.schedule.queues.queue import QueueSettings

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.errors import Internal
-from backline.engine.messages import InferResponse
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferResponse
 from backline.schedule.ordering import ResponseOrder
 from schedule.tickets import ticket
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.engine.model_config import QueuePolicy
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy, form_batch
 from backline.schedule.queues.priority import PlainQueue, PriorityQueue, make_queue

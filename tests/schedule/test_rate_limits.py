@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backline.engine.config.instance_group import InstanceGroup, Resource
 from backline.engine.errors import InvalidArgument
-from backline.engine.instance_group import InstanceGroup, Resource
 from backline.schedule.rate_limit.limits import (
     EACH_DEVICE,
     EVERYWHERE,

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings

@@ -14,13 +14,13 @@ import pytest
 
 from backline.backends.backend import CancellableModel, Run
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.model_config import ModelConfig
 from backline.engine.statistics import ModelStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.here.execution import Execution

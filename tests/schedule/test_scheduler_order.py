@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import pytest
 
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import DeadlineExceeded, InvalidArgument, Unavailable
-from backline.engine.messages import InferResponse
-from backline.engine.model_config import QueuePolicy
+from backline.engine.values.messages import InferResponse
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings, QueueTotal
 from backline.schedule.scheduler import Settings

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import QueuePolicy
+from backline.engine.config.sequence_batching import SequenceBatching, SequenceState
 from backline.engine.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.messages import InferResponse, SequenceStep
-from backline.engine.model_config import QueuePolicy
-from backline.engine.sequence_batching import SequenceBatching, SequenceState
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse, SequenceStep
+from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.rate_limit.limits import Claim, RateLimits
 from backline.schedule.rate_limit.permits import Permits, PermittedInstance

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest, SequenceStep
 from backline.schedule.sequences.table import LiveSequence, SequenceTable
 
 IDLE = 1000

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.messages import InferResponse
-from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.splitting import SplittingQueue, put_together, split

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from backline.engine.messages import InferRequest
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest
 from backline.schedule import turn as module
 from backline.schedule.turn import Turn
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from backline.engine.messages import InferRequest
 from backline.engine.ticket import Completion, Ticket
+from backline.engine.values.messages import InferRequest
 
 
 def ticket(

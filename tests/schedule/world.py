@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 import backline.engine.ticket as ticket_module
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, InvalidArgument, Unavailable
-from backline.engine.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
 from backline.engine.statistics import ModelStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import DONE, EXPIRED, TRANSITIONS, Ticket, TicketState
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
+from backline.engine.values.tensor import Tensor
 from backline.schedule.queues.queue import QueueTotal
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished

@@ -16,11 +16,11 @@ import pytest
 
 from backline.embedded.embedded import Embedded
 from backline.engine.control import Change
-from backline.engine.datatypes import DataType
 from backline.engine.errors import Internal, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.workers.here.instances import MAX_STUCK
 from support.embedded import start, submit
 from support.networks import looping

@@ -15,11 +15,11 @@ import pytest
 import tritonclient.grpc as triton
 
 from backline.embedded.embedded import Embedded
-from backline.engine.datatypes import DataType
-from backline.engine.messages import InferRequest, ResponseFlow
 from backline.engine.statistics import ModelStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, ResponseFlow
+from backline.engine.values.tensor import Tensor
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from support.listening import DETECTOR, MELODY, RECOGNISER, hear, melody, put_networks
 from support.server import ServerProcess, serve

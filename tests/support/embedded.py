@@ -8,8 +8,8 @@ from typing import Any
 
 from backline.embedded.embedded import Embedded
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest, InferResponse
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 
 

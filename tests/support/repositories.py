@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from backline.engine.model_config import ModelFormat
+from backline.engine.config.model_config import ModelFormat
 from backline.lifecycle.wanted import select
 from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.joining import BatchInput, BatchInputKind, Cut, Joining, Padding
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.joining import BatchInput, BatchInputKind, Cut, Joining, Padding
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
 from backline.workers.joiner import Joiner
 
 FP32, INT32 = DataType.FP32, DataType.INT32

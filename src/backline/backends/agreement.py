@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.config.reshape import narrower
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.reshape import narrower
-from backline.engine.signature import Signature, TensorSpec
-from backline.engine.tensor import Shape
+from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import Shape
 
 
 def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:

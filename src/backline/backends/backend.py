@@ -9,11 +9,11 @@ from typing import ClassVar, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from backline.engine.device import CPU, Device, Gpus
-from backline.engine.instance_group import InstanceGroup
-from backline.engine.messages import Parameter
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature
+from backline.engine.config.instance_group import InstanceGroup
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.values.device import CPU, Device, Gpus
+from backline.engine.values.messages import Parameter
+from backline.engine.values.signature import Signature
 
 #: A LoadedModel's `run`.
 Run: TypeAlias = Callable[[Mapping[str, np.ndarray], Sequence[str]], list[np.ndarray]]

@@ -11,10 +11,10 @@ from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import decode, encode, import_runtime, loading, read_start
 from backline.backends.table import CATEGORIES, TableModel, features, reason
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 
 _MAGIC = b"CBM1"
 _PREDICTION_TYPES = ("RawFormulaVal", "Probability", "LogProbability", "Class", "Exponent")

@@ -11,9 +11,9 @@ import numpy as np
 
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.signature import Signature, TensorSpec
 
 #: As in Triton's backend: the minimum time of a run in milliseconds; there, `instance_wise_delay_multiplier`
 #: scales it.

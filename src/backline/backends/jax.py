@@ -14,11 +14,11 @@ from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line, read_start, unservable
-from backline.engine.datatypes import DataType
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.device import CPU, Device, Gpus
+from backline.engine.values.signature import Signature, TensorSpec
 
 #: The number of XLA's threads, read at first use; by default one for each core, and no flag limits it.
 _THREADS = "NPROC"

@@ -13,10 +13,10 @@ from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, loading, one_line, read_start, unservable
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
 
 #: The file identifier of the flatbuffer, at bytes 4 to 8 (schema.fbs).
 _IDENTIFIER = b"TFL3"

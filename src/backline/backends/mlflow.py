@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 from backline.backends.backend import DEFAULT_OPTIONS, Backend, LoadedModel, LoadOptions, gpus_of
 from backline.backends.runtime import read_start
 from backline.backends.yaml_document import read_yaml
-from backline.engine.device import Gpus
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.document_limits import MAX_DOCUMENT
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
+from backline.engine.values.device import Gpus
 
 _FILE = "MLmodel"
 #: Flavours, the keys that name their file by preference, and their backends. The first flavour of a folder is

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from backline.backends.onnx_providers import PARAMETER as PROVIDERS
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
 
 Value = TypeVar("Value")
 

@@ -12,9 +12,9 @@ from functools import cache
 from typing import Any
 
 from backline.backends.runtime import cuda_gpus
-from backline.engine.device import Device, Gpus
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
+from backline.engine.values.device import Device, Gpus
 
 PARAMETER = "execution_providers"
 CPU = "CPUExecutionProvider"

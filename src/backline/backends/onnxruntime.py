@@ -33,11 +33,11 @@ from backline.backends.runtime import (
     read_start,
     unservable,
 )
-from backline.engine.datatypes import DataType
-from backline.engine.device import CPU, Gpus
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.device import CPU, Gpus
+from backline.engine.values.signature import Signature, TensorSpec
 
 _DATATYPES = {
     "tensor(bool)": DataType.BOOL,

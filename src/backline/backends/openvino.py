@@ -23,12 +23,12 @@ from backline.backends.runtime import (
     read_start,
     unservable,
 )
-from backline.engine.datatypes import DataType
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
-from backline.engine.tensor import Shape
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.device import CPU, Device, Gpus
+from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import Shape
 
 _DATATYPES = {
     "boolean": DataType.BOOL,

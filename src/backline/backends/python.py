@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from backline.backends.backend import DEFAULT_OPTIONS, HostedModel, LoadOptions
 from backline.backends.runtime import cuda_gpus, read_start, require_trust
-from backline.engine.device import Gpus
-from backline.engine.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.values.device import Gpus
 
 
 class Python:

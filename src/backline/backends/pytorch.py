@@ -17,11 +17,11 @@ from backline.backends.parameters import Parameters
 from backline.backends.pytorch_files import PytorchKind, compiled_for, identify
 from backline.backends.pytorch_programs import Argument, Program, device_name, moving, usable_gpus
 from backline.backends.runtime import decode, encode, import_runtime, one_line, require_trust
-from backline.engine.datatypes import DataType
-from backline.engine.device import CPU, Gpus
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.device import CPU, Gpus
+from backline.engine.values.signature import Signature, TensorSpec
 
 _WHAT = "PyTorch models need PyTorch"
 _KNOWN = ("INTRA_OP_THREAD_COUNT",)

@@ -14,11 +14,11 @@ from typing import Any
 
 from backline.backends.pytorch_files import check_graphs, check_source, compiled_for
 from backline.backends.runtime import LLVM_IMPORT, cuda_gpus, loading, unservable
-from backline.engine.datatypes import DataType
-from backline.engine.device import Device, Gpus
 from backline.engine.errors import InvalidArgument
-from backline.engine.signature import TensorSpec
-from backline.engine.tensor import Shape
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.device import Device, Gpus
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Shape
 
 _DATATYPES = {
     "torch.bool": DataType.BOOL,

@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 from backline.backends.backend import Backend
+from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig, ModelFormat
 
 __all__ = ["BACKENDS", "FORMATS", "BackendEntry", "choose"]
 

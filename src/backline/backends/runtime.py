@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from backline.backends.backend import LoadOptions
-from backline.engine.device import Gpus
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
-from backline.engine.model_config import ModelConfig
+from backline.engine.values.device import Gpus
 
 _MAX_REASON = 300
 

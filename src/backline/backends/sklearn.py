@@ -13,10 +13,10 @@ from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import decode, encode, import_runtime, loading, one_line, read_start
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
 
 INPUT = "input__0"
 #: The methods that are served, as outputs of their name; `transform` only for estimators that do not predict.

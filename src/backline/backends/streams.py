@@ -11,11 +11,11 @@ import numpy as np
 
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import Parameter
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import Parameter
+from backline.engine.values.signature import Signature, TensorSpec
 
 
 def check_tensors(

@@ -13,10 +13,10 @@ import numpy as np
 
 from backline.backends.agreement import agree
 from backline.backends.runtime import one_line
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
 
 INPUT = "input__0"
 CATEGORIES = "categorical__0"

@@ -16,11 +16,11 @@ from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import LLVM_IMPORT, cuda_gpus, encode, import_runtime, loading, one_line
 from backline.backends.tensorflow_operations import check_operations
-from backline.engine.datatypes import DataType
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.device import CPU, Device, Gpus
+from backline.engine.values.signature import Signature, TensorSpec
 
 #: By number in tensorflow/core/framework/types.proto.
 _DATATYPES = {

@@ -15,10 +15,10 @@ from typing import IO, Any, ClassVar, Final
 from backline.backends.backend import DEFAULT_OPTIONS, HostedModel, LoadOptions
 from backline.backends.runtime import cuda_gpus, one_line, read_start, require_trust
 from backline.backends.yaml_document import read_yaml
-from backline.engine.device import Gpus
+from backline.engine.config.instance_group import InstanceGroup, Kind
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.instance_group import InstanceGroup, Kind
-from backline.engine.model_config import ModelConfig
+from backline.engine.values.device import Gpus
 
 #: The parameter with the contents of model-config.yaml, as JSON, for the worker.
 SETTINGS = "model-config"

@@ -14,9 +14,9 @@ from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, loading, read_start
 from backline.backends.table import TableModel, features, reason
 from backline.backends.tree_checks import MAX_CLASSES, Damaged, check_children, check_range, damaged
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
+from backline.engine.values.datatypes import DataType
 
 _KNOWN = ("nthread",)
 

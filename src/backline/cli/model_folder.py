@@ -12,10 +12,10 @@ from typing import NoReturn
 
 from backline.backends.backend import LoadOptions
 from backline.backends.registry import FORMATS
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model, ModelState, Placement
-from backline.engine.model_config import ModelConfig
 from backline.repository import configuration
 from backline.repository.configuration import files, override
 from backline.repository.configuration.document import Document

@@ -23,8 +23,8 @@ from backline.client.sequences import AsyncSequence
 from backline.client.transport import InferCall, Transport
 from backline.engine.control import ANY_VERSION, STABLE, Change, LabelMove
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.engine.messages import InferResponse, Parameter
-from backline.engine.tensor import Tensor
+from backline.engine.values.messages import InferResponse, Parameter
+from backline.engine.values.tensor import Tensor
 
 #: Seconds between checks of a server that is not ready yet.
 READY_POLL = 0.1

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.signature import TensorSpec
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Tensor
 
 
 def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:

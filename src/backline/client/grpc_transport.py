@@ -18,11 +18,11 @@ from backline.client.grpc_control import GrpcControl
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
-from backline.engine.messages import InferResponse, Parameter
-from backline.engine.signature import TensorSpec
-from backline.engine.tensor import Tensor, decode_tensor, encode_tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse, Parameter
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Tensor, decode_tensor, encode_tensor
 from backline.protos import message, to_plain
 
 _CONTENTS = {

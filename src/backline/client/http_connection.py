@@ -10,7 +10,7 @@ from typing import cast
 import httptools
 
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError
-from backline.engine.tensor import Buffer
+from backline.engine.values.tensor import Buffer
 
 #: Bodies above this size are received straight into their own buffer, bypassing the parser.
 DIRECT_BODY = 32 * 1024

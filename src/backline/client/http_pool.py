@@ -13,7 +13,7 @@ from backline.client.address import Address
 from backline.client.errors import ConnectionFailed, DeadlineExceeded
 from backline.client.http_connection import HttpAnswer, HttpConnection
 from backline.client.options import ClientOptions
-from backline.engine.tensor import Buffer
+from backline.engine.values.tensor import Buffer
 
 #: Seconds after which an idle connection is not reused: the server or a proxy may be closing it right now.
 MAX_IDLE = 45.0

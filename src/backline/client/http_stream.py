@@ -12,7 +12,7 @@ from backline.client.address import Address
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError
 from backline.client.http_connection import HttpAnswer
 from backline.client.http_pool import refused
-from backline.engine.tensor import Buffer
+from backline.engine.values.tensor import Buffer
 
 _READ = 64 * 1024
 _EVENT_STREAM = b"text/event-stream"

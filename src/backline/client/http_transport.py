@@ -20,11 +20,11 @@ from backline.client.http_stream import stream_events
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.messages import InferResponse, Parameter
-from backline.engine.signature import TensorSpec
-from backline.engine.tensor import Buffer, Tensor, decode_tensor, encode_tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse, Parameter
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Buffer, Tensor, decode_tensor, encode_tensor
 
 _encode = msgspec.json.Encoder().encode
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from backline.engine.signature import TensorSpec
+from backline.engine.values.signature import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
-from backline.engine.messages import InferResponse, Parameter
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse, Parameter
+from backline.engine.values.tensor import Tensor
 
 
 class InferResult(Mapping[str, np.ndarray]):

@@ -14,7 +14,7 @@ from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
 from backline.client.sequences import RequestSequence
 from backline.engine.control import STABLE, Change
-from backline.engine.messages import Parameter
+from backline.engine.values.messages import Parameter
 
 T = TypeVar("T")
 

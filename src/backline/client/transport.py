@@ -9,8 +9,8 @@ from typing import Any
 
 from backline.client.control import ModelControl
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
-from backline.engine.messages import InferResponse, Parameter
-from backline.engine.tensor import Tensor
+from backline.engine.values.messages import InferResponse, Parameter
+from backline.engine.values.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from backline.dialects.json_scan import check_document
 from backline.engine.errors import InvalidArgument
-from backline.engine.tensor import Buffer
+from backline.engine.values.tensor import Buffer
 from backline.protos import message
 
 Document = TypeVar("Document", bound=msgspec.Struct)

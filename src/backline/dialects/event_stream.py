@@ -11,8 +11,8 @@ from typing import Any
 from backline.dialects.answers import error_body, hidden_error, respond_error
 from backline.dialects.off_loop import PIECE, OffLoop
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferResponse
 from backline.engine.responses import Responses
+from backline.engine.values.messages import InferResponse
 from backline.wire.application import Fields, HttpRequest, ResponseStream
 
 EVENT_STREAM: tuple[bytes, bytes] = (b"content-type", b"text/event-stream; charset=utf-8")

@@ -23,10 +23,10 @@ from backline.engine.errors import (
     InvalidArgument,
     Unsupported,
 )
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace, TraceProtocol
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.wire.application import Buffer, Fields, HttpRequest, UnaryCall
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 

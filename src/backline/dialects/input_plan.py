@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
 
 #: The limit of the oldest supported numpy, 1.26.
 MAX_RANK = 32

@@ -13,9 +13,9 @@ import numpy as np
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_scan import STEP, count, parts
 from backline.dialects.off_loop import PIECE
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
 
 MAX_DEPTH = 100
 #: A list with more characters than this is decoded in pieces of this size.

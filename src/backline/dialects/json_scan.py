@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from backline.engine.errors import PayloadTooLarge
-from backline.engine.tensor import Buffer
+from backline.engine.values.tensor import Buffer
 
 #: Keys of all objects in one request; decoding this many takes about 10 ms.
 MAX_KEYS = 16_384

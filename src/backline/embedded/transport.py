@@ -23,8 +23,8 @@ from backline.embedded.embedded import Embedded
 from backline.engine.control import Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import Unsupported
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.parameters import read_parameters
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.parameters import read_parameters
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.protos import to_plain
 

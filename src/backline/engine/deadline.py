@@ -6,8 +6,8 @@ import asyncio
 from time import monotonic
 
 from backline.engine.errors import BacklineError, DeadlineExceeded
-from backline.engine.messages import InferResponse
 from backline.engine.ticket import Listener, Ticket
+from backline.engine.values.messages import InferResponse
 
 
 class Watch(Listener):

@@ -9,7 +9,6 @@ from backline.engine.control import STABLE, Control, LogControl
 from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import watch
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model import Model, ModelState
 from backline.engine.names import check_name, version_order
 from backline.engine.responses import Responses
@@ -17,6 +16,7 @@ from backline.engine.shared_memory import SharedMemory
 from backline.engine.statistics import LoadStatistics
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace, TraceControl, Tracer
+from backline.engine.values.messages import InferRequest, InferResponse
 
 
 class Engine:

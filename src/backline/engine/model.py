@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from backline.engine.device import NOWHERE, Places
-from backline.engine.messages import InferRequest
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
+from backline.engine.values.device import NOWHERE, Places
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.signature import Signature
 
 
 class ModelState(Enum):

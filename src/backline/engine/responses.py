@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace
+from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow
 
 #: How many responses of a request, or their bytes, may wait to be taken before the model is paused.
 MAX_WAITING = 64

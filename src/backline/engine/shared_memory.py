@@ -27,7 +27,7 @@ from backline.engine.errors import (
     PayloadTooLarge,
     Unavailable,
 )
-from backline.engine.tensor import Buffer
+from backline.engine.values.tensor import Buffer
 
 #: Where Linux keeps shm_open's objects.
 FOLDER: Final = Path("/dev/shm")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from msgspec.structs import replace
 
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
+from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow
 
 if TYPE_CHECKING:
     from backline.engine.statistics import ComputeTimes

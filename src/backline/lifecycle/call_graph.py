@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
+from backline.engine.config.model_config import EnsembleStep
 from backline.engine.engine import Engine
 from backline.engine.model import Model
-from backline.engine.model_config import EnsembleStep
 
 #: A model's name and version.
 Node: TypeAlias = tuple[str, str]

@@ -10,13 +10,13 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
+from backline.engine.config.model_config import Ensemble, ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model
-from backline.engine.model_config import Ensemble, ModelConfig
-from backline.engine.signature import DecoupledCheck, RequestCheck, Signature, TensorSpec
 from backline.engine.statistics import ResponseStatistics
-from backline.engine.tensor import Shape
+from backline.engine.values.signature import DecoupledCheck, RequestCheck, Signature, TensorSpec
+from backline.engine.values.tensor import Shape
 from backline.lifecycle.call_graph import Node, Wait, called, node, waits_for_steps
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.queueing import scheduling_text

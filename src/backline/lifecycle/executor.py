@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError
 from backline.engine.model import Model
-from backline.engine.model_config import ModelConfig
 from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.shared import Shared

@@ -9,8 +9,8 @@ from backline.engine.control import Control, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import Internal, Unsupported
 from backline.engine.model import Model
-from backline.engine.signature import TensorSpec
 from backline.engine.ticket import Ticket
+from backline.engine.values.signature import TensorSpec
 from backline.lifecycle.call_graph import CallGraph, Wait, node, waits_for_steps
 from backline.schedule.rate_limit.permits import Permits
 from backline.workers.channel.calls import Outcome

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from backline.backends.registry import FORMATS
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.control import Overrides
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
 from backline.engine.names import check_name
 from backline.engine.private_places import keep_private
 from backline.lifecycle.wanted import Source

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
 
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.model import LoadProgress, Model, ModelState, RequestQueue
-from backline.engine.model_config import ModelConfig
 from backline.engine.ticket import Ticket
 
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.model import LoadProgress, Model
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import DecoupledCheck
 from backline.engine.statistics import FIRST_RESPONSE_BOUNDS_MS, ModelStatistics
+from backline.engine.values.signature import DecoupledCheck
 from backline.lifecycle.loading.instances import InstanceMaker
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.queueing import (

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
+from backline.engine.config.model_config import ModelConfig, VersionPolicy
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.model_config import ModelConfig, VersionPolicy
 from backline.engine.names import version_order
 from backline.lifecycle.plan import Wanted
 from backline.repository.names import some_of

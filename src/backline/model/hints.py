@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, Union, g
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import Internal
+from backline.engine.values.datatypes import DataType
 
 if TYPE_CHECKING:
     _Array = np.ndarray

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
-from backline.engine.pieces import in_pieces
+from backline.engine.values.tensor import in_pieces
 from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text
 from backline.observe.families import FAMILIES
 

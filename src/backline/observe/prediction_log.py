@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.tensor import Shape, Tensor, element_count, encode_tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Shape, Tensor, element_count, encode_tensor
 from backline.protos import message
 
 #: The limit in bytes of a record, and of a tensor whose last value is repeated.

@@ -23,10 +23,10 @@ from backline.engine.errors import (
     NotFound,
     Unavailable,
 )
-from backline.engine.messages import InferResponse
 from backline.engine.model import Model
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Listener, Ticket
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.observe.prediction_log import encode_record
 
 log = logging.getLogger("backline.observe")

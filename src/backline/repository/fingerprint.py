@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from backline.engine.instance_group import InstanceGroup
-from backline.engine.model_config import ModelConfig
+from backline.engine.config.instance_group import InstanceGroup
+from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
 #: Fields that apply to loaded versions, or only decide when and which versions are loaded. A change to any

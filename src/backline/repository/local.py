@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.engine.model_config import ModelConfig, ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.file_events import changes, is_remote
 from backline.repository.layouts.layouts import Known, read_single

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.repository import Repository

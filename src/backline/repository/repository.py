@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from backline.engine.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
 #: Called with the bytes present so far and the bytes in all.

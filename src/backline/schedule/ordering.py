@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferResponse
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferResponse
 
 
 class HeldOutcome:

@@ -9,9 +9,9 @@ from math import inf
 from time import monotonic, monotonic_ns
 
 from backline.engine.errors import BacklineError, Unavailable
-from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Owner, Ticket, release_all, start_all
+from backline.engine.values.messages import InferResponse
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
 from backline.schedule.ordering import ResponseOrder
 from backline.schedule.queues.priority import make_queue

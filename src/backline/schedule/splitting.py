@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
-from backline.engine.messages import InferResponse
 from backline.engine.statistics import ComputeTimes, ModelStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Completion, Owner, Ticket
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Tensor
 
 if TYPE_CHECKING:
     from backline.schedule.scheduler import Scheduler, Settings

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from backline.engine.errors import Cancelled
-from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferResponse
 from backline.workers.batch import Batch
 
 

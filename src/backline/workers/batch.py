@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferResponse
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferResponse
 
 if TYPE_CHECKING:
     from backline.workers.instance import Instance

@@ -11,12 +11,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.joining import BatchInput, Cut, Joining, Padding
+from backline.engine.config.reshape import Reshapes, reshape_arrays
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.joining import BatchInput, Cut, Joining, Padding
-from backline.engine.reshape import Reshapes, reshape_arrays
-from backline.engine.signature import Signature, TensorSpec
-from backline.engine.tensor import Shape, element_count
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import Shape, element_count
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 #: Computes a hidden input from the requests, their rows, and the joined inputs.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backline.engine.device import Place, Places
-from backline.engine.signature import Signature
 from backline.engine.statistics import ResponseStatistics
+from backline.engine.values.device import Place, Places
+from backline.engine.values.signature import Signature
 from backline.workers.instance import Instance
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto
 
 from backline.backends.onnxruntime import OnnxRuntime
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.values.signature import Signature
 from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching
 from support.networks import FLOAT, INT64, STRING, build, floats, ints, node
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from backline.engine.device import CPU, Device, Gpus, Places, name_devices
+from backline.engine.config.instance_group import InstanceGroup
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.instance_group import InstanceGroup
-from backline.engine.model_config import ModelConfig
+from backline.engine.values.device import CPU, Device, Gpus, Places, name_devices
 from backline.lifecycle.loading.instances import asks_for_devices, place, place_again
 
 NONE = Gpus(reason="the runtime is built for the CPU alone")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
-from backline.engine.datatypes import DataType
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
 from backline.lifecycle.loading.run_time import RunTimes, choose_batch_limit, format_seconds, measure, plan
 from backline.system.cores import usable_cores
 from support.networks import FLOAT, INT64, build, floats, ints, node

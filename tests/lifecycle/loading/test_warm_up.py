@@ -13,12 +13,12 @@ import pytest
 from onnx import TensorProto
 
 from backline.backends.onnxruntime import OnnxRuntime
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
 from backline.engine.errors import InvalidArgument
 from backline.engine.model import ModelState
-from backline.engine.model_config import ModelConfig, WarmUpInput, WarmUpSample
-from backline.engine.signature import RequestCheck, Signature
-from backline.engine.tensor import Tensor, encode_tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import RequestCheck, Signature
+from backline.engine.values.tensor import Tensor, encode_tensor
 from backline.lifecycle.loading.warm_up import TENSORFLOW_FILE, WarmUpRequest, warm_up, warm_up_samples
 from backline.observe.prediction_log import encode_record
 from support import models

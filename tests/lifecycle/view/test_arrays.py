@@ -9,14 +9,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.backends.backend import LoadedModel
-from backline.engine.datatypes import DataType
+from backline.engine.config.joining import BatchInput, Joining
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.joining import BatchInput, Joining
-from backline.engine.messages import InferRequest
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import TensorSpec
-from backline.engine.tensor import Shape, Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Shape, Tensor
 from backline.lifecycle.loading.loaded import LoadedStreams, LoadedVersion
 from backline.lifecycle.loading.loaded_here import LoadedHere
 from backline.lifecycle.loading.loader import load

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.joining import Cut, Joining, JoiningCheck, Padding
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.joining import Cut, Joining, JoiningCheck, Padding
-from backline.engine.messages import InferRequest
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import RequestCheck, TensorSpec
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.signature import RequestCheck, TensorSpec
+from backline.engine.values.tensor import Tensor
 from backline.lifecycle.loading.loaded_here import LoadedHere
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.queueing import settings_of

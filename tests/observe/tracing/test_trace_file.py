@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import Cancelled, InvalidArgument
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.observe.tracing import trace_file
 from backline.observe.tracing.settings import TraceSetting
 from backline.observe.tracing.trace import Exchange

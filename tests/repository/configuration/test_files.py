@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig, WarmUpInput, WarmUpSample
+from backline.engine.values.datatypes import DataType
 from backline.protos import message
 from backline.repository.configuration import read
 from backline.repository.listing import FileEntry, Listing

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.joining import BatchInput, Cut, Joining, Padding
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.joining import BatchInput, Cut, Joining, Padding
-from backline.engine.model_config import ModelConfig
+from backline.engine.values.datatypes import DataType
 from backline.repository.configuration import read, text, toml
 from backline.repository.listing import FileEntry, Listing
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
 from backline.repository.configuration import read
 from backline.repository.listing import FileEntry, Listing
 

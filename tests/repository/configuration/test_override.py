@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 from backline.repository.configuration import read_override
 from backline.repository.listing import FileEntry, Listing
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.instance_group import InstanceGroup, Resource
+from backline.engine.config.model_config import ModelConfig, QueuePolicy, VersionPolicy
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.instance_group import InstanceGroup, Resource
-from backline.engine.model_config import ModelConfig, QueuePolicy, VersionPolicy
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 from backline.repository.configuration import read
 from backline.repository.walk import walk
 

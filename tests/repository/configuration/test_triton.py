@@ -12,8 +12,8 @@ import pytest
 
 from backline import connect
 from backline.client import Client
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
 from backline.protos import message, to_plain
 from backline.repository.configuration import read, read_override
 from backline.repository.configuration.defaults import fill_defaults

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from backline.engine.config.joining import Joining
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.joining import Joining
 from backline.workers.channel.protocol import Spec, WorkerLoad, WorkerLoaded
 from backline.workers.child.reshaped import is_reshaped, shapes_of
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from backline.backends.identity import Identity
-from backline.engine.datatypes import DataType
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
 from backline.lifecycle.loading.run_time import measure
 from backline.workers.batch import Batch
 from backline.workers.here import execution

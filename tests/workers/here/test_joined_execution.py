@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from backline.backends.onnxruntime import OnnxRuntime
-from backline.engine.datatypes import DataType
+from backline.engine.config.joining import Cut, Joining, Padding
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError
-from backline.engine.joining import Cut, Joining, Padding
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.model_config import ModelConfig
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.here.execution import Execution
 from backline.workers.joiner import Joiner

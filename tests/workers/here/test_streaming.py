@@ -9,17 +9,17 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 import numpy as np
 import pytest
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, Unavailable
-from backline.engine.messages import InferRequest, Parameter
 from backline.engine.model import Model, ModelState
-from backline.engine.model_config import ModelConfig
 from backline.engine.responses import MAX_WAITING, Responses
-from backline.engine.signature import Signature, TensorSpec
 from backline.engine.statistics import ResponseStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, Parameter
+from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import Tensor
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.here.streaming import MAX_HANDED, StreamPool
 

@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 import backline
-from backline.engine.device import Gpus
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError
-from backline.engine.model_config import ModelConfig
+from backline.engine.values.device import Gpus
 from backline.lifecycle.loading.instances import place
 from backline.workers.channel.protocol import WorkerLoad
 from backline.workers.process import process as worker_process

@@ -22,11 +22,11 @@ import tritonclient.http as tritonclient
 
 import backline
 from backline.embedded.embedded import Embedded
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.workers.child.model_code import find_model
 from support.repositories import put
 from support.server import ServerProcess, serve

@@ -34,9 +34,9 @@ from backline.client.arrays import to_tensor
 from backline.client.options import ClientOptions
 from backline.client.records import ModelMetadata
 from backline.client.transport import InferCall, Transport
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
 
 _EPILOG = """\b
 Examples:

@@ -15,7 +15,7 @@ from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata
 from backline.client.sync import Client, Model
 from backline.engine.errors import BacklineError, NotFound
-from backline.engine.signature import TensorSpec
+from backline.engine.values.signature import TensorSpec
 
 
 @click.command(

@@ -17,12 +17,12 @@ import click
 from backline.cli.serve.debugging import banner
 from backline.cli.table import print_table
 from backline.engine.byte_size import format_bytes
-from backline.engine.datatypes import DataType
-from backline.engine.device import name_devices
 from backline.engine.engine import Engine
 from backline.engine.model import LoadProgress, Model, ModelState
-from backline.engine.signature import TensorSpec
-from backline.engine.tensor import element_count
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.device import name_devices
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import element_count
 from backline.lifecycle.journal import LoadEvent
 from backline.server import Server, ServerOptions
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from backline.backends.registry import FORMATS
 from backline.dialects.open_inference.metadata import SCALAR
+from backline.engine.config.model_config import VersionPolicy
 from backline.engine.engine import Engine
 from backline.engine.model import Model
-from backline.engine.model_config import VersionPolicy
-from backline.engine.signature import TensorSpec
+from backline.engine.values.signature import TensorSpec
 from backline.protos import message
 from backline.repository.configuration import native
 from backline.repository.configuration.defaults import fill_defaults, fill_places

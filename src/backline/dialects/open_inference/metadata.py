@@ -8,8 +8,8 @@ from typing import Any
 from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.private_places import for_clients
-from backline.engine.signature import TensorSpec
-from backline.engine.tensor import Shape
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Shape
 from backline.version import __version__
 
 SERVER_NAME = "backline"

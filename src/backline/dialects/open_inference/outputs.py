@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from backline.dialects.open_inference.plan import InferPlan
-from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferResponse
-from backline.engine.tensor import Tensor, element_count
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Tensor, element_count
 
 
 def wanted_outputs(engine: Engine, plan: InferPlan, response: InferResponse) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from backline.dialects.open_inference.plan import InferPlan
 from backline.engine.errors import InvalidArgument
-from backline.engine.parameters import read_parameters, shown
+from backline.engine.values.parameters import read_parameters, shown
 
 #: Marks the final response to a request on a stream.
 FINAL = "triton_final_response"

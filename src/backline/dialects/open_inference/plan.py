@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Self
 
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.off_loop import PIECE
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferRequest, InferResponse, Parameter, SequenceStep
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse, Parameter, SequenceStep
+from backline.engine.values.tensor import Tensor
 
 if TYPE_CHECKING:
     from backline.dialects.open_inference.shared_memory import SharedTensors

@@ -19,12 +19,12 @@ from backline.dialects.open_inference.shared_memory import (
 )
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferRequest
-from backline.engine.parameters import boolean
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.signature import RequestCheck
-from backline.engine.tensor import Shape, Tensor
 from backline.engine.ticket import unsubmitted
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.parameters import boolean
+from backline.engine.values.signature import RequestCheck
+from backline.engine.values.tensor import Shape, Tensor
 
 _NO_DATA = np.empty(1, np.uint8)
 

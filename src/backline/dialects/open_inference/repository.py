@@ -27,7 +27,7 @@ from backline.engine.control import ANY_VERSION, STABLE, Control, LabelMove, Ove
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, PayloadTooLarge, Unsupported
 from backline.engine.private_places import for_clients
-from backline.engine.tensor import Buffer
+from backline.engine.values.tensor import Buffer
 from backline.wire.application import HttpRequest, UnaryCall
 
 CONFIG = "config"

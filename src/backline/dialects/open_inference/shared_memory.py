@@ -19,9 +19,9 @@ from backline.dialects.open_inference.plan import size_mismatch
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, Unsupported
-from backline.engine.messages import InferResponse
 from backline.engine.shared_memory import Region, SharedMemory
-from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, encode_tensor
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Buffer, Shape, Tensor, decode_tensor, encode_tensor
 from backline.wire.application import HttpRequest
 
 DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."

@@ -8,10 +8,10 @@ from time import perf_counter
 import numpy as np
 
 from backline.backends.backend import LoadedModel
-from backline.engine.datatypes import DataType
+from backline.engine.config.joining import Joining
 from backline.engine.errors import BacklineError
-from backline.engine.joining import Joining
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
 from backline.lifecycle.loading.trial_inputs import (
     FAMILIES,
     LARGE,

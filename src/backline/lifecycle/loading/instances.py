@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from backline.backends.backend import StreamingModel
-from backline.engine.device import CPU, Device, Gpus, Place, PlacedGroup, Places
+from backline.engine.config.instance_group import InstanceGroup
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.instance_group import InstanceGroup
 from backline.engine.model import Model, Placement
-from backline.engine.model_config import ModelConfig
 from backline.engine.statistics import ResponseStatistics
+from backline.engine.values.device import CPU, Device, Gpus, Place, PlacedGroup, Places
 from backline.workers.here.execution import BudgetedExecution, CoreBudget, Execution
 from backline.workers.here.instances import InlineInstance, RunLimit, ThreadInstance, TimedInstance
 from backline.workers.here.streaming import StreamPool

@@ -13,11 +13,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from backline.backends.backend import Run, StreamingModel
-from backline.engine.device import CPU, Place, Places, name_devices
+from backline.engine.config.joining import Joining
+from backline.engine.config.model_config import Lane, ModelConfig
 from backline.engine.errors import BacklineError
-from backline.engine.joining import Joining
-from backline.engine.model_config import Lane, ModelConfig
-from backline.engine.signature import Signature
+from backline.engine.values.device import CPU, Place, Places, name_devices
+from backline.engine.values.signature import Signature
 from backline.lifecycle.loading.batch_probe import BatchProbe
 from backline.lifecycle.loading.instances import InstanceMaker, place_again
 from backline.lifecycle.loading.run_time import RunTimes

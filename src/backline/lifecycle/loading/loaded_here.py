@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from backline.backends.backend import LoadedModel, Run
-from backline.engine.device import Device, Places
-from backline.engine.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.values.device import Device, Places
 from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching, probe_joining
 from backline.lifecycle.loading.instances import InstanceMaker, place_again
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured, missing_gpu, why_there

@@ -16,9 +16,9 @@ from backline.backends.backend import (
     gpus_of,
 )
 from backline.backends.registry import choose
-from backline.engine.device import Device, Gpus, Places
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
+from backline.engine.values.device import Device, Gpus, Places
 from backline.lifecycle.loading.instances import asks_for_devices, place
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured, loaded_streams, loaded_workers
 from backline.lifecycle.loading.loaded_here import loaded_here, measure_model

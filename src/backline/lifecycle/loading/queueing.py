@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from backline.engine.config.model_config import ModelConfig, QueuePolicy
 from backline.engine.model import Model
-from backline.engine.model_config import ModelConfig, QueuePolicy
 from backline.lifecycle.loading.loaded import LoadedVersion
 from backline.lifecycle.loading.run_time import format_seconds
 from backline.schedule.batching import BatchPolicy
@@ -19,8 +19,8 @@ from backline.schedule.version_queue import InstancesQueue
 from backline.workers.instance import Instance
 
 if TYPE_CHECKING:
-    from backline.engine.joining import Joining
-    from backline.engine.sequence_batching import SequenceBatching
+    from backline.engine.config.joining import Joining
+    from backline.engine.config.sequence_batching import SequenceBatching
     from backline.schedule.cache.cache import ResponseCache
     from backline.schedule.sequences.batcher import SequenceBatcher
     from backline.schedule.sequences.lanes import Lane

@@ -10,8 +10,8 @@ from time import perf_counter, process_time
 import numpy as np
 
 from backline.backends.backend import LoadedModel
+from backline.engine.config.model_config import Lane
 from backline.engine.errors import BacklineError
-from backline.engine.model_config import Lane
 from backline.lifecycle.loading.trial_inputs import MAX_TRIAL_ELEMENTS, Sizes, Trial, find_trial, make_inputs
 
 #: The largest batch that is measured, and so the largest chosen automatically.

@@ -10,10 +10,10 @@ from time import perf_counter
 import numpy as np
 
 from backline.backends.backend import LoadedModel
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError
-from backline.engine.signature import Signature, TensorSpec
-from backline.engine.tensor import element_count
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import element_count
 
 Arrays = dict[str, np.ndarray]
 #: The size of each variable dimension, by input name and axis.

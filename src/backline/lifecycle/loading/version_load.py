@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from backline.backends.backend import HostedModel, LoadOptions
-from backline.engine.device import Places
+from backline.engine.config.joining import JoiningCheck
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.joining import JoiningCheck
 from backline.engine.model import Model
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import RequestCheck
 from backline.engine.ticket import Ticket
+from backline.engine.values.device import Places
+from backline.engine.values.signature import RequestCheck
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.shared import Shared

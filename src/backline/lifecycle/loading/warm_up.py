@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from backline.backends.backend import Run
+from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.messages import InferRequest
-from backline.engine.model_config import ModelConfig, WarmUpInput, WarmUpSample
-from backline.engine.tensor import Shape, Tensor, decode_tensor, element_count
 from backline.engine.ticket import Ticket, unsubmitted
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.tensor import Shape, Tensor, decode_tensor, element_count
 from backline.lifecycle.loading.trial_inputs import NORMAL, ZEROS, make_values
 from backline.observe.prediction_log import LARGEST, read_log
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from backline.backends.backend import HostedModel
-from backline.engine.device import Places
+from backline.engine.config.joining import Joining
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument, Unavailable
-from backline.engine.joining import Joining
 from backline.engine.model import Model
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import TensorSpec
+from backline.engine.values.device import Places
+from backline.engine.values.signature import TensorSpec
 from backline.environments.environment import Environment
 from backline.environments.packed import PARAMETER, packed_environment
 from backline.environments.requirements import Requirements, find_requirements

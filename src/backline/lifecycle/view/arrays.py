@@ -10,12 +10,12 @@ import numpy as np
 
 from backline.backends.agreement import agree
 from backline.backends.backend import Run
-from backline.engine.datatypes import DataType
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.config.reshape import Reshape, Reshapes, reshape_arrays
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import Parameter
-from backline.engine.model_config import ModelConfig
-from backline.engine.reshape import Reshape, Reshapes, reshape_arrays
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import Parameter
+from backline.engine.values.signature import Signature, TensorSpec
 from backline.lifecycle.view.stage import Arrays, Stage, Stream
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from backline.backends.backend import Run
-from backline.engine.datatypes import DataType
+from backline.engine.config.joining import Joining
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.joining import Joining
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
-from backline.engine.tensor import Shape
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import Shape
 from backline.lifecycle.view.arrays import to_model
 from backline.lifecycle.view.stage import Arrays, Stage
 from backline.workers.joiner import Joiner

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from backline.backends.backend import Cancellable, LoadedModel, Run, StreamingModel
-from backline.engine.messages import Parameter
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.values.messages import Parameter
+from backline.engine.values.signature import Signature
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 #: A StreamingModel's `stream`.

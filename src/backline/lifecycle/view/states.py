@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from backline.backends.backend import Run
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.config.reshape import narrower
+from backline.engine.config.sequence_batching import SequenceState
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import SequenceStep
-from backline.engine.model_config import ModelConfig
-from backline.engine.reshape import narrower
-from backline.engine.sequence_batching import SequenceState
-from backline.engine.signature import Signature, TensorSpec
-from backline.engine.tensor import Shape, Tensor, decode_tensor, element_count
+from backline.engine.values.messages import SequenceStep
+from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import Shape, Tensor, decode_tensor, element_count
 from backline.lifecycle.view.stage import Arrays, Stage
 from backline.schedule.sequences.tensors import SequenceTensors, initial_state
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from backline.backends.backend import LoadedModel, StreamingModel
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.values.signature import Signature
 from backline.lifecycle.view.arrays import Arrange, ReshapeTensors
 from backline.lifecycle.view.join import JoinInWorker, JoinRequests
 from backline.lifecycle.view.stage import Stage, StagedModel

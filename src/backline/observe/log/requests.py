@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from backline.engine import errors
-from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tracing import TraceProtocol
+from backline.engine.values.messages import InferRequest, InferResponse
 from backline.observe.log.server_log import REQUESTS
 from backline.observe.tracing.trace import UNKNOWN_VERSION, Exchange, Failure, RequestTrace
 

@@ -13,7 +13,7 @@ from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any
 
 from backline.engine.errors import Unsupported
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.values.messages import InferRequest, InferResponse
 from backline.observe.tracing.settings import SpanOptions
 from backline.observe.tracing.trace import Exchange, Failure, RequestTrace, Run, numbered
 from backline.version import __version__

@@ -9,9 +9,9 @@ from typing import Generic, Protocol, TypeVar
 
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded
-from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.ticket import Listener, Ticket
 from backline.engine.tracing import RunMoments, Trace, TraceProtocol
+from backline.engine.values.messages import InferRequest, InferResponse
 from backline.observe.tracing.settings import TraceSetting
 
 #: What a writer stores with an exchange or a request.

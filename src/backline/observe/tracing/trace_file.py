@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.observe.tracing.settings import TraceSetting
 from backline.observe.tracing.trace import Exchange, RequestTrace, numbered
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from backline.engine.device import Places
+from backline.engine.values.device import Places
 from backline.protos import message
 
 _ONE_SECOND: Final = 1_000_000

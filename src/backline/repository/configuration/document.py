@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
+from backline.engine.values.datatypes import DataType
 from backline.repository.names import printable
 
 #: Line and column, both from 1.

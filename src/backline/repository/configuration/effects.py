@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final, Literal, TypeAlias
 
-from backline.engine.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig
 
 #: The fields that have an effect. A field listed without subfields is supported as a whole.
 SUPPORTED: Final = frozenset(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
 from backline.repository.configuration import text
 from backline.repository.configuration.checks import check_complete
 from backline.repository.configuration.document import Document

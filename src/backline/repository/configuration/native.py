@@ -10,7 +10,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final, get_args
 
-from backline.engine.model_config import AnyLane, VersionPolicy
+from backline.engine.config.model_config import AnyLane, VersionPolicy
 from backline.repository.configuration.document import Document, suggest
 
 PREFIX: Final = "backline."

@@ -8,9 +8,9 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from backline.engine.config.model_config import ModelConfig
 from backline.engine.document_limits import check_size
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig
 from backline.repository.configuration.checks import check_complete
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.plain import read_plain

@@ -8,10 +8,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from backline.engine.errors import BacklineError
-from backline.engine.instance_group import InstanceGroup, Resource
-from backline.engine.joining import BatchInput, Cut, Joining, Padding
-from backline.engine.model_config import (
+from backline.engine.config.instance_group import InstanceGroup, Resource
+from backline.engine.config.joining import BatchInput, Cut, Joining, Padding
+from backline.engine.config.model_config import (
     Ensemble,
     EnsembleStep,
     ModelConfig,
@@ -20,9 +19,10 @@ from backline.engine.model_config import (
     WarmUpInput,
     WarmUpSample,
 )
-from backline.engine.signature import TensorSpec
+from backline.engine.errors import BacklineError
 from backline.engine.statistics import FIRST_RESPONSE_FAMILY
-from backline.engine.tensor import Shape
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Shape
 from backline.repository.configuration import native
 from backline.repository.configuration.checks import check
 from backline.repository.configuration.document import Document, data_type, suggest

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from backline.engine.datatypes import DataType
-from backline.engine.sequence_batching import ControlKind, SequenceBatching, SequenceControl, SequenceState
+from backline.engine.config.sequence_batching import (
+    ControlKind,
+    SequenceBatching,
+    SequenceControl,
+    SequenceState,
+)
+from backline.engine.values.datatypes import DataType
 from backline.repository.configuration.document import data_type
 
 _ONE_SECOND = 1_000_000

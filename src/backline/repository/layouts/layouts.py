@@ -17,8 +17,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.model_config import ModelConfig, ModelFormat
 from backline.engine.names import version_order
 from backline.repository import configuration
 from backline.repository.configuration import ConfigFiles

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from backline.engine.config.model_config import ModelConfig, ModelFormat, VersionPolicy
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.model_config import ModelConfig, ModelFormat, VersionPolicy
 from backline.repository.configuration import ConfigFiles
 from backline.repository.configuration.text import parse_message
 from backline.repository.layouts.layouts import read_config, read_model

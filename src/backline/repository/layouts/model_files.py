@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from posixpath import dirname
 
+from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelConfig, ModelFormat
 from backline.repository.listing import Listing
 from backline.repository.names import printable
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
+from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.document_limits import check_size
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.model_config import ModelConfig, ModelFormat
 from backline.engine.names import version_order
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import (

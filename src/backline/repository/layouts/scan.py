@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import (
     CONFIG_FILES,

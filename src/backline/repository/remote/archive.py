@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
-from backline.engine.model_config import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
 from backline.repository.remote.cache import CachedContent, ContentCache

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urljoin
 
+from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
-from backline.engine.model_config import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
 from backline.repository.remote.cache import ContentCache

@@ -9,8 +9,8 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
 
 #: Bytes of an entry besides its tensors: its dictionary slot, key, tuple and numbers.
 _ENTRY_BYTES = 320

@@ -8,10 +8,10 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError
-from backline.engine.tensor import encode_tensor
 from backline.engine.ticket import QUEUED, Completion, Owner, Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import encode_tensor
 from backline.schedule.queues.queue import QueueSettings, limit_wait
 
 if TYPE_CHECKING:

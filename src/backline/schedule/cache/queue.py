@@ -10,10 +10,10 @@ from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.schedule.cache.cache import ResponseCache, read_only
 from backline.schedule.cache.flight import Flight, RequestKeys, input_bytes
 from backline.schedule.queues.queue import QueueSettings, expired_in_queue, waited_too_long

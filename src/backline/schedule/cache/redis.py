@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.tensor import Tensor, decode_tensor, encode_tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor, decode_tensor, encode_tensor
 from backline.schedule.cache.cache import Found
 
 log = logging.getLogger("backline.schedule")

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from backline.engine.config.model_config import Ensemble, EnsembleStep
 from backline.engine.errors import InvalidArgument
-from backline.engine.model_config import Ensemble, EnsembleStep
-from backline.engine.tensor import Tensor
+from backline.engine.values.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from backline.engine.tensor import Tensor
+from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles.graph import EnsemblePlan
 
 #: By the ensemble's name of the tensor; None for a tensor that a response lacks.

@@ -7,10 +7,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from backline.engine.model_config import Ensemble
-from backline.engine.signature import Signature
+from backline.engine.config.model_config import Ensemble
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
+from backline.engine.values.signature import Signature
 from backline.schedule.ensembles.graph import EnsemblePlan, StepModel, plan_ensemble
 from backline.schedule.ensembles.run import EnsembleRun, FittedRun, UnaryRun
 from backline.schedule.ensembles.stream import StreamRun

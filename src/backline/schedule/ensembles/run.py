@@ -6,10 +6,10 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError, Internal
-from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
 from backline.engine.statistics import ComputeTimes
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import OnResponse, Owner, Ticket
+from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow
+from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles.graph import EnsemblePlan, PlannedStep
 
 if TYPE_CHECKING:

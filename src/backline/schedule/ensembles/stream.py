@@ -6,9 +6,9 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferResponse, ResponseFlow
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferResponse, ResponseFlow
+from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles.graph import EnsemblePlan, PlannedStep
 from backline.schedule.ensembles.progress import EnsembleProgress, Round
 from backline.schedule.ensembles.run import EnsembleRun, missing_output, no_response

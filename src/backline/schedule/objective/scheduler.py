@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 
 from backline.engine.errors import BacklineError, Unavailable
-from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferResponse
 from backline.schedule.batching import Formed
 from backline.schedule.objective.policy import Outlook, item_size
 from backline.schedule.objective.queue import ObjectiveQueue

@@ -9,7 +9,7 @@ from math import inf
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
-from backline.engine.model_config import QueuePolicy
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.ticket import QUEUED, Owner, Ticket, release_all
 from backline.schedule.queues.queue import Queue, QueueSettings, limit_wait, nobody_asks, waited_too_long
 

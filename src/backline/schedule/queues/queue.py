@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import BacklineError, DeadlineExceeded, Unavailable
-from backline.engine.model_config import QueuePolicy
 from backline.engine.ticket import Ticket
 
 _ANY = QueuePolicy()

@@ -20,8 +20,8 @@ from itertools import count
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
+from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.errors import InvalidArgument
-from backline.engine.instance_group import InstanceGroup
 
 #: The device of resources that belong to the whole server.
 EVERYWHERE: Final = "GLOBAL"

@@ -12,6 +12,7 @@ from time import monotonic, monotonic_ns
 
 from msgspec.structs import replace as derive
 
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import (
     BacklineError,
     Cancelled,
@@ -20,10 +21,9 @@ from backline.engine.errors import (
     InvalidArgument,
     Unavailable,
 )
-from backline.engine.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
-from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Owner, Ticket, release_all
+from backline.engine.values.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
 from backline.schedule.queues.queue import (
     QueueTotal,
     being_unloaded,

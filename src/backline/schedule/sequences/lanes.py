@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Protocol
 
+from backline.engine.config.model_config import QueuePolicy
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Owner, Ticket, start_all
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.schedule.queues.queue import being_unloaded, expired_in_queue, waited_too_long
 from backline.schedule.scheduler import Scheduler
 from backline.schedule.sequences.table import LiveSequence

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol, TypeAlias
 
-from backline.engine.tensor import Tensor
+from backline.engine.values.tensor import Tensor
 
 #: The state tensors of a sequence, by input; with a batch dimension of 1 if the model has batches.
 State: TypeAlias = Mapping[str, Tensor]

@@ -8,8 +8,8 @@ from heapq import heapify, heappop, heappush
 from itertools import islice, takewhile
 from math import inf
 
-from backline.engine.messages import SequenceStep
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import SequenceStep
 from backline.schedule.sequences.state_store import State
 
 

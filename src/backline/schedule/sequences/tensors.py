@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.sequence_batching import SequenceBatching, SequenceControl
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.messages import InferResponse, SequenceStep
-from backline.engine.sequence_batching import SequenceBatching, SequenceControl
-from backline.engine.tensor import Shape, Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse, SequenceStep
+from backline.engine.values.tensor import Shape, Tensor
 from backline.schedule.sequences.state_store import State, StateKey, StateStore
 from backline.schedule.sequences.table import LiveSequence, SequenceTable
 

@@ -29,9 +29,9 @@ from typing import Final
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.tensor import Tensor, decode_tensor, element_count, encode_tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor, decode_tensor, element_count, encode_tensor
 from backline.workers.channel.protocol import Buffer, Column
 
 #: Bytes of the address space for each side.

@@ -41,7 +41,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from backline.engine.joining import Joining
+from backline.engine.config.joining import Joining
 
 Parameter: TypeAlias = str | int | float | bool
 Buffer: TypeAlias = bytes | bytearray | memoryview

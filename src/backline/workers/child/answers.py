@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from backline.engine import errors
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal
-from backline.engine.messages import InferResponse
+from backline.engine.values.messages import InferResponse
 from backline.workers.channel.protocol import WINDOW, Ended, FrameSplitter, Kind
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailable
-from backline.engine.messages import InferResponse
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.workers.channel.arena import pack_columns, unpack_columns, when_unused
 from backline.workers.channel.protocol import (
     Ask,

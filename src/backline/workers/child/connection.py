@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from backline.engine.reshape import Reshapes, reshape_tensor
-from backline.engine.tensor import Tensor
+from backline.engine.config.reshape import Reshapes, reshape_tensor
+from backline.engine.values.tensor import Tensor
 from backline.workers.channel.arena import Arena, pack_columns, unpack_columns
 from backline.workers.channel.protocol import Buffer, Column, Execute
 from backline.workers.child.requests import NO_NOTE, Outputs, RequestBatch, WorkerRequest

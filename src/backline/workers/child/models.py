@@ -18,11 +18,11 @@ from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.sync import Client
 from backline.client.transport import InferCall, Transport
 from backline.engine.control import Change, LabelMove, Overrides
-from backline.engine.datatypes import DataType
 from backline.engine.errors import Unsupported
-from backline.engine.messages import InferResponse, SequenceStep
-from backline.engine.parameters import read_parameters
-from backline.engine.signature import TensorSpec
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse, SequenceStep
+from backline.engine.values.parameters import read_parameters
+from backline.engine.values.signature import TensorSpec
 from backline.workers.channel.protocol import Described, RequestNote, Spec
 from backline.workers.child.caller import Caller, ModelCall, Question
 from backline.workers.child.requests import WorkerRequest

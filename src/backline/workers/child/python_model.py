@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 import numpy as np
 
 from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument
-from backline.engine.signature import Signature, TensorSpec
-from backline.engine.tensor import Tensor
+from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import Tensor
 from backline.model import metrics
 from backline.model.device import place
 from backline.model.hints import DECODED_LIMIT, Models, Request, without_none

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from backline.engine.errors import BacklineError
-from backline.engine.tensor import Tensor
+from backline.engine.values.tensor import Tensor
 from backline.workers.channel.arena import when_unused
 from backline.workers.channel.protocol import (
     WINDOW,

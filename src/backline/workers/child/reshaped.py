@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from backline.engine.config.reshape import Reshape, Reshapes, narrower, reshape_tensor
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.reshape import Reshape, Reshapes, narrower, reshape_tensor
 from backline.workers.channel.protocol import Parameter, Spec, WorkerLoad, WorkerLoaded
 from backline.workers.child.requests import Outputs, RequestBatch, WorkerRequest
 

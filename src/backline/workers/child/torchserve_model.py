@@ -21,7 +21,6 @@ from backline.compat.ts import __version__ as compatible_version
 from backline.compat.ts.context import Context, RequestProcessor
 from backline.compat.ts.metrics.metrics_store import MetricsStore
 from backline.compat.ts.utils.util import list_classes_from_module
-from backline.engine.datatypes import DataType
 from backline.engine.errors import (
     BacklineError,
     Cancelled,
@@ -32,7 +31,8 @@ from backline.engine.errors import (
     Unavailable,
     Unsupported,
 )
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
 from backline.system.file_lock import hold
 from backline.workers.channel.protocol import Spec, WorkerLoad, WorkerLoaded
 from backline.workers.child.caller import Caller

@@ -9,9 +9,9 @@ from typing import Any, get_origin
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.tensor import Tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Tensor
 from backline.model.audio import audio_hint
 from backline.model.hints import DECODED_LIMIT, Media, array_hint
 from backline.model.image import image_hint

@@ -13,11 +13,11 @@ from time import monotonic_ns
 import numpy as np
 
 from backline.backends.backend import Cancellable, LoadedModel, Run
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal
-from backline.engine.messages import InferResponse
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.joiner import Joiner
 

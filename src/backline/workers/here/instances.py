@@ -14,9 +14,9 @@ from time import monotonic_ns, thread_time_ns
 from typing import ClassVar, TypeAlias
 
 from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailable
-from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferResponse
 from backline.system.cores import pin
 from backline.system.standstill import stood_still
 from backline.workers.batch import Batch

@@ -15,13 +15,13 @@ from typing import ClassVar
 import numpy as np
 
 from backline.backends.backend import StreamingModel
-from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal
-from backline.engine.messages import InferResponse
 from backline.engine.responses import response_size
 from backline.engine.statistics import ResponseStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferResponse
+from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished, Instance
 

@@ -11,13 +11,13 @@ from socket import socket
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from backline.engine.datatypes import DataType
 from backline.engine.deadline import watch
 from backline.engine.errors import BacklineError, Cancelled, Internal, Unsupported
-from backline.engine.messages import InferRequest, InferResponse, ResponseFlow, SequenceStep
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import part_of
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow, SequenceStep
+from backline.engine.values.tensor import Tensor
 from backline.workers.channel.arena import pack_columns, unpack_columns
 from backline.workers.channel.calls import Calls, Outcome
 from backline.workers.channel.protocol import (

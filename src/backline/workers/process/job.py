@@ -8,9 +8,9 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError, Cancelled, Internal
-from backline.engine.messages import InferResponse, Rescheduled
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferResponse, Rescheduled
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
 

@@ -15,14 +15,14 @@ from typing import ClassVar, TypeVar
 import msgspec
 import numpy as np
 
-from backline.engine.datatypes import DataType
-from backline.engine.device import Place, Places
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.signature import Signature, TensorSpec
 from backline.engine.statistics import ResponseStatistics
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.device import Place, Places
+from backline.engine.values.messages import InferRequest, InferResponse
+from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.channel.calls import Calls
 from backline.workers.channel.protocol import WorkerLoaded

@@ -11,9 +11,9 @@ import numpy as np
 
 from backline.engine import errors
 from backline.engine.errors import BacklineError, Cancelled, Internal
-from backline.engine.messages import InferResponse, Rescheduled
-from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferResponse, Rescheduled
+from backline.engine.values.tensor import Tensor
 from backline.system.standstill import stood_still
 from backline.workers.channel.arena import pack_columns, unpack_columns
 from backline.workers.channel.protocol import Execute, Part, RequestFailure, RequestNote, Result, WorkerLoaded

@@ -7,7 +7,7 @@ from backline.dialects.off_loop import OffLoop
 from backline.dialects.open_inference.grpc.messages import GrpcReader, GrpcWriter, ModelPlan
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.engine.engine import Engine
-from backline.engine.messages import InferResponse
+from backline.engine.values.messages import InferResponse
 from backline.wire.application import Buffer, UnaryCall
 
 #: Triton's text.

@@ -20,12 +20,12 @@ from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
 from backline.dialects.open_inference.shared_memory import SharedInput
-from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferRequest, InferResponse, Parameter
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.tensor import Buffer, Tensor, encode_tensor
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest, InferResponse, Parameter
+from backline.engine.values.tensor import Buffer, Tensor, encode_tensor
 from backline.memo import Memo
 from backline.protos import message
 

@@ -20,7 +20,7 @@ from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMe
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.engine.engine import Engine
 from backline.engine.errors import Unsupported
-from backline.engine.pieces import in_pieces
+from backline.engine.values.tensor import in_pieces
 from backline.protos import message, pool
 from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
 

@@ -17,8 +17,8 @@ from backline.dialects.open_inference.grpc.wire_format import length_prefix
 from backline.dialects.open_inference.parameters import FINAL
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, NotFound
-from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
 from backline.engine.ticket import Ticket
+from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow
 from backline.memo import Memo
 from backline.protos import message
 from backline.wire.application import RpcError, StreamCall

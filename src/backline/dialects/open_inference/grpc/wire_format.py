@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from backline.engine.errors import InvalidArgument, PayloadTooLarge
-from backline.engine.tensor import Buffer
+from backline.engine.values.tensor import Buffer
 
 #: Tags of length-delimited fields: number << 3 | 2.
 _REQUEST_ID = 3 << 3 | 2

@@ -28,12 +28,12 @@ from backline.dialects.open_inference.rest.inference import RestInference
 from backline.dialects.open_inference.rest.messages import Decoded
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
-from backline.engine.messages import InferRequest, InferResponse, Parameter
 from backline.engine.model import Model
 from backline.engine.responses import Responses
-from backline.engine.signature import TensorSpec
-from backline.engine.tensor import Buffer, Shape, Tensor
 from backline.engine.tracing import Trace
+from backline.engine.values.messages import InferRequest, InferResponse, Parameter
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Buffer, Shape, Tensor
 from backline.wire.application import HttpRequest
 
 _Answer: TypeAlias = Callable[[HttpRequest, float | None, Trace | None, InferRequest, InferPlan], None]

@@ -18,7 +18,7 @@ from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.rest.messages import HEADER_LENGTH, RestReader, RestWriter
 from backline.engine.engine import Engine
-from backline.engine.messages import InferResponse
+from backline.engine.values.messages import InferResponse
 from backline.wire.application import HttpRequest
 
 #: Triton's text.

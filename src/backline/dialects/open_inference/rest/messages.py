@@ -21,10 +21,10 @@ from backline.dialects.open_inference.shared_memory import (
 )
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferResponse, Parameter
-from backline.engine.parameters import EMPTY_FINAL, RESERVED
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.tensor import Buffer, Shape, Tensor, encode_tensor
+from backline.engine.values.messages import InferResponse, Parameter
+from backline.engine.values.parameters import EMPTY_FINAL, RESERVED
+from backline.engine.values.tensor import Buffer, Shape, Tensor, encode_tensor
 from backline.memo import Memo
 from backline.wire.application import Fields
 

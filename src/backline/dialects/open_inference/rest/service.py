@@ -15,8 +15,8 @@ from backline.dialects.open_inference.shared_memory import SharedMemoryRoutes
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
-from backline.engine.pieces import in_pieces
 from backline.engine.private_places import for_clients
+from backline.engine.values.tensor import in_pieces
 from backline.protos import to_plain
 from backline.wire.application import HttpRequest
 

@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any, Final, Self
 
 from backline.engine.errors import BacklineError, Cancelled, DecoupledModel, NotFound
-from backline.engine.messages import InferResponse
+from backline.engine.values.messages import InferResponse
 from backline.workers.channel.protocol import Parameter, RequestNote
 from backline.workers.child.answers import CallStream
 from backline.workers.child.caller import ModelCall, Question

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
-from backline.engine import tensor as engine
 from backline.engine.errors import ModelFailed
+from backline.engine.values import tensor as engine
 from backline.workers.channel.protocol import Parameter
 from backline.workers.child.requests import WorkerRequest
 from backline.workers.child.triton.errors import TritonError, TritonModelException, to_backline

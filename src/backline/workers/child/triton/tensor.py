@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from backline.engine import tensor as engine
-from backline.engine.datatypes import DataType
+from backline.engine.values import tensor as engine
+from backline.engine.values.datatypes import DataType
 from backline.workers.child.triton.errors import TritonModelException
 
 #: kDLCPU.

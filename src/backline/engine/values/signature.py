@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import DecoupledModel, InvalidArgument
-from backline.engine.messages import InferRequest
-from backline.engine.tensor import Shape, Tensor
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.tensor import Shape, Tensor
 
 
 class DecoupledCheck:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from backline.engine.datatypes import DataType
-from backline.engine.tensor import Shape
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.tensor import Shape
 
 ControlKind: TypeAlias = Literal["start", "end", "ready", "id"]
 Strategy: TypeAlias = Literal["direct", "oldest"]

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import struct
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
+from time import monotonic
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
+from backline.engine.values.datatypes import DataType
+
+#: Maximum time in seconds that such work takes per turn of the loop.
+_PIECE = 0.0005
+
+Piece = TypeVar("Piece")
+
+
+async def in_pieces(work: Iterable[Piece]) -> list[Piece]:
+    """Does `work`, whose pieces should take microseconds each, and returns its results.
+
+    Whatever the work reads may change between turns.
+    """
+    done = []
+    turn = monotonic() + _PIECE
+    for piece in work:
+        done.append(piece)
+        if monotonic() > turn:
+            await asyncio.sleep(0)
+            turn = monotonic() + _PIECE
+    return done
+
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Shape: TypeAlias = tuple[int, ...]

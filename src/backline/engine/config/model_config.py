@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from backline.engine.datatypes import DataType
+from backline.engine.config.instance_group import InstanceGroup
+from backline.engine.config.joining import Joining
+from backline.engine.config.sequence_batching import SequenceBatching
 from backline.engine.errors import InvalidArgument
-from backline.engine.instance_group import InstanceGroup
-from backline.engine.joining import Joining
-from backline.engine.sequence_batching import SequenceBatching
-from backline.engine.signature import TensorSpec
-from backline.engine.tensor import Shape
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
+from backline.engine.values.tensor import Shape
 
 
 @dataclass(frozen=True, slots=True)

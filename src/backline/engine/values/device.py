@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from backline.engine.instance_group import InstanceGroup
+from backline.engine.config.instance_group import InstanceGroup
 
 
 @dataclass(frozen=True, slots=True)

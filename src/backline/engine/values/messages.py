@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from msgspec import Struct, field
 
-from backline.engine.tensor import Tensor
+from backline.engine.values.tensor import Tensor
 
 Parameter: TypeAlias = str | int | float | bool
 

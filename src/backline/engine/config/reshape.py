@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from backline.engine.errors import Internal
-from backline.engine.tensor import Shape, Tensor
+from backline.engine.values.tensor import Shape, Tensor
 
 
 class Reshape:

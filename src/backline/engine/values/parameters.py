@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backline.engine.errors import InvalidArgument, Unsupported
-from backline.engine.messages import Parameter, SequenceStep
+from backline.engine.values.messages import Parameter, SequenceStep
 
 RESERVED = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
 #: Requests an empty final response on a stream whose last response with outputs is not marked as the last.

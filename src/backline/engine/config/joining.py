@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.signature import RequestCheck
-from backline.engine.tensor import Shape
 from backline.engine.ticket import Ticket
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import RequestCheck
+from backline.engine.values.tensor import Shape
 
 #: Triton's names (inference.BatchInput.Kind).
 BatchInputKind: TypeAlias = Literal[

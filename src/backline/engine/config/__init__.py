@@ -1,0 +1,1 @@
+"""What may be configured of a model, as plain values."""

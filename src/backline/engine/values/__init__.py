@@ -1,0 +1,1 @@
+"""Datatypes, tensors, signatures, devices, and what callers ask and models answer."""
