@@ -40,8 +40,8 @@ _Answer: TypeAlias = Callable[[HttpRequest, float | None, Trace | None, InferReq
 _Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
 
 NOT_ONE = (
-    "generate expects model to produce exactly 1 response, use generate stream for model that generates various"
-    " number of responses"
+    "generate expects model to produce exactly 1 response, use generate stream for model that"
+    " generates various number of responses"
 )
 
 
@@ -289,7 +289,7 @@ def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
 
 
 def _shape(spec: TensorSpec, count: int) -> Shape:
-    """The shape of `count` elements: the innermost variable dimension takes them all, other variable ones are 1."""
+    """The shape of `count` elements: the innermost variable dimension takes all, other variable ones 1."""
     shape = list(spec.shape or SCALAR)
     for dimension in shape:
         if dimension > 0:
