@@ -72,7 +72,7 @@ class Generate:
         self._take_infer = self._intake(inference.read, self._answer_with_infer_events)
 
     def generate(self, model: str, version: str, request: HttpRequest) -> None:
-        """Responds with the model's only response; it is an error if there are none or several."""
+        """Responds with the model's only response; no response or several is an error."""
         self._when_known(model, version, request, self._take_one)
 
     def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
