@@ -270,7 +270,7 @@ def test_a_failed_first_load_gives_the_reason(
         (("show", "known_model", "--model-version", "canari"), "Did you mean 'canary'?"),
         (("label", "known_model", "canary", "3", "--expect", "1"), "nothing was changed"),
         (("label", "known_model", "a/b", "3"), "'a/b' cannot be a label"),
-        (("rollback", "known_model"), "so there is none to go back to; point it to one, or remove it"),
+        (("rollback", "known_model"), "so it cannot be rolled back; point it to a version, or remove it"),
     ],
 )
 def test_unknown_names_get_a_hint(

@@ -592,7 +592,7 @@ def test_a_label_that_never_moved_cannot_be_rolled_back(home: Homes, repository:
         versions(repository, "1")
         async with home(repository, mode="poll") as server:
             await server.lifecycle.move_label(LabelMove("promote", "add1", version="1"), who=WHO)
-            with pytest.raises(InvalidArgument, match="none to go back to"):
+            with pytest.raises(InvalidArgument, match="cannot be rolled back"):
                 await server.lifecycle.move_label(LabelMove("rollback", "add1"), who=WHO)
 
     asyncio.run(scenario())

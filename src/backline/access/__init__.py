@@ -1,1 +1,1 @@
-"""Who may do what: pure policies, and the table from route to scope that they are applied to."""
+"""Authorisation: pure policies, and the scope that each route requires."""

@@ -163,8 +163,8 @@ def _host_refusal(host: bytes) -> str:
     name = host_name(host)
     cure = "" if name is None else f"; if it is, start the server with --allowed-host {_shown(name.encode())}"
     return (
-        f"Host '{_shown(host)}' is not a known name of this server, so the request may come from a web page that"
-        f" rebinds DNS{cure}"
+        f"Host '{_shown(host)}' is not a known name of this server, so the request may come from a web page"
+        f" that rebinds DNS{cure}"
     )
 
 

@@ -103,7 +103,7 @@ class HostedModel:
     environment: Mapping[str, str] = field(default_factory=dict)
     #: For an archive: the folder in it to unpack ("" for all), which then replaces `path`.
     packed: str | None = None
-    #: Parameters for the adapter, besides those of the configuration.
+    #: Parameters for the adapter, in addition to those of the configuration.
     parameters: Mapping[str, str] = field(default_factory=dict)
     #: Instance groups from the model's own files, used if the configuration has none.
     groups: tuple[InstanceGroup, ...] = ()

@@ -121,7 +121,7 @@ def main() -> NoReturn:
     """
     _open_standard_streams()
     debug = os.environ.get("BACKLINE_DEBUG", "") not in ("", "0")
-    # Objects made by imports live forever. Collecting them again and again took a tenth of the start-up time, and
+    # Objects created by imports live forever. Scanning them repeatedly took a tenth of the start-up time, and
     # later delayed requests: LazyCommands freezes them, then enables the collector.
     gc.disable()
     try:

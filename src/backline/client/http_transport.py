@@ -235,7 +235,8 @@ class HttpTransport(Transport):
             ) from None
 
     async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
-        return await self.json(_model_path(model, version) + b"/config", timeout)  # type: ignore[no-any-return]
+        config: dict[str, Any] = await self.json(_model_path(model, version) + b"/config", timeout)
+        return config
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
         path = _model_path(model, version) if model else b"/v2/models"

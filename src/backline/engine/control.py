@@ -57,10 +57,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class LabelMove:
-    """A change of a label of a model: nothing changes unless it points to `expected` at that moment ("": it must not exist).
+    """A change to a model's label, made only if the label points to `expected` at that moment ("": it must
+    not exist).
 
-    "label" and "promote" point it to `version`, which is loaded first if need be; "unlabel" removes it; "rollback" points
-    it back to where it pointed before its last move. The last two have no `version`.
+    "label" and "promote" point it to `version`, which is loaded first if necessary; "unlabel" removes it;
+    "rollback" points it back to where it pointed before its last move. The last two have no `version`.
     """
 
     action: Literal["label", "unlabel", "promote", "rollback"]
@@ -111,7 +112,7 @@ class Control(Protocol):
         """
 
     async def move_label(self, move: LabelMove, *, who: str) -> Change:
-        """Points a label to a version, loading it first if necessary, back to an earlier one, or removes it."""
+        """Points a label to a version (loading it if necessary) or back to an earlier one, or removes it."""
 
     def check_changeable(self, what: str) -> None:
         """Raises Unavailable if requests may not change anything (mode none).

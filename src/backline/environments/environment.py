@@ -51,7 +51,8 @@ def borrow(environment: Environment) -> list[str]:
     if python != OWN_PYTHON:
         raise InvalidArgument(
             f"its environment has Python {python}, and the server Python {OWN_PYTHON}:"
-            f" to debug it, run the server on Python {python}, or without --debug in a process of its own"
+            f" to debug it, run the server on Python {python}, or run the model in its own process,"
+            " without --debug"
         )
     here = {
         one.name.lower(): one.version

@@ -18,8 +18,8 @@ from backline.lifecycle.served_model import ServedModel
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Who made a change that no caller asked for, in the audit log: the repository, a request that woke a
-#: version, the server.
+#: The author, in the audit log, of a change that no caller asked for: the repository, a request that woke a
+#: version, or the server.
 REPOSITORY = "repository"
 REQUEST = "request"
 SERVER = "server"
@@ -146,7 +146,7 @@ class Journal:
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:
-    """Who caused a step, and why."""
+    """What caused a step, and the reason, for the audit log."""
     if step.reason in _SLEEP:
         return _SLEEP[step.reason], step.reason
     by_request = (

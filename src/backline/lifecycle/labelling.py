@@ -69,8 +69,8 @@ class Labelling:
         last = next((change for change in history if change.label == label and change.action in moves), None)
         if last is None or not last.before:
             raise InvalidArgument(
-                f"label '{label}' of '{model}' has not been moved from another version, so there is none to"
-                " go back to; point it to one, or remove it"
+                f"label '{label}' of '{model}' has not been moved from another version, so it cannot be"
+                " rolled back; point it to a version, or remove it"
             )
         return replace(move, version=last.before, expected=self._engine.labels(model).get(label, ""))
 

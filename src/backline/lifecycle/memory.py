@@ -219,8 +219,8 @@ class Residency:
     async def room(self, what: str, file_bytes: int, *, evict: bool) -> AsyncIterator[None]:
         """Reserves room for a load of a model with files of this size while the block runs.
 
-        With `evict` idle versions are unloaded for it. Raises NoRoom with the numbers if there is none;
-        `what` names the model.
+        With `evict`, idle versions are unloaded to make room. Raises NoRoom, with the numbers, if there is
+        too little; `what` names the model.
         """
         needed = 0 if self.budget is None else self._meter.estimate(file_bytes)
         if self.budget is not None and needed:  # ensembles, and models with a wrong configuration, need none

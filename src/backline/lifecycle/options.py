@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
     from backline.schedule.sequences.state_store import StateStore
 
-#: Who decides what is loaded: the repositories once at start, the repositories as they change, or requests
-#: (Triton's modes).
+#: What decides which models are loaded: the repositories once at start, the repositories as they change, or
+#: requests (Triton's modes).
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
 #: For `load_models`: everything that the repositories hold.
 ALL_MODELS = "*"

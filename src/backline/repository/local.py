@@ -161,7 +161,7 @@ class LocalRepository:
         return self._path.parent if self._path.is_file() else self._path
 
     def _is_fresh(self, version: FoundVersion) -> bool:
-        """Whether a file was written just now; a time in the future, of another machine's clock, counts as now."""
+        """Whether a file was written just now, or, by another machine's clock, in the future."""
         newest = time.time() - _AT_REST
         for path in version.files:
             with contextlib.suppress(OSError):  # it is gone, as _check will say

@@ -19,9 +19,9 @@ class FoundVersion:
     """A version in a repository.
 
     `path` is the model file (or folder, for formats that are one) below the repository's root; None if
-    `problem` says why there is none. `files` are those that a load needs, by path below the root: the
-    version's own, and those in the model's folder next to its versions. `fingerprint` changes whenever one of
-    them does.
+    it is missing, for the reason in `problem`. `files` are those that a load needs, by path below the root:
+    the version's own, and those in the model's folder next to its versions. `fingerprint` changes whenever
+    one of them does.
     """
 
     version: str

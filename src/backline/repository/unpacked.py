@@ -23,8 +23,9 @@ _PIECE = 1 << 20
 def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | None = None) -> Path:
     """Unpacks an archive (zip, gzipped tar), or the folder `root` in it, once below `cache`.
 
-    Removes folders unused for a day that no process holds with `file_lock.hold`. Raises InvalidArgument for an archive
-    that must not be unpacked (see `unpack.members`), and Unavailable when the folder cannot be written.
+    Removes folders unused for a day that no process holds with `file_lock.hold`. Raises InvalidArgument for
+    an archive that must not be unpacked (see `unpack.members`), and Unavailable if the folder cannot be
+    written.
     """
     status = archive.stat()
     identity = f"{archive.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{root}"

@@ -73,7 +73,7 @@ PROGRESS_AFTER = 0.7
 #: Seconds between updates of the progress, and the number of loads whose phase is shown.
 PROGRESS_EVERY = 0.2
 MAX_PHASES = 2
-#: Seconds before a load gets a line of its own: it may hang.
+#: Seconds before a load gets its own line: it may hang.
 LONG_LOAD = 30.0
 #: A sample request with more elements is not printed as JSON.
 MAX_PRINTED = 32

@@ -22,7 +22,7 @@ class InferPlan:
     `outputs` are the requested outputs, None for all. `classes` are the numbers of classes requested in place
     of values, by output. `binary` and `binary_default` choose the outputs sent in binary form over REST.
     `timeout` is in seconds, None for none. `declared` are the binary sizes declared by a REST request, None
-    for an input whose data is in the JSON. `shared` are the tensors in shared memory, None if there are none.
+    for an input whose data is in the JSON. `shared` are the tensors in shared memory, None if it has none.
     """
 
     __slots__ = (

@@ -62,7 +62,7 @@ class TraceSettings:
         respond_json(request, control.settings(model))
 
     def answer(self, asked: Any) -> dict[str, Any]:
-        """Applies a TraceSettingRequest, returns the fields of its response. A setting without value is cleared."""
+        """Applies a TraceSettingRequest and returns the response's fields. No value clears a setting."""
         control = self._control
         if asked.settings:
             changes = {name: _value(name, list(given.value)) for name, given in asked.settings.items()}
@@ -116,7 +116,7 @@ class LoggingExtension:
         respond_json(request, self._updated({}))
 
     def _change(self, request: HttpRequest) -> None:
-        """Applies a JSON object of settings; null leaves a setting unchanged, as does an empty body for all."""
+        """Applies a JSON object of settings; null, like an empty body, leaves settings unchanged."""
         check_document(request.body)
         try:
             document = _log_decoder.decode(request.body or b"{}")
@@ -130,7 +130,8 @@ class LoggingExtension:
         log = self._engine.log_control
         if log is None:
             raise Unsupported(
-                "the logging extension is not supported by this server: its log belongs to the program that embeds it"
+                "the logging extension is not supported by this server: its log belongs to the program that"
+                " embeds it"
             )
         if changes:
             # Changing the log can fill the disk or hide errors, so it needs the right to change the server.

@@ -78,7 +78,7 @@ class VersionPolicy:
     specific: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Raises InvalidArgument for more versions than any repository holds: each is looked for, and told of if it is missing."""
+        """Raises InvalidArgument for too many versions: each is looked up, and reported if missing."""
         if self.specific is not None and len(self.specific) > MAX_SPECIFIC:
             raise InvalidArgument(
                 f"version_policy names {len(self.specific)} versions, at most {MAX_SPECIFIC} are possible"

@@ -24,8 +24,8 @@ CPU: Final = Device()
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """The GPUs that a runtime can use, by its own numbers. If there are none, `reason` says why and what to
-    do.
+    """The GPUs that a runtime can use, by its own numbers. If it can use none, `reason` says why, and how to
+    fix that.
 
     If not `by_default`, they are used only if a configuration asks for a GPU.
     """

@@ -23,7 +23,7 @@ class RequestParameters:
     """`timeout` is in seconds, None for none; `priority` and `sequence` are as in InferRequest.
 
     `binary_output` and `empty_final` concern only how a dialect writes responses. `others` are for the model,
-    None if there are none.
+    None if empty.
     """
 
     binary_output: bool = False

@@ -213,7 +213,7 @@ class SpanWriter:
         """Does nothing: the SDK sends in batches and at intervals."""
 
     async def close(self) -> None:
-        """Sends the remaining spans, for at most _FAREWELL seconds: a hung receiver must not block the exit."""
+        """Sends the remaining spans, for at most _FAREWELL seconds: a hung receiver must not block exit."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
 

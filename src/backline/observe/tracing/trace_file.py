@@ -106,7 +106,8 @@ class TraceFile:
             or (path.exists() and not (path.is_file() and os.access(path, os.W_OK)))
         ):
             raise InvalidArgument(
-                f"the trace file '{path}' cannot be written: its folder must exist and be writable for this user"
+                f"the trace file '{path}' cannot be written: its folder must exist and be writable for this"
+                " user"
             )
         self._path = path
         self._ids = count(1)

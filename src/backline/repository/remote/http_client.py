@@ -20,7 +20,7 @@ _TIMEOUT_SECONDS: Final = 15
 _CHUNK: Final = 1 << 20
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-#: Statuses, besides those of server failures, after which another attempt may succeed.
+#: Statuses other than 5xx after which a retry may succeed.
 _TRANSIENT: Final = frozenset({408, 425, 429})
 
 
@@ -45,7 +45,7 @@ class HttpClient:
     `denied` is the advice in messages about denied access.
     """
 
-    def __init__(self, url: str, *, authorization: str = "", denied: str = "check who may read it") -> None:
+    def __init__(self, url: str, *, authorization: str = "", denied: str = "check its permissions") -> None:
         self._origin = origin(url)
         self._authorization = authorization
         self._denied = denied

@@ -12,9 +12,9 @@ import numpy as np
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor
 
-#: Bytes of an entry besides its tensors: its dictionary slot, key, tuple and numbers.
+#: Bytes of an entry without its tensors: its dictionary slot, key, tuple and numbers.
 _ENTRY_BYTES = 320
-#: Bytes of a tensor besides its data: two array objects, the Tensor, its shape.
+#: Bytes of a tensor without its data: two array objects, the Tensor, its shape.
 _TENSOR_BYTES = 400
 #: Called on the event loop with the outputs found, or None. Their data is read-only.
 Found: TypeAlias = Callable[[Sequence[Tensor] | None], None]

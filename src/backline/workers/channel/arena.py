@@ -2,7 +2,7 @@
 columns of tensors in it.
 
 Each side writes only to its own half. It lends blocks of that half to the other side by naming their offset
-in a message, and reuses a block once the other side has returned it. Who frees what:
+in a message, and reuses a block once the other side has returned it. When each block returns:
 
     server's block  lent by EXECUTE, back with RESULT, unless the model kept views (then PONG or CALL)
                     lent by RESPONSE, back with PONG or CALL

@@ -51,7 +51,7 @@ class Mailbox:
         return self._queue.empty()
 
     def get(self, timeout: float) -> Heard:
-        """The next item. Raises DeadlineExceeded if there is none within `timeout` seconds."""
+        """The next item. Raises DeadlineExceeded if none arrives within `timeout` seconds."""
         try:
             return self._queue.get(timeout=timeout if isfinite(timeout) else None)
         except Empty:

@@ -149,7 +149,7 @@ class PythonModel:
         for parameter in code.parameters:
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 raise InvalidArgument(
-                    f"{self._where}: '{parameter}' cannot be an input; give every input a name of its own"
+                    f"{self._where}: '{parameter}' cannot be an input; give every input its own name"
                 )
             hint = without_none(hints.get(parameter.name))
             if hint is Request:

@@ -66,7 +66,7 @@ def _shapes(
             specs.append(spec)
             continue
         to_server[spec.name] = Reshape((*batch, *shape), (*batch, *seen))
-        if spec is not said:  # the model has shapes of its own, from type hints
+        if spec is not said:  # the model has its own shapes, from type hints
             fitting = narrower(shape, tuple(spec.shape))
             if fitting is None:
                 raise InvalidArgument(

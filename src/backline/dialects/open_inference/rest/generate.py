@@ -40,8 +40,8 @@ _Answer: TypeAlias = Callable[[HttpRequest, float | None, Trace | None, InferReq
 _Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
 
 NOT_ONE = (
-    "generate expects model to produce exactly 1 response, use generate stream for model that generates various"
-    " number of responses"
+    "generate expects model to produce exactly 1 response, use generate stream for model that"
+    " generates various number of responses"
 )
 
 
@@ -72,7 +72,7 @@ class Generate:
         self._take_infer = self._intake(inference.read, self._answer_with_infer_events)
 
     def generate(self, model: str, version: str, request: HttpRequest) -> None:
-        """Responds with the model's only response; it is an error if there are none or several."""
+        """Responds with the model's only response; no response or several is an error."""
         self._when_known(model, version, request, self._take_one)
 
     def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
@@ -289,7 +289,7 @@ def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
 
 
 def _shape(spec: TensorSpec, count: int) -> Shape:
-    """The shape of `count` elements: the innermost variable dimension takes them all, other variable ones are 1."""
+    """The shape of `count` elements: the innermost variable dimension takes all, other variable ones 1."""
     shape = list(spec.shape or SCALAR)
     for dimension in shape:
         if dimension > 0:

@@ -48,7 +48,7 @@ _CLASSES: Final[dict[ErrorCode, type[BacklineError]]] = {
 
 
 class TritonError:
-    """The error of a response. Not an exception: a model returns it, or raises an exception of its own."""
+    """The error of a response. Not an exception: a model returns it, or raises its own exception."""
 
     UNKNOWN: ClassVar = ErrorCode.UNKNOWN
     INTERNAL: ClassVar = ErrorCode.INTERNAL
