@@ -131,7 +131,7 @@ def test_a_lightgbm_model_with_wrong_numbers_is_refused(
         {"cat_smooth": 0, "min_data_per_group": 1, "max_cat_to_onehot": 1, "cat_l2": 0},
     ],
 )
-def test_what_lightgbm_writes_passes(tmp_path: Path, parameters: dict[str, Any]) -> None:
+def test_a_model_written_by_lightgbm_passes(tmp_path: Path, parameters: dict[str, Any]) -> None:
     given = {"objective": "multiclass", "num_class": 3, "num_leaves": 5, "verbose": -1, **parameters}
     binary = given["objective"] in ("binary", "lambdarank")
     data = lightgbm.Dataset(
@@ -241,7 +241,7 @@ def test_an_xgboost_model_with_wrong_numbers_is_refused(
         {"gamma": 1e9},
     ],
 )
-def test_what_xgboost_writes_passes(tmp_path: Path, form: str, parameters: dict[str, Any]) -> None:
+def test_a_model_written_by_xgboost_passes(tmp_path: Path, form: str, parameters: dict[str, Any]) -> None:
     if parameters.get("tree_method") == "exact":
         given = {"objective": "reg:squarederror", **parameters}
         made = xgboost.train(given, xgboost.DMatrix(X, Y), 2)

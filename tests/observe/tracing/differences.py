@@ -70,7 +70,7 @@ DIFFERENCES: dict[str, tuple[Any, str]] = {
                 "trace_mode": "triton",
             },
         ],
-        "one level is a list of one, as it is by gRPC; Triton answers 500",
+        "one level counts as a list of one, as over gRPC; Triton answers 500",
     ),
     "no json": ([400, {"error": f"{_BODY}Input data was truncated"}], "a client's mistake is not a 500"),
     "no object": (
