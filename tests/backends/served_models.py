@@ -211,7 +211,8 @@ def build_crepe_onnx(version: Path) -> None:
     )
 
 
-# silero-vad: 64 samples of context, 512 samples at 16 kHz and a state in; speech or not, and the next state out.
+# silero-vad takes 64 samples of context, 512 samples at 16 kHz and a state; it returns the probability of
+# speech and the next state.
 
 RATE = np.array(16000, np.int64)
 

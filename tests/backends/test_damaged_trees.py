@@ -1,4 +1,4 @@
-"""Truncated or crafted tree ensembles are refused. They are loaded in a child process, which they might end."""
+"""Truncated or crafted tree ensembles are refused. A child process loads them, as they might crash it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_lightgbm_model_with_wrong_numbers_is_refused(
         {"cat_smooth": 0, "min_data_per_group": 1, "max_cat_to_onehot": 1, "cat_l2": 0},
     ],
 )
-def test_what_lightgbm_writes_passes(tmp_path: Path, parameters: dict[str, Any]) -> None:
+def test_a_model_written_by_lightgbm_passes(tmp_path: Path, parameters: dict[str, Any]) -> None:
     given = {"objective": "multiclass", "num_class": 3, "num_leaves": 5, "verbose": -1, **parameters}
     binary = given["objective"] in ("binary", "lambdarank")
     data = lightgbm.Dataset(
@@ -169,9 +169,12 @@ def test_a_truncated_xgboost_model_is_refused(tmp_path: Path, form: str) -> None
     assert all("is damaged, or was not copied completely" in answer for answer in answers), answers
 
 
+def gbtree(model: Any) -> Any:
+    return model["learner"]["gradient_booster"]["model"]
+
+
 def tree(model: Any) -> Any:
-    trees = model["learner"]["gradient_booster"]["model"]["trees"]
-    return next(tree for tree in trees if len(tree["left_children"]) > 3)
+    return next(tree for tree in gbtree(model)["trees"] if len(tree["left_children"]) > 3)
 
 
 def setter(key: str, index: int, value: int) -> Callable[[Any], None]:
@@ -199,14 +202,19 @@ def uncategorised(model: Any) -> None:
         (lambda model: tree(model)["tree_param"].update(num_nodes="1000000"), "left_children has"),
         (lambda model: tree(model)["tree_param"].update(num_feature="9"), "tree_param"),
         (uncategorised, "no categories"),
-        (lambda model: tree(model).update(categories_nodes=[0], categories_segments=[5], categories_sizes=[9]), "categories_segments"),
-        (lambda model: model["learner"]["gradient_booster"]["model"]["tree_info"].__setitem__(0, 3), "tree_info"),
-        (lambda model: model["learner"]["gradient_booster"]["model"]["gbtree_model_param"].update(num_trees="7"), "num_trees"),
-        (lambda model: model["learner"]["gradient_booster"]["model"]["iteration_indptr"].__setitem__(-1, 99), "iteration_indptr"),
+        (
+            lambda model: tree(model).update(
+                categories_nodes=[0], categories_segments=[5], categories_sizes=[9]
+            ),
+            "categories_segments",
+        ),
+        (lambda model: gbtree(model)["tree_info"].__setitem__(0, 3), "tree_info"),
+        (lambda model: gbtree(model)["gbtree_model_param"].update(num_trees="7"), "num_trees"),
+        (lambda model: gbtree(model)["iteration_indptr"].__setitem__(-1, 99), "iteration_indptr"),
         (lambda model: model["learner"]["learner_model_param"].update(num_class="1000000000"), "outputs"),
         (lambda model: model["learner"].pop("gradient_booster"), "gradient_booster is missing"),
     ],
-)  # fmt: skip
+)
 def test_an_xgboost_model_with_wrong_numbers_is_refused(
     tmp_path: Path, change: Callable[[Any], None], reason: str
 ) -> None:
@@ -233,7 +241,7 @@ def test_an_xgboost_model_with_wrong_numbers_is_refused(
         {"gamma": 1e9},
     ],
 )
-def test_what_xgboost_writes_passes(tmp_path: Path, form: str, parameters: dict[str, Any]) -> None:
+def test_a_model_written_by_xgboost_passes(tmp_path: Path, form: str, parameters: dict[str, Any]) -> None:
     if parameters.get("tree_method") == "exact":
         given = {"objective": "reg:squarederror", **parameters}
         made = xgboost.train(given, xgboost.DMatrix(X, Y), 2)

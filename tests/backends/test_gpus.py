@@ -165,7 +165,7 @@ print({{device.id for value in seen for device in value.devices()}}, Jax().gpus(
 
 
 def test_a_program_of_pytorch_runs_on_its_device(tmp_path: Path) -> None:
-    """The device "meta", which has shapes but no values, stands in for a GPU: all of the program must be on it."""
+    """The "meta" device (shapes without values) stands in for a GPU; the whole program must be on it."""
     need("torch")
     import torch
 

@@ -25,7 +25,8 @@ from backline.engine.errors import BacklineError
 from backline.engine.config.model_config import ModelConfig
 config = ModelConfig('m')
 try:
-    choose(config, Path({path!r})).backend().load(Path({path!r}), config, LoadOptions(trust_pickle=True, may_run_code=True))
+    options = LoadOptions(trust_pickle=True, may_run_code=True)
+    choose(config, Path({path!r})).backend().load(Path({path!r}), config, options)
 except BacklineError as error:
     print(error.message)
 """

@@ -218,7 +218,10 @@ def test_the_loop_stops_at_exit_and_later_calls_fail_with_a_reason(server: Serve
 
 
 def test_grpc_without_grpcio_says_what_to_install() -> None:
-    program = "import sys; sys.modules['grpc'] = None\nimport backline\nbackline.connect('grpc://127.0.0.1:1').live()"
+    program = (
+        "import sys; sys.modules['grpc'] = None\nimport backline\n"
+        "backline.connect('grpc://127.0.0.1:1').live()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,6 +1,7 @@
 """Short versions of the attacks in benchmarks/attack.py: honest clients are unaffected, memory is bounded.
 
-`python benchmarks/attack.py` runs them for 2 s each on a fresh server. Here p99 may be higher: the machine may be shared.
+`python benchmarks/attack.py` runs each for 2 s on a fresh server. p99 may be higher here, because the
+machine may be shared.
 """
 
 from __future__ import annotations

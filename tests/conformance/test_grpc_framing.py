@@ -77,8 +77,8 @@ def assert_others_undisturbed(same: Probe, outcome: Outcome, connect: Callable[[
     if not outcome.ended or outcome.ended.startswith("reset"):
         after = call(same, 3, Call())
         assert after.fields.get("grpc-status") == "0", f"the next call on the connection: {after}"
-    beside = call(connect(), 1, Call())
-    assert beside.fields.get("grpc-status") == "0", f"a call on another connection: {beside}"
+    other = call(connect(), 1, Call())
+    assert other.fields.get("grpc-status") == "0", f"a call on another connection: {other}"
 
 
 def test_valid_call(connect: Callable[[], Probe]) -> None:

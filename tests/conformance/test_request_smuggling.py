@@ -14,7 +14,7 @@ from conformance.running_server import Server
 #: A route that accepts a body of five bytes.
 BODY = b"{   }"
 CHUNKED = b"5\r\n" + BODY + b"\r\n0\r\n\r\n"
-BEHIND = b"GET /v2/health/live HTTP/1.1\r\nHost: behind\r\nConnection: close\r\n\r\n"
+PIPELINED = b"GET /v2/health/live HTTP/1.1\r\nHost: pipelined\r\nConnection: close\r\n\r\n"
 LENGTH = b"Content-Length: 5"
 TE = b"Transfer-Encoding: chunked"
 
@@ -89,7 +89,7 @@ def statuses(server: Server, request: bytes) -> tuple[list[int], bool]:
     """The statuses of all responses to a request and the one after it, and whether the server closed."""
     probe = HttpProbe(server.host, server.port)
     try:
-        probe.send(request + BEHIND)
+        probe.send(request + PIPELINED)
         return [answer.status for answer in probe.answers()], probe.closed
     finally:
         probe.close()
@@ -136,7 +136,7 @@ def test_whole_of_a_pipeline_is_answered_in_order(server: Server) -> None:
             b"GET /v2/nothing HTTP/1.1\r\nHost: x\r\n\r\n",
             b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n",
         ]
-        probe.send(b"".join(once) * 20 + BEHIND)
+        probe.send(b"".join(once) * 20 + PIPELINED)
         assert [answer.status for answer in probe.answers()] == [200, 404, 200] * 20 + [200]
     finally:
         probe.close()

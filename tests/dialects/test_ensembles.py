@@ -231,7 +231,10 @@ async def test_an_ensemble_that_does_not_fit_its_models_is_refused(
 async def test_a_step_that_begins_to_give_many_responses_makes_the_ensemble_decoupled(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     (repository / "cut" / "1").mkdir(parents=True)
-    one = "from backline.model import FP32\n\n\nclass Model:\n    def predict(self, x: FP32[1]) -> FP32[1]:\n        return x\n"
+    one = (
+        "from backline.model import FP32\n\n\nclass Model:\n    def predict(self, x: FP32[1]) -> FP32[1]:\n"
+        "        return x\n"
+    )
     (repository / "cut" / "1" / "model.py").write_text(one)
     (repository / "whole" / "1").mkdir(parents=True)
     (repository / "whole" / "config.pbtxt").write_text(

@@ -230,7 +230,10 @@ def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_a
         (
             {"inputs": [row_input(contents={"fp32_contents": [1.0]})]},
             3,
-            "contents field must not be specified when using raw_input_contents for 'INPUT0' for model 'add1'",
+            (
+                "contents field must not be specified when using raw_input_contents for 'INPUT0' for model "
+                "'add1'"
+            ),
         ),
         (
             {"parameters": {"triton_x": {"bool_param": True}}},

@@ -157,7 +157,8 @@ def test_half_floats_are_binary_only(caller: Caller, datatype: str) -> None:
     assert answer.status == 400
     assert (
         answer.error
-        == f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input INPUT0"
+        == f"receiving {datatype} data via JSON is not supported. Please use the binary data format for "
+        "input INPUT0"
     )
     binary = {
         "inputs": [
@@ -167,7 +168,8 @@ def test_half_floats_are_binary_only(caller: Caller, datatype: str) -> None:
     answer = caller.infer(model, binary, b"\x00\x3c")
     assert (
         answer.error
-        == f"sending {datatype} data via JSON is not supported. Please use the binary data format for output OUTPUT0"
+        == f"sending {datatype} data via JSON is not supported. Please use the binary data format for "
+        "output OUTPUT0"
     )
     answer = caller.infer(model, binary | {"parameters": {"binary_data_output": True}}, b"\x00\x3c")
     assert binary_parts(answer) == [b"\x00\x3c"]
@@ -251,12 +253,18 @@ def test_raw_binary_request_of_bytes(caller: Caller) -> None:
         (
             "pair",
             b"",
-            "Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in 'pair' model configuration",
+            (
+                "Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in 'pair' "
+                "model configuration"
+            ),
         ),
         (
             "echo_FP32_2",
             b"",
-            "The shape of the raw input 'INPUT0' can not be deduced because there are more than one variable-sized dimension",
+            (
+                "The shape of the raw input 'INPUT0' can not be deduced because there are more than one "
+                "variable-sized dimension"
+            ),
         ),
         ("add1", b"123", "input byte size mismatch for input 'INPUT0' for model 'add1'. Expected 64, got 3"),
         ("echo_INT16_1", b"123", "input byte size mismatch for input 'INPUT0'"),
@@ -299,7 +307,10 @@ def test_the_timeout_in_microseconds_is_the_time_that_a_request_may_queue(
     [
         (
             {"triton_x": 1},
-            "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified.",
+            (
+                "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
+                "specified."
+            ),
         ),
         ({"triton_enable_empty_final_response": True}, "parameter keys starting with 'triton_' are reserved"),
         ({"timeout": -1}, "parameter 'timeout' must be an unsigned integer"),

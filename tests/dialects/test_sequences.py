@@ -219,7 +219,10 @@ def test_second_start_of_a_sequence_resets_its_state(server: ServerProcess) -> N
 
 
 #: Error texts of Triton 2.51 for the same requests.
-NO_START = "inference request for sequence 5 to model '{}' must specify the START flag on the first request of the sequence"
+NO_START = (
+    "inference request for sequence 5 to model '{}' must specify the START flag on the first request of "
+    "the sequence"
+)
 NO_ID = "inference request to model '{}' must specify a non-zero or non-empty correlation ID"
 NOT_ONE = "inference request to model '{}' must specify batch-size 1 due to requirements of sequence batcher"
 

@@ -66,8 +66,14 @@ platform: "ensemble" max_batch_size: 8
 input [ { name: "X" data_type: TYPE_FP32 dims: [ 16 ] } ]
 output [ { name: "Y" data_type: TYPE_FP32 dims: [ 16 ] } ]
 ensemble_scheduling { step [
-  { model_name: "add1" model_version: -1 input_map { key: "INPUT0" value: "X" } output_map { key: "OUTPUT0" value: "M" } },
-  { model_name: "add1" model_version: -1 input_map { key: "INPUT0" value: "M" } output_map { key: "OUTPUT0" value: "Y" } }
+  {
+    model_name: "add1" model_version: -1
+    input_map { key: "INPUT0" value: "X" } output_map { key: "OUTPUT0" value: "M" }
+  },
+  {
+    model_name: "add1" model_version: -1
+    input_map { key: "INPUT0" value: "M" } output_map { key: "OUTPUT0" value: "Y" }
+  }
 ] }
 """
 
@@ -253,7 +259,8 @@ def test_key_of_a_special_file_is_refused(client, tmp_path: Path) -> None:
 def test_the_prefix_of_tritons_own_memory_is_refused(client) -> None:
     key = "triton_python_backend_shm_region__my_key"
     text = (
-        f"cannot register shared memory region 'mine' with key '{key}' as the key contains the reserved prefix"
+        f"cannot register shared memory region 'mine' with key '{key}' as the key contains the "
+        "reserved prefix"
         " 'triton_python_backend_shm_region_'"
     )
     with pytest.raises(InferenceServerException, match=text):
@@ -471,7 +478,10 @@ def test_an_input_outside_of_its_region_is_refused(client, registered, place: di
         ({"offset": SIZE}, "Invalid offset for shared memory region: 'out'"),
         (
             {"size": 1},
-            "specified with the request for output 'OUTPUT0' \\(1 bytes\\) should be at least 64 bytes to hold the results",
+            (
+                "specified with the request for output 'OUTPUT0' \\(1 bytes\\) should be at least 64 bytes "
+                "to hold the results"
+            ),
         ),
     ],
 )
@@ -611,7 +621,10 @@ def test_an_object_that_was_made_smaller_is_an_error(client, http, registered) -
 
 
 def test_an_object_that_shrinks_and_grows_all_the_time_kills_nobody(http, rpc, registered) -> None:
-    script = "import os, sys\nwhile True:\n for path in sys.argv[1:]:\n  os.truncate(path, 0); os.truncate(path, 64)\n"
+    script = (
+        "import os, sys\nwhile True:\n for path in sys.argv[1:]:\n"
+        "  os.truncate(path, 0); os.truncate(path, 64)\n"
+    )
     paths = [str(path_of(handle)) for handle in registered]
     with subprocess.Popen([sys.executable, "-c", script, *paths]) as harming:
         for _ in range(300):

@@ -64,7 +64,7 @@ def test_a_change_to_any_source_of_the_packages_changes_the_environment(
         put(tmp_path / name, "")
     before = asked(tmp_path).digest
 
-    put(tmp_path / "beside.txt", "nothing names it")
+    put(tmp_path / "unnamed.txt", "no requirements file names it")
     assert asked(tmp_path).digest == before
     put(tmp_path / file, text)
     assert asked(tmp_path).digest != before

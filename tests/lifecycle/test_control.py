@@ -465,7 +465,10 @@ def test_files_need_a_configuration(home: Homes, repository: Path) -> None:
                     }
                 }
             },
-            "optimization.execution_accelerators.gpu_execution_accelerator[tensorrt].parameters[trt_extra_plugin_lib_paths]",
+            (
+                "optimization.execution_accelerators.gpu_execution_accelerator[tensorrt]"
+                ".parameters[trt_extra_plugin_lib_paths]"
+            ),
         ),
     ],
 )

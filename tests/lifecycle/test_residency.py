@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 class House:
-    """A process of 100 MiB and a budget of 200 MiB; unloading a version leaves the share `stays` of its memory."""
+    """A 100 MiB process with a 200 MiB budget. An unloaded version keeps the share `stays` of its memory."""
 
     def __init__(self, budget: int | None = 200 * MIB, stays: float = 0.0) -> None:
         self.tenants: dict[Hashable, Tenant] = {}

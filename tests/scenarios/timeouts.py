@@ -53,10 +53,10 @@ MODELS: dict[str, Served] = {
 }
 
 
-def queue_behind(
+def queue_while_busy(
     session: Session, model: str, *timeouts: int | None, priorities: tuple[int, ...] = ()
 ) -> None:
-    """Queues requests with these timeouts for a busy instance until the short ones have expired."""
+    """Queues requests with these timeouts while the instance is busy, until the short ones have expired."""
     with session.busy(model):
         for number, timeout in enumerate(timeouts):
             options = {} if timeout is None else {"timeout": timeout}
@@ -68,42 +68,42 @@ def queue_behind(
 
 @scenario("http", "grpc")
 def a_request_that_waits_too_long_is_rejected(session: Session) -> None:
-    queue_behind(session, "rejecting", None, None)
+    queue_while_busy(session, "rejecting", None, None)
 
 
 @scenario("http", "grpc")
 def a_request_may_lower_the_timeout(session: Session) -> None:
-    queue_behind(session, "rejecting_early", SHORT, None)
+    queue_while_busy(session, "rejecting_early", SHORT, None)
 
 
 @scenario("http", "grpc")
 def a_request_may_not_raise_the_timeout(session: Session) -> None:
-    queue_behind(session, "rejecting_late", LONG)
+    queue_while_busy(session, "rejecting_late", LONG)
 
 
 @scenario("http", "grpc")
 def a_request_may_set_a_timeout_without_a_default(session: Session) -> None:
-    queue_behind(session, "overridden", SHORT, None)
+    queue_while_busy(session, "overridden", SHORT, None)
 
 
 @scenario("http", "grpc")
 def a_request_may_not_set_a_timeout_without_override(session: Session) -> None:
-    queue_behind(session, "unmoved", SHORT)
+    queue_while_busy(session, "unmoved", SHORT)
 
 
 @scenario("http", "grpc")
 def a_request_timeout_without_a_queue_policy(session: Session) -> None:
-    queue_behind(session, "joined", SHORT)
+    queue_while_busy(session, "joined", SHORT)
 
 
 @scenario("http", "grpc")
 def a_delayed_request_runs_after_the_others(session: Session) -> None:
-    queue_behind(session, "delaying", SHORT, None, SHORT, None)
+    queue_while_busy(session, "delaying", SHORT, None, SHORT, None)
 
 
 @scenario("http", "grpc")
 def a_delayed_request_runs_before_lower_priorities(session: Session) -> None:
-    queue_behind(session, "delaying_levels", SHORT, None, None, priorities=(1, 1, 2))
+    queue_while_busy(session, "delaying_levels", SHORT, None, None, priorities=(1, 1, 2))
 
 
 @scenario("http", "grpc")

@@ -85,7 +85,7 @@ def test_a_late_request_whose_policy_delays_runs_after_those_in_time() -> None:
 
 
 class HeldInstance:
-    """Runs its batch when told to."""
+    """Runs its batch when the test says so."""
 
     beside_loop: ClassVar[bool] = True
 

@@ -77,10 +77,10 @@ class FaultOfTheirs(Exception):
 
 
 class HeldInstance:
-    """Doubles its inputs when told to, or at once on the loop."""
+    """Doubles its inputs: at once on the loop, otherwise when the test ends the batch."""
 
     def __init__(self, world: World, *, beside_loop: bool, prompt: bool) -> None:
-        self.beside_loop = beside_loop  # type: ignore[misc]  # of some instances it is known only here
+        self.beside_loop = beside_loop  # type: ignore[misc]  # varies per instance here
         self._world = world
         #: Whether a batch ends as soon as it is abandoned.
         self._prompt = prompt

@@ -123,7 +123,7 @@ def test_an_overrun_that_the_runtime_can_stop_is_stopped_and_retried_once(tmp_pa
     ],
     ids=["constant_input", "batch_axis"],
 )
-def test_a_run_of_an_arranged_model_is_ended_and_leaves_no_thread_behind(
+def test_a_timed_out_run_of_an_arranged_model_leaves_no_stuck_thread(
     tmp_path: Path, shape: tuple[int | str, ...], settings: str, inputs: dict[str, float]
 ) -> None:
     async def scenario(program: Program) -> None:

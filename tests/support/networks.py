@@ -53,7 +53,7 @@ def ints(*values: int) -> np.ndarray:
 
 
 def looping(path: Path, shape: tuple[int | str, ...] = ("N",)) -> None:
-    """Writes a model with output Y = X, FP32 of `shape`, negated in each of max(ROUNDS) rounds; ROUNDS is INT64 [N]."""
+    """Writes a model with output Y = X, FP32 of `shape`, negated max(ROUNDS) times; ROUNDS is INT64 [N]."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Neg", ["x"], ["y"])],
         "body",

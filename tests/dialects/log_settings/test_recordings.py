@@ -54,7 +54,7 @@ DIFFERENCES: dict[str, tuple[tuple[str, str] | dict[str, Any], str]] = {
     ),
     "twice as body": (
         {**_BEFORE, "log_info": False},
-        "of two values the last one counts, as in most JSON readers",
+        "the last of two values counts, as in most JSON readers",
     ),
     **{
         f"a format that there is not by {way}": (
@@ -102,7 +102,7 @@ def test_the_answer_is_that_of_triton(ask: Ask, name: str) -> None:
     assert said.startswith(error)
 
 
-def test_what_is_listed_differs(ask: Ask) -> None:
+def test_listed_differences_exist(ask: Ask) -> None:
     for name in DIFFERENCES:
         answer, error, after = expected(name)
         recorded = dict(RECORDED[name]["answer"])
@@ -111,6 +111,6 @@ def test_what_is_listed_differs(ask: Ask) -> None:
         ).startswith(error), name
 
 
-def test_json_is_a_format_beside_tritons(ask: Ask) -> None:
+def test_json_is_a_log_format_that_triton_lacks(ask: Ask) -> None:
     changed = ask.by_client("grpc", {"log_format": "json"})
     assert changed["log_format"] == "json"

@@ -9,7 +9,10 @@ _UNKNOWN = (
     "unknown trace setting 'trace_color', expected one of trace_level, trace_rate, trace_count, log_frequency"
 )
 _MODE = "the trace mode cannot change while the server runs: start it with --trace-config mode=..."
-_BODY = "the body is not a JSON object of trace settings, each a string, a list of strings, or null for the global value: "
+_BODY = (
+    "the body is not a JSON object of trace settings, each a string, a list of strings, or null for the "
+    "global value: "
+)
 _NO_LEVEL = "'trace_level' is empty: give OFF, TIMESTAMPS or TENSORS, or null for the global setting"
 
 
@@ -67,7 +70,7 @@ DIFFERENCES: dict[str, tuple[Any, str]] = {
                 "trace_mode": "triton",
             },
         ],
-        "one level is a list of one, as it is by gRPC; Triton answers 500",
+        "one level counts as a list of one, as over gRPC; Triton answers 500",
     ),
     "no json": ([400, {"error": f"{_BODY}Input data was truncated"}], "a client's mistake is not a 500"),
     "no object": (

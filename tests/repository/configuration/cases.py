@@ -1,14 +1,17 @@
-# ruff: noqa: E501 (a case a line)
 """Configurations that Triton 2.51 accepts or refuses; record_triton.py records its answers.
 
-The key is the model's name. `TENSORS` stands for one input and one output. Every model runs in Triton's Python backend.
+Each key is a model's name. `TENSORS` declares one input and one output. Every model runs in Triton's
+Python backend.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-TENSORS: Final = 'input { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } output { name: "y" data_type: TYPE_FP32 dims: [ 4 ] }'
+TENSORS: Final = (
+    'input { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } '
+    'output { name: "y" data_type: TYPE_FP32 dims: [ 4 ] }'
+)
 _SEQUENCE: Final = (
     'control_input [ { name: "START" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } } ]'
 )
@@ -43,7 +46,8 @@ TAKEN: Final[dict[str, str]] = {
         " allow_timeout_override: true max_queue_size: 16 } }"
     ),
     "dynamic_priorities": _batched(
-        "dynamic_batching { priority_levels: 3 default_priority_level: 2 priority_queue_policy { key: 1 value { max_queue_size: 4 } } }"
+        "dynamic_batching { priority_levels: 3 default_priority_level: 2 "
+        "priority_queue_policy { key: 1 value { max_queue_size: 4 } } }"
     ),
     "dynamic_without_batch": f"{TENSORS} dynamic_batching {{ }}",
     "dynamic_preferred_without_override": _batched(
@@ -59,34 +63,56 @@ TAKEN: Final[dict[str, str]] = {
     "instance_cpu": f"{TENSORS} instance_group [ {{ kind: KIND_CPU }} ]",
     "instance_auto": f"{TENSORS} instance_group [ {{ kind: KIND_AUTO count: 1 }} ]",
     "instance_model": f"{TENSORS} instance_group [ {{ kind: KIND_MODEL }} ]",
-    "instance_named": f'{TENSORS} instance_group [ {{ name: "a" kind: KIND_CPU count: 1 }}, {{ kind: KIND_CPU count: 2 }} ]',
+    "instance_named": (
+        f'{TENSORS} instance_group [ {{ name: "a" kind: KIND_CPU count: 1 }}, {{ kind: KIND_CPU count: 2 }} ]'
+    ),
     "instance_host_policy": f'{TENSORS} instance_group [ {{ kind: KIND_CPU host_policy: "p" }} ]',
-    "instance_rate": f'{TENSORS} instance_group [ {{ kind: KIND_CPU rate_limiter {{ resources [ {{ name: "r" count: 2 }} ] priority: 2 }} }} ]',
+    "instance_rate": (
+        f"{TENSORS} instance_group [ {{ kind: KIND_CPU rate_limiter "
+        f'{{ resources [ {{ name: "r" count: 2 }} ] priority: 2 }} }} ]'
+    ),
     "instance_profile": f'{TENSORS} instance_group [ {{ kind: KIND_CPU profile: [ "0" ] }} ]',
-    "instance_passive": f"{TENSORS} instance_group [ {{ kind: KIND_CPU count: 1 }}, {{ kind: KIND_CPU passive: true }} ]",
+    "instance_passive": (
+        f"{TENSORS} instance_group [ {{ kind: KIND_CPU count: 1 }}, {{ kind: KIND_CPU passive: true }} ]"
+    ),
     "instance_count_zero": f"{TENSORS} instance_group [ {{ kind: KIND_CPU count: 0 }} ]",
     "instance_count_negative": f"{TENSORS} instance_group [ {{ kind: KIND_CPU count: -1 }} ]",
     "reshape": 'input { name: "x" data_type: TYPE_FP32 dims: [ 4 ] reshape { shape: [ 2, 2 ] } }'
     ' output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [ ] } } max_batch_size: 4',
     "reshape_variable": 'input { name: "x" data_type: TYPE_FP32 dims: [ -1, 1 ] reshape { shape: [ -1 ] } }'
     ' output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }',
-    "optional": 'input [ { name: "x" data_type: TYPE_FP32 dims: 1 }, { name: "o" data_type: TYPE_STRING dims: 1 optional: true } ]'
+    "optional": 'input [ { name: "x" data_type: TYPE_FP32 dims: 1 }, '
+    '{ name: "o" data_type: TYPE_STRING dims: 1 optional: true } ]'
     ' output { name: "y" data_type: TYPE_BF16 dims: 1 }',
     "ragged": _batched('input { name: "r" data_type: TYPE_FP32 dims: -1 allow_ragged_batch: true }'),
-    "format": 'input { name: "x" data_type: TYPE_UINT8 format: FORMAT_NHWC dims: [ 2, 3, 4 ] } output { name: "y" data_type: TYPE_FP32 dims: 1 }',
-    "labels": 'input { name: "x" data_type: TYPE_FP32 dims: 1 } output { name: "y" data_type: TYPE_FP32 dims: 2 label_filename: "labels.txt" }',
+    "format": (
+        'input { name: "x" data_type: TYPE_UINT8 format: FORMAT_NHWC dims: [ 2, 3, 4 ] } '
+        'output { name: "y" data_type: TYPE_FP32 dims: 1 }'
+    ),
+    "labels": (
+        'input { name: "x" data_type: TYPE_FP32 dims: 1 } output { name: "y" data_type: TYPE_FP32 dims: 2 '
+        'label_filename: "labels.txt" }'
+    ),
     "batch_input": _batched(
         'batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 source_input: "x" }'
         ' batch_output { target_name: "y" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "x" }'
     ),
-    "parameters": f'{TENSORS} parameters {{ key: "b" value {{ string_value: "2" }} }} parameters {{ key: "a" value {{ string_value: "" }} }}',
+    "parameters": (
+        f'{TENSORS} parameters {{ key: "b" value {{ string_value: "2" }} }} '
+        f'parameters {{ key: "a" value {{ string_value: "" }} }}'
+    ),
     "metric_tags": f'{TENSORS} metric_tags {{ key: "a" value: "b" }}',
     "decoupled": f"{TENSORS} model_transaction_policy {{ decoupled: true }}",
     "decoupled_off": f"{TENSORS} model_transaction_policy {{ }}",
     "cache_off": f"{TENSORS} response_cache {{ enable: false }}",
     "cache_on": f"{TENSORS} response_cache {{ enable: true }}",
-    "optimization": f"{TENSORS} optimization {{ graph {{ level: 1 }} priority: PRIORITY_MAX eager_batching: true }}",
-    "optimization_memory": f"{TENSORS} optimization {{ input_pinned_memory {{ enable: false }} gather_kernel_buffer_threshold: 3 }}",
+    "optimization": (
+        f"{TENSORS} optimization {{ graph {{ level: 1 }} priority: PRIORITY_MAX eager_batching: true }}"
+    ),
+    "optimization_memory": (
+        f"{TENSORS} optimization {{ input_pinned_memory {{ enable: false }} "
+        f"gather_kernel_buffer_threshold: 3 }}"
+    ),
     "optimization_empty": f"{TENSORS} optimization {{ }}",
     "warm_up_zero": _warm_up(_X + "zero_data: true }"),
     "warm_up_random": _warm_up(_X + "random_data: true }", "count: 3"),
@@ -105,12 +131,16 @@ TAKEN: Final[dict[str, str]] = {
         ' initial_state { data_type: TYPE_INT32 dims: [ 1 ] zero_data: true name: "first" } } ] }'
     ),
     "sequence_corrid": _batched(
-        'sequence_batching { control_input [ { name: "C" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } ] } ] }'
+        "sequence_batching { control_input [ "
+        '{ name: "C" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } ] } ] }'
     ),
     "default_filename": f'{TENSORS} default_model_filename: "model.py"',
     "agents_none": f"{TENSORS} model_repository_agents {{ }}",
     "operations": f'{TENSORS} model_operations {{ op_library_filename: "a.so" }}',
-    "metrics": f'{TENSORS} model_metrics {{ metric_control [ {{ metric_identifier {{ family: "f" }} histogram_options {{ buckets: [ 1, 2 ] }} }} ] }}',
+    "metrics": (
+        f'{TENSORS} model_metrics {{ metric_control [ {{ metric_identifier {{ family: "f" }} '
+        f"histogram_options {{ buckets: [ 1, 2 ] }} }} ] }}"
+    ),
     "types": "".join(
         f'input {{ name: "i{number}" data_type: {name} dims: [ -1, {number + 1} ] }} '
         for number, name in enumerate(
@@ -129,8 +159,10 @@ TAKEN: Final[dict[str, str]] = {
         )
     )
     + 'output { name: "y" data_type: TYPE_FP64 dims: [ -1, -1 ] }',
-    "full": f'name: "full" {_batched("dynamic_batching { preferred_batch_size: 4 } instance_group { count: 2 kind: KIND_CPU }")}'
-    ' default_model_filename: "model.py" parameters { key: "k" value { string_value: "v" } } version_policy { latest { num_versions: 2 } }',
+    "full": 'name: "full" '
+    f"{_batched('dynamic_batching { preferred_batch_size: 4 } instance_group { count: 2 kind: KIND_CPU }')}"
+    ' default_model_filename: "model.py" parameters { key: "k" value { string_value: "v" } } '
+    "version_policy { latest { num_versions: 2 } }",
 }
 
 REFUSED: Final[dict[str, str]] = {
@@ -141,26 +173,41 @@ REFUSED: Final[dict[str, str]] = {
     "input_no_dims": 'input { name: "x" data_type: TYPE_FP32 }',
     "input_zero_dim": 'input { name: "x" data_type: TYPE_FP32 dims: 0 }',
     "input_negative_dim": 'input { name: "x" data_type: TYPE_FP32 dims: -2 }',
-    "input_twice": 'input [ { name: "x" data_type: TYPE_FP32 dims: 1 }, { name: "x" data_type: TYPE_FP32 dims: 1 } ]',
+    "input_twice": (
+        'input [ { name: "x" data_type: TYPE_FP32 dims: 1 }, { name: "x" data_type: TYPE_FP32 dims: 1 } ]'
+    ),
     "output_no_name": "output { data_type: TYPE_FP32 dims: 1 }",
     "output_no_type": 'output { name: "y" dims: 1 }',
     "output_no_dims": 'output { name: "y" data_type: TYPE_FP32 }',
     "output_negative_dim": 'output { name: "y" data_type: TYPE_FP32 dims: [ 1, -3 ] }',
-    "output_twice": 'output [ { name: "y" data_type: TYPE_FP32 dims: 1 }, { name: "y" data_type: TYPE_FP32 dims: 1 } ]',
+    "output_twice": (
+        'output [ { name: "y" data_type: TYPE_FP32 dims: 1 }, { name: "y" data_type: TYPE_FP32 dims: 1 } ]'
+    ),
     "format_dims": 'input { name: "x" data_type: TYPE_FP32 format: FORMAT_NCHW dims: [ 2, 3 ] }',
-    "format_no_batch": 'input { name: "x" data_type: TYPE_FP32 format: FORMAT_NHWC dims: [ 2, 3 ] } max_batch_size: 2',
+    "format_no_batch": (
+        'input { name: "x" data_type: TYPE_FP32 format: FORMAT_NHWC dims: [ 2, 3 ] } max_batch_size: 2'
+    ),
     "reshape_elements": 'input { name: "x" data_type: TYPE_FP32 dims: 4 reshape { shape: 5 } }',
     "reshape_zero": 'input { name: "x" data_type: TYPE_FP32 dims: 4 reshape { shape: [ 0 ] } }',
     "reshape_variable_lost": 'input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] reshape { shape: [ 4 ] } }',
-    "reshape_variable_two": 'input { name: "x" data_type: TYPE_FP32 dims: [ -1, 2, -1 ] reshape { shape: [ -1, 3, -1 ] } }',
+    "reshape_variable_two": (
+        'input { name: "x" data_type: TYPE_FP32 dims: [ -1, 2, -1 ] reshape { shape: [ -1, 3, -1 ] } }'
+    ),
     "reshape_negative": 'input { name: "x" data_type: TYPE_FP32 dims: 4 reshape { shape: [ -2 ] } }',
     "reshape_output": 'output { name: "y" data_type: TYPE_FP32 dims: 4 reshape { shape: 5 } }',
     "reshape_empty_no_batch": 'input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: [ ] } }',
-    "reshape_empty_of_two": 'input { name: "x" data_type: TYPE_FP32 dims: 2 reshape { shape: [ ] } } max_batch_size: 2',
+    "reshape_empty_of_two": (
+        'input { name: "x" data_type: TYPE_FP32 dims: 2 reshape { shape: [ ] } } max_batch_size: 2'
+    ),
     "ragged_no_batch": 'input { name: "x" data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }',
-    "ragged_shape_tensor": 'input { name: "x" data_type: TYPE_INT32 dims: 1 is_shape_tensor: true allow_ragged_batch: true } max_batch_size: 2',
+    "ragged_shape_tensor": (
+        'input { name: "x" data_type: TYPE_INT32 dims: 1 is_shape_tensor: true allow_ragged_batch: true } '
+        "max_batch_size: 2"
+    ),
     "shape_tensor": 'input { name: "x" data_type: TYPE_INT32 dims: 1 is_shape_tensor: true }',
-    "labels_missing": f'{TENSORS} output {{ name: "z" data_type: TYPE_FP32 dims: 2 label_filename: "none.txt" }}',
+    "labels_missing": (
+        f'{TENSORS} output {{ name: "z" data_type: TYPE_FP32 dims: 2 label_filename: "none.txt" }}'
+    ),
     "preferred_above_limit": _batched("dynamic_batching { preferred_batch_size: 16 }"),
     "preferred_zero": _batched("dynamic_batching { preferred_batch_size: 0 }"),
     "preferred_negative": _batched("dynamic_batching { preferred_batch_size: -4 }"),
@@ -168,10 +215,12 @@ REFUSED: Final[dict[str, str]] = {
     "priorities_no_default": _batched("dynamic_batching { priority_levels: 2 }"),
     "priorities_default_above": _batched("dynamic_batching { priority_levels: 2 default_priority_level: 3 }"),
     "priorities_policy_above": _batched(
-        "dynamic_batching { priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 3 value { } } }"
+        "dynamic_batching { priority_levels: 2 default_priority_level: 1 "
+        "priority_queue_policy { key: 3 value { } } }"
     ),
     "priorities_policy_zero": _batched(
-        "dynamic_batching { priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 0 value { } } }"
+        "dynamic_batching { priority_levels: 2 default_priority_level: 1 "
+        "priority_queue_policy { key: 0 value { } } }"
     ),
     "ordering_with_priorities": _batched(
         "dynamic_batching { priority_levels: 2 default_priority_level: 1 preserve_ordering: true }"
@@ -187,8 +236,13 @@ REFUSED: Final[dict[str, str]] = {
     "instance_gpus": f"{TENSORS} instance_group [ {{ gpus: [ 0 ] }} ]",
     "instance_cpu_gpus": f"{TENSORS} instance_group [ {{ kind: KIND_CPU gpus: [ 0 ] }} ]",
     "instance_model_gpus": f"{TENSORS} instance_group [ {{ kind: KIND_MODEL gpus: [ 0 ] }} ]",
-    "instance_cpu_secondary": f"{TENSORS} instance_group [ {{ kind: KIND_CPU secondary_devices [ {{ kind: KIND_NVDLA device_id: 0 }} ] }} ]",
-    "instance_rate_zero": f'{TENSORS} instance_group [ {{ kind: KIND_CPU rate_limiter {{ resources [ {{ name: "r" }} ] }} }} ]',
+    "instance_cpu_secondary": (
+        f"{TENSORS} instance_group [ {{ kind: KIND_CPU "
+        f"secondary_devices [ {{ kind: KIND_NVDLA device_id: 0 }} ] }} ]"
+    ),
+    "instance_rate_zero": (
+        f'{TENSORS} instance_group [ {{ kind: KIND_CPU rate_limiter {{ resources [ {{ name: "r" }} ] }} }} ]'
+    ),
     "version_specific_missing": f"{TENSORS} version_policy {{ specific {{ versions: [ 7 ] }} }}",
     "version_specific_empty": f"{TENSORS} version_policy {{ specific {{ }} }}",
     "warm_up_no_type": _warm_up('key: "x" value { dims: 4 zero_data: true }'),
@@ -206,30 +260,37 @@ REFUSED: Final[dict[str, str]] = {
     "warm_up_no_inputs": _batched('model_warmup { name: "w" batch_size: 1 }'),
     "warm_up_string_random": _warm_up('key: "x" value { data_type: TYPE_STRING dims: 4 random_data: true }'),
     "sequence_control_no_name": _batched(
-        "sequence_batching { control_input [ { control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } } ] }"
+        "sequence_batching { control_input [ "
+        "{ control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } } ] }"
     ),
     "sequence_control_one_value": _batched(
-        'sequence_batching { control_input [ { name: "s" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0 ] } } ] }'
+        'sequence_batching { control_input [ { name: "s" control { kind: CONTROL_SEQUENCE_START '
+        "fp32_false_true: [ 0 ] } } ] }"
     ),
     "sequence_control_two_types": _batched(
-        'sequence_batching { control_input [ { name: "s" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] int32_false_true: [ 0, 1 ] } } ] }'
+        'sequence_batching { control_input [ { name: "s" control { kind: CONTROL_SEQUENCE_START '
+        "fp32_false_true: [ 0, 1 ] int32_false_true: [ 0, 1 ] } } ] }"
     ),
     "sequence_control_twice": _batched(
-        'sequence_batching { control_input [ { name: "s" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } },'
+        'sequence_batching { control_input [ { name: "s" control { kind: CONTROL_SEQUENCE_START '
+        "fp32_false_true: [ 0, 1 ] } },"
         ' { name: "t" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } } ] }'
     ),
     "sequence_control_same_tensor": _batched(
-        'sequence_batching { control_input [ { name: "s" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } },'
+        'sequence_batching { control_input [ { name: "s" control { kind: CONTROL_SEQUENCE_START '
+        "fp32_false_true: [ 0, 1 ] } },"
         ' { name: "s" control { kind: CONTROL_SEQUENCE_END fp32_false_true: [ 0, 1 ] } } ] }'
     ),
     "sequence_control_no_values": _batched(
         'sequence_batching { control_input [ { name: "s" control { kind: CONTROL_SEQUENCE_READY } } ] }'
     ),
     "sequence_corrid_type": _batched(
-        'sequence_batching { control_input [ { name: "C" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_FP32 } ] } ] }'
+        "sequence_batching { control_input [ "
+        '{ name: "C" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_FP32 } ] } ] }'
     ),
     "sequence_corrid_values": _batched(
-        'sequence_batching { control_input [ { name: "C" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 fp32_false_true: [ 0, 1 ] } ] } ] }'
+        'sequence_batching { control_input [ { name: "C" control [ { kind: CONTROL_SEQUENCE_CORRID '
+        "data_type: TYPE_UINT64 fp32_false_true: [ 0, 1 ] } ] } ] }"
     ),
     "sequence_cache": _batched("sequence_batching { } response_cache { enable: true }"),
     "sequence_oldest_preferred_above": _batched(
@@ -259,13 +320,16 @@ REFUSED: Final[dict[str, str]] = {
         ' initial_state { data_type: TYPE_INT32 dims: [ 1 ] data_file: "none" name: "a" } } ] }'
     ),
     "sequence_iterative_no_oldest": _batched("sequence_batching { iterative_sequence: true }"),
-    "decoupled_cache": f"{TENSORS} model_transaction_policy {{ decoupled: true }} response_cache {{ enable: true }}",
+    "decoupled_cache": (
+        f"{TENSORS} model_transaction_policy {{ decoupled: true }} response_cache {{ enable: true }}"
+    ),
     "platform_unknown": f'{TENSORS} platform: "guessed"',
     "batch_input_no_source": _batched(
         'batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 }'
     ),
     "batch_input_two_targets": _batched(
-        'batch_input { kind: BATCH_ELEMENT_COUNT target_name: [ "n", "o" ] data_type: TYPE_FP32 source_input: "x" }'
+        'batch_input { kind: BATCH_ELEMENT_COUNT target_name: [ "n", "o" ] data_type: TYPE_FP32 '
+        'source_input: "x" }'
     ),
     "batch_input_type": _batched(
         'batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_STRING source_input: "x" }'
@@ -284,12 +348,17 @@ REFUSED: Final[dict[str, str]] = {
     ),
     "ensemble_no_step": f'platform: "ensemble" {TENSORS} ensemble_scheduling {{ }}',
     "ensemble_without_scheduling": f'platform: "ensemble" {TENSORS}',
-    "ensemble_instance": f'platform: "ensemble" {TENSORS} ensemble_scheduling {{ step {{ model_name: "a" }} }} instance_group {{ count: 1 }}',
+    "ensemble_instance": (
+        f'platform: "ensemble" {TENSORS} ensemble_scheduling {{ step {{ model_name: "a" }} }} '
+        f"instance_group {{ count: 1 }}"
+    ),
     "unknown_field": f"{TENSORS} max_batch_sise: 3",
     "unknown_value": "input { name: 'x' data_type: TYPE_FLOAT dims: 1 }",
     "syntax": "name 3",
     "agent_unknown": f'{TENSORS} model_repository_agents {{ agents [ {{ name: "a" }} ] }}',
-    "metrics_no_family": f"{TENSORS} model_metrics {{ metric_control [ {{ histogram_options {{ buckets: [ 1, 2 ] }} }} ] }}",
+    "metrics_no_family": (
+        f"{TENSORS} model_metrics {{ metric_control [ {{ histogram_options {{ buckets: [ 1, 2 ] }} }} ] }}"
+    ),
 }
 
 #: With --disable-auto-complete-config.

@@ -367,8 +367,10 @@ def test_messages_do_not_contain_the_signature_of_a_url(
 
 def listing_of(key: str, content: bytes, etag: str) -> bytes:
     return (
-        f"<ListBucketResult><Name>bucket</Name><KeyCount>1</KeyCount><Contents><Key>{key}</Key><Size>{len(content)}</Size>"
-        f'<LastModified>2026-11-24T20:00:00.000Z</LastModified><ETag>"{etag}"</ETag></Contents></ListBucketResult>'
+        "<ListBucketResult><Name>bucket</Name><KeyCount>1</KeyCount>"
+        f"<Contents><Key>{key}</Key><Size>{len(content)}</Size>"
+        f'<LastModified>2026-11-24T20:00:00.000Z</LastModified><ETag>"{etag}"</ETag></Contents>'
+        "</ListBucketResult>"
     ).encode()
 
 

@@ -198,7 +198,10 @@ def test_the_command_line_takes_a_file(media: ServerProcess) -> None:
 def test_meaningless_hints_fail_the_load(tmp_path: Path) -> None:
     for name, (hint, answer, _) in BROKEN.items():
         limit = "    max_batch_size = 4\n" if name == "batched" else ""
-        source = f"from backline.model import Audio, Image\n\nclass Model:\n{limit}    def predict(self, x: {hint}) -> {answer}: ...\n"
+        source = (
+            "from backline.model import Audio, Image\n\nclass Model:\n"
+            f"{limit}    def predict(self, x: {hint}) -> {answer}: ...\n"
+        )
         put(tmp_path / "models" / name / "1" / "model.py", source)
     put(tmp_path / "path" / "soxr" / "__init__.py", "raise ModuleNotFoundError('No module named soxr')")
     put(

@@ -136,7 +136,10 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def leave_at_once(server: ServerProcess, model: str, body: str) -> None:
     """Requests a stream and resets the connection at once."""
     with socket.create_connection(("127.0.0.1", server.http_port)) as connection:
-        head = f"POST /v2/models/{model}/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /v2/models/{model}/generate_stream HTTP/1.1\r\nHost: x\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
         connection.sendall(f"{head}{body}".encode())
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 

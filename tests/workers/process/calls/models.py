@@ -177,7 +177,8 @@ from backline.model import Models
 def telling(x: str, models: Models) -> str:
     with models["told"].sequence(7) as sequence:
         sequence(x=[b""], end=True)
-        options = {"loud": True, "priority": 1, "timeout": 5_000_000, "sequence_id": 8, "sequence_start": True}
+        options = {"loud": True, "priority": 1, "timeout": 5_000_000}
+        options |= {"sequence_id": 8, "sequence_start": True}
         told = models["told"]([b""], parameters=options)
     return told["output"][0].decode()
 """

@@ -19,8 +19,9 @@ Case = Callable[[Ask], Any]
 CASES: dict[str, Case] = {}
 
 NUMBERS = {
-    "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64, "INT8": np.int8, "INT16": np.int16,
-    "INT32": np.int32, "INT64": np.int64, "FP16": np.float16, "FP32": np.float32, "FP64": np.float64,
+    "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
+    "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64, "FP16": np.float16,
+    "FP32": np.float32, "FP64": np.float64,
 }  # fmt: skip
 
 
@@ -85,13 +86,16 @@ def _told_json(what: str, ask: Ask, **options: Any) -> Any:
 
 
 FUNCTIONS = (
-    "arguments", "repository", "model_dir", "file", "beside", "missing_input", "tensor", "tensor_in_fortran_order", "tensor_of_scalar",
-    "tensor_without_name", "tensor_of_list", "tensor_of_complex", "tensor_of_text", "tensor_of_bytes_objects", "dlpack_round_trip",
-    "dlpack_by_protocol", "dlpack_from_numpy", "dlpack_of_bytes", "dlpack_not_contiguous", "dlpack_of_nothing", "dlpack_without_name",
-    "datatypes", "datatypes_of_configurations", "datatype_of_configuration", "tensors_of_configuration", "decoupled_policy", "byte_tensors",
-    "byte_tensors_of_others", "constants", "errors", "response", "response_of_nothing", "response_of_arrays", "own_request",
-    "own_request_without_model", "own_request_of_nothing", "own_request_of_no_output", "own_request_in_a_wrong_sequence",
-    "own_request_with_wrong_parameters", "own_request_with_wrong_keys", "memory", "both_names",
+    "arguments", "repository", "model_dir", "file", "beside", "missing_input", "tensor",
+    "tensor_in_fortran_order", "tensor_of_scalar", "tensor_without_name", "tensor_of_list",
+    "tensor_of_complex", "tensor_of_text", "tensor_of_bytes_objects", "dlpack_round_trip",
+    "dlpack_by_protocol", "dlpack_from_numpy", "dlpack_of_bytes", "dlpack_not_contiguous",
+    "dlpack_of_nothing", "dlpack_without_name", "datatypes", "datatypes_of_configurations",
+    "datatype_of_configuration", "tensors_of_configuration", "decoupled_policy", "byte_tensors",
+    "byte_tensors_of_others", "constants", "errors", "response", "response_of_nothing", "response_of_arrays",
+    "own_request", "own_request_without_model", "own_request_of_nothing", "own_request_of_no_output",
+    "own_request_in_a_wrong_sequence", "own_request_with_wrong_parameters", "own_request_with_wrong_keys",
+    "memory", "both_names",
 )  # fmt: skip
 for _function in FUNCTIONS:
     case(f"function {_function}", partial(_told, _function))
@@ -130,9 +134,10 @@ def _answers(how: str, ask: Ask, **options: Any) -> Any:
 
 
 ANSWERS = (
-    "fine", "error", "error_beside_outputs", "raised", "raised_inside", "raised_of_triton", "exit", "too_few", "too_many", "no_list",
-    "no_response", "undeclared_output", "missing_output", "no_output", "other_datatype", "other_shape", "sent", "sent_and_none",
-    "sent_in_two_steps", "sent_error", "sent_late", "sent_and_raised", "sent_and_returned",
+    "fine", "error", "error_beside_outputs", "raised", "raised_inside", "raised_of_triton", "exit", "too_few",
+    "too_many", "no_list", "no_response", "undeclared_output", "missing_output", "no_output",
+    "other_datatype", "other_shape", "sent", "sent_and_none", "sent_in_two_steps", "sent_error", "sent_late",
+    "sent_and_raised", "sent_and_returned",
 )  # fmt: skip
 for _how in ANSWERS:
     case(f"answer {_how}", partial(_answers, _how))
@@ -171,8 +176,8 @@ def _decoupled(how: str, ask: Ask, **options: Any) -> Any:
 
 
 DECOUPLED = (
-    "some:0", "some:1", "some:3", "last_with_flag", "by_keyword", "from_thread", "returned", "raised", "raised_after_some", "failed",
-    "failed_in_two_steps", "failed_in_between", "empty", "fewer_outputs",
+    "some:0", "some:1", "some:3", "last_with_flag", "by_keyword", "from_thread", "returned", "raised",
+    "raised_after_some", "failed", "failed_in_two_steps", "failed_in_between", "empty", "fewer_outputs",
 )  # fmt: skip
 for _how in DECOUPLED:
     case(f"decoupled {_how}", partial(_decoupled, _how))
@@ -239,9 +244,10 @@ def _calls(how: str, ask: Ask) -> Any:
 
 
 CALLS = (
-    "once", "some_outputs", "version", "failed", "raised", "unknown", "wrong_input", "told", "beside_each_other", "from_threads", "many",
-    "many_with_flag", "many_failed", "many_async", "many_as_one", "many_as_one_async", "one_as_many", "endless", "sequence", "ready",
-    "loads", "loads_with_configuration", "loads_nobody", "unloads_nobody", "itself", "around",
+    "once", "some_outputs", "version", "failed", "raised", "unknown", "wrong_input", "told",
+    "beside_each_other", "from_threads", "many", "many_with_flag", "many_failed", "many_async", "many_as_one",
+    "many_as_one_async", "one_as_many", "endless", "sequence", "ready", "loads", "loads_with_configuration",
+    "loads_nobody", "unloads_nobody", "itself", "around",
 )  # fmt: skip
 for _how in CALLS:
     case(f"call {_how}", partial(_calls, _how))
@@ -274,14 +280,16 @@ _SEQUENCES = {
 }
 COMPLETIONS: dict[str, dict[str, Any]] = {
     "everything": {}, "everything of what is there": {"input": [_X], "output": [_Y], "max_batch_size": 2},
-    "smaller batch": {"max_batch_size": 9},
-    "dynamic batching": {}, "dynamic batching of sequences": _SEQUENCES, "decoupled": {},
-    "not decoupled": {"model_transaction_policy": {"decoupled": True}},
-    "other policy": {}, "input without name": {}, "input without datatype": {}, "input without dims": {}, "input with more": {},
-    "output without name": {}, "output without datatype": {}, "output without dims": {}, "output with more": {},
-    "other datatype of input": {"input": [_X]}, "other dims of input": {"input": [_X]}, "other datatype of output": {"output": [_Y]},
-    "other dims of output": {"output": [_Y]}, "optional input": {}, "no longer optional": {"input": [{**_X, "optional": True}]},
-    "unknown datatype": {}, "nothing returned": {}, "dict returned": {}, "raised": {}, "read": {"input": [_X]},
+    "smaller batch": {"max_batch_size": 9}, "dynamic batching": {},
+    "dynamic batching of sequences": _SEQUENCES, "decoupled": {},
+    "not decoupled": {"model_transaction_policy": {"decoupled": True}}, "other policy": {},
+    "input without name": {}, "input without datatype": {}, "input without dims": {}, "input with more": {},
+    "output without name": {}, "output without datatype": {}, "output without dims": {},
+    "output with more": {}, "other datatype of input": {"input": [_X]},
+    "other dims of input": {"input": [_X]}, "other datatype of output": {"output": [_Y]},
+    "other dims of output": {"output": [_Y]}, "optional input": {},
+    "no longer optional": {"input": [{**_X, "optional": True}]}, "unknown datatype": {},
+    "nothing returned": {}, "dict returned": {}, "raised": {}, "read": {"input": [_X]},
     "nothing": {"input": [_X], "output": [_Y]},
 }  # fmt: skip
 for _how, _given in COMPLETIONS.items():
@@ -322,9 +330,9 @@ SHOWN = {
 for _how, _prefix in SHOWN.items():
     case(f"metric {_how}", partial(_metrics, _how, prefix=_prefix))
 for _how in (
-    "same_labels", "counter_below", "counter_set", "counter_observed", "histogram_value", "histogram_set", "histogram_incremented",
-    "histogram_without_buckets", "histogram_of_disorder", "counter_with_buckets", "labels_of_numbers", "other_kind", "odd_name", "logged",
-    "logged_number",
+    "same_labels", "counter_below", "counter_set", "counter_observed", "histogram_value", "histogram_set",
+    "histogram_incremented", "histogram_without_buckets", "histogram_of_disorder", "counter_with_buckets",
+    "labels_of_numbers", "other_kind", "odd_name", "logged", "logged_number",
 ):  # fmt: skip
     case(f"metric {_how}" if "logged" not in _how else _how, partial(_metrics, _how))
 

@@ -50,7 +50,8 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         {
             (
                 "error",
-            ): "Failed to process the request(s) for model 'coroutine_0', message: ValueError: negative\n\nAt:\n"
+            ): "Failed to process the request(s) for model 'coroutine_0', message: ValueError: negative"
+            "\n\nAt:\n"
             "  1/model.py(15): answer\n  1/model.py(9): execute\n"
         },
         "the frame that awaited is shown, too",
@@ -66,7 +67,10 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "call wrong_input": (
         {
             (): {
-                "error": "[request id: <id_unknown>] inference input 'how' data-type is 'FP32', but model 'answers' expects 'BYTES'",
+                "error": (
+                    "[request id: <id_unknown>] inference input 'how' data-type is 'FP32', but model "
+                    "'answers' expects 'BYTES'"
+                ),
                 "code": "INVALID_ARG",
             }
         },
@@ -90,7 +94,10 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "call around": (
         {
             (): {
-                "error": "a circle of calls would wait for itself: 'around' version 1 -> 'caller' version 1 -> 'around' version 1",
+                "error": (
+                    "a circle of calls would wait for itself: 'around' version 1 -> 'caller' version 1 -> "
+                    "'around' version 1"
+                ),
                 "code": "INTERNAL",
             }
         },
@@ -107,7 +114,8 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "completion unknown datatype": (
         {
             (): {
-                "error": "load failed for model 'completing': version 1 is at UNAVAILABLE state: auto_complete_config of model"
+                "error": "load failed for model 'completing': version 1 is at UNAVAILABLE state: "
+                "auto_complete_config of model"
                 " 'completing': input[0].data_type: unknown value 'TYPE_FP33', did you mean 'TYPE_FP32'?;\n"
             }
         },
@@ -115,14 +123,16 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     ),
     "load without_execute": (
         {
-            (): "load failed for model 'without_execute': version 1 is at UNAVAILABLE state: Python model file '1/model.py'"
+            (): "load failed for model 'without_execute': version 1 is at UNAVAILABLE state: Python model "
+            "file '1/model.py'"
             " does not implement `execute` method.;\n"
         },
         "Triton reports it with the first request",
     ),
     "load without_class": (
         {
-            (): "load failed for model 'without_class': version 1 is at UNAVAILABLE state: '1/model.py': expected a class"
+            (): "load failed for model 'without_class': version 1 is at UNAVAILABLE state: '1/model.py': "
+            "expected a class"
             " with a method predict, or a public function with type hints, found none;\n"
         },
         "the file may be another kind of Python model here",
@@ -131,8 +141,10 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         {
             (
                 "text",
-            ): "Error when creating MetricFamily: Failed to process the request for model 'metrics_0', message:"
-            " Invalid metric name: 'odd name' cannot name a model's metric: use letters, digits, _ and :, and none of"
+            ): "Error when creating MetricFamily: Failed to process the request for model 'metrics_0', "
+            "message:"
+            " Invalid metric name: 'odd name' cannot name a model's metric: use letters, digits, _ and "
+            ":, and none of"
             " the prefixes nv_, backline_, process_, python_"
         },
         "the error explains which names are valid",
