@@ -1,4 +1,8 @@
-"""Header blocks of responses: literals that no table remembers (RFC 7541, 6.2.2), so that one encoding serves all connections."""
+"""Header blocks of responses.
+
+They use the static table and literals without indexing (RFC 7541, section 6.2.2), so that one encoding is
+valid on all connections.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ for _index, _field in enumerate(HeaderTable.STATIC_TABLE, 1):
 
 
 def encode(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The block of these fields, names in lower case."""
+    """Encodes fields; names must be lower-case."""
     return b"".join([_encode_field(name, value) for name, value in fields])
 
 

@@ -1,4 +1,4 @@
-"""The frames of an HTTP/2 connection, out of whatever pieces the socket gives."""
+"""Reads the frames of an HTTP/2 connection."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ from backline.wire.turns import LARGE_READ, peer_is_gone
 
 log = logging.getLogger("backline.wire")
 
-#: CONTINUATION frames of one header block.
+#: The most CONTINUATION frames per header block.
 _MAX_CONTINUATIONS = 8
-#: The connection's window is opened again when this much of it was used.
+#: The connection's window is replenished when less than this is left.
 _REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
-#: A connection that had to wait for its turn waits again when the socket gives more than this at once.
+#: A connection that used up its turn defers reads above this size to its next turn.
 _SMALL_READ = 8 * KIB
-#: A client that sent this much at once may have left meanwhile.
+#: After a read this large, the client may already have disconnected.
 _ASK_FROM = 32 * KIB
 
 
 class FrameHandler(Protocol):
-    """What a reader does with frames: the connection. Methods may raise ConnectionFailure, or StreamFailure for the
-    stream of the frame."""
+    """The reader's view of its connection.
+
+    Methods may raise ConnectionFailure, or StreamFailure for a frame's stream.
+    """
 
     def open(self, number: int, head: RequestHead, ends: int) -> None:
         """A request on a new stream whose header block is known."""
@@ -69,11 +71,11 @@ class FrameHandler(Protocol):
 class FrameReader:
     """Splits received bytes into frames: DATA goes to its stream in pieces, everything else to the handler.
 
-    It decides when the connection reads: not while the client leaves answers unread, nor while other connections have
-    their turn. It also keeps the receive windows.
+    It decides when the connection reads: not while the client leaves responses unread, nor while other
+    connections have their turn. It also keeps the receive windows.
 
-    Invariants: a DATA frame is never assembled (its payload is passed on as it arrives), and of any other frame at most
-    one is buffered, up to the limit for its type.
+    Invariants: a DATA frame is never assembled (its payload is passed on as it arrives), and of any other
+    frame at most one is buffered, up to the limit for its type.
     """
 
     __slots__ = (
@@ -164,7 +166,10 @@ class FrameReader:
         return self._write_blocked
 
     def stop(self) -> None:
-        """Drops what arrives from now on. It is still read: closing with unread bytes would reset the connection."""
+        """Drops what arrives from now on.
+
+        It is still read: closing with unread bytes would reset the connection.
+        """
         self._stopped = True
         self._update_reading()
 
@@ -177,7 +182,7 @@ class FrameReader:
         self._block = None
 
     def pause_for_writes(self) -> None:
-        """The client leaves answers unread: no more requests are taken from it."""
+        """Accepts no requests while the client leaves responses unread."""
         self._write_blocked = True
         self._update_reading()
 
@@ -195,7 +200,7 @@ class FrameReader:
             return
         self.reads += 1
         if type(data) is not bytes:
-            # TLS may give other buffers; header blocks are keys of a dictionary.
+            # TLS may deliver other buffers, but header blocks are keys of a dictionary.
             data = bytes(data)
         if self._held is not None:
             held, at = self._held
@@ -225,13 +230,13 @@ class FrameReader:
         except ConnectionFailure as failure:
             self._handler.fail(failure)
         except Exception:
-            log.exception("a fault of the server closes an HTTP/2 connection")
-            self._handler.fail(ConnectionFailure(frames.INTERNAL_ERROR, "a fault of the server"))
+            log.exception("an internal error closes an HTTP/2 connection")
+            self._handler.fail(ConnectionFailure(frames.INTERNAL_ERROR, "internal error"))
         if self._output.parts:
             self._output.flush()
 
     def _read(self, data: bytes, at: int) -> None:
-        """Handles the frames in `data` from `at` on, as many as one turn may have."""
+        """Handles the frames in `data` from `at` on, within one turn."""
         size = len(data)
         if not self.preface_done:
             at = self._read_preface(data, size)
@@ -243,7 +248,7 @@ class FrameReader:
         handler = self._handler
         budget = self._limits.frames_per_turn
         limit = at + self._limits.bytes_per_turn
-        # The clock is read every few frames, and first after a few: most reads have no more.
+        # The clock is read every fourth frame: most reads hold fewer.
         end_of_turn = 0.0
         unpack = FRAME_HEADER.unpack_from
         needed = 9
@@ -298,7 +303,7 @@ class FrameReader:
                         at = self._begin_payload(data, begin, length, flags, number)
                     continue
                 if end > size:
-                    if self._is_streamed(kind, length):
+                    if self._is_dropped(kind, length):
                         at = begin
                         self._drop_payload(length)
                         continue
@@ -312,7 +317,7 @@ class FrameReader:
                         handler.open(number, head, flags & 1)
                     else:
                         self._handler.headers(number, block, flags & 1)
-                        # Decoding may have been expensive: the clock is looked at next.
+                        # Decoding can be expensive: read the clock at the next frame.
                         if budget > 3:
                             budget = budget & ~3 | 1
                 elif kind == frames.HEADERS:
@@ -336,13 +341,13 @@ class FrameReader:
             return -1
         if data[:24] != PREFACE or data[27] != frames.SETTINGS:
             raise ConnectionFailure(
-                frames.PROTOCOL_ERROR, "not the preface of HTTP/2, or no SETTINGS after it"
+                frames.PROTOCOL_ERROR, "not the preface of HTTP/2, or no SETTINGS frame after it"
             )
         self.preface_done = True
         return 24
 
     def _hold(self, data: bytes, at: int) -> None:
-        """Lets other connections have their turn first."""
+        """Keeps the rest for the next turn."""
         self._held = (data, at)
         self._busy = True
         self._update_reading()
@@ -350,7 +355,7 @@ class FrameReader:
             self._turns.wait(self)
 
     def _rest(self) -> None:
-        """Reads no more until the next turn."""
+        """Stops reading until the next turn."""
         self._resting = True
         self._update_reading()
         self._turns.wait(self)
@@ -359,7 +364,7 @@ class FrameReader:
         paused, self._resting = self._read_paused, False
         if self._held is not None and not self._stopped and not self._write_blocked:
             if peer_is_gone(self._transport):
-                # Nobody will read the answers.
+                # Nobody would read the responses.
                 self._handler.abort()
                 return False
             data, at = self._held
@@ -381,15 +386,19 @@ class FrameReader:
 
     def _check_windows(self, stream: Stream | None) -> None:
         if self._window_in < 0:
-            raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+            raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the connection's window")
         if self._window_in < _REPLENISH_AT:
             self._output.write(frames.window_update(0, OUR_CONNECTION_WINDOW - self._window_in))
             self._window_in = OUR_CONNECTION_WINDOW
         if stream is not None and stream.window_in < 0:
-            raise StreamFailure(frames.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
+            raise StreamFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the stream's window")
 
     def _begin_payload(self, data: bytes, begin: int, length: int, flags: int, number: int) -> int:
-        """A DATA frame that is not simply a whole one of an open stream."""
+        """Starts a DATA frame that is padded, empty, incomplete or for no open stream.
+
+        Returns where its data begins. The whole frame, padding included, counts toward both windows (RFC
+        9113, section 6.1), whatever becomes of it.
+        """
         padding = 0
         payload = length
         if flags & frames.PADDED:
@@ -423,7 +432,7 @@ class FrameReader:
         self._payload_ends = ends
         self._check_windows(stream)
         if length != payload:
-            # Padding is of no use to the stream: the client gets that part of the window back.
+            # The stream never consumes padding, so its part of the window is returned here.
             self.grant(stream, length - payload)
         if not payload and ends:
             self._payload_stream = None
@@ -454,8 +463,11 @@ class FrameReader:
             at += take
         return at
 
-    def _is_streamed(self, kind: int, length: int) -> bool:
-        """Whether a frame's payload is dropped as it comes. Raises ConnectionFailure if it is larger than its type may be."""
+    def _is_dropped(self, kind: int, length: int) -> bool:
+        """Whether the payload of a frame of an unknown type is dropped as it arrives.
+
+        Raises ConnectionFailure if a frame of a known type, which would be buffered, is too large.
+        """
         if kind > frames.CONTINUATION:
             self._handler.spend(1 + (length >> 14))
             return True
@@ -464,13 +476,11 @@ class FrameReader:
         else:
             too_long = length > frames.MAX_SETTINGS_FRAME
         if too_long:
-            raise ConnectionFailure(
-                frames.ENHANCE_YOUR_CALM, "a control frame or header block that is too long"
-            )
+            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "a control frame or header block is too long")
         return False
 
     def expect(self, stream: Stream, size: int) -> None:
-        """A body of this size is announced: lets it come without waiting for windows, and in large frames."""
+        """Lets an announced body of this size arrive without waiting for windows, in large frames."""
         if size > LARGE_BODY and self._max_frame_size < LARGE_MAX_FRAME_SIZE:
             self._max_frame_size = LARGE_MAX_FRAME_SIZE
             self._output.write(frames.settings({frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE}))
@@ -478,7 +488,7 @@ class FrameReader:
         self.grant(stream, size - OUR_STREAM_WINDOW)
 
     def grant(self, stream: Stream, size: int) -> None:
-        """Lets the client send `size` more on a stream."""
+        """Lets the client send `size` more bytes on a stream."""
         if size > 0 and not stream.closed and stream.remote_open:
             stream.window_in += size
             self._output.write(frames.window_update(stream.number, size))
@@ -497,7 +507,8 @@ class FrameReader:
             begin += 5
         if begin > end:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority longer than the frame")
-        # RFC 9113 knows no priorities any more, but a stream that depends on itself ends the block's stream, not the decoder's state.
+        # A stream that depends on itself fails alone: its block must still be decoded, to keep the HPACK
+        # tables in step.
         failure = None
         if flags & frames.PRIORITISED:
             try:
@@ -524,12 +535,12 @@ class FrameReader:
     def _continuation(self, flags: int, number: int, payload: bytes) -> None:
         block = self._block
         if block is None:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "CONTINUATION without preceding HEADERS")
         block += payload
         self._continuations += 1
         if self._continuations > _MAX_CONTINUATIONS or len(block) > self._limits.max_header_size:
             raise ConnectionFailure(
-                frames.ENHANCE_YOUR_CALM, "a header block in too many or too large frames"
+                frames.ENHANCE_YOUR_CALM, "a header block has too many frames or is too large"
             )
         if flags & frames.END_HEADERS:
             self._block = None
@@ -537,5 +548,6 @@ class FrameReader:
 
 
 def check_dependency(priority: bytes, number: int) -> None:
+    """Raises StreamFailure if a stream's priority names the stream itself as its parent."""
     if int.from_bytes(priority[:4], "big") & 0x7FFFFFFF == number:
         raise StreamFailure(frames.PROTOCOL_ERROR, "a stream that depends on itself")
