@@ -10,7 +10,7 @@ from struct import Struct
 from backline.wire.application import Buffer, Fields, RpcError
 from backline.wire.body import Body
 from backline.wire.compression import CodingError
-from backline.wire.http2 import field_block
+from backline.wire.http2 import frames
 
 OK = 0
 CANCELLED = 1
@@ -27,14 +27,14 @@ UNAVAILABLE = 14
 MAX_MESSAGE = 4096
 
 #: The header blocks before the first message of a response and, on success, after the last.
-RESPONSE_BLOCK = field_block.encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
+RESPONSE_BLOCK = frames.encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
 COMPRESSED_RESPONSE_BLOCKS = {
-    name: field_block.encode(
+    name: frames.encode_fields(
         [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-encoding", name)]
     )
     for name in (b"gzip", b"deflate")
 }
-OK_BLOCK = field_block.encode([(b"grpc-status", b"0")])
+OK_BLOCK = frames.encode_fields([(b"grpc-status", b"0")])
 
 _TO_ESCAPE = re.compile(rb"[^\x20-\x24\x26-\x7e]")
 
@@ -48,15 +48,15 @@ def escape(message: str) -> bytes:
 def status_block(code: int, message: str, trailers: Fields, started: bool) -> bytes:
     """The block that ends a call; with response headers in it (Trailers-Only) unless they were sent."""
     if trailers:
-        return _status_block(code, message, started) + field_block.encode(trailers)
+        return _status_block(code, message, started) + frames.encode_fields(trailers)
     return _status_block(code, message, started)
 
 
 @lru_cache(maxsize=256)
 def _status_block(code: int, message: str, started: bool) -> bytes:
-    block = field_block.encode([(b"grpc-status", b"%d" % code)])
+    block = frames.encode_fields([(b"grpc-status", b"%d" % code)])
     if message:
-        block += field_block.encode([(b"grpc-message", escape(message))])
+        block += frames.encode_fields([(b"grpc-message", escape(message))])
     return block if started else RESPONSE_BLOCK + block
 
 

@@ -115,13 +115,13 @@ class StreamExchange(GrpcExchange, StreamCall):
             raise RpcError(INVALID_ARGUMENT, "the call ended in the middle of a message")
 
     def _announced(self, size: int, at_hand: int) -> None:
-        self.connection.reader.expect(self, min(size, OUR_STREAM_WINDOW))
+        self.connection.reader.data.expect(self, min(size, OUR_STREAM_WINDOW))
         # Security: bytes already received or covered by the window are not granted again. Otherwise each
         # announced length would also admit the start of the next message, and so on without a bound.
-        missing = size - at_hand - self.connection.reader.payload_left - max(0, self.window_in)
+        missing = size - at_hand - self.connection.reader.data.left - max(0, self.window_in)
         if missing > 0:
             self._borrowed += missing
-            self.connection.reader.grant(self, missing)
+            self.connection.reader.data.grant(self, missing)
 
     async def receive(self) -> Buffer | None:
         while not self._messages:
@@ -164,7 +164,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         self._consumed += size - borrowed
         # Small messages are granted together: a WINDOW_UPDATE for each would be as large as the message.
         if self._consumed >= 128 * 1024:
-            self.connection.reader.grant(self, self._consumed)
+            self.connection.reader.data.grant(self, self._consumed)
             self._consumed = 0
 
     async def _inflate(self, message: Buffer) -> Buffer:

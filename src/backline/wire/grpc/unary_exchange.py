@@ -135,7 +135,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self._refuse(error)
 
     def _announced(self, size: int, _: int) -> None:
-        self.connection.reader.expect(self, size + PREFIX_SIZE)
+        self.connection.reader.data.expect(self, size + PREFIX_SIZE)
 
     def _inflate(self, message: Buffer) -> None:
         try:

@@ -9,20 +9,12 @@ from typing import Protocol
 
 from backline.wire.connection import Wire
 from backline.wire.http2 import frames
-from backline.wire.http2.frames import (
-    FRAME_HEADER,
-    LARGE_BODY,
-    LARGE_MAX_FRAME_SIZE,
-    OUR_CONNECTION_WINDOW,
-    OUR_STREAM_WINDOW,
-    PREFACE,
-    ConnectionFailure,
-    StreamFailure,
-)
+from backline.wire.http2.data import REPLENISH_AT, DataReceiver
+from backline.wire.http2.frames import FRAME_HEADER, PREFACE, ConnectionFailure, StreamFailure
 from backline.wire.http2.header_blocks import HeaderBlocks
 from backline.wire.http2.output import Output
 from backline.wire.http2.request_head import RequestHead
-from backline.wire.http2.stream import Stream, StreamTable
+from backline.wire.http2.stream import StreamTable
 from backline.wire.limits import KIB
 from backline.wire.turns import LARGE_READ, peer_is_gone
 
@@ -30,8 +22,6 @@ log = logging.getLogger("backline.wire")
 
 #: The most CONTINUATION frames per header block.
 _MAX_CONTINUATIONS = 8
-#: The connection's window is replenished when less than this is left.
-_REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
 #: A connection that used up its turn defers reads above this size to its next turn.
 _SMALL_READ = 8 * KIB
 #: After a read this large, the client may already have disconnected.
@@ -72,7 +62,7 @@ class FrameReader:
     """Splits received bytes into frames: DATA goes to its stream in pieces, everything else to the handler.
 
     It decides when the connection reads: not while the client leaves responses unread, nor while other
-    connections have their turn. It also keeps the receive windows.
+    connections have their turn.
 
     Invariants: a DATA frame is never assembled (its payload is passed on as it arrives), and of any other
     frame at most one is buffered, up to the limit for its type.
@@ -89,12 +79,8 @@ class FrameReader:
         "_held",
         "_limits",
         "_lost",
-        "_max_frame_size",
         "_needed",
         "_output",
-        "_padding_left",
-        "_payload_ends",
-        "_payload_stream",
         "_pending",
         "_read_paused",
         "_resting",
@@ -102,9 +88,8 @@ class FrameReader:
         "_streams",
         "_transport",
         "_turns",
-        "_window_in",
         "_write_blocked",
-        "payload_left",
+        "data",
         "preface_done",
         "reads",
     )
@@ -125,9 +110,7 @@ class FrameReader:
         self._output = output
         self._streams = streams
         self._blocks = blocks
-        #: What the client may still send on the connection.
-        self._window_in = OUR_CONNECTION_WINDOW
-        self._max_frame_size = frames.MIN_MAX_FRAME_SIZE
+        self.data = DataReceiver(handler, output, streams)
         self.preface_done = False
         #: An incomplete frame, and the size at which it can be handled.
         self._pending = bytearray()
@@ -138,11 +121,6 @@ class FrameReader:
         self._busy = False
         #: Reading is paused until the next turn.
         self._resting = False
-        #: What remains of a frame whose payload is passed on, or dropped, as it arrives.
-        self.payload_left = 0
-        self._padding_left = 0
-        self._payload_stream: Stream | None = None
-        self._payload_ends = 0
         #: A header block that continues in CONTINUATION frames of this stream.
         self._block: bytearray | None = None
         self._block_stream = 0
@@ -178,7 +156,7 @@ class FrameReader:
         self._lost = self._stopped = True
         self._held = None
         self._pending = bytearray()
-        self._payload_stream = None
+        self.data.lose()
         self._block = None
 
     def pause_for_writes(self) -> None:
@@ -246,6 +224,7 @@ class FrameReader:
         streams = table.open
         known = self._blocks.known
         handler = self._handler
+        payload = self.data
         budget = self._limits.frames_per_turn
         limit = at + self._limits.bytes_per_turn
         # The clock is read every fourth frame: most reads hold fewer.
@@ -253,9 +232,9 @@ class FrameReader:
         unpack = FRAME_HEADER.unpack_from
         needed = 9
         while True:
-            if self.payload_left or self._padding_left:
-                at = self._read_payload(data, at, size)
-                if self.payload_left or self._padding_left:
+            if payload.left or payload.padding_left:
+                at = payload.read(data, at, size)
+                if payload.left or payload.padding_left:
                     return
             if size - at < 9:
                 break
@@ -274,7 +253,7 @@ class FrameReader:
             kind = word & 0xFF
             length = word >> 8
             number &= 0x7FFFFFFF
-            if length > self._max_frame_size:
+            if length > payload.max_frame_size:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a frame above MAX_FRAME_SIZE")
             begin = at + 9
             end = begin + length
@@ -291,21 +270,21 @@ class FrameReader:
                         and not flags & frames.PADDED
                     ):
                         at = end
-                        self._window_in -= length
+                        payload.window_in -= length
                         stream.window_in -= length
-                        if self._window_in < _REPLENISH_AT or stream.window_in < 0:
-                            self._check_windows(stream)
+                        if payload.window_in < REPLENISH_AT or stream.window_in < 0:
+                            payload.check_windows(stream)
                         stream.feed(data, begin, end, flags & 1)
                     elif flags & frames.PADDED and length and size == begin:
                         needed = 10
                         break
                     else:
-                        at = self._begin_payload(data, begin, length, flags, number)
+                        at = payload.begin(data, begin, length, flags, number)
                     continue
                 if end > size:
                     if self._is_dropped(kind, length):
                         at = begin
-                        self._drop_payload(length)
+                        payload.drop(length)
                         continue
                     needed = 9 + length
                     break
@@ -382,87 +361,6 @@ class FrameReader:
             else:
                 self._transport.resume_reading()
 
-    # DATA
-
-    def _check_windows(self, stream: Stream | None) -> None:
-        if self._window_in < 0:
-            raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the connection's window")
-        if self._window_in < _REPLENISH_AT:
-            self._output.write(frames.window_update(0, OUR_CONNECTION_WINDOW - self._window_in))
-            self._window_in = OUR_CONNECTION_WINDOW
-        if stream is not None and stream.window_in < 0:
-            raise StreamFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the stream's window")
-
-    def _begin_payload(self, data: bytes, begin: int, length: int, flags: int, number: int) -> int:
-        """Starts a DATA frame that is padded, empty, incomplete or for no open stream.
-
-        Returns where its data begins. The whole frame, padding included, counts toward both windows (RFC
-        9113, section 6.1), whatever becomes of it.
-        """
-        padding = 0
-        payload = length
-        if flags & frames.PADDED:
-            padding = data[begin] if length else 0
-            if padding >= length:
-                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding longer than the frame")
-            begin += 1
-            payload -= 1 + padding
-        stream = self._streams.open.get(number)
-        if stream is None:
-            self._streams.check_not_idle(number)
-            if not self._streams.was_reset(number):
-                raise ConnectionFailure(frames.STREAM_CLOSED, "DATA on a closed stream")
-        ends = flags & frames.END_STREAM
-        self._window_in -= length
-        self._drop_payload(0)
-        self.payload_left = payload
-        self._padding_left = padding
-        if not payload and not ends:
-            self._handler.spend(1 + (padding >> 6))
-        if stream is None or not stream.remote_open:
-            self._check_windows(None)
-            self._handler.spend(1)
-            if stream is not None:
-                raise StreamFailure(frames.STREAM_CLOSED, "DATA after the end of the stream")
-            if self._streams.was_reset_by_client(number):
-                self._handler.send_reset(number, frames.STREAM_CLOSED)
-            return begin
-        stream.window_in -= length
-        self._payload_stream = stream
-        self._payload_ends = ends
-        self._check_windows(stream)
-        if length != payload:
-            # The stream never consumes padding, so its part of the window is returned here.
-            self.grant(stream, length - payload)
-        if not payload and ends:
-            self._payload_stream = None
-            stream.feed(b"", 0, 0, 1)
-        return begin
-
-    def _drop_payload(self, length: int) -> None:
-        self.payload_left = length
-        self._padding_left = 0
-        self._payload_stream = None
-        self._payload_ends = 0
-
-    def _read_payload(self, data: bytes, at: int, size: int) -> int:
-        if self.payload_left:
-            take = min(self.payload_left, size - at)
-            self.payload_left -= take
-            stream = self._payload_stream
-            if stream is not None and take:
-                try:
-                    if not stream.closed and stream.remote_open:
-                        stream.feed(data, at, at + take, self._payload_ends and not self.payload_left)
-                except StreamFailure as failure:
-                    self._handler.fail_stream(stream.number, failure)
-            at += take
-        if not self.payload_left and self._padding_left:
-            take = min(self._padding_left, size - at)
-            self._padding_left -= take
-            at += take
-        return at
-
     def _is_dropped(self, kind: int, length: int) -> bool:
         """Whether the payload of a frame of an unknown type is dropped as it arrives.
 
@@ -478,20 +376,6 @@ class FrameReader:
         if too_long:
             raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "a control frame or header block is too long")
         return False
-
-    def expect(self, stream: Stream, size: int) -> None:
-        """Lets an announced body of this size arrive without waiting for windows, in large frames."""
-        if size > LARGE_BODY and self._max_frame_size < LARGE_MAX_FRAME_SIZE:
-            self._max_frame_size = LARGE_MAX_FRAME_SIZE
-            self._output.write(frames.settings({frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE}))
-            self._handler.expect_acknowledgement()
-        self.grant(stream, size - OUR_STREAM_WINDOW)
-
-    def grant(self, stream: Stream, size: int) -> None:
-        """Lets the client send `size` more bytes on a stream."""
-        if size > 0 and not stream.closed and stream.remote_open:
-            stream.window_in += size
-            self._output.write(frames.window_update(stream.number, size))
 
     # Header blocks
 

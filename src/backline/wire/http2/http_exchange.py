@@ -19,7 +19,7 @@ from backline.wire.compression import (
     negotiate,
 )
 from backline.wire.connection import http_date, peer_address
-from backline.wire.http2 import field_block, frames
+from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.stream import CRUMB, Stream
@@ -85,7 +85,7 @@ class HttpExchange(Stream, HttpRequest):
             self._too_large()
         elif head.headers.get(b"expect", b"").lower() == b"100-continue":
             self.connection.output.write(
-                self.connection.header_frames(self.number, field_block.encode_status(100))
+                self.connection.header_frames(self.number, frames.encode_status(100))
             )
 
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
@@ -116,7 +116,7 @@ class HttpExchange(Stream, HttpRequest):
             size = self.head.content_length
             gathered = self._gathered = Body(size)
             if size is not None:
-                connection.reader.expect(self, size)
+                connection.reader.data.expect(self, size)
         if gathered.filled + end - begin > connection.wire.limits.max_body_size:
             self._too_large()
             return False
@@ -127,7 +127,7 @@ class HttpExchange(Stream, HttpRequest):
             return False
         gathered.add(data, begin, end)
         if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:
-            connection.reader.grant(self, OUR_STREAM_WINDOW - self.window_in)
+            connection.reader.data.grant(self, OUR_STREAM_WINDOW - self.window_in)
         return True
 
     def dispatch(self) -> None:
@@ -256,12 +256,12 @@ class HttpExchange(Stream, HttpRequest):
         )
 
     def _response_head(self, status: int, fields: Fields, size: int | None) -> bytes:
-        block = field_block.encode_status(status) + field_block.encode(
+        block = frames.encode_status(status) + frames.encode_fields(
             [field for field in fields if field[0] not in _NOT_IN_HTTP2]
         )
         if size is not None:
-            block += field_block.encode([(b"content-length", b"%d" % size)])
-        return block + field_block.encode([(b"date", http_date())])
+            block += frames.encode_fields([(b"content-length", b"%d" % size)])
+        return block + frames.encode_fields([(b"date", http_date())])
 
     # Ends before the response
 
