@@ -1,4 +1,4 @@
-"""A real listener with a small application, on uvloop and on asyncio, in a thread of its own."""
+"""A real listener with a small application, on uvloop or asyncio, in its own thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 class EchoApplication:
-    """Answers by path; `held` requests wait until they are let go, `lost` are those whose client went away."""
+    """Responds by path. `held` requests wait to be released; those in `lost` had their client disconnect."""
 
     def __init__(self) -> None:
         self.held: list[HttpRequest] = []
@@ -54,7 +54,7 @@ class EchoApplication:
             case b"zeros":
                 half = memoryview(bytes(int(request.query) // 2))
                 request.respond(200, OCTETS, (half, half))
-            case b"ending":  # its last part is empty
+            case b"ending":  # the last part is empty
                 request.respond(200, OCTETS, (memoryview(bytes(int(request.query))), b""))
             case b"held":
                 self.held.append(request)
@@ -116,7 +116,7 @@ class WireServer:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
 
     def state(self) -> tuple[int, int, int]:
-        """Connections, requests in flight and buffered bytes, seen from the loop."""
+        """The counts of connections, requests in flight and buffered bytes, read on the loop."""
 
         async def look() -> tuple[int, int, int]:
             return len(self.wire.connections), self.wire.requests, self.wire.buffered_bytes
@@ -124,7 +124,7 @@ class WireServer:
         return self.wait(look())  # type: ignore[no-any-return]
 
     def until(self, condition: Callable[[], bool], timeout: float = 10) -> None:
-        """Turns the loop until a condition on its state holds."""
+        """Runs the loop until a condition on its state holds."""
 
         async def turn() -> None:
             async with asyncio.timeout(timeout):
@@ -134,14 +134,14 @@ class WireServer:
         self.wait(turn())
 
     def release(self, request: HttpRequest, body: bytes = b"held") -> None:
-        """Answers a held request."""
+        """Responds to a held request."""
         self.loop.call_soon_threadsafe(request.respond, 200, OCTETS, (body,))
 
     def connect(self, timeout: float = 10) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
     def send(self, data: bytes) -> bytes:
-        """Sends bytes on a new connection and reads all that comes until the server closes."""
+        """Sends bytes on a new connection and reads until the server closes it."""
         with self.connect() as client:
             client.sendall(data)
             return read_all(client)
@@ -154,7 +154,7 @@ class WireServer:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """All bytes until the server closes; a reset counts as a close."""
+    """Reads until the server closes the connection or resets it."""
     received = bytearray()
     try:
         while data := client.recv(1 << 16):
@@ -165,7 +165,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def read_answer(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """One answer with a content-length: status, fields, body."""
+    """One response with a content-length: status, fields, body."""
     received = b""
     while b"\r\n\r\n" not in received:
         data = client.recv(1)
@@ -199,13 +199,13 @@ def loop_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def start(loop_name: str) -> Iterator[Callable[..., WireServer]]:
-    """Starts servers with limits of the test's choice."""
+    """Starts servers with the limits a test needs."""
     with ExitStack() as stack:
         yield lambda tls=None, **limits: stack.enter_context(wire_server(loop_name, Limits(**limits), tls))
 
 
 @pytest.fixture(scope="module", params=list(LOOPS))
 def echo_server(request: pytest.FixtureRequest) -> Iterator[WireServer]:
-    """A server with the default limits for tests that only ask."""
+    """A server with the default limits, shared by tests."""
     with wire_server(request.param, Limits()) as server:
         yield server

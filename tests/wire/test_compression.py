@@ -1,4 +1,4 @@
-"""gzip and deflate, of requests and of responses."""
+"""gzip and deflate, for requests and responses."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_compressed_body_reaches_the_application_inflated(
     echo_server.until(lambda: echo_server.wire.buffered_bytes == 0)
 
 
-def test_identity_is_taken_as_it_is(echo_server: WireServer) -> None:
+def test_identity_coding_is_accepted(echo_server: WireServer) -> None:
     with echo_server.connect() as client:
         client.sendall(post(b"/echo", b"identity", b"hello"))
         assert read_answer(client)[2] == b"hello"
 
 
 @pytest.mark.parametrize("size", [20_000_000, 400_000_000])
-def test_bomb_is_413_and_its_memory_is_not_taken(start: Start, size: int) -> None:
+def test_gzip_bomb_is_413_and_takes_no_memory(start: Start, size: int) -> None:
     server = start(max_body_size=10_000_000)
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(packer.compress(bytes(1_000_000)) for _ in range(size // 1_000_000)) + packer.flush()
@@ -79,7 +79,7 @@ def test_bomb_is_413_and_its_memory_is_not_taken(start: Start, size: int) -> Non
 
 @pytest.mark.parametrize("coding", [b"gzip", b"deflate"])
 @pytest.mark.parametrize("cut", [slice(0, 10), slice(0, -1), slice(5, None)])
-def test_broken_body_is_400_and_the_connection_lives(
+def test_malformed_body_is_400_and_the_connection_stays_open(
     echo_server: WireServer, coding: bytes, cut: slice
 ) -> None:
     packed = gzip.compress(b"hello" * 99) if coding == b"gzip" else zlib.compress(b"hello" * 99)
@@ -91,7 +91,7 @@ def test_broken_body_is_400_and_the_connection_lives(
 
 
 @pytest.mark.parametrize("coding", [b"br", b"zstd", b"gzip, gzip", b"\xff"])
-def test_other_codings_are_415_with_those_that_are_accepted(echo_server: WireServer, coding: bytes) -> None:
+def test_other_codings_are_415_with_the_accepted_ones(echo_server: WireServer, coding: bytes) -> None:
     with echo_server.connect() as client:
         client.sendall(post(b"/echo", coding, b"x"))
         status, fields, _ = read_answer(client)
@@ -119,7 +119,7 @@ def test_limit_is_exact(content: bytes, pack: Callable[[bytes], bytes], slack: i
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"gzip", b"deflate"]))
-def test_any_bytes_inflate_or_are_refused(body: bytes, coding: bytes) -> None:
+def test_random_bytes_are_inflated_or_refused(body: bytes, coding: bytes) -> None:
     try:
         outcome = len(Inflater(coding, body, 10_000).finish())
     except CodingError as error:
@@ -152,7 +152,7 @@ def test_negotiation_follows_the_weights(accept: bytes, coding: ResponseCoding |
     assert negotiate(accept) is coding
 
 
-def test_application_that_chose_a_coding_is_left_alone() -> None:
+def test_coding_chosen_by_the_application_is_kept() -> None:
     assert negotiate(b"gzip", ((b"content-encoding", b"br"),)) is None
 
 
@@ -185,7 +185,7 @@ def dechunked(rest: bytes) -> bytes:
         rest = rest[int(size, 16) + 2 :]
 
 
-def test_small_responses_and_those_to_other_clients_are_not_compressed(echo_server: WireServer) -> None:
+def test_small_or_unrequested_responses_are_not_compressed(echo_server: WireServer) -> None:
     for size, fields in (
         (100, b"Accept-Encoding: gzip\r\n"),
         (50_000, b""),

@@ -1,4 +1,4 @@
-"""Memory that large bodies and answers took goes back to the system."""
+"""Memory used by large bodies and responses is returned to the system."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ MIB = 1 << 20
 
 
 @pytest.mark.skipif(not trim(), reason="the C library cannot give memory back")
-def test_memory_goes_back_although_a_slow_client_holds_some() -> None:
+def test_memory_is_returned_while_a_slow_client_holds_some() -> None:
     async def run() -> None:
         application = Application(lambda _: None, {}, render_error, OpenGate())
         wire = Wire(application, Limits(), asyncio.get_running_loop())
+        trim()  # or the blocks would reuse memory that earlier tests freed
         before = resident_bytes()
         heap = Heap(wire)
-        # Below the size of which malloc makes maps. Small blocks between them keep the C library from shrinking the heap by itself.
+        # Below malloc's threshold for maps. Small blocks in between keep the heap from shrinking.
         blocks = [(bytearray(b"x") * 100_000, bytearray(20_000)) for _ in range(600)]
         pins = [pin for _, pin in blocks]
         wire.buffered_bytes = 60 * MIB

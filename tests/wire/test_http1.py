@@ -1,4 +1,4 @@
-"""HTTP/1.1 as clients use it."""
+"""HTTP/1.1: requests that clients send in practice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Start = Callable[..., WireServer]
 GET = b"GET /dump HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-def test_answer_has_date_length_and_the_bodys_bytes(echo_server: WireServer) -> None:
+def test_response_has_date_length_and_body(echo_server: WireServer) -> None:
     with echo_server.connect() as client:
         client.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello")
         status, fields, body = read_answer(client)
@@ -40,9 +40,7 @@ def test_headers_are_lower_case_and_repeated_ones_are_joined(echo_server: WireSe
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 65536, 65537, 602_112, 5_000_000])
-def test_bodies_of_all_sizes_come_back_unchanged_on_one_connection(
-    echo_server: WireServer, size: int
-) -> None:
+def test_bodies_of_all_sizes_are_echoed_on_one_connection(echo_server: WireServer, size: int) -> None:
     sent = os.urandom(size)
     client = http.client.HTTPConnection("127.0.0.1", echo_server.port, timeout=20)
     for _ in range(3):
@@ -52,7 +50,7 @@ def test_bodies_of_all_sizes_come_back_unchanged_on_one_connection(
     echo_server.until(lambda: echo_server.wire.buffered_bytes == 0 and echo_server.wire.requests == 0)
 
 
-def test_chunked_body_comes_back_and_its_trailers_are_dropped(echo_server: WireServer) -> None:
+def test_chunked_body_is_echoed_and_its_trailers_are_dropped(echo_server: WireServer) -> None:
     with echo_server.connect() as client:
         client.sendall(
             b"POST /dump HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -64,7 +62,7 @@ def test_chunked_body_comes_back_and_its_trailers_are_dropped(echo_server: WireS
     assert second["headers"] == {"host": "a"}
 
 
-def test_large_chunked_body_comes_back(echo_server: WireServer) -> None:
+def test_large_chunked_body_is_echoed(echo_server: WireServer) -> None:
     sent = os.urandom(3_000_000)
     client = http.client.HTTPConnection("127.0.0.1", echo_server.port, timeout=20)
     client.request(
@@ -84,7 +82,7 @@ def test_pipelined_requests_are_answered_in_order(echo_server: WireServer) -> No
         assert [read_answer(client)[2] for _ in range(count)] == [b"/later?%d:x" % n for n in range(count)]
 
 
-def test_while_a_request_is_with_the_application_the_next_one_waits(echo_server: WireServer) -> None:
+def test_request_waits_while_the_application_handles_the_previous_one(echo_server: WireServer) -> None:
     echo = echo_server.echo
     with echo_server.connect() as client:
         client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n" * 2)
@@ -97,7 +95,7 @@ def test_while_a_request_is_with_the_application_the_next_one_waits(echo_server:
         assert [read_answer(client)[2] for _ in range(2)] == [b"first", b"second"]
 
 
-def test_pipelined_requests_behind_one_in_flight_are_not_all_read(start: Start) -> None:
+def test_pipelined_requests_after_one_in_flight_are_not_all_read(start: Start) -> None:
     server = start(max_unsent_bytes=64 * 1024)
     with server.connect() as client:
         client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -117,10 +115,10 @@ def test_head_has_the_fields_of_get_and_no_body(echo_server: WireServer) -> None
     assert answer.endswith(b"\r\n\r\n")
 
 
-def test_an_answer_whose_last_part_is_empty_ends(echo_server: WireServer) -> None:
+def test_response_with_an_empty_last_part_is_complete(echo_server: WireServer) -> None:
     answer = echo_server.send(
         b"GET /ending?3000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-    )  # until the server closes
+    )  # reads until the server closes
     assert answer.endswith(b"\r\n\r\n" + bytes(3_000_000))
 
 
@@ -136,7 +134,7 @@ def test_options_with_a_star_reaches_the_application(echo_server: WireServer) ->
     )
 
 
-def test_absolute_target_is_taken_by_its_path(echo_server: WireServer) -> None:
+def test_absolute_target_is_routed_by_its_path(echo_server: WireServer) -> None:
     with echo_server.connect() as client:
         client.sendall(b"GET http://example.org/dump?q HTTP/1.1\r\nHost: example.org\r\n\r\n")
         seen = json.loads(read_answer(client)[2])
@@ -151,7 +149,7 @@ def test_http_1_0_closes_unless_the_client_wants_to_keep_the_connection(echo_ser
             assert read_answer(client)[1]["connection"] == "keep-alive"
 
 
-def test_nothing_is_answered_behind_connection_close(echo_server: WireServer) -> None:
+def test_requests_after_connection_close_are_ignored(echo_server: WireServer) -> None:
     answer = echo_server.send(b"GET /dump HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" + GET)
     assert answer.count(b"HTTP/1.1 200") == 1
 
@@ -164,10 +162,11 @@ def test_expect_100_continue_is_answered_before_the_body(echo_server: WireServer
         assert read_answer(client)[2] == b"hello"
 
 
-def test_100_continue_waits_for_the_answers_before_it(echo_server: WireServer) -> None:
+def test_100_continue_follows_earlier_responses(echo_server: WireServer) -> None:
     with echo_server.connect() as client:
         client.sendall(
-            b"GET /held HTTP/1.1\r\nHost: a\r\n\r\nPOST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+            b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n"
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
         )
         assert echo_server.echo.arrived.acquire(timeout=5)
         echo_server.until(lambda: echo_server.wire.requests == 2)
@@ -191,9 +190,8 @@ def test_other_expectations_are_417(echo_server: WireServer) -> None:
 def test_upgrade_to_h2c_is_ignored_and_the_body_stays_a_body(echo_server: WireServer, framing: bytes) -> None:
     with echo_server.connect() as client:
         client.sendall(
-            b"POST /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
-            + framing
-            + GET
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+            b"HTTP2-Settings: AAMAAABk\r\n" + framing + GET
         )
         assert read_answer(client)[2] == b"hello"
         assert json.loads(read_answer(client)[2])["method"] == "GET"
@@ -219,7 +217,7 @@ def test_streamed_head_has_no_body(echo_server: WireServer) -> None:
     assert b"chunk 0" not in answer
 
 
-def test_an_application_that_raises_gets_500_and_the_connection_lives(
+def test_raising_application_is_500_and_the_connection_stays_open(
     echo_server: WireServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with echo_server.connect() as client:
@@ -230,7 +228,7 @@ def test_an_application_that_raises_gets_500_and_the_connection_lives(
     assert sum("the application is broken" in str(record.exc_info) for record in caplog.records) == 1
 
 
-def test_disconnect_while_the_answer_is_due_is_told_once_and_the_answer_dropped(
+def test_disconnect_is_notified_once_and_the_response_dropped(
     echo_server: WireServer,
 ) -> None:
     echo = echo_server.echo
@@ -244,7 +242,7 @@ def test_disconnect_while_the_answer_is_due_is_told_once_and_the_answer_dropped(
     assert not echo.lost.acquire(blocking=False)
 
 
-def test_client_that_ends_its_side_gets_what_is_answered_at_once(echo_server: WireServer) -> None:
+def test_half_closed_client_gets_an_immediate_response(echo_server: WireServer) -> None:
     for path, answer in ((b"echo", b"hello"), (b"zeros?3000000", bytes(3_000_000))):
         with echo_server.connect() as client:
             client.sendall(b"POST /%b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello" % path)
@@ -252,7 +250,7 @@ def test_client_that_ends_its_side_gets_what_is_answered_at_once(echo_server: Wi
             assert read_all(client).split(b"\r\n\r\n", 1)[1] == answer
 
 
-def test_client_that_ends_its_side_while_its_answer_is_due_is_taken_to_be_gone(
+def test_half_close_cancels_the_request_in_flight(
     echo_server: WireServer,
 ) -> None:
     with echo_server.connect() as client:
@@ -264,7 +262,7 @@ def test_client_that_ends_its_side_while_its_answer_is_due_is_taken_to_be_gone(
     echo_server.echo.held.clear()
 
 
-def test_stream_to_a_client_that_is_gone_raises(echo_server: WireServer) -> None:
+def test_stream_to_a_disconnected_client_raises(echo_server: WireServer) -> None:
     client = echo_server.connect()
     client.sendall(b"GET /stream?100000000 HTTP/1.1\r\nHost: a\r\n\r\n")
     assert client.recv(100)
@@ -273,7 +271,7 @@ def test_stream_to_a_client_that_is_gone_raises(echo_server: WireServer) -> None
     echo_server.until(lambda: echo_server.wire.requests == 0)
 
 
-def test_half_a_request_and_a_disconnect_leave_nothing_behind(echo_server: WireServer) -> None:
+def test_disconnect_within_a_request_leaks_nothing(echo_server: WireServer) -> None:
     for head in (
         b"",
         b"GET /",
@@ -303,7 +301,7 @@ def test_half_a_request_and_a_disconnect_leave_nothing_behind(echo_server: WireS
         ["-0"],
     ],
 )
-def test_curl_gets_back_what_it_sends(echo_server: WireServer, tmp_path: Path, options: list[str]) -> None:
+def test_curl_gets_its_body_echoed(echo_server: WireServer, tmp_path: Path, options: list[str]) -> None:
     sent = os.urandom(700_000)
     (tmp_path / "sent").write_bytes(sent)
     url = f"http://127.0.0.1:{echo_server.port}/echo"
@@ -316,7 +314,7 @@ def test_curl_gets_back_what_it_sends(echo_server: WireServer, tmp_path: Path, o
     assert done.stdout == sent
 
 
-def test_slow_bytes_make_the_same_request(echo_server: WireServer) -> None:
+def test_request_may_arrive_byte_by_byte(echo_server: WireServer) -> None:
     with echo_server.connect() as client:
         for byte in b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello":
             client.send(bytes([byte]))
@@ -325,7 +323,7 @@ def test_slow_bytes_make_the_same_request(echo_server: WireServer) -> None:
         assert read_all(client) == b""
 
 
-def test_an_answered_request_no_longer_knows_who_cared_for_it(echo_server: WireServer) -> None:
+def test_answered_request_drops_its_on_disconnect_callback(echo_server: WireServer) -> None:
     with echo_server.connect() as client:
         client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert echo_server.echo.arrived.acquire(timeout=10)

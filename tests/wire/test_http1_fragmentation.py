@@ -1,4 +1,4 @@
-"""However the bytes of valid requests are cut into packets, the answers are the same."""
+"""Responses to valid requests do not depend on fragmentation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def answer(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), sequence=st.lists(requests(), max_size=8))
-def test_any_fragmentation_gives_the_same_answers(
+def test_any_fragmentation_gives_the_same_responses(
     echo_server: WireServer, data: st.DataObject, sequence: list[bytes]
 ) -> None:
     apart = []

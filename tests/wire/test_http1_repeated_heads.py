@@ -1,4 +1,4 @@
-"""Requests whose head is that of the request before them are not parsed again: what must stay the same all the same."""
+"""Requests that repeat the previous head skip the parser, with the same results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def post(path: bytes, body: bytes, *fields: bytes) -> bytes:
 
 @pytest.fixture
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What is given to the parser."""
+    """The bytes passed to the parser."""
     pieces: list[bytes] = []
     feed = Receiver.feed
 
@@ -69,7 +69,7 @@ def test_other_heads_of_the_same_size_are_parsed(echo_server: WireServer, fed: l
     ],
     ids=["two at once", "other length", "empty lines before", "longer than a piece", "chunked"],
 )
-def test_what_comes_between_equal_heads_is_taken_as_it_is(echo_server: WireServer, between: bytes) -> None:
+def test_bytes_between_equal_heads_are_parsed(echo_server: WireServer, between: bytes) -> None:
     with echo_server.connect() as client:
         for _ in range(3):
             client.sendall(post(b"/echo", b"hello"))
@@ -79,7 +79,7 @@ def test_what_comes_between_equal_heads_is_taken_as_it_is(echo_server: WireServe
                 assert read_answer(client)[0] == 200
 
 
-def test_body_that_looks_like_the_remembered_request_stays_a_body(echo_server: WireServer) -> None:
+def test_body_equal_to_the_remembered_request_stays_a_body(echo_server: WireServer) -> None:
     inner = post(b"/dump", b"x")
     with echo_server.connect() as client:
         client.sendall(inner)
@@ -101,7 +101,7 @@ def test_empty_lines_do_not_repeat_a_request(echo_server: WireServer) -> None:
         assert read_all(client).startswith(b"HTTP/1.1 204 ")
 
 
-def test_repeated_requests_behind_one_in_flight_wait(echo_server: WireServer) -> None:
+def test_repeated_requests_wait_for_one_in_flight(echo_server: WireServer) -> None:
     echo = echo_server.echo
     with echo_server.connect() as client:
         for number in range(4):
@@ -114,7 +114,7 @@ def test_repeated_requests_behind_one_in_flight_wait(echo_server: WireServer) ->
             assert read_answer(client)[2] == b"answer %d" % number
 
 
-def test_repeated_requests_count_against_the_limit(start: Start) -> None:
+def test_repeated_requests_count_toward_the_limit(start: Start) -> None:
     server = start(max_concurrent_requests=1)
     with server.connect() as first, server.connect() as second:
         second.sendall(post(b"/echo", b"hello"))
@@ -134,7 +134,7 @@ def test_repeated_head_of_a_compressed_body_is_inflated_each_time(echo_server: W
             assert read_answer(client)[2] == content
 
 
-def test_draining_server_takes_a_repeated_request_as_the_last_one(start: Start) -> None:
+def test_draining_server_answers_a_repeated_request_and_closes(start: Start) -> None:
     server = start()
     with server.connect() as client:
         client.sendall(post(b"/echo", b"hello"))

@@ -1,4 +1,4 @@
-"""Large compressed bodies, one at a time."""
+"""Large compressed bodies are inflated one at a time."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_gzip_of_several_members_is_measured() -> None:
     assert reserved[-1] == len(BODY) + len(b"the last")
 
 
-def test_gzip_that_announces_too_much_is_what_it_is() -> None:
+def test_gzip_that_announces_too_large_a_size_is_inflated() -> None:
     body = gzip.compress(BODY)
     with pytest.raises(CodingError, match="not valid gzip"):
         inflate(b"gzip", body[:-4] + (len(BODY) + 1).to_bytes(4, "little"))
@@ -83,12 +83,12 @@ def test_body_above_the_limit_is_refused_before_anything_is_reserved(coding: byt
     assert not reserved
 
 
-def test_body_that_becomes_far_larger_is_refused() -> None:
+def test_body_with_an_implausible_ratio_is_refused() -> None:
     with pytest.raises(CodingError, match="200 times"):
         inflate(b"gzip", gzip.compress(bytes(RATIO_FROM + 1)))
 
 
-def test_body_for_which_there_is_no_room_is_refused() -> None:
+def test_body_without_room_is_refused() -> None:
     with pytest.raises(CodingError) as refused:
         run(
             lambda inflation: inflation.inflate(
@@ -98,7 +98,7 @@ def test_body_for_which_there_is_no_room_is_refused() -> None:
     assert refused.value.status == 503
 
 
-def test_body_that_nobody_wants_any_more_is_given_up() -> None:
+def test_inflation_stops_once_the_body_is_unwanted() -> None:
     asked: list[int] = []
 
     def wanted() -> bool:

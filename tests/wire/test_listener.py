@@ -1,4 +1,4 @@
-"""Addresses, connection limits and the end of a server."""
+"""Addresses, connection limits and shutdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Start = Callable[..., WireServer]
 GET = b"GET /dump HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-def test_port_0_takes_a_free_port_on_all_addresses_of_the_host(start: Start) -> None:
+def test_port_0_selects_one_free_port_for_all_addresses_of_the_host(start: Start) -> None:
     server = start()
     port = server.wait(server.listeners.open_tcp("localhost", 0))
     with socket.create_connection(("localhost", port), 5) as client:
@@ -28,7 +28,7 @@ def test_port_0_takes_a_free_port_on_all_addresses_of_the_host(start: Start) -> 
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
-def test_ipv6_address_is_opened(start: Start) -> None:
+def test_ipv6_address_is_served(start: Start) -> None:
     server = start()
     port = server.wait(server.listeners.open_tcp("::1", 0))
     with socket.create_connection(("::1", port), 5) as client:
@@ -37,7 +37,7 @@ def test_ipv6_address_is_opened(start: Start) -> None:
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
-def test_all_addresses_of_ipv6_are_those_of_ipv4_too(start: Start) -> None:
+def test_ipv6_wildcard_includes_ipv4(start: Start) -> None:
     server = start()
     port = server.wait(server.listeners.open_tcp("::", 0))
     for address in ("::1", "127.0.0.1"):
@@ -58,7 +58,7 @@ def test_unknown_host_is_an_error_that_names_it(start: Start) -> None:
         server.wait(server.listeners.open_tcp("no-such-host.invalid", 80))
 
 
-def test_unix_socket_answers_and_its_file_goes_with_the_server(start: Start, tmp_path: Path) -> None:
+def test_unix_socket_is_served_and_its_file_removed_on_close(start: Start, tmp_path: Path) -> None:
     server, path = start(), tmp_path / "socket"
     server.wait(server.listeners.open_unix(path))
     with socket.socket(socket.AF_UNIX) as client:
@@ -78,10 +78,10 @@ def test_stale_unix_socket_is_replaced(start: Start, tmp_path: Path) -> None:
     assert stat.S_ISSOCK(path.stat().st_mode)
 
 
-def test_unix_socket_of_a_running_server_and_other_files_are_left_alone(start: Start, tmp_path: Path) -> None:
+def test_unix_socket_in_use_and_other_files_are_not_replaced(start: Start, tmp_path: Path) -> None:
     server, path, file = start(), tmp_path / "socket", tmp_path / "file"
     server.wait(server.listeners.open_unix(path))
-    with pytest.raises(OSError, match="another server listens there"):
+    with pytest.raises(OSError, match="another server is listening on it"):
         server.wait(server.listeners.open_unix(path))
     file.write_text("precious")
     with pytest.raises(OSError, match="not a socket"):
@@ -89,7 +89,7 @@ def test_unix_socket_of_a_running_server_and_other_files_are_left_alone(start: S
     assert file.read_text() == "precious"
 
 
-def test_connections_above_the_limit_get_503_and_the_others_live(start: Start) -> None:
+def test_connections_above_the_limit_get_503_and_others_are_unaffected(start: Start) -> None:
     server = start(max_connections=2)
     with server.connect() as first, server.connect():
         server.until(lambda: len(server.wire.connections) == 2)
@@ -102,7 +102,7 @@ def test_connections_above_the_limit_get_503_and_the_others_live(start: Start) -
         assert read_answer(again)[0] == 200
 
 
-def test_thousands_of_silent_connections_do_not_disturb_an_honest_client(start: Start) -> None:
+def test_thousands_of_silent_connections_do_not_slow_another_client(start: Start) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 5000:
         pytest.skip("this process may not open 5,000 files")
@@ -119,7 +119,7 @@ def test_thousands_of_silent_connections_do_not_disturb_an_honest_client(start: 
     server.until(lambda: not server.wire.connections)
 
 
-def test_close_finishes_what_is_in_flight_and_says_that_it_closes(start: Start) -> None:
+def test_close_completes_requests_in_flight_with_connection_close(start: Start) -> None:
     server = start()
     with server.connect() as client, server.connect() as idle:
         client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -135,7 +135,7 @@ def test_close_finishes_what_is_in_flight_and_says_that_it_closes(start: Start) 
         closing.result(5)
 
 
-def test_close_gives_up_on_what_does_not_finish_in_time(start: Start) -> None:
+def test_close_aborts_requests_that_outlast_the_drain_timeout(start: Start) -> None:
     server = start()
     with server.connect() as client:
         client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -146,7 +146,7 @@ def test_close_gives_up_on_what_does_not_finish_in_time(start: Start) -> None:
     assert server.state() == (0, 0, 0)
 
 
-def test_close_under_load_breaks_no_answer(start: Start) -> None:
+def test_close_under_load_truncates_no_response(start: Start) -> None:
     server = start()
     broken: list[str] = []
     answered = threading.Semaphore(0)
@@ -188,7 +188,7 @@ def few_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_running_out_of_file_descriptors_does_not_end_the_server(start: Start, few_files: None) -> None:
+def test_server_survives_running_out_of_file_descriptors(start: Start, few_files: None) -> None:
     server = start()
     with contextlib.ExitStack() as clients:
         waiting = [clients.enter_context(socket.socket()) for _ in range(30)]

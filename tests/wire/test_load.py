@@ -1,4 +1,4 @@
-"""What idle and greedy clients take from the others."""
+"""Idle and greedy clients do not lock out others."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from wire.http2.served import FrameClient, Served, serve
 
 
 def open_streams(client: FrameClient, served: Served, count: int) -> None:
-    """Streaming calls that never send a message."""
+    """Opens streaming calls that never send a message."""
     for number in range(1, 2 * count, 2):
         client.call(number, "/test.Test/Each", None, end=False)
     served.wait_until(lambda: served.wire.streams >= count)
 
 
 def make_vital(wire: object) -> None:
-    """Has the application name /vital and Echo as answered under any load."""
+    """Makes /vital and Echo vital requests."""
     object.__setattr__(
         wire.application,  # type: ignore[attr-defined]
         "is_vital",
@@ -33,7 +33,7 @@ def make_vital(wire: object) -> None:
     )
 
 
-def test_streams_that_wait_take_no_places_of_requests() -> None:
+def test_idle_streams_do_not_count_as_requests() -> None:
     with (
         serve(Limits(max_concurrent_requests=2)) as served,
         FrameClient(served.port) as idle,
@@ -46,7 +46,7 @@ def test_streams_that_wait_take_no_places_of_requests() -> None:
         assert client.response(3)[0][":status"] == "200"
 
 
-def test_streams_beyond_the_limit_are_refused_and_their_places_come_back() -> None:
+def test_streams_above_the_limit_are_refused_until_others_end() -> None:
     with serve(Limits(max_streams=2)) as served, FrameClient(served.port) as client:
         open_streams(client, served, 2)
         client.call(5, "/test.Test/Each", None, end=False)
@@ -58,7 +58,7 @@ def test_streams_beyond_the_limit_are_refused_and_their_places_come_back() -> No
         assert client.response(7)[1] == prefixed(b"now")
 
 
-def test_idle_stream_is_ended_with_a_status_that_asks_to_open_it_again() -> None:
+def test_idle_stream_ends_with_a_status_that_asks_to_reopen_it() -> None:
     with (
         serve(Limits(stream_idle_timeout=0.2, progress_timeout=0.1)) as served,
         FrameClient(served.port) as client,
@@ -70,7 +70,7 @@ def test_idle_stream_is_ended_with_a_status_that_asks_to_open_it_again() -> None
         served.wait_until(lambda: served.wire.streams == 0)
 
 
-def test_one_address_cannot_take_all_places(start: Callable[..., WireServer]) -> None:
+def test_one_address_cannot_use_all_requests(start: Callable[..., WireServer]) -> None:
     server = start(max_concurrent_requests=4, max_peer_share=0.5)
     with ExitStack() as stack:
         for _ in range(2):
@@ -82,7 +82,7 @@ def test_one_address_cannot_take_all_places(start: Callable[..., WireServer]) ->
         assert read_answer(third)[0] == 503
 
 
-def test_one_address_cannot_take_all_connections(start: Callable[..., WireServer]) -> None:
+def test_one_address_cannot_use_all_connections(start: Callable[..., WireServer]) -> None:
     server = start(max_connections=4, max_peer_share=0.5)
     with server.connect(), server.connect():
         server.until(lambda: len(server.wire.connections) == 2)
@@ -94,7 +94,7 @@ def test_one_address_cannot_take_all_connections(start: Callable[..., WireServer
         assert read_answer(later)[0] == 200
 
 
-def test_vital_http1_requests_are_answered_while_all_places_are_taken(
+def test_vital_http1_requests_are_answered_at_the_request_limit(
     start: Callable[..., WireServer],
 ) -> None:
     server = start(max_concurrent_requests=1)
@@ -102,7 +102,7 @@ def test_vital_http1_requests_are_answered_while_all_places_are_taken(
     with server.connect() as holder, server.connect() as prober:
         holder.sendall(b"GET /held HTTP/1.1\r\nhost: x\r\n\r\n")
         assert server.echo.arrived.acquire(timeout=5)
-        # Twice: the second one takes the path of repeated heads.
+        # Twice, since the second request takes the path of repeated heads.
         for _ in range(2):
             prober.sendall(b"GET /vital HTTP/1.1\r\nhost: x\r\n\r\n")
             assert read_answer(prober)[0] == 404
@@ -110,7 +110,7 @@ def test_vital_http1_requests_are_answered_while_all_places_are_taken(
         assert read_answer(prober)[0] == 503
 
 
-def test_vital_http2_requests_are_answered_while_all_places_are_taken() -> None:
+def test_vital_http2_requests_are_answered_at_the_request_limit() -> None:
     with serve(Limits(max_concurrent_requests=1)) as served, FrameClient(served.port) as client:
         make_vital(served.wire)
         client.request(1, "/hold")
@@ -139,12 +139,12 @@ class AddressedTransport(asyncio.BaseTransport):
         ("", "", True),
     ],
 )
-def test_peers_are_addresses_and_networks_of_a_host(one: object, other: object, same: bool) -> None:
+def test_peers_are_ipv4_addresses_and_ipv6_networks(one: object, other: object, same: bool) -> None:
     peers = Peers(Limits())
     assert (peers.join(AddressedTransport(one)) is peers.join(AddressedTransport(other))) is same
 
 
-def test_stock_client_keeps_calling_while_another_holds_a_thousand_idle_streams() -> None:
+def test_stock_client_is_served_while_another_holds_a_thousand_idle_streams() -> None:
     limits = Limits(max_concurrent_requests=64)
     with serve(limits) as served, ExitStack() as stack:
         for _ in range(9):

@@ -56,7 +56,7 @@ def connect_tls(server: WireServer, context: ssl.SSLContext) -> ssl.SSLSocket:
 
 
 @pytest.mark.parametrize("size", [5, 602_112, 5_000_000])
-def test_bodies_come_back_over_tls(start: Start, files: dict[str, Path], size: int) -> None:
+def test_bodies_are_echoed_over_tls(start: Start, files: dict[str, Path], size: int) -> None:
     server = start(TlsFiles(files["certificate"], files["key"]))
     client = http.client.HTTPSConnection("localhost", server.port, timeout=20, context=trusting(files))
     client.sock = connect_tls(server, trusting(files))
@@ -79,7 +79,7 @@ def test_alpn_prefers_h2(
         assert client.selected_alpn_protocol() == chosen
 
 
-def test_alpn_h2_is_spoken_to_without_waiting_for_its_preface(start: Start, files: dict[str, Path]) -> None:
+def test_alpn_h2_client_gets_settings_before_its_preface(start: Start, files: dict[str, Path]) -> None:
     server = start(TlsFiles(files["certificate"], files["key"]))
     with connect_tls(server, trusting(files, "h2")) as client:
         client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
@@ -96,7 +96,7 @@ def test_tls_1_1_is_refused(start: Start, files: dict[str, Path]) -> None:
         connect_tls(server, context)
 
 
-def test_plain_text_on_a_tls_port_is_closed_and_the_server_lives(
+def test_plaintext_on_a_tls_port_is_closed_and_the_server_survives(
     start: Start, files: dict[str, Path]
 ) -> None:
     server = start(TlsFiles(files["certificate"], files["key"]))
@@ -106,12 +106,12 @@ def test_plain_text_on_a_tls_port_is_closed_and_the_server_lives(
         assert read_answer(client)[0] == 200
 
 
-def test_silent_client_is_closed_in_its_handshake(start: Start, files: dict[str, Path]) -> None:
+def test_silent_client_is_closed_during_the_handshake(start: Start, files: dict[str, Path]) -> None:
     server = start(TlsFiles(files["certificate"], files["key"]), header_timeout=0.3)
     assert server.send(b"") == b""
 
 
-def test_connections_in_their_handshake_count_against_the_limit(start: Start, files: dict[str, Path]) -> None:
+def test_connections_in_their_handshake_count_toward_the_limit(start: Start, files: dict[str, Path]) -> None:
     server = start(TlsFiles(files["certificate"], files["key"]), max_connections=3)
     held = [server.connect() for _ in range(3)]
     assert server.send(b"") == b""
@@ -119,7 +119,7 @@ def test_connections_in_their_handshake_count_against_the_limit(start: Start, fi
         client.close()
 
 
-def test_mutual_tls_lets_in_only_clients_with_a_certificate(start: Start, files: dict[str, Path]) -> None:
+def test_mutual_tls_admits_only_clients_with_a_certificate(start: Start, files: dict[str, Path]) -> None:
     server = start(TlsFiles(files["certificate"], files["key"], files["client_certificate"]))
     known = trusting(files)
     known.load_cert_chain(files["client_certificate"], files["client_key"])
@@ -130,7 +130,7 @@ def test_mutual_tls_lets_in_only_clients_with_a_certificate(start: Start, files:
 
 
 def ask_and_read(server: WireServer, context: ssl.SSLContext) -> bytes:
-    """What the server answers. In TLS 1.3 a refusal arrives behind the handshake: as an alert, a reset of what was sent, or an end."""
+    """The server's response. In TLS 1.3 a refusal follows the handshake, as an alert, a reset or an EOF."""
     try:
         with connect_tls(server, context) as client:
             client.sendall(GET)
@@ -156,7 +156,7 @@ def test_curl_over_tls(start: Start, files: dict[str, Path], version: str) -> No
     assert subprocess.run(command, capture_output=True, check=True, timeout=20).stdout == b"hello"
 
 
-def test_wrong_files_are_errors_that_name_the_file(files: dict[str, Path], tmp_path: Path) -> None:
+def test_invalid_files_are_errors_that_name_the_file(files: dict[str, Path], tmp_path: Path) -> None:
     missing, text = tmp_path / "missing.pem", tmp_path / "text.pem"
     text.write_text("not PEM")
     encrypted = tmp_path / "encrypted.key"

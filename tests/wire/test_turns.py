@@ -1,4 +1,4 @@
-"""Clients that send more than the loop may take from one connection at a time."""
+"""Clients that send more than one turn of the event loop handles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 1024 * KIB
 
 
 def wait_for_body(server: WireServer) -> Http1Connection:
-    """The server's one connection, as soon as it receives a body."""
+    """The server's only connection, once it is receiving a body."""
 
     def receiving() -> bool:
         connection = next(iter(server.wire.connections), None)
@@ -39,7 +39,7 @@ def on_loop(server: WireServer, function: Callable[[], object]) -> object:
     return server.wait(call())
 
 
-def test_chunked_upload_rests_after_a_large_read(start: Callable[..., WireServer]) -> None:
+def test_chunked_upload_pauses_after_a_large_read(start: Callable[..., WireServer]) -> None:
     server = start()
     with server.connect() as client:
         client.sendall(b"POST /size HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -55,7 +55,7 @@ def test_chunked_upload_rests_after_a_large_read(start: Callable[..., WireServer
         assert read_answer(client)[2] == b"65536"
 
 
-def test_read_of_a_large_body_is_limited_and_followed_by_a_rest(start: Callable[..., WireServer]) -> None:
+def test_reads_of_a_large_body_are_limited_and_followed_by_a_pause(start: Callable[..., WireServer]) -> None:
     server = start()
     with server.connect() as client:
         client.sendall(b"POST /size HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n")
@@ -75,7 +75,7 @@ def test_read_of_a_large_body_is_limited_and_followed_by_a_rest(start: Callable[
         assert read_answer(client)[2] == b"4000000"
 
 
-def test_http2_upload_rests_after_a_large_read() -> None:
+def test_http2_upload_pauses_after_a_large_read() -> None:
     with serve() as served, FrameClient(served.port) as client:
         client.request(1, "/hold")
         assert served.handlers.arrived.wait(5)
@@ -91,8 +91,8 @@ def test_http2_upload_rests_after_a_large_read() -> None:
         client.until(frames.PING)
 
 
-def test_pipelined_requests_of_one_packet_share_the_loop() -> None:
-    """Whoever sends a hundred requests in one packet has a few of them handled, then others have their turn."""
+def test_pipelined_requests_in_one_packet_are_spread_over_turns() -> None:
+    """Of a hundred requests in one packet, a few are handled before other clients get their turn."""
     order: list[bytes] = []
     hold, holding = threading.Event(), threading.Event()
     with wire_server("uvloop", Limits()) as server:

@@ -1,4 +1,4 @@
-"""Answers that clients ask for and do not take."""
+"""Responses that clients request and do not read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MB = 1_000_000
 
 
 def ask(server: WireServer, size: int) -> socket.socket:
-    """Asks for an answer of `size` bytes, on a connection whose receive buffer is small."""
+    """Requests a response of `size` bytes on a connection with a small receive buffer."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.settimeout(10)
@@ -25,17 +25,17 @@ def ask(server: WireServer, size: int) -> socket.socket:
     return client
 
 
-def test_unread_http1_answers_count_until_their_clients_are_gone(start: Callable[..., WireServer]) -> None:
+def test_unread_http1_responses_count_until_the_clients_disconnect(start: Callable[..., WireServer]) -> None:
     server = start()
     with ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(ask(server, 10 * MB))
-        # What the kernel took does not count.
+        # What the kernel accepted does not count.
         server.until(lambda: server.wire.buffered_bytes > 20 * MB)
     server.until(lambda: server.wire.buffered_bytes == 0 and not server.wire.connections)
 
 
-def test_http1_clients_that_take_nothing_are_closed_when_too_much_is_held(
+def test_http1_clients_that_read_nothing_are_closed_above_the_limit(
     start: Callable[..., WireServer],
 ) -> None:
     server = start(max_buffered_bytes=40 * MB)
@@ -44,7 +44,7 @@ def test_http1_clients_that_take_nothing_are_closed_when_too_much_is_held(
         server.until(lambda: server.wire.buffered_bytes > 15 * MB)
         late = [stack.enter_context(ask(server, 10 * MB)) for _ in range(5)]
         server.until(lambda: server.wire.buffered_bytes <= 40 * MB and len(server.wire.connections) < 8)
-        # The last one to ask is served in full, the first ones are gone.
+        # The last client is served completely; the first ones are closed.
         assert len(read_answer(late[-1])[2]) == 10 * MB
         taken = 0
         try:
@@ -55,7 +55,7 @@ def test_http1_clients_that_take_nothing_are_closed_when_too_much_is_held(
         assert taken < 10 * MB
 
 
-def test_http2_clients_that_take_nothing_are_closed_when_too_much_is_held() -> None:
+def test_http2_clients_that_read_nothing_are_closed_above_the_limit() -> None:
     with serve(Limits(max_buffered_bytes=20 * MB)) as served, ExitStack() as stack:
         clients = [
             stack.enter_context(FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0})) for _ in range(5)
@@ -69,7 +69,7 @@ def test_http2_clients_that_take_nothing_are_closed_when_too_much_is_held() -> N
         assert clients[0].ended()
 
 
-def test_http1_client_that_takes_crumbs_is_closed(start: Callable[..., WireServer]) -> None:
+def test_http1_client_that_reads_too_slowly_is_closed(start: Callable[..., WireServer]) -> None:
     server = start(max_unsent_bytes=100_000, progress_timeout=0.5, min_taking_rate=10 * MB)
     with ask(server, 20 * MB) as client:
         server.until(lambda: server.wire.buffered_bytes > 5 * MB)
@@ -79,12 +79,12 @@ def test_http1_client_that_takes_crumbs_is_closed(start: Callable[..., WireServe
                 client.recv(8192)
             except ConnectionResetError:
                 break
-            time.sleep(0.02)  # the pace is what is tested
+            time.sleep(0.02)  # the slow pace is under test
         server.until(lambda: not server.wire.connections)
     assert time.monotonic() < deadline
 
 
-def test_streamed_http1_answer_that_is_not_read_counts(start: Callable[..., WireServer]) -> None:
+def test_unread_streamed_http1_response_counts(start: Callable[..., WireServer]) -> None:
     server = start(max_unsent_bytes=100_000)
     with server.connect() as client:
         client.sendall(b"GET /stream?100000 HTTP/1.1\r\nhost: x\r\n\r\n")

@@ -1,7 +1,8 @@
-"""What the wire hands to an application, and what it expects back: the seam between `wire/` and `dialects/`.
+"""What the wire passes to an application and expects back: the seam between `wire/` and `dialects/`.
 
-Two kinds of exchange exist, whatever carried them: an HTTP request (over HTTP/1.1 or HTTP/2) and a gRPC call.
-Handlers run on the event loop. Unary handlers are plain functions and answer by a callback, then or later; streams are coroutines.
+There are two kinds of exchange: an HTTP request (over HTTP/1.1 or HTTP/2) and a gRPC call. Handlers run on
+the event loop. Unary handlers are plain functions that respond through the exchange, immediately or later;
+stream handlers are coroutines.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ Fields: TypeAlias = Sequence[tuple[bytes, bytes]]
 
 
 class HttpRequest(ABC):
-    """One complete HTTP request, and the way to answer it.
+    """One complete HTTP request, and the means to respond to it.
 
-    `headers` has lower-case names; a field that came several times is joined with ", ". Requests may share it: it is not to be changed.
-    `body` is already inflated when the client sent gzip or deflate. `path` is as on the wire (percent-encoded), without the query. The wire
-    sets `on_disconnect` aside and calls it if the client goes away before the answer was given; after that, answers are dropped silently.
+    `headers` has lower-case names; repeated fields are joined with ", ". Requests may share the mapping, so
+    it must not be modified. `path` is percent-encoded as received, without the query. `body` is already
+    decompressed if the client sent gzip or deflate. The wire calls `on_disconnect` if the client disconnects
+    before the response; responses given afterwards are silently dropped.
     """
 
     __slots__ = ("body", "headers", "method", "on_disconnect", "path", "query")
@@ -38,19 +40,20 @@ class HttpRequest(ABC):
 
     @property
     def peer(self) -> str:
-        """The address that the client connected from, "local" over a Unix socket; empty once it is not known any more."""
+        """The client's address; "local" over a Unix socket, empty if it is no longer known."""
         return ""
 
     @abstractmethod
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
-        """Answers with the buffers of `body` one after another, not joined and not copied. To be called once.
+        """Sends a response with the concatenation of `body`; large buffers are not copied. Call it once.
 
-        The wire adds content-length, date, and the compression the client accepts; for HEAD it leaves the body out.
+        The wire adds content-length and date, compresses the body if the client accepts that, and omits it
+        for HEAD.
         """
 
     @abstractmethod
     def stream(self, status: int, fields: Fields) -> ResponseStream:
-        """Answers with a body of unknown length (chunked on HTTP/1.1). To be called once, instead of `respond`."""
+        """Starts a response of unknown length (chunked in HTTP/1.1). Call it once, instead of `respond`."""
 
 
 class ResponseStream(ABC):
@@ -58,7 +61,10 @@ class ResponseStream(ABC):
 
     @abstractmethod
     async def send(self, chunk: Buffer) -> None:
-        """Sends a chunk; waits while the client does not read. Raises ConnectionResetError if the client is gone."""
+        """Sends a chunk; waits while the client does not read.
+
+        Raises ConnectionResetError if it has disconnected.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -66,7 +72,7 @@ class ResponseStream(ABC):
 
 
 class RpcError(Exception):
-    """A gRPC status other than OK, to be raised by stream handlers. `code` is the number of the status."""
+    """Raised by a gRPC handler to end the call with a status other than OK. `code` is the numeric status."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -77,9 +83,10 @@ class RpcError(Exception):
 class Call(ABC):
     """One gRPC call.
 
-    `metadata` has lower-case names, values as on the wire (a `-bin` value is base64); `deadline` is in seconds of time.monotonic(), from
-    grpc-timeout. The wire answers DEADLINE_EXCEEDED by itself when the deadline passes, and calls `on_abandon` once when the call ended
-    before the application ended it (reset, disconnect, deadline); after that, answers are dropped silently.
+        `metadata` has lower-case names and values as received (a `-bin` value is base64). `deadline`, from
+    grpc-timeout, is in seconds of time.monotonic(); when it passes, the wire replies DEADLINE_EXCEEDED. The
+    wire calls `on_abandon` once if the call ends before the application has ended it (reset, disconnect,
+    deadline); replies given afterwards are silently dropped.
     """
 
     __slots__ = ("deadline", "metadata", "on_abandon")
@@ -91,7 +98,7 @@ class Call(ABC):
 
     @property
     def peer(self) -> str:
-        """The address that the client connected from, "local" over a Unix socket; empty once it is not known any more."""
+        """The client's address; "local" over a Unix socket, empty if it is no longer known."""
         return ""
 
 
@@ -102,32 +109,41 @@ class UnaryCall(Call):
 
     @abstractmethod
     def reply(self, message: Buffer) -> None:
-        """Ends the call with OK and this message. To be called once."""
+        """Ends the call with OK and this message. Call it once."""
 
     @abstractmethod
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
-        """Ends the call with a status; `trailers` are further trailing metadata, such as grpc-status-details-bin. To be called once."""
+        """Ends the call with a status. Call it once.
+
+        `trailers` is additional trailing metadata, such as grpc-status-details-bin.
+        """
 
 
 class StreamCall(Call):
-    """A call whose requests, responses or both are streams. The handler's return ends it with OK, an RpcError with that status."""
+    """A call that streams requests, responses or both.
+
+    It ends with OK when its handler returns, and with the status of an RpcError that its handler raises.
+    """
 
     __slots__ = ()
 
     @abstractmethod
     async def receive(self) -> Buffer | None:
-        """The next request message; None after the last. Raises asyncio.CancelledError when the call was cancelled."""
+        """The next request message; None after the last.
+
+        Raises asyncio.CancelledError if the call was cancelled.
+        """
 
     @abstractmethod
     async def send(self, message: Buffer) -> None:
-        """Sends a response message; waits while flow control or the socket hold it back."""
+        """Sends a response message; waits for flow control and for the socket."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnaryMethod:
-    """A unary gRPC method: `handler(call, message)` answers through the call, then or later. It may raise RpcError.
+    """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
 
-    `scope` is what it lets a caller do, which the gate knows and the wire does not read.
+    The handler may raise RpcError. `scope` is the permission that the method needs; only the gate reads it.
     """
 
     handler: Callable[[UnaryCall, Buffer], None]
@@ -136,20 +152,22 @@ class UnaryMethod:
 
 @dataclass(frozen=True, slots=True)
 class StreamMethod:
-    """A streaming gRPC method of any kind: a coroutine over a StreamCall. `scope` is as for a unary one."""
+    """A streaming gRPC method: a coroutine that takes a StreamCall. `scope` is as in `UnaryMethod`."""
 
     handler: Callable[[StreamCall], Awaitable[None]]
     scope: str
 
 
-#: Fields that only browsers send. A request with any is shown to the gate; so is one whose Host is not in `Gate.own_hosts`.
+#: Fields that only browsers send. A request with any of them goes through the gate.
 BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 
 
 class Gate(ABC):
-    """Decides by the head of a request whether it reaches the application. The wire asks before it receives the body.
+    """Decides from the head of a request whether it may reach the application, before its body is received.
 
-    The wire may remember the answer for an equal head, and need not ask where Host is in `own_hosts` and none of BROWSER_FIELDS is there.
+    The decision must depend on the head and on `local` alone, since the wire reuses it for identical heads of
+    a connection. Over HTTP/1.1 the wire skips the gate if Host is in `own_hosts` and no field is in
+    BROWSER_FIELDS.
     """
 
     own_hosts: set[bytes]
@@ -158,18 +176,21 @@ class Gate(ABC):
     def refusal(
         self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, local: bool
     ) -> str | None:
-        """Why the request is refused (403, PERMISSION_DENIED); None to let it in. `local` is a connection over a Unix socket."""
+        """Why the request is refused (403, PERMISSION_DENIED); None to admit it.
+
+        `local`: over a Unix socket.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """All that the wire needs to serve.
+    """Everything the wire needs in order to serve.
 
-    `http` answers an HTTP request; it must not raise. `rpc` maps a gRPC path (b"/package.Service/Method") to its method.
-    `render_error(status, message)` gives the content type and the body of an error that the wire itself finds (400, 403,
-    408, 413, 431, 503). `gate` refuses requests by their heads. `is_vital(path)` names HTTP requests and unary calls that
-    are answered under any load, such as health probes: refusing those would have an orchestrator restart a server that is
-    merely busy. They must be cheap.
+    `http` responds to an HTTP request; it must not raise. `rpc` maps gRPC paths (b"/package.Service/Method")
+    to methods. `render_error(status, message)` returns the content type and body of an error detected by the
+    wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` tells whether
+    a request is served under any load, such as a health probe: an orchestrator would restart a busy server
+    that refuses it. Vital requests must be cheap.
     """
 
     http: Callable[[HttpRequest], None]

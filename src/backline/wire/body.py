@@ -9,21 +9,23 @@ import numpy as np
 from backline.wire.application import Buffer
 from backline.wire.limits import KIB
 
-#: Bodies up to this size stay in a bytearray; larger ones get memory maps.
+#: Bodies up to this size stay in a bytearray; larger ones move to a memory map.
 SMALL = 64 * KIB
 #: The size of the first map.
 FIRST_MAP = 256 * KIB
 
 
 class GrowingBuffer:
-    """Takes pieces of any size; memory is committed page by page as bytes arrive, whatever the client has announced.
+    """A body of unknown size. Memory is committed page by page as bytes arrive.
 
     Invariants:
 
-    * A map doubles when it is full. Linux moves its pages instead of copying them (mremap(2)), so a body costs one copy of each byte and
-      no step stops the event loop for longer than one piece takes. Pages beyond `size` are never touched.
-    * Nobody holds a view of the map while it grows (a map with exported buffers cannot be resized): `take` is the last call.
-    * A map goes back to the system as soon as the last view of it is gone, past the C library and its arenas.
+    * A full map doubles in size. Linux moves its pages instead of copying them (mremap(2)), so each byte is
+      copied once and no call blocks the event loop for longer than its piece needs. Pages beyond `size` are
+      never touched.
+    * No view of the map exists while it grows (a map with exported buffers cannot be resized): `take` is the
+      last call.
+    * The system gets a map back as soon as its last view is gone; the C library's allocator is not involved.
     """
 
     __slots__ = ("_map", "_small", "size")
@@ -43,7 +45,7 @@ class GrowingBuffer:
         self.size = end
 
     def take(self) -> Buffer:
-        """The whole body. Nothing can be appended afterwards."""
+        """Returns the whole body. Nothing can be appended afterwards."""
         return self._small if self._map is None else memoryview(self._map)[: self.size]
 
     def _room_for(self, end: int) -> mmap.mmap:
@@ -56,7 +58,7 @@ class GrowingBuffer:
             try:
                 current.resize(_power_of_two(end))
             except SystemError:
-                # No mremap on this system.
+                # This system has no mremap.
                 smaller, current = current, _map(_power_of_two(end))
                 current[: self.size] = memoryview(smaller)[: self.size]
                 self._map = current
@@ -64,17 +66,20 @@ class GrowingBuffer:
 
 
 def _map(size: int) -> mmap.mmap:
-    # Not the default: a shared map cannot grow, and touching what lies beyond its first size kills the process with SIGBUS.
+    # Not shared, the default: a shared map cannot grow, and writing beyond its initial size raises SIGBUS.
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _power_of_two(size: int) -> int:
-    """The smallest power of two that is not below `size`."""
+    """The smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()
 
 
 class Body:
-    """Bytes in the order they come. With a known size they go into one buffer, whose pages are taken only as they are written."""
+    """A body that arrives in pieces.
+
+    If its size is known, it gets one buffer, committed page by page as it fills.
+    """
 
     __slots__ = ("_buffer", "_growing", "filled", "size")
 
@@ -95,7 +100,7 @@ class Body:
 
     @property
     def missing(self) -> int:
-        """Bytes still to come; of a body of unknown size, 0."""
+        """Bytes still to come; 0 if the size is unknown."""
         return 0 if self.size is None else self.size - self.filled
 
     @property

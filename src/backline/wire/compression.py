@@ -1,4 +1,4 @@
-"""gzip and deflate: request bodies inflated within limits, responses compressed on request (RFC 9110, section 8.4)."""
+"""gzip and deflate (RFC 9110, section 8.4): inflates request bodies within limits, compresses responses."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from backline.wire.limits import KIB, MIB
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: What is inflated or compressed on the loop at a time, in bytes; larger work goes to a thread.
+#: Bodies up to this size (bytes) are compressed or inflated on the event loop; larger ones on a thread.
 INLINE = 64 * KIB
-#: Bytes of input given to one step, and bytes of output it may produce. What zlib leaves of a piece is copied at each step, so a piece is
-#: small; the time stays linear in the body.
+#: Bytes of input for one step, and of output it may produce. zlib copies the unconsumed rest of the input at
+#: each step: small pieces keep the total time linear in the size of the body.
 PIECE = 64 * KIB
 STEP = 256 * KIB
-#: Members of one gzip body: each costs a new inflater, and an empty one is 20 bytes.
+#: Members per gzip body: each costs a new decompressor, yet an empty one takes only 20 bytes to send.
 MAX_MEMBERS = 64
-#: Speed matters more than the last percent: both ends are usually near each other.
+#: Clients are usually nearby: speed matters more than the last percent of size.
 LEVEL = 1
 
 ACCEPTED = b"gzip, deflate"
 
 
 class CodingError(Exception):
-    """A body that cannot be inflated. `status` is the HTTP status that says so."""
+    """A body that cannot be inflated. `status` is the HTTP status for the response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class CodingError(Exception):
 
 
 class Inflater:
-    """Inflates one body in steps, never producing more than `limit` bytes. Source: RFC 1950, 1951 and 1952."""
+    """Inflates one body in steps, to at most `limit` bytes (RFC 1950, 1951 and 1952)."""
 
     def __init__(self, coding: bytes, body: Buffer, limit: int) -> None:
         """Raises CodingError 415 for a coding that is not gzip or deflate."""
@@ -47,33 +47,36 @@ class Inflater:
         if name in (b"gzip", b"x-gzip"):
             self._window = 16 + zlib.MAX_WBITS
         elif name == b"deflate":
-            # The name means zlib's format, but some clients send raw deflate; the first two bytes tell.
+            # "deflate" means zlib's format, but some clients send raw deflate; the first two bytes differ.
             self._window = zlib.MAX_WBITS if _has_zlib_header(body) else -zlib.MAX_WBITS
         else:
             shown = coding.decode("latin-1")[:64]
             raise CodingError(
                 415,
-                f"Content-Encoding '{shown}' is not supported; send the body as gzip, deflate or without a coding",
+                f"Content-Encoding '{shown}' is not supported; use gzip, deflate or no coding",
             )
         self._gzip = name != b"deflate"
         self._coding = name.decode()
         self._limit = limit
         self._input = memoryview(body)
         self._position = 0
-        #: What zlib has not taken of the last piece of input.
+        #: The rest of the last piece of input, which zlib has not consumed.
         self._tail: Buffer = b""
         self._members = 1
         self._inflate = zlib.decompressobj(self._window)
         self.output = bytearray()
 
     def step(self) -> bool:
-        """Produces up to STEP bytes more; True when the body is complete. Raises CodingError 400 (broken) or 413 (too large)."""
+        """Produces up to STEP more bytes; True when the body is complete.
+
+        Raises CodingError 400 if the body is malformed, 413 if it is too large.
+        """
         if not self._tail:
             self._tail = self._input[self._position : self._position + PIECE]
             self._position += len(self._tail)
         room = self._limit - len(self.output)
         try:
-            # One byte more than there is room for: to see that the limit is passed.
+            # One byte more than there is room for, to detect that the limit is exceeded.
             piece = self._inflate.decompress(self._tail, min(STEP, room + 1))
         except zlib.error as error:
             raise CodingError(400, f"The request body is not valid {self._coding}: {error}") from None
@@ -88,13 +91,13 @@ class Inflater:
         return False
 
     def _next_member(self) -> bool:
-        """A gzip body may consist of several members (RFC 1952, 2.2)."""
+        """Continues with the next member of a gzip body (RFC 1952, section 2.2); True if there is none."""
         self._tail = self._inflate.unused_data
         if not self._tail and self._position >= len(self._input):
             return True
         self._members += 1
         if not self._gzip or self._members > MAX_MEMBERS:
-            raise CodingError(400, f"The request body has bytes behind the end of its {self._coding} data")
+            raise CodingError(400, f"The request body has bytes after the end of its {self._coding} data")
         self._inflate = zlib.decompressobj(self._window)
         return False
 
@@ -106,16 +109,16 @@ class Inflater:
 
 
 def _has_zlib_header(body: Buffer) -> bool:
-    """RFC 1950, 2.2: method 8, and the first two bytes are a multiple of 31."""
+    """RFC 1950, section 2.2: the method is 8, and the first two bytes are a multiple of 31."""
     return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
 
 
 class ResponseCoding:
-    """A coding that a response can be sent in."""
+    """A content coding for responses."""
 
     __slots__ = ("name", "window")
 
-    #: Up to this size a response is compressed on the loop.
+    #: Responses up to this size are compressed on the event loop.
     INLINE_SIZE: ClassVar[int] = INLINE
 
     def __init__(self, name: bytes, window: int) -> None:
@@ -128,7 +131,7 @@ DEFLATE = ResponseCoding(b"deflate", zlib.MAX_WBITS)
 
 
 def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | None:
-    """The coding for a response (RFC 9110, 12.5.3); None for identity, or when the application has chosen a coding itself."""
+    """The coding for a response (RFC 9110, section 12.5.3); None for identity, or if `fields` name one."""
     for name, _ in fields:
         if name == b"content-encoding":
             return None
@@ -136,7 +139,7 @@ def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | N
     anything = weights.get(b"*", 0.0)
     gzip = weights.get(b"gzip", weights.get(b"x-gzip", anything))
     deflate = weights.get(b"deflate", anything)
-    # Identity is always acceptable, but only preferred over a coding when the client weighs it higher.
+    # Identity is always acceptable, but preferred only if the client gives it a higher weight.
     best = max(gzip, deflate)
     if best <= 0.0 or weights.get(b"identity", 0.0) > best:
         return None
@@ -144,7 +147,7 @@ def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | N
 
 
 def parse_weights(value: bytes) -> dict[bytes, float]:
-    """The codings of an Accept-Encoding field with their q-values; a member that is malformed counts as not acceptable."""
+    """The codings in an Accept-Encoding field with their q-values; a malformed q-value counts as 0."""
     weights: dict[bytes, float] = {}
     for member in value.lower().split(b",", 32)[:32]:
         name, *parameters = member.split(b";")
@@ -167,7 +170,7 @@ def _weight(number: bytes) -> float:
 
 
 def compress(coding: ResponseCoding, body: Sequence[Buffer]) -> bytes:
-    """The whole body in one piece."""
+    """The whole body, compressed in one call."""
     packer = zlib.compressobj(LEVEL, zlib.DEFLATED, coding.window)
     return b"".join((*(packer.compress(part) for part in body), packer.flush()))
 
@@ -175,7 +178,7 @@ def compress(coding: ResponseCoding, body: Sequence[Buffer]) -> bytes:
 async def compress_in_steps(
     loop: asyncio.AbstractEventLoop, coding: ResponseCoding, body: Sequence[Buffer]
 ) -> AsyncIterator[bytes]:
-    """The body in pieces, each compressed on a thread of the loop's executor."""
+    """Yields the compressed body in pieces, each compressed on a thread of the loop's executor."""
     packer = zlib.compressobj(LEVEL, zlib.DEFLATED, coding.window)
     for part in _slices(body):
         piece = await loop.run_in_executor(None, packer.compress, part)
@@ -191,21 +194,23 @@ def _slices(body: Sequence[Buffer]) -> Iterator[memoryview]:
             yield view[start : start + STEP]
 
 
-#: Bytes that a thread produces before it looks whether they are still wanted.
+#: Bytes that a thread inflates before it checks whether the request is still alive.
 SLICE = 4 * MIB
-#: Bodies that become larger than this must not be compressed better than limits.max_inflation_ratio says.
+#: `limits.max_inflation_ratio` applies to bodies that inflate to more than this.
 RATIO_FROM = 32 * MIB
-#: A gzip member is at least this long; its last four bytes are the size of what it was made from (RFC 1952, 2.3.1).
+#: The least size of a gzip member; its last four bytes are the size of the original data (RFC 1952, section
+#: 2.3.1).
 _GZIP_MIN = 18
-#: No better can deflate be: 258 bytes from two bits.
+#: The best ratio that deflate can reach: 258 bytes from two bits.
 _MAX_RATIO = 1032
 
 
 class Inflation:
-    """The queue of bodies that are too large to be inflated on the loop.
+    """The queue of bodies too large to be inflated on the event loop; one at a time for the whole server.
 
-    A body that a client has made small becomes large only when it is its turn, is counted before memory is taken for it, and takes no
-    memory while its size is not known: then it is inflated twice, once to measure it. gzip tells the size, which is tried first.
+    Invariants: a body takes its inflated size only when its turn comes, after that size was counted against
+    the limits. So the size must be known first: gzip announces it, which is tried first; any other body is
+    inflated twice, once only to measure it.
     """
 
     __slots__ = ("_slot", "_wire")
@@ -217,11 +222,11 @@ class Inflation:
     async def inflate(
         self, coding: bytes, body: Buffer, reserve: Callable[[int], bool], wanted: Callable[[], bool]
     ) -> Buffer | None:
-        """The inflated body, or None when it is not `wanted` any more.
+        """The inflated body, or None once it is no longer `wanted`.
 
-        `reserve(size)` counts bytes against the limits of the server before they are there; False refuses them. Raises CodingError 400
-        for a body that is broken, 413 for one that is too large, or larger than an honest client's would be, 415 for a coding that is
-        not known, and 503 when the server holds too many bytes already.
+        `reserve(size)` counts bytes against the server's limits before they are allocated, and returns False
+        if they exceed them. Raises CodingError 400 for a malformed body, 413 if it is too large or its ratio
+        implausible, 415 for an unknown coding, 503 if the server already holds too many bytes.
         """
         async with self._slot:
             if not wanted():
@@ -231,7 +236,7 @@ class Inflation:
                 size = await self._measure(coding, body, wanted)
             inflated = await self._fill(coding, body, size, reserve, wanted)
             if inflated is None and wanted():
-                # gzip of several members tells only the size of the last one.
+                # With several members, gzip announces only the size of the last one.
                 size = await self._measure(coding, body, wanted)
                 inflated = await self._fill(coding, body, size, reserve, wanted)
             return inflated
@@ -257,7 +262,7 @@ class Inflation:
         reserve: Callable[[int], bool],
         wanted: Callable[[], bool],
     ) -> Buffer | None:
-        """None when the body is not wanted any more, or larger than `size`."""
+        """None if the body is no longer wanted, or larger than `size`."""
         self._check_ratio(size, body)
         if not wanted():
             return None
@@ -285,7 +290,10 @@ class Inflation:
 
 
 def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
-    """The inflated body if it is a small one, else None: then it has to wait for its turn. Raises CodingError."""
+    """The inflated body if it is a small one, else None: then it has to wait for its turn.
+
+    Raises CodingError.
+    """
     size = announced_size(coding, body)
     if len(body) > INLINE or (size is not None and size > STEP):
         return None
@@ -313,7 +321,10 @@ def _count(inflater: Inflater) -> tuple[int, bool]:
 
 
 def _fill(inflater: Inflater, room: memoryview, filled: int) -> tuple[int, bool]:
-    """Inflates a slice into `room`, from `filled` on. Returns more than there is room for when the body is larger."""
+    """Inflates a slice into `room`, from `filled` on.
+
+    Returns more than there is room for when the body is larger.
+    """
     end = filled + SLICE
     done = False
     while not done and filled < end:

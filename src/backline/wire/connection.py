@@ -17,7 +17,10 @@ from backline.wire.unsent import Unsent
 
 
 class Wire:
-    """The state that all connections of a server share: what is in flight, against the limits. Lives on one event loop."""
+    """The state that all connections of a server share, such as what counts against the limits.
+
+    One per event loop.
+    """
 
     __slots__ = (
         "answer_sizes",
@@ -40,85 +43,93 @@ class Wire:
         self.application = application
         self.limits = limits
         self.loop = loop
-        #: Open connections of all listeners, whatever they speak.
+        #: Open connections of all listeners and protocols.
         self.connections: set[Connection] = set()
-        #: Requests and unary calls whose body is being received or whose answer is due.
+        #: Requests and unary calls being received or not yet answered.
         self.requests = 0
-        #: Streaming calls that are open.
+        #: Open streaming calls.
         self.streams = 0
         self.peers = Peers(limits)
-        #: Bytes of those requests' bodies, and of answers that wait to be sent (see unsent).
+        #: Bytes of the bodies of those requests, and of responses waiting to be sent (see `Unsent`).
         self.buffered_bytes = 0
-        #: Bytes of answers that wait to be sent, over HTTP/2.
+        #: Bytes of HTTP/2 responses waiting to be sent.
         self.held_answer_bytes = 0
-        #: The size of recent answers to each kind of requests over HTTP/2, for connections that have had none yet (see http2.admission).
+        #: Sizes of recent HTTP/2 responses by kind of request, for connections without their own (see
+        #: `Admission`).
         self.answer_sizes: dict[int, int] = {}
         self.draining = False
-        #: Connections whose received bytes wait, so that others are served first.
+        #: Connections whose received bytes wait while others are served.
         self.turns = Turns(loop)
         self.unsent = Unsent(self)
-        #: Where large compressed bodies wait for their turn.
+        #: The queue of large compressed bodies.
         self.inflation = Inflation(self)
 
     def refuses_request(self, peer: Peer, path: bytes) -> bool:
-        """Whether a request that is counted already is one too many, of all or of its peer's share.
+        """Whether a request, already counted, exceeds the limit of the server or its peer's share of it.
 
-        Only to be asked while `requests` is above `peers.max_requests`: below that no peer can be above its share.
+        Call this only if `requests` exceeds `peers.max_requests`: otherwise no peer can exceed its share.
         """
         full = self.requests > self.limits.max_concurrent_requests or peer.requests > self.peers.max_requests
         return full and not self.application.is_vital(path)
 
 
 class Connection(asyncio.Protocol):
-    """A connection that speaks one protocol. The listener finds out which and calls `attach`; afterwards the transport calls it directly.
+    """A connection that speaks one protocol. The sniffer detects which, and calls `attach`.
 
     A connection adds itself to `wire.connections` in `attach` and leaves in `connection_lost`.
     """
 
     @abstractmethod
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
-        """Takes over a transport of which `received` was read already."""
+        """Takes over a transport from which `received` has already been read."""
 
     @abstractmethod
     def sweep(self, now: float) -> None:
-        """Called about once a second with time.monotonic(): closes the connection if one of its time limits has passed."""
+        """Enforces the time limits. Called about once a second; `now` is time.monotonic()."""
 
     @abstractmethod
     def drain(self) -> None:
-        """The server stops: take no new request, finish those in flight, then close. A connection without any closes at once."""
+        """Closes once the requests in flight are answered, and accepts no new ones.
+
+        The server is shutting down.
+        """
 
     @abstractmethod
     def abort(self) -> None:
-        """Closes at once, whatever is in flight."""
+        """Closes immediately, dropping whatever is in flight."""
 
     def unsent(self) -> tuple[int, int]:
-        """Bytes of answers that the client has not taken, and those of them in the transport's write buffer."""
+        """Bytes of responses the client has not read, and how many of them the transport buffers."""
         return 0, 0
 
 
 def join_writelines(transport: asyncio.Transport) -> None:
-    """Has a transport of asyncio's own join what `writelines` gets, as all of them did in Python 3.11.
+    """Makes `writelines` of asyncio's transports join its buffers, as in Python 3.11. uvloop is not affected.
 
-    In 3.12 and 3.13 that of TCP keeps an empty part in its buffer for ever, so that the loop never rests and the connection never closes,
-    and up to 3.12.8 and 3.13.1 it never pauses who writes (CVE-2024-12254). uvloop's are left as they are.
+    In 3.12 and 3.13, TCP transports never flush an empty buffer: the event loop spins and the connection
+    never closes. Up to 3.12.8 and 3.13.1 they also never call `pause_writing` (CVE-2024-12254).
     """
     if type(transport).__module__.startswith("asyncio."):
-        transport.writelines = MethodType(asyncio.WriteTransport.writelines, transport)  # type: ignore[method-assign]
+        joining = MethodType(asyncio.WriteTransport.writelines, transport)
+        transport.writelines = joining  # type: ignore[method-assign]
 
 
 def is_local(transport: asyncio.BaseTransport) -> bool:
-    """Whether it is over a Unix socket. Asks the socket, not for the peer: that of a client which is gone has no address either."""
+    """Whether the connection is over a Unix socket.
+
+    Checks the socket's family: a missing peer address may also mean that a TCP client has disconnected.
+    """
     connected = transport.get_extra_info("socket")
     return connected is not None and connected.family == socket.AF_UNIX
 
 
 def peer_address(transport: asyncio.BaseTransport) -> str:
-    """The address at the other end, without its port: "10.0.0.7"; "local" over a Unix socket."""
+    """The client's address without its port, such as "10.0.0.7"; "local" over a Unix socket."""
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if isinstance(peer, tuple) else "local"
 
 
-#: In English wherever the server runs, which time.strftime is not.
+#: Always English; time.strftime depends on the locale.
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -126,7 +137,7 @@ _formatted = (0, b"")
 
 
 def http_date() -> bytes:
-    """RFC 9110, section 5.6.7."""
+    """The current date in the format of RFC 9110, section 5.6.7; formatted once a second."""
     global _formatted  # noqa: PLW0603
     now = int(time.time())
     if _formatted[0] != now:

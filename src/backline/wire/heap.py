@@ -1,26 +1,26 @@
-"""Memory that large requests and answers took and the C library keeps: given back to the system."""
+"""Returns memory to the system that large requests and responses used and the C library keeps."""
 
 from __future__ import annotations
 
 from backline.system.memory import resident_bytes, trim
 from backline.wire.connection import Wire
 
-#: Seconds between two looks.
+#: Seconds between two checks.
 INTERVAL = 0.5
-#: The growth that is worth the milliseconds of a trim, in bytes.
+#: Growth, in bytes, that is worth the milliseconds a trim takes.
 WORTH_TRIMMING = 16 * 1024 * 1024
-#: The server counts as idle up to so many bytes of bodies in flight.
+#: The server counts as idle while it holds fewer bytes of bodies and responses than this.
 IDLE_BYTES = 1024 * 1024
 
 
 class Heap:
-    """Watches the resident memory of the process while a server runs."""
+    """Watches the resident memory of the process while a server runs, and trims it after peaks."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        #: The most bytes of bodies and answers that were held at once since the last trim.
+        #: The most bytes of bodies and responses held at once since the last trim.
         self._peak = 0
-        #: The least resident memory seen, without what bodies and answers held at that time.
+        #: The least resident memory seen, not counting bodies and responses held at that time.
         self._lowest = resident_bytes()
         self._timer = wire.loop.call_later(INTERVAL, self._look)
 
@@ -41,8 +41,8 @@ class Heap:
             self._wire.loop.run_in_executor(None, self._give_back)
 
     def _give_back(self) -> None:
-        """On a thread: the C library is held for a moment, the interpreter is not."""
+        """Runs on a thread: trimming blocks the C library's allocator, but not the interpreter."""
         trim()
-        # What could not be returned is in use: by models, whose growth is not looked at again, or by bodies and answers, whose memory is
-        # worth another trim as soon as they are gone.
+        # What could not be returned is in use. The part that models use becomes the new base line; the part
+        # that bodies and responses use is worth another trim once they are gone.
         self._lowest = max(0, resident_bytes() - self._wire.buffered_bytes)

@@ -1,4 +1,4 @@
-"""Everything that a client can make grow, and how far it may."""
+"""Limits on everything that a client can make grow."""
 
 from __future__ import annotations
 
@@ -10,50 +10,54 @@ MIB = 1024 * KIB
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a listener. Sizes are in bytes, times in seconds, rates per second and connection."""
+    """The limits of a server. Sizes are in bytes, times in seconds, rates per second and connection."""
 
-    #: Request line and header fields together (HTTP/1.1), an uncompressed header list (HTTP/2).
+    #: Request line and header fields (HTTP/1.1); uncompressed header list (HTTP/2).
     max_header_size: int = 64 * KIB
-    #: Header fields of one request.
+    #: Header fields per request.
     max_header_fields: int = 128
-    #: A request body, before and after it is inflated; also a gRPC message.
+    #: A request body or gRPC message, both as received and after decompression.
     max_body_size: int = 64 * MIB
-    #: How many times as large as it was sent a body may become that is larger than 32 MiB when it is inflated.
+    #: Compression ratio of request bodies that inflate to more than 32 MiB.
     max_inflation_ratio: float = 200.0
-    #: Request bodies being received or answered, and answers that clients have not taken, over all connections.
+    #: Bodies of unanswered requests plus responses that clients have not read, over all connections.
     max_buffered_bytes: int = 1024 * MIB
-    #: Open connections of all listeners together.
+    #: Open connections, over all listeners.
     max_connections: int = 8192
-    #: Requests and unary calls that are being received or answered, over all connections.
+    #: Requests and unary calls being received or not yet answered, over all connections.
     max_concurrent_requests: int = 4096
-    #: Streaming gRPC calls that are open, over all connections. They may wait for hours, so they take no places of requests.
+    #: Open streaming gRPC calls, over all connections. They may idle for hours, so requests are counted
+    #: separately.
     max_streams: int = 4096
-    #: The share of connections, of requests and of streams that one client address may hold, from above 0 to 1.
+    #: The share of each of the three limits above that one client address may use: above 0, up to 1.
     max_peer_share: float = 0.75
-    #: Streams of one HTTP/2 connection.
+    #: Concurrent streams per HTTP/2 connection.
     max_concurrent_streams: int = 128
-    #: Until the first byte, and from then until the header block is complete.
+    #: Until the first byte, and from the first byte until the header is complete.
     header_timeout: float = 10.0
-    #: Without any progress while a body is received or an answer is sent.
+    #: Without progress while a body is received or a response is sent.
     progress_timeout: float = 30.0
-    #: On a connection without a request.
+    #: Without a request on a connection.
     idle_timeout: float = 120.0
-    #: On a streaming gRPC call without a message in either direction.
+    #: Without a message in either direction of a streaming gRPC call.
     stream_idle_timeout: float = 3600.0
-    #: Given to requests in flight when the server stops.
+    #: For requests in flight when the server stops.
     drain_timeout: float = 30.0
-    #: Bytes or frames of one connection that are handled before the others have their turn, or the time that it takes.
+    #: What one connection may use before the others get their turn: bytes, frames, or time.
     bytes_per_turn: int = 256 * KIB
     frames_per_turn: int = 256
     seconds_per_turn: float = 0.002
-    #: HTTP/2 frames that carry nothing (SETTINGS, PING, PRIORITY, empty DATA, unknown ones...) and streams reset early.
+    #: HTTP/2 frames that carry no work (SETTINGS, PING, PRIORITY, empty DATA, unknown types), and early
+    #: resets.
     max_idle_frames_rate: float = 500.0
     idle_frames_burst: int = 2000
-    #: Answers queued to a client that does not read; above this the connection is not read, at four times as much it is closed.
+    #: Responses queued for a client that does not read them. Above this the server stops reading its
+    #: requests; HTTP/2 connections are closed at four times as much.
     max_unsent_bytes: int = 1 * MIB
-    #: Answers of one HTTP/2 connection that are being made or wait to be sent; more requests have to wait (one answer alone may be larger).
-    #: While all connections together hold more than this, each may hold less, in proportion.
+    #: Responses of one HTTP/2 connection that are expected or waiting to be sent. Further requests wait; a
+    #: single response may exceed it. It shrinks as the total over all connections exceeds half of it.
     max_held_answer_bytes: int = 8 * MIB
-    #: What a client that has more than max_unsent_bytes to take must take, in bytes a second over progress_timeout.
+    #: Bytes per second, over progress_timeout, that a client with more than max_unsent_bytes queued must
+    #: read.
     min_taking_rate: float = 1 * KIB
     listen_backlog: int = 4096

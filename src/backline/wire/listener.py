@@ -22,21 +22,22 @@ from backline.wire.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two sweeps over all connections; the shorter one when a time limit is short.
+#: Seconds between sweeps over all connections; the shorter interval applies if a time limit is below
+#: SHORT_LIMIT.
 SWEEP_INTERVAL = 1.0
 SHORT_SWEEP_INTERVAL = 0.25
 SHORT_LIMIT = 4.0
-#: Connections that are swept before the loop goes on with other things.
+#: Connections swept per iteration of the event loop.
 SWEEP_SLICE = 256
-#: Seconds between two looks at whether the last connection has gone.
+#: Seconds between checks for remaining connections.
 DRAIN_POLL = 0.01
 
 
 class Listeners:
-    """Accepts connections for one `Wire`. Every address answers every protocol: the first bytes of a connection decide."""
+    """Accepts connections for one `Wire`. Every address serves every protocol: the first bytes decide."""
 
     def __init__(self, wire: Wire, tls: TlsFiles | None = None) -> None:
-        """Raises TlsFileError when a TLS file is missing or wrong."""
+        """Raises TlsFileError if a TLS file is missing or invalid."""
         self._wire = wire
         self._tls: ssl.SSLContext | None = None if tls is None else tls.context()
         self._servers: list[asyncio.AbstractServer | TlsAcceptor] = []
@@ -49,15 +50,13 @@ class Listeners:
 
     @property
     def secure(self) -> bool:
-        """Whether TLS is spoken on all addresses."""
+        """Whether the listeners use TLS."""
         return self._tls is not None
 
     async def open_tcp(self, host: str, port: int) -> int:
-        """Listens on all addresses of a host; returns the port, which is a free one for port 0.
+        """Listens on all addresses of a host and returns the port; port 0 selects a free one.
 
-        "" and "::" are all addresses of the machine, those of IPv4, too.
-
-        Raises OSError that names host and port.
+        "" and "::" mean all addresses of this machine, IPv4 included. Raises OSError naming host and port.
         """
         try:
             name = None if host == "::" else host or None
@@ -72,10 +71,10 @@ class Listeners:
                 listening = _bind_tcp(family, kind, protocol, (address[0], port, *address[2:]))
                 if listening is not None:
                     sockets.append(listening)
-                    # The other addresses of the host take the port that the first one was given.
+                    # The other addresses use the port that the first one got.
                     port = listening.getsockname()[1]
             if not sockets:
-                raise OSError(errno.EADDRNOTAVAIL, "the host has no address that this machine can open")
+                raise OSError(errno.EADDRNOTAVAIL, "the host has no address that this machine can listen on")
             for listening in sockets:
                 await self._serve(listening)
         except OSError as error:
@@ -85,7 +84,7 @@ class Listeners:
         return port
 
     async def open_unix(self, path: Path) -> None:
-        """Listens on a Unix socket. A file left by a server that is gone is replaced. Raises OSError that names the path."""
+        """Listens on a Unix socket, replacing a stale socket file. Raises OSError naming the path."""
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _remove_stale(path)
@@ -111,7 +110,7 @@ class Listeners:
             self._timer = wire.loop.call_later(self._interval, self._sweep)
 
     async def close(self, drain_timeout: float) -> None:
-        """Accepts no more, lets requests in flight finish for at most so many seconds, then closes all connections."""
+        """Stops accepting, gives requests in flight `drain_timeout` seconds, then closes all connections."""
         wire = self._wire
         wire.draining = True
         for server in self._servers:
@@ -127,20 +126,23 @@ class Listeners:
         await self._gone(drain_timeout)
         for connection in tuple(wire.connections):
             connection.abort()
-        # An aborted transport tells its connection in the next turn of the loop.
+        # Aborted transports call connection_lost in the next iteration of the event loop.
         await self._gone(1.0)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     async def _gone(self, timeout: float) -> None:
-        """Waits until no connection is left. They leave a plain set, which tells nobody, so that leaving costs nothing."""
+        """Waits until no connection is left.
+
+        Polls a plain set: an event would cost every closing connection.
+        """
         deadline = monotonic() + timeout
         while self._wire.connections and monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL)
 
     def _sweep(self) -> None:
-        """Once an interval: begins a walk over all connections."""
+        """Starts a pass over all connections. Called once per interval."""
         refresh_date()
         self._walk = iter(tuple(self._wire.connections))
         self._sweep_some()
@@ -154,7 +156,7 @@ class Listeners:
                 try:
                     connection.sweep(now)
                 except Exception:
-                    logger.exception("The time limits of a connection could not be checked; it is closed")
+                    logger.exception("closed a connection: checking its time limits failed")
                     connection.abort()
             if count == SWEEP_SLICE:
                 self._timer = loop.call_soon(self._sweep_some)
@@ -163,7 +165,7 @@ class Listeners:
 
 
 def _bind_tcp(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket | None:
-    """A bound socket, None when the machine does not speak this family."""
+    """A bound socket; None if this machine does not support the address family."""
     try:
         listening = socket.socket(family, kind, protocol)
     except OSError:
@@ -171,7 +173,7 @@ def _bind_tcp(family: int, kind: int, protocol: int, address: tuple[object, ...]
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # IPv4 has its own socket.
+            # IPv4 gets a separate socket.
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listening.bind(address)
     except OSError as error:
@@ -183,7 +185,10 @@ def _bind_tcp(family: int, kind: int, protocol: int, address: tuple[object, ...]
 
 
 def _remove_stale(path: Path) -> None:
-    """Removes the file of a Unix socket on which nobody listens. Raises OSError when somebody does, or when it is another kind of file."""
+    """Removes the file of a Unix socket on which no server listens.
+
+    Raises OSError if a server listens there, or if the file is not a socket.
+    """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -197,21 +202,24 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
         except BlockingIOError:
-            raise OSError(errno.EADDRINUSE, "another server listens there") from None
+            raise OSError(errno.EADDRINUSE, "another server is listening on it") from None
         else:
-            raise OSError(errno.EADDRINUSE, "another server listens there")
+            raise OSError(errno.EADDRINUSE, "another server is listening on it")
 
 
 logger = logging.getLogger(__name__)
 
-#: Connections accepted before the loop goes on with other things.
+#: Connections accepted per iteration of the event loop.
 ACCEPTS_PER_TURN = 64
-#: Seconds without accepting when the process has no file descriptor left.
+#: Seconds to stop accepting for when the process has run out of file descriptors.
 EXHAUSTED_PAUSE = 0.5
 
 
 class TlsAcceptor:
-    """Accepts on one listening socket. asyncio's own server tells a protocol only after the handshake, which costs most and comes first."""
+    """Accepts TLS connections on one socket, counting and limiting those in their handshake.
+
+    asyncio's own server calls a protocol only after the handshake, the most expensive part of a connection.
+    """
 
     def __init__(self, wire: Wire, listening: socket.socket, context: ssl.SSLContext) -> None:
         self._wire = wire
@@ -222,7 +230,7 @@ class TlsAcceptor:
         wire.loop.add_reader(listening, self._accept)
 
     def close(self) -> None:
-        """Accepts no more, and gives up the handshakes under way."""
+        """Stops accepting and cancels the handshakes in progress."""
         if self._pause is not None:
             self._pause.cancel()
         self._wire.loop.remove_reader(self._listening)
@@ -238,12 +246,12 @@ class TlsAcceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                logger.error("No connection can be accepted for %s s: %s", EXHAUSTED_PAUSE, error.strerror)
+                logger.error("accepting no connections for %s s: %s", EXHAUSTED_PAUSE, error.strerror)
                 loop.remove_reader(self._listening)
                 self._pause = loop.call_later(EXHAUSTED_PAUSE, loop.add_reader, self._listening, self._accept)
                 return
             if len(self._wire.connections) + len(self._handshakes) >= self._wire.limits.max_connections:
-                # There is no cheap answer before the handshake.
+                # A response would need the handshake first.
                 accepted.close()
                 continue
             accepted.setblocking(False)
@@ -264,6 +272,6 @@ class TlsAcceptor:
                 ssl_shutdown_timeout=1.0,
             )
         except (TimeoutError, OSError) as error:
-            # A client that speaks no TLS, has no certificate or went away: its own affair.
+            # The client speaks no TLS, has no certificate, or disconnected: not the server's problem.
             logger.debug("TLS handshake failed: %s", error)
             accepted.close()

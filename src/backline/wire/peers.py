@@ -1,4 +1,4 @@
-"""Who is connected, and how much of the server each client address takes."""
+"""Connected client addresses, and how much of the server each uses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from math import ceil
 
 from backline.wire.limits import Limits
 
-#: A host is commonly given a whole /64 of IPv6: addresses within one are one peer (RFC 6177).
+#: A host commonly gets a whole /64 of IPv6, so all addresses in one count as one peer (RFC 6177).
 _IPV6_PREFIX = 8
 
 
 class Peer:
-    """One client address, over all of its connections."""
+    """One client address, with all of its connections."""
 
     __slots__ = ("address", "connections", "requests", "streams")
 
@@ -27,10 +27,11 @@ class Peer:
 
 
 class Peers:
-    """All peers with a connection, and the share of places that each may take.
+    """All connected peers, and the share of each limit that one of them may use.
 
-    Invariant: a peer that holds its whole share leaves `1 - max_peer_share` of the places to others, rounded down, so that no address can
-    lock out the rest. Where a proxy or the same machine stands for all clients, its share is the limit for all of them.
+    Invariant: a peer at its share leaves `1 - max_peer_share` of the limit (rounded down) to others, so that
+    no address can lock out the rest. Clients that share an address, such as that of a proxy, also share its
+    share.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -40,7 +41,7 @@ class Peers:
         self.max_streams = _share(limits.max_streams, limits)
 
     def join(self, transport: asyncio.BaseTransport) -> Peer:
-        """Counts a connection for its peer. To be followed by `leave`."""
+        """Counts a connection of its peer, until `leave`."""
         address = _address(transport)
         peer = self._known.get(address)
         if peer is None:
@@ -54,13 +55,13 @@ class Peers:
             del self._known[peer.address]
 
     def may_connect(self, transport: asyncio.BaseTransport) -> bool:
-        """Whether another connection of this peer is within its share."""
+        """Whether this peer may open another connection."""
         peer = self._known.get(_address(transport))
         return peer is None or peer.connections < self.max_connections
 
 
-def _share(places: int, limits: Limits) -> int:
-    return ceil(places * limits.max_peer_share)
+def _share(limit: int, limits: Limits) -> int:
+    return ceil(limit * limits.max_peer_share)
 
 
 def _address(transport: asyncio.BaseTransport) -> str | bytes:

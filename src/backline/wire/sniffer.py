@@ -1,4 +1,4 @@
-"""Finds out what a new connection speaks, and hands it to the protocol."""
+"""Detects the protocol of a new connection and hands it over."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from backline.wire.http2.connection import Http2Connection
 from backline.wire.http2.frames import PREFACE
 from backline.wire.peers import Peer
 
-#: A TLS record of type handshake (RFC 8446, 5.1): somebody speaks TLS to a plain port.
+#: The first byte of a TLS handshake record (RFC 8446, section 5.1): TLS on a plaintext port.
 TLS_HANDSHAKE = 0x16
 
 
 class Sniffer(Connection):
-    """A connection until its first bytes tell the protocol."""
+    """A connection whose first bytes, which determine the protocol, have not all arrived."""
 
     __slots__ = ("_opened", "_peer", "_received", "_transport", "_wire")
 
@@ -27,7 +27,7 @@ class Sniffer(Connection):
         self._transport: asyncio.Transport | None = None
         self._peer: Peer | None = None
         self._received = b""
-        #: When the sweep first saw this connection.
+        #: Time of the first sweep over this connection.
         self._opened: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -96,7 +96,7 @@ class Sniffer(Connection):
 
 
 def refuse_connection(wire: Wire, transport: asyncio.Transport) -> None:
-    """Answers 503 before anything was read, and closes: the cheapest way to say that there are too many."""
+    """Responds 503 without reading a request, which is the cheapest refusal, and closes."""
     kind, body = wire.application.render_error(503, "The server has too many connections; try again later")
     transport.write(
         b"%bcontent-type: %b\r\ncontent-length: %d\r\nretry-after: 1\r\nconnection: close\r\n\r\n%b"

@@ -1,4 +1,4 @@
-"""TLS for listeners: certificate, key, client certificates, ALPN."""
+"""TLS configuration of listeners: certificate, key, client certificates, ALPN."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 
 
 class TlsFileError(ValueError):
-    """A TLS file that cannot be used. The message names the file and says what is wrong with it."""
+    """A TLS file cannot be used. The message names the file and the problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files. With `client_ca`, only clients with a certificate signed by it are let in (mutual TLS)."""
+    """Paths of PEM files. With `client_ca`, clients must present a certificate signed by it (mutual TLS)."""
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """A server's context: TLS 1.2 or later, ALPN h2 and http/1.1. Raises TlsFileError that names the file which is wrong."""
+        """A server context: TLS 1.2 or later, ALPN h2 and http/1.1.
+
+        Raises TlsFileError for an unusable file.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -62,7 +65,7 @@ def _refuse_password(key: Path) -> Callable[[], str]:
 
 
 def _explain(certificate: Path, key: Path, error: ssl.SSLError) -> str:
-    """Finds out which of the two files is wrong; OpenSSL does not say it."""
+    """Determines which of the two files is at fault; OpenSSL does not say."""
     if error.reason == "KEY_VALUES_MISMATCH":
         return f"TLS key '{key}' does not belong to the certificate '{certificate}'"
     if b"-----BEGIN CERTIFICATE-----" not in certificate.read_bytes():

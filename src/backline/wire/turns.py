@@ -1,4 +1,4 @@
-"""Fairness among connections that have sent more than one wake-up of the loop may handle."""
+"""Fairness between connections that have sent more than one turn of the event loop should handle."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections import OrderedDict
 from time import perf_counter
 from typing import Protocol
 
-#: Seconds for all waiting connections together, before the loop looks at the sockets again.
+#: Seconds per round, for all waiting connections together, before the event loop polls the sockets again.
 SECONDS_PER_ROUND = 0.005
-#: Connections that resume reading in one round. The loop reads from every readable socket before it runs anything else, up to
-#: `bytes_per_turn` from each, so this bounds how long a hundred uploads can keep it away from all other clients.
+#: Connections that resume reading per round. The event loop reads from all readable sockets before it runs
+#: anything else, so this bounds how long a hundred simultaneous uploads can delay other clients.
 READS_PER_ROUND = 4
-#: A connection that is given this much by one read stops reading until its turn: transports go on reading the same socket otherwise,
-#: 32 times in a row (libuv), while it is kept full.
+#: A connection that receives this much in one read pauses until its turn: otherwise the transport reads a
+#: full socket up to 32 times in a row (libuv).
 LARGE_READ = 64 * 1024
 
 _GONE = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
@@ -22,14 +22,17 @@ _GONE = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 class TakesTurns(Protocol):
     def take_turn(self) -> bool:
-        """Handles some of what was received. Returns whether the connection reads from its socket again."""
+        """Handles some of the received bytes.
+
+        Returns whether the connection has resumed reading its socket.
+        """
 
 
 class Turns:
-    """A round-robin queue of connections that have bytes to handle or to read; all others are served between two rounds.
+    """A round-robin queue of connections with bytes to handle or read; others are served between rounds.
 
-    Each connection limits its own turn, in bytes and in time. A round limits their sum, however many connections wait: in time, and in the
-    number of sockets that are read again.
+    Each connection limits its own turn in bytes and time. A round is limited in total time and in the number
+    of sockets that resume reading, however many connections wait.
     """
 
     __slots__ = ("_loop", "_scheduled", "_waiting")
@@ -40,7 +43,7 @@ class Turns:
         self._scheduled = False
 
     def wait(self, connection: TakesTurns) -> None:
-        """Calls `take_turn` once, soon. A connection in the queue keeps its place."""
+        """Enqueues a call of `take_turn`. A connection that is already queued keeps its place."""
         self._waiting[connection] = None
         if not self._scheduled:
             self._scheduled = True
@@ -61,7 +64,7 @@ class Turns:
 
 
 def peer_is_gone(transport: asyncio.Transport) -> bool:
-    """Whether the other side has closed the connection, or its half of it, though bytes from before may not be read yet."""
+    """Whether the client has closed at least its sending half, even if earlier bytes are still unread."""
     connected = transport.get_extra_info("socket")
     if connected is None:
         return False

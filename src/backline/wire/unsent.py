@@ -1,4 +1,4 @@
-"""Answers that clients do not take: counted over all connections, and bounded by closing those that take nothing."""
+"""Responses that clients do not read: counted over all connections, and bounded by closing the slowest."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ log = logging.getLogger("backline.wire")
 
 
 class _Backlog:
-    """What one connection has not taken."""
+    """The unread responses of one connection."""
 
     __slots__ = ("counted", "since", "size")
 
     def __init__(self, since: float) -> None:
         self.size = 0
-        #: Bytes of it that this ledger added to `wire.buffered_bytes`.
+        #: The part of `size` that this ledger has added to `wire.buffered_bytes`.
         self.counted = 0
-        #: When the client was last seen to take something, or when the backlog began.
+        #: When the client was last seen reading, or when the backlog began.
         self.since = since
 
 
 class Unsent:
-    """The ledger of unsent answers, part of `wire.buffered_bytes` and so of `limits.max_buffered_bytes`.
+    """The ledger of unsent responses, which count toward `limits.max_buffered_bytes`.
 
     Invariants:
 
-    * `wire.buffered_bytes` is the sum of request bodies, of answers queued by HTTP/2 streams (`Output.held`) and of what the transports'
-      write buffers held when they were last looked at. That is after large writes, when a transport pauses or resumes its writer, and once
-      per sweep; between two looks a connection can add small answers up to `max_unsent_bytes`, where its transport pauses it.
-    * While the sum is above the limit, connections are closed until 7/8 of it are left: those first whose clients have taken nothing for
-      the longest time. A client that reads is younger than one that does not, however large its answer is.
-    * A look follows the transport's own attempt to send: what the kernel takes at once is never counted.
+    * `wire.buffered_bytes` is the sum of request bodies, of responses queued by HTTP/2 streams
+      (`Output.held`), and of the sizes of the transports' write buffers as last observed: after a large
+      write, when a transport pauses or resumes writing, and once per sweep. Between observations a connection
+      can add small responses up to `max_unsent_bytes`, where its transport pauses it.
+    * When the sum exceeds the limit, connections are closed until it is at most 7/8 of the limit. Those whose
+      clients have read nothing for the longest time go first, so a slow reader of a large response outlives
+      an idle client.
+    * Write buffers are observed after the transport has tried to send: what the kernel accepts immediately
+      never counts.
     """
 
     __slots__ = ("_backlogs", "_to_see", "_wire")
@@ -43,17 +46,17 @@ class Unsent:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._backlogs: dict[Connection, _Backlog] = {}
-        #: Connections to look at in the next turn of the loop.
+        #: Connections to observe in the next iteration of the event loop.
         self._to_see: set[Connection] = set()
 
     def watch(self, connection: Connection) -> None:
-        """Looks at a connection that was given much to send, once its transport has tried to."""
+        """Observes a connection with much to send, once its transport has tried to send it."""
         if not self._to_see:
             self._wire.loop.call_soon(self._see)
         self._to_see.add(connection)
 
     def count(self, connection: Connection) -> None:
-        """Brings the backlog of a connection up to date."""
+        """Updates the backlog of a connection."""
         size, buffered = connection.unsent()
         backlog = self._backlogs.get(connection)
         if backlog is None:
@@ -70,7 +73,7 @@ class Unsent:
             self.watch(connection)
 
     def forget(self, connection: Connection) -> None:
-        """The connection is gone."""
+        """Removes a closed connection."""
         self._to_see.discard(connection)
         backlog = self._backlogs.pop(connection, None)
         if backlog is not None:
@@ -87,7 +90,7 @@ class Unsent:
             self._close_idlest()
 
     def _close_idlest(self) -> None:
-        """Closes the connections that have taken nothing for the longest time, until an eighth of the limit is free."""
+        """Closes the connections that have read nothing for longest, until an eighth of the limit is free."""
         wire = self._wire
         backlogs = self._backlogs
         for connection in list(backlogs):
@@ -106,5 +109,6 @@ class Unsent:
             connection.abort()
         if closed:
             log.warning(
-                "closed %d connections that did not take their answers: too many bytes are held", closed
+                "closed %d connections that left responses unread: too many bytes are buffered",
+                closed,
             )

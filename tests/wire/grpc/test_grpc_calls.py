@@ -1,4 +1,4 @@
-"""Calls of the stock gRPC client."""
+"""Calls with the stock gRPC client."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_response_is_compressed_when_the_request_was(channel: grpc.Channel) -> N
     call = channel.unary_unary("/test.Test/Echo")
     _, plain = call.with_call(bytes(1000))
     _, packed = call.with_call(bytes(1000), compression=grpc.Compression.Gzip)
-    # grpcio takes grpc-encoding out of the metadata, so the codes are all that can be seen here; the bytes are tested with frames.
+    # grpcio hides grpc-encoding, so this checks only the status; test_grpc_refusals checks the bytes.
     assert plain.code() is packed.code() is grpc.StatusCode.OK
 
 
@@ -87,7 +87,7 @@ def test_server_stream_waits_for_a_slow_client(served: Served, channel: grpc.Cha
     call = channel.unary_stream("/test.Test/Endless")(b"")
     for _ in range(3):
         assert len(next(call)) == 100_000
-    # The windows of the client, the socket and the queue of the server are full now, however long one waits.
+    # The client's windows, the socket and the server's queue are full, so nothing changes with time.
     last = -1
     while last != (now := served.run(lambda: served.handlers.sent)):
         last = now
@@ -104,7 +104,7 @@ def test_client_stream_waits_for_a_slow_handler(served: Served, channel: grpc.Ch
     call = channel.stream_unary("/test.Test/Deaf").future(bytes(100_000) for _ in range(10_000))
     assert served.handlers.arrived.wait(5)
     served.wait_until(lambda: served.wire.buffered_bytes > 900_000)
-    # However long one waits.
+    # Nothing changes with time.
     last = -1
     while last != (now := served.run(lambda: served.wire.buffered_bytes)) and now <= 2 * MIB:
         last = now
@@ -115,7 +115,7 @@ def test_client_stream_waits_for_a_slow_handler(served: Served, channel: grpc.Ch
     served.wait_until(lambda: served.wire.requests == 0 and served.wire.buffered_bytes == 0)
 
 
-def test_metadata_reach_the_handler(channel: grpc.Channel) -> None:
+def test_metadata_reaches_the_handler(channel: grpc.Channel) -> None:
     sent = (("x-plain", "value"), ("x-bytes-bin", b"\0\xff"))
     seen = channel.unary_unary("/test.Test/Metadata")(b"", metadata=sent)
     assert b"(b'x-plain', b'value')" in seen
@@ -156,7 +156,7 @@ def test_failing_stream_handler_is_internal(channel: grpc.Channel) -> None:
 
 
 @pytest.mark.parametrize("path", ["/test.Test/Hold", "/test.Test/Deaf"])
-def test_deadline_is_kept_by_the_server(served: Served, channel: grpc.Channel, path: str) -> None:
+def test_server_enforces_the_deadline(served: Served, channel: grpc.Channel, path: str) -> None:
     served.handlers.cancelled.clear()
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(path)(b"", timeout=0.1)
@@ -165,13 +165,13 @@ def test_deadline_is_kept_by_the_server(served: Served, channel: grpc.Channel, p
     served.wait_until(lambda: served.wire.requests == 0)
 
 
-def test_deadline_far_away_does_no_harm(channel: grpc.Channel) -> None:
+def test_distant_deadline_is_accepted(channel: grpc.Channel) -> None:
     call = channel.unary_unary("/test.Test/Echo")
     assert [call(b"x", timeout=100 + number) for number in range(300)] == [b"x"] * 300
 
 
 @pytest.mark.parametrize("path", ["/test.Test/Hold", "/test.Test/Deaf"])
-def test_cancelled_call_tells_the_handler(served: Served, channel: grpc.Channel, path: str) -> None:
+def test_cancelling_a_call_notifies_the_handler(served: Served, channel: grpc.Channel, path: str) -> None:
     served.handlers.arrived.clear()
     served.handlers.cancelled.clear()
     call = channel.unary_unary(path).future(b"")
@@ -181,7 +181,7 @@ def test_cancelled_call_tells_the_handler(served: Served, channel: grpc.Channel,
     served.wait_until(lambda: served.wire.requests == 0)
 
 
-def test_answer_after_the_end_is_dropped(served: Served, channel: grpc.Channel) -> None:
+def test_reply_after_the_end_of_a_call_is_dropped(served: Served, channel: grpc.Channel) -> None:
     served.handlers.held.clear()
     served.handlers.cancelled.clear()
     with pytest.raises(grpc.RpcError):
@@ -191,7 +191,7 @@ def test_answer_after_the_end_is_dropped(served: Served, channel: grpc.Channel) 
     assert channel.unary_unary("/test.Test/Echo")(b"next") == b"next"
 
 
-def test_message_above_the_limit() -> None:
+def test_message_above_the_limit_is_refused() -> None:
     with (
         serve(Limits(max_body_size=1000)) as served,
         grpc.insecure_channel(f"127.0.0.1:{served.port}", options=OPTIONS) as channel,
@@ -204,7 +204,7 @@ def test_message_above_the_limit() -> None:
         assert call(bytes(1000)) == bytes(1000)
 
 
-def test_calls_above_the_limit() -> None:
+def test_calls_above_the_limit_are_refused() -> None:
     with (
         serve(Limits(max_concurrent_requests=1)) as served,
         grpc.insecure_channel(f"127.0.0.1:{served.port}", options=OPTIONS) as channel,
@@ -243,7 +243,7 @@ def test_drain_under_load_breaks_no_call() -> None:
         assert set(answers) == {b"x"}
 
 
-def test_a_failed_call_no_longer_knows_who_cared_for_it(served: Served, channel: grpc.Channel) -> None:
+def test_failed_call_drops_its_on_cancel_callback(served: Served, channel: grpc.Channel) -> None:
     served.handlers.arrived.clear()
     served.handlers.held.clear()
     answer = channel.unary_unary("/test.Test/Hold").future(b"", timeout=30)

@@ -1,4 +1,4 @@
-"""What is wrong on the wire gets a status at once."""
+"""Errors on the wire get a status immediately."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_call_gets_a_status(client: FrameClient, name: str) -> None:
+def test_invalid_call_gets_a_status(client: FrameClient, name: str) -> None:
     body, extra, status = WRONG[name]
     client.call(1, "/test.Test/Echo", body, extra)
     fields, data, _ = client.response(1)
@@ -51,13 +51,13 @@ def test_wrong_call_gets_a_status(client: FrameClient, name: str) -> None:
 
 
 @pytest.mark.parametrize("body", [prefixed(b"", size=1 << 30), prefixed(b"", 2), prefixed(b"a") + b"b"])
-def test_wrong_call_is_not_waited_for(client: FrameClient, body: bytes) -> None:
+def test_invalid_call_is_refused_before_it_ends(client: FrameClient, body: bytes) -> None:
     client.call(1, "/test.Test/Echo", body, end=False)
     assert int(client.response(1)[0]["grpc-status"]) in (3, 8, 13)
     assert client.until(frames.RST_STREAM, 1).code == frames.NO_ERROR
 
 
-def test_unknown_encoding_is_told_what_there_is(client: FrameClient) -> None:
+def test_unknown_encoding_is_refused_with_the_supported_ones(client: FrameClient) -> None:
     client.call(1, "/test.Test/Echo", prefixed(b"abc"), (("grpc-encoding", "lzma"),))
     assert client.response(1)[0]["grpc-accept-encoding"] == "identity, deflate, gzip"
 
@@ -97,7 +97,7 @@ def test_gzip_bomb_is_refused() -> None:
 
 
 @pytest.mark.parametrize("path", ["/test.Test/Each", "/test.Test/Sum"])
-def test_stream_that_ends_within_a_message_gets_a_status(client: FrameClient, path: str) -> None:
+def test_stream_that_ends_within_a_message_is_refused(client: FrameClient, path: str) -> None:
     client.call(1, path, prefixed(b"abc", size=10))
     assert client.response(1)[0]["grpc-status"] == "3"
 
@@ -109,13 +109,13 @@ def test_stream_with_a_message_above_the_limit_gets_a_status() -> None:
         served.wait_until(lambda: served.wire.requests == 0 and served.wire.buffered_bytes == 0)
 
 
-def test_message_that_stops_gets_a_status() -> None:
+def test_incomplete_message_times_out_with_a_status() -> None:
     with serve(Limits(progress_timeout=0.1)) as served, FrameClient(served.port) as client:
         client.call(1, "/test.Test/Echo", prefixed(b"abc", size=10), end=False)
         assert client.response(1)[0]["grpc-status"] == "4"
 
 
-def test_open_stream_may_be_silent() -> None:
+def test_silent_stream_stays_open() -> None:
     with serve(Limits(progress_timeout=0.1)) as served, FrameClient(served.port) as client:
         client.call(1, "/test.Test/Each", prefixed(b"abc"), end=False)
         assert client.until(frames.DATA, 1).payload == prefixed(b"abc")
@@ -129,17 +129,17 @@ def test_open_stream_may_be_silent() -> None:
     ("value", "seconds"),
     [(b"1H", 3600), (b"2M", 120), (b"3S", 3), (b"250m", 0.25), (b"10u", 1e-5), (b"99999999n", 0.099999999)],
 )
-def test_timeouts(value: bytes, seconds: float) -> None:
+def test_timeout_is_parsed(value: bytes, seconds: float) -> None:
     assert parse_timeout(value) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("value", [b"", b"S", b"1", b"1s", b"-1S", b"1.5S", b"123456789S", b"1 S"])
-def test_what_is_no_timeout(value: bytes) -> None:
+def test_malformed_timeout_is_rejected(value: bytes) -> None:
     with pytest.raises(InvalidTimeout):
         parse_timeout(value)
 
 
-def test_message_of_a_status_is_percent_encoded() -> None:
+def test_status_message_is_percent_encoded() -> None:
     assert escape("100 % ü\n.") == b"100 %25 %C3%BC%0A."
 
 

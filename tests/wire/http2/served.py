@@ -1,4 +1,4 @@
-"""A server of HTTP/2 connections in a thread of the test process, and a client that writes frames one by one."""
+"""An HTTP/2 server in a thread of the test process, and a client that writes single frames."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _stream = partial(StreamMethod, scope="infer")
 
 @dataclass
 class Handlers:
-    """The application under test, and what it saw."""
+    """A test application, and what it received."""
 
     held: list[UnaryCall] = field(default_factory=list)
     held_http: list[HttpRequest] = field(default_factory=list)
@@ -144,13 +144,13 @@ class Handlers:
 
 
 class _Accepted(asyncio.Protocol):
-    """Gives a new transport to an HTTP/2 connection without looking at its bytes."""
+    """Attaches a new transport to an HTTP/2 connection without sniffing."""
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are not of asyncio's class.
+        # uvloop's transports do not inherit from asyncio's.
         connected = cast(asyncio.Transport, transport)
         connection = Http2Connection(self.wire)
         connected.set_protocol(connection)
@@ -158,7 +158,7 @@ class _Accepted(asyncio.Protocol):
 
 
 class Served:
-    """A running server: its port, its wire, and a way to run something on its loop."""
+    """A running server: its port, its wire, and access to its event loop."""
 
     def __init__(self, limits: Limits, sweep_interval: float) -> None:
         self.handlers = Handlers()
@@ -201,7 +201,7 @@ class Served:
         return done
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Returns when a condition over the server's state holds; it is asked on the server's loop."""
+        """Waits until a condition, evaluated on the server's loop, holds."""
         deadline = time.monotonic() + TIMEOUT
         while not self.run(condition):
             assert time.monotonic() < deadline, "the server did not come to the expected state"
@@ -229,7 +229,7 @@ class Frame:
 
     @property
     def code(self) -> int:
-        """The error code of RST_STREAM and GOAWAY."""
+        """The error code of a RST_STREAM or GOAWAY frame."""
         return int.from_bytes(
             self.payload[:4] if self.kind == frames.RST_STREAM else self.payload[4:8], "big"
         )
@@ -239,7 +239,7 @@ REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authorit
 
 
 class FrameClient:
-    """A client of HTTP/2 that does what a test tells it, right or wrong."""
+    """An HTTP/2 client that sends whatever a test requests, valid or not."""
 
     def __init__(self, port: int, settings: dict[int, int] | None = None, handshake: bool = True) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), TIMEOUT)
@@ -247,7 +247,7 @@ class FrameClient:
         self.decoder = Decoder()
         self._buffer = b""
         if handshake:
-            # The acknowledgement is for the server's SETTINGS, which it sends first.
+            # Acknowledges the server's SETTINGS, its first frame.
             self.write(
                 frames.PREFACE
                 + frames.settings(settings or {})
@@ -287,7 +287,7 @@ class FrameClient:
         extra: tuple[tuple[str, str], ...] = (),
         end: bool = True,
     ) -> None:
-        """A gRPC call whose DATA is `body` as it is; without DATA for None."""
+        """A gRPC call whose DATA is exactly `body`; no DATA if it is None."""
         fields = (("content-type", "application/grpc"), ("te", "trailers"), *extra)
         block = self.encoder.encode(
             [(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "test"), *fields]
@@ -303,7 +303,7 @@ class FrameClient:
         self.write(data)
 
     def read_frame(self) -> Frame | None:
-        """The next frame; None at the end of the connection."""
+        """The next frame; None once the connection is closed."""
         head = self._take(9)
         if head is None:
             return None
@@ -324,7 +324,7 @@ class FrameClient:
         return taken
 
     def until(self, kind: int, stream: int | None = None) -> Frame:
-        """The next frame of a type (on a stream), frames before it dropped."""
+        """The next frame of a type (and stream), dropping frames before it."""
         while (frame := self.read_frame()) is not None:
             if frame.kind == frames.HEADERS:
                 self.fields = dict(self.decoder.decode(frame.payload))
@@ -333,7 +333,7 @@ class FrameClient:
         raise AssertionError(f"the connection ended before a frame of type {kind}")
 
     def response(self, stream: int) -> tuple[dict[str, str], bytes, dict[str, str]]:
-        """Fields, body and trailers of a response."""
+        """The fields, body and trailers of a response."""
         fields: dict[str, str] | None = None
         trailers: dict[str, str] = {}
         body = b""

@@ -1,4 +1,4 @@
-"""Programs that others wrote."""
+"""Stock HTTP/2 clients."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def test_curl_posts_a_large_body(served: Served, tmp_path: Path) -> None:
     assert received.read_bytes() == sent.read_bytes()
 
 
-def test_curl_inflates(served: Served) -> None:
+def test_curl_decompresses_a_response(served: Served) -> None:
     url = f"http://127.0.0.1:{served.port}/large?100000"
     assert len(run("curl", "-sS", "--compressed", "--http2-prior-knowledge", url)) == 100_000
 
 
-def test_nghttp_gets_several(served: Served) -> None:
+def test_nghttp_gets_several_responses(served: Served) -> None:
     url = f"http://127.0.0.1:{served.port}/"
     assert run("nghttp", "-m", "5", url).count("hello world") == 5
 
 
-def test_h2load_has_all_answered(served: Served) -> None:
+def test_h2load_gets_all_responses(served: Served) -> None:
     out = run("h2load", "-n", "3000", "-c", "3", "-m", "20", f"http://127.0.0.1:{served.port}/")
     assert re.search(r"3000 succeeded, 0 failed, 0 errored, 0 timeout", out), out

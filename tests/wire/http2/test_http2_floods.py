@@ -1,4 +1,4 @@
-"""Clients that make work for nothing, and clients that only seem to."""
+"""Clients that flood the server with useless work, and clients that only seem to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_flood_ends_the_connection(name: str) -> None:
         served.wait_until(lambda: not served.wire.connections and served.wire.requests == 0)
 
 
-def test_rapid_reset_ends_the_connection_and_leaves_nothing_behind() -> None:
+def test_rapid_reset_ends_the_connection_and_leaks_nothing() -> None:
     with serve(SMALL) as served, FrameClient(served.port) as client:
         client.request(1, "/hold")
         block = client.encoder.encode(
@@ -53,7 +53,7 @@ def test_rapid_reset_ends_the_connection_and_leaves_nothing_behind() -> None:
         served.wait_until(lambda: served.wire.requests == 0)
 
 
-def test_resets_that_the_server_is_made_to_send_count() -> None:
+def test_provoked_resets_count_as_a_flood() -> None:
     with serve(SMALL) as served, FrameClient(served.port) as client:
         block = client.encoder.encode(
             [(":method", "POST"), (":scheme", "http"), (":path", "/hold"), (":authority", "test")]
@@ -67,7 +67,7 @@ def test_resets_that_the_server_is_made_to_send_count() -> None:
         served.wait_until(lambda: served.wire.requests == 0)
 
 
-def test_client_that_works_may_ping_as_often_as_it_is_answered() -> None:
+def test_answered_requests_earn_pings() -> None:
     with serve(SMALL) as served, FrameClient(served.port) as client:
         for number in range(1, 2001, 2):
             client.write(PING + frames.window_update(0, 12))
@@ -75,7 +75,7 @@ def test_client_that_works_may_ping_as_often_as_it_is_answered() -> None:
             assert client.response(number)[0][":status"] == "200"
 
 
-def test_other_connections_have_their_turn_during_a_flood(served: Served) -> None:
+def test_other_connections_are_served_during_a_flood(served: Served) -> None:
     with FrameClient(served.port) as flooding, FrameClient(served.port) as honest:
         flooding.write(PING * 1500)
         honest.request(1)
@@ -96,7 +96,7 @@ def test_endless_header_block_ends_the_connection(client: FrameClient, fragment:
     assert client.goaway() == frames.ENHANCE_YOUR_CALM
 
 
-def test_header_bomb_ends_the_connection(client: FrameClient) -> None:
+def test_hpack_bomb_ends_the_connection(client: FrameClient) -> None:
     block = client.encoder.encode([("x-long", "x" * 3000)]) + b"\xbe" * 5000
     client.write(frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, block))
     assert client.goaway() == frames.ENHANCE_YOUR_CALM
@@ -109,7 +109,7 @@ def test_too_many_fields_are_refused(client: FrameClient) -> None:
     assert client.response(3)[0][":status"] == "200"
 
 
-def test_too_large_header_list_is_refused_and_the_table_stays_right(client: FrameClient) -> None:
+def test_too_large_header_list_is_refused_and_the_table_stays_in_step(client: FrameClient) -> None:
     block = client.encoder.encode(
         [
             (":method", "GET"),
@@ -135,11 +135,11 @@ def test_call_with_too_many_fields_is_refused(client: FrameClient) -> None:
     assert (fields[":status"], fields["grpc-status"]) == ("200", "8")
 
 
-def test_client_that_does_not_read_acknowledgements_is_not_read(served: Served) -> None:
+def test_server_stops_reading_a_client_that_does_not_read(served: Served) -> None:
     limits = Limits(max_unsent_bytes=20_000, idle_frames_burst=1_000_000, progress_timeout=0.5)
     with serve(limits) as small, FrameClient(small.port) as client:
         client.socket.settimeout(0.5)
         with pytest.raises((TimeoutError, ConnectionError)):
             client.write(PING * 2_000_000)
-        # Not reading for long is a reason to close.
+        # The connection may also be closed, for not reading.
         small.wait_until(lambda: not small.wire.connections)

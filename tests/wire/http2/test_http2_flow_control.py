@@ -9,7 +9,7 @@ from wire.http2.served import FrameClient, Served, serve
 
 
 def data_of(client: FrameClient, stream: int, size: int) -> bytes:
-    """DATA of a stream until `size` octets are there."""
+    """Reads `size` octets of DATA of a stream."""
     body = b""
     while len(body) < size:
         body += client.until(frames.DATA, stream).payload
@@ -47,13 +47,13 @@ def test_window_may_become_negative(served: Served) -> None:
         data_of(client, 1, 1000)
         client.write(frames.settings({frames.INITIAL_WINDOW_SIZE: 400}))
         client.until(frames.SETTINGS)
-        client.write(frames.window_update(1, 600))  # the window is 0 now
+        client.write(frames.window_update(1, 600))  # the window is now 0
         assert nothing_more(client)
         client.write(frames.window_update(1, 1))
         assert len(client.until(frames.DATA, 1).payload) == 1
 
 
-def test_larger_initial_window_opens_open_streams(served: Served) -> None:
+def test_larger_initial_window_resumes_open_streams(served: Served) -> None:
     with FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0}) as client:
         client.request(1, "/large?100")
         client.until(frames.HEADERS, 1)
@@ -61,8 +61,8 @@ def test_larger_initial_window_opens_open_streams(served: Served) -> None:
         assert len(data_of(client, 1, 100)) == 100
 
 
-def test_what_new_windows_allow_comes_behind_the_acknowledgement(served: Served) -> None:
-    """A client that announces a larger window, and soon a smaller one, holds its peer to the last that was acknowledged."""
+def test_data_within_new_windows_follows_the_acknowledgement(served: Served) -> None:
+    """A client that announces a larger window, then a smaller one, enforces the last acknowledged."""
     with FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0}) as client:
         client.request(1, "/large?100")
         client.until(frames.HEADERS, 1)
@@ -71,7 +71,7 @@ def test_what_new_windows_allow_comes_behind_the_acknowledgement(served: Served)
         assert client.read_frame().kind == frames.DATA
 
 
-def test_frames_are_as_large_as_the_client_takes(served: Served) -> None:
+def test_frames_respect_the_max_frame_size_of_the_client(served: Served) -> None:
     with FrameClient(
         served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 20, frames.MAX_FRAME_SIZE: 20_000}
     ) as client:
@@ -80,7 +80,7 @@ def test_frames_are_as_large_as_the_client_takes(served: Served) -> None:
         assert sizes == [20_000, 20_000, 10_000]
 
 
-def test_streams_have_their_turn(served: Served) -> None:
+def test_streams_take_turns(served: Served) -> None:
     with FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 24}) as client:
         client.request(1, "/large?3000000")
         client.request(3, "/large?3000000")
@@ -89,7 +89,7 @@ def test_streams_have_their_turn(served: Served) -> None:
         assert {1, 3} == set(order)
 
 
-def test_more_data_than_the_streams_window_is_an_error(client: FrameClient) -> None:
+def test_data_beyond_the_stream_window_is_an_error(client: FrameClient) -> None:
     block = client.encoder.encode(
         [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
     )
@@ -101,7 +101,7 @@ def test_more_data_than_the_streams_window_is_an_error(client: FrameClient) -> N
             block + client.encoder.encode([("content-type", "application/grpc")]),
         )
     )
-    assert client.until(frames.HEADERS, 1)  # UNIMPLEMENTED at once; the stream is reset
+    assert client.until(frames.HEADERS, 1)  # UNIMPLEMENTED immediately; the stream is reset
     block = client.encoder.encode(
         [
             (":method", "POST"),
@@ -112,7 +112,7 @@ def test_more_data_than_the_streams_window_is_an_error(client: FrameClient) -> N
         ]
     )
     client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 3, block))
-    # A message for which nobody asks: the window is not opened again.
+    # No handler takes the message, so the window is not replenished.
     client.write(
         b"".join(
             frames.frame(frames.DATA, 0, 3, (b"\0" + (11_995).to_bytes(4, "big")).ljust(12_000, b"x"))
@@ -154,7 +154,7 @@ def test_handler_waits_for_a_client_that_does_not_read(served: Served) -> None:
     assert served.handlers.cancelled.wait(5)
 
 
-def test_client_that_never_opens_its_window_loses_its_stream() -> None:
+def test_stream_is_reset_if_its_window_is_never_opened() -> None:
     with (
         serve(Limits(progress_timeout=0.2)) as served,
         FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0}) as client,
@@ -164,7 +164,7 @@ def test_client_that_never_opens_its_window_loses_its_stream() -> None:
         served.wait_until(lambda: served.wire.requests == 0 and served.wire.buffered_bytes == 0)
 
 
-def test_smaller_header_table_is_acknowledged_in_the_next_block(served: Served) -> None:
+def test_smaller_header_table_is_applied_in_the_next_block(served: Served) -> None:
     with FrameClient(served.port, {frames.HEADER_TABLE_SIZE: 0}) as client:
         client.decoder.max_allowed_table_size = 0
         client.request(1)

@@ -1,4 +1,4 @@
-"""Answers that a client does not take: how many are made, and what becomes of it."""
+"""Responses that a client does not read: how many the server produces, and what ends them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def prefixed(message: bytes, compressed: bool = False) -> bytes:
 def ask_for(client: FrameClient, count: int, size: int) -> None:
     for number in range(1, 2 * count, 2):
         client.request(number, f"/large?{size}")
-    # Answered after all that came before it was read.
+    # Acknowledged after everything before it was read.
     client.write(frames.frame(frames.PING, 0, 0, b"all read"))
     client.until(frames.PING)
 
 
-def test_large_answers_are_made_as_far_as_they_may_be_held() -> None:
+def test_large_responses_are_produced_up_to_the_budget() -> None:
     with serve(LIMITS) as served, FrameClient(served.port, SHUT) as client:
         ask_for(client, 50, 200_000)
         assert 200_000 <= served.run(lambda: served.wire.held_answer_bytes) <= MIB
@@ -34,7 +34,7 @@ def test_large_answers_are_made_as_far_as_they_may_be_held() -> None:
         assert served.run(lambda: served.wire.requests) == 50
 
 
-def test_requests_that_waited_are_answered_in_their_order() -> None:
+def test_waiting_requests_are_answered_in_order() -> None:
     with serve(LIMITS) as served, FrameClient(served.port, SHUT) as client:
         ask_for(client, 20, 200_000)
         client.write(
@@ -53,7 +53,7 @@ def test_requests_that_waited_are_answered_in_their_order() -> None:
         )
 
 
-def test_one_answer_may_be_larger_than_all_that_is_held() -> None:
+def test_single_response_may_exceed_the_budget() -> None:
     with serve(LIMITS) as served, FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 24}) as client:
         client.write(frames.window_update(0, 1 << 24))
         for number in (1, 3):
@@ -62,13 +62,13 @@ def test_one_answer_may_be_larger_than_all_that_is_held() -> None:
             assert len(client.response(number)[1]) == 5 * MIB
 
 
-def test_small_answers_are_not_held_back() -> None:
+def test_small_responses_are_not_delayed() -> None:
     with serve(LIMITS) as served, FrameClient(served.port, SHUT) as client:
         ask_for(client, 100, 1000)
         assert served.run(lambda: served.wire.held_answer_bytes) == 100_000
 
 
-def test_requests_of_a_new_connection_are_all_in_flight_where_answers_are_known_to_be_small() -> None:
+def test_new_connection_starts_all_requests_if_responses_are_known_to_be_small() -> None:
     with serve(LIMITS) as served:
         with FrameClient(served.port) as client:
             client.request(1, "/large?1000")
@@ -79,8 +79,8 @@ def test_requests_of_a_new_connection_are_all_in_flight_where_answers_are_known_
             served.wait_until(lambda: len(served.handlers.held) == 20)
 
 
-def test_the_first_requests_of_a_server_are_in_flight_together_up_to_a_limit() -> None:
-    """They may wait for each other: a model's batch is formed of them."""
+def test_first_requests_of_a_server_run_concurrently_up_to_a_limit() -> None:
+    """They may wait for each other, to form a batch."""
     with serve(LIMITS) as served, FrameClient(served.port) as client:
         for number in range(1, 41, 2):
             client.call(number, "/test.Test/Hold", prefixed(b""))
@@ -89,7 +89,7 @@ def test_the_first_requests_of_a_server_are_in_flight_together_up_to_a_limit() -
         served.wait_until(lambda: len(served.handlers.held) == 16)
 
 
-def test_a_new_connection_is_held_to_the_large_answers_of_another() -> None:
+def test_new_connection_inherits_response_sizes_from_others() -> None:
     with (
         serve(LIMITS) as served,
         FrameClient(served.port, SHUT) as taught,
@@ -100,7 +100,7 @@ def test_a_new_connection_is_held_to_the_large_answers_of_another() -> None:
         assert served.run(lambda: served.wire.held_answer_bytes) <= MIB + 200_000
 
 
-def test_streams_that_are_reset_free_their_answers_and_let_others_begin() -> None:
+def test_reset_streams_free_their_responses_and_admit_others() -> None:
     with serve(LIMITS) as served, FrameClient(served.port, SHUT) as client:
         ask_for(client, 20, 200_000)
         client.write(b"".join(frames.rst_stream(number, frames.CANCEL) for number in range(1, 39, 2)))
@@ -111,7 +111,7 @@ def test_streams_that_are_reset_free_their_answers_and_let_others_begin() -> Non
         )
 
 
-def test_client_that_leaves_frees_everything() -> None:
+def test_disconnect_frees_everything() -> None:
     with serve(LIMITS) as served:
         with FrameClient(served.port, SHUT) as client:
             ask_for(client, 20, 200_000)
@@ -139,7 +139,7 @@ def test_compressed_calls_wait_before_they_are_inflated() -> None:
         )
 
 
-def test_deadline_ends_a_call_that_waits() -> None:
+def test_deadline_ends_a_waiting_call() -> None:
     with serve(LIMITS) as served, FrameClient(served.port, SHUT) as client:
         ask_for(client, 20, 200_000)
         client.call(101, "/test.Test/Echo", prefixed(bytes(10_000)), extra=(("grpc-timeout", "50m"),))
@@ -147,14 +147,14 @@ def test_deadline_ends_a_call_that_waits() -> None:
 
 
 @pytest.mark.parametrize("crumbs", [False, True])
-def test_client_that_takes_hardly_anything_is_cut_off(crumbs: bool) -> None:
+def test_client_that_reads_too_slowly_is_disconnected(crumbs: bool) -> None:
     limits = Limits(max_unsent_bytes=100_000, progress_timeout=0.3, min_taking_rate=10_000)
     with serve(limits) as served, FrameClient(served.port, SHUT) as client:
         for number in (1, 3, 5):
             client.request(number, "/large?100000")
         client.until(frames.HEADERS, 5)
         if crumbs:
-            # Every stream makes some progress whenever the server looks.
+            # Every stream makes some progress between two sweeps.
             def dribble() -> bool:
                 for connection in served.wire.connections:
                     connection.data_received(
@@ -166,7 +166,7 @@ def test_client_that_takes_hardly_anything_is_cut_off(crumbs: bool) -> None:
         served.wait_until(lambda: not served.wire.connections and served.wire.held_answer_bytes == 0)
 
 
-def test_handler_of_a_stream_gets_no_more_while_its_client_takes_nothing(served: Served) -> None:
+def test_stream_handler_gets_no_messages_while_its_client_does_not_read(served: Served) -> None:
     with FrameClient(served.port, SHUT) as client:
         message = prefixed(bytes(100_000))
         client.call(1, "/test.Test/Each", message[:16_000], end=False)

@@ -24,7 +24,7 @@ def test_first_frame_must_be_settings(served: Served) -> None:
         assert client.goaway() == frames.PROTOCOL_ERROR
 
 
-def test_drain_finishes_what_is_in_flight(served: Served) -> None:
+def test_drain_completes_requests_in_flight(served: Served) -> None:
     served.handlers.held_http.clear()
     with FrameClient(served.port) as client:
         client.request(1, "/hold")
@@ -32,7 +32,7 @@ def test_drain_finishes_what_is_in_flight(served: Served) -> None:
         drain(served)
         first = client.until(frames.GOAWAY)
         assert int.from_bytes(first.payload[:4], "big") == frames.MAX_WINDOW
-        # A request that was on its way is still served.
+        # A request in transit is still served.
         client.request(3)
         ping = client.until(frames.PING)
         client.write(frames.frame(frames.PING, frames.ACK, 0, ping.payload))
@@ -58,7 +58,7 @@ def test_drain_closes_an_idle_connection(served: Served) -> None:
         assert client.ended()
 
 
-def test_goaway_of_the_client_is_followed(served: Served) -> None:
+def test_goaway_from_the_client_closes_after_open_requests(served: Served) -> None:
     served.handlers.held_http.clear()
     with FrameClient(served.port) as client:
         client.request(1, "/hold")
@@ -69,7 +69,7 @@ def test_goaway_of_the_client_is_followed(served: Served) -> None:
         assert client.ended()
 
 
-def test_all_requests_of_a_connection_that_is_lost_are_told_also_when_one_of_them_has_another_answered(
+def test_disconnect_notifies_all_requests_even_if_one_answers_another(
     served: Served,
 ) -> None:
     handlers = served.handlers
@@ -92,13 +92,13 @@ def test_silent_client_is_closed() -> None:
         served.wait_until(lambda: not served.wire.connections)
 
 
-def test_half_a_frame_is_not_waited_for_long() -> None:
+def test_incomplete_frame_times_out() -> None:
     with serve(Limits(header_timeout=0.1)) as served, FrameClient(served.port) as client:
         client.write(frames.frame(frames.PING, 0, 0, bytes(8))[:12])
         assert client.goaway() == frames.PROTOCOL_ERROR
 
 
-def test_open_header_block_is_not_waited_for_long() -> None:
+def test_incomplete_header_block_times_out() -> None:
     with serve(Limits(header_timeout=0.1)) as served, FrameClient(served.port) as client:
         client.write(frames.frame(frames.HEADERS, 0, 1, b""))
         assert client.goaway() == frames.PROTOCOL_ERROR
@@ -112,7 +112,7 @@ def test_idle_connection_is_closed() -> None:
         assert client.ended()
 
 
-def test_body_that_stops_gets_408() -> None:
+def test_stalled_body_gets_408() -> None:
     with serve(Limits(progress_timeout=0.1)) as served, FrameClient(served.port) as client:
         block = client.encoder.encode(
             [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
@@ -124,14 +124,14 @@ def test_body_that_stops_gets_408() -> None:
         assert client.response(1)[0][":status"] == "408"
 
 
-def test_dead_client_with_an_open_stream_is_found_out() -> None:
+def test_dead_client_with_an_open_stream_is_detected() -> None:
     with serve(Limits(idle_timeout=0.1, progress_timeout=0.1)) as served, FrameClient(served.port) as client:
         client.request(1, "/hold")
         assert client.until(frames.PING).payload == b"standing"
         served.wait_until(lambda: not served.wire.connections)
 
 
-def test_client_that_does_not_take_the_last_answer_is_cut_off() -> None:
+def test_client_that_does_not_read_the_last_response_is_disconnected() -> None:
     with (
         serve(Limits(progress_timeout=0.3)) as served,
         FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 30}) as client,

@@ -1,4 +1,4 @@
-"""The same bytes mean the same, in whatever pieces they come."""
+"""Responses do not depend on how the bytes are fragmented, and no bytes break the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wire.http2.served import Handlers
 
 
 class Recorder(asyncio.Transport):
-    """A transport that keeps what is written and never blocks."""
+    """A transport that records writes and never blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Recorder(asyncio.Transport):
 
 
 def exchange(data: bytes, cuts: list[int], limits: Limits) -> bytes:
-    """What a server answers to bytes that come cut at these places."""
+    """What a server sends in response to `data`, received in pieces cut at `cuts`."""
     loop = asyncio.new_event_loop()
     try:
         wire = Wire(Handlers().application(), limits, loop)
@@ -78,7 +78,7 @@ def exchange(data: bytes, cuts: list[int], limits: Limits) -> bytes:
 
 
 def answers(written: bytes) -> bytes:
-    """The frames in their order, without the date."""
+    """The frames in order, without dates."""
     out = []
     at = 0
     while at < len(written):
@@ -135,17 +135,17 @@ WHOLE = exchange(CONVERSATION, [], Limits())
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(0, len(CONVERSATION)), max_size=40))
-def test_answers_do_not_depend_on_the_pieces(cuts: list[int]) -> None:
+def test_responses_do_not_depend_on_fragmentation(cuts: list[int]) -> None:
     assert exchange(CONVERSATION, cuts, Limits()) == WHOLE
 
 
-def test_answers_do_not_depend_on_the_pieces_down_to_single_bytes() -> None:
+def test_responses_do_not_depend_on_fragmentation_into_single_bytes() -> None:
     assert exchange(CONVERSATION, list(range(len(CONVERSATION))), Limits()) == WHOLE
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 20), st.lists(st.integers(0, len(CONVERSATION)), max_size=10))
-def test_answers_do_not_depend_on_the_budget_of_a_turn(frames_per_turn: int, cuts: list[int]) -> None:
+def test_responses_do_not_depend_on_the_budget_of_a_turn(frames_per_turn: int, cuts: list[int]) -> None:
     limits = Limits(frames_per_turn=frames_per_turn)
     data = CONVERSATION + frames.frame(frames.PING, 0, 0, b"the last") * 2
     assert exchange(data, cuts + list(range(len(data) - 34, len(data))), limits)[:200] == WHOLE[:200]
@@ -153,7 +153,7 @@ def test_answers_do_not_depend_on_the_budget_of_a_turn(frames_per_turn: int, cut
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=4))
-def test_no_bytes_break_the_server(junk: bytes, cuts: list[int]) -> None:
+def test_random_bytes_cause_no_internal_error(junk: bytes, cuts: list[int]) -> None:
     answer = exchange(frames.PREFACE + frames.settings({}) + junk, cuts, Limits())
     assert frames.INTERNAL_ERROR.to_bytes(4, "big") + b"a fault of the server" not in answer
 
@@ -184,7 +184,7 @@ def test_no_bytes_break_the_server(junk: bytes, cuts: list[int]) -> None:
         max_size=30,
     )
 )
-def test_no_frames_break_the_server(sent: list[bytes]) -> None:
+def test_random_frames_cause_no_internal_error(sent: list[bytes]) -> None:
     answer = exchange(frames.PREFACE + frames.settings({}) + b"".join(sent), [], Limits())
     assert b"a fault of the server" not in answer
 
@@ -196,7 +196,7 @@ def blocks() -> HeaderBlocks:
 FIELDS = [(":method", "GET"), (":scheme", "http"), (":path", "/a"), (":authority", "test")]
 
 
-def test_equal_blocks_are_decoded_once_while_the_table_stands() -> None:
+def test_equal_blocks_are_decoded_once_while_the_table_is_unchanged() -> None:
     decoder = blocks()
     encoder = Encoder()
     decoder.request(encoder.encode(FIELDS))
@@ -206,32 +206,32 @@ def test_equal_blocks_are_decoded_once_while_the_table_stands() -> None:
     assert decoder.known[indexed] is head
 
 
-def test_equal_blocks_are_decoded_once_where_the_client_wants_no_table() -> None:
+def test_equal_blocks_are_decoded_once_with_a_disabled_table() -> None:
     decoder = blocks()
     encoder = Encoder()
     encoder.header_table_size = 0
     begin = encoder.encode(FIELDS)
     assert begin.startswith(b"\x20")
     decoder.request(begin)
-    assert decoder.known == {}  # it made the table smaller
+    assert decoder.known == {}  # the block shrank the table
     head = decoder.request(begin)
     assert decoder.known[begin] is head
     decoder.fields(b"\x3f\xe1\x1f")
-    assert decoder.known == {}  # 4096 bytes again
+    assert decoder.known == {}  # the table has 4096 bytes again
 
 
-def test_changed_table_empties_the_memory() -> None:
+def test_table_change_clears_the_memo() -> None:
     decoder = blocks()
     encoder = Encoder()
     decoder.request(encoder.encode(FIELDS))
     indexed = encoder.encode(FIELDS)
     assert decoder.request(indexed).path == b"/a"
-    # The new entries move the old ones: the same index now means another field.
+    # New entries shift the old ones: the same index now refers to another field.
     decoder.request(encoder.encode([*FIELDS[:2], (":path", "/b"), FIELDS[3]]))
     assert decoder.known == {}
 
 
-def test_memory_of_blocks_is_bounded() -> None:
+def test_memo_of_blocks_is_bounded() -> None:
     decoder = blocks()
     encoder = Encoder()
     encoder.header_table_size = 0

@@ -21,7 +21,7 @@ def test_get_is_answered(client: FrameClient) -> None:
     assert body == b"hello world\n"
 
 
-def test_body_comes_in_any_number_of_frames(client: FrameClient) -> None:
+def test_body_may_arrive_in_any_number_of_frames(client: FrameClient) -> None:
     client.write(
         frames.frame(
             frames.HEADERS,
@@ -63,7 +63,7 @@ def test_trailers_end_a_request(client: FrameClient) -> None:
     assert client.response(3)[1] == b"body"
 
 
-def test_head_has_no_body(client: FrameClient) -> None:
+def test_response_to_head_has_no_body(client: FrameClient) -> None:
     client.request(1, method="HEAD")
     fields, body, _ = client.response(1)
     assert fields["content-length"] == "12"
@@ -113,14 +113,14 @@ def test_streamed_response_ends(client: FrameClient) -> None:
     assert client.response(1)[1] == b"x" * 50_000
 
 
-def test_failing_handler_gets_500_and_the_connection_lives_on(client: FrameClient) -> None:
+def test_failing_handler_is_500_and_the_connection_stays_open(client: FrameClient) -> None:
     client.request(1, "/broken")
     assert client.response(1)[0][":status"] == "500"
     client.request(3)
     assert client.response(3)[0][":status"] == "200"
 
 
-def test_reset_tells_the_handler(served: Served, client: FrameClient) -> None:
+def test_reset_notifies_the_handler(served: Served, client: FrameClient) -> None:
     served.handlers.arrived.clear()
     served.handlers.cancelled.clear()
     client.request(1, "/hold")
@@ -130,7 +130,7 @@ def test_reset_tells_the_handler(served: Served, client: FrameClient) -> None:
     assert served.run(lambda: served.wire.requests) == 0
 
 
-def test_lost_connection_tells_the_handler(served: Served) -> None:
+def test_disconnect_notifies_the_handler(served: Served) -> None:
     served.handlers.arrived.clear()
     served.handlers.cancelled.clear()
     with FrameClient(served.port) as client:
@@ -140,7 +140,7 @@ def test_lost_connection_tells_the_handler(served: Served) -> None:
     served.wait_until(lambda: served.wire.requests == 0 and not served.wire.buffered_bytes)
 
 
-def test_announced_body_above_the_limit_is_refused_at_once() -> None:
+def test_announced_body_above_the_limit_is_refused_immediately() -> None:
     with serve(Limits(max_body_size=1000)) as served, FrameClient(served.port) as client:
         block = client.encoder.encode(
             [
@@ -182,7 +182,7 @@ def test_requests_above_the_limit_get_503_with_retry_after() -> None:
         assert served.run(lambda: served.wire.requests) == 1
 
 
-def test_bodies_above_the_limit_of_all_get_503() -> None:
+def test_bodies_above_max_buffered_bytes_get_503() -> None:
     with serve(Limits(max_buffered_bytes=1000)) as served, FrameClient(served.port) as client:
         client.request(1, method="POST", body=bytes(1001))
         assert client.response(1)[0][":status"] == "503"
@@ -228,9 +228,7 @@ def test_grpc_content_type_with_get_gets_405(client: FrameClient) -> None:
         [(":method", "CONNECT"), (":scheme", "http"), (":path", "/")],
     ],
 )
-def test_malformed_request_resets_its_stream_alone(
-    client: FrameClient, fields: list[tuple[str, str]]
-) -> None:
+def test_malformed_request_resets_only_its_stream(client: FrameClient, fields: list[tuple[str, str]]) -> None:
     client.write(
         frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, client.encoder.encode(fields))
     )

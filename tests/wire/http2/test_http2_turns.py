@@ -1,4 +1,4 @@
-"""Clients that send more than may be handled at once, and clients that leave meanwhile."""
+"""Clients that send more than one turn handles, and clients that disconnect meanwhile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wire.http2.served import FrameClient, serve
 PING = frames.frame(frames.PING, 0, 0, bytes(8))
 
 
-def test_turn_ends_when_its_time_is_over() -> None:
+def test_turn_ends_when_its_time_is_up() -> None:
     with (
         serve(Limits(seconds_per_turn=0.0, idle_frames_burst=10_000)) as served,
         FrameClient(served.port) as client,
@@ -19,7 +19,7 @@ def test_turn_ends_when_its_time_is_over() -> None:
             client.until(frames.PING)
 
 
-def test_requests_of_a_client_that_left_are_not_answered() -> None:
+def test_requests_of_a_disconnected_client_are_not_answered() -> None:
     with serve() as served, FrameClient(served.port) as client:
         block = client.encoder.encode(
             [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
@@ -28,7 +28,7 @@ def test_requests_of_a_client_that_left_are_not_answered() -> None:
         many = b"".join(frames.frame(frames.HEADERS, head, number, block) for number in range(1, 6001, 2))
 
         def leave() -> None:
-            # Meanwhile the loop cannot read. All fits into the first window, so the end of the connection arrives, too.
+            # Meanwhile the loop cannot read. Everything fits the first window, so the disconnect arrives too.
             client.write(many)
             client.socket.close()
 
@@ -39,14 +39,14 @@ def test_requests_of_a_client_that_left_are_not_answered() -> None:
         assert connection.answered == 0
 
 
-def test_missing_acknowledgement_of_settings_ends_the_connection() -> None:
+def test_unacknowledged_settings_end_the_connection() -> None:
     with serve(Limits(header_timeout=0.2)) as served, FrameClient(served.port, handshake=False) as client:
         client.write(frames.PREFACE + frames.settings({}))
         assert client.goaway() == frames.SETTINGS_TIMEOUT
         assert client.ended()
 
 
-def test_change_of_all_windows_costs_as_many_streams_as_there_are() -> None:
+def test_changing_all_windows_costs_in_proportion_to_open_streams() -> None:
     limits = Limits(idle_frames_burst=1000, max_idle_frames_rate=1.0)
     with serve(limits) as served, FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0}) as client:
         for number in range(1, 201, 2):
@@ -57,7 +57,7 @@ def test_change_of_all_windows_costs_as_many_streams_as_there_are() -> None:
         assert client.goaway() == frames.ENHANCE_YOUR_CALM
 
 
-def test_body_in_crumbs_ends_the_connection() -> None:
+def test_body_in_tiny_frames_ends_the_connection() -> None:
     limits = Limits(idle_frames_burst=100, max_idle_frames_rate=1.0)
     with serve(limits) as served, FrameClient(served.port) as client:
         client.call(1, "/test.Test/Echo", b"\0\0\0\x10\0", end=False)

@@ -1,1 +1,1 @@
-"""gRPC over HTTP/2: messages with a length before them, status in the trailers."""
+"""gRPC over HTTP/2: length-prefixed messages, with the status in the trailers."""

@@ -1,4 +1,4 @@
-"""A gRPC call on a stream: what unary calls and streams have in common."""
+"""A gRPC call on a stream: what unary and streaming calls have in common."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ ACCEPTED_ENCODINGS = b"identity, deflate, gzip"
 
 
 class GrpcExchange(Stream):
-    """From the head of a call to its status. `deadline`, `metadata` and `on_abandon` are those of `application.Call`."""
+    """One call, from its head to its status.
+
+    `deadline`, `metadata` and `on_abandon` are as in `application.Call`.
+    """
 
     metadata: Mapping[bytes, bytes]
     deadline: float | None
     on_abandon: Callable[[], None] | None
-    #: Response headers were sent, so that the status goes into trailers alone.
+    #: Response headers were sent, so the trailers carry only the status.
     started = False
 
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
@@ -61,9 +64,9 @@ class GrpcExchange(Stream):
             path = head.path.decode("utf-8", "replace")
             self.end(
                 UNIMPLEMENTED,
-                f"unknown method {path[:200]}; its service may not be served here, or its name be misspelt",
+                f"unknown method {path[:200]}; check the names of service and method",
             )
-        elif self._one_too_many():
+        elif self._exceeds_limit():
             what = "streams open" if self.streaming else "requests in flight"
             self.end(RESOURCE_EXHAUSTED, f"the server has too many {what}; try again")
         elif head.timeout_error is not None:
@@ -78,13 +81,13 @@ class GrpcExchange(Stream):
             )
         elif head.timeout is not None:
             if head.timeout <= 0:
-                self.end(DEADLINE_EXCEEDED, "the deadline was over when the call came")
+                self.end(DEADLINE_EXCEEDED, "the deadline had passed when the call arrived")
             else:
                 self.deadline = time.monotonic() + head.timeout
                 self.connection.deadlines.add(self.deadline, self)
 
-    def _one_too_many(self) -> bool:
-        """Whether this call, which is counted already, is above what the server or its peer may have at once."""
+    def _exceeds_limit(self) -> bool:
+        """Whether this call, already counted, exceeds the limit of the server or its peer's share of it."""
         connection = self.connection
         wire = connection.wire
         if self.streaming:
@@ -95,7 +98,7 @@ class GrpcExchange(Stream):
         )
 
     def end(self, code: int, message: str, trailers: Fields = ()) -> None:
-        """Ends the call with a status, after what is queued already."""
+        """Ends the call with a status, after messages that are already queued."""
         if self.answered or self.closed:
             return
         self.answered = True
@@ -107,17 +110,17 @@ class GrpcExchange(Stream):
         connection.output.finish(self)
 
     def expire(self) -> None:
-        self.end(DEADLINE_EXCEEDED, "the deadline passed before the answer was there")
+        self.end(DEADLINE_EXCEEDED, "the deadline passed before the response was ready")
         self.cancelled()
 
     def cancelled(self) -> None:
-        """The application learns that its answer is not needed."""
+        """Notifies the application that the response is no longer needed."""
         callback, self.on_abandon = self.on_abandon, None
         if callback is not None:
             try:
                 callback()
             except Exception:
-                log.exception("a handler of gRPC calls failed when its call was cancelled")
+                log.exception("the on_abandon callback of a gRPC call failed")
 
     def lost(self) -> None:
         answered, self.answered = self.answered, True
@@ -125,5 +128,5 @@ class GrpcExchange(Stream):
             self.cancelled()
 
     def timed_out(self) -> None:
-        self.end(DEADLINE_EXCEEDED, "the rest of a message did not come in time")
+        self.end(DEADLINE_EXCEEDED, "the rest of a message did not arrive in time")
         self.cancelled()

@@ -10,7 +10,7 @@ from struct import Struct
 from backline.wire.application import Buffer, Fields, RpcError
 from backline.wire.body import Body
 from backline.wire.compression import CodingError
-from backline.wire.http2 import field_block
+from backline.wire.http2 import frames
 
 OK = 0
 CANCELLED = 1
@@ -23,40 +23,40 @@ UNIMPLEMENTED = 12
 INTERNAL = 13
 UNAVAILABLE = 14
 
-#: Longer texts are cut, so that the trailers fit into what clients take (8 KiB in grpcio).
+#: Longer messages are truncated, so that the trailers fit the limit of clients (8 KiB in grpcio).
 MAX_MESSAGE = 4096
 
-#: Before the first message of a response, and after the last one when all went well.
-RESPONSE_BLOCK = field_block.encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
+#: The header blocks before the first message of a response and, on success, after the last.
+RESPONSE_BLOCK = frames.encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
 COMPRESSED_RESPONSE_BLOCKS = {
-    name: field_block.encode(
+    name: frames.encode_fields(
         [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-encoding", name)]
     )
     for name in (b"gzip", b"deflate")
 }
-OK_BLOCK = field_block.encode([(b"grpc-status", b"0")])
+OK_BLOCK = frames.encode_fields([(b"grpc-status", b"0")])
 
 _TO_ESCAPE = re.compile(rb"[^\x20-\x24\x26-\x7e]")
 
 
 def escape(message: str) -> bytes:
-    """grpc-message: percent-encoded UTF-8."""
+    """The value of grpc-message: percent-encoded UTF-8."""
     text = message.encode("utf-8", "replace")[:MAX_MESSAGE].strip(b" ")
     return _TO_ESCAPE.sub(lambda match: b"%%%02X" % match[0][0], text)
 
 
 def status_block(code: int, message: str, trailers: Fields, started: bool) -> bytes:
-    """The block that ends a call; with :status and content-type when no response headers went before it (Trailers-Only)."""
+    """The block that ends a call; with response headers in it (Trailers-Only) unless they were sent."""
     if trailers:
-        return _status_block(code, message, started) + field_block.encode(trailers)
+        return _status_block(code, message, started) + frames.encode_fields(trailers)
     return _status_block(code, message, started)
 
 
 @lru_cache(maxsize=256)
 def _status_block(code: int, message: str, started: bool) -> bytes:
-    block = field_block.encode([(b"grpc-status", b"%d" % code)])
+    block = frames.encode_fields([(b"grpc-status", b"%d" % code)])
     if message:
-        block += field_block.encode([(b"grpc-message", escape(message))])
+        block += frames.encode_fields([(b"grpc-message", escape(message))])
     return block if started else RESPONSE_BLOCK + block
 
 
@@ -65,10 +65,11 @@ PREFIX_SIZE = 5
 
 
 class MessageAssembler:
-    """Puts messages together out of pieces of DATA.
+    """Assembles messages from pieces of DATA.
 
-    `announced(size, at_hand)` is called as soon as a message's length is known, before anything of it is kept: `at_hand` bytes have been
-    received of it, or of it and what follows. It may raise RpcError.
+    As soon as the length of a message is known, and before any of it is stored, `announced(size, at_hand)` is
+    called; it may raise RpcError. `at_hand` is the number of bytes that follow the prefix in the same piece;
+    they may include later messages.
     """
 
     __slots__ = ("_announced", "_body", "_encoding", "_flag", "_limit", "_prefix")
@@ -82,7 +83,7 @@ class MessageAssembler:
         self._body: Body | None = None
 
     def close(self) -> None:
-        """Frees what there is of a message."""
+        """Drops an incomplete message."""
         self._body = None
 
     @property
@@ -90,7 +91,10 @@ class MessageAssembler:
         return self._body is None and not self._prefix
 
     def feed(self, data: Buffer, begin: int, end: int) -> tuple[int, tuple[bool, Buffer] | None]:
-        """Takes from data[begin:end]. Returns where it stopped, and (compressed, message) if one is complete. Raises RpcError."""
+        """Consumes data[begin:end] up to the end of a message, and raises RpcError for an invalid one.
+
+        Returns the position reached, and (compressed, message) if a message is complete.
+        """
         body = self._body
         if body is None:
             take = min(PREFIX_SIZE - len(self._prefix), end - begin)
@@ -105,7 +109,7 @@ class MessageAssembler:
                 body = self._body = Body(size)
             except MemoryError:
                 raise RpcError(
-                    RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again"
+                    RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later"
                 ) from None
         take = min(body.missing, end - begin)
         body.add(data, begin, begin + take)
@@ -118,9 +122,9 @@ class MessageAssembler:
 
 
 def check_prefix(flag: int, size: int, encoding: bytes, limit: int) -> None:
-    """Raises RpcError when a message cannot be taken."""
+    """Raises RpcError if the prefix is invalid or the message too large."""
     if flag > 1:
-        raise RpcError(INTERNAL, f"the flag before a message is {flag}; it is 0 (plain) or 1 (compressed)")
+        raise RpcError(INTERNAL, f"a message has compressed flag {flag}; it must be 0 or 1")
     if flag and encoding == b"identity":
         raise RpcError(INTERNAL, "a message is flagged as compressed, but grpc-encoding names no compression")
     if size > limit:
@@ -131,9 +135,9 @@ def check_prefix(flag: int, size: int, encoding: bytes, limit: int) -> None:
 
 
 def as_rpc_error(error: CodingError) -> RpcError:
-    """What inflating found wrong, in gRPC's terms."""
+    """The gRPC status for a message that cannot be inflated."""
     if error.status == 413:
         return RpcError(RESOURCE_EXHAUSTED, error.message.replace("request body", "message"))
     if error.status == 503:
-        return RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+        return RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later")
     return RpcError(INTERNAL, f"a compressed message cannot be inflated: {error.message}")

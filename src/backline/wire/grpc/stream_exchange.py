@@ -1,4 +1,4 @@
-"""A streaming gRPC call: a coroutine on one side, flow control on the other."""
+"""A streaming gRPC call, driven by a coroutine and bounded by flow control."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ _CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 class StreamExchange(GrpcExchange, StreamCall):
-    """Messages wait in `_messages` until the handler takes them; only then the client may send as much again."""
+    """A streaming call.
+
+    Invariant: received messages wait in `_messages`, and the stream's window is replenished only as the
+    handler takes them. So a client can make the server hold at most one window and the message whose length
+    was granted.
+    """
 
     streaming = True
 
@@ -45,7 +50,8 @@ class StreamExchange(GrpcExchange, StreamCall):
         self._assembler = MessageAssembler(
             head.encoding, connection.wire.limits.max_body_size, self._announced
         )
-        #: What was granted for a message beyond the ordinary window, and is not granted again when the message is taken.
+        #: Bytes granted beyond the ordinary window for a large message; they are not granted again when it is
+        #: taken.
         self._borrowed = 0
         self._consumed = 0
         self._receiver: asyncio.Future[None] | None = None
@@ -65,13 +71,13 @@ class StreamExchange(GrpcExchange, StreamCall):
         except RpcError as error:
             self.end(error.code, error.message)
         except asyncio.CancelledError:
-            # Raised because the call is over, or by a server that goes down; then the client must know.
+            # Either the call is over, or the server is stopping and has to inform the client.
             self.end(CANCELLED, "the call was cancelled by the server")
         except ConnectionResetError:
             self.end(CANCELLED, "the call was cancelled")
         except Exception:
             log.exception("the handler of %s failed", self.head.path.decode("utf-8", "replace"))
-            self.end(INTERNAL, "the handler of this method failed; the server's log says why")
+            self.end(INTERNAL, "the handler of this method failed; see the server's log")
         else:
             self._start_response()
             self.end(OK, "")
@@ -81,12 +87,12 @@ class StreamExchange(GrpcExchange, StreamCall):
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         self.check_length(end - begin, ended)
         if end - begin < PREFIX_SIZE and not ended:
-            # Not even a message without content.
+            # Less than an empty message.
             self.connection.spend(1)
         if ended:
             self.remote_open = False
         if self.answered:
-            # Nobody takes this any more, and the stream is reset when its answer is out.
+            # No handler takes this; the stream is reset once the response is sent.
             return
         try:
             self._take(data, begin, end, ended)
@@ -99,7 +105,7 @@ class StreamExchange(GrpcExchange, StreamCall):
 
     def _take(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         if not self.buffer(end - begin):
-            raise RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+            raise RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later")
         while begin < end:
             begin, complete = self._assembler.feed(data, begin, end)
             if complete is not None:
@@ -109,12 +115,13 @@ class StreamExchange(GrpcExchange, StreamCall):
             raise RpcError(INVALID_ARGUMENT, "the call ended in the middle of a message")
 
     def _announced(self, size: int, at_hand: int) -> None:
-        self.connection.reader.expect(self, min(size, OUR_STREAM_WINDOW))
-        # What is there of it, or begun, is not sent again: a window for that would let the next message begin, and so on without an end.
-        missing = size - at_hand - self.connection.reader.payload_left - max(0, self.window_in)
+        self.connection.reader.data.expect(self, min(size, OUR_STREAM_WINDOW))
+        # Security: bytes already received or covered by the window are not granted again. Otherwise each
+        # announced length would also admit the start of the next message, and so on without a bound.
+        missing = size - at_hand - self.connection.reader.data.left - max(0, self.window_in)
         if missing > 0:
             self._borrowed += missing
-            self.connection.reader.grant(self, missing)
+            self.connection.reader.data.grant(self, missing)
 
     async def receive(self) -> Buffer | None:
         while not self._messages:
@@ -129,7 +136,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         compressed, message, size = self._messages[0]
         if not compressed and size <= LARGE_BODY and self.pending_bytes <= HIGH_WATER:
             return self._next()[1]
-        # One large message of a connection at a time, and only while its client takes the answers.
+        # One large message per connection at a time, and only while its client reads the responses.
         async with self.connection.large_messages:
             try:
                 await self.wait_drained()
@@ -151,13 +158,13 @@ class StreamExchange(GrpcExchange, StreamCall):
             raise asyncio.CancelledError("the call is over")
 
     def _return_window(self, size: int) -> None:
-        """The client may send as much again as was taken."""
+        """Lets the client send as much as the handler took."""
         borrowed = min(size, self._borrowed)
         self._borrowed -= borrowed
         self._consumed += size - borrowed
-        # Small messages are granted together: a WINDOW_UPDATE for each would be as large as they are.
+        # Small messages are granted together: a WINDOW_UPDATE for each would be as large as the message.
         if self._consumed >= 128 * 1024:
-            self.connection.reader.grant(self, self._consumed)
+            self.connection.reader.data.grant(self, self._consumed)
             self._consumed = 0
 
     async def _inflate(self, message: Buffer) -> Buffer:
@@ -175,11 +182,11 @@ class StreamExchange(GrpcExchange, StreamCall):
         return inflated
 
     def _has_room_for(self, size: int) -> bool:
-        # Not counted: it is the handler's as soon as it is there.
+        # Not counted: the handler owns the message as soon as it is inflated.
         wire = self.connection.wire
         return wire.buffered_bytes + size <= wire.limits.max_buffered_bytes
 
-    # Answering
+    # Responding
 
     def _start_response(self) -> None:
         if self.started or self.answered or self.closed:
@@ -216,7 +223,7 @@ class StreamExchange(GrpcExchange, StreamCall):
             output.write(FRAME_HEADER.pack(framed << 8, 0, self.number) + PREFIX.pack(flag, size))
             output.parts.append(message)
             if len(output.parts) > _PARTS_WITHOUT_PAUSE:
-                # A handler that never waits for anything else must not keep the loop, nor pile up what the socket cannot take.
+                # A handler that awaits nothing else must neither block the loop nor outrun the socket.
                 output.flush()
                 await asyncio.sleep(0)
             return
@@ -226,7 +233,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         except ConnectionResetError:
             raise asyncio.CancelledError("the call is over") from None
 
-    # Ends before the answer
+    # Ends before the response
 
     def cancelled(self) -> None:
         super().cancelled()
@@ -239,9 +246,10 @@ class StreamExchange(GrpcExchange, StreamCall):
         self._assembler.close()
 
     def idle_too_long(self) -> None:
+        timeout = self.connection.wire.limits.stream_idle_timeout
         self.end(
             UNAVAILABLE,
-            f"no message in either direction for {self.connection.wire.limits.stream_idle_timeout:g} s; open the stream again",
+            f"no message in either direction for {timeout:g} s; open the stream again",
         )
         self.cancelled()
 

@@ -14,15 +14,15 @@ _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1
 
 
 class InvalidTimeout(ValueError):
-    """The field is not a timeout."""
+    """A grpc-timeout field is malformed."""
 
 
 def parse_timeout(value: bytes) -> float:
-    """Seconds of a grpc-timeout such as b"250m". Raises InvalidTimeout."""
+    """The seconds in a grpc-timeout such as b"250m". Raises InvalidTimeout."""
     match = _TIMEOUT(value)
     if match is None:
         raise InvalidTimeout(
-            f"grpc-timeout {value[:40].decode('latin-1')!r} is not up to eight digits and one of H, M, S, m, u, n"
+            f"grpc-timeout {value[:40].decode('latin-1')!r} must be 1 to 8 digits and one of H, M, S, m, u, n"
         )
     return int(match[1]) * _SECONDS[match[2]]
 
@@ -35,7 +35,11 @@ class Expiring(Protocol):
 
 
 class Deadlines:
-    """Calls `expire` on entries that are still open at their time. Entries that ended are dropped when they make up more than half."""
+    """Calls `expire` on entries that are still open at their deadline.
+
+    Invariant: closed entries never exceed the `live` ones by more than a constant factor, since they are
+    purged as the heap grows.
+    """
 
     __slots__ = ("_count", "_heap", "_live", "_loop", "_timer", "_timer_at")
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
     from backline.wire.http2.request_head import RequestHead
 
-#: The response's HEADERS frame, the head of its DATA frame and the prefix of its message, for: stream, length << 8, stream, message length.
+#: Packs a response's HEADERS frame, DATA frame header and message prefix in one call. Arguments: frame start,
+#: stream, header block, DATA length << 8, stream, message length.
 _HEADERS_START = frames.FRAME_HEADER.pack(len(RESPONSE_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[
     :5
 ]
@@ -41,7 +42,10 @@ _CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 class UnaryExchange(GrpcExchange, UnaryCall):
-    """One request message, one response message. A message in one DATA frame is handed on without further ado."""
+    """One request message, one response message.
+
+    A message within one DATA frame takes the fast path in `feed`.
+    """
 
     _assembler: MessageAssembler | None = None
     _message: Buffer | None = None
@@ -104,16 +108,18 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             assembler = self._assembler = MessageAssembler(self.head.encoding, limit, self._announced)
         if self._message is None and begin < end:
             if not self.buffer(end - begin):
-                raise RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+                raise RpcError(
+                    RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later"
+                )
             begin, complete = assembler.feed(data, begin, end)
             if complete is not None:
                 self._compressed, self._message = complete
         if begin < end:
-            raise RpcError(INVALID_ARGUMENT, "more than one message, or bytes behind it, in a unary call")
+            raise RpcError(INVALID_ARGUMENT, "a unary call has more than one message, or bytes after it")
         if not ended:
             return
         if self._message is None:
-            raise RpcError(INVALID_ARGUMENT, "the call ended before a complete message was there")
+            raise RpcError(INVALID_ARGUMENT, "the call ended without a complete message")
         self._assembler = None
         self.connection.admission.offer(self, len(self._message), self._compressed)
 
@@ -129,7 +135,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self._refuse(error)
 
     def _announced(self, size: int, _: int) -> None:
-        self.connection.reader.expect(self, size + PREFIX_SIZE)
+        self.connection.reader.data.expect(self, size + PREFIX_SIZE)
 
     def _inflate(self, message: Buffer) -> None:
         try:
@@ -141,7 +147,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         elif self.buffer(len(inflated)):
             self._handle(inflated)
         else:
-            self.end(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+            self.end(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later")
 
     async def _inflate_in_turn(self, message: Buffer) -> None:
         try:
@@ -163,12 +169,12 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self.end(error.code, error.message)
         except Exception:
             log.exception("the handler of %s failed", self.head.path.decode("utf-8", "replace"))
-            self.end(INTERNAL, "the handler of this method failed; the server's log says why")
+            self.end(INTERNAL, "the handler of this method failed; see the server's log")
 
     def _refuse(self, error: RpcError) -> None:
         self.end(error.code, error.message)
 
-    # Answering
+    # Responding
 
     def reply(self, message: Buffer) -> None:
         if self.answered:
@@ -226,12 +232,12 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         )
 
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
-        self.on_abandon = None  # it often knows what knows this call: no cycle is left behind
+        self.on_abandon = None  # breaks a reference cycle: the callback usually refers to this call
         self.end(code, message, trailers)
 
     def lost(self) -> None:
         super().lost()
-        # It knows this exchange, which knows it.
+        # Breaks the reference cycle with the assembler.
         self._assembler = None
 
     def awaits_client(self) -> bool:

@@ -1,4 +1,4 @@
-"""A large request body, received straight into one buffer."""
+"""A large request body, received directly into one buffer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from backline.wire.http1.receiver import Receiver
 
 
-#: Bytes that one read may take. A socket may hold megabytes, whose copy would keep the loop from everybody else.
+#: Bytes per read. A socket may hold megabytes, and copying them at once would block the event loop.
 READ = 256 * 1024
 
 
 class LargeBody(asyncio.BufferedProtocol):
-    """Takes the transport's bytes until `size` of them are there, then its receiver hands the transport back to the connection.
+    """The transport's protocol until `size` bytes have arrived; then the connection is the protocol again.
 
-    The kernel writes into the final buffer, so each byte is copied once. The buffer's pages are not touched before they are filled
-    (`numpy.empty`, where a bytearray would write zeros): a client that announces much and sends little costs little.
+    The kernel writes into the final buffer, so each byte is copied once. `numpy.empty` does not touch the
+    buffer's pages (a bytearray would write zeros), so a client that announces much and sends little costs
+    little.
     """
 
     __slots__ = ("_connection", "_receiver", "filled", "size", "view")
@@ -33,13 +34,13 @@ class LargeBody(asyncio.BufferedProtocol):
         self.filled = 0
 
     def append(self, data: memoryview | bytes) -> None:
-        """Copies bytes that were read before the transport wrote here."""
+        """Copies bytes that arrived before the transport wrote into this buffer."""
         end = self.filled + len(data)
         self.view[self.filled : end] = data
         self.filled = end
 
     def take(self) -> memoryview:
-        """The complete body. Let go of here, as a transport keeps the methods of a protocol that it has left."""
+        """Returns the body and drops it here, since transports keep references to their previous protocol."""
         view, self.view = self.view, memoryview(b"")
         return view
 

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: its transport, from the first byte to the last."""
+"""One HTTP/1.1 connection: its transport, turns and memo of the last head."""
 
 from __future__ import annotations
 
@@ -16,28 +16,33 @@ from backline.wire.limits import KIB
 from backline.wire.peers import Peer
 from backline.wire.turns import LARGE_READ
 
-#: Bytes given to the parser at a time: bounds how many pipelined requests one step can yield, since the parser cannot be paused.
+#: Bytes per call of the parser, which cannot be paused: bounds how many pipelined requests one call can
+#: yield.
 SLICE = 4 * KIB
-#: A connection that used up its turn handles reads above this size in its next turn, not at once.
+#: A connection that used up its turn defers reads above this size to its next turn.
 SMALL_READ = 8 * KIB
-#: After a refusal the client may still be sending: so many of its bytes are dropped, so that it sees the answer.
+#: Bytes to read and drop after a refusal, so that a client that is still sending receives the response.
 LINGER_BYTES = 16 * KIB * KIB
-#: A draining connection that is idle waits so long (seconds) for a request that is already under way.
+#: Seconds that an idle connection stays open while draining, for a request that is already in transit.
 DRAIN_GRACE = 0.1
-#: How often in a row a head is remembered that does not come again.
+#: After this many heads in a row that were not repeated, the connection stops remembering heads.
 IN_VAIN = 8
 NO_HEAD: Head = (b"", b"", b"", {}, 0)
 
 
 class Http1Connection(Connection):
-    """Speaks HTTP/1.1 and HTTP/1.0 as a server (RFC 9112).
+    """A server's HTTP/1.1 or HTTP/1.0 connection (RFC 9112).
 
-    Bytes go to the receiver, which makes requests of them, and those to the pipeline, which has them answered in their order. While some
-    wait for their turn, nothing is read.
+    The receiver turns bytes into requests, and the pipeline gets them answered in order. While requests or
+    bytes wait for their turn, the socket is not read.
 
-    Clients that keep a connection mostly send the same head again and again. So the bytes of a head that came in one piece with its body
-    are remembered, and where what is read next begins with them and has the same size, it is the same request but for the body: the parser
-    would find the same, and is not asked.
+    Clients that keep a connection open mostly repeat the same head, so the connection remembers the last one.
+
+    Invariants of the memo: it holds the bytes of a head that the parser accepted, that had nothing unusual (a
+    repeated field, Connection, Upgrade, Expect, Transfer-Encoding, a browser's fields), that the gate
+    admitted, and that arrived in one read with its complete body. Data matches only if it starts with those
+    bytes, has exactly the same size, and begins a request. The head includes Content-Length, so the parser
+    would produce the same request with another body.
     """
 
     def __init__(self, wire: Wire) -> None:
@@ -49,24 +54,25 @@ class Http1Connection(Connection):
         self.receiver = Receiver(self, wire, self.pipeline)
         self._time_limits = TimeLimits()
         self._slice = min(SLICE, wire.limits.max_header_size)
-        #: The size of a request with the remembered head; 0 when there is none, or when the next bytes do not begin a request.
+        #: The size of a request with the remembered head; 0 if there is none or the next byte does not begin
+        #: a request.
         self._same_size = 0
         self._head_bytes = b""
         self._head = NO_HEAD
         self._in_vain = 0
-        #: Answers when a head was last remembered.
+        #: `pipeline.answers` when a head was last remembered.
         self._remembered_at = 0
-        #: Bytes that were read and wait for their turn.
+        #: Received bytes waiting for their turn.
         self.held: memoryview | None = None
-        #: Whether the last turn was used up.
+        #: Whether the previous turn was used up.
         self._used_up = False
         #: Whether reading is paused until the next turn.
         self._resting = False
         self._lost = False
         self._reading = True
-        #: Whether no further request is taken.
+        #: Whether no more requests are accepted.
         self.input_closed = False
-        #: Whether what still arrives is dropped, so that the client sees its answer.
+        #: Whether arriving bytes are dropped, so that the client receives the last response.
         self.lingering = False
         self._linger_bytes = 0
 
@@ -84,11 +90,10 @@ class Http1Connection(Connection):
             self.data_received(received)
 
     def eof_received(self) -> bool | None:
-        """Closes: a client that ends its side is taken to be gone, and its request in flight is cancelled.
+        """Closes the connection and cancels its request in flight; earlier responses are still sent.
 
-        TCP cannot tell a client that only ends its side, and still reads, from one that closed: both send a FIN, and whether somebody reads
-        shows only when something is written. Cancelling what nobody waits for is worth more, and proxies (nginx, for one) do the same.
-        What was answered before is still sent.
+        A client that only closes its sending half looks like one that has disconnected: both send a FIN.
+        Cancelling work that nobody waits for matters more, and proxies such as nginx do the same.
         """
         return None
 
@@ -100,14 +105,14 @@ class Http1Connection(Connection):
         self.receiver.close()
         self.pipeline.lost()
         self.wire.peers.leave(self.peer)
-        # They refer to each other: without this the memory would wait for the garbage collector.
+        # Both refer to this connection: without this, their memory would wait for the cycle collector.
         del self.receiver, self.pipeline
 
     def abort(self) -> None:
         self.transport.abort()
 
     def close(self) -> None:
-        """Closes behind what is written."""
+        """Closes once everything written has been sent."""
         self.close_input()
         self.transport.close()
 
@@ -122,7 +127,7 @@ class Http1Connection(Connection):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is with the application, or waits for that."""
+        """Whether a request is in the application or waiting for it."""
         return self.pipeline.current is not None or bool(self.pipeline.waiting)
 
     # bytes in
@@ -154,7 +159,10 @@ class Http1Connection(Connection):
                 self._remember(data, head)
 
     def _remember(self, data: bytes, head: Head) -> None:
-        """Remembers the head of the request that `data` is, unless it is several. A connection where that never helps gives it up."""
+        """Remembers `head` if `data` is exactly one request.
+
+        A connection where heads never repeat gives up.
+        """
         answers = self.pipeline.answers
         self._in_vain = self._in_vain + 1 if answers == self._remembered_at + 1 else 0
         self._remembered_at = answers
@@ -165,7 +173,7 @@ class Http1Connection(Connection):
             self._same_size = len(data)
 
     def _receive_much(self, data: bytes) -> None:
-        """More than one slice, or bytes that follow others which are still held. Handled at once unless the last turn was used up."""
+        """Takes a large read, or bytes that follow held ones; defers it if the last turn was used up."""
         first = self.held is None
         self.held = memoryview(data if self.held is None else b"".join((self.held, data)))
         if len(data) >= LARGE_READ:
@@ -189,19 +197,19 @@ class Http1Connection(Connection):
         return self._reading and not reading
 
     def rest(self) -> None:
-        """Reads no more until its next turn."""
+        """Stops reading until the next turn."""
         if not self._lost:
             self._resting = True
             self._update_reading()
             self.wire.turns.wait(self)
 
     def end_turn(self) -> None:
-        """The turn is used up: what is left waits for the next one."""
+        """Leaves the rest for the next turn."""
         self._used_up = True
         self.wire.turns.wait(self)
 
     def _feed_held(self) -> None:
-        """Gives held bytes to the receiver, slice by slice, until a request has to wait or the turn is used up."""
+        """Passes held bytes to the receiver in slices, until a request has to wait or the turn is used up."""
         pipeline = self.pipeline
         receiver = self.receiver
         end_of_turn = perf_counter() + self.wire.limits.seconds_per_turn
@@ -223,12 +231,12 @@ class Http1Connection(Connection):
         self._update_reading()
 
     def received_again(self, data: bytes) -> None:
-        """Takes bytes back, to be parsed before those that are held."""
+        """Takes back bytes, to be parsed before those held."""
         held, self.held = self.held, None
         self.data_received(data if held is None else b"".join((data, held)))
 
     def receive_into(self, large: LargeBody) -> None:
-        """What is read next is the rest of this body."""
+        """Lets the transport write the rest of this body into its buffer."""
         if self.held is None:
             self.transport.set_protocol(large)
 
@@ -236,22 +244,22 @@ class Http1Connection(Connection):
         self.transport.set_protocol(self)
 
     def close_input(self) -> None:
-        """Takes no further request."""
+        """Accepts no more requests."""
         self.input_closed = True
         self.held = None
         self._same_size = 0
         self.receiver.last_head = None
 
-    # the end of answers
+    # after responses
 
     def advanced(self) -> None:
-        """The pipeline handed on what it could."""
+        """The pipeline has dispatched what it could."""
         if self.held is not None and not self.busy:
             self.wire.turns.wait(self)
         self._update_reading()
 
     def refuse(self, refusal: Refusal) -> None:
-        """Refuses what is being received and takes no more; the answer waits for those before it."""
+        """Refuses the request being received and accepts no more; the refusal follows earlier responses."""
         if self.input_closed:
             return
         if self.receiver.large is not None:
@@ -261,7 +269,7 @@ class Http1Connection(Connection):
         self.pipeline.put(refusal)
 
     def last_answered(self) -> None:
-        """Closes behind an answer that said so."""
+        """Closes after a response with `connection: close`."""
         self.receiver.abandon()
         if self.pipeline.last_answer:
             self.linger()
@@ -269,7 +277,7 @@ class Http1Connection(Connection):
             self.close()
 
     def linger(self) -> None:
-        """Ends our side, and drops what the client still sends: closing with bytes unread would reset the connection."""
+        """Closes only the sending half and drops what arrives: unread bytes would reset the connection."""
         self.close_input()
         self.lingering = True
         if self.transport.can_write_eof() and not self.transport.is_closing():
@@ -298,9 +306,9 @@ class Http1Connection(Connection):
         self.pipeline.resume()
 
     def _update_reading(self) -> None:
-        """Reads unless bytes are held, the client takes no answers, or others have their turn.
+        """Pauses reading while bytes are held, responses are unread, or other connections have their turn.
 
-        What follows a refusal is always read, to be dropped.
+        Bytes after a refusal are always read, to be dropped.
         """
         reading = self.lingering or not (self._resting or self.held is not None or self.pipeline.write_paused)
         if reading != self._reading and not self.transport.is_closing():

@@ -17,7 +17,7 @@ _heads: dict[int, bytes] = {}
 
 
 def response_head(status: int) -> bytes:
-    """The status line and the date field, of the current second (RFC 9110, 6.6.1)."""
+    """The status line and the date field (RFC 9110, section 6.6.1), cached until `refresh_date`."""
     head = _heads.get(status)
     if head is None:
         head = _heads[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (
@@ -29,22 +29,25 @@ def response_head(status: int) -> bytes:
 
 
 def refresh_date() -> None:
-    """To be called about once a second."""
+    """Call this about once a second."""
     _heads.clear()
 
 
 def has_no_body(status: int) -> bool:
-    """Whether a response never has a body (RFC 9112, 6.3)."""
+    """Whether responses with this status have no body (RFC 9112, section 6.3)."""
     return status in {204, 304} or status < 200
 
 
-#: For a 503: seconds.
+#: For 503, in seconds.
 RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The answer to what no application sees. It takes its turn behind earlier answers; with `close` it is the last one."""
+    """The response to a request that does not reach the application.
+
+    With `close` it is the connection's last.
+    """
 
     status: int
     message: str
@@ -62,7 +65,7 @@ class Refusal:
         return b"".join(lines)
 
 
-#: Fields of which any takes a request off the fast path.
+#: A request with any of these fields takes the slow path.
 SPECIAL_FIELDS = BROWSER_FIELDS | {
     b"connection",
     b"proxy-connection",
@@ -75,7 +78,7 @@ _UPGRADE_FIELDS = frozenset((b"upgrade", b"connection", b"proxy-connection", b"h
 
 
 def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
-    """The refusal of a head of so many bytes and fields, None if it is not too large."""
+    """The refusal of a head of `size` bytes and `fields` fields; None if it is within the limits."""
     if size > limits.max_header_size:
         return Refusal(431, f"The request's header exceeds the maximum of {limits.max_header_size} bytes")
     if fields > limits.max_header_fields:
@@ -84,13 +87,13 @@ def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
 
 
 def find_path(method: bytes, target: bytes) -> bytes | Refusal:
-    """Path and query of a target that is more than these (3.2), or its refusal."""
+    """The path and query within a request target (RFC 9112, section 3.2), or the refusal of the target."""
     if b"#" in target:
         return Refusal(400, "The request's target must not have a fragment ('#')")
     if method == b"CONNECT":
         return Refusal(400, "CONNECT is refused: this server is not a proxy")
     if target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
-        # 3.2.2: the absolute form, as sent to proxies, must be understood.
+        # Section 3.2.2: servers must accept the absolute form, which is sent to proxies.
         slash = target.find(b"/", 8)
         return target[slash:] if slash > 0 else b"/"
     if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
@@ -99,7 +102,7 @@ def find_path(method: bytes, target: bytes) -> bytes | Refusal:
 
 
 def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -> Refusal | None:
-    """The refusal of a head with another version than 1.1, without Host or with special fields; None if they are as they must be."""
+    """The refusal of a head whose version, Host or special fields are invalid; None if they are valid."""
     if version not in ("1.1", "1.0"):
         return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")
     if version == "1.1" and b"host" not in headers:
@@ -123,7 +126,7 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
 
 
 def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> bytes:
-    """The same head, but for the fields that ask for another protocol (RFC 9110, 7.8: a server may ignore them)."""
+    """The head without its request for another protocol, which servers may ignore (RFC 9110, section 7.8)."""
     fields = [field for field in headers.items() if field[0] not in _UPGRADE_FIELDS]
     if b"close" in headers.get(b"connection", b"").lower():
         fields.append((b"connection", b"close"))
@@ -131,6 +134,6 @@ def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, b
 
 
 def speaks_http(data: Buffer) -> bool:
-    """Whether the third word of the first line begins like a version of HTTP."""
+    """Whether the third word of the first line starts with "HTTP/"."""
     words = bytes(data[:8192]).split(b"\n", 1)[0].split()
     return len(words) >= 3 and words[2].startswith(b"HTTP/")

@@ -1,4 +1,4 @@
-"""The requests of one connection behind each other (RFC 9112, 9.3.2), and their answers."""
+"""The pipelined requests of one connection (RFC 9112, section 9.3.2), answered in order."""
 
 from __future__ import annotations
 
@@ -21,33 +21,38 @@ logger = logging.getLogger(__name__)
 
 
 class Continue:
-    """The interim answer 100 (Continue) to a request whose body is still to come (RFC 9110, 10.1.1)."""
+    """The interim response 100 (Continue): the client may send the body (RFC 9110, section 10.1.1)."""
 
     __slots__ = ()
 
 
-#: What waits for its turn to be answered.
+#: What can wait in the pipeline.
 Entry: TypeAlias = Http1Request | Refusal | Continue
 
 
 class Pipeline:
-    """One request is with the application at a time, the others wait. Nothing is handed on while the client does not read its answers."""
+    """Dispatches one request at a time; the others wait.
+
+    Invariant: nothing is dispatched while the client leaves responses unread (`write_paused`), so a client
+    cannot make the server queue more than the responses it has begun.
+    """
 
     def __init__(self, connection: Http1Connection, wire: Wire) -> None:
         self._connection = connection
         self._http = wire.application.http
         self.wire = wire
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set when the connection is attached to one
-        self.peer: Peer = None  # type: ignore[assignment]  # set when the connection is attached
-        #: The request that is with the application.
+        #: Both are set when the connection is attached to its transport.
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.peer: Peer = None  # type: ignore[assignment]
+        #: The request that the application is working on.
         self.current: Http1Request | None = None
-        #: The streamed answer to it that has begun.
+        #: Its response, if that is a stream.
         self.open_stream: Http1Stream | None = None
         self.waiting: deque[Entry] = deque()
         self._running = False
-        #: Whether the answer to the current request is the last one of this connection.
+        #: Whether the connection closes after the next response.
         self.last_answer = False
-        #: Answers and chunks so far: where these grow, the connection makes progress.
+        #: Responses and chunks sent so far: a measure of progress.
         self.answers = 0
         self.sent_chunks = 0
         self.write_paused = False
@@ -58,7 +63,7 @@ class Pipeline:
     # requests
 
     def put(self, entry: Entry) -> None:
-        """To the application (or the client), or behind those before it."""
+        """Dispatches an entry, or appends it if others come first."""
         if (
             self.current is None
             and not self.waiting
@@ -76,17 +81,17 @@ class Pipeline:
             self.advance()
 
     def queue(self, entry: Entry) -> None:
-        """Puts an entry last, for the next call of `advance`."""
+        """Appends an entry, for the next `advance`."""
         self.waiting.append(entry)
 
     def advance(self) -> None:
-        """Hands on what waits, one after another, until the connection's turn is used up."""
+        """Dispatches waiting entries in order, until the connection's turn is used up."""
         if self._running:
             return
         self._running = True
         end_of_turn = 0.0
         while self.waiting and self.current is None and not self.write_paused:
-            # The first one is free: answers to models' requests come one by one, and need no clock.
+            # The common case, a single entry, does not read the clock.
             if not end_of_turn:
                 end_of_turn = perf_counter() + self.wire.limits.seconds_per_turn
             elif perf_counter() > end_of_turn:
@@ -107,7 +112,7 @@ class Pipeline:
         self._connection.advanced()
 
     def dispatch(self, request: Http1Request) -> None:
-        """Gives the current request to the application."""
+        """Passes the current request to the application."""
         try:
             self._http(request)
         except Exception:
@@ -115,25 +120,25 @@ class Pipeline:
 
     def _application_failed(self, request: Http1Request) -> None:
         logger.exception(
-            "The application failed on %s %s", request.method.decode(), request.path.decode("latin-1")
+            "the application failed on %s %s", request.method.decode(), request.path.decode("latin-1")
         )
         if request.unanswered:
             kind, body = self.wire.application.render_error(
-                500, "The server failed on this request; its log says why"
+                500, "The server failed on this request; see its log"
             )
             request.respond(500, ((b"content-type", kind),), (body,))
         elif self.open_stream is not None:
             self.transport.abort()
 
     def release(self, request: Http1Request) -> None:
-        """The request does not count any more against what all connections may hold."""
+        """Stops counting the request toward the limits of the server and its peer."""
         self.wire.requests -= 1
         self.peer.requests -= 1
         self.wire.buffered_bytes -= request.counted_bytes
         request.counted_bytes = 0
 
     def lost(self) -> None:
-        """The client is gone: who works for it is told, what waits is forgotten."""
+        """The client has disconnected: cancels the current request and drops those waiting."""
         current, self.current = self.current, None
         stream, self.open_stream = self.open_stream, None
         if current is not None:
@@ -155,10 +160,10 @@ class Pipeline:
                 self.release(entry)
         self.waiting.clear()
 
-    # answers
+    # responses
 
     def answered(self, request: Http1Request) -> None:
-        """The answer to the current request is written."""
+        """The response to the current request has been written."""
         self.answers += 1
         self.current = None
         if request.counted_bytes:
@@ -181,7 +186,7 @@ class Pipeline:
             self._connection.linger()
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs a coroutine that answers the current request; it is cancelled when the client goes away."""
+        """Runs a coroutine that answers the current request; it is cancelled if the client disconnects."""
         task = self.wire.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
@@ -193,17 +198,17 @@ class Pipeline:
             and (error := task.exception()) is not None
             and not isinstance(error, ConnectionResetError)
         ):
-            logger.error("A response could not be completed", exc_info=error)
+            logger.error("a response could not be completed", exc_info=error)
             self.transport.abort()
 
     # backpressure
 
     def pause(self) -> None:
-        """The client does not read."""
+        """The client leaves responses unread."""
         self.write_paused = True
 
     def wrote_much(self) -> None:
-        """An answer was written that the client may leave in the transport's buffer."""
+        """A large response was written, which may remain in the transport's buffer."""
         self.wire.unsent.watch(self._connection)
 
     def resume(self) -> None:
@@ -215,7 +220,7 @@ class Pipeline:
         self.advance()
 
     async def writable(self, sent: int) -> None:
-        """Waits while the client does not read; after so many bytes sent in a row, lets the other connections have their turn."""
+        """Waits while the client leaves responses unread; yields to others after `bytes_per_turn`."""
         self._sent_in_turn += sent
         if self._sent_in_turn >= self.wire.limits.bytes_per_turn:
             self._sent_in_turn = 0

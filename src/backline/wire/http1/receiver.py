@@ -1,4 +1,4 @@
-"""What the parser finds in the bytes of one connection, made into requests."""
+"""Builds requests from what the parser finds in the bytes of one connection."""
 
 from __future__ import annotations
 
@@ -32,25 +32,32 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: A body above this size is received into one buffer of its size.
+#: Bodies above this size are received directly into one preallocated buffer.
 LARGE = 64 * KIB
-#: Bodies up to this size are not counted against max_buffered_bytes: the limit of concurrent requests bounds their sum.
+#: Bodies up to this size do not count toward max_buffered_bytes: max_concurrent_requests bounds their sum.
 UNCOUNTED = 4 * KIB
-#: Framing of a chunked body that is allowed beyond as many bytes as the body itself has.
+#: Chunk framing may take as many bytes as the body itself, plus this.
 CHUNK_OVERHEAD = 64 * KIB
-#: Method, path, query, fields and length of the body.
+#: Method, path, query, header fields and length of the body.
 Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
 
 
 class Refused(Exception):
-    """Ends the parsing. What is answered, if anything, is in the receiver's `_fault`: the parser does not pass on all that is raised."""
+    """Stops the parser.
+
+    The response is in the receiver's `_fault`, since the parser may replace exceptions.
+    """
 
 
 class Receiver:
-    """Puts requests together and hands them to the pipeline, or refuses them.
+    """Assembles requests and passes them to the pipeline, or refuses them.
 
-    A request's bytes are bounded while they arrive. The parser (llhttp, strict) refuses malformed messages; what it lets pass is refused
-    here. The methods named `on_...` are called by the parser.
+    The parser (llhttp in strict mode) rejects malformed messages; the receiver rejects what the parser leaves
+    to its user. The parser calls the methods named `on_...`.
+
+    Invariant: heads, bodies and chunk framing are checked against their limits as they arrive, so a client
+    never makes the server hold more than the limits plus one slice (`Http1Connection` feeds the parser in
+    slices).
     """
 
     def __init__(self, connection: Http1Connection, wire: Wire, pipeline: Pipeline) -> None:
@@ -63,51 +70,52 @@ class Receiver:
         #: Whether the connection is over a Unix socket.
         self.local = False
         self._parser = httptools.HttpRequestParser(self)
-        #: Bytes of the piece that the parser works on.
+        #: The size of the piece being parsed.
         self._fed = 0
-        #: Whether this piece completed a request already. One piece can hold a hundred pipelined requests: only the first is handed on from
-        #: within the parser, which cannot be paused; the others are queued, and handed on within the limits of a turn.
+        #: Whether this piece has already completed a request. A piece can hold a hundred pipelined requests,
+        #: and the parser cannot be paused: the first is dispatched at once, the others are queued and
+        #: dispatched within turns.
         self._put = False
         #: Why the parser was stopped.
         self._fault: Refusal | None = None
-        #: The head of the last request that was fed, if it had nothing unusual.
+        #: The head of the last request parsed, if nothing about it was unusual.
         self.last_head: Head | None = None
         self._forget()
 
     def _forget(self) -> None:
-        """Ready for the next request."""
-        #: Set from the first byte of a request until its last one.
+        """Resets the state for the next request."""
+        #: The request target; not empty from the first bytes of a request to its last.
         self.target = b""
         self._headers: dict[bytes, bytes] = {}
-        #: Fields that came again.
+        #: Repeated fields.
         self._repeated = 0
-        #: Bytes of an incomplete head so far.
+        #: Bytes of the incomplete head so far.
         self._head_size = 0
-        #: The request whose body is being received; a refusal, when the body is received only to be dropped.
+        #: The request whose body is being received, or a refusal if the body is to be dropped.
         self._entry: Http1Request | Refusal | None = None
         self._body: bytes | GrowingBuffer | None = None
-        #: Bytes of the body: as announced, or of a chunked one so far.
+        #: The announced size of the body, or the bytes of a chunked body so far.
         self._length = 0
         self._chunked = False
-        #: Bytes of a chunked body with its framing so far.
+        #: Bytes of a chunked body and its framing so far.
         self._raw_size = 0
         self.large: LargeBody | None = None
         self._upgrade = False
-        #: Whether this request is anything but a head that came in one piece and a small body of known size.
+        #: Whether this request is more than a plain head in one piece and a small body of known size.
         self._unusual = False
 
     def close(self) -> None:
-        """The connection is gone. The parser and the receiver refer to each other."""
+        """Frees the parser, which refers to this receiver."""
         self.abandon()
         del self._parser
 
     def abandon(self) -> None:
-        """Forgets the request that is being received, and what was counted for it."""
+        """Drops the request being received, and stops counting it."""
         if isinstance(self._entry, Http1Request):
             self._pipeline.release(self._entry)
         self._forget()
 
-    # what the connection asks
+    # for the connection
 
     @property
     def in_body(self) -> bool:
@@ -115,12 +123,12 @@ class Receiver:
 
     @property
     def announced(self) -> int:
-        """The size of the body that is being received, if it was announced."""
+        """The announced size of the body being received; 0 if there is none."""
         return 0 if self._chunked or self._entry is None else self._length
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Grows while a body arrives."""
+        """A value that changes as a body arrives."""
         if self.large is not None:
             return self.large.filled, 0
         body = self._body
@@ -129,14 +137,17 @@ class Receiver:
     # bytes
 
     def feed(self, data: bytes | memoryview) -> Head | None:
-        """Parses some bytes, however many requests they hold. Returns the head of the last one if it had nothing unusual."""
+        """Parses bytes, which may hold several requests.
+
+        Returns the last head if nothing about it was unusual.
+        """
         self._fed = len(data)
         self._put = False
         self.last_head = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Also raised behind the refusal of CONNECT.
+            # Also raised after CONNECT was refused.
             if self._upgrade:
                 self._parse_without_upgrade(memoryview(data)[upgrade.args[0] :])
             else:
@@ -151,7 +162,7 @@ class Receiver:
         return self.last_head
 
     def _incomplete(self) -> None:
-        """Some bytes of a request were parsed, and more are to come."""
+        """Checks the limits of a request that has not arrived completely."""
         if self._entry is None:
             self._head_size += self._fed
             self._unusual = True
@@ -161,13 +172,15 @@ class Receiver:
         elif self._chunked:
             self._raw_size += self._fed
             if self._raw_size > 2 * self._length + CHUNK_OVERHEAD:
-                message = f"The chunked request body is almost only framing: {self._raw_size} bytes for {self._length}"
+                message = (
+                    f"The chunked request body is mostly framing: {self._raw_size} bytes for {self._length}"
+                )
                 self._connection.refuse(Refusal(400, message))
         elif self.large is not None:
             self._connection.receive_into(self.large)
 
     def _refused(self, refusal: Refusal) -> Refused:
-        """To be raised in the parser's callbacks: no further request is taken."""
+        """Returns the exception for a parser callback to raise; the connection closes after the refusal."""
         self._fault = refusal
         return Refused()
 
@@ -178,11 +191,11 @@ class Receiver:
             return
         if fault is None:
             context = error.__context__
-            # An upgrade that was ignored is the context of what is wrong behind it.
+            # After an ignored upgrade, an error in the following bytes has it as its context.
             if context is not None and not isinstance(context, (Refused, httptools.HttpParserUpgrade)):
-                logger.error("A request could not be read", exc_info=context)
+                logger.error("reading a request failed", exc_info=context)
             if self._pipeline.answers == 0 and not self.target and not speaks_http(data):
-                # Not HTTP at all; an answer in HTTP would be noise (RFC 9113, 3.4 leads here for a broken preface).
+                # Not HTTP at all, such as a malformed HTTP/2 preface: no response would be understood.
                 connection.close_input()
                 connection.abort()
                 return
@@ -240,14 +253,15 @@ class Receiver:
         wire.requests += 1
         peer = self._connection.peer
         peer.requests += 1
-        # Trailer fields must not pass for header fields: they get a dict of their own, and are dropped.
+        # Security: trailer fields must not pass as header fields. They go to another dict, which is dropped.
         self._headers = {}
         if b"host" not in headers or not parser.should_keep_alive() or not SPECIAL_FIELDS.isdisjoint(headers):
             self._unusual = True
             self._special(request)
             if self._upgrade:
-                return  # it is parsed again, and gets here then
-        # What is remembered is refused, or let in, the next time as well.
+                return  # parsed again without Upgrade
+        # Security: the memo skips this check for repeated heads. That is safe because the gate depends on the
+        # head alone and a refused head is unusual, so it is never remembered.
         if (self._unusual or headers[b"host"] not in self._own_hosts) and (
             reason := self._gate.refusal(method, path, headers, local=self.local)
         ) is not None:
@@ -288,8 +302,9 @@ class Receiver:
                 self._complete(entry)
             return
         if self._body is not None:
-            # Only refusals are no requests, and they are unusual.
-            entry.body = self._body if type(self._body) is bytes else self._body.take()  # type: ignore[union-attr]
+            # `entry` is a request: refusals are unusual.
+            body = self._body
+            entry.body = body if type(body) is bytes else body.take()  # type: ignore[union-attr]
             self._body = None
         self.target = b""
         self._entry = None
@@ -300,10 +315,10 @@ class Receiver:
             self._put = True
             self._pipeline.put(entry)
 
-    # requests that are not like most
+    # unusual requests
 
     def _special(self, request: Http1Request) -> None:
-        """Other versions, and fields that concern the connection or the framing of the body."""
+        """Handles other versions, and fields about the connection or the framing of the body."""
         parser = self._parser
         version = parser.get_http_version()
         self._upgrade = parser.should_upgrade()
@@ -317,27 +332,27 @@ class Receiver:
             self._body = GrowingBuffer()
 
     def _turn_away(self, request: Http1Request, status: int, message: str, fields: Fields = ()) -> None:
-        """Refuses this request after its body, which is dropped; the connection stays."""
+        """Refuses this request after receiving and dropping its body; the connection stays open."""
         self._pipeline.release(request)
         self._entry = Refusal(status, message, close=not request.keep_alive, fields=fields)
         self._body = GrowingBuffer()
         self._unusual = True
 
     def _expected(self) -> None:
-        """The client waits for a word before it sends the body."""
+        """Handles `Expect: 100-continue`: the client waits for a response before it sends the body."""
         if isinstance(self._entry, Refusal):
             raise self._refused(replace(self._entry, close=True))
         self._pipeline.put(Continue())
 
     def _complete(self, entry: Http1Request | Refusal) -> None:
-        """The end of a request that is not like most."""
+        """Completes an unusual request."""
         if isinstance(entry, Http1Request):
             if self.large is not None:
                 entry.body = self.large.take()
             elif self._body is not None:
                 entry.body = self._body.take() if isinstance(self._body, GrowingBuffer) else self._body
             if not entry.keep_alive:
-                # What follows the last request is not ours to read.
+                # Bytes after the last request are not parsed.
                 self._connection.close_input()
         self._forget()
         if self._put:
@@ -347,7 +362,7 @@ class Receiver:
             self._pipeline.put(entry)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
-        """Parses the request again without its Upgrade field: the parser takes what follows for another protocol."""
+        """Parses the request again without Upgrade, which makes the parser expect another protocol."""
         request = self._entry
         assert isinstance(request, Http1Request)
         head = head_without_upgrade(request.method, self.target, request.headers)
@@ -355,10 +370,10 @@ class Receiver:
         self.abandon()
         self._connection.received_again(b"".join((head, rest)))
 
-    # bodies that are not like most
+    # bodies above the fast path's limit
 
     def _announced(self, length: int) -> None:
-        """A body of this length is to come, and it is not small."""
+        """Prepares for a body that is not small. Raises Refused if it exceeds a limit."""
         wire = self._wire
         if length > wire.limits.max_body_size:
             message = (
@@ -369,7 +384,7 @@ class Receiver:
             raise self._overfull()
         if length > LARGE:
             if isinstance(self._entry, Refusal):
-                # Receiving it only to drop it would cost more than a new connection.
+                # Receiving a large body only to drop it costs more than a new connection.
                 raise self._refused(replace(self._entry, close=True))
             try:
                 self.large = LargeBody(self, self._connection, length)
@@ -379,14 +394,14 @@ class Receiver:
             self._unusual = True
 
     def _overfull(self) -> Refused:
-        # Perhaps because others do not take their answers.
+        # Unread responses may be taking up the room.
         self._wire.unsent.watch(self._connection)
         return self._refused(
             Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER)
         )
 
     def _count(self, size: int) -> None:
-        """So many bytes more count against what all connections may hold."""
+        """Counts body bytes toward max_buffered_bytes. Raises Refused above the limit."""
         entry = self._entry
         assert isinstance(entry, Http1Request)
         entry.counted_bytes += size
@@ -415,10 +430,10 @@ class Receiver:
         self._body.append(data)
 
     def large_body_grew(self, nbytes: int) -> None:
-        """So many bytes more of the large body are there."""
+        """More bytes of the large body have arrived."""
         large = self.large
         if large is None:
-            # Refused or closed meanwhile: what still arrives is dropped.
+            # The request was refused or the connection closed meanwhile: the bytes are dropped.
             return
         try:
             self._count(nbytes)
@@ -429,7 +444,7 @@ class Receiver:
             return
         if large.filled == large.size:
             self._connection.receive_pieces()
-            # The old parser still expects the body.
+            # The previous parser still expects the body.
             self._parser = httptools.HttpRequestParser(self)
             assert self._entry is not None
             self._complete(self._entry)

@@ -24,9 +24,9 @@ from backline.wire.turns import peer_is_gone
 if TYPE_CHECKING:
     from backline.wire.http1.pipeline import Pipeline
 
-#: Up to this size a response is joined into one write; above, its buffers go to the transport one by one.
+#: Responses and chunks up to this size are joined into one write; larger buffers are written without a copy.
 JOINED_SIZE = 16 * 1024
-#: Bodies below this are not worth compressing.
+#: Smaller bodies are not worth compressing.
 WORTH_COMPRESSING = 1024
 
 
@@ -50,12 +50,12 @@ class Http1Request(HttpRequest):
         self.headers = headers
         self.body = body
         self.on_disconnect = None
-        #: None when the request was answered, or the client is gone.
+        #: None once the request is answered or the client has disconnected.
         self._pipeline: Pipeline | None = pipeline
-        #: False when the connection is closed behind the answer.
+        #: False if the connection closes after the response.
         self.keep_alive = True
         self.version_1_0 = False
-        #: Bytes of the body that count against the limit of all buffered bytes.
+        #: Bytes of the body that count toward max_buffered_bytes.
         self.counted_bytes = 0
 
     @property
@@ -78,7 +78,7 @@ class Http1Request(HttpRequest):
             if coding is not None and self._respond_compressed(pipeline, coding, status, fields, body, size):
                 return
         self._pipeline = None
-        self.on_disconnect = None  # it often knows what knows this request: no cycle is left behind
+        self.on_disconnect = None  # breaks a reference cycle: the callback usually refers to this request
         head = response_head(status)
         for name, value in fields:
             head = b"%b%b: %b\r\n" % (head, name, value)
@@ -110,13 +110,16 @@ class Http1Request(HttpRequest):
         body: Sequence[Buffer],
         size: int,
     ) -> bool:
-        """Answers compressed, if that can be done; small bodies here and now, large ones on a thread."""
+        """Responds compressed, large bodies on a thread.
+
+        Returns False if the response must not be compressed.
+        """
         if has_no_body(status) or self.method == b"HEAD":
             return False
         coded = (*fields, (b"content-encoding", coding.name), (b"vary", b"accept-encoding"))
         if size <= coding.INLINE_SIZE:
             packed = compress(coding, body)
-            # Not compressed again: the fields name a coding now.
+            # This is not compressed again, since the fields now name a coding.
             self.respond(status, coded, (packed,))
             return True
         if self.version_1_0:
@@ -140,7 +143,7 @@ class Http1Request(HttpRequest):
             return stream
         lines = [response_head(status), *(b"%b: %b\r\n" % field for field in fields)]
         if self.version_1_0:
-            # HTTP/1.0 knows no chunks: the end of the connection ends the body.
+            # HTTP/1.0 has no chunks: closing the connection ends the body.
             self.keep_alive = False
         elif not has_no_body(status):
             lines.append(b"transfer-encoding: chunked\r\n")
@@ -154,7 +157,7 @@ class Http1Request(HttpRequest):
         return stream
 
     def gone(self) -> None:
-        """The client went away: nobody waits for the answer any more."""
+        """The client has disconnected."""
         if self._pipeline is None:
             return
         self._pipeline = None
@@ -168,16 +171,16 @@ class Http1Stream(ResponseStream):
     __slots__ = ("_pipeline", "_request", "bodiless")
 
     def __init__(self, pipeline: Pipeline | None, request: Http1Request) -> None:
-        #: None when the body was ended, or the client is gone.
+        #: None once the body has ended or the client has disconnected.
         self._pipeline = pipeline
         self._request = request
-        #: Whether the response has no body, as for HEAD: chunks are dropped.
+        #: Whether the response has no body, as for HEAD, so that chunks are dropped.
         self.bodiless = False
 
     async def send(self, chunk: Buffer) -> None:
         pipeline = self._pipeline
         if pipeline is None or pipeline.transport.is_closing():
-            raise ConnectionResetError("The client is gone")
+            raise ConnectionResetError("the client has disconnected")
         size = memoryview(chunk).nbytes
         # An empty chunk would end the body.
         if not self.bodiless and size:
@@ -190,7 +193,7 @@ class Http1Stream(ResponseStream):
                 pipeline.transport.writelines([b"%x\r\n" % size, chunk, b"\r\n"])
         await pipeline.writable(size)
         if self._pipeline is None:
-            raise ConnectionResetError("The client is gone")
+            raise ConnectionResetError("the client has disconnected")
 
     def close(self) -> None:
         pipeline = self._pipeline
@@ -203,14 +206,14 @@ class Http1Stream(ResponseStream):
         pipeline.answered(self._request)
 
     def gone(self) -> None:
-        """The client went away: the next chunk raises."""
+        """The client has disconnected: the next `send` raises."""
         self._pipeline = None
         if self._request.on_disconnect is not None:
             self._request.on_disconnect()
 
 
 def inflate(pipeline: Pipeline, request: Http1Request) -> None:
-    """Gives the request to the application with its body inflated, or answers why it cannot be. Large bodies wait for their turn."""
+    """Dispatches the request with its body inflated, or refuses it. Large bodies wait for their turn."""
     coding = request.headers[b"content-encoding"]
     if coding.strip().lower() == b"identity":
         pipeline.dispatch(request)
@@ -229,7 +232,10 @@ def inflate(pipeline: Pipeline, request: Http1Request) -> None:
 
 
 async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: bytes) -> None:
-    """Cancelled when the connection is known to be lost; a client that left behind unread bytes is looked for here."""
+    """Inflates a large body; cancelled when the connection is lost.
+
+    While bytes are unread, the transport does not notice a disconnect, so `wanted` asks the socket.
+    """
 
     def wanted() -> bool:
         return request.unanswered and not peer_is_gone(pipeline.transport)
@@ -248,7 +254,7 @@ async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: by
 
 
 def _reserve(pipeline: Pipeline, request: Http1Request, size: int) -> bool:
-    """Counts the inflated body in place of the compressed one; False when the server has no room for it."""
+    """Counts the inflated body instead of the compressed one; False if that exceeds max_buffered_bytes."""
     wire = pipeline.wire
     counted = wire.buffered_bytes - request.counted_bytes + size
     if counted > wire.limits.max_buffered_bytes:

@@ -27,7 +27,7 @@ class Awaited(Enum):
 
 
 class TimeLimits:
-    """Compares the connection with how it was at the previous check; without progress it ends after a while."""
+    """Compares the connection with its state at the previous check, and ends it if it makes no progress."""
 
     __slots__ = ("_mark", "_since")
 
@@ -46,7 +46,7 @@ class TimeLimits:
 
 
 def _look(connection: Http1Connection) -> tuple[Awaited, object, float]:
-    """What the connection waits for, a value that changes with progress, and the seconds allowed without a change."""
+    """What the connection waits for, a value that changes with progress, and the seconds without a change."""
     pipeline = connection.pipeline
     receiver = connection.receiver
     limits = connection.wire.limits

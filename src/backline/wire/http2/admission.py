@@ -1,4 +1,4 @@
-"""How many requests of a connection the application is given at once: as many as their answers may take memory."""
+"""Limits the requests of a connection in the application by the memory that their responses may take."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from backline.wire.http2.stream import Stream
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: Kinds of compressed requests are counted from here: their size says little about what they become.
+#: Kinds of compressed requests start here: their size says little about the request.
 _COMPRESSED = 64
-#: An answer that nothing is known of counts as this part of the budget: a server's first requests may take long, or wait for each other in
-#: a batch.
+#: Without experience, a response is expected to take this fraction of the budget. That admits several
+#: requests, since a server's first ones may be slow or wait for each other in a batch.
 _UNKNOWN = 16
 
 
 class Admission:
-    """A client that asks for large answers and does not take them gets few: the rest of its requests waits in their streams, in order.
+    """Bounds the responses of one connection: further requests wait until its client reads.
 
-    What a request will be answered with is not known before, so it is expected to be like the recent answers to requests of its size, on
-    its connection or else on any: only of a server's first requests no more than 16 are in flight until an answer is there. Requests are
-    told apart by size because a client may mix small calls and large ones. Where answers are small, nothing is counted: `passes` is the
-    size up to which a request may go to the application without being offered here, which is -1 while even small requests have to be.
+    The size of a response is unknown in advance. It is predicted from recent responses to requests of similar
+    size, on this connection or else on any; without any, up to 16 requests are in flight until the first
+    response. Requests are classified by size because clients mix small and large calls.
+
+    Invariant: expected responses in flight plus held ones stay within the budget, except that a single
+    response may be larger. Requests up to the size `passes` bypass the count, which is safe while their
+    responses are so small that all concurrent streams together fit the budget; otherwise `passes` is -1.
     """
 
     __slots__ = (
@@ -47,18 +50,18 @@ class Admission:
         self._streams = streams
         self._output = output
         self._budget = wire.limits.max_held_answer_bytes
-        #: All streams together may hold answers of this size.
+        #: Responses of this size fit the budget on all concurrent streams together.
         self._small = self._budget // wire.limits.max_concurrent_streams
-        #: The size of recent answers to each kind of requests: the largest one, and slowly forgotten.
+        #: Sizes of recent responses by kind of request: the maximum, decaying slowly.
         self._sizes: dict[int, int] = {}
         self.waiting: deque[Stream] = deque()
-        #: Handlers of streams that may not take more.
+        #: Stream handlers waiting until less is held.
         self._pausing: list[asyncio.Future[None]] = []
         self._scheduled = False
         self.passes = -1
 
     def offer(self, stream: Stream, size: int, compressed: bool) -> None:
-        """Calls `dispatch` of a stream whose request of this size is complete, at once or later."""
+        """Dispatches a stream whose complete request has this size, immediately or later."""
         stream.kind = (
             _COMPRESSED + size.bit_length() if compressed else size.bit_length() if size > self._small else 0
         )
@@ -69,7 +72,7 @@ class Admission:
             stream.dispatch()
 
     def learn(self, stream: Stream, size: int) -> None:
-        """The request of this stream is answered with so many bytes."""
+        """Records the size of the response on a stream."""
         kind = stream.kind
         for sizes in (self._sizes, self._wire.answer_sizes):
             known = sizes.get(kind, 0)
@@ -79,13 +82,13 @@ class Admission:
         self.stir()
 
     def stir(self) -> None:
-        """Something may have made room."""
+        """Checks soon whether there is room for waiting requests."""
         if (self.waiting or self._pausing) and not self._scheduled:
             self._scheduled = True
             self._wire.loop.call_soon(self._admit)
 
     def withdraw(self, stream: Stream) -> None:
-        """A stream that waits is gone."""
+        """Removes a waiting stream that was closed."""
         stream.waiting = False
         self.waiting.remove(stream)
 
@@ -121,14 +124,14 @@ class Admission:
         return self._output.held > self._room()
 
     async def room(self) -> None:
-        """Returns when the client has taken so much that more may be begun."""
+        """Waits until the client has read enough for another response to begin."""
         while self._overfull:
             pause: asyncio.Future[None] = self._wire.loop.create_future()
             self._pausing.append(pause)
             await pause
 
     def _expected(self, kind: int) -> int:
-        """The bytes that a request of a kind is expected to be answered with."""
+        """The expected size of a response to a request of this kind."""
         size = self._sizes.get(kind)
         return size if size is not None else self._wire.answer_sizes.get(kind, self._budget // _UNKNOWN)
 
@@ -141,5 +144,5 @@ class Admission:
                 expected += self._expected(other.kind)
         if expected + held + self._expected(stream.kind) <= budget:
             return True
-        # One answer may be larger than the budget.
+        # A single response may exceed the budget.
         return not expected and held <= budget // 2

@@ -1,4 +1,4 @@
-"""An HTTP/2 connection of a server (RFC 9113): frames in, requests and calls out."""
+"""A server's HTTP/2 connection (RFC 9113): its lifetime, streams, control frames and time limits."""
 
 from __future__ import annotations
 
@@ -20,16 +20,24 @@ from backline.wire.peers import Peer
 
 log = logging.getLogger("backline.wire")
 
-#: After GOAWAY the client's bytes are still read, and dropped, for so long: closing with unread bytes would reset the connection.
+#: Seconds for which bytes after GOAWAY are read and dropped: closing with unread bytes would reset the
+#: connection.
 _LINGER = 0.5
-#: Between the two GOAWAYs of a drain, unless the client acknowledges a PING before.
+#: Seconds between the two GOAWAYs of a drain, unless the client acknowledges a PING earlier.
 _DRAIN_GRACE = 0.5
 _DRAIN_PING = b"draining"
 _KEEPALIVE_PING = b"standing"
 
 
 class Http2Connection(Connection):
-    """Reads frames and keeps the streams. `Output` sends; a stream's class says what it makes of its DATA."""
+    """Owns the parts of a connection, and handles what `FrameReader` reads.
+
+    The reader calls this object with everything but DATA, which goes directly to the streams. Streams respond
+    through `output`, which calls `finished` when a response has been sent.
+
+    Invariant: each stream in `streams.open` counts once toward the server's and its peer's totals, from
+    `open` to `remove`.
+    """
 
     #: Set by `attach`.
     peer: Peer
@@ -45,28 +53,29 @@ class Http2Connection(Connection):
         self._max_streams = wire.limits.max_concurrent_streams
         self._closing = False
         self._lost = False
-        #: Requests answered in full.
+        #: Requests whose response has been sent.
         self.answered = 0
         self.deadlines = Deadlines(wire.loop, self.streams.open.__len__)
-        #: In front of the next header block of ours: tells the client's decoder that we use no dynamic table.
+        #: Prefix of the next header block sent: sets the size of the client's dynamic table, which we do not
+        #: use, to 0.
         self.block_prefix = b""
-        #: Held while a large message of a streaming call is taken.
+        #: Held while a streaming call takes a large message.
         self.large_messages = asyncio.Lock()
         self._allowance = FrameAllowance(wire.limits)
         self._max_requests = wire.peers.max_requests
-        #: SETTINGS of ours that the client has not acknowledged, and since when.
+        #: Our SETTINGS frames that the client has not acknowledged, and since when.
         self._unacknowledged = 0
         self._unacknowledged_since = 0.0
         self._draining = False
-        #: The highest stream we will serve, once the final GOAWAY is sent.
+        #: The last stream to be served, once the final GOAWAY is sent.
         self._final_stream: int | None = None
         self._swept_reads = -1
-        #: What the output had sent when the client was last found to take enough (at `_took_enough`).
+        #: `output.sent` when the client was last found to read fast enough, at `_took_enough`.
         self._swept_sent = 0
         self._quiet_since = self._idle_since = self._opened = self._took_enough = time.monotonic()
         self._keepalive_sent = False
 
-    # The life of the connection
+    # Lifetime
 
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self.transport = transport
@@ -102,7 +111,7 @@ class Http2Connection(Connection):
         self.admission.stir()
 
     def eof_received(self) -> bool:
-        # A client that closes its half cannot send window updates or end its requests: there is nothing to wait for.
+        # A client that closed its sending half can neither update windows nor complete requests.
         return False
 
     def unsent(self) -> tuple[int, int]:
@@ -134,7 +143,8 @@ class Http2Connection(Connection):
         if not self.reader.preface_done:
             self._close()
             return
-        # Requests on their way are still served: the last one is known when the client has answered the PING.
+        # Requests in transit are still served: once the client acknowledges the PING, no earlier one can
+        # arrive.
         self.output.write(
             frames.goaway(frames.MAX_WINDOW, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING)
         )
@@ -148,7 +158,7 @@ class Http2Connection(Connection):
                 self._close()
 
     def _close(self) -> None:
-        """Closes when all that was written is sent."""
+        """Closes once everything written has been sent."""
         if self._closing:
             return
         self.output.flush()
@@ -174,7 +184,7 @@ class Http2Connection(Connection):
 
     def _abandon(self) -> None:
         for stream in list(self.streams.open.values()):
-            if not stream.closed:  # who is told before may have had it answered
+            if not stream.closed:  # a callback of an earlier stream may have completed it
                 self.remove(stream)
                 stream.lost()
 
@@ -185,7 +195,7 @@ class Http2Connection(Connection):
         self.wire.unsent.count(self)
         if self._closing:
             if now - self._quiet_since > limits.progress_timeout:
-                # The client does not take what was written before the end.
+                # The client does not read what was written before closing.
                 self.transport.abort()
             return
         quiet = self.reader.reads == self._swept_reads
@@ -199,7 +209,7 @@ class Http2Connection(Connection):
                 > limits.header_timeout
             ):
                 self.fail(
-                    ConnectionFailure(frames.PROTOCOL_ERROR, "the client sent no complete frame in time")
+                    ConnectionFailure(frames.PROTOCOL_ERROR, "the client did not complete a frame in time")
                 )
             return
         if self._unacknowledged and now - self._unacknowledged_since > limits.header_timeout:
@@ -210,7 +220,7 @@ class Http2Connection(Connection):
         if self.reader.write_blocked and quiet and now - self._quiet_since > limits.progress_timeout:
             self.abort()
             return
-        if self._takes_too_little(now):
+        if self._reads_too_slowly(now):
             self.abort()
             return
         if self.streams.open:
@@ -238,8 +248,8 @@ class Http2Connection(Connection):
                 elif stream.streaming and now - stream.progressed > limits.stream_idle_timeout:
                     stream.idle_too_long()
 
-    def _takes_too_little(self, now: float) -> bool:
-        """Whether the client leaves much lying, or opens its windows by crumbs so that it seems to make progress."""
+    def _reads_too_slowly(self, now: float) -> bool:
+        """Whether the client reads too slowly; opening windows a few bytes at a time is not progress."""
         limits = self.wire.limits
         output = self.output
         if (
@@ -254,7 +264,7 @@ class Http2Connection(Connection):
 
     def headers(self, number: int, block: bytes, ends: int) -> None:
         if not number & 1:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "HEADERS on a stream that a client cannot open")
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "HEADERS on a stream that clients cannot open")
         stream = self.streams.open.get(number)
         if stream is not None:
             self._trailers(stream, block, ends)
@@ -262,13 +272,13 @@ class Http2Connection(Connection):
             self.streams.note(number)
             self.open(number, self._blocks.request(block), ends)
         else:
-            # Decoded in any case, or the tables of both sides would differ.
+            # Decode it anyway, to keep the HPACK tables in step.
             self._blocks.fields(block)
             self.spend(1)
             if self.streams.was_reset_by_client(number):
                 self.send_reset(number, frames.STREAM_CLOSED)
             elif self.streams.was_skipped(number):
-                raise ConnectionFailure(frames.PROTOCOL_ERROR, "a stream number below an earlier one")
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "a stream number is below an earlier one")
             elif not self.streams.was_reset(number):
                 raise ConnectionFailure(frames.STREAM_CLOSED, "HEADERS on a closed stream")
 
@@ -277,7 +287,7 @@ class Http2Connection(Connection):
         if not stream.remote_open:
             raise StreamFailure(frames.STREAM_CLOSED, "HEADERS after the end of the stream")
         if not ends:
-            raise StreamFailure(frames.PROTOCOL_ERROR, "trailers that do not end the stream")
+            raise StreamFailure(frames.PROTOCOL_ERROR, "trailers do not end the stream")
         check_trailers(fields)
         stream.feed(b"", 0, 0, 1)
 
@@ -306,18 +316,18 @@ class Http2Connection(Connection):
             stream.feed(b"", 0, 0, 1)
 
     def header_frames(self, number: int, block: bytes, flags: int = 0) -> bytes:
-        """A header block of a response, in frames."""
+        """The frames of a response's header block."""
         if self.block_prefix:
             block = self.block_prefix + block
             self.block_prefix = b""
         return frames.header_frames(number, block, flags, self.output.max_frame_size)
 
     def finished(self, stream: Stream) -> None:
-        """All of the response is sent."""
+        """The response has been sent completely."""
         self.answered += 1
         self.remove(stream)
         if stream.remote_open:
-            # What the client still sends is of no use (RFC 9113, section 8.1).
+            # The rest of the request is not needed (RFC 9113, section 8.1).
             self.send_reset(stream.number, frames.NO_ERROR)
 
     def remove(self, stream: Stream) -> None:
@@ -345,7 +355,7 @@ class Http2Connection(Connection):
             self.loop.call_soon(self._close)
 
     def reset(self, stream: Stream, code: int) -> None:
-        """Ends a stream before its time."""
+        """Resets a stream."""
         if not stream.closed:
             self.remove(stream)
             self.send_reset(stream.number, code)
@@ -356,7 +366,7 @@ class Http2Connection(Connection):
         self.output.write(frames.rst_stream(number, code))
 
     def fail_stream(self, number: int, failure: StreamFailure) -> None:
-        # A client must not make us do work and reset for nothing, either.
+        # Security: provoking stream errors must not be a free way to make the server work and reset.
         self.spend(1)
         stream = self.streams.open.get(number)
         if stream is not None:
@@ -388,7 +398,7 @@ class Http2Connection(Connection):
             if not number:
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "PRIORITY on stream 0")
             if len(payload) != 5:
-                raise StreamFailure(frames.FRAME_SIZE_ERROR, "PRIORITY that is not 5 octets long")
+                raise StreamFailure(frames.FRAME_SIZE_ERROR, "PRIORITY is not 5 octets long")
             check_dependency(payload, number)
         elif kind == frames.GOAWAY:
             self.spend(1)
@@ -396,7 +406,7 @@ class Http2Connection(Connection):
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
             if len(payload) < 8:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "GOAWAY shorter than 8 octets")
-            # The client goes away: what it has asked for is still answered.
+            # The client is closing: its open requests are still answered.
             self._drained()
         elif kind == frames.PUSH_PROMISE:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
@@ -406,7 +416,7 @@ class Http2Connection(Connection):
     def _window_update(self, number: int, payload: bytes) -> None:
         self.spend(1)
         if len(payload) != 4:
-            raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE that is not 4 octets long")
+            raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 octets long")
         increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
         if not number:
             if not increment:
@@ -421,7 +431,7 @@ class Http2Connection(Connection):
             raise StreamFailure(frames.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
         stream.credit += increment
         if self.output.initial_window + stream.credit > frames.MAX_WINDOW:
-            raise StreamFailure(frames.FLOW_CONTROL_ERROR, "the stream's window is above 2^31-1")
+            raise StreamFailure(frames.FLOW_CONTROL_ERROR, "the stream's window exceeds 2^31-1")
         if stream.pending_bytes:
             self.output.enqueue(stream)
 
@@ -429,7 +439,7 @@ class Http2Connection(Connection):
         if number:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
-            raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "PING that is not 8 octets long")
+            raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "PING is not 8 octets long")
         self.spend(1)
         if not flags & frames.ACK:
             self.output.write(frames.frame(frames.PING, frames.ACK, 0, payload))
@@ -442,9 +452,7 @@ class Http2Connection(Connection):
         self.spend(1)
         if flags & frames.ACK:
             if payload:
-                raise ConnectionFailure(
-                    frames.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload"
-                )
+                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a SETTINGS acknowledgement has a payload")
             self._unacknowledged = max(0, self._unacknowledged - 1)
             self._unacknowledged_since = time.monotonic()
             return
@@ -456,12 +464,13 @@ class Http2Connection(Connection):
                 output.max_frame_size = value
             elif key == frames.HEADER_TABLE_SIZE and value < 4096:
                 self.block_prefix = b"\x20"
-        # What the new windows allow comes behind the acknowledgement: until then the client holds us to the old ones.
+        # DATA within the new windows follows the acknowledgement: until then the client enforces the old
+        # ones.
         output.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
         output.pump()
 
     def _change_windows(self, initial: int) -> None:
-        """INITIAL_WINDOW_SIZE moves the windows of all streams, so it costs the client as much."""
+        """Applies INITIAL_WINDOW_SIZE. It adjusts every stream, so its cost grows with their number."""
         self.spend(len(self.streams.open) / 8)
         output = self.output
         output.initial_window = initial
@@ -469,7 +478,7 @@ class Http2Connection(Connection):
             window = initial + stream.credit
             if window > frames.MAX_WINDOW:
                 raise ConnectionFailure(
-                    frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE takes a stream's window above 2^31-1"
+                    frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE raises a stream's window above 2^31-1"
                 )
             if stream.pending_bytes and window > 0:
                 output.make_ready(stream)
@@ -478,7 +487,7 @@ class Http2Connection(Connection):
         if not number:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "RST_STREAM on stream 0")
         if len(payload) != 4:
-            raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "RST_STREAM that is not 4 octets long")
+            raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "RST_STREAM is not 4 octets long")
         self.spend(1)
         stream = self.streams.open.get(number)
         if stream is None:

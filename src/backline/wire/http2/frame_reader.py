@@ -1,4 +1,4 @@
-"""The frames of an HTTP/2 connection, out of whatever pieces the socket gives."""
+"""Reads the frames of an HTTP/2 connection."""
 
 from __future__ import annotations
 
@@ -9,38 +9,30 @@ from typing import Protocol
 
 from backline.wire.connection import Wire
 from backline.wire.http2 import frames
-from backline.wire.http2.frames import (
-    FRAME_HEADER,
-    LARGE_BODY,
-    LARGE_MAX_FRAME_SIZE,
-    OUR_CONNECTION_WINDOW,
-    OUR_STREAM_WINDOW,
-    PREFACE,
-    ConnectionFailure,
-    StreamFailure,
-)
+from backline.wire.http2.data import REPLENISH_AT, DataReceiver
+from backline.wire.http2.frames import FRAME_HEADER, PREFACE, ConnectionFailure, StreamFailure
 from backline.wire.http2.header_blocks import HeaderBlocks
 from backline.wire.http2.output import Output
 from backline.wire.http2.request_head import RequestHead
-from backline.wire.http2.stream import Stream, StreamTable
+from backline.wire.http2.stream import StreamTable
 from backline.wire.limits import KIB
 from backline.wire.turns import LARGE_READ, peer_is_gone
 
 log = logging.getLogger("backline.wire")
 
-#: CONTINUATION frames of one header block.
+#: The most CONTINUATION frames per header block.
 _MAX_CONTINUATIONS = 8
-#: The connection's window is opened again when this much of it was used.
-_REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
-#: A connection that had to wait for its turn waits again when the socket gives more than this at once.
+#: A connection that used up its turn defers reads above this size to its next turn.
 _SMALL_READ = 8 * KIB
-#: A client that sent this much at once may have left meanwhile.
+#: After a read this large, the client may already have disconnected.
 _ASK_FROM = 32 * KIB
 
 
 class FrameHandler(Protocol):
-    """What a reader does with frames: the connection. Methods may raise ConnectionFailure, or StreamFailure for the
-    stream of the frame."""
+    """The reader's view of its connection.
+
+    Methods may raise ConnectionFailure, or StreamFailure for a frame's stream.
+    """
 
     def open(self, number: int, head: RequestHead, ends: int) -> None:
         """A request on a new stream whose header block is known."""
@@ -69,11 +61,11 @@ class FrameHandler(Protocol):
 class FrameReader:
     """Splits received bytes into frames: DATA goes to its stream in pieces, everything else to the handler.
 
-    It decides when the connection reads: not while the client leaves answers unread, nor while other connections have
-    their turn. It also keeps the receive windows.
+    It decides when the connection reads: not while the client leaves responses unread, nor while other
+    connections have their turn.
 
-    Invariants: a DATA frame is never assembled (its payload is passed on as it arrives), and of any other frame at most
-    one is buffered, up to the limit for its type.
+    Invariants: a DATA frame is never assembled (its payload is passed on as it arrives), and of any other
+    frame at most one is buffered, up to the limit for its type.
     """
 
     __slots__ = (
@@ -87,12 +79,8 @@ class FrameReader:
         "_held",
         "_limits",
         "_lost",
-        "_max_frame_size",
         "_needed",
         "_output",
-        "_padding_left",
-        "_payload_ends",
-        "_payload_stream",
         "_pending",
         "_read_paused",
         "_resting",
@@ -100,9 +88,8 @@ class FrameReader:
         "_streams",
         "_transport",
         "_turns",
-        "_window_in",
         "_write_blocked",
-        "payload_left",
+        "data",
         "preface_done",
         "reads",
     )
@@ -123,9 +110,7 @@ class FrameReader:
         self._output = output
         self._streams = streams
         self._blocks = blocks
-        #: What the client may still send on the connection.
-        self._window_in = OUR_CONNECTION_WINDOW
-        self._max_frame_size = frames.MIN_MAX_FRAME_SIZE
+        self.data = DataReceiver(handler, output, streams)
         self.preface_done = False
         #: An incomplete frame, and the size at which it can be handled.
         self._pending = bytearray()
@@ -136,11 +121,6 @@ class FrameReader:
         self._busy = False
         #: Reading is paused until the next turn.
         self._resting = False
-        #: What remains of a frame whose payload is passed on, or dropped, as it arrives.
-        self.payload_left = 0
-        self._padding_left = 0
-        self._payload_stream: Stream | None = None
-        self._payload_ends = 0
         #: A header block that continues in CONTINUATION frames of this stream.
         self._block: bytearray | None = None
         self._block_stream = 0
@@ -164,7 +144,10 @@ class FrameReader:
         return self._write_blocked
 
     def stop(self) -> None:
-        """Drops what arrives from now on. It is still read: closing with unread bytes would reset the connection."""
+        """Drops what arrives from now on.
+
+        It is still read: closing with unread bytes would reset the connection.
+        """
         self._stopped = True
         self._update_reading()
 
@@ -173,11 +156,11 @@ class FrameReader:
         self._lost = self._stopped = True
         self._held = None
         self._pending = bytearray()
-        self._payload_stream = None
+        self.data.lose()
         self._block = None
 
     def pause_for_writes(self) -> None:
-        """The client leaves answers unread: no more requests are taken from it."""
+        """Accepts no requests while the client leaves responses unread."""
         self._write_blocked = True
         self._update_reading()
 
@@ -195,7 +178,7 @@ class FrameReader:
             return
         self.reads += 1
         if type(data) is not bytes:
-            # TLS may give other buffers; header blocks are keys of a dictionary.
+            # TLS may deliver other buffers, but header blocks are keys of a dictionary.
             data = bytes(data)
         if self._held is not None:
             held, at = self._held
@@ -225,13 +208,13 @@ class FrameReader:
         except ConnectionFailure as failure:
             self._handler.fail(failure)
         except Exception:
-            log.exception("a fault of the server closes an HTTP/2 connection")
-            self._handler.fail(ConnectionFailure(frames.INTERNAL_ERROR, "a fault of the server"))
+            log.exception("an internal error closes an HTTP/2 connection")
+            self._handler.fail(ConnectionFailure(frames.INTERNAL_ERROR, "internal error"))
         if self._output.parts:
             self._output.flush()
 
     def _read(self, data: bytes, at: int) -> None:
-        """Handles the frames in `data` from `at` on, as many as one turn may have."""
+        """Handles the frames in `data` from `at` on, within one turn."""
         size = len(data)
         if not self.preface_done:
             at = self._read_preface(data, size)
@@ -241,16 +224,17 @@ class FrameReader:
         streams = table.open
         known = self._blocks.known
         handler = self._handler
+        payload = self.data
         budget = self._limits.frames_per_turn
         limit = at + self._limits.bytes_per_turn
-        # The clock is read every few frames, and first after a few: most reads have no more.
+        # The clock is read every fourth frame: most reads hold fewer.
         end_of_turn = 0.0
         unpack = FRAME_HEADER.unpack_from
         needed = 9
         while True:
-            if self.payload_left or self._padding_left:
-                at = self._read_payload(data, at, size)
-                if self.payload_left or self._padding_left:
+            if payload.left or payload.padding_left:
+                at = payload.read(data, at, size)
+                if payload.left or payload.padding_left:
                     return
             if size - at < 9:
                 break
@@ -269,7 +253,7 @@ class FrameReader:
             kind = word & 0xFF
             length = word >> 8
             number &= 0x7FFFFFFF
-            if length > self._max_frame_size:
+            if length > payload.max_frame_size:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a frame above MAX_FRAME_SIZE")
             begin = at + 9
             end = begin + length
@@ -286,21 +270,21 @@ class FrameReader:
                         and not flags & frames.PADDED
                     ):
                         at = end
-                        self._window_in -= length
+                        payload.window_in -= length
                         stream.window_in -= length
-                        if self._window_in < _REPLENISH_AT or stream.window_in < 0:
-                            self._check_windows(stream)
+                        if payload.window_in < REPLENISH_AT or stream.window_in < 0:
+                            payload.check_windows(stream)
                         stream.feed(data, begin, end, flags & 1)
                     elif flags & frames.PADDED and length and size == begin:
                         needed = 10
                         break
                     else:
-                        at = self._begin_payload(data, begin, length, flags, number)
+                        at = payload.begin(data, begin, length, flags, number)
                     continue
                 if end > size:
-                    if self._is_streamed(kind, length):
+                    if self._is_dropped(kind, length):
                         at = begin
-                        self._drop_payload(length)
+                        payload.drop(length)
                         continue
                     needed = 9 + length
                     break
@@ -312,7 +296,7 @@ class FrameReader:
                         handler.open(number, head, flags & 1)
                     else:
                         self._handler.headers(number, block, flags & 1)
-                        # Decoding may have been expensive: the clock is looked at next.
+                        # Decoding can be expensive: read the clock at the next frame.
                         if budget > 3:
                             budget = budget & ~3 | 1
                 elif kind == frames.HEADERS:
@@ -336,13 +320,13 @@ class FrameReader:
             return -1
         if data[:24] != PREFACE or data[27] != frames.SETTINGS:
             raise ConnectionFailure(
-                frames.PROTOCOL_ERROR, "not the preface of HTTP/2, or no SETTINGS after it"
+                frames.PROTOCOL_ERROR, "not the preface of HTTP/2, or no SETTINGS frame after it"
             )
         self.preface_done = True
         return 24
 
     def _hold(self, data: bytes, at: int) -> None:
-        """Lets other connections have their turn first."""
+        """Keeps the rest for the next turn."""
         self._held = (data, at)
         self._busy = True
         self._update_reading()
@@ -350,7 +334,7 @@ class FrameReader:
             self._turns.wait(self)
 
     def _rest(self) -> None:
-        """Reads no more until the next turn."""
+        """Stops reading until the next turn."""
         self._resting = True
         self._update_reading()
         self._turns.wait(self)
@@ -359,7 +343,7 @@ class FrameReader:
         paused, self._resting = self._read_paused, False
         if self._held is not None and not self._stopped and not self._write_blocked:
             if peer_is_gone(self._transport):
-                # Nobody will read the answers.
+                # Nobody would read the responses.
                 self._handler.abort()
                 return False
             data, at = self._held
@@ -377,85 +361,11 @@ class FrameReader:
             else:
                 self._transport.resume_reading()
 
-    # DATA
+    def _is_dropped(self, kind: int, length: int) -> bool:
+        """Whether the payload of a frame of an unknown type is dropped as it arrives.
 
-    def _check_windows(self, stream: Stream | None) -> None:
-        if self._window_in < 0:
-            raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
-        if self._window_in < _REPLENISH_AT:
-            self._output.write(frames.window_update(0, OUR_CONNECTION_WINDOW - self._window_in))
-            self._window_in = OUR_CONNECTION_WINDOW
-        if stream is not None and stream.window_in < 0:
-            raise StreamFailure(frames.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
-
-    def _begin_payload(self, data: bytes, begin: int, length: int, flags: int, number: int) -> int:
-        """A DATA frame that is not simply a whole one of an open stream."""
-        padding = 0
-        payload = length
-        if flags & frames.PADDED:
-            padding = data[begin] if length else 0
-            if padding >= length:
-                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding longer than the frame")
-            begin += 1
-            payload -= 1 + padding
-        stream = self._streams.open.get(number)
-        if stream is None:
-            self._streams.check_not_idle(number)
-            if not self._streams.was_reset(number):
-                raise ConnectionFailure(frames.STREAM_CLOSED, "DATA on a closed stream")
-        ends = flags & frames.END_STREAM
-        self._window_in -= length
-        self._drop_payload(0)
-        self.payload_left = payload
-        self._padding_left = padding
-        if not payload and not ends:
-            self._handler.spend(1 + (padding >> 6))
-        if stream is None or not stream.remote_open:
-            self._check_windows(None)
-            self._handler.spend(1)
-            if stream is not None:
-                raise StreamFailure(frames.STREAM_CLOSED, "DATA after the end of the stream")
-            if self._streams.was_reset_by_client(number):
-                self._handler.send_reset(number, frames.STREAM_CLOSED)
-            return begin
-        stream.window_in -= length
-        self._payload_stream = stream
-        self._payload_ends = ends
-        self._check_windows(stream)
-        if length != payload:
-            # Padding is of no use to the stream: the client gets that part of the window back.
-            self.grant(stream, length - payload)
-        if not payload and ends:
-            self._payload_stream = None
-            stream.feed(b"", 0, 0, 1)
-        return begin
-
-    def _drop_payload(self, length: int) -> None:
-        self.payload_left = length
-        self._padding_left = 0
-        self._payload_stream = None
-        self._payload_ends = 0
-
-    def _read_payload(self, data: bytes, at: int, size: int) -> int:
-        if self.payload_left:
-            take = min(self.payload_left, size - at)
-            self.payload_left -= take
-            stream = self._payload_stream
-            if stream is not None and take:
-                try:
-                    if not stream.closed and stream.remote_open:
-                        stream.feed(data, at, at + take, self._payload_ends and not self.payload_left)
-                except StreamFailure as failure:
-                    self._handler.fail_stream(stream.number, failure)
-            at += take
-        if not self.payload_left and self._padding_left:
-            take = min(self._padding_left, size - at)
-            self._padding_left -= take
-            at += take
-        return at
-
-    def _is_streamed(self, kind: int, length: int) -> bool:
-        """Whether a frame's payload is dropped as it comes. Raises ConnectionFailure if it is larger than its type may be."""
+        Raises ConnectionFailure if a frame of a known type, which would be buffered, is too large.
+        """
         if kind > frames.CONTINUATION:
             self._handler.spend(1 + (length >> 14))
             return True
@@ -464,24 +374,8 @@ class FrameReader:
         else:
             too_long = length > frames.MAX_SETTINGS_FRAME
         if too_long:
-            raise ConnectionFailure(
-                frames.ENHANCE_YOUR_CALM, "a control frame or header block that is too long"
-            )
+            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "a control frame or header block is too long")
         return False
-
-    def expect(self, stream: Stream, size: int) -> None:
-        """A body of this size is announced: lets it come without waiting for windows, and in large frames."""
-        if size > LARGE_BODY and self._max_frame_size < LARGE_MAX_FRAME_SIZE:
-            self._max_frame_size = LARGE_MAX_FRAME_SIZE
-            self._output.write(frames.settings({frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE}))
-            self._handler.expect_acknowledgement()
-        self.grant(stream, size - OUR_STREAM_WINDOW)
-
-    def grant(self, stream: Stream, size: int) -> None:
-        """Lets the client send `size` more on a stream."""
-        if size > 0 and not stream.closed and stream.remote_open:
-            stream.window_in += size
-            self._output.write(frames.window_update(stream.number, size))
 
     # Header blocks
 
@@ -497,7 +391,8 @@ class FrameReader:
             begin += 5
         if begin > end:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority longer than the frame")
-        # RFC 9113 knows no priorities any more, but a stream that depends on itself ends the block's stream, not the decoder's state.
+        # A stream that depends on itself fails alone: its block must still be decoded, to keep the HPACK
+        # tables in step.
         failure = None
         if flags & frames.PRIORITISED:
             try:
@@ -524,12 +419,12 @@ class FrameReader:
     def _continuation(self, flags: int, number: int, payload: bytes) -> None:
         block = self._block
         if block is None:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "CONTINUATION without preceding HEADERS")
         block += payload
         self._continuations += 1
         if self._continuations > _MAX_CONTINUATIONS or len(block) > self._limits.max_header_size:
             raise ConnectionFailure(
-                frames.ENHANCE_YOUR_CALM, "a header block in too many or too large frames"
+                frames.ENHANCE_YOUR_CALM, "a header block has too many frames or is too large"
             )
         if flags & frames.END_HEADERS:
             self._block = None
@@ -537,5 +432,6 @@ class FrameReader:
 
 
 def check_dependency(priority: bytes, number: int) -> None:
+    """Raises StreamFailure if a stream's priority names the stream itself as its parent."""
     if int.from_bytes(priority[:4], "big") & 0x7FFFFFFF == number:
         raise StreamFailure(frames.PROTOCOL_ERROR, "a stream that depends on itself")

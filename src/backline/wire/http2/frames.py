@@ -1,9 +1,13 @@
-"""HTTP/2 frames (RFC 9113): the numbers, the frames a server sends, and the settings of both sides."""
+"""HTTP/2 frames (RFC 9113): constants, the frames a server sends, settings, and the idle-frame allowance."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from functools import lru_cache
 from struct import Struct
+
+from hpack.table import HeaderTable
 
 from backline.wire.limits import KIB, MIB, Limits
 
@@ -46,7 +50,7 @@ MAX_WINDOW = 2**31 - 1
 DEFAULT_WINDOW = 65_535
 MIN_MAX_FRAME_SIZE = 16_384
 
-#: (length << 8 | type, flags, stream): the nine octets in front of every frame.
+#: (length << 8 | type, flags, stream): the nine octets that start every frame.
 FRAME_HEADER = Struct(">IBI")
 _UINT32 = Struct(">I")
 _SETTING = Struct(">HI")
@@ -55,7 +59,7 @@ _GOAWAY = Struct(">IBIII")
 
 
 class ConnectionFailure(Exception):
-    """The connection must end with GOAWAY and this error code (RFC 9113, section 5.4.1)."""
+    """Ends the connection with GOAWAY and this error code (RFC 9113, section 5.4.1)."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -64,7 +68,7 @@ class ConnectionFailure(Exception):
 
 
 class StreamFailure(Exception):
-    """The stream must end with RST_STREAM and this error code (RFC 9113, section 5.4.2)."""
+    """Ends the stream with RST_STREAM and this error code (RFC 9113, section 5.4.2)."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -93,7 +97,7 @@ def goaway(last_stream: int, code: int, reason: bytes = b"") -> bytes:
 
 
 def header_frames(stream: int, block: bytes, flags: int, max_frame_size: int) -> bytes:
-    """A header block as one HEADERS frame, followed by CONTINUATION frames where the peer's frame size asks for them."""
+    """A header block as a HEADERS frame, and CONTINUATION frames if it exceeds the peer's frame size."""
     if len(block) <= max_frame_size:
         return frame(HEADERS, flags | END_HEADERS, stream, block)
     pieces = [block[at : at + max_frame_size] for at in range(0, len(block), max_frame_size)]
@@ -103,19 +107,20 @@ def header_frames(stream: int, block: bytes, flags: int, max_frame_size: int) ->
     return b"".join(out)
 
 
-#: Announced once a large body comes, so that it needs few frames. Not before: a HEADERS frame would have to be taken in that size, too.
+#: Announced when a large body arrives, so that it needs few frames. Not earlier, since it also applies to
+#: HEADERS.
 LARGE_MAX_FRAME_SIZE = 1 * MIB
 LARGE_BODY = 64 * KIB
-#: What a stream may send before its message's length is known; then it is granted the length.
+#: The receive window of a stream until the length of its message is known and granted.
 OUR_STREAM_WINDOW = 1 * MIB
-#: What a connection may send beyond what was taken from it.
+#: The receive window of a connection.
 OUR_CONNECTION_WINDOW = 16 * MIB
-#: A SETTINGS frame has six settings; nobody needs this many.
+#: The largest SETTINGS frame accepted; the RFC defines only six settings of six octets.
 MAX_SETTINGS_FRAME = 4 * KIB
 
 
 def server_preface(limits: Limits) -> bytes:
-    """The first frames of a server: its SETTINGS, and the window of the connection."""
+    """The first frames a server sends: its SETTINGS and the connection's window."""
     announced = settings(
         {
             MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
@@ -127,7 +132,7 @@ def server_preface(limits: Limits) -> bytes:
 
 
 def parse_settings(payload: bytes) -> list[tuple[int, int]]:
-    """The settings of a frame in their order, unknown ones left out. Raises ConnectionFailure for values out of bounds."""
+    """The settings in a frame, in order. Raises ConnectionFailure for values out of bounds."""
     if len(payload) % 6:
         raise ConnectionFailure(FRAME_SIZE_ERROR, "the length of SETTINGS is not a multiple of 6")
     known = []
@@ -142,13 +147,17 @@ def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     return known
 
 
-#: Clients answer DATA with WINDOW_UPDATE for the stream and for the connection, and probe the bandwidth with PING.
+#: Idle frames earned by work: clients acknowledge DATA with WINDOW_UPDATE for stream and connection, and
+#: probe the bandwidth with PING.
 PER_REQUEST = 6
 PER_DATA_FRAME = 4
 
 
 class FrameAllowance:
-    """The allowance of one connection. The clock is read only when the tokens are used up, so an honest frame costs a subtraction."""
+    """How many frames that carry nothing a client may send: a token bucket, also filled by useful work.
+
+    The clock is read only when no tokens are left, so an honest client's frame costs one subtraction.
+    """
 
     __slots__ = ("_burst", "_credited", "_last", "_rate", "_tokens")
 
@@ -160,7 +169,11 @@ class FrameAllowance:
         self._credited = 0
 
     def spend(self, cost: float, requests: int, data_frames: int) -> None:
-        """`requests` answered and `data_frames` sent so far. Raises ConnectionFailure when the client floods."""
+        """Takes tokens. Raises ConnectionFailure if the client floods.
+
+        `requests` is the number of requests answered, and `data_frames` the number of DATA frames sent, so
+        far.
+        """
         self._tokens -= cost
         if self._tokens >= 0:
             return
@@ -175,3 +188,50 @@ class FrameAllowance:
             raise ConnectionFailure(
                 ENHANCE_YOUR_CALM, "too many frames that carry nothing, or too many streams reset"
             )
+
+
+# Header blocks of responses use the static table and literals without indexing (RFC 7541, section 6.2.2), so
+# that one encoding is valid on all connections.
+
+_STATIC_NAMES: dict[bytes, int] = {}
+_STATIC_FIELDS: dict[tuple[bytes, bytes], int] = {}
+for _index, _field in enumerate(HeaderTable.STATIC_TABLE, 1):
+    _STATIC_NAMES.setdefault(_field[0], _index)
+    _STATIC_FIELDS.setdefault(_field, _index)
+
+
+def encode_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Encodes fields; names must be lower-case."""
+    return b"".join([_encode_field(name, value) for name, value in fields])
+
+
+def encode_status(status: int) -> bytes:
+    return _encode_status(status)
+
+
+@lru_cache(maxsize=64)
+def _encode_status(status: int) -> bytes:
+    return _encode_field(b":status", str(status).encode())
+
+
+def _encode_field(name: bytes, value: bytes) -> bytes:
+    exact = _STATIC_FIELDS.get((name, value)) if value else None
+    if exact is not None:
+        return bytes((0x80 | exact,))
+    index = _STATIC_NAMES.get(name)
+    head = _integer(index, 4, 0) if index is not None else b"\x00" + _integer(len(name), 7, 0) + name
+    return head + _integer(len(value), 7, 0) + value
+
+
+def _integer(value: int, prefix_bits: int, pattern: int) -> bytes:
+    """RFC 7541, section 5.1."""
+    limit = (1 << prefix_bits) - 1
+    if value < limit:
+        return bytes((pattern | value,))
+    out = bytearray((pattern | limit,))
+    value -= limit
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,4 +1,4 @@
-"""Header blocks decoded into requests: HPACK (RFC 7541), with a memo of blocks that decode to the same each time."""
+"""Decodes header blocks into request heads: HPACK (RFC 7541), with a memo of repeated blocks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 _CACHED_BLOCKS = 64
 _CACHED_BLOCK_SIZE = 1024
-#: Header lists up to this multiple of the limit are decoded, so that the request gets an answer and the connection survives.
+#: Header lists up to this multiple of the limit are decoded, so that the request gets a response and the
+#: connection survives.
 _DECODED = 2
 
 
 class _WatchedTable(HeaderTable):
-    """HPACK's dynamic table, which records whether it changed."""
+    """HPACK's dynamic table, recording whether it changed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class _WatchedTable(HeaderTable):
     def add(self, name: bytes, value: bytes) -> None:
         before = len(self.dynamic_entries)
         super().add(name, value)
-        # Clients that want no dynamic table set its size to 0, and what they add leaves no trace.
+        # Clients that disable the table set its size to 0: adding an entry then changes nothing.
         self.changed = self.changed or before > 0 or len(self.dynamic_entries) > 0
 
     @property
@@ -54,9 +55,11 @@ class _WatchedTable(HeaderTable):
 class HeaderBlocks:
     """Decodes the header blocks of one connection, in the order in which they arrive.
 
-    Invariant of the memo `known`: a block is in it only if decoding it left the dynamic table unchanged, and every block that changes the
-    table empties the memo. So a lookup gives the request that decoding would give, and skipping the decoder leaves the table as decoding
-    would. Its size is bounded in entries and in bytes per entry; heads are immutable, so requests may share them.
+    Invariant of the memo `known`: it contains a block only if decoding left the dynamic table unchanged, and
+    every block that changes the table clears it. So a lookup returns what decoding would return, and skipping
+    the decoder leaves the table as decoding would. The memo is bounded in entries and in bytes per entry.
+    Heads are immutable, so requests may share them; that includes the gate's decision, which depends on the
+    head alone.
     """
 
     def __init__(self, application: Application, limits: Limits, *, local: bool) -> None:
@@ -70,7 +73,10 @@ class HeaderBlocks:
         self._decoder.header_table = self._table
 
     def request(self, block: bytes) -> RequestHead:
-        """Raises ConnectionFailure when the block cannot be decoded, StreamFailure when the request is malformed."""
+        """Decodes a request's block.
+
+        Raises ConnectionFailure if it cannot be decoded, StreamFailure if the request is malformed.
+        """
         head = parse_head(self.fields(block), self._application, self._limits)
         head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, local=self._local)
         head.exchange, head.prompt = exchange_for(head)
@@ -81,7 +87,10 @@ class HeaderBlocks:
         return head
 
     def fields(self, block: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Raises ConnectionFailure when the block cannot be decoded: the two sides' tables would differ from then on."""
+        """Decodes any block.
+
+        Raises ConnectionFailure if that fails, since the two dynamic tables would then differ.
+        """
         table = self._table
         table.changed = False
         try:
@@ -90,7 +99,7 @@ class HeaderBlocks:
             raise ConnectionFailure(
                 frames.ENHANCE_YOUR_CALM, "the header list is far larger than MAX_HEADER_LIST_SIZE"
             ) from None
-        # In a few places hpack lets the built-in exceptions of malformed blocks escape.
+        # In a few places hpack raises built-in exceptions for malformed blocks.
         except (HPACKError, IndexError, ValueError):
             raise ConnectionFailure(frames.COMPRESSION_ERROR, "the header block cannot be decoded") from None
         finally:
@@ -100,7 +109,7 @@ class HeaderBlocks:
 
 
 def exchange_for(head: RequestHead) -> tuple[Callable[[Http2Connection, int, RequestHead], Stream], bool]:
-    """The class that answers requests with this head, and whether it has to act before the body arrives."""
+    """The class for requests with this head, and whether it acts before the body arrives (`begin`)."""
     if not head.is_grpc or head.method != b"POST":
         return HttpExchange, True
     if head.rpc is None or head.too_large is not None or head.refusal is not None:

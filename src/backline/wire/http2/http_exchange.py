@@ -1,4 +1,4 @@
-"""A plain HTTP request on a stream."""
+"""A plain HTTP request on an HTTP/2 stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backline.wire.compression import (
     negotiate,
 )
 from backline.wire.connection import http_date, peer_address
-from backline.wire.http2 import field_block, frames
+from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.stream import CRUMB, Stream
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.wire")
 
-#: Connection-specific fields that an application may have set for HTTP/1.1.
+#: Fields that an application may set for HTTP/1.1, but that HTTP/2 forbids or the wire sets.
 _NOT_IN_HTTP2 = frozenset(
     (
         b"connection",
@@ -41,17 +41,17 @@ _NOT_IN_HTTP2 = frozenset(
         b"date",
     )
 )
-#: Bodies below this are not worth compressing.
+#: Smaller bodies are not worth compressing.
 _WORTH_COMPRESSING = 1024
 
 
 class HttpExchange(Stream, HttpRequest):
-    """An HTTP request, from its head to the end of its response."""
+    """One HTTP request, from its head to the end of its response."""
 
     body: Buffer
     _gathered: Body | None = None
     _responding = False
-    #: Held strongly: the loop knows its tasks only weakly.
+    #: The event loop keeps only weak references to tasks.
     _task: asyncio.Task[None] | None = None
 
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
@@ -75,17 +75,17 @@ class HttpExchange(Stream, HttpRequest):
             self.connection.peer, head.path
         ):
             self.refuse(
-                503, "The server has too many requests in flight; try again", ((b"retry-after", b"1"),)
+                503, "The server has too many requests in flight; try again later", ((b"retry-after", b"1"),)
             )
         elif head.is_grpc:
-            self.refuse(405, "gRPC calls are sent with POST", ((b"allow", b"POST"),))
+            self.refuse(405, "gRPC calls must use POST", ((b"allow", b"POST"),))
         elif head.rpc is not None:
-            self.refuse(415, "This path is a gRPC method: its content-type is application/grpc")
+            self.refuse(415, "This path is a gRPC method; it requires content-type application/grpc")
         elif head.content_length is not None and head.content_length > wire.limits.max_body_size:
             self._too_large()
         elif head.headers.get(b"expect", b"").lower() == b"100-continue":
             self.connection.output.write(
-                self.connection.header_frames(self.number, field_block.encode_status(100))
+                self.connection.header_frames(self.number, frames.encode_status(100))
             )
 
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
@@ -116,18 +116,18 @@ class HttpExchange(Stream, HttpRequest):
             size = self.head.content_length
             gathered = self._gathered = Body(size)
             if size is not None:
-                connection.reader.expect(self, size)
+                connection.reader.data.expect(self, size)
         if gathered.filled + end - begin > connection.wire.limits.max_body_size:
             self._too_large()
             return False
         if not self.buffer(end - begin):
             self.refuse(
-                503, "The server holds too many bytes of requests; try again", ((b"retry-after", b"1"),)
+                503, "The server holds too many bytes of requests; try again later", ((b"retry-after", b"1"),)
             )
             return False
         gathered.add(data, begin, end)
         if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:
-            connection.reader.grant(self, OUR_STREAM_WINDOW - self.window_in)
+            connection.reader.data.grant(self, OUR_STREAM_WINDOW - self.window_in)
         return True
 
     def dispatch(self) -> None:
@@ -162,15 +162,15 @@ class HttpExchange(Stream, HttpRequest):
             self.connection.wire.application.http(self)
         except Exception:
             log.exception("a handler of HTTP requests failed")
-            self.refuse(500, "A fault of the server")
+            self.refuse(500, "The server failed on this request; see its log")
 
-    # Answering
+    # Responding
 
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
         if self._responding or self.closed:
             return
         self._responding = True
-        self.on_disconnect = None  # it often knows what knows this request: no cycle is left behind
+        self.on_disconnect = None  # breaks a reference cycle: the callback usually refers to this request
         size = sum(memoryview(part).nbytes for part in body)
         admission = self.connection.admission
         if size > admission.passes or self.kind:
@@ -224,11 +224,11 @@ class HttpExchange(Stream, HttpRequest):
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         if self._responding:
-            raise RuntimeError("the request was answered already")
+            raise RuntimeError("the request already has a response")
         self._responding = True
         if self.closed:
             return HttpBody(self)
-        # It makes no more than the client takes.
+        # Sending waits for the client to read, so nothing accumulates.
         self.connection.admission.learn(self, 0)
         return self._start(status, fields)
 
@@ -240,7 +240,7 @@ class HttpExchange(Stream, HttpRequest):
         return HttpBody(self)
 
     def refuse(self, status: int, message: str, fields: Fields = ()) -> None:
-        """An error that the wire itself finds."""
+        """Responds with an error detected by the wire."""
         if self._responding or self.closed:
             return
         self._responding = True
@@ -249,18 +249,19 @@ class HttpExchange(Stream, HttpRequest):
         self._send(status, [(b"content-type", kind), *fields], (body,), len(body))
 
     def _too_large(self) -> None:
+        limit = self.connection.wire.limits.max_body_size
         self.refuse(
             413,
-            f"The request body is larger than the server's limit of {self.connection.wire.limits.max_body_size} bytes",
+            f"The request body is larger than the server's limit of {limit} bytes",
         )
 
     def _response_head(self, status: int, fields: Fields, size: int | None) -> bytes:
-        block = field_block.encode_status(status) + field_block.encode(
+        block = frames.encode_status(status) + frames.encode_fields(
             [field for field in fields if field[0] not in _NOT_IN_HTTP2]
         )
         if size is not None:
-            block += field_block.encode([(b"content-length", b"%d" % size)])
-        return block + field_block.encode([(b"date", http_date())])
+            block += frames.encode_fields([(b"content-length", b"%d" % size)])
+        return block + frames.encode_fields([(b"date", http_date())])
 
     # Ends before the response
 
@@ -272,13 +273,13 @@ class HttpExchange(Stream, HttpRequest):
             try:
                 callback()
             except Exception:
-                log.exception("a handler of HTTP requests failed when its client went away")
+                log.exception("the on_disconnect callback of an HTTP request failed")
 
     def awaits_client(self) -> bool:
         return self.remote_open and not self.answered
 
     def timed_out(self) -> None:
-        self.refuse(408, "The request body did not come in time")
+        self.refuse(408, "The request body did not arrive in time")
 
 
 class HttpBody(ResponseStream):
@@ -292,7 +293,7 @@ class HttpBody(ResponseStream):
     async def send(self, chunk: Buffer) -> None:
         exchange = self._exchange
         if exchange.closed or exchange.answered:
-            raise ConnectionResetError("the client is gone")
+            raise ConnectionResetError("the client has disconnected")
         if exchange.method != b"HEAD":
             exchange.connection.output.send(exchange, (chunk,))
         await exchange.wait_drained()

@@ -1,4 +1,4 @@
-"""What a connection sends: frames of one loop turn in one write, response bodies within the peer's windows, streams in turn."""
+"""The sending half of an HTTP/2 connection: batches writes, and schedules streams within the windows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from backline.wire.http2.frames import FRAME_HEADER, ConnectionFailure
 from backline.wire.http2.stream import HIGH_WATER, Stream
 from backline.wire.limits import KIB
 
-#: What a stream sends before the next one has its turn.
+#: Bytes that a stream sends before the next one gets its turn.
 _QUANTUM = 128 * KIB
-#: More than this goes to the socket at once, without waiting for the end of the turn.
+#: Above this, bytes are written immediately rather than at the end of the event loop's iteration.
 _WRITE_AT = 64 * KIB
-#: DATA frames below this count as work only at the end of what there is to send.
+#: Smaller DATA frames count as work (see `FrameAllowance`) only if they finish what is queued.
 _CRUMB = 1 * KIB
 
 
 class Output:
-    """The sending half of an HTTP/2 connection."""
+    """Sends frames and response bodies.
+
+    Invariants: DATA never exceeds the peer's windows for the connection and the stream. Bytes waiting for
+    windows or the socket are counted in `held` and in the server's totals (`_hold`) until they are sent or
+    dropped.
+    """
 
     __slots__ = (
         "_finished",
@@ -50,32 +55,32 @@ class Output:
         finished: Callable[[Stream], None],
         relieved: Callable[[], None],
     ) -> None:
-        """`finished` is called for a stream whose response is sent, `relieved` when less is held than before."""
+        """`finished` gets a stream whose response was sent; `relieved` is called when `held` decreases."""
         self._transport = transport
         self._loop = loop
         self._max_unsent = max_unsent
         self._finished = finished
         self._relieved = relieved
         self.closed = False
-        #: The peer's windows and frame size.
+        #: The peer's limits: the connection's send window, initial stream window and frame size.
         self.window = frames.DEFAULT_WINDOW
         self.initial_window = frames.DEFAULT_WINDOW
         self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
-        #: The socket does not take more at the moment.
+        #: The transport's write buffer is full.
         self.paused = False
         self.parts: list[Buffer] = []
         self.scheduled = False
-        #: Streams with data for which their own window has room.
+        #: Streams with data and room in their own window.
         self.ready: deque[Stream] = deque()
-        #: DATA frames sent so far: each entitles the peer to some WINDOW_UPDATE and PING frames.
+        #: DATA frames sent so far; each earns the peer some WINDOW_UPDATE and PING frames.
         self.data_frames = 0
-        #: Bytes of answers that wait for windows or for the socket, or are being compressed.
+        #: Bytes of responses waiting for windows or the socket, or being compressed.
         self.held = 0
-        #: Bytes of answers that waited and were sent.
+        #: Total bytes sent that had waited.
         self.sent = 0
 
     def write(self, frame: Buffer) -> None:
-        """Sends frames that no window holds back."""
+        """Sends frames that are not subject to flow control."""
         self.parts.append(frame)
         if not self.scheduled:
             self.schedule()
@@ -99,7 +104,7 @@ class Output:
             self._transport.abort()
 
     def has_room(self, stream: Stream, size: int) -> bool:
-        """Whether a DATA frame of this size may leave at once."""
+        """Whether a DATA frame of this size can be sent immediately."""
         return (
             size <= self.window
             and size <= self.initial_window + stream.credit
@@ -110,7 +115,7 @@ class Output:
         )
 
     def send(self, stream: Stream, buffers: Sequence[Buffer]) -> None:
-        """Queues response data of a stream; nothing is copied."""
+        """Queues response data of a stream, without copying."""
         pending = stream.pending
         if pending is None:
             pending = stream.pending = deque()
@@ -123,7 +128,7 @@ class Output:
         stream.pending_bytes += size
         self._hold(stream, size)
         self.enqueue(stream)
-        # What was expected of this answer is known now.
+        # The expected size of this response is no longer reserved.
         self._relieved()
 
     def make_ready(self, stream: Stream) -> None:
@@ -136,7 +141,7 @@ class Output:
         self.pump()
 
     def finish(self, stream: Stream) -> None:
-        """The response has its end (`tail` or `ends_with_data`): sends it now or after what is queued."""
+        """Ends the response (`tail` or `ends_with_data`), after what is queued."""
         if stream.pending_bytes:
             self.enqueue(stream)
         else:
@@ -145,7 +150,7 @@ class Output:
                 self.schedule()
 
     def pump(self) -> None:
-        """Sends what windows and the socket allow, a quantum from each stream in turn."""
+        """Sends what the windows and the socket allow, one quantum per stream in turn."""
         ready = self.ready
         sent = self.sent
         unwritten = 0
@@ -180,13 +185,13 @@ class Output:
             self._relieved()
 
     def drop(self, stream: Stream) -> None:
-        """Frees what is held of a stream that is gone."""
+        """Frees the queued data of a closed stream."""
         self._hold(stream, -stream.pending_bytes - stream.compressing)
         stream.pending = None
         stream.pending_bytes = stream.compressing = 0
 
     def compressing(self, stream: Stream, size: int) -> None:
-        """An answer of this size is being compressed; 0 when it is done."""
+        """Counts a response of this size while it is being compressed; 0 when that is done."""
         if not stream.closed:
             self._hold(stream, size - stream.compressing)
             stream.compressing = size
@@ -211,7 +216,8 @@ class Output:
             last = stream.ends_with_data and not stream.pending_bytes
             stream.end_sent = last
             parts.append(FRAME_HEADER.pack(size << 8, frames.END_STREAM if last else 0, stream.number))
-            # Cut into crumbs by a client that opens its window by crumbs, frames entitle to nothing.
+            # Security: a client that opens its window a few bytes at a time must not earn idle frames with
+            # each.
             if size >= _CRUMB or not stream.pending_bytes:
                 self.data_frames += 1
             while size:
@@ -232,7 +238,7 @@ class Output:
         return total
 
     def _end(self, stream: Stream) -> None:
-        """All data is out: sends what ends the stream, if its response has an end already."""
+        """Ends the stream after its last data, if the response is complete."""
         if stream.tail is not None:
             self.parts.append(stream.tail)
         elif stream.ends_with_data:
@@ -248,7 +254,7 @@ class Output:
         self.parts = []
 
     def widen(self, increment: int) -> None:
-        """WINDOW_UPDATE of the connection."""
+        """Handles WINDOW_UPDATE for the connection."""
         self.window += increment
         if self.window > frames.MAX_WINDOW:
             raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "the connection's window is above 2^31-1")

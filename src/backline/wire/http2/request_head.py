@@ -1,4 +1,4 @@
-"""The header fields of a request, validated by RFC 9113, section 8, and what the wire needs to know of them."""
+"""A request's header fields, validated according to RFC 9113, section 8."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ if TYPE_CHECKING:
     from backline.wire.http2.stream import Stream
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
-#: No control characters but tab; no blank at either end (RFC 9113, section 8.2.1; RFC 9110, section 5.5).
+#: No control characters except tab, no whitespace at either end (RFC 9113, section 8.2.1; RFC 9110, section
+#: 5.5).
 _VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?").fullmatch
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _PATH = re.compile(rb"/[\x21-\x22\x24-\x7e\x80-\xff]*").fullmatch
 _DIGITS = re.compile(rb"[0-9]{1,19}").fullmatch
 _PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
-_OF_A_CONNECTION = frozenset(
+_CONNECTION_SPECIFIC = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 
 
 class RequestHead:
-    """One request's fields, decoded once and shared by all requests that come with the same header block; not to be changed."""
+    """The decoded fields of a request, shared by all requests with the same header block.
+
+    Immutable once built.
+    """
 
     __slots__ = (
         "accept_encoding",
@@ -61,7 +65,7 @@ class RequestHead:
         self.headers = headers
         self.metadata: Mapping[bytes, bytes] = MappingProxyType(headers)
         self.content_length = _content_length(headers)
-        #: The body's Content-Encoding, empty for identity.
+        #: Content-Encoding of the body; empty for identity.
         self.coding = headers.get(b"content-encoding", b"").strip().lower()
         if self.coding == b"identity":
             self.coding = b""
@@ -72,12 +76,12 @@ class RequestHead:
         self.accept_encoding = frozenset(
             name.strip().lower() for name in headers.get(b"grpc-accept-encoding", b"").split(b",")
         )
-        #: What answers such a request, and whether it has something to do before the body is there. `HeaderBlocks` sets both.
+        #: The class of the exchange, and whether it acts before the body arrives. `HeaderBlocks` sets both.
         self.exchange: Callable[[Http2Connection, int, RequestHead], Stream]
         self.prompt = True
-        #: Why the header list is larger than the server takes, where it is.
+        #: Why the header list is too large, if it is.
         self.too_large: str | None = None
-        #: Why the gate lets no such request in, where it does not.
+        #: Why the gate refuses the request, if it does.
         self.refusal: str | None = None
         self.timeout: float | None = None
         self.timeout_error: str | None = None
@@ -91,9 +95,10 @@ class RequestHead:
 def parse_head(
     fields: Iterable[tuple[bytes, bytes]], application: Application, limits: Limits
 ) -> RequestHead:
-    """A request's head. Raises StreamFailure when the fields are malformed (RFC 9113, section 8.1.1).
+    """Builds a request's head. Raises StreamFailure if the fields are malformed (RFC 9113, section 8.1.1).
 
-    Of a header list that is too large the first fields are taken, and the head says so: such a request is answered (section 10.5.1).
+    If the header list is too large, the head has its first fields and sets `too_large`, so that the request
+    gets a response (section 10.5.1).
     """
     pseudo: dict[bytes, bytes] = {}
     headers: dict[bytes, bytes] = {}
@@ -126,7 +131,7 @@ def parse_head(
 
 
 def check_trailers(fields: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raises StreamFailure when trailers are malformed; they are not used otherwise."""
+    """Raises StreamFailure if trailers are malformed. Their content is not used."""
     for name, value in fields:
         if name[:1] == b":":
             raise _malformed("a pseudo-header field in the trailers")
@@ -137,8 +142,8 @@ def _check_field(name: bytes, value: bytes) -> None:
     if _NAME(name) is None:
         raise _malformed("a field name that is not a lower-case token")
     if _VALUE(value) is None:
-        raise _malformed("a field value with control characters or blanks around it")
-    if name in _OF_A_CONNECTION or (name == b"te" and value.lower() != b"trailers"):
+        raise _malformed("a field value with control characters, or whitespace around it")
+    if name in _CONNECTION_SPECIFIC or (name == b"te" and value.lower() != b"trailers"):
         raise _malformed("a field that is specific to a connection")
 
 
@@ -151,7 +156,7 @@ def _check_pseudo(pseudo: dict[bytes, bytes], headers: dict[bytes, bytes]) -> No
     authority = pseudo.get(b":authority")
     if pseudo[b":method"] == b"CONNECT":
         if b":path" in pseudo or b":scheme" in pseudo or not authority:
-            raise _malformed("CONNECT takes :authority alone")
+            raise _malformed("CONNECT takes only :authority")
     else:
         path = pseudo.get(b":path", b"")
         if not pseudo.get(b":scheme") or not (

@@ -1,4 +1,4 @@
-"""One stream of an HTTP/2 connection: what requests and calls have in common."""
+"""Streams of an HTTP/2 connection: what all exchanges have in common, and the table of streams."""
 
 from __future__ import annotations
 
@@ -15,53 +15,54 @@ from backline.wire.http2.request_head import RequestHead
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
 
-#: Pieces of a body that are smaller and not the last are paid for like frames that carry nothing.
+#: Smaller pieces of a body, unless they are the last, are charged like frames that carry nothing.
 CRUMB = 64
-#: A sender of a stream waits while more than this is queued.
+#: A sender waits while its stream has more than this queued.
 HIGH_WATER = 64 * 1024
 
 
 class Stream:
     """A stream that a client opened.
 
-    Attributes that most streams never change live in the class: a unary call costs one object with few fields.
+    Attributes that most streams never change are class attributes, so that a unary call costs one small
+    object.
     """
 
-    #: A streaming call: it counts toward `wire.streams`, all else toward `wire.requests`.
+    #: Counts toward `wire.streams` rather than `wire.requests`.
     streaming = False
     #: The client may still send DATA or trailers.
     remote_open = True
-    #: The response is complete as far as the application is concerned, though parts of it may be queued.
+    #: The application has completed the response; parts of it may still be queued.
     answered = False
-    #: The stream is gone from its connection.
+    #: The stream was removed from its connection.
     closed = False
-    #: What the client may still send on this stream.
+    #: Bytes that the client may still send on this stream.
     window_in = OUR_STREAM_WINDOW
-    #: The stream's send window, beyond the peer's INITIAL_WINDOW_SIZE.
+    #: The send window minus the peer's INITIAL_WINDOW_SIZE.
     credit = 0
-    #: Bytes of this stream in wire.buffered_bytes.
+    #: Bytes of this stream in `wire.buffered_bytes`.
     buffered = 0
-    #: Octets of DATA received, for content-length and progress.
+    #: Bytes of DATA received, for content-length and progress.
     received = 0
-    #: Response data that waits for windows or for the socket.
+    #: Response data waiting for windows or the socket.
     pending: deque[memoryview] | None = None
     pending_bytes = 0
-    #: Frames that follow the pending data and end the stream.
+    #: Frames that end the stream after the pending data.
     tail: bytes | None = None
     #: The last DATA frame ends the stream.
     ends_with_data = False
     end_sent = False
-    #: The request is complete, and waits until its answer may be made.
+    #: The complete request waits in `Admission`.
     waiting = False
-    #: What `Admission` takes it for.
+    #: The kind of request, for `Admission`.
     kind = 0
-    #: Bytes of an answer that is being compressed; part of what the output holds.
+    #: Bytes of a response being compressed; part of `Output.held`.
     compressing = 0
-    #: The stream waits in the output for its turn.
+    #: The stream is in `Output.ready`.
     queued = False
-    #: A sender that waits until less is pending.
+    #: Set by a sender waiting until less is pending.
     drained: asyncio.Future[None] | None = None
-    #: Octets sent and received when the last sweep came, and when they last changed.
+    #: Bytes sent and received as of the last sweep, and when their sum last changed.
     swept = -1
     progressed = 0.0
     sent = 0
@@ -73,52 +74,55 @@ class Stream:
 
     @abstractmethod
     def begin(self) -> None:
-        """The request's head is there. May answer at once."""
+        """The head has arrived. May respond immediately."""
 
     @abstractmethod
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
-        """A piece of the body; the last one has `ended`. Raises StreamFailure."""
+        """Takes data[begin:end], a piece of the body; `ended` marks the last. Raises StreamFailure."""
 
     def dispatch(self) -> None:
-        """The complete request goes to the application."""
+        """Passes the complete request to the application."""
         raise NotImplementedError(f"{type(self).__name__} has no complete requests")
 
     @abstractmethod
     def lost(self) -> None:
-        """The client reset the stream or went away before the answer was complete."""
+        """The client reset the stream or disconnected before the response was complete."""
 
     @abstractmethod
     def awaits_client(self) -> bool:
-        """Whether the client owes part of a body, so that a time limit applies."""
+        """Whether the client owes part of the body, so that progress_timeout applies."""
 
     @abstractmethod
     def timed_out(self) -> None:
-        """The client made no progress for too long."""
+        """The client has made no progress for too long."""
 
     def idle_too_long(self) -> None:
-        """A streaming call had no message in either direction for too long."""
-        raise NotImplementedError(f"{type(self).__name__} is no streaming call")
+        """A streaming call has had no message in either direction for too long."""
+        raise NotImplementedError(f"{type(self).__name__} is not a streaming call")
 
     def check_length(self, more: int, ended: int) -> None:
-        """Holds the body against content-length. Raises StreamFailure (RFC 9113, section 8.1.1)."""
+        """Checks the body against content-length. Raises StreamFailure (RFC 9113, section 8.1.1)."""
         self.received += more
         announced = self.head.content_length
         if announced is not None and (self.received > announced or (ended and self.received != announced)):
-            raise StreamFailure(frames.PROTOCOL_ERROR, "the body is not as long as content-length says")
+            raise StreamFailure(frames.PROTOCOL_ERROR, "the length of the body differs from content-length")
 
     def buffer(self, size: int) -> bool:
-        """Counts bytes of a body that are held. False when the server holds too many."""
+        """Counts body bytes that are held. Returns False if the server holds too many."""
         wire = self.connection.wire
         self.buffered += size
         wire.buffered_bytes += size
         return wire.buffered_bytes <= wire.limits.max_buffered_bytes
 
     def reserve(self, size: int) -> bool:
-        """Counts bytes of a body before they are there. False when the server holds too many, or the stream is gone."""
+        """Counts body bytes in advance.
+
+        Returns False if the server holds too many or the stream is closed.
+        """
         return not self.closed and self.buffer(size)
 
     def wanted(self) -> bool:
-        """Whether anybody still waits for what is made of the request."""
+        """Whether the client still waits for a response."""
         return not (self.answered or self.closed)
 
     def release(self, size: int) -> None:
@@ -126,13 +130,13 @@ class Stream:
         self.connection.wire.buffered_bytes -= size
 
     async def wait_drained(self) -> None:
-        """Returns when the queue is short again. Raises ConnectionResetError when the stream ended meanwhile."""
+        """Waits until the queue is short. Raises ConnectionResetError if the stream closes meanwhile."""
         while self.pending_bytes > HIGH_WATER and not self.closed:
             if self.drained is None:
                 self.drained = self.connection.wire.loop.create_future()
             await asyncio.shield(self.drained)
         if self.closed:
-            raise ConnectionResetError("the client is gone")
+            raise ConnectionResetError("the client has disconnected")
 
     def wake(self) -> None:
         drained, self.drained = self.drained, None
@@ -147,9 +151,10 @@ _REMEMBERED = 512
 class StreamTable:
     """The streams of one connection: those open, and what is known about the others.
 
-    Frames for a stream that the server reset may have been in flight: they are dropped. Frames for a stream that the
-    client reset or ended are its error (RFC 9113, section 5.1). A number below `last` that is neither open, reset nor
-    skipped belongs to a stream that ended normally. Both memories are bounded, oldest first out.
+    Frames for a stream that the server reset may have been in flight: they are dropped. Frames for a stream
+    that the client reset or ended are its error (RFC 9113, section 5.1). A number below `last` that is
+    neither open, reset nor skipped belongs to a stream that ended normally. Both memories are bounded, oldest
+    first out.
     """
 
     __slots__ = ("_resets", "_skipped", "last", "open")

@@ -1,0 +1,160 @@
+"""The DATA that a connection receives: receive windows, and payloads that arrive in pieces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backline.wire.http2 import frames
+from backline.wire.http2.frames import (
+    LARGE_BODY,
+    LARGE_MAX_FRAME_SIZE,
+    OUR_CONNECTION_WINDOW,
+    OUR_STREAM_WINDOW,
+    ConnectionFailure,
+    StreamFailure,
+)
+from backline.wire.http2.output import Output
+from backline.wire.http2.stream import Stream, StreamTable
+
+if TYPE_CHECKING:
+    from backline.wire.http2.frame_reader import FrameHandler
+
+#: The connection's window is replenished when less than this is left.
+REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
+
+
+class DataReceiver:
+    """Passes payloads to their streams as they arrive, and drops those that no stream takes.
+
+    `FrameReader` handles a complete DATA frame of an open stream inline, on the hot path; any other DATA
+    frame starts with `begin` and continues with `read`.
+
+    Invariant: each DATA frame is subtracted from the connection's window, and from its stream's if that is
+    open, before its payload is used. The connection's window is replenished as bytes arrive; a stream's only
+    by `grant`, so that each stream bounds what it holds.
+    """
+
+    __slots__ = (
+        "_ends",
+        "_handler",
+        "_output",
+        "_stream",
+        "_streams",
+        "left",
+        "max_frame_size",
+        "padding_left",
+        "window_in",
+    )
+
+    def __init__(self, handler: FrameHandler, output: Output, streams: StreamTable) -> None:
+        self._handler = handler
+        self._output = output
+        self._streams = streams
+        #: Bytes that the client may still send on the connection.
+        self.window_in = OUR_CONNECTION_WINDOW
+        #: The largest frame that the client may send.
+        self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
+        #: What remains of the current payload and its padding.
+        self.left = 0
+        self.padding_left = 0
+        #: The stream that receives the payload; None if it is dropped.
+        self._stream: Stream | None = None
+        #: END_STREAM of the current frame.
+        self._ends = 0
+
+    def lose(self) -> None:
+        """The connection is gone."""
+        self._stream = None
+
+    def check_windows(self, stream: Stream | None) -> None:
+        if self.window_in < 0:
+            raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the connection's window")
+        if self.window_in < REPLENISH_AT:
+            self._output.write(frames.window_update(0, OUR_CONNECTION_WINDOW - self.window_in))
+            self.window_in = OUR_CONNECTION_WINDOW
+        if stream is not None and stream.window_in < 0:
+            raise StreamFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the stream's window")
+
+    def begin(self, data: bytes, begin: int, length: int, flags: int, number: int) -> int:
+        """Starts a DATA frame that is padded, empty, incomplete or for no open stream.
+
+        Returns where its data begins. The whole frame, padding included, counts toward both windows (RFC
+        9113, section 6.1), whatever becomes of it.
+        """
+        padding = 0
+        payload = length
+        if flags & frames.PADDED:
+            padding = data[begin] if length else 0
+            if padding >= length:
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding longer than the frame")
+            begin += 1
+            payload -= 1 + padding
+        stream = self._streams.open.get(number)
+        if stream is None:
+            self._streams.check_not_idle(number)
+            if not self._streams.was_reset(number):
+                raise ConnectionFailure(frames.STREAM_CLOSED, "DATA on a closed stream")
+        ends = flags & frames.END_STREAM
+        self.window_in -= length
+        self.drop(0)
+        self.left = payload
+        self.padding_left = padding
+        if not payload and not ends:
+            self._handler.spend(1 + (padding >> 6))
+        if stream is None or not stream.remote_open:
+            self.check_windows(None)
+            self._handler.spend(1)
+            if stream is not None:
+                raise StreamFailure(frames.STREAM_CLOSED, "DATA after the end of the stream")
+            if self._streams.was_reset_by_client(number):
+                self._handler.send_reset(number, frames.STREAM_CLOSED)
+            return begin
+        stream.window_in -= length
+        self._stream = stream
+        self._ends = ends
+        self.check_windows(stream)
+        if length != payload:
+            # The stream never consumes padding, so its part of the window is returned here.
+            self.grant(stream, length - payload)
+        if not payload and ends:
+            self._stream = None
+            stream.feed(b"", 0, 0, 1)
+        return begin
+
+    def drop(self, length: int) -> None:
+        self.left = length
+        self.padding_left = 0
+        self._stream = None
+        self._ends = 0
+
+    def read(self, data: bytes, at: int, size: int) -> int:
+        if self.left:
+            take = min(self.left, size - at)
+            self.left -= take
+            stream = self._stream
+            if stream is not None and take:
+                try:
+                    if not stream.closed and stream.remote_open:
+                        stream.feed(data, at, at + take, self._ends and not self.left)
+                except StreamFailure as failure:
+                    self._handler.fail_stream(stream.number, failure)
+            at += take
+        if not self.left and self.padding_left:
+            take = min(self.padding_left, size - at)
+            self.padding_left -= take
+            at += take
+        return at
+
+    def expect(self, stream: Stream, size: int) -> None:
+        """Lets an announced body of this size arrive without waiting for windows, in large frames."""
+        if size > LARGE_BODY and self.max_frame_size < LARGE_MAX_FRAME_SIZE:
+            self.max_frame_size = LARGE_MAX_FRAME_SIZE
+            self._output.write(frames.settings({frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE}))
+            self._handler.expect_acknowledgement()
+        self.grant(stream, size - OUR_STREAM_WINDOW)
+
+    def grant(self, stream: Stream, size: int) -> None:
+        """Lets the client send `size` more bytes on a stream."""
+        if size > 0 and not stream.closed and stream.remote_open:
+            stream.window_in += size
+            self._output.write(frames.window_update(stream.number, size))
