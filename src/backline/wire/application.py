@@ -21,10 +21,10 @@ class HttpRequest(ABC):
 
     `headers` has lower-case names; a field that came several times is joined with ", ". Requests may share it: it is not to be changed.
     `body` is already inflated when the client sent gzip or deflate. `path` is as on the wire (percent-encoded), without the query. The wire
-    sets `on_disconnect` aside and calls it if the client goes away before the answer was given; after that, answers are dropped silently.
+    sets `on_abandon` aside and calls it if the client goes away before the answer was given; after that, answers are dropped silently.
     """
 
-    __slots__ = ("body", "headers", "method", "on_disconnect", "path", "query")
+    __slots__ = ("body", "headers", "method", "on_abandon", "path", "query")
 
     def __init__(
         self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes], body: Buffer
@@ -34,7 +34,7 @@ class HttpRequest(ABC):
         self.query = query
         self.headers = headers
         self.body = body
-        self.on_disconnect: Callable[[], None] | None = None
+        self.on_abandon: Callable[[], None] | None = None
 
     @property
     def peer(self) -> str:

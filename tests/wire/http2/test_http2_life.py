@@ -80,8 +80,8 @@ def test_all_requests_of_a_connection_that_is_lost_are_told_also_when_one_of_the
             client.request(number, "/hold")
         served.wait_until(lambda: len(handlers.held_http) == 3)
         first, second, _ = handlers.held_http
-        first.on_disconnect = lambda: second.respond(200, [], [b"nobody takes it"])
-        second.on_disconnect = None
+        first.on_abandon = lambda: second.respond(200, [], [b"nobody takes it"])
+        second.on_abandon = None
     served.wait_until(lambda: not served.wire.requests)
     assert handlers.cancelled.is_set(), "the third one"
 

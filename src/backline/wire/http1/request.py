@@ -49,7 +49,7 @@ class Http1Request(HttpRequest):
         self.query = query
         self.headers = headers
         self.body = body
-        self.on_disconnect = None
+        self.on_abandon = None
         #: None when the request was answered, or the client is gone.
         self._pipeline: Pipeline | None = pipeline
         #: False when the connection is closed behind the answer.
@@ -78,7 +78,7 @@ class Http1Request(HttpRequest):
             if coding is not None and self._respond_compressed(pipeline, coding, status, fields, body, size):
                 return
         self._pipeline = None
-        self.on_disconnect = None  # it often knows what knows this request: no cycle is left behind
+        self.on_abandon = None  # it often knows what knows this request: no cycle is left behind
         head = response_head(status)
         for name, value in fields:
             head = b"%b%b: %b\r\n" % (head, name, value)
@@ -158,8 +158,8 @@ class Http1Request(HttpRequest):
         if self._pipeline is None:
             return
         self._pipeline = None
-        if self.on_disconnect is not None:
-            self.on_disconnect()
+        if self.on_abandon is not None:
+            self.on_abandon()
 
 
 class Http1Stream(ResponseStream):
@@ -205,8 +205,8 @@ class Http1Stream(ResponseStream):
     def gone(self) -> None:
         """The client went away: the next chunk raises."""
         self._pipeline = None
-        if self._request.on_disconnect is not None:
-            self._request.on_disconnect()
+        if self._request.on_abandon is not None:
+            self._request.on_abandon()
 
 
 def inflate(pipeline: Pipeline, request: Http1Request) -> None:

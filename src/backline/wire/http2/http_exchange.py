@@ -170,7 +170,7 @@ class HttpExchange(Stream, HttpRequest):
         if self._responding or self.closed:
             return
         self._responding = True
-        self.on_disconnect = None  # it often knows what knows this request: no cycle is left behind
+        self.on_abandon = None  # it often knows what knows this request: no cycle is left behind
         size = sum(memoryview(part).nbytes for part in body)
         admission = self.connection.admission
         if size > admission.passes or self.kind:
@@ -267,7 +267,7 @@ class HttpExchange(Stream, HttpRequest):
     def lost(self) -> None:
         self.answered = True
         self._gathered = None
-        callback, self.on_disconnect = self.on_disconnect, None
+        callback, self.on_abandon = self.on_abandon, None
         if callback is not None:
             try:
                 callback()
