@@ -546,7 +546,7 @@ def test_disconnect_cancels_the_request(caller: Caller) -> None:
     queue.hold()
     request = caller.http("POST", "/v2/models/add1/infer", json.dumps({"inputs": [json_input()]}).encode())
     (asked,) = queue.held
-    request.on_disconnect()
+    request.on_abandon()
     assert asked.cancelled
     asked.complete(None, None)  # as if an engine had already started it
     assert request.answer is None

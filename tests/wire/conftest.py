@@ -58,7 +58,7 @@ class EchoApplication:
                 request.respond(200, OCTETS, (memoryview(bytes(int(request.query))), b""))
             case b"held":
                 self.held.append(request)
-                request.on_disconnect = self.lost.release
+                request.on_abandon = self.lost.release
                 self.arrived.release()
             case b"stream":
                 task = asyncio.get_running_loop().create_task(self._stream(request, int(request.query)))

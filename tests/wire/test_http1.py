@@ -328,9 +328,9 @@ def test_answered_request_drops_its_on_disconnect_callback(echo_server: WireServ
         client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert echo_server.echo.arrived.acquire(timeout=10)
         request = echo_server.echo.held.pop()
-        assert request.on_disconnect is not None
+        assert request.on_abandon is not None
 
         echo_server.release(request)
 
         assert b"held" in b"".join(iter(lambda: client.recv(65536), b""))
-    assert request.on_disconnect is None
+    assert request.on_abandon is None

@@ -79,18 +79,18 @@ class _SharedRequest(HttpRequest):
         self._shared = shared
         super().__init__(inner.method, inner.path, inner.query, inner.headers, inner.body)
         inner.body = b""  # leaves one reference to the body, which the handler may drop
-        inner.on_disconnect = self._disconnected
+        inner.on_abandon = self._disconnected
 
     def _disconnected(self) -> None:
-        if self.on_disconnect is not None:
-            self.on_disconnect()
+        if self.on_abandon is not None:
+            self.on_abandon()
 
     @property
     def peer(self) -> str:
         return self._inner.peer
 
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
-        self.on_disconnect = None
+        self.on_abandon = None
         self._inner.respond(status, (*fields, *self._shared), body)
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:

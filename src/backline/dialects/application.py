@@ -101,10 +101,10 @@ class _HttpHandler:
         except MethodNotAllowed as error:
             respond_error(request, error, [(b"allow", error.allow)])
         except BacklineError as error:
-            request.on_disconnect = None
+            request.on_abandon = None
             respond_error(request, error)
         except Exception as error:
-            request.on_disconnect = None
+            request.on_abandon = None
             respond_error(request, hidden_error("an HTTP request", error))
 
 

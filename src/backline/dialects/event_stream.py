@@ -45,7 +45,7 @@ class EventStreams:
         self, request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]
     ) -> None:
         """Runs `answering`, which answers `request` from `responses`; a disconnect closes the responses."""
-        request.on_disconnect = responses.close
+        request.on_abandon = responses.close
         task = asyncio.get_running_loop().create_task(_guarded(request, model, responses, answering))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -62,7 +62,7 @@ async def _guarded(
         respond_error(request, hidden_error(f"the answer of model '{model}'", error))
     finally:
         responses.close()
-        request.on_disconnect = None  # breaks a reference cycle
+        request.on_abandon = None  # breaks a reference cycle
 
 
 async def encoded(off_loop: OffLoop, encode: Encode, response: InferResponse) -> bytes:

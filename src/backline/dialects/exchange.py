@@ -52,7 +52,7 @@ class RequestPlan(Protocol):
         """Releases resources early, after the request failed."""
 
 
-Caller = TypeVar("Caller")
+Caller = TypeVar("Caller", bound=HttpRequest | UnaryCall)
 Plan = TypeVar("Plan", bound=RequestPlan)
 Plan_co = TypeVar("Plan_co", bound=RequestPlan, covariant=True)
 Written = TypeVar("Written")
@@ -79,18 +79,8 @@ class Carrier(Generic[Caller, Written]):
     protocol: TraceProtocol
     #: Whether the wire itself ends a call at its deadline, so that only the queue needs to know it.
     ends_at_deadline: bool
-    #: Sets the callback for a client that goes away before the response.
-    watch: Callable[[Caller, Callable[[], None]], None]
     reply: Callable[[Caller, Written], None]
     fail: Callable[[Caller, BacklineError], None]
-
-
-def _watch_request(request: HttpRequest, callback: Callable[[], None]) -> None:
-    request.on_disconnect = callback
-
-
-def _watch_call(call: UnaryCall, callback: Callable[[], None]) -> None:
-    call.on_abandon = callback
 
 
 def _reply_to_request(request: HttpRequest, written: HttpBody) -> None:
@@ -102,10 +92,8 @@ def _reply_to_call(call: UnaryCall, message: Buffer) -> None:
     call.reply(message)
 
 
-HTTP: Carrier[HttpRequest, HttpBody] = Carrier(
-    "HTTP", False, _watch_request, _reply_to_request, respond_error
-)
-GRPC: Carrier[UnaryCall, Buffer] = Carrier("GRPC", True, _watch_call, _reply_to_call, fail_call)
+HTTP: Carrier[HttpRequest, HttpBody] = Carrier("HTTP", False, _reply_to_request, respond_error)
+GRPC: Carrier[UnaryCall, Buffer] = Carrier("GRPC", True, _reply_to_call, fail_call)
 
 
 class RequestIntake(Generic[Caller, Plan]):
@@ -205,7 +193,6 @@ class UnaryInference(Generic[Caller, Plan, Written]):
     ) -> None:
         """`write` may raise BacklineError. `decoupled` is the error text for decoupled models."""
         self._engine = engine
-        self._watch = carrier.watch
         self._reply = carrier.reply
         self._fail = carrier.fail
         self._write = write
@@ -223,7 +210,7 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         plan: Plan,
     ) -> None:
         ticket = Ticket(request, self._complete, context=(caller, plan), trace=trace)
-        self._watch(caller, partial(cancel, ticket))
+        caller.on_abandon = partial(cancel, ticket)
         try:
             if deadline is None:
                 self._engine.submit(ticket)

@@ -22,11 +22,11 @@ class HttpRequest(ABC):
 
     `headers` has lower-case names; repeated fields are joined with ", ". Requests may share the mapping, so
     it must not be modified. `path` is percent-encoded as received, without the query. `body` is already
-    decompressed if the client sent gzip or deflate. The wire calls `on_disconnect` if the client disconnects
+    decompressed if the client sent gzip or deflate. The wire calls `on_abandon` if the client disconnects
     before the response; responses given afterwards are silently dropped.
     """
 
-    __slots__ = ("body", "headers", "method", "on_disconnect", "path", "query")
+    __slots__ = ("body", "headers", "method", "on_abandon", "path", "query")
 
     def __init__(
         self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes], body: Buffer
@@ -36,7 +36,7 @@ class HttpRequest(ABC):
         self.query = query
         self.headers = headers
         self.body = body
-        self.on_disconnect: Callable[[], None] | None = None
+        self.on_abandon: Callable[[], None] | None = None
 
     @property
     def peer(self) -> str:

@@ -73,7 +73,7 @@ class Handlers:
 
     def http(self, request: HttpRequest) -> None:
         if request.path == b"/hold":
-            request.on_disconnect = self.cancelled.set
+            request.on_abandon = self.cancelled.set
             self.held_http.append(request)
             self.arrived.set()
         elif request.path == b"/broken":

@@ -80,8 +80,8 @@ def test_disconnect_notifies_all_requests_even_if_one_answers_another(
             client.request(number, "/hold")
         served.wait_until(lambda: len(handlers.held_http) == 3)
         first, second, _ = handlers.held_http
-        first.on_disconnect = lambda: second.respond(200, [], [b"nobody takes it"])
-        second.on_disconnect = None
+        first.on_abandon = lambda: second.respond(200, [], [b"nobody takes it"])
+        second.on_abandon = None
     served.wait_until(lambda: not served.wire.requests)
     assert handlers.cancelled.is_set(), "the third one"
 

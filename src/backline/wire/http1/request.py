@@ -49,7 +49,7 @@ class Http1Request(HttpRequest):
         self.query = query
         self.headers = headers
         self.body = body
-        self.on_disconnect = None
+        self.on_abandon = None
         #: None once the request is answered or the client has disconnected.
         self._pipeline: Pipeline | None = pipeline
         #: False if the connection closes after the response.
@@ -78,7 +78,7 @@ class Http1Request(HttpRequest):
             if coding is not None and self._respond_compressed(pipeline, coding, status, fields, body, size):
                 return
         self._pipeline = None
-        self.on_disconnect = None  # breaks a reference cycle: the callback usually refers to this request
+        self.on_abandon = None  # breaks a reference cycle: the callback usually refers to this request
         head = response_head(status)
         for name, value in fields:
             head = b"%b%b: %b\r\n" % (head, name, value)
@@ -161,8 +161,8 @@ class Http1Request(HttpRequest):
         if self._pipeline is None:
             return
         self._pipeline = None
-        if self.on_disconnect is not None:
-            self.on_disconnect()
+        if self.on_abandon is not None:
+            self.on_abandon()
 
 
 class Http1Stream(ResponseStream):
@@ -208,8 +208,8 @@ class Http1Stream(ResponseStream):
     def gone(self) -> None:
         """The client has disconnected: the next `send` raises."""
         self._pipeline = None
-        if self._request.on_disconnect is not None:
-            self._request.on_disconnect()
+        if self._request.on_abandon is not None:
+            self._request.on_abandon()
 
 
 def inflate(pipeline: Pipeline, request: Http1Request) -> None:

@@ -170,7 +170,7 @@ class HttpExchange(Stream, HttpRequest):
         if self._responding or self.closed:
             return
         self._responding = True
-        self.on_disconnect = None  # breaks a reference cycle: the callback usually refers to this request
+        self.on_abandon = None  # breaks a reference cycle: the callback usually refers to this request
         size = sum(memoryview(part).nbytes for part in body)
         admission = self.connection.admission
         if size > admission.passes or self.kind:
@@ -268,12 +268,12 @@ class HttpExchange(Stream, HttpRequest):
     def lost(self) -> None:
         self.answered = True
         self._gathered = None
-        callback, self.on_disconnect = self.on_disconnect, None
+        callback, self.on_abandon = self.on_abandon, None
         if callback is not None:
             try:
                 callback()
             except Exception:
-                log.exception("the on_disconnect callback of an HTTP request failed")
+                log.exception("the on_abandon callback of an HTTP request failed")
 
     def awaits_client(self) -> bool:
         return self.remote_open and not self.answered

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from backline.dialects.exchange import GRPC, UnaryInference
 from backline.dialects.off_loop import OffLoop
-from backline.dialects.open_inference.grpc.messages import GrpcReader, GrpcWriter, ModelPlan
-from backline.dialects.open_inference.outputs import wanted_outputs
+from backline.dialects.open_inference.grpc.messages import GrpcReader, GrpcWriter
 from backline.engine.engine import Engine
-from backline.engine.values.messages import InferResponse
 from backline.wire.application import Buffer, UnaryCall
 
 #: Triton's text.
@@ -18,8 +16,7 @@ class GrpcInference:
     """The handler of ModelInfer. Streams share its reader, writer and thread."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._write = GrpcWriter().write
+        self.write = GrpcWriter(engine).write
         self.read = GrpcReader(engine).read
         self.off_loop = OffLoop()
         self._take = UnaryInference(
@@ -32,9 +29,3 @@ class GrpcInference:
         Raises BacklineError if it is refused immediately.
         """
         self._take(call, received, call.metadata, "", "", call.deadline)
-
-    def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
-        """Encodes a response. Raises BacklineError."""
-        return self._write(
-            response, response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
-        )

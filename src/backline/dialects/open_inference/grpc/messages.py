@@ -16,6 +16,7 @@ from backline.dialects.open_inference.grpc.wire_format import (
     join_response,
     split_request,
 )
+from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
@@ -266,12 +267,14 @@ def _read_contents(spec: InputPlan, given: Any) -> Tensor:
 class GrpcWriter:
     """Writes responses. The part before the contents is cached, because it repeats."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._message = message("inference.ModelInferResponse")
         self._heads: Memo[object, bytes] = Memo(_MAX_REMEMBERED)
 
-    def write(self, response: InferResponse, outputs: list[Tensor]) -> bytes:
-        """Encodes a response with `outputs`, which are its own as `wanted_outputs` returns them."""
+    def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
+        """The message of a response. Raises BacklineError."""
+        outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         if response.parameters:
             head = self._head(response, outputs)
         else:

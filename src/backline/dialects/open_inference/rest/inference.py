@@ -9,16 +9,12 @@ from backline.dialects.exchange import (
     ENVOY_TIMEOUT,
     GRPC_TIMEOUT,
     HTTP,
-    HttpBody,
     UnaryInference,
     deadline_of,
 )
 from backline.dialects.off_loop import OffLoop
-from backline.dialects.open_inference.outputs import wanted_outputs
-from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.rest.messages import HEADER_LENGTH, RestReader, RestWriter
 from backline.engine.engine import Engine
-from backline.engine.values.messages import InferResponse
 from backline.wire.application import HttpRequest
 
 #: Triton's text.
@@ -31,7 +27,7 @@ class RestInference:
     def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
         self._engine = engine
         self._deferred = deferred
-        self._write = RestWriter().write
+        self.write = RestWriter(engine).write
         self.read = RestReader(engine).read
         self._take = UnaryInference(engine, HTTP, self.read, self.write, OffLoop(), decoupled=_DECOUPLED).take
 
@@ -47,11 +43,3 @@ class RestInference:
             self._deferred.when_known(model, version, request, partial(self.infer, model, version, request))
             return
         self._take(request, request.body, headers, model, version, deadline)
-
-    def write(self, plan: InferPlan, response: InferResponse) -> HttpBody:
-        """Encodes a response. Raises BacklineError."""
-        return self._write(
-            plan,
-            response,
-            response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response),
-        )

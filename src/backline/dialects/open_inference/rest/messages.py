@@ -12,6 +12,7 @@ from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimension
 from backline.dialects.json_data import decode_data, encode_data
 from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, LargeRequest
+from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
@@ -349,17 +350,17 @@ class ResponseDocument(Struct):
 class RestWriter:
     """Writes responses. The JSON of a response with a single binary output is cached, because it repeats."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._encode = msgspec.json.Encoder().encode
         self._heads: Memo[object, tuple[Fields, bytes]] = Memo(_MAX_REMEMBERED)
 
-    def write(
-        self, plan: InferPlan, response: InferResponse, outputs: list[Tensor]
-    ) -> tuple[Fields, list[Buffer]]:
-        """The header fields and the buffers of the body, with `outputs` as `wanted_outputs` returns them.
+    def write(self, plan: InferPlan, response: InferResponse) -> tuple[Fields, list[Buffer]]:
+        """The header fields and the buffers of the body.
 
-        Raises InvalidArgument for values that JSON cannot represent.
+        Raises BacklineError, such as InvalidArgument for values that JSON cannot represent.
         """
+        outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         if len(outputs) == 1 and not response.id and not response.parameters:
             tensor = outputs[0]
             if plan.binary.get(tensor.name, plan.binary_default):
