@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from backline.engine.errors import PayloadTooLarge
+from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.engine.values.tensor import Buffer
 
 #: Keys of all objects in one request; decoding this many takes about 10 ms.
@@ -21,12 +21,21 @@ MAX_DOCUMENT = 64 * 1024
 #: Bytes scanned without a pause.
 STEP = 256 * 1024
 _QUOTE, _COLON, _COMMA, _BACKSLASH = b'":,\\'
+_OPENING, _CLOSING = list(b"{["), list(b"}]")
+#: The decoder's own limit of nested objects and lists.
+MAX_DEPTH = 1000
+TOO_DEEP = "failed to parse the request JSON: it is nested too deeply"
 
 
 def check_keys(text: Buffer) -> None:
-    """Raises PayloadTooLarge for more than MAX_KEYS keys; the contents of strings do not count."""
+    """Raises PayloadTooLarge for more than MAX_KEYS keys; the contents of strings do not count.
+
+    Raises InvalidArgument if they are nested deeper than any decoder goes.
+    """
     # Most texts have few colons, and counting colons is twenty times faster than counting keys.
     if count(text, _COLON) > MAX_KEYS and count_keys(text) > MAX_KEYS:
+        if depth(text) > MAX_DEPTH:
+            raise InvalidArgument(TOO_DEEP)
         raise PayloadTooLarge(
             f"the request JSON has more than {MAX_KEYS} keys. Send tensors as 'data' or in binary"
             " form, not as parameters"
@@ -57,6 +66,17 @@ def count_keys(text: Buffer) -> int:
 def count_elements(text: Buffer) -> int:
     """The number of leaf elements of a well-formed, possibly nested list without empty lists."""
     return 1 + sum(int(np.count_nonzero((part == _COMMA) & ~inside)) for part, _, inside in parts(text))
+
+
+def depth(text: Buffer) -> int:
+    """How deep objects and lists are nested in JSON."""
+    deepest = level = 0
+    for part, _, inside in parts(text):
+        opened = np.isin(part, _OPENING) & ~inside
+        closed = np.isin(part, _CLOSING) & ~inside
+        levels = level + np.cumsum(opened.astype(np.int64) - closed)
+        deepest, level = max(deepest, int(levels.max())), int(levels[-1])
+    return deepest
 
 
 def parts(text: Buffer, step: int = STEP) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
