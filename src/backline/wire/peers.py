@@ -20,9 +20,9 @@ class Peer:
     def __init__(self, address: str | bytes) -> None:
         self.address = address
         self.connections = 0
-        #: Its part of `wire.requests`.
+        #: The part of `wire.requests` that belongs to this peer.
         self.requests = 0
-        #: Its part of `wire.streams`.
+        #: The part of `wire.streams` that belongs to this peer.
         self.streams = 0
 
 

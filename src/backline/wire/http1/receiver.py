@@ -55,9 +55,8 @@ class Receiver:
     The parser (llhttp in strict mode) rejects malformed messages; the receiver rejects what the parser leaves
     to its user. The parser calls the methods named `on_...`.
 
-    Invariant: heads, bodies and chunk framing are checked against their limits as they arrive, so a client
-    never makes the server hold more than the limits plus one slice (`Http1Connection` feeds the parser in
-    slices).
+    Invariant: heads, bodies and chunk framing are checked against their limits slice by slice, as they
+    arrive.
     """
 
     def __init__(self, connection: Http1Connection, wire: Wire, pipeline: Pipeline) -> None:
