@@ -153,3 +153,62 @@ def test_stock_client_is_served_while_another_holds_a_thousand_idle_streams() ->
         channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{served.port}"))
         echo = channel.unary_unary("/test.Test/Echo")
         assert [echo(b"%d" % n, timeout=10) for n in range(200)] == [b"%d" % n for n in range(200)]
+
+
+class AllConnections:
+    """Opens connections to a server until only its reserve, a single connection, is free."""
+
+    def __init__(self, server: WireServer) -> None:
+        self._server = server
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        for _ in range(63):
+            self._stack.enter_context(self._server.connect())
+        self._server.until(lambda: len(self._server.wire.connections) == 63)
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def test_reserved_connection_answers_one_vital_http1_request(start: Callable[..., WireServer]) -> None:
+    server = start(max_connections=64, max_peer_share=1)
+    make_vital(server.wire)
+    probe = b"GET /vital HTTP/1.1\r\nhost: x\r\n\r\n"
+    with AllConnections(server):
+        # The answer closes the connection, so that the next probe finds it free.
+        for _ in range(2):
+            received = server.send(probe + probe)
+            assert received.startswith(b"HTTP/1.1 404")
+            assert received.count(b"HTTP/1.1") == 1
+            server.until(lambda: len(server.wire.connections) == 63)
+        with server.connect() as other:
+            other.sendall(b"GET /echo HTTP/1.1\r\nhost: x\r\n\r\n")
+            status, _, body = read_answer(other)
+            assert status == 503
+            assert b"too many connections" in body
+
+
+def test_reserved_connection_answers_only_vital_http2_requests(start: Callable[..., WireServer]) -> None:
+    server = start(max_connections=64, max_peer_share=1)
+    make_vital(server.wire)
+    with AllConnections(server), FrameClient(server.port) as client:
+        client.request(1, "/vital")
+        assert client.response(1)[0][":status"] == "404"
+        client.request(3, "/echo")
+        assert client.response(3)[0][":status"] == "503"
+
+
+def test_connections_beyond_the_reserve_are_refused(start: Callable[..., WireServer]) -> None:
+    server = start(max_connections=64, max_peer_share=1)
+    with AllConnections(server), server.connect(), server.connect() as refused:
+        assert read_answer(refused)[0] == 503
+
+
+def test_reserved_connection_is_closed_after_a_while(
+    start: Callable[..., WireServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backline.wire.sniffer.RESERVED_TIME", 0.1)
+    server = start(max_connections=64, max_peer_share=1)
+    with AllConnections(server), FrameClient(server.port) as client:
+        assert client.ended()

@@ -68,7 +68,7 @@ class ResponseStream(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends the body."""
+        """Ends the response."""
 
 
 class RpcError(Exception):

@@ -102,7 +102,7 @@ class Inflater:
         return False
 
     def finish(self) -> bytearray:
-        """All that is left, for a thread. Raises CodingError."""
+        """Inflates the rest, and returns the whole body. Raises CodingError."""
         while not self.step():
             pass
         return self.output
@@ -290,7 +290,7 @@ class Inflation:
 
 
 def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
-    """The inflated body if it is a small one, else None: then it has to wait for its turn.
+    """The inflated body, or None if it is so large that it has to wait for `Inflation`.
 
     Raises CodingError.
     """
@@ -302,7 +302,7 @@ def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
 
 
 def announced_size(coding: bytes, body: Buffer) -> int | None:
-    """What a gzip body says of its inflated size; None for other codings, and for what cannot be."""
+    """The inflated size that a gzip body announces; None for other codings, or if it is implausible."""
     if coding.strip().lower() not in (b"gzip", b"x-gzip") or len(body) < _GZIP_MIN:
         return None
     size = int.from_bytes(body[-4:], "little")
@@ -310,7 +310,7 @@ def announced_size(coding: bytes, body: Buffer) -> int | None:
 
 
 def _count(inflater: Inflater) -> tuple[int, bool]:
-    """Inflates a slice for its size alone."""
+    """Inflates a slice and discards it. Returns its size, and whether the body is complete."""
     produced = 0
     done = False
     while not done and produced < SLICE:
@@ -323,7 +323,7 @@ def _count(inflater: Inflater) -> tuple[int, bool]:
 def _fill(inflater: Inflater, room: memoryview, filled: int) -> tuple[int, bool]:
     """Inflates a slice into `room`, from `filled` on.
 
-    Returns more than there is room for when the body is larger.
+    Returns a position beyond `room` if the body is larger.
     """
     end = filled + SLICE
     done = False

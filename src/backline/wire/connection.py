@@ -64,13 +64,13 @@ class Wire:
         #: The queue of large compressed bodies.
         self.inflation = Inflation(self)
 
-    def refuses_request(self, peer: Peer, path: bytes) -> bool:
-        """Whether a request, already counted, exceeds the limit of the server or its peer's share of it.
-
-        Call this only if `requests` exceeds `peers.max_requests`: otherwise no peer can exceed its share.
-        """
-        full = self.requests > self.limits.max_concurrent_requests or peer.requests > self.peers.max_requests
-        return full and not self.application.is_vital(path)
+    def may_connect(self, transport: asyncio.BaseTransport, spared: int = 0) -> bool:
+        """Whether another connection leaves `spared` free, of the server's limit and of its peer's share."""
+        peers = self.peers
+        return (
+            len(self.connections) < self.limits.max_connections - spared
+            and peers.connections(transport) < peers.max_connections - spared
+        )
 
 
 class Connection(asyncio.Protocol):
@@ -78,6 +78,35 @@ class Connection(asyncio.Protocol):
 
     A connection adds itself to `wire.connections` in `attach` and leaves in `connection_lost`.
     """
+
+    wire: Wire
+    peer: Peer
+    #: With more requests than this in flight, on all connections, a new one must be checked by `overload`.
+    max_requests: int
+    #: Whether this is one of the last free connections, which accept only vital requests.
+    reserved = False
+
+    def reserve(self) -> None:
+        """Restricts the connection to vital requests. Call it before `attach`."""
+        self.reserved = True
+        self.max_requests = -1
+
+    def overload(self, path: bytes) -> str | None:
+        """What the server has too many of to accept this request (already counted); None to accept it.
+
+        Call this if `wire.requests` exceeds `max_requests`; otherwise no peer can exceed its share.
+        """
+        wire = self.wire
+        if self.reserved:
+            what = "connections"
+        elif (
+            wire.requests > wire.limits.max_concurrent_requests
+            or self.peer.requests > wire.peers.max_requests
+        ):
+            what = "requests in flight"
+        else:
+            return None
+        return None if wire.application.is_vital(path) else what
 
     @abstractmethod
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:

@@ -20,9 +20,9 @@ class Peer:
     def __init__(self, address: str | bytes) -> None:
         self.address = address
         self.connections = 0
-        #: Its part of `wire.requests`.
+        #: The part of `wire.requests` that belongs to this peer.
         self.requests = 0
-        #: Its part of `wire.streams`.
+        #: The part of `wire.streams` that belongs to this peer.
         self.streams = 0
 
 
@@ -54,10 +54,10 @@ class Peers:
         if not peer.connections:
             del self._known[peer.address]
 
-    def may_connect(self, transport: asyncio.BaseTransport) -> bool:
-        """Whether this peer may open another connection."""
+    def connections(self, transport: asyncio.BaseTransport) -> int:
+        """The number of connections of this transport's peer."""
         peer = self._known.get(_address(transport))
-        return peer is None or peer.connections < self.max_connections
+        return 0 if peer is None else peer.connections
 
 
 def _share(limit: int, limits: Limits) -> int:

@@ -15,6 +15,13 @@ from backline.wire.peers import Peer
 
 #: The first byte of a TLS handshake record (RFC 8446, section 5.1): TLS on a plaintext port.
 TLS_HANDSHAKE = 0x16
+#: The last connections up to max_connections, and the last of each peer's share, accept only vital requests,
+#: so that health probes are answered while all other connections are in use: this many, but at most 1 in
+#: RESERVE_PART.
+RESERVE = 16
+RESERVE_PART = 64
+#: Seconds after which a reserved connection is closed.
+RESERVED_TIME = 5.0
 
 
 class Sniffer(Connection):
@@ -34,13 +41,14 @@ class Sniffer(Connection):
         # uvloop's transports do not inherit from asyncio's.
         transport = cast(asyncio.Transport, transport)
         wire = self._wire
-        if (
-            wire.draining
-            or len(wire.connections) >= wire.limits.max_connections
-            or not wire.peers.may_connect(transport)
-        ):
+        if wire.draining or not wire.may_connect(transport):
             refuse_connection(wire, transport)
             return
+        reserve = min(RESERVE, wire.limits.max_connections // RESERVE_PART)
+        self.reserved = not wire.may_connect(transport, reserve)
+        if self.reserved:
+            # Security: clients must not keep the reserve. A probe takes far less time.
+            wire.loop.call_later(RESERVED_TIME, transport.abort)
         join_writelines(transport)
         self.attach(transport, b"")
         tls = transport.get_extra_info("ssl_object")
@@ -68,6 +76,8 @@ class Sniffer(Connection):
         assert transport is not None
         self._leave()
         connection = protocol(self._wire)
+        if self.reserved:
+            connection.reserve()
         transport.set_protocol(connection)
         connection.attach(transport, self._received)
 

@@ -66,9 +66,8 @@ class GrpcExchange(Stream):
                 UNIMPLEMENTED,
                 f"unknown method {path[:200]}; check the names of service and method",
             )
-        elif self._exceeds_limit():
-            what = "streams open" if self.streaming else "requests in flight"
-            self.end(RESOURCE_EXHAUSTED, f"the server has too many {what}; try again")
+        elif (what := self._overload()) is not None:
+            self.end(RESOURCE_EXHAUSTED, f"the server has too many {what}; try again later")
         elif head.timeout_error is not None:
             self.end(INVALID_ARGUMENT, head.timeout_error)
         elif head.encoding not in _ENCODINGS:
@@ -86,16 +85,16 @@ class GrpcExchange(Stream):
                 self.deadline = time.monotonic() + head.timeout
                 self.connection.deadlines.add(self.deadline, self)
 
-    def _exceeds_limit(self) -> bool:
-        """Whether this call, already counted, exceeds the limit of the server or its peer's share of it."""
+    def _overload(self) -> str | None:
+        """What the server, or this peer, has too many of to accept the call, which is already counted."""
         connection = self.connection
         wire = connection.wire
-        if self.streaming:
-            peers = wire.peers
-            return wire.streams > wire.limits.max_streams or connection.peer.streams > peers.max_streams
-        return wire.requests > wire.peers.max_requests and wire.refuses_request(
-            connection.peer, self.head.path
-        )
+        if not self.streaming:
+            return connection.overload(self.head.path) if wire.requests > connection.max_requests else None
+        if connection.reserved:
+            return "connections"
+        full = wire.streams > wire.limits.max_streams or connection.peer.streams > wire.peers.max_streams
+        return "streams open" if full else None
 
     def end(self, code: int, message: str, trailers: Fields = ()) -> None:
         """Ends the call with a status, after messages that are already queued."""

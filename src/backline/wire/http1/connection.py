@@ -47,7 +47,7 @@ class Http1Connection(Connection):
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self._max_requests = wire.peers.max_requests
+        self.max_requests = wire.peers.max_requests
         self.peer: Peer = None  # type: ignore[assignment]  # set by attach
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by attach
         self.pipeline = Pipeline(self, wire)
@@ -84,7 +84,7 @@ class Http1Connection(Connection):
         self.receiver.local = is_local(transport)
         self.wire.connections.add(self)
         transport.set_write_buffer_limits(high=self.wire.limits.max_unsent_bytes)
-        if self.wire.draining:
+        if self.wire.draining or self.reserved:
             self.drain()
         if received:
             self.data_received(received)
@@ -139,7 +139,7 @@ class Http1Connection(Connection):
             len(data) == self._same_size
             and data.startswith(self._head_bytes)
             and not pipeline.waiting
-            and wire.requests < self._max_requests
+            and wire.requests < self.max_requests
         ):
             wire.requests += 1
             self.peer.requests += 1

@@ -55,7 +55,7 @@ class Refusal:
     fields: Fields = ()
 
     def render(self, wire: Wire, *, close: bool) -> bytes:
-        """The whole response."""
+        """Renders the complete response."""
         kind, body = wire.application.render_error(self.status, self.message)
         lines = [response_head(self.status), b"content-type: %b\r\n" % kind]
         lines += (b"%b: %b\r\n" % field for field in self.fields)

@@ -55,9 +55,8 @@ class Receiver:
     The parser (llhttp in strict mode) rejects malformed messages; the receiver rejects what the parser leaves
     to its user. The parser calls the methods named `on_...`.
 
-    Invariant: heads, bodies and chunk framing are checked against their limits as they arrive, so a client
-    never makes the server hold more than the limits plus one slice (`Http1Connection` feeds the parser in
-    slices).
+    Invariant: heads, bodies and chunk framing are checked against their limits slice by slice, as they
+    arrive.
     """
 
     def __init__(self, connection: Http1Connection, wire: Wire, pipeline: Pipeline) -> None:
@@ -251,8 +250,7 @@ class Receiver:
         request = Http1Request(self._pipeline, method, path, query, headers, b"")
         self._entry = request
         wire.requests += 1
-        peer = self._connection.peer
-        peer.requests += 1
+        self._connection.peer.requests += 1
         # Security: trailer fields must not pass as header fields. They go to another dict, which is dropped.
         self._headers = {}
         if b"host" not in headers or not parser.should_keep_alive() or not SPECIAL_FIELDS.isdisjoint(headers):
@@ -266,9 +264,8 @@ class Receiver:
             reason := self._gate.refusal(method, path, headers, local=self.local)
         ) is not None:
             self._turn_away(request, 403, reason)
-        elif wire.requests > wire.peers.max_requests and wire.refuses_request(peer, path):
-            message = "The server has too many requests in flight; try again later"
-            self._turn_away(request, 503, message, RETRY_AFTER)
+        elif wire.requests > self._connection.max_requests and (what := self._connection.overload(path)):
+            self._turn_away(request, 503, f"The server has too many {what}; try again later", RETRY_AFTER)
         length = headers.get(b"content-length")
         if length is not None:
             try:

@@ -16,7 +16,6 @@ from backline.wire.http2.header_blocks import HeaderBlocks
 from backline.wire.http2.output import Output
 from backline.wire.http2.request_head import RequestHead, check_trailers
 from backline.wire.http2.stream import Stream, StreamTable
-from backline.wire.peers import Peer
 
 log = logging.getLogger("backline.wire")
 
@@ -40,7 +39,6 @@ class Http2Connection(Connection):
     """
 
     #: Set by `attach`.
-    peer: Peer
     transport: asyncio.Transport
     output: Output
     admission: Admission
@@ -62,7 +60,7 @@ class Http2Connection(Connection):
         #: Held while a streaming call takes a large message.
         self.large_messages = asyncio.Lock()
         self._allowance = FrameAllowance(wire.limits)
-        self._max_requests = wire.peers.max_requests
+        self.max_requests = wire.peers.max_requests
         #: Our SETTINGS frames that the client has not acknowledged, and since when.
         self._unacknowledged = 0
         self._unacknowledged_since = 0.0
@@ -308,7 +306,7 @@ class Http2Connection(Connection):
         else:
             wire.requests += 1
             self.peer.requests += 1
-        if head.prompt or wire.requests > self._max_requests:
+        if head.prompt or wire.requests > self.max_requests:
             stream.begin()
         if ends:
             if stream.closed:

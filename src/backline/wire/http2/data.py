@@ -63,10 +63,11 @@ class DataReceiver:
         self._ends = 0
 
     def lose(self) -> None:
-        """The connection is gone."""
+        """The connection is closed: frees the stream."""
         self._stream = None
 
     def check_windows(self, stream: Stream | None) -> None:
+        """Raises an error if a window is exceeded, and replenishes the connection's."""
         if self.window_in < 0:
             raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the connection's window")
         if self.window_in < REPLENISH_AT:
@@ -122,12 +123,14 @@ class DataReceiver:
         return begin
 
     def drop(self, length: int) -> None:
+        """Drops the next `length` bytes."""
         self.left = length
         self.padding_left = 0
         self._stream = None
         self._ends = 0
 
     def read(self, data: bytes, at: int, size: int) -> int:
+        """Takes what data[at:size] has of the current payload. Returns the position after it."""
         if self.left:
             take = min(self.left, size - at)
             self.left -= take

@@ -224,7 +224,7 @@ def _encode_field(name: bytes, value: bytes) -> bytes:
 
 
 def _integer(value: int, prefix_bits: int, pattern: int) -> bytes:
-    """RFC 7541, section 5.1."""
+    """An HPACK integer (RFC 7541, section 5.1)."""
     limit = (1 << prefix_bits) - 1
     if value < limit:
         return bytes((pattern | value,))

@@ -65,18 +65,15 @@ class HttpExchange(Stream, HttpRequest):
     # Receiving
 
     def begin(self) -> None:
-        wire = self.connection.wire
+        connection = self.connection
+        wire = connection.wire
         head = self.head
         if head.too_large is not None:
             self.refuse(431, head.too_large)
         elif head.refusal is not None:
             self.refuse(403, head.refusal)
-        elif wire.requests > wire.peers.max_requests and wire.refuses_request(
-            self.connection.peer, head.path
-        ):
-            self.refuse(
-                503, "The server has too many requests in flight; try again later", ((b"retry-after", b"1"),)
-            )
+        elif wire.requests > connection.max_requests and (what := connection.overload(head.path)):
+            self.refuse(503, f"The server has too many {what}; try again later", ((b"retry-after", b"1"),))
         elif head.is_grpc:
             self.refuse(405, "gRPC calls must use POST", ((b"allow", b"POST"),))
         elif head.rpc is not None:

@@ -106,7 +106,7 @@ def parse_head(
     too_large = None
     for name, value in fields:
         count += 1
-        # RFC 9113, section 6.5.2.
+        # The size of a header list: RFC 9113, section 6.5.2.
         size += len(name) + len(value) + 32
         if count > limits.max_header_fields:
             too_large = f"The request has more than {limits.max_header_fields} header fields"
