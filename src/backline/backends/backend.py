@@ -51,10 +51,10 @@ class CancellableModel(Protocol):
     """A LoadedModel that can interrupt a run. May be wrapped: query it with getattr, not isinstance."""
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        """Returns `run` for one call, and a function that cancels that call: on any thread, also before or
-        after it.
+        """Returns `run` for one call, and a function that cancels that call.
 
-        A cancelled run raises as soon as the runtime notices, mostly at the next node of the graph.
+        It may be called on any thread, also before or after the run. A cancelled run raises as soon as the
+        runtime notices, mostly at the next node of the graph.
         """
 
 
@@ -103,7 +103,7 @@ class HostedModel:
     environment: Mapping[str, str] = field(default_factory=dict)
     #: For an archive: the folder in it to unpack ("" for all), which then replaces `path`.
     packed: str | None = None
-    #: Parameters for the adapter, besides those of the configuration.
+    #: Parameters for the adapter, in addition to the configuration's.
     parameters: Mapping[str, str] = field(default_factory=dict)
     #: Instance groups from the model's own files, used if the configuration has none.
     groups: tuple[InstanceGroup, ...] = ()

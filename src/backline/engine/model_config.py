@@ -32,7 +32,7 @@ class VersionPolicy:
     specific: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Raises InvalidArgument for more versions than any repository holds: each is looked for, and told of if it is missing."""
+        """Raises InvalidArgument for too many versions: each is looked up, and reported if missing."""
         if self.specific is not None and len(self.specific) > MAX_SPECIFIC:
             raise InvalidArgument(
                 f"version_policy names {len(self.specific)} versions, at most {MAX_SPECIFIC} are possible"
@@ -63,9 +63,7 @@ class QueuePolicy:
 
 @dataclass(frozen=True, slots=True)
 class WarmUpInput:
-    """An input of a warm-up sample. `shape` has no batch dimension; `source` is "zero", "random", or a file
-    below warmup/.
-    """
+    """An input of a warm-up sample, of unbatched `shape`. `source`: "zero", "random" or a file in warmup/."""
 
     name: str
     datatype: DataType
@@ -75,9 +73,7 @@ class WarmUpInput:
 
 @dataclass(frozen=True, slots=True)
 class WarmUpSample:
-    """A request to run `count` times before a version is ready, with `batch_size` copies of its inputs (0:
-    unbatched).
-    """
+    """A warm-up request to run `count` times, with `batch_size` copies of its inputs (0: unbatched)."""
 
     name: str
     batch_size: int

@@ -18,8 +18,7 @@ from backline.lifecycle.served_model import ServedModel
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Who made a change that no caller asked for, in the audit log: the repository, a request that woke a
-#: version, the server.
+#: Causes of changes without a caller, in the audit log. REQUEST: an inference request woke a version.
 REPOSITORY = "repository"
 REQUEST = "request"
 SERVER = "server"
@@ -146,7 +145,7 @@ class Journal:
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:
-    """Who caused a step, and why."""
+    """The cause of a step for the audit log, and its reason."""
     if step.reason in _SLEEP:
         return _SLEEP[step.reason], step.reason
     by_request = (

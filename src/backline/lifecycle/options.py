@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
     from backline.schedule.sequences.state_store import StateStore
 
-#: Who decides what is loaded: the repositories once at start, the repositories as they change, or requests
+#: What decides which models are loaded: repositories at start, repositories as they change, or requests
 #: (Triton's modes).
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
 #: For `load_models`: everything that the repositories hold.

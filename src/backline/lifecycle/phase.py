@@ -32,7 +32,7 @@ class VersionPhase(Enum):
 
 _P = VersionPhase
 
-#: The phases that may follow each. A retry or a reload is another load, with phases of its own.
+#: The phases that may follow each. A retry or a reload is a new load.
 FOLLOWING: Mapping[VersionPhase, frozenset[VersionPhase]] = MappingProxyType(
     {
         _P.WAITING: frozenset(),
