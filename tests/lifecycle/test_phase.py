@@ -8,7 +8,7 @@ import pytest
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.model import ModelState
-from backline.lifecycle.phase import FOLLOWING, SEEN_AS, IllegalTransition, StandIn, VersionPhase
+from backline.lifecycle.phase import FOLLOWING, SEEN_AS, IllegalPhase, StandIn, VersionPhase
 
 
 def version(phase: VersionPhase) -> StandIn:
@@ -26,7 +26,7 @@ def test_a_version_enters_only_phases_that_may_follow(before: VersionPhase, afte
         one.enter(after, "why")
         assert (one.phase, one.model.state, one.model.reason) == (after, SEEN_AS[after], "why")
     else:
-        with pytest.raises(IllegalTransition, match=f"is {before.value} cannot become {after.value}"):
+        with pytest.raises(IllegalPhase, match=f"is {before.value} cannot become {after.value}"):
             one.enter(after)
         assert (one.phase, one.model.state) == (before, SEEN_AS[before])
 

@@ -32,6 +32,6 @@ def test_a_version_outside_the_policy_is_served_without_a_warning(tmp_path: Path
     put(tmp_path / "m" / "1" / "model.onnx")
     put(tmp_path / "m" / "config.pbtxt", "version_policy { specific { versions: [4] } }")
 
-    (version,) = Target(source(tmp_path), beside=frozenset({"1"})).versions()
+    (version,) = Target(source(tmp_path), added=frozenset({"1"})).versions()
 
     assert (version.version, version.problem) == ("1", "")

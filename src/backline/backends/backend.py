@@ -51,10 +51,10 @@ class CancellableModel(Protocol):
     """A LoadedModel that can interrupt a run. May be wrapped: query it with getattr, not isinstance."""
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        """Returns `run` for one call, and a function that cancels that call: on any thread, also before or
-        after it.
+        """Returns `run` for one call, and a function that cancels that call.
 
-        A cancelled run raises as soon as the runtime notices, mostly at the next node of the graph.
+        It may be called on any thread, also before or after the run. A cancelled run raises as soon as the
+        runtime notices, mostly at the next node of the graph.
         """
 
 

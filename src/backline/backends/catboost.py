@@ -27,12 +27,11 @@ class CatBoost:
     name: ClassVar[str] = "catboost"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
-        """Loads a model. `output__0` is the result of `predict`: probabilities for classifiers, else the
-        plain value.
+        """Loads a model. `output__0` is the result of `predict`.
 
-        The parameter `prediction_type` chooses another result. `categorical__0` takes categories as strings,
-        `input__0` numbers, each in the model's order. A run uses one thread unless `thread_count` says
-        otherwise.
+        By default these are probabilities of classifiers, else plain values; the parameter `prediction_type`
+        chooses another result. `categorical__0` takes categories as strings, `input__0` numbers, each in the
+        model's order. A run uses one thread unless `thread_count` says otherwise.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("thread_count", 1)

@@ -54,11 +54,11 @@ class Jax:
             )
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> JaxModel:
-        """Loads a function. Keyword arguments and dict entries keep their names; others are INPUT__0,
-        OUTPUT__0 and so on.
+        """Loads a function.
 
-        Each size of a symbolic dimension is compiled when it first occurs. A run uses one core unless NPROC
-        is set.
+        Keyword arguments and dict entries keep their names; others are INPUT__0, OUTPUT__0 and so on. Each
+        size of a symbolic dimension is compiled when it first occurs. A run uses one core unless NPROC is
+        set.
         """
         parameters = Parameters(config, self.name, ())
         jax = _import()

@@ -28,10 +28,10 @@ class LightGbm:
     name: ClassVar[str] = "lightgbm"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
-        """Loads a booster. `output__0` is the result of Booster.predict: probabilities for classifiers, [N]
-        or [N, classes].
+        """Loads a booster. `output__0` is the result of Booster.predict.
 
-        A run uses one thread unless the parameter `num_threads` says otherwise.
+        For classifiers these are probabilities, [N] or [N, classes]. A run uses one thread unless the
+        parameter `num_threads` says otherwise.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("num_threads", 1)
@@ -63,8 +63,9 @@ _CATEGORICAL: Final = 1
 
 
 def check_file(path: Path) -> None:
-    """Raises InvalidArgument for an incomplete file, and for numbers that would make LightGBM read out of
-    bounds, loop, or abort the process.
+    """Raises InvalidArgument for an incomplete file, or numbers that LightGBM cannot cope with.
+
+    It would read out of bounds, loop, or abort the process.
     """
     with damaged(path):
         content = path.read_bytes()

@@ -30,10 +30,10 @@ class LiteRt:
     name: ClassVar[str] = "litert"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LiteRtModel:
-        """Loads a file. Names are those of its signature (parameter `signature` if it has several), else of
-        its tensors.
+        """Loads a file. Names come from its signature, else from its tensors.
 
-        A run uses one thread unless the parameter `num_threads` says otherwise.
+        If it has several, the parameter `signature` chooses. A run uses one thread unless the parameter
+        `num_threads` says otherwise.
         """
         runtime = import_runtime(
             "ai_edge_litert.interpreter", what="LiteRT models need LiteRT", extra="litert"
@@ -182,10 +182,10 @@ def _specs(path: Path, kind: str, details: Sequence[tuple[str, dict[str, Any]]])
 
 
 def _with_batch(program: _Program, file: Signature) -> Signature:
-    """Adds a batch dimension where the file fixes it to 1, as converters do by default, but the model accepts
-    others.
+    """Makes a batch dimension that the file fixes to 1 variable, if the model accepts other sizes.
 
-    This only shows that the number of items may vary, not that they are independent.
+    Converters fix it by default. This only shows that the number of items may vary, not that they are
+    independent.
     """
     if not all(spec.shape[:1] == (1,) and -1 not in spec.shape for spec in file.inputs):
         return file

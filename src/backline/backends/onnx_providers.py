@@ -1,8 +1,8 @@
-"""The execution providers of an ONNX Runtime session: each part of a network runs on the first that supports
-it.
+"""The execution providers of an ONNX Runtime session.
 
-Configured by Triton's `optimization.execution_accelerators`, or by the parameter `execution_providers`, names
-in order ("openvino, cpu"). By default a GPU uses CUDA, and the CPU its own provider, which always comes last.
+Each part of a network runs on the first provider that supports it. Configured by Triton's
+`optimization.execution_accelerators`, or by the parameter `execution_providers`, names in order ("openvino,
+cpu"). By default a GPU uses CUDA, and the CPU its own provider, which always comes last.
 """
 
 from __future__ import annotations

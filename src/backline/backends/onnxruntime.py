@@ -77,12 +77,11 @@ class OnnxRuntime:
         return Gpus(reason=reason) if reason else usable_gpus(runtime)
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OnnxModel:
-        """Loads a file and its external data. A run uses one thread unless the parameters say otherwise (see
-        onnx_options).
+        """Loads a file and its external data.
 
-        Raises Internal if ONNX Runtime is not installed; InvalidArgument for a file that is not a model, has
-        tensors of types that requests cannot carry, or contradicts the configuration, and for a wrong
-        parameter.
+        A run uses one thread unless the parameters say otherwise (see onnx_options). Raises Internal if ONNX
+        Runtime is not installed; InvalidArgument for a file that is not a model, has tensors of types that
+        requests cannot carry, or contradicts the configuration, and for a wrong parameter.
         """
         runtime = _import()
         settings = read_settings(config)

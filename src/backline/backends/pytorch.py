@@ -42,16 +42,15 @@ class Pytorch:
         return usable_gpus(import_runtime("torch", what=_WHAT, extra="torch"))
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> PytorchModel:
-        """Loads a file without executing pickles. AOTInductor packages are machine code and need
-        `trust_pickle`.
+        """Loads a file without executing pickles.
 
-        All kinds are code: a script computes what it likes, a package is a library, and a program's symbolic
-        sizes and guards are Python that torch.export evaluates. So none is loaded from elsewhere unless the
-        server trusts remote code.
+        AOTInductor packages are machine code and need `trust_pickle`. All kinds are code: a script can
+        compute anything, a package is a library, and torch.export evaluates a program's symbolic sizes and
+        guards as Python. So a file from elsewhere is only loaded if the server trusts remote code.
 
         A run uses one thread unless INTRA_OP_THREAD_COUNT says otherwise, for all PyTorch models of the
         process. Raises InvalidArgument for code that is not trusted, for a script with operations on files,
-        for a checkpoint, and if neither program nor configuration tells inputs and outputs.
+        for a checkpoint, and if neither program nor configuration describes inputs and outputs.
         """
         require_trust(path, config, options)
         torch = import_runtime("torch", what=_WHAT, extra="torch")

@@ -31,9 +31,9 @@ class Sklearn:
     name: ClassVar[str] = "sklearn"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SklearnModel:
-        """Loads an estimator. `input__0` has a row of features for each item, or texts if it begins with a
-        vectoriser.
+        """Loads an estimator.
 
+        `input__0` has a row of features for each item, or strings if the estimator begins with a vectoriser.
         Outputs are named like the methods: `predict` and `predict_proba`, or `transform`. A run uses one
         core. Raises InvalidArgument for a pickle, and for a skops file with types that skops does not trust,
         unless `trust_pickle`.

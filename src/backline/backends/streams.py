@@ -76,8 +76,7 @@ class Repeat:
     name: ClassVar[str] = "repeat"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RepeatModel:
-        """Returns the elements of IN, each as OUT with its index as IDX, DELAY milliseconds after the
-        previous one.
+        """Returns each element of IN as OUT, with its index as IDX, after DELAY milliseconds.
 
         Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
         """

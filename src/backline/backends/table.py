@@ -1,5 +1,4 @@
-"""Models of tables: rows of features in, one prediction for each row out. Shared by XGBoost, LightGBM and
-CatBoost.
+"""Models of tables: rows of features in, one prediction per row out (XGBoost, LightGBM, CatBoost).
 
 Names are those of Triton's FIL backend: `input__0` has a row for each item, `output__0` its prediction.
 """

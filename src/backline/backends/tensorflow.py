@@ -66,9 +66,9 @@ class TensorFlow:
     def load(
         self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS
     ) -> TensorFlowModel:
-        """Loads the signature named by the parameter TF_SIGNATURE_DEF, else "serving_default", else the only
-        one.
+        """Loads a signature of a SavedModel.
 
+        It is the one that the parameter TF_SIGNATURE_DEF names, else "serving_default", else the only one.
         `path` is the folder of a SavedModel, or one that holds it as model.savedmodel. A run computes on its
         caller's thread; TF_NUM_INTRA_THREADS allows more (the first model of the process decides for all).
         """
@@ -171,18 +171,14 @@ def _import() -> Any:
 
 
 def _load(session: Any, folder: Path, tag: str) -> Any:
-    """As v1.saved_model.load, but checks the graph between reading and running it: the bytes that were
-    checked are those that run.
-    """
+    """As v1.saved_model.load, but checks the graph after reading: what was checked is what runs."""
     loader = import_module("tensorflow.python.saved_model.loader_impl").SavedModelLoader(str(folder))
     check_operations(folder, loader.get_meta_graph_def_from_tags([tag]))
     return loader.load(session, [tag])
 
 
 def _place(config: Any, device: Device) -> None:
-    """Limits the session's devices: no GPU for models on the CPU; else all, with memory as needed, and the
-    CPU for operations that GPUs lack.
-    """
+    """Hides GPUs from models on the CPU; others allocate as needed, and may run operations on the CPU."""
     if device == CPU:
         config.device_count["GPU"] = 0
     else:

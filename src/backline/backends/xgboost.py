@@ -27,10 +27,10 @@ class XgBoost:
     name: ClassVar[str] = "xgboost"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
-        """Loads a booster. `output__0` is the result of Booster.inplace_predict: probabilities for
-        classifiers, [N] or [N, classes].
+        """Loads a booster. `output__0` is the result of Booster.inplace_predict.
 
-        A run uses one thread unless the parameter `nthread` says otherwise.
+        For classifiers these are probabilities, [N] or [N, classes]. A run uses one thread unless the
+        parameter `nthread` says otherwise.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("nthread", 1)
@@ -69,8 +69,9 @@ _OF_NODES: Final = (
 
 
 def check_file(path: Path) -> None:
-    """Raises InvalidArgument for an incomplete file, and for numbers that would make XGBoost read out of
-    bounds or loop.
+    """Raises InvalidArgument for an incomplete file, or numbers that XGBoost cannot cope with.
+
+    It would read out of bounds or loop.
     """
     with damaged(path):
         content = path.read_bytes()

@@ -69,8 +69,9 @@ class Placement:
 
 @dataclass(slots=True)
 class LoadProgress:
-    """The progress of a load: its `phase` (fetch, environment, load, probe, warm-up), bytes fetched and in
-    total, and its begin by time.monotonic(). In phase "environment" bytes are those of packages.
+    """The progress of a load, which `began` at a time.monotonic().
+
+    `phase` is fetch, environment, load, probe or warm-up. In "environment" bytes are those of packages.
     """
 
     phase: str
@@ -80,10 +81,10 @@ class LoadProgress:
 
 
 class Model:
-    """One version of one model. `signature` has full shapes; `max_batch_size` 0 means that no dimension is a
-    batch.
+    """One version of one model.
 
-    An `on_demand` model is not loaded, but its queue accepts requests, which wait for the load.
+    `signature` has full shapes; `max_batch_size` is 0 if no dimension is a batch. An `on_demand` model is not
+    loaded, but its queue accepts requests, which wait for the load.
     """
 
     __slots__ = (

@@ -34,14 +34,14 @@ class AwaitedChanges:
         before = served.target
         if served.ready(version) is not None or before is None:
             return False
-        served.target = replace(before, beside=before.beside | {version}, without=before.without - {version})
+        served.target = replace(before, added=before.added | {version}, removed=before.removed - {version})
         reason = await self.load_now(served, version)
         if served.ready(version) is None:
-            if served.target is not None and version not in before.beside:
-                served.target = replace(served.target, beside=served.target.beside - {version})
+            if served.target is not None and version not in before.added:
+                served.target = replace(served.target, added=served.target.added - {version})
             self._advance((served.name,))
             raise InvalidArgument(f"version {version} of '{served.name}' cannot be loaded: {reason}")
-        return version not in before.beside
+        return version not in before.added
 
     async def change(self, name: str, target: Target) -> None:
         """Moves a model to a target, all or nothing. Raises InvalidArgument with the reasons of failures."""

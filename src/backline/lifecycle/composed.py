@@ -54,17 +54,16 @@ class ComposedServable(Servable):
             raise InvalidArgument(self._version.problem)
         began = monotonic()
         config = self.model.config
-        assert config.ensemble is not None, "it is an ensemble"
         reason = unanswered_step(self._engine, config)
         self.lacking = bool(reason)
         if reason:
             raise InvalidArgument(reason)
-        check_steps(self._engine, config, config.ensemble)
+        check_steps(self._engine, config, self._ensemble)
         signature = composed_signature(config)
         self._composed = EnsembleQueue(
             config.name,
             self.model.version,
-            config.ensemble,
+            self._ensemble,
             signature,
             self._engine.submit,
             self.model.statistics,
@@ -81,11 +80,16 @@ class ComposedServable(Servable):
         model.queue = with_deadline(self._cached or self._composed, config.default_deadline_seconds)
         model.progress = None
         self._take_models(
-            asked_models(self._engine, config.ensemble), step_models(self._engine, config.ensemble)
+            asked_models(self._engine, self._ensemble), step_models(self._engine, self._ensemble)
         )
         self._wait_for_steps()
         self.enter(VersionPhase.LOADED)
         model.statistics.load_seconds = monotonic() - began
+
+    @property
+    def _ensemble(self) -> Ensemble:
+        assert self.model.config.ensemble is not None, "it is an ensemble"
+        return self.model.config.ensemble
 
     def _keep_answers(self, queue: EnsembleQueue) -> None:
         model, cache = self.model, self._shared.cache
@@ -128,9 +132,8 @@ class ComposedServable(Servable):
     def _wait_for_steps(self) -> None:
         """Adds waiting steps to the call graph. Raises InvalidArgument for a wait that could never end."""
         config, permits = self.model.config, self._shared.permits
-        assert config.ensemble is not None, "it is an ensemble"
         self._forget_waits()
-        waits = waits_of_decoupled_steps(self._engine, config.ensemble)
+        waits = waits_of_decoupled_steps(self._engine, self._ensemble)
         if permits is not None:
             together = self._graph.together_with(waits)
             for waiting in dict.fromkeys(waiting for waiting, _ in waits):
@@ -157,21 +160,20 @@ class ComposedServable(Servable):
         if self.phase is not VersionPhase.READY and not (self.phase is VersionPhase.FAILED and self.lacking):
             return False
         config = self.model.config
-        assert config.ensemble is not None, "it is an ensemble"
         reason = unanswered_step(self._engine, config)
         if self.phase is VersionPhase.FAILED:
             return not reason
         if not reason and self._composed is not None:
-            asked = asked_models(self._engine, config.ensemble)
+            asked = asked_models(self._engine, self._ensemble)
             known = self._composed.models
             # An unloaded model shows nothing; what it showed last still holds.
             models = tuple(
                 new if new.ranks else old
-                for new, old in zip(step_models(self._engine, config.ensemble), known, strict=True)
+                for new, old in zip(step_models(self._engine, self._ensemble), known, strict=True)
             )
             try:
                 if asked != self._asked or models != known:
-                    check_steps(self._engine, config, config.ensemble)
+                    check_steps(self._engine, config, self._ensemble)
                     self._take_models(asked, models)
                 self._wait_for_steps()
             except InvalidArgument as error:
@@ -279,8 +281,7 @@ def _why(engine: Engine, name: str) -> str:
 
 
 def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:
-    """Raises InvalidArgument where steps and models do not fit: names, datatypes, shapes, batch sizes. The
-    texts are Triton's.
+    """Raises InvalidArgument, in Triton's words, if steps and models do not fit each other.
 
     All models must answer. Of one that was never loaded (it is on demand) nothing is known: its requests are
     checked later.
@@ -330,7 +331,14 @@ def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> N
 
 def step_models(engine: Engine, ensemble: Ensemble) -> tuple[StepModel, ...]:
     """What is known of the models of the steps, which must all answer."""
-    return tuple(map(_step_model, (called(engine, step) for step in ensemble.steps)))
+    return tuple(
+        StepModel(
+            model.decoupled,
+            model.max_batch_size > 0,
+            {spec.name: len(spec.shape) for spec in model.signature.inputs},
+        )
+        for model in (called(engine, step) for step in ensemble.steps)
+    )
 
 
 def asked_models(engine: Engine, ensemble: Ensemble) -> tuple[Model, ...]:
@@ -342,11 +350,6 @@ def asked_models(engine: Engine, ensemble: Ensemble) -> tuple[Model, ...]:
         if model.config.ensemble is not None:
             asked += asked_models(engine, model.config.ensemble)
     return tuple(asked)
-
-
-def _step_model(model: Model) -> StepModel:
-    ranks = {spec.name: len(spec.shape) for spec in model.signature.inputs}
-    return StepModel(model.decoupled, model.max_batch_size > 0, ranks)
 
 
 def waits_of_decoupled_steps(engine: Engine, ensemble: Ensemble) -> list[Wait]:

@@ -1,4 +1,4 @@
-"""Carries plans out: loads in parallel, switches, drains, retries; ensembles follow the models they call."""
+"""Carries out plans: loads in parallel, switches, drains, retries; ensembles follow the models they call."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class Executor:
             self._shared,
             statistics=served.statistics(version.version),
             attempt=attempt,
-            beside_serving=any(other.phase is VersionPhase.READY for other in served.held.values()),
+            another_serves=any(other.phase is VersionPhase.READY for other in served.held.values()),
             may_run_code=self._options.trust_remote_code
             or (source.own_files and isinstance(source.repository, LocalRepository)),
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
@@ -176,7 +176,7 @@ class Executor:
         known = self._measured.get((model.name, model.version))
         evict = (
             model.config.pinned
-            or one.beside_serving
+            or one.another_serves
             or served.change is not None
             or model.version in served.awake
         )
@@ -313,8 +313,7 @@ class Dependencies:
         return any(step is not None and not step.settled for step in steps)
 
     def review(self) -> Iterator[ServedModel]:
-        """Takes ensembles out of service with the models they call, and brings them back; yields those that
-        need steps.
+        """Takes ensembles out of service with the models they call, and back; yields those with steps to do.
 
         Repeats until nothing changes, because ensembles call each other.
         """

@@ -37,10 +37,10 @@ class Holdings:
         self._scanning = asyncio.Lock()
 
     async def open(self) -> list[str]:
-        """Scans for the first time; returns the names of the models to load at start. The engine knows the
-        others by name only.
+        """Scans for the first time; returns the names of the models to load at start.
 
-        Raises BacklineError for a repository that does not exist or cannot be read.
+        The engine knows the others only by name. Raises BacklineError for a repository that does not exist or
+        cannot be read.
         """
         self._known = await self._sources.scan(first=True)
         chosen = self._chosen_at_start()
@@ -112,7 +112,7 @@ class Holdings:
         self.warn(source)
         known = frozenset(source.versions)
         served.target = (
-            Target(source, old.beside & known, old.without & known) if old is not None else Target(source)
+            Target(source, old.added & known, old.removed & known) if old is not None else Target(source)
         )
         served.known_versions = known
         served.labels = self._labels(source)

@@ -98,7 +98,7 @@ class Labelling:
             finally:
                 # From now on only the label keeps the version, if it was moved.
                 if added and served.target is not None:
-                    served.target = replace(served.target, beside=served.target.beside - {version})
+                    served.target = replace(served.target, added=served.target.added - {version})
                 self._executor.advance((model,))
             return self._journal.note(move.action, who, model, version, label=label, before=before)
 

@@ -31,9 +31,7 @@ class Lifecycle:
     def __init__(
         self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None
     ) -> None:
-        """Raises BacklineError for damaged state on disk, equal namespaces, or a cache whose package is
-        missing.
-        """
+        """Raises BacklineError for damaged state, equal namespaces, or a missing package of the cache."""
         self._engine = engine
         self._options = options = options or LifecycleOptions()
         self._sources = Sources(repositories, namespacing=options.namespacing)
@@ -190,8 +188,8 @@ class Lifecycle:
                 self._check_unload(served, served.target, version)
                 served.target = replace(
                     served.target,
-                    beside=served.target.beside - {version},
-                    without=served.target.without | {version},
+                    added=served.target.added - {version},
+                    removed=served.target.removed | {version},
                 )
                 served.awake.discard(version)
             else:
@@ -233,9 +231,7 @@ class Lifecycle:
         source = self._holdings.find(served.name)
         if source is not None and version in source.versions and self._options.mode == "explicit":
             target = _with_version(served.target, source, version)
-            served.target = replace(
-                target, beside=target.beside - {version}
-            )  # only the label keeps it loaded
+            served.target = replace(target, added=target.added - {version})  # only the label keeps it loaded
             self._executor.advance((served.name,))
         return served.target.source.versions
 
@@ -291,5 +287,5 @@ def _with_version(old: Target, source: Source, version: str) -> Target:
     """Adds one version; the others keep serving with the files that they were loaded from."""
     present = {one.version for one in old.versions() if not one.problem}
     return Target(
-        old.source.with_version_of(source, version), old.beside | present | {version}, old.without - {version}
+        old.source.with_version_of(source, version), old.added | present | {version}, old.removed - {version}
     )

@@ -29,8 +29,7 @@ class ModelCalls:
         self._waits: dict[Ticket, list[Wait]] = {}
 
     def submit(self, ticket: Ticket) -> None:
-        """See Calls. Raises Internal for a cycle, and for a call that may wait for a resource that its
-        caller holds.
+        """See Calls. Raises Internal for a cycle of calls, or one that may wait for its caller's resources.
 
         With several instances a circle would only deadlock under load. An error that always comes is easier
         to find.

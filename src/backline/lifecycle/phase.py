@@ -64,14 +64,14 @@ SEEN_AS: Mapping[VersionPhase, ModelState] = MappingProxyType(
 )
 
 
-class IllegalTransition(RuntimeError):
+class IllegalPhase(RuntimeError):
     """A version was moved to a phase that may not follow its own: a bug in the server."""
 
 
 def check_transition(before: VersionPhase, after: VersionPhase) -> None:
-    """Raises IllegalTransition unless one phase may follow another."""
+    """Raises IllegalPhase unless one phase may follow another."""
     if after not in FOLLOWING[before]:
-        raise IllegalTransition(f"a version that is {before.value} cannot become {after.value}")
+        raise IllegalPhase(f"a version that is {before.value} cannot become {after.value}")
 
 
 class ShownVersion:
@@ -87,7 +87,7 @@ class ShownVersion:
         return self._phase
 
     def enter(self, phase: VersionPhase, reason: str = "") -> None:
-        """Enters another phase, with the reason to show if any. Raises IllegalTransition."""
+        """Enters another phase, with the reason to show if any. Raises IllegalPhase."""
         check_transition(self._phase, phase)
         self._phase = phase
         self._show(reason)

@@ -55,7 +55,7 @@ class Servable(ShownVersion):
         *,
         statistics: ModelStatistics | None,
         attempt: int,
-        beside_serving: bool,
+        another_serves: bool,
         may_run_code: bool,
         on_given_up: Callable[[Model, str], None],
     ) -> None:
@@ -65,7 +65,7 @@ class Servable(ShownVersion):
         self.fingerprint = fingerprint
         self.attempt = attempt
         #: Whether another version of the model served when this load began.
-        self.beside_serving = beside_serving
+        self.another_serves = another_serves
         #: Whether it is one of the initial loads.
         self.at_start = not shared.started
         #: The size of its files, in bytes.
@@ -245,7 +245,7 @@ class Servable(ShownVersion):
         self.enter(VersionPhase.READY)
         self.ready_at = time.time()
 
-    def show_beside(self, failure: str, progress: LoadProgress | None) -> None:
+    def show_newer(self, failure: str, progress: LoadProgress | None) -> None:
         """Shows why newer files of a serving version cannot be served, and how far their load is."""
         self._show(
             f"the current files cannot be served, so the previous ones still are: {failure}"

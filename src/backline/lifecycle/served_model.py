@@ -1,4 +1,4 @@
-"""All versions of one model: the wanted ones, the held ones, and what the engine shows; and all models."""
+"""All versions of one model (wanted, held, and shown by the engine), and all models of a server."""
 
 from __future__ import annotations
 
@@ -253,10 +253,10 @@ class ServedModel:
             for version, one in self.failures.items()
             if version not in shown or version in self._unloaded
         }
-        self._show_loads_beside(shown)
+        self._show_newer_loads(shown)
         return shown
 
-    def _show_loads_beside(self, shown: Mapping[str, ShownVersion]) -> None:
+    def _show_newer_loads(self, shown: Mapping[str, ShownVersion]) -> None:
         """Shows loads of newer files on serving versions, and loads of sleeping versions on stand-ins."""
         for version, asleep in self._asleep.items():
             if shown.get(version) is asleep:
@@ -277,7 +277,7 @@ class ServedModel:
             if not failed and version in self.failures:
                 failed = [self.failures[version].model.reason]
             load = self._load_of(version)
-            one.show_beside(failed[0] if failed else "", None if load is None else load.model.progress)
+            one.show_newer(failed[0] if failed else "", None if load is None else load.model.progress)
 
     def _load_of(self, version: str) -> Servable | None:
         """The running load of a version."""

@@ -69,13 +69,13 @@ class Source:
 class Target:
     """What should be served of one model.
 
-    Requests loaded the versions in `beside` and unloaded those in `without`; the policy selects the others.
+    The policy selects versions; requests loaded those in `added` too, and unloaded those in `removed`.
     `trouble` says why the current files cannot be used; `source` is then what they were before.
     """
 
     source: Source
-    beside: frozenset[str] = frozenset()
-    without: frozenset[str] = frozenset()
+    added: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
     trouble: str = ""
 
     def versions(self, labelled: Iterable[str] = ()) -> list[FoundVersion]:
@@ -86,7 +86,7 @@ class Target:
             chosen.append(FoundVersion(NO_VERSION, None, problem=self.trouble or found.problem))
         if not found.problem:
             selected, missing = select(self.source.versions, found.config.version_policy)
-            names = (self.beside | set(selected) | set(labelled)) - self.without
+            names = (self.added | set(selected) | set(labelled)) - self.removed
             if missing and not names and not selected:
                 place = posixpath.join(found.namespace, found.folder).rstrip("/")
                 chosen.append(
@@ -173,8 +173,7 @@ class Sources:
         )
 
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
-        """What the repositories hold. One that cannot be read keeps its last content, logged once for each
-        reason.
+        """What the repositories hold; an unreadable one keeps its content, and the reason is logged once.
 
         The `first` scan raises the BacklineError of a repository that cannot be read.
         """

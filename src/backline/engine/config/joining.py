@@ -26,9 +26,7 @@ BatchInputKind: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class BatchInput:
-    """Inputs `targets` of the model that clients do not send: they describe `source` in each request of the
-    batch.
-    """
+    """Inputs `targets` of the model, unknown to clients, that describe input `source` of each request."""
 
     kind: BatchInputKind
     targets: tuple[str, ...]
@@ -43,7 +41,7 @@ class Padding:
     `axes` are the padded dimensions, with the batch as 0; empty for all variable ones. `value` is the text of
     the filler, empty for zero. `buckets` are the possible lengths, ascending; without them it is the longest
     of the batch, and only requests within a factor of two are joined. The model's inputs `lengths` and `mask`
-    tell it what is real. A model of one fixed length has that as `most` and as its bucket.
+    mark what is not padding. A model of one fixed length has that as `most` and as its bucket.
     """
 
     axes: tuple[int, ...] = ()
@@ -65,11 +63,10 @@ class Padding:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How an output is cut to what belongs to a request: along `axis`, with the batch as 0, by the length of
-    the padded input `to`.
+    """How an output is cut to a request's share: by the length of the padded input `to`.
 
-    The model gives one step for every `hop` input steps after the first `window`; with 1 and 1, as many as
-    the input has.
+    `axis` counts the batch as 0. The model gives one step for every `hop` input steps after the first
+    `window`; with 1 and 1, as many as the input has.
     """
 
     to: str
@@ -102,11 +99,11 @@ class Joining:
     @property
     def hidden_inputs(self) -> frozenset[str]:
         """Inputs of the model that clients do not send."""
-        told = {target for batch_input in self.batch_inputs for target in batch_input.targets}
-        told |= {
+        hidden = {target for batch_input in self.batch_inputs for target in batch_input.targets}
+        hidden |= {
             name for padding in self.padding.values() for name in (padding.lengths, padding.mask) if name
         }
-        return frozenset(told)
+        return frozenset(hidden)
 
     @property
     def padded(self) -> bool:

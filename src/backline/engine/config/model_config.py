@@ -109,9 +109,7 @@ class QueuePolicy:
 
 @dataclass(frozen=True, slots=True)
 class WarmUpInput:
-    """An input of a warm-up sample. `shape` has no batch dimension; `source` is "zero", "random", or a file
-    below warmup/.
-    """
+    """An input of a warm-up sample, of unbatched `shape`. `source`: "zero", "random" or a file in warmup/."""
 
     name: str
     datatype: DataType
@@ -121,9 +119,7 @@ class WarmUpInput:
 
 @dataclass(frozen=True, slots=True)
 class WarmUpSample:
-    """A request to run `count` times before a version is ready, with `batch_size` copies of its inputs (0:
-    unbatched).
-    """
+    """A warm-up request to run `count` times, with `batch_size` copies of its inputs (0: unbatched)."""
 
     name: str
     batch_size: int

@@ -38,10 +38,10 @@ BATCH_NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output: `shape` has -1 for variable dimensions. `labels` name the classes of a
-    classification output.
+    """An input or output.
 
-    In a configuration `shape` is what clients see and `reshape` what the model has instead.
+    `shape` has -1 for variable dimensions. `labels` name the classes of a classification output. In a
+    configuration `shape` is what clients see and `reshape` what the model has instead.
     """
 
     name: str
@@ -66,8 +66,7 @@ class Signature:
 
 
 class RequestCheck:
-    """Checks that a request fits a model: names, datatypes, shapes, batch size. Sets its `batch_size` and
-    `batch_key`.
+    """Checks that a request fits a model, and sets its `batch_size` and `batch_key`.
 
     `signature` has full shapes, the first dimension being the batch unless `max_batch_size` is 0. Requests
     with equal `batch_key` may share a batch. A request without items, or above `max_batch_size`, is only

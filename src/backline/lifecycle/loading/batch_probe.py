@@ -55,8 +55,7 @@ class _Refuted(Exception):
 
 
 def probe_batching(model: LoadedModel) -> BatchProbe:
-    """Whether requests can be concatenated along the first dimension of all inputs, and outputs split along
-    theirs.
+    """Whether requests can be concatenated along the first dimension, and outputs split along theirs.
 
     Runs items of unlike magnitude alone and together in several orders; each must get the same answer. Takes
     milliseconds for small models, a few runs for slow ones.

@@ -33,8 +33,7 @@ def asks_for_devices(config: ModelConfig) -> bool:
 
 
 def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
-    """The devices of each active instance group. Without groups there is one, wherever the runtime runs by
-    default.
+    """The devices of each active instance group; by default one group, where the runtime runs by default.
 
     Raises InvalidArgument for a GPU that `gpus` lacks while it has others, for any GPU if it has none and the
     server is `strict`, if all groups are passive, and for a GPU in lane inline: the event loop must not wait
@@ -197,8 +196,9 @@ class InstanceMaker:
     def run_on(
         self, device: Device, make: Callable[[], Execution], *, threads: int | None
     ) -> Execution | BudgetedExecution:
-        """What runs batches on a device, made by `make` the first time. A run occupies `threads` threads (0:
-        all cores, None: it mostly waits).
+        """What runs batches on a device, made by `make` the first time.
+
+        A run occupies `threads` threads (0: all cores, None: it mostly waits).
         """
         run = self._runs.get(device)
         if run is None:

@@ -40,8 +40,7 @@ def load(
     start_workers: StartWorkers | None = None,
     options: LoadOptions = DEFAULT_OPTIONS,
 ) -> LoadedVersion:
-    """Loads a model file, proves whether it can be batched if the configuration does not say, and measures
-    its runs.
+    """Loads a model file, probes whether it can be batched unless configured, and measures its runs.
 
     `known` is from an earlier load of the same files and configuration, and is not measured again. `on_phase`
     is called with "load" and "probe" as these begin. `start_workers` serves models that run in other

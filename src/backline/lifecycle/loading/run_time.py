@@ -46,11 +46,11 @@ _WAITING = 0.1
 
 @dataclass(frozen=True, slots=True)
 class RunTimes:
-    """Seconds of a run by batch size, with the copy that gathers the batch: 1, then powers of two as far as
-    worthwhile.
+    """Seconds of a run by batch size, including the copy that gathers the batch.
 
-    Empty when no input that was tried could be run. `grown` is the longest run with larger variable
-    dimensions, else 0. `elements` is the number of input elements of one item.
+    Sizes are powers of two as far as worthwhile. Empty when no input that was tried could be run. `grown` is
+    the longest run with larger variable dimensions, else 0. `elements` is the number of input elements of one
+    item.
     """
 
     seconds: dict[int, float]
@@ -98,10 +98,10 @@ def plan(
     instances: int | None = None,
     max_batch: int = LARGEST_BATCH,
 ) -> RunPlan:
-    """Decides how to run a model. `lane` and `instances` are what the configuration sets, `max_batch` its
-    limit or 0, `threads_per_run` the threads of one run (0: all cores).
+    """Decides how to run a model.
 
-    Several instances need threads, as the event loop can only run one.
+    `lane` and `instances` are what the configuration sets, `max_batch` its limit or 0, `threads_per_run` the
+    threads of one run (0: all cores). Several instances need threads, as the event loop can only run one.
     """
     spare = spare_instances(cores, threads_per_run)
     if not times.seconds:

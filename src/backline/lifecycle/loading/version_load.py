@@ -194,8 +194,7 @@ class VersionLoad:
 
 
 class VersionContent:
-    """A digest of the files `names` below `root`, by which servers that share a cache recognise equal
-    versions.
+    """A digest of the files `names` below `root`: servers that share a cache recognise equal versions by it.
 
     May be used on any thread; raises OSError when a file cannot be read.
     """

@@ -261,10 +261,9 @@ def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A configuration given by the model (`auto_complete_config` of Triton's Python backend), an
-    inference.ModelConfig.
+    """A configuration from the model itself (`auto_complete_config` of Triton's Python backend).
 
-    `listing` is the model's folder.
+    `given` is an inference.ModelConfig, `listing` is the model's folder.
     """
 
     given: Any

@@ -45,10 +45,10 @@ class Stage:
         return False
 
     def fit(self, inner: Signature) -> Signature:
-        """The signature on the outer side, from that on the inner side. Called before any run; replicas give
-        equal ones.
+        """The signature on the outer side, derived from the inner one.
 
-        Raises BacklineError when the model does not fit the configuration.
+        Called before any run; replicas give equal ones. Raises BacklineError when the model does not fit the
+        configuration.
         """
         return inner
 
