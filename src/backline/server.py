@@ -35,24 +35,24 @@ from backline.wire.tls import TlsFiles
 #: Seconds that a thread may hold the GIL while another waits. With Python's default of 5 ms, the event loop
 #: waits for threads that compute (docs/decisions/switch-interval.md).
 SWITCH_INTERVAL = 0.0002
-#: Seconds that the start waits for the machine's full name.
+#: Seconds to wait for the machine's fully qualified name at the start.
 FQDN_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How to serve. A port of None stays closed, 0 takes any free one; all ports speak every protocol.
+    """How to serve. A port of None is not opened, and 0 takes any free one; every port speaks all protocols.
 
     `repositories` are paths or URLs.
     """
 
     repositories: tuple[str | Path, ...]
     lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
-    #: Each model's configuration is configs/<config_name>.pbtxt; empty for config.pbtxt.
+    #: Each model is configured by its configs/<config_name>.pbtxt; if empty, by its config.pbtxt.
     config_name: str = ""
-    #: The name of the only model in the only repository; empty for the last part of its path.
+    #: The name of the model, if the only repository is a single model; empty to take it from the path.
     model_name: str = ""
-    #: Whether the start fails if a model does.
+    #: Whether the server fails to start if any model fails to load.
     exit_on_error: bool = False
     host: str = "127.0.0.1"
     http_port: int | None = 8000
@@ -74,12 +74,13 @@ class ServerOptions:
 
 
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
-    """Raises InvalidArgument. Unless it listens on the loopback only, the machine's names are names of the
-    server.
+    """Accepts the host, the machine's name and, unless only the loopback is served, its full name.
+
+    Raises InvalidArgument for an invalid host name or origin.
     """
     names = {options.host, socket.gethostname()} - {""}
     if not options.host.startswith("127.") and options.host not in ("localhost", "::1"):
-        # May query a slow DNS, and the name is not worth a wait.
+        # The lookup may query a slow DNS server, which must not delay the start.
         asked = asyncio.get_running_loop().run_in_executor(None, socket.getfqdn)
         with suppress(TimeoutError):
             names.add(await asyncio.wait_for(asked, FQDN_TIMEOUT))
@@ -92,7 +93,7 @@ class Server:
     """An engine and its listeners."""
 
     def __init__(self, options: ServerOptions, log: ServerLog | None = None) -> None:
-        """`log` is the program's log, if clients may change its settings."""
+        """`log` is the program's log; pass it to let clients change its settings."""
         self.options = options
         self._embedded = Embedded(
             options.repositories,
@@ -110,7 +111,7 @@ class Server:
         self._tracing: Tracing | None = None
         self._listeners: Listeners | None = None
         self._heap: Heap | None = None
-        #: What is open where: ("HTTP", "http://127.0.0.1:8000").
+        #: The open listeners, with their URLs, such as ("HTTP", "http://127.0.0.1:8000").
         self.urls: list[tuple[str, str]] = []
 
     @property
@@ -193,6 +194,6 @@ class Server:
             if self._listeners is not None:
                 await self._listeners.close(self.options.limits.drain_timeout)
             await self._embedded.stop()
-        finally:  # also if the caller is cancelled because a run never ends
+        finally:  # even if the caller is cancelled because a run never ends
             if self._tracing is not None:
                 await self._tracing.close()

@@ -1,1 +1,1 @@
-"""The engine inside a program, filled from repositories, and the client's way to it."""
+"""The engine inside a user's program, without sockets, and the client's transport to it."""

@@ -1,4 +1,4 @@
-"""The engine inside a program: the models of its repositories, without sockets."""
+"""The engine inside a user's program: serves the models of repositories without sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backline.system.user_folders import user_cache
 
 
 class Embedded:
-    """An engine with the models of its repositories. Lives on the running event loop."""
+    """An engine and the models of its repositories. Runs on the current event loop."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class Embedded:
         return self._lifecycle.state_folder
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Loads the models that the options ask for. One that fails is UNAVAILABLE, with the reason.
+        """Loads the models that the options ask for. A model that fails to load is UNAVAILABLE, with the reason.
 
-        Raises BacklineError if a repository cannot be read, and with `exit_on_error` if a model fails.
+        Raises BacklineError if a repository cannot be read, or, with `exit_on_error`, if a model fails.
         """
         await self._lifecycle.start(on_event)
         if self._exit_on_error:
@@ -74,7 +74,7 @@ class Embedded:
                 raise Unavailable(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
 
     def stopping(self) -> None:
-        """From now on it is not ready. Requests in flight complete, except those that wait for a load."""
+        """Makes the engine not ready. Requests in flight complete, except those that wait for a load."""
         self.engine.stopping()
         self._lifecycle.stopping()
 
@@ -85,6 +85,6 @@ class Embedded:
 
 
 def _same(location: str | Path) -> str:
-    """The same for all names of one repository."""
+    """A key that is equal for all spellings of one repository's location."""
     text = str(location)
     return text if "://" in text or text.startswith("hf:") else str(Path(text).resolve())

@@ -1,5 +1,5 @@
-"""The transport of inproc URLs: the engine runs inside the client's program, and no tensor is copied on
-the way to it.
+"""The client's transport for inproc URLs: the engine runs inside the client's program, and gets tensors
+without a copy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class InprocTransport(Transport):
-    """An engine on the client's event loop. Loading the repository has no timeout."""
+    """Runs requests on an engine on the client's event loop. Loading the repository has no timeout."""
 
     def __init__(self, address: Address, embedded: Embedded | None = None) -> None:
         """Serves the repository at the address, or wraps an existing engine."""
@@ -129,7 +129,7 @@ class InprocTransport(Transport):
 
 
 class InprocControl(ModelControl):
-    """Control of an engine, on its event loop. A change continues after a caller's timeout."""
+    """Loads, unloads and labels an engine's models. A change continues after the caller's timeout."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -170,7 +170,7 @@ class InprocControl(ModelControl):
 
 
 def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
-    """A call as the engine takes it; parameters have the same meaning as at a server."""
+    """The engine's request for a call; parameters mean the same as in a request to a server."""
     parameters = read_parameters(call.parameters or {})
     return InferRequest(
         call.model,
@@ -187,7 +187,7 @@ def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
 
 
 async def _within(timeout: float, change: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a change. Raises DeadlineExceeded when it takes longer, without cancelling it."""
+    """The result of a change. Raises DeadlineExceeded after `timeout` seconds, without cancelling the change."""
     task = asyncio.ensure_future(change)
     done, _ = await asyncio.wait((task,), timeout=timeout)
     if not done:

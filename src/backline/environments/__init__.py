@@ -1,1 +1,1 @@
-"""Environments of Python models: what a model requires, built by uv and shared by equal requirements."""
+"""Environments of Python models, built by uv; models with equal requirements share one."""

@@ -1,4 +1,4 @@
-"""A built environment; its packages can be borrowed by a model that is debugged in the server's process."""
+"""A built environment. A model that is debugged in the server's process can borrow its packages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from backline.engine.errors import InvalidArgument
 from backline.environments.requirements import OWN_PYTHON
 
-#: Variables by which packages of the server or its user would leak into a worker.
+#: Overrides of the variables through which packages of the server or its user would leak into a worker.
 _UNSET = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A complete environment."""
+    """An environment that is built completely."""
 
     folder: Path
 
@@ -27,19 +27,19 @@ class Environment:
 
     @property
     def packages(self) -> Path:
-        """The folder of its packages."""
+        """The site-packages folder."""
         return next(self.folder.glob("[Ll]ib/python*/site-packages"), self.folder / "Lib" / "site-packages")
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """What its programs get in addition to the server's variables."""
+        """Environment variables for its programs, in addition to the server's."""
         path = os.pathsep.join(filter(None, (str(self.python.parent), os.environ.get("PATH", ""))))
         return {**_UNSET, "VIRTUAL_ENV": str(self.folder), "PATH": path}
 
 
 def borrow(environment: Environment) -> list[str]:
-    """Makes those packages of an environment importable that this process lacks. Returns those that it has
-    in another version.
+    """Makes the packages of an environment importable if this process lacks them. Returns those that it has
+    in another version, as "name 1.0 (not 2.0)".
 
     Raises InvalidArgument if the environment has another Python version.
     """

@@ -1,5 +1,5 @@
-"""Environments that come with a model, as for Triton's Python backend: a folder or an archive, from
-conda-pack or a venv.
+"""Environments shipped with a model, as for Triton's Python backend: folders, or archives made by conda-pack
+or venv-pack.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from backline.engine.errors import InvalidArgument, Unavailable
 from backline.repository.names import printable
 from backline.repository.remote.unpack import UnpackLimits
 
-#: The configuration parameter with the path, and the placeholder for the model's folder in it.
+#: The configuration parameter that holds the path; the path may contain the placeholder below.
 PARAMETER: Final = "EXECUTION_ENV_PATH"
 _MODEL_FOLDER: Final = "$$TRITON_MODEL_DIRECTORY"
 #: An environment with CUDA has some 60,000 files.
@@ -46,8 +46,8 @@ def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnv
     """The environment at a path, which may begin with $$TRITON_MODEL_DIRECTORY or be relative to the
     model's folder.
 
-    An archive is unpacked below `cache`, once per content. Its code is run: it is as trusted as the model's.
-    Raises InvalidArgument if it is not an environment, or lacks what a worker needs.
+    An archive is unpacked in `cache` once per content. The environment's code is run, with the same trust as
+    the model's. Raises InvalidArgument if the path is not an environment, or lacks packages a worker needs.
     """
     path = model_folder / given.replace(_MODEL_FOLDER, str(model_folder))
     if not path.exists():
@@ -67,7 +67,7 @@ def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnv
 
 
 def _unpacked(archive: Path, cache: Path) -> Path:
-    """The folder that an archive is unpacked to."""
+    """Unpacks an archive, unless it was unpacked before; returns its folder."""
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     folder = cache / digest[:32]
@@ -85,7 +85,7 @@ def _unpacked(archive: Path, cache: Path) -> Path:
             f"{PARAMETER}: '{archive}' is not a tar archive that can be unpacked: {error}"
         ) from None
     except OSError as error:
-        if not folder.is_dir():  # otherwise another process was faster
+        if not folder.is_dir():  # otherwise another process has unpacked it meanwhile
             raise Unavailable(
                 f"{PARAMETER}: '{archive}' cannot be unpacked to '{cache}': {error.strerror}"
             ) from None
@@ -95,8 +95,8 @@ def _unpacked(archive: Path, cache: Path) -> Path:
 
 
 class _Members:
-    """The filter that tarfile calls for each member right before it unpacks it: nothing is written through
-    a link.
+    """A filter that tarfile calls right before it unpacks a member; it lets nothing be written through a
+    link.
 
     Only the links that venv-pack needs may lead out of the folder: symbolic ones with an absolute target,
     such as bin/python. tarfile's own filter "tar" does not check links: a hard link to a file elsewhere,
@@ -163,8 +163,8 @@ def _relocate(place: Path) -> None:
 
 
 def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
-    """Variables that lend a worker what its environment lacks: the server's msgspec, if the Python
-    versions are equal.
+    """Variables that make the server's msgspec importable if the environment lacks it and has the server's
+    Python version. Raises InvalidArgument if packages are still missing.
     """
     asked = subprocess.run(
         [str(python), "-c", _ASK],

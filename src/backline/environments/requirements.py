@@ -1,4 +1,4 @@
-"""What a model's files require: packages, and a version of Python."""
+"""The packages and the Python version that a model's files require."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
 from backline.engine.names import PYTHON_VERSION
 
-#: The files that require packages; the first one that a folder has is used.
+#: The files that list required packages; the first one found in a folder is used.
 LOCK, PROJECT, LIST = "uv.lock", "pyproject.toml", "requirements.txt"
 #: What a worker process itself needs (workers/child/start.py); a model's requirements may narrow it.
 WORKER_PACKAGES = ("numpy>=1.24", "msgspec>=0.19")
 #: The oldest Python that a worker process runs on.
 OLDEST_PYTHON = (3, 11)
 OWN_PYTHON = "{}.{}".format(*sys.version_info)
-#: Part of the digest: raised when environments are built in a different way.
+#: Part of the digest; increment it when environments are built in a different way.
 _FORM = 1
 _PLATFORM = sysconfig.get_platform()
-#: A version of Python, as configurations and PYTHON_VERSION name it.
+#: A Python version as written in a configuration or a PYTHON_VERSION file.
 PYTHON = re.compile(r"(cpython[-@]?)?3(\.[0-9]{1,3}){0,2}")
 _NAMES_A_FILE = ("-r", "--requirement", "--requirements", "-c", "--constraint", "--constraints")
 
@@ -35,10 +35,10 @@ _NAMES_A_FILE = ("-r", "--requirement", "--requirements", "-c", "--constraint", 
 class Requirements:
     """What one environment is built from.
 
-    `file` is one of the files above in `folder`, empty if only Python is required. `python` is the required
-    version ("3.13"), otherwise `requires_python` is what the project allows (">=3.12"); the server's version
-    is used if both are empty, or if it is allowed. `digest` is equal for equal contents of files, Python and
-    platform. `ignored` are files that `file` takes precedence over.
+    `file` in `folder` is a uv.lock, pyproject.toml or requirements.txt; empty if only Python is required.
+    `python` is the required version ("3.13"); otherwise `requires_python` is the range that the project
+    allows (">=3.12"). The server's version is used if both are empty, or if the range includes it. `digest`
+    is equal for equal files, Python and platform. `ignored` are the files that `file` takes precedence over.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Requirements:
 
     @property
     def source(self) -> str:
-        """What it is built from, for people: "requirements.txt", "Python 3.13"."""
+        """The source for messages: "requirements.txt", "Python 3.13", or both."""
         asked = f"Python {self.python}" if self.python else ""
         return " and ".join(filter(None, (self.file, asked)))
 
@@ -59,7 +59,7 @@ def find_requirements(version_folder: Path, model_folder: Path, python: str = ""
     """What the model in these folders requires; the version's folder takes precedence. None if it requires
     nothing.
 
-    `python` is the version that its configuration names. Raises InvalidArgument for an unreadable file.
+    `python` is the version in the model's configuration. Raises InvalidArgument for an unreadable file.
     """
     places = list(dict.fromkeys((version_folder, model_folder)))
     folder, files = next(((place, files) for place in places if (files := _files(place))), (places[0], []))
@@ -81,7 +81,7 @@ def find_requirements(version_folder: Path, model_folder: Path, python: str = ""
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of a folder that require packages, the decisive one first."""
+    """The files of a folder that list required packages; the first takes precedence."""
     project = (folder / PROJECT).is_file() and bool(_project(folder / PROJECT))
     there = {LOCK: project and (folder / LOCK).is_file(), PROJECT: project, LIST: (folder / LIST).is_file()}
     found = [name for name, is_there in there.items() if is_there]
@@ -94,14 +94,14 @@ def _pinned_python(folder: Path) -> str:
         return ""
     lines = (line.strip() for line in _text(file).splitlines())
     version = next((line for line in lines if line and not line.startswith("#")), "")
-    # uv takes the path of any program for an interpreter, and runs it.
+    # Anything but a version is refused, because uv would run a path as an interpreter.
     if version and not PYTHON.fullmatch(version):
         raise InvalidArgument(f"'{file}' has {version[:32]!r}, expected a version of Python such as 3.13")
     return version
 
 
 def _project(file: Path) -> dict[str, Any]:
-    """The table that makes a pyproject.toml a project's; empty if it only configures tools."""
+    """The [project] table of a pyproject.toml; empty if the file only configures tools."""
     text = _text(file)
     check_toml(text, f"'{file}'")
     try:
@@ -167,7 +167,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def python_choices(requirements: Requirements) -> Sequence[str]:
-    """What to ask uv for, in this order: an interpreter, a version, or a range of versions."""
+    """The values of uv's --python to try, in order: an interpreter, a version, or a range of versions."""
     if requirements.requires_python:
         return (f"{requirements.requires_python},=={OWN_PYTHON}.*", requirements.requires_python)
     wanted = requirements.python
@@ -177,7 +177,7 @@ def python_choices(requirements: Requirements) -> Sequence[str]:
 
 
 def _of_pyenv(version: str) -> list[str]:
-    """Interpreters that pyenv has installed, which are not on the path."""
+    """The interpreters of a version that pyenv has installed, which need not be on PATH."""
     found = (Path.home() / ".pyenv" / "versions").glob(f"{version}*/bin/python3")
     return [
         str(path)

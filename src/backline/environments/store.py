@@ -1,4 +1,4 @@
-"""The environments that have been built, on local disk, shared by all models with equal requirements.
+"""The store of built environments on local disk, shared by all models with equal requirements.
 
     <digest>/                     an environment, complete before it gets this name
     <digest>/backline.json        what it was built from, and what it contains
@@ -6,8 +6,8 @@
     .building-<digest>-<random>/  a build in progress
     locks/                        <digest>.build: held by a build; <digest>.use: shared by servers that use it
 
-Several processes may share one store. An interrupted build never passes for an environment: only a rename
-publishes a complete one.
+Several processes may share one store. An interrupted build never passes for an environment, because a
+build gets its final name only once it is complete.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _BUILDING = ".building-"
 
 
 def default_folder(cache: Path | None = None) -> Path:
-    """The folder of environments in a cache folder, or in the user's."""
+    """The folder of environments in a cache folder, by default the user's."""
     return (cache or user_cache()) / "environments"
 
 
 class About(msgspec.Struct):
-    """An environment's contents: its source file, Python version, packages ("numpy==2.1.3"), time of
-    build, size in bytes.
+    """An environment's source file, Python version, packages ("numpy==2.1.3"), build time, and size in
+    bytes.
     """
 
     file: str
@@ -76,7 +76,7 @@ class User(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class StoredEnvironment:
-    """An entry of the store. `users` are the models that require it today, `in_use` means a server holds
+    """An entry of the store. `users` are the models that require it now; `in_use` if a running server holds
     it.
     """
 
@@ -88,12 +88,14 @@ class StoredEnvironment:
 
 
 class Environments:
-    """The store described above. Methods block, and are thread-safe. OSErrors become BacklineErrors."""
+    """The store that the module describes. Methods block and are thread-safe; `build` and `remove` turn
+    OSErrors into Unavailable.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        #: By digest: the shared locks that keep environments from removal while this process may have workers
-        #: in them.
+        #: Descriptors of shared locks, by digest: they prevent the removal of environments that workers of
+        #: this process may use.
         self._held: dict[str, int] = {}
 
     def find(self, requirements: Requirements, user: User) -> Environment | None:
@@ -105,7 +107,7 @@ class Environments:
         if not (environment.folder / _ABOUT).exists():
             return None
         self._hold(digest)
-        # Again, under the lock: it may have been removed in between, or its interpreter uninstalled.
+        # Checked again under the lock: the environment may have been removed in between, or its interpreter.
         if not (environment.folder / _ABOUT).exists() or not environment.python.exists():
             return None
         self._note_use(environment, user)
@@ -117,7 +119,7 @@ class Environments:
         with contextlib.suppress(OSError):  # a store that this user may only read
             descriptor = open_lock(self._lock(digest, "use"))
             while not try_lock(descriptor, shared=True):
-                time.sleep(0.01)  # it is being removed, which is quick
+                time.sleep(0.01)  # another process is removing it, which is quick
             self._held[digest] = descriptor
 
     def _note_use(self, environment: Environment, user: User) -> None:
@@ -137,9 +139,10 @@ class Environments:
         stop: Callable[[], bool],
         again: bool = False,
     ) -> None:
-        """Builds what `find` then returns, unless another process does; `again` replaces an existing one.
+        """Builds the environment, unless another process has built it meanwhile; `again` replaces an existing
+        one. `stop` is polled while waiting for another build.
 
-        Raises Internal with the cause if the build fails.
+        Raises Internal with the cause if the build fails, and Unavailable if `stop` is true or disk fails.
         """
         digest = requirements.digest
         what = (
@@ -183,7 +186,7 @@ class Environments:
         for left in self.folder.glob(f"{_BUILDING}{digest}-*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    # entries
+    # listing and removal
 
     def entries(self) -> list[StoredEnvironment]:
         """All environments, most recently used first."""
@@ -202,7 +205,7 @@ class Environments:
             return StoredEnvironment(folder.name, about, last_used, tuple(users), in_use=not alone)
 
     def remove(self, digest: str) -> bool:
-        """Removes an environment, unless a server holds it."""
+        """Removes an environment unless a server holds it; returns whether it did."""
         with self._explained(), self._alone(digest) as alone:
             if alone:
                 shutil.rmtree(self.folder / digest)
@@ -221,7 +224,7 @@ class Environments:
                 os.close(descriptor)
         return freed
 
-    # locks and the disk
+    # locks and errors
 
     def _lock(self, digest: str, kind: str) -> Path:
         locks = self.folder / "locks"
@@ -230,7 +233,7 @@ class Environments:
 
     @contextlib.contextmanager
     def _alone(self, digest: str) -> Iterator[bool]:
-        """Whether no server holds the environment; none can start to while the context lasts."""
+        """Yields whether no server holds the environment; if so, none can take it within the context."""
         descriptor = open_lock(self._lock(digest, "use"))
         try:
             yield digest not in self._held and try_lock(descriptor)
@@ -252,8 +255,8 @@ class Environments:
 def unused(
     entries: Iterable[StoredEnvironment], *, now: float, seconds: float | None
 ) -> list[StoredEnvironment]:
-    """Those that no model requires any more; with `seconds`, also those unused for that long. Never one
-    that a server holds.
+    """The environments that no model requires any more; with `seconds`, also those unused for that long.
+    Those held by a server are never included.
     """
     return [
         entry
@@ -297,7 +300,7 @@ def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnByt
 
 
 def _make(requirements: Requirements, building: Path, uv: Uv) -> None:
-    """An environment without packages, with the first of the Python choices that is installed."""
+    """Creates an environment without packages, for the first allowed Python that is installed."""
     for choice in python_choices(requirements):
         try:
             # Relocatable, because it is renamed once it is complete.
@@ -333,7 +336,7 @@ def _installed(environment: Environment) -> list[str]:
 
 
 def _asks_for(user: User) -> str:
-    """The digest of a model's requirements today; empty if the model is gone, or has none."""
+    """The digest of a model's current requirements; empty if the model is gone or requires nothing."""
     try:
         if not Path(user.model_folder).is_dir():
             return ""

@@ -1,4 +1,4 @@
-"""uv, the program that finds interpreters and installs packages."""
+"""Runs uv, the program that finds interpreters and installs packages."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from backline.engine.errors import Internal
 
 log = logging.getLogger("backline.environments")
 
-#: Called with the bytes downloaded and those to download, as far as uv reports them.
+#: Called with the bytes downloaded and the total to download, as far as uv reports them.
 OnBytes: TypeAlias = Callable[[int, int], None]
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _DOWNLOADING = re.compile(r"^Downloading (\S+) \(([0-9.]+)(B|KiB|MiB|GiB)\)$")
 _DOWNLOADED = re.compile(r"^\s*Downloaded (\S+)$")
 _LONGEST_CAUSE = 800
-#: uv finds itself through sysconfig, whose first use is not thread-safe.
+#: Held to find the uv program: it uses sysconfig, whose first use is not thread-safe.
 _FINDING = threading.Lock()
 
 
 class UvFailed(Exception):
-    """uv failed; the text is the reason, in one line, `lines` its whole output."""
+    """uv failed. The message is the reason in one line; `lines` is uv's whole output."""
 
     def __init__(self, why: str, lines: Sequence[str] = ()) -> None:
         super().__init__(why)
@@ -41,7 +41,7 @@ class Uv:
     """Runs uv, one command at a time; `cancel` ends the one in progress."""
 
     def __init__(self) -> None:
-        """Raises Internal with the extra to install if uv is missing."""
+        """Raises Internal, naming the extra to install, if uv is missing."""
         self._program = _find()
         self._process: subprocess.Popen[str] | None = None
         self._cancelled = threading.Event()
@@ -77,7 +77,7 @@ class Uv:
             stdout.seek(0)
             printed = stdout.read()
         if self._cancelled.is_set():
-            raise UvFailed("it was given up")
+            raise UvFailed("the build was cancelled")
         if status:
             raise UvFailed(cause(output.lines) or f"uv ended with exit status {status}", output.lines)
         return printed
@@ -91,7 +91,7 @@ class Uv:
 
 
 class _UvOutput:
-    """uv's progress output."""
+    """Collects uv's output, and reports the download progress in it."""
 
     def __init__(self, on_bytes: OnBytes) -> None:
         self.lines: list[str] = []
@@ -114,7 +114,9 @@ class _UvOutput:
 
 
 def cause(lines: Sequence[str]) -> str:
-    """Why uv failed, in one line: from its last "error:" on, without box-drawing characters."""
+    """The reason for uv's failure in one line: its output from the last "error:" on, without box-drawing
+    characters.
+    """
     begin = max(
         (index for index, line in enumerate(lines) if line.startswith("error:") or "×" in line), default=-1
     )
@@ -135,6 +137,6 @@ def _find() -> str:
         found = shutil.which("uv")
     if found is None:
         raise Internal(
-            "environments of models are built by uv, and it is not installed: pip install 'backline[envs]'"
+            "environments of models are built by uv, which is not installed: pip install 'backline[envs]'"
         )
     return found

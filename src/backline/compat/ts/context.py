@@ -7,7 +7,9 @@ from typing import Any
 
 
 class RequestProcessor:
-    """The headers of one request, and the status and headers of its response. Names are case-insensitive."""
+    """The headers of one request, and the status and headers of its response. Request header names are
+    case-insensitive.
+    """
 
     def __init__(self, request_header: Mapping[str, str]) -> None:
         self._request_header = dict(request_header)
@@ -47,8 +49,8 @@ def _refuse(_: Any) -> None:
 
 
 class Context:
-    """`idx` is the index of a request in the batch. `model_yaml_config` is the archive's
-    model-config.yaml.
+    """What a handler knows about its model and batch. `idx` is the index of a request in the batch;
+    `model_yaml_config` is the content of the archive's model-config.yaml.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Context:
         }
         self.request_ids: dict[int, str] | None = None
         self.request_processor: Sequence[RequestProcessor] = []
-        #: Sends a response that is not the last, of a decoupled model.
+        #: Sends a response other than the last one; fails unless the model is decoupled.
         self.send_intermediate: Callable[[Any], None] = _refuse
 
     def get_request_id(self, idx: int = 0) -> str | None:

@@ -1,1 +1,1 @@
-"""Helpers of handlers."""
+"""Functions that handlers import."""

@@ -1,4 +1,4 @@
-"""Times of a handler's steps, if its archive asks for them."""
+"""Timing of a handler's steps, if its model-config.yaml turns it on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 
 def timed(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Records the time of a handler's step as the metric `ts_handler_<step>`, with `handler: {profile:
-    true}` in model-config.yaml.
+    """Records the duration of a handler's step as the metric `ts_handler_<step>`, in ms, if
+    model-config.yaml has `handler: {profile: true}`.
     """
 
     @wraps(step)

@@ -1,4 +1,4 @@
-"""Intermediate responses."""
+"""Intermediate responses of decoupled handlers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 def send_intermediate_predict_response(
     ret: Any, req_id_map: Any, message: str, code: int, context: Any = None
 ) -> None:
-    """Sends an intermediate response, `[answer]` or `{0: answer}`; what the handler returns is the last
-    one.
+    """Sends a response, `ret[0]`, before the last one, which the handler returns.
 
     Raises RuntimeError unless the configuration declares the model decoupled.
     """

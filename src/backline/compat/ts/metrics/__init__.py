@@ -1,1 +1,1 @@
-"""Metrics of handlers."""
+"""Metrics that handlers record."""

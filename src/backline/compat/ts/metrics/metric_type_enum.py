@@ -1,4 +1,4 @@
-"""Kinds of metrics."""
+"""Types of metrics."""
 
 from __future__ import annotations
 

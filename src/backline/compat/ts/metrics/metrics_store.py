@@ -1,4 +1,4 @@
-"""A handler's metrics, `context.metrics`: each value is a log line at level INFO, in TorchServe's form."""
+"""A handler's metrics, `context.metrics`: each value is logged at level INFO, in TorchServe's format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HOST = socket.gethostname()
 
 
 class Metric:
-    """One name, unit and set of dimension names."""
+    """A metric: its name, unit and dimension names."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Metric:
 
 
 class MetricsStore:
-    """The metrics of one model. `request_ids` are those of the batch, by index."""
+    """The metrics of one model. `request_ids` maps indices in the batch to request ids."""
 
     def __init__(self, request_ids: dict[int, str] | None, model_name: str) -> None:
         self.request_ids = request_ids
@@ -80,14 +80,14 @@ class MetricsStore:
         dimension_names: Sequence[str] = (),
         metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> Metric:
-        """A new metric, for `add_or_update`."""
+        """Creates a metric; record its values with `add_or_update`."""
         metric = self._metrics[metric_type, metric_name] = Metric(
             metric_name, unit, dimension_names, metric_type
         )
         return metric
 
     def get_metric(self, metric_name: str, metric_type: MetricTypes = MetricTypes.COUNTER) -> Metric:
-        """Raises KeyError."""
+        """Raises KeyError if the metric has not been added."""
         return self._metrics[metric_type, metric_name]
 
     def add_metric(

@@ -1,1 +1,1 @@
-"""The built-in handlers."""
+"""TorchServe's built-in handlers."""

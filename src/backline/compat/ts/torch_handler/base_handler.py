@@ -1,4 +1,4 @@
-"""The base class of handlers: loads the archive's model, and answers in three steps."""
+"""The base class of handlers: loads the archive's model, and processes a batch in three steps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from backline.compat.ts.handler_utils.timer import timed
 from backline.compat.ts.utils.util import list_classes_from_module, load_label_mapping
 
 
-class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
-    """`initialize` loads what the manifest names; `handle` is `preprocess`, `inference`, `postprocess`."""
+class BaseHandler(abc.ABC):  # no method is abstract: handlers override what they need
+    """`initialize` loads the model that the manifest names; `handle` calls `preprocess`, `inference` and
+    `postprocess`.
+    """
 
     def __init__(self) -> None:
         self.model: Any = None
@@ -31,10 +33,10 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         self.model_yaml_config: dict[str, Any] = {}
 
     def initialize(self, context: Any) -> None:
-        """Loads `serializedFile`: with `modelFile`, the weights of the class in that module; otherwise
-        TorchScript, a `.pt2` program, or ONNX.
+        """Loads the manifest's `serializedFile`: with a `modelFile`, as weights for the class in that module;
+        otherwise as TorchScript (.pt), an exported program (.pt2) or ONNX.
 
-        Raises RuntimeError for another file, ValueError if the module does not define exactly one class.
+        Raises RuntimeError for any other file, ValueError if the module does not define exactly one class.
         """
         properties = context.system_properties
         self.model_yaml_config = context.model_yaml_config or {}
@@ -72,8 +74,8 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         return torch.jit.load(model_pt_path, map_location=self.device)
 
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
-        """The only class of a module, with its weights: a state_dict, which is read without executing any
-        pickle.
+        """An instance of the module's only class, with weights from a state_dict; `weights_only` keeps pickled
+        code from running.
         """
         if not (Path(model_dir) / model_file).is_file():
             raise RuntimeError(f"the archive does not hold its modelFile '{model_file}'")
@@ -86,8 +88,8 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         return model
 
     def _compile(self) -> None:
-        """`pt2: {compile: {enable: true, ...}}` of model-config.yaml; the other keys are arguments of
-        torch.compile.
+        """Compiles the model if model-config.yaml has `pt2: {compile: {enable: true, ...}}`; the other keys
+        are arguments of torch.compile.
         """
         settings = self.model_yaml_config.get("pt2")
         options = dict(settings.get("compile") or {}) if isinstance(settings, dict) else {}
@@ -106,12 +108,12 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
 
     @timed
     def postprocess(self, data: Any) -> Any:
-        """A list with an answer for each row."""
+        """Turns the model's output into a list with one result per row."""
         return data.tolist()
 
     def handle(self, data: Any, context: Any) -> Any:
-        """The answers to a batch; with the header `explain` or `describe` set to "True", the result of
-        explain_handle or describe_handle.
+        """The results of a batch. If the header `explain` or `describe` of its first request is "True", the
+        result of explain_handle or describe_handle instead.
         """
         began = time.perf_counter()
         self.context = context
@@ -131,8 +133,8 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         return bool(self.context.request_processor) and self.context.get_request_header(0, header) == "True"
 
     def explain_handle(self, data_preprocess: Any, raw_data: Any) -> Any:
-        """The result of a subclass's `get_insights` for the prepared data, the raw data and the class to
-        explain.
+        """Explains a prediction by the subclass's `get_insights`, which gets the prepared data, the raw data
+        and the index of the class to explain.
         """
         row = raw_data[0]
         target = (row.get("target") if isinstance(row, dict) else None) or 0
@@ -142,7 +144,7 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         raise NotImplementedError(f"{type(self).__name__} has no get_insights, which explanations need")
 
     def describe_handle(self) -> Any:
-        """A subclass's description of its model."""
+        """Describes the model; subclasses override this."""
         return None
 
     def get_device(self) -> Any:

@@ -1,4 +1,4 @@
-"""Image classification."""
+"""The handler for image classification."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from backline.compat.ts.utils.util import map_class_to_label
 
 from .vision_handler import VisionHandler
 
-#: Mean and standard deviation of ImageNet's channels.
+#: Normalizes channels by the mean and standard deviation of ImageNet.
 NORMALIZE = transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
 
 class ImageClassifier(VisionHandler):
-    """The probabilities of the `topk` most probable classes, by name."""
+    """Returns the `topk` most probable classes of each image, as {name: probability}."""
 
     topk = 5
     image_processing = transforms.Compose(

@@ -1,4 +1,4 @@
-"""Image segmentation."""
+"""The handler for image segmentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .vision_handler import VisionHandler
 
 
 class ImageSegmenter(VisionHandler):
-    """For each image [height, width, 2]: each pixel's most probable class, and its probability."""
+    """Returns for each image [height, width, 2]: every pixel's most probable class, and its probability."""
 
     image_processing = transforms.Compose(
         [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE]

@@ -1,4 +1,4 @@
-"""Object detection."""
+"""The handler for object detection."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .vision_handler import VisionHandler
 
 
 class ObjectDetector(VisionHandler):
-    """For each image, a list of {name: box, "score": score}: the objects with a score of at least
-    `threshold`.
+    """Returns for each image a list of {class name: box, "score": score}, for the objects with a score of at
+    least `threshold`.
     """
 
     threshold = 0.5
@@ -22,7 +22,7 @@ class ObjectDetector(VisionHandler):
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """A list, because detectors take images of different sizes."""
+        """A list of tensors, because detectors take images of different sizes."""
         return [self._tensor(row.get("data") or row.get("body")).to(self.device) for row in data]
 
     @timed
@@ -31,7 +31,9 @@ class ObjectDetector(VisionHandler):
 
         with torch.inference_mode():
             found = self.model(data, *args, **kwargs)
-        return found[1] if isinstance(found, tuple) else found  # in TorchScript: losses, detections
+        return (
+            found[1] if isinstance(found, tuple) else found
+        )  # TorchScript detectors return (losses, detections)
 
     @timed
     def postprocess(self, data: Any) -> Any:

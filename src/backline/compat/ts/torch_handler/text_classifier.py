@@ -1,4 +1,4 @@
-"""Text classification."""
+"""The handler for text classification."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .text_handler import TextHandler
 
 
 class TextClassifier(TextHandler):
-    """The probabilities of all classes by name. The model takes the indices of words and word pairs, and
-    offsets; one text at a time.
+    """Returns the probabilities of all classes by name. Classifies one text at a time; the model takes the
+    indices of its words and word pairs, and an offset.
     """
 
     ngrams = 2
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """The numbers of the words of the first row, and the words. Raises KeyError for a word without a
-        number.
+        """The vocabulary indices of the first row's words and word pairs, and the words. Raises KeyError for a
+        word that the vocabulary lacks.
         """
         text = data[0].get("data") or data[0].get("body")
         if isinstance(text, (bytes, bytearray)):

@@ -17,7 +17,7 @@ from .base_handler import BaseHandler
 
 
 class VisionHandler(BaseHandler, abc.ABC):
-    """A row is an image file, one in base64, or nested lists of numbers. `image_processing` turns an image
+    """Accepts image files, plain or in base64, and nested lists of numbers. `image_processing` turns an image
     into a tensor.
     """
 

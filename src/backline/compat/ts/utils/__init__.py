@@ -1,1 +1,1 @@
-"""Functions for handlers and their loader."""
+"""Functions that handlers import."""

@@ -1,4 +1,4 @@
-"""Class names of a model, and Python classes of modules."""
+"""Functions that handlers import: label mappings, and the Python classes in a module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class PredictionException(Exception):
-    """A handler raises it to answer all requests of its batch with a message and an HTTP status."""
+    """Raised by a handler to fail all requests of its batch with a message and an HTTP status."""
 
     def __init__(self, message: str, error_code: int = 500) -> None:
         super().__init__(message)
@@ -33,10 +33,10 @@ def list_classes_from_module(module: ModuleType, parent_class: type | None = Non
 
 
 def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
-    """The class names by index (as a string), from an index_to_name.json; None without the file.
+    """The class names by index (as a string), from an index_to_name.json; None if there is no such file.
 
-    A name is a string, or the last one in a list; older files are {"object_type_names": [...]}. Raises
-    ValueError for others.
+    A name is a string, or the last of a list of strings. Older files are {"object_type_names": [...]}.
+    Raises ValueError for any other content.
     """
     path = Path(mapping_file_path)
     if not path.is_file():
@@ -60,7 +60,9 @@ def map_class_to_label(
     mapping: dict[str, str] | None = None,
     lbl_classes: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """For each row, the values by class name; `lbl_classes` are the classes, by default 0, 1, 2..."""
+    """For each row, {class name: value}; `lbl_classes` are the class indices of the values, by default 0, 1,
+    2...
+    """
     rows = lbl_classes if lbl_classes is not None else [range(len(row)) for row in probs]
     return [
         {

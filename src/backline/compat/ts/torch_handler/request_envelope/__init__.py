@@ -1,1 +1,1 @@
-"""Envelopes between a request's body and a handler: `json`, `kserve`, `kservev2`, `body`."""
+"""Envelopes, which translate between request bodies and a handler: `json`, `kserve`, `kservev2`, `body`."""

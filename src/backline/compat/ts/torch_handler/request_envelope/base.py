@@ -9,7 +9,7 @@ from typing import Any
 
 
 class BaseEnvelope(abc.ABC):
-    """Translates the rows of a batch for a handler, and its answers back."""
+    """Translates the rows of a batch for a handler, and its results back."""
 
     def __init__(self, handle_fn: Callable[[Any, Any], Any]) -> None:
         self._handle_fn = handle_fn
@@ -28,11 +28,11 @@ class BaseEnvelope(abc.ABC):
 
 
 def body_of(row: Any) -> Any:
-    """The body of a row."""
+    """The body of a request, which TorchServe passes under the key "data" or "body"."""
     return row.get("data") or row.get("body")
 
 
 def json_of(row: Any) -> Any:
-    """The body of a row as JSON. Raises ValueError."""
+    """The body of a request, parsed as JSON. Raises ValueError if it is invalid."""
     body = body_of(row)
     return json.loads(body) if isinstance(body, (bytes, bytearray, str)) else body

@@ -1,4 +1,4 @@
-"""The handler gets the bodies unchanged."""
+"""The envelope that passes request bodies to the handler unchanged."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""KServe's v1 protocol: `{"instances": [...]}` in, `{"predictions": [...]}` out; one request's instances
-are the batch.
+"""KServe's v1 protocol: `{"instances": [...]}` in, `{"predictions": [...]}` out. The instances of a single
+request form the batch.
 """
 
 from __future__ import annotations
