@@ -56,7 +56,7 @@ class Embedded:
         return self._lifecycle.state_folder
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Loads the models that the options ask for. A model that fails to load is UNAVAILABLE, with the reason.
+        """Loads the models that the options ask for. One that fails to load is UNAVAILABLE, with the reason.
 
         Raises BacklineError if a repository cannot be read, or, with `exit_on_error`, if a model fails.
         """

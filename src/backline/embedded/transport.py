@@ -187,7 +187,7 @@ def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
 
 
 async def _within(timeout: float, change: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a change. Raises DeadlineExceeded after `timeout` seconds, without cancelling the change."""
+    """Waits for a change. Raises DeadlineExceeded after `timeout` seconds, without cancelling the change."""
     task = asyncio.ensure_future(change)
     done, _ = await asyncio.wait((task,), timeout=timeout)
     if not done:

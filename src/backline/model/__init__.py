@@ -1,9 +1,8 @@
-"""What a `model.py` imports: datatypes for type hints, further parameters of `predict`, metrics and
-errors.
+"""What a `model.py` imports: types for hints, special parameters of `predict`, metrics and errors.
 
 >>> class Model: ... def predict(self, x: FP32[16]) -> FP32[16]: ... return x + 1
 
-Needs NumPy only, and no server: a notebook or a test can use a model as any other class,
+Needs only NumPy and no server, so a notebook or a test can use a model like any other class:
 `Model().predict(x)`.
 """
 

@@ -22,14 +22,14 @@ _ITEM = np.dtype(np.float32).itemsize
 
 @dataclass(frozen=True, slots=True)
 class AudioHint(OrNone):
-    """Sound at `rate` samples per second. `format` is the file format of an output, "" for WAV."""
+    """Sound at `rate` samples per second. `format` is the file format of an output; empty for WAV."""
 
     rate: int
     channels: int = 1
     format: str = ""
 
     def check(self, *, output: bool) -> None:
-        """See Media."""
+        """Checks the hint, as described in Media.check."""
         _soundfile(), _soxr()
         if self.format and not output:
             raise InvalidArgument(
@@ -56,7 +56,9 @@ class AudioHint(OrNone):
         return np.ascontiguousarray(samples[:, 0] if self.channels == 1 else samples.T)
 
     def _mixed(self, samples: np.ndarray) -> np.ndarray:
-        """Mixes all channels into one, or repeats one as all."""
+        """Converts to the expected number of channels: mixes all into one, or copies one to all. Raises
+        InvalidArgument for other numbers.
+        """
         found = samples.shape[1]
         if found == self.channels:
             return samples
@@ -89,12 +91,12 @@ class AudioHint(OrNone):
 
 
 class Audio(_Array):
-    """Sound: a file in the request (WAV, FLAC, OGG, MP3 and whatever else libsndfile reads), FP32 in the
-    model.
+    """Sound, sent as a file (WAV, FLAC, OGG, MP3 or another format of libsndfile) and passed to the model as
+    an FP32 array.
 
-    `Audio[16000]` is one channel at 16 kHz, [samples]; `Audio[44100, 2]` two, [2, samples]. An output becomes
-    a WAV file, or a FLAC file with `Audio[44100, 2, "FLAC"]`. `Audio[16000].decode(data)` returns what a
-    model gets.
+    `Audio[16000]` is one channel at 16 kHz, [samples]; `Audio[44100, 2]` is two channels, [2, samples]. An
+    output becomes a WAV file, or a FLAC file with `Audio[44100, 2, "FLAC"]`. `Audio[16000].decode(data)`
+    returns the array that a model would get.
     """
 
     def __class_getitem__(cls, given: int | tuple[Any, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Where this instance of a model computes."""
+"""The device on which this instance of a model computes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ def device() -> str:
     """The device that the server has placed this instance on, in PyTorch's notation: "cpu", or "cuda:1"
     for GPU 1.
 
-    "cpu" without a server, and if the configuration leaves the place to the model (KIND_MODEL).
+    Returns "cpu" without a server, or if the configuration leaves the choice to the model (KIND_MODEL).
     """
     return _Placement.device
 
 
 def place(kind: str, index: int) -> None:
-    """Sets the device, in the worker process that runs the model."""
+    """Sets the device. The worker process calls this before it loads the model."""
     _Placement.device = f"cuda:{index}" if kind == "gpu" else "cpu"

@@ -1,4 +1,4 @@
-"""Type hints for a model's inputs and outputs: arrays, and files that are decoded to arrays."""
+"""Type hints for a model's inputs and outputs: arrays, and files that are decoded into arrays."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DECODED_LIMIT: Final = 256 << 20
 
 
 class OrNone:
-    """A hint that is an object rather than a type. `hint | None` is the hint itself: whether an input is
-    optional follows from its default.
+    """The base of hints that are objects rather than types. `hint | None` is the hint itself, because an
+    input is optional if its parameter has a default.
     """
 
     __slots__ = ()
@@ -45,8 +45,8 @@ def without_none(hint: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ArrayHint(OrNone):
-    """An array of a datatype; -1 in `shape` is any size. Excludes the batch dimension of models that take
-    batches.
+    """An array with a datatype and a shape, in which -1 is any size. The shape excludes the batch dimension
+    of models that take batches.
     """
 
     datatype: DataType
@@ -54,9 +54,7 @@ class ArrayHint(OrNone):
 
 
 class _Typed(_Array):
-    """An array of one datatype: `FP32[3, 224, 224]`, `FP32[-1]` of any length, `FP32` alone one dimension
-    of any length.
-    """
+    """An array of one datatype, such as `FP32[3, 224, 224]`; -1 is any size. `FP32` alone means `FP32[-1]`."""
 
     datatype: ClassVar[DataType]
 
@@ -125,26 +123,26 @@ class FP64(_Typed):
 
 
 class BF16(_Typed):
-    """The bits of each number, as uint16: NumPy has no such dtype."""
+    """bfloat16, passed to the model as the bits in uint16, because NumPy has no such dtype."""
 
     datatype = DataType.BF16
 
 
 class BYTES(_Typed):
-    """An object array of `bytes`."""
+    """Byte strings: a NumPy object array of `bytes`."""
 
     datatype = DataType.BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request without its inputs: `predict` gets it in a parameter with this type hint. Not for models
-    that take batches.
+    """A request's properties other than its inputs. `predict` gets them in a parameter with this type hint,
+    unless the model takes batches.
     """
 
     id: str = ""
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    #: Its sequence, 0 for none, and whether it is the first or last one in it.
+    #: The id of its sequence, 0 for none, and whether it is the first or the last request there.
     sequence: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
@@ -154,10 +152,10 @@ class Request:
 
 
 class Models(Protocol):
-    """The other models of the server: `predict` gets a client, as from `backline.connect`, in a parameter
-    with this type hint.
+    """A client for the other models of the server, as from `backline.connect`. `predict` gets it in a
+    parameter with this type hint.
 
-    An `async def predict` gets one as from `backline.connect_async`. Calls inherit the deadline and priority
+    An `async def predict` gets a client as from `backline.connect_async`. Calls inherit the deadline and priority
     of the request, and are cancelled with it. Without a server, pass a client:
 
     >>> Model().predict(frames, models=backline.connect("http://localhost:8000"))
@@ -167,26 +165,26 @@ class Models(Protocol):
         """A model by name, called with its inputs: `models["pitch"](frames)["output"]`."""
 
     def model(self, name: str, version: str | int = "") -> Any:
-        """A model at a version or label."""
+        """The model of this name, at a version or label."""
 
 
 class Media(Protocol):
-    """Decodes a file to what `predict` gets, and encodes what it returns as a file."""
+    """Decodes a file into the value that `predict` gets, and encodes the value it returns as a file."""
 
     def check(self, *, output: bool) -> None:
-        """Raises InvalidArgument for a hint without meaning for an input (or output), Internal for a
-        missing library.
+        """Raises InvalidArgument if the hint is invalid for an input (or `output`), Internal if a library is
+        missing.
         """
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
-        """Raises InvalidArgument if the file cannot be decoded, or would exceed `limit` bytes decoded."""
+        """Decodes a file. Raises InvalidArgument for an invalid one, or for more than `limit` decoded bytes."""
 
     def encode(self, value: Any) -> bytes:
-        """Raises TypeError or ValueError for a value that does not fit the hint."""
+        """Encodes a value as a file. Raises TypeError or ValueError if it does not fit the hint."""
 
 
 def library(module: str, what: str, package: str, extra: str) -> Any:
-    """Imports a library. Raises Internal with what to install if it is missing."""
+    """Imports a library. If it is missing, raises Internal, which says what to install."""
     try:
         return import_module(module)
     except ImportError as error:

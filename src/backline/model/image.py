@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 else:
     _Array = object
 
-#: The formats that are decoded. Some of Pillow's others start external programs, so requests must not choose
-#: them.
+#: The formats that are decoded. No others, because Pillow starts external programs for some of them.
 _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _WRITTEN: Final = ("PNG", "JPEG", "WEBP")
 _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
@@ -25,8 +24,8 @@ _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 
 @dataclass(frozen=True, slots=True)
 class ImageHint(OrNone):
-    """An image as an array of `mode`, or as a Pillow image. `format` is the file format of an output, ""
-    for PNG.
+    """An image as an array of Pillow's `mode`, or as a Pillow image. `format` is the file format of an
+    output; empty for PNG.
     """
 
     mode: str = "RGB"
@@ -34,7 +33,7 @@ class ImageHint(OrNone):
     as_object: bool = False
 
     def check(self, *, output: bool) -> None:
-        """See Media."""
+        """Checks the hint, as described in Media.check."""
         _pillow()
         if self.format and not output:
             raise InvalidArgument(
@@ -42,7 +41,7 @@ class ImageHint(OrNone):
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
-        """Decodes the first image of a file, upright by its EXIF orientation: UINT8 [height, width,
+        """Decodes the first image of a file, rotated by its EXIF orientation, to UINT8 [height, width,
         channels], or [height, width] for grey ("L").
         """
         pillow = _pillow()
@@ -102,12 +101,12 @@ class ImageHint(OrNone):
 
 
 class Image(_Array):
-    """An image: a file in the request (PNG, JPEG, WebP, GIF, BMP, TIFF), UINT8 [height, width, 3] in the
-    model.
+    """An image, sent as a file (PNG, JPEG, WebP, GIF, BMP, TIFF) and passed to the model as UINT8 [height,
+    width, 3].
 
     `Image["L"]` is grey, [height, width]; `Image["RGBA"]` has 4 channels. An output becomes a PNG file, or a
     JPEG file with `Image["RGB", "JPEG"]`. With the hint `PIL.Image.Image` the model gets and returns Pillow
-    images. `Image["RGB"].decode(data)` returns what a model gets.
+    images. `Image["RGB"].decode(data)` returns the array that a model would get.
     """
 
     def __class_getitem__(cls, given: str | tuple[str, str]) -> Any:

@@ -5,7 +5,7 @@
 >>> words.value(language="en")
 3.0
 
-The page shows sums over all worker processes, and keeps them when one ends. Without a server they stay local.
+The page shows sums over all worker processes, including ended ones. Without a server, values stay local.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
 _Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
-#: The default buckets of a histogram: 5 ms to 10 s, if it observes seconds.
+#: The default buckets of a histogram: 5 ms to 10 s, if its observations are in seconds.
 DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Page(Protocol):
-    """Where metrics are shown."""
+    """A metrics page, to which metrics are sent."""
 
     def declare(self, name: str, kind: _Kind, description: str) -> None:
-        """Raises InvalidArgument for an invalid name, AlreadyExists for one of another kind."""
+        """Adds a metric. Raises InvalidArgument for an invalid name, AlreadyExists if it has another kind."""
 
     def record(
         self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
     ) -> None:
-        """`action` is "increment", "set" or "observe"."""
+        """Records a value; `action` is "increment", "set" or "observe"."""
 
 
 class _Server:
@@ -38,8 +38,8 @@ class _Server:
 
 
 def connect(page: Page, **labels: str) -> None:
-    """Sends what is recorded from now on to the server's page, with these labels added. For the worker
-    process that runs the model.
+    """Sends all values recorded from now on to the server's page, with these labels added. Called by the
+    worker process.
     """
     _Server.page, _Server.labels = page, labels
 
@@ -55,7 +55,7 @@ class _Metric:
             _Server.page.declare(name, self.kind, description)
 
     def value(self, **labels: str) -> float:
-        """What this process has recorded: for a histogram, the number of observations."""
+        """The value that this process has recorded; for a histogram, the number of observations."""
         return self._values.get(tuple(sorted(labels.items())), 0.0)
 
     def _keep(self, labels: Mapping[str, str], value: float, *, add: bool) -> None:
@@ -82,10 +82,10 @@ class Counter(_Metric):
     kind = "counter"
 
     def increment(self, value: float = 1.0, **labels: str) -> None:
-        """Raises ValueError for a negative value."""
+        """Adds to the counter. Raises ValueError for a negative value."""
         if value < 0:
             raise ValueError(
-                f"counter '{self.name}' cannot be incremented by {value}: it only grows; take a Gauge"
+                f"counter '{self.name}' cannot be incremented by {value}: it only grows; use a Gauge"
             )
         self._keep(labels, value, add=True)
         self._show("increment", labels, value)
@@ -106,7 +106,7 @@ class Gauge(_Metric):
 
 
 class Histogram(_Metric):
-    """The distribution of observations over `buckets`, upper bounds in ascending order."""
+    """The distribution of observations over `buckets`, given as upper bounds in ascending order."""
 
     kind = "histogram"
 

@@ -1,4 +1,4 @@
-"""How many cores this process may use, and keeping threads to some of them (Linux: sched_setaffinity(2))."""
+"""The number of cores that this process may use, and pinning of threads to cores (sched_setaffinity(2))."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
-    """The cores that this process may use: those of its affinity, limited by its container's quota (cgroup
-    v2), rounded up.
+    """The number of cores that this process may use: its affinity, limited by its container's quota (cgroup
+    v2, rounded up).
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -28,7 +28,7 @@ def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
 
 
 def check_cores(model: str, cores: Collection[int]) -> None:
-    """Raises InvalidArgument if a model cannot be pinned to these cores."""
+    """Raises InvalidArgument if threads of a model cannot be pinned to these cores."""
     if not cores:
         return
     if not hasattr(os, "sched_setaffinity"):
@@ -46,8 +46,8 @@ def check_cores(model: str, cores: Collection[int]) -> None:
 
 
 def pin(cores: Collection[int]) -> None:
-    """Pins the calling thread, and threads that it starts from now on, to these cores; does nothing
-    without any.
+    """Pins the calling thread, and threads that it starts from now on, to these cores; does nothing if
+    there are none.
     """
     if cores:
         os.sched_setaffinity(0, cores)
@@ -55,7 +55,7 @@ def pin(cores: Collection[int]) -> None:
 
 @contextmanager
 def pinned(cores: Collection[int]) -> Iterator[None]:
-    """Pins the calling thread to these cores for a while; what it starts meanwhile inherits them."""
+    """Pins the calling thread to these cores within the context; processes started there inherit them."""
     if not cores:
         yield
         return
@@ -68,7 +68,7 @@ def pinned(cores: Collection[int]) -> Iterator[None]:
 
 
 def format_cores(cores: Collection[int]) -> str:
-    """Core numbers for people: "0-3, 6"."""
+    """Formats core numbers for messages, as "0-3, 6"."""
     ranges: list[list[int]] = []
     for core in sorted(cores):
         if ranges and core == ranges[-1][1] + 1:

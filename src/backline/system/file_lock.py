@@ -16,19 +16,19 @@ _POLL_SECONDS = 0.05
 
 
 class Stopped(Exception):
-    """The work was stopped because nobody needs its result any more."""
+    """The wait for a lock was stopped."""
 
 
 @contextlib.contextmanager
 def locked(file: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Held by one thread of one process at a time. Raises Stopped if `stop` turns true during the wait."""
+    """A lock held by one thread of one process at a time. Raises Stopped if `stop` turns true while waiting."""
     descriptor = open_lock(file)
     waiting = threading.Event()
     try:
         while not try_lock(descriptor):
             if stop():
                 raise Stopped
-            waiting.wait(_POLL_SECONDS)  # polling, as a wait in flock could not be stopped
+            waiting.wait(_POLL_SECONDS)  # polls, because a wait in flock could not be stopped
         os.utime(descriptor)
         yield
     finally:
@@ -36,12 +36,12 @@ def locked(file: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[Non
 
 
 def open_lock(file: Path) -> int:
-    """A descriptor to lock; closing it unlocks."""
+    """Opens a file as a descriptor for `try_lock`; closing it releases the lock."""
     return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Takes the lock, exclusively or shared; False if another holds it."""
+    """Takes the lock, exclusive or shared; returns False if another descriptor holds it."""
     if sys.platform == "win32":
         return True  # without locks, work may be done twice, but results still appear atomically
     try:
@@ -52,7 +52,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
 
 def hold(folder: Path) -> int:
-    """Shares the lock of a folder until the descriptor and all its copies in other processes are closed."""
+    """Takes a shared lock on a folder; it ends when the descriptor and its copies in other processes are closed."""
     descriptor = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):  # a file system without locks
         try_lock(descriptor, shared=True)

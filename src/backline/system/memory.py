@@ -1,4 +1,4 @@
-"""The resident memory of processes, and how glibc keeps memory that this one has freed."""
+"""The resident memory of processes, and settings of glibc's allocator for this one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 
-#: Bytes from which a block gets its own pages.
+#: The size in bytes from which a block gets its own pages.
 LARGE_BLOCK = 1 << 20
 #: Parameters of mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
@@ -18,7 +18,7 @@ _M_ARENA_MAX = -8
 
 def resident_bytes(pid: int | None = None) -> int:
     """A process's resident memory in bytes, this process's by default; 0 if it has ended."""
-    # Where /proc exists this takes a tenth of psutil's time, and no import.
+    # Where /proc exists, this takes a tenth of psutil's time and needs no import.
     with (
         suppress(OSError, ValueError, IndexError),
         open(f"/proc/{'self' if pid is None else pid}/statm", "rb") as file,
@@ -35,8 +35,8 @@ def resident_bytes(pid: int | None = None) -> int:
 def trim() -> bool:
     """Returns freed memory to the system; False if the C library cannot.
 
-    glibc keeps freed memory in the arenas of the threads that allocated it; malloc_trim(3) returns it. Takes
-    milliseconds, in which other threads may wait for memory, but releases the GIL: call it on a thread.
+    glibc keeps freed memory in the arenas of the threads that allocated it; malloc_trim(3) returns it. This
+    takes milliseconds, in which other threads may wait for memory, but releases the GIL: call it on a thread.
     """
     trimming = _malloc_trim()
     if trimming is None:
@@ -49,7 +49,7 @@ def return_large_blocks() -> bool:
     """From now on, blocks of LARGE_BLOCK bytes or more return to the system when freed; False if the C
     library cannot.
 
-    By default glibc raises that threshold to the largest block ever freed (mallopt(3), M_MMAP_THRESHOLD). The
+    By default glibc raises this threshold to the largest block ever freed (mallopt(3), M_MMAP_THRESHOLD). The
     next model's weights then go into thread arenas, fragmented so that no trim returns them. The price: every
     large block starts with fresh pages. Applies to the whole process.
     """

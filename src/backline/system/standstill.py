@@ -1,14 +1,14 @@
-"""Whether this process was suspended, or its machine was.
+"""Detects that this process, or its machine, was suspended.
 
-After that, timeouts of others mean nothing: it is unknown how long they took, and their answers may be unread
-in a socket.
+Timeouts that expire during a suspension mean nothing: the other side may have responded in time, with its
+response still unread in a socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-#: A timer that is later than this many seconds means a suspension; a busy event loop delays it less.
+#: A timer later than this many seconds means a suspension; a busy event loop delays timers less.
 _LATE = 1.0
 
 

@@ -8,15 +8,15 @@ import platformdirs
 
 
 def user_cache() -> Path:
-    """Where remote files and environments are cached."""
+    """The folder where remote files and environments are cached."""
     try:
         return platformdirs.user_cache_path("backline")
-    except RuntimeError:  # no HOME and no passwd entry: as in container runtimes, / is the home
+    except RuntimeError:  # without HOME and a passwd entry, use / as the home, as container runtimes do
         return Path("/.cache/backline")
 
 
 def user_state() -> Path:
-    """Where servers keep state changed by requests, one folder each."""
+    """The folder where each server has a folder for state that requests change."""
     try:
         return platformdirs.user_state_path("backline")
     except RuntimeError:

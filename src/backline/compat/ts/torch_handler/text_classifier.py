@@ -21,8 +21,9 @@ class TextClassifier(TextHandler):
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """The vocabulary indices of the first row's words and word pairs, and the words. Raises KeyError for a
-        word that the vocabulary lacks.
+        """The vocabulary indices of the first row's words and word pairs, and the words.
+
+        Raises KeyError for a word that the vocabulary lacks.
         """
         text = data[0].get("data") or data[0].get("body")
         if isinstance(text, (bytes, bytearray)):

@@ -1,4 +1,4 @@
-"""KServe's v2 protocol, the Open Inference Protocol in JSON. The inputs of a single request form the batch."""
+"""KServe's v2 protocol, the Open Inference Protocol in JSON. One request's inputs form the batch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class KServev2Envelope(BaseEnvelope):
-    """Passes each input to the handler as a row, its `data` as nested lists (for BYTES, the first string); the
-    result of each row becomes an output.
+    """Passes each input to the handler as a row, with nested lists as `data` (for BYTES, the first string);
+    the result of each row becomes an output.
     """
 
     def parse_input(self, data: Any) -> Any:
