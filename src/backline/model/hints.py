@@ -54,7 +54,7 @@ class ArrayHint(OrNone):
 
 
 class _Typed(_Array):
-    """An array of one datatype, such as `FP32[3, 224, 224]`; -1 is any size. `FP32` alone means `FP32[-1]`."""
+    """An array of one datatype, as `FP32[3, 224, 224]`; -1 is any size. `FP32` alone means `FP32[-1]`."""
 
     datatype: ClassVar[DataType]
 
@@ -155,8 +155,8 @@ class Models(Protocol):
     """A client for the other models of the server, as from `backline.connect`. `predict` gets it in a
     parameter with this type hint.
 
-    An `async def predict` gets a client as from `backline.connect_async`. Calls inherit the deadline and priority
-    of the request, and are cancelled with it. Without a server, pass a client:
+    An `async def predict` gets a client as from `backline.connect_async`. Calls inherit the deadline and
+    priority of the request, and are cancelled with it. Without a server, pass a client:
 
     >>> Model().predict(frames, models=backline.connect("http://localhost:8000"))
     """
@@ -177,7 +177,7 @@ class Media(Protocol):
         """
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
-        """Decodes a file. Raises InvalidArgument for an invalid one, or for more than `limit` decoded bytes."""
+        """Decodes a file. Raises InvalidArgument for an invalid one, or if it decodes to over `limit` bytes."""
 
     def encode(self, value: Any) -> bytes:
         """Encodes a value as a file. Raises TypeError or ValueError if it does not fit the hint."""

@@ -21,7 +21,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def locked(file: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """A lock held by one thread of one process at a time. Raises Stopped if `stop` turns true while waiting."""
+    """A lock for one thread of one process at a time. Raises Stopped if `stop` returns true in the wait."""
     descriptor = open_lock(file)
     waiting = threading.Event()
     try:
@@ -52,7 +52,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
 
 def hold(folder: Path) -> int:
-    """Takes a shared lock on a folder; it ends when the descriptor and its copies in other processes are closed."""
+    """Takes a shared lock on a folder, held until all copies of the descriptor are closed."""
     descriptor = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):  # a file system without locks
         try_lock(descriptor, shared=True)

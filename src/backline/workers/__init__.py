@@ -1,3 +1,3 @@
-"""Where batches run: in this process (`here/`), or in worker processes (`process/`). The seam is
+"""Instances, which run batches: in this process (`here/`), or in worker processes (`process/`). The seam is
 `instance.Instance`.
 """

@@ -1,4 +1,4 @@
-"""Requests that run together, with timestamps of their run."""
+"""The requests that run together, their outcomes and timestamps."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Batch:
     """Requests that an instance runs together, and their outcomes.
 
     `items` is the sum of their batch sizes. `outcomes` has one entry per request, in order, once the batch
-    has run; None if the responses were sent one by one. Timestamps are of time.monotonic_ns(): taken from the
-    queue, inputs gathered, run ended, outputs split. `parts` are batches of one request each, if these ran
-    instead because the whole had failed, or if some requests of a `shared` run failed.
+    has run; an entry is None if its responses were sent one by one. Timestamps are of time.monotonic_ns():
+    taken from the queue, inputs gathered, run ended, outputs split. `parts` are batches of one request each,
+    used if the whole batch failed and its requests ran alone, or if some requests of a `shared` run failed.
     """
 
     __slots__ = (
@@ -45,7 +45,7 @@ class Batch:
         self.tickets = tickets
         self.items = items
         self.started_ns = started_ns
-        #: Whether it runs off the event loop, so that it may be abandoned while it runs.
+        #: Whether the batch runs off the event loop, so that it can be abandoned meanwhile.
         self.beside_loop = beside_loop
         self.gathered_ns = 0
         self.ran_ns = 0
@@ -54,17 +54,18 @@ class Batch:
         self.parts: list[Batch] | None = None
         #: Whether the model was called, with whatever outcome.
         self.executed = False
-        #: Whether it is a part of a run together with others, which counts as one execution.
+        #: Whether the batch is part of a larger run, which counts as one execution.
         self.shared = False
-        #: All its requests are cancelled.
+        #: Whether all its requests are cancelled.
         self.abandoned = False
         #: Ends the run early. Set by the instance, on its thread, if the runtime can do that.
         self.on_abandon: Callable[[], None] | None = None
-        #: Called when the instance can take another batch before this one has all outcomes; None after that.
+        #: Called if the instance can take another batch before this one has all outcomes; None after the
+        #: call.
         self.on_vacated: Callable[[Instance, Batch], None] | None = None
 
     def abandon(self) -> None:
-        """All requests are cancelled: the run need not complete. Called on the event loop."""
+        """Stops the run if possible, because all requests are cancelled. Called on the event loop."""
         self.abandoned = True
         # No lock: the running thread sets `on_abandon` before it reads `abandoned`, and this writes
         # `abandoned` before it reads `on_abandon`, so at least one side sees the other's write.

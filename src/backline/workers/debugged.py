@@ -22,7 +22,7 @@ _OWN_PATH = frozenset(sys.path)
 
 class DebuggedWorker(WorkerProcess):
     """Has no process: it has no heartbeat and no timeout, cannot be killed, and prints where the server
-    prints. Lives on the event loop.
+    prints. Use only on the event loop.
 
     A thread cannot be ended. If it stands at a breakpoint when the worker is stopped, it is abandoned after a
     moment.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ModelInWorkers(ABC):
-    """The counterpart of `LoadedModel` for models in worker processes. Lives on the event loop; `run` and
+    """The counterpart of `LoadedModel` for models in worker processes. Use only on the event loop; `run` and
     `close` are for other threads.
     """
 

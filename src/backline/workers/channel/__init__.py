@@ -1,1 +1,1 @@
-"""What the server and the program in a worker process share: frames, messages, shared memory."""
+"""The protocol between the server and a worker process: frames, messages and shared memory."""

@@ -1,12 +1,13 @@
-"""Shared memory between a server and one worker (an anonymous in-memory file, mapped by both), and the
-columns of tensors in it.
+"""Memory shared by the server and one worker (an anonymous in-memory file that both map), and the columns of
+tensors in it.
 
 Each side writes only to its own half. It lends blocks of that half to the other side by naming their offset
-in a message, and reuses a block once the other side has returned it. When each block returns:
+in a message, and reuses a block once the other side has returned it. The messages that lend and return
+blocks:
 
-    server's block  lent by EXECUTE, back with RESULT, unless the model kept views (then PONG or CALL)
-                    lent by RESPONSE, back with PONG or CALL
-    worker's block  lent by RESULT or CALL, back with EXECUTE, RESPONSE or PING
+    server's block  lent by EXECUTE, returned by RESULT, or by PONG or CALL if the model kept views
+                    lent by RESPONSE, returned by PONG or CALL
+    worker's block  lent by RESULT or CALL, returned by EXECUTE, RESPONSE or PING
 
 A returned block keeps its pages, so the next batch finds them warm. The file is sparse: pages never written
 take no memory. When a worker ends, its server drops the mapping; the memory lives on until the last array in
@@ -14,8 +15,7 @@ it is freed.
 
 Neither side trusts offsets: `read` checks that they lie in the other half, and `give_back` ignores a block
 that is not lent. On Linux the file is sealed against truncation. A worker can still change a block while the
-server reads it, so the server must treat tensor contents as untrusted input, which a model's output always
-is.
+server reads it, so the server must treat tensor contents as untrusted input, like any output of a model.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor, decode_tensor, element_count, encode_tensor
 from backline.workers.channel.protocol import Buffer, Column
 
-#: Bytes of the address space for each side.
+#: Bytes of address space for each side.
 HALF = 1 << 35
-#: Smaller batches travel in their frame: two copies through the socket then cost no more than lending a block
-#: and getting it back. The break-even point depends on the machine; this is low on all that were measured.
+#: Smaller batches travel in their frame, because two copies through the socket then cost no more than lending
+#: a block. The break-even point depends on the machine; this is below it on all that were measured.
 INLINE_LIMIT = 1 << 15
-#: The smallest block.
+#: The size of the smallest block, in bytes.
 _SMALLEST = 1 << 16
-#: Free bytes kept for reuse; beyond them, pages of returned blocks go back to the system.
+#: Free bytes kept for reuse; the pages of further returned blocks go back to the system.
 _KEPT = 1 << 28
 #: Columns in shared memory are aligned to this, for vector instructions.
 _ALIGNMENT: Final = 64
 
 
 def create() -> int:
-    """A file descriptor of a new arena, to be inherited by the worker."""
+    """Creates an arena; returns its file descriptor, which the worker inherits."""
     if hasattr(os, "memfd_create"):
         import fcntl
 
         descriptor = os.memfd_create("backline", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, 2 * HALF)
         # The worker may write to the file, and so could truncate it: the server's next access to its mapping
-        # would be a SIGBUS. The last seal keeps the worker from adding others, which forbid MADV_REMOVE.
+        # would raise SIGBUS. F_SEAL_SEAL keeps the worker from adding seals that would forbid MADV_REMOVE.
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         return descriptor
     import tempfile
@@ -66,7 +66,7 @@ def create() -> int:
 
 
 class Arena:
-    """One side's view. `lower` selects the half that it writes to. Not thread-safe: callers lock."""
+    """One side's view of the shared memory. `lower` selects the half that it writes to. Not thread-safe."""
 
     def __init__(self, descriptor: int, *, lower: bool) -> None:
         """Maps the file; the caller may close the descriptor afterwards."""
@@ -84,8 +84,8 @@ class Arena:
         return sum(self._sizes.values())
 
     def borrow(self, size: int) -> tuple[int, np.ndarray]:
-        """A block of at least `size` bytes to write to: its offset, and its bytes. Raises MemoryError if the
-        half is full.
+        """Lends a block of at least `size` bytes; returns its offset, and its bytes to write to. Raises
+        MemoryError if this side's half is full.
         """
         whole = max(_SMALLEST, 1 << (size - 1).bit_length())
         free = self._free[whole]
@@ -101,8 +101,8 @@ class Arena:
         return at, self._bytes[at : at + size]
 
     def give_back(self, at: int) -> None:
-        """Takes a returned block of this side. An offset that is not lent is ignored, because the other side
-        may send anything, also twice: a double return would lend one block to two batches.
+        """Takes back a block of this side. Ignores an offset that is not lent: if the other side returned a
+        block twice, two batches would otherwise get it.
         """
         size = self._sizes.pop(at, 0)
         if not size:
@@ -113,18 +113,18 @@ class Arena:
             self._map.madvise(mmap.MADV_REMOVE, at, size)
 
     def read(self, at: int, size: int, *, writable: bool = False) -> np.ndarray:
-        """Bytes of the other side's half, as a view. Raises ValueError for a range outside of it."""
+        """A view of bytes in the other side's half. Raises ValueError for a range outside of that half."""
         start = HALF - self._start
         if not (start <= at and size >= 0 and at + size <= start + HALF):
-            raise ValueError(f"{size} bytes at {at} are not in the memory that the other side may write to")
+            raise ValueError(f"{size} bytes at {at} are outside the other side's half of the shared memory")
         found = np.frombuffer(self._map, np.uint8, size, at)
         found.flags.writeable = writable
         return found
 
 
 def when_unused(block: np.ndarray, done: Callable[[], None]) -> None:
-    """Calls `done` once no view of a block is left, on whichever thread frees the last one. `block` is what
-    `Arena.read` returned: numpy views keep it alive as their base.
+    """Calls `done` when the last view of a block is freed, on the thread that frees it. `block` must come
+    from `Arena.read`: NumPy views keep it alive as their base.
     """
     finalizer = weakref.finalize(block, done)
     finalizer.atexit = False
@@ -133,11 +133,11 @@ def when_unused(block: np.ndarray, done: Callable[[], None]) -> None:
 def pack_columns(
     parts: Sequence[Sequence[Sequence[Tensor]]], arena: Arena
 ) -> tuple[list[list[Column]], list[Buffer], int]:
-    """Packs tensors into columns. Returns the columns of each part, the payload that holds small batches, and
-    the block of shared memory that holds large ones (-1 for none).
+    """Packs tensors into columns. Returns the columns of each part, the payload, which holds small batches,
+    and the block of shared memory that holds a large one (-1 for none).
 
-    A part is a list of columns, a column the tensors of one name to be concatenated, in order. Raises
-    MemoryError.
+    A part is a list of columns; a column is the list of tensors of one name to be concatenated, in order.
+    Raises MemoryError if the shared memory is full.
     """
     packed: list[list[Column]] = []
     encoded: list[tuple[Column, Sequence[Tensor], list[Buffer] | None]] = []
@@ -198,11 +198,11 @@ def _write_tensors(place: np.ndarray, tensors: Sequence[Tensor]) -> None:
 def unpack_columns(
     columns: Sequence[Column], payload: memoryview, offset: int, block: np.ndarray | None, start: int
 ) -> tuple[dict[str, Tensor], int]:
-    """The tensors of columns by name, as views, and the payload offset where the next part begins.
+    """The tensors of one part by name, as views, and the payload offset where the next part begins.
 
-    `offset` is where this part begins in the payload; `block` is the shared memory from `start` on. Raises
-    InvalidArgument or ValueError if a column lies about its size, or points outside of its block: columns
-    come from the other process.
+    `offset` is where this part begins in the payload; `block` is the shared memory from `start` on. Columns
+    come from the other process: raises InvalidArgument or ValueError if one has a wrong size, or points
+    outside of its block.
     """
     tensors: dict[str, Tensor] = {}
     for name, type_name, dims, size, at in ((c.name, c.datatype, c.shape, c.size, c.at) for c in columns):
@@ -223,6 +223,6 @@ def unpack_columns(
             raise InvalidArgument(
                 f"column '{name}' has {size} bytes for shape {list(shape)} of {datatype.name}"
             )
-        # A numpy view, not a memoryview: it keeps `block` alive, which is how its last use is noticed.
+        # A NumPy view, not a memoryview: it keeps `block` alive, so that `when_unused` notices its last use.
         tensors[name] = Tensor(name, datatype, shape, place.view(datatype.dtype).reshape(shape))
     return tensors, offset

@@ -1,4 +1,4 @@
-"""The seam to what a model in a worker process may ask of the server."""
+"""The seam between workers and the server's functions that models may call."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ Outcome: TypeAlias = Literal["success", "fail", "cancel"]
 
 
 class Calls(Protocol):
-    """What a model in a worker process may ask of the server. Lives on the event loop; every method raises
-    BacklineError.
+    """The server's functions that a model in a worker process may call. Use only on the event loop. All
+    methods may raise BacklineError.
     """
 
     def submit(self, ticket: Ticket) -> None:
-        """Engine.submit, but refuses a call that would wait for its own caller."""
+        """Submits a call like Engine.submit, but refuses one that would wait for its own caller."""
 
     def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:
-        """A call ended, after this many nanoseconds."""
+        """Reports that a call ended after `ns` nanoseconds."""
 
     def is_ready(self, model: str, version: str) -> bool:
         """Whether a model can serve; for an empty name, whether the server is ready."""
 
     async def describe(self, model: str, version: str) -> Described:
-        """A model's inputs and outputs with full shapes, and its serving versions. Loads a model that is on
-        demand.
+        """A model's inputs and outputs with full shapes, and its serving versions. Loads an on-demand model
+        first.
         """
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
-        """Control.load. `config` is a configuration as JSON, `files` are contents by path."""
+        """Loads a model, see Control.load. `config` is a configuration as JSON, `files` are contents by path."""
 
     async def unload(self, model: str, version: str, *, dependents: bool) -> None:
-        """Control.unload."""
+        """Unloads a model, see Control.unload."""
 
     def measure(self, message: Measure) -> float | None:
-        """Records or reads a metric of the model; returns the value if one was asked for."""
+        """Records or reads a metric of the model; returns the value if `message` asks for it."""
 
     def forget(self) -> None:
-        """The model is unloaded: its metrics are removed."""
+        """Removes the model's metrics, because it is unloaded."""

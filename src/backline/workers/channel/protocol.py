@@ -15,11 +15,11 @@ A worker has three channels.
 
 - Data: the server sends LOAD once and then EXECUTE; the worker responds with LOADED or FAILED, and then
   RESULT.
-- Control: the worker reads it on a separate thread, so it works while a model computes. PING and PONG (each
-  returns blocks of shared memory), CANCEL, STOP, and CREDIT for further responses.
-- Calls: the worker sends, from any thread. CALL calls another model of the server, ASK is about models. The
-  server sends RESPONSE, flagged when it is the last, or ENDED where no response follows. DROP and MORE are to
-  calls what CANCEL and CREDIT are to requests. A call belongs to open requests of the worker: it inherits
+- Control: the worker reads it on a separate thread, so it works while a model computes. PING and PONG (both
+  return blocks of shared memory), CANCEL, STOP, and CREDIT for further responses.
+- Calls: the worker sends, from any thread. CALL calls another model of the server, ASK asks about models. The
+  server sends RESPONSE, flagged if it is the last, or ENDED if no response follows. For calls, DROP and MORE
+  do what CANCEL and CREDIT do for requests. A call belongs to open requests of the worker: it inherits
   their deadline and priority, and is cancelled when all of them are. MEASURE, LOG, LIMIT and READY are
   one-way notices.
 
@@ -49,14 +49,14 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 PREFIX = struct.Struct("<B3xII")
 #: Responses that a decoupled model may send for one request before the server grants further credit.
 WINDOW = 16
-#: A larger frame is a protocol violation: large tensors do not travel in frames.
+#: The largest frame in bytes; a larger one violates the protocol, because large tensors do not need frames.
 MAX_FRAME = 1 << 30
 #: The exit status of a worker that lost its channel to the server (EX_PROTOCOL of sysexits.h).
 CONNECTION_LOST = 76
 
 
 class Kind(IntEnum):
-    """The kind of a frame."""
+    """Identifies a frame's message."""
 
     LOAD = 1
     LOADED = 2
@@ -93,7 +93,7 @@ class Spec(msgspec.Struct, array_like=True):
 
 
 class WorkerLoad(msgspec.Struct, array_like=True):
-    """What a worker is to load.
+    """LOAD: the model that a worker loads.
 
     `adapter` names the kind of model, "python" or "torchserve". `path` is the model's file, `folder` the
     model's folder above its versions. `instance` is the name of this instance, and `device_kind` and
@@ -101,9 +101,9 @@ class WorkerLoad(msgspec.Struct, array_like=True):
     configuration, None where it has none. `configuration` is all of it with defaults, the JSON of an
     inference.ModelConfig.
 
-    With `complete`, a model that can complete its configuration does only that; another worker then loads it.
-    With `joining`, each request arrives as a separate part; a model that wants them joined applies these
-    rules itself and sets `joins`.
+    With `complete`, a model that can complete its configuration does nothing else; another worker then loads
+    it. With `joining`, each request arrives as a separate part; a model that wants requests joined applies
+    these rules itself and sets `joins`.
     """
 
     adapter: str
@@ -124,13 +124,13 @@ class WorkerLoad(msgspec.Struct, array_like=True):
 
 
 class WorkerLoaded(msgspec.Struct, array_like=True):
-    """What a worker has loaded. `shape`s exclude the batch dimension if `max_batch_size` is above 0.
+    """LOADED: describes the loaded model. Shapes exclude the batch dimension if `max_batch_size` is above 0.
 
     `decoupled` models send any number of responses. `concurrency` is how many batches the worker takes at
     once. A `deferred` model may respond to requests after it returned from their batch, while it runs the
-    next. `completed` is the configuration of a model that was only asked to complete it, and runs nothing.
-    Requests to a `joined_if_asked` model run together only if its configuration has `dynamic_batching`. The
-    fields after `warnings` are the model's own settings, None where it has none.
+    next one. `completed` is the completed configuration, if LOAD asked for that; the worker then runs
+    nothing. Requests to a `joined_if_asked` model run together only if its configuration has
+    `dynamic_batching`. The fields after `warnings` are the model's own settings, None where it has none.
     """
 
     inputs: list[Spec]
@@ -151,8 +151,8 @@ class WorkerLoaded(msgspec.Struct, array_like=True):
 
 
 class Failed(msgspec.Struct, array_like=True):
-    """Why a load failed: `message` for people, with the line in the model's file, and `details`, the whole
-    traceback.
+    """FAILED: why a load failed. `message` is for people and names the line in the model's file; `details` is
+    the whole traceback.
     """
 
     message: str
@@ -160,10 +160,10 @@ class Failed(msgspec.Struct, array_like=True):
 
 
 class Column(msgspec.Struct, array_like=True):
-    """The tensors of one name of all requests of a part, concatenated; `shape` covers all of them.
+    """The concatenated tensors of one name, from all requests of a part; `shape` is that of the whole.
 
-    With a negative `at`, its `size` bytes follow those of the previous columns in the payload; otherwise they
-    are in shared memory at this offset.
+    If `at` is negative, the `size` bytes follow the previous column in the payload; otherwise they are in
+    shared memory at this offset.
     """
 
     name: str
@@ -177,7 +177,7 @@ class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
     """A request without its tensors.
 
     `timeout` is the seconds until its deadline, 0 for none. `queue_timeout_us` is the longest that it may
-    wait in a queue, in microseconds, 0 for any time. `trace` is its position in a trace, as
+    wait in a queue, in microseconds, 0 for any time. `trace` is its trace context, as from
     engine.tracing.Trace.context.
     """
 
@@ -194,10 +194,10 @@ class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class Part(msgspec.Struct, array_like=True):
-    """The tensors of the requests with these numbers. `rows` has the rows of each in the columns; it is empty
-    for one request, whose tensors are whole.
+    """The tensors of the requests with these numbers. `rows` has the number of rows of each in the columns;
+    it is empty for a single request.
 
-    In a RESULT a part responds to its requests: for the last time unless `more`.
+    In a RESULT, a part holds responses to its requests: the last ones, unless `more` is set.
     """
 
     numbers: list[int]
@@ -208,9 +208,9 @@ class Part(msgspec.Struct, array_like=True):
 
 
 class Execute(msgspec.Struct, array_like=True):
-    """Requests to run together. Each number is unique for the lifetime of the worker.
+    """EXECUTE: requests to run together. Their numbers are unique for the lifetime of the worker.
 
-    `notes` is empty if no request has anything to note. `block` is the shared memory that holds the columns,
+    `notes` is empty if all would have default values. `block` is the shared memory that holds the columns,
     -1 for none. `returned` are blocks of the worker that the server no longer holds.
     """
 
@@ -222,7 +222,7 @@ class Execute(msgspec.Struct, array_like=True):
 
 
 class RequestFailure(msgspec.Struct, array_like=True):
-    """One request has failed. `kind` is the name of a class in backline.engine.errors."""
+    """The failure of one request. `kind` is the name of a class in backline.engine.errors."""
 
     number: int
     kind: str
@@ -231,13 +231,13 @@ class RequestFailure(msgspec.Struct, array_like=True):
 
 
 class Result(msgspec.Struct, array_like=True):
-    """Responses. `done` means the worker is free for the next batch; responses still missing come in later
+    """RESULT: responses. `done` means the worker is free for the next batch; missing responses come in later
     RESULTs.
 
-    `ended` are requests that get no further response, `rescheduled` those of iterative sequences that the
-    model wants to run again. `block` is the shared memory that holds the columns, -1 for none. `kept` means
-    the model still holds inputs in the block of the EXECUTE; a PONG or CALL returns it later. `began_ns` and
-    `ran_ns` are of the system's monotonic clock.
+    `ended` are requests that get no further response, `rescheduled` are requests of iterative sequences that
+    the model wants to run again. `block` is the shared memory that holds the columns, -1 for none. `kept`
+    means the model still holds inputs in the block of the EXECUTE; a PONG or CALL returns it later.
+    `began_ns` and `ran_ns` are of the system's monotonic clock.
     """
 
     batch: int
@@ -253,24 +253,23 @@ class Result(msgspec.Struct, array_like=True):
 
 
 class NumberList(msgspec.Struct, array_like=True):
-    """Of CANCEL: numbers of cancelled requests. Of PING and PONG: blocks of the other side's half that are
-    returned.
+    """Numbers. CANCEL: cancelled requests. PING and PONG: returned blocks of the other side's half.
 
-    Of CREDIT: a request, and how many further responses it may send on top of the initial WINDOW. Of DROP:
-    calls that the worker has abandoned. Of MORE: a call, and how many further responses it may get, as for
-    CREDIT. Of LIMIT: the resident bytes that the model allows its worker, set before it is loaded.
+    CREDIT: a request, and how many further responses it may send on top of the initial WINDOW. DROP: calls
+    that the worker has abandoned. MORE: a call, and how many further responses the server may send to it.
+    LIMIT: the resident bytes that the model allows its worker, sent before LOADED.
     """
 
     numbers: list[int]
 
 
 class WorkerCall(msgspec.Struct, array_like=True):
-    """A call of another model of the server. `number` is unique for the lifetime of the worker.
+    """CALL: a call of another model of the server. `number` is unique for the lifetime of the worker.
 
     `requests` are the worker's requests that the call is made for, empty if unknown. `stream` asks for any
-    number of responses. `note` is about the call itself. `queue_timeout` is in seconds, 0 for the model's
-    default. `returned` are blocks of the server that the worker no longer holds. `traced` are the requests
-    whose traces the call belongs to, if it is not made for `requests`.
+    number of responses. `note` has the properties of the call itself. `queue_timeout` is in seconds, 0 for
+    the model's default. `returned` are blocks of the server that the worker no longer holds. `traced` are the
+    requests whose traces the call belongs to, if it is not made for `requests`.
     """
 
     number: int
@@ -287,12 +286,12 @@ class WorkerCall(msgspec.Struct, array_like=True):
 
 
 class Ask(msgspec.Struct, array_like=True):
-    """A question about models, answered by ENDED.
+    """ASK: a question about models, answered by ENDED.
 
     `what` is "ready" (a model, or without a name the server), "describe", "load" or "unload". For a load,
     `config` replaces the configuration, and `files` are the contents of all files of the model by path, as
-    UINT8 columns. `requests` as in WorkerCall: once all of them are cancelled, the worker no longer waits. A
-    load or unload that has begun still completes.
+    UINT8 columns. `requests` are as in WorkerCall: once all of them are cancelled, the worker stops waiting,
+    but a load or unload that has begun still completes.
     """
 
     number: int
@@ -307,9 +306,10 @@ class Ask(msgspec.Struct, array_like=True):
 
 
 class Measure(msgspec.Struct, array_like=True):
-    """A metric of the model's own. `action` is "declare", "create", "increment", "set", "observe" or "value".
+    """MEASURE: a change or query of a metric that the model defines. `action` is "declare", "create",
+    "increment", "set", "observe" or "value".
 
-    With a `number` it is answered by ENDED. `bounds` are the upper bounds of a histogram's buckets.
+    With a `number`, ENDED answers it. `bounds` are the upper bounds of a histogram's buckets.
     """
 
     action: str
@@ -323,20 +323,20 @@ class Measure(msgspec.Struct, array_like=True):
 
 
 class Log(msgspec.Struct, array_like=True):
-    """A line for the server's log, at a level of Python's logging."""
+    """LOG: a line for the server's log, at a level of Python's logging."""
 
     level: int
     text: str
 
 
 class Readiness(msgspec.Struct, array_like=True):
-    """Of READY: why the model reports that it is not ready; empty if it is."""
+    """READY: why the model reports that it is not ready; empty if it is ready."""
 
     reason: str
 
 
 class Response(msgspec.Struct, array_like=True):
-    """A response to a call. `returned` are blocks of the worker that the server no longer holds."""
+    """RESPONSE: a response to a call. `returned` are blocks of the worker that the server no longer holds."""
 
     number: int
     model: str
@@ -350,8 +350,8 @@ class Response(msgspec.Struct, array_like=True):
 
 
 class Ended(msgspec.Struct, array_like=True):
-    """The end of a call without a further response, or the answer to an ASK or MEASURE: `value`, or a failure
-    as in RequestFailure.
+    """ENDED: ends a call without a further response, or answers an ASK or MEASURE with `value`, or with a
+    failure as in RequestFailure.
     """
 
     number: int
@@ -362,9 +362,7 @@ class Ended(msgspec.Struct, array_like=True):
 
 
 class Described(msgspec.Struct, array_like=True):
-    """The `value` that answers an ASK to "describe": inputs and outputs with full shapes, and the versions
-    that serve.
-    """
+    """The answer to an ASK "describe": inputs and outputs with full shapes, and the versions that serve."""
 
     versions: list[str]
     platform: str
@@ -373,7 +371,7 @@ class Described(msgspec.Struct, array_like=True):
 
 
 class Empty(msgspec.Struct, array_like=True):
-    """STOP."""
+    """A message without fields, such as STOP."""
 
 
 STRUCTS: dict[Kind, type[msgspec.Struct]] = {
@@ -406,11 +404,11 @@ Message = TypeVar("Message", bound=msgspec.Struct)
 
 
 class WorkerProtocolError(Exception):
-    """The other side sent something that is not a valid frame, or not one that it may send."""
+    """The other side sent an invalid frame, or one that it may not send."""
 
 
 def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) -> bytes:
-    """The bytes of a frame."""
+    """Encodes a frame."""
     head = _encode(header)
     if not payload:
         return PREFIX.pack(kind, len(head), 0) + head
@@ -428,8 +426,8 @@ class FrameSplitter:
         self._needed = 0
 
     def feed(self, data: bytes | bytearray) -> list[tuple[Kind, Any, memoryview]]:
-        """The frames that are now complete: kind, header, payload. Raises WorkerProtocolError for an invalid
-        one.
+        """Returns the frames completed by `data`, as (kind, header, payload). Raises WorkerProtocolError for
+        an invalid frame.
         """
         if self._rest:
             self._rest += data

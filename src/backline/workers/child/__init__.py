@@ -1,3 +1,3 @@
-"""The program in a worker process: it loads a model, and runs what the server sends. Needs NumPy and
-msgspec only.
+"""The program in a worker process: it loads a model, and runs the batches that the server sends. Needs only
+NumPy and msgspec.
 """

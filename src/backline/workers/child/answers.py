@@ -1,5 +1,5 @@
-"""How answers to calls and questions arrive: read from the channel, and delivered to the thread or coroutine
-that waits for them.
+"""Reads the answers to a model's calls and questions from the channel, and delivers each to the thread or
+coroutine that waits for it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Take: TypeAlias = Callable[[Kind, Any, memoryview], None]
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """No further response; for a question, its answer. `alone` means the last response did not arrive in
-    the same message.
+    """The end of a call's responses, or the answer to a question. `alone` means that the last response came
+    in an earlier message.
     """
 
     value: Any = None
@@ -40,7 +40,7 @@ Deliver: TypeAlias = Callable[[Heard], object]
 
 
 class Mailbox:
-    """One thread waits here for what another one puts."""
+    """A queue in which one thread waits for answers that another thread puts."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Heard] = SimpleQueue()
@@ -59,19 +59,19 @@ class Mailbox:
 
 
 class AsyncMailbox:
-    """One coroutine waits here for what any thread puts."""
+    """A queue in which one coroutine waits for answers that any thread puts."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Heard] = asyncio.Queue()
 
     def put(self, heard: Heard) -> None:
-        """Called on any thread."""
+        """Delivers an answer. Called on any thread."""
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._queue.put_nowait, heard)
 
     async def get(self, timeout: float) -> Heard:
-        """See Mailbox.get."""
+        """The next item. Raises DeadlineExceeded if none arrives within `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout if isfinite(timeout) else None):
                 return await self._queue.get()
@@ -80,7 +80,7 @@ class AsyncMailbox:
 
 
 def response_of(heard: Heard) -> InferResponse:
-    """The response of a model that gives one. Raises the BacklineError that arrived instead."""
+    """The response of a model that is not decoupled. Raises the BacklineError that arrived instead."""
     if isinstance(heard, InferResponse):
         return heard
     raise heard if isinstance(heard, BacklineError) else Internal("a model that gives one response gave none")
@@ -94,7 +94,7 @@ def value_of(heard: Heard) -> Any:
 
 
 def failure_of(message: Ended) -> BacklineError:
-    """The error in a message."""
+    """The error that a message describes; Internal for an unknown kind."""
     kind = getattr(errors, message.kind, None)
     if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
         kind = Internal
@@ -104,11 +104,11 @@ def failure_of(message: Ended) -> BacklineError:
 
 
 class ChannelReader:
-    """Read by the waiting thread while it is the only one, which saves a thread switch; otherwise by a
-    dedicated thread.
+    """Reads the calls channel: on the waiting thread if only one waits, which saves a thread switch;
+    otherwise on a dedicated thread.
 
     `take` gets each frame, `on_end` is called when no more can arrive, and `awaited` returns whether any
-    thread waits. All are called on the thread that reads.
+    thread waits. The thread that reads calls all three.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class ChannelReader:
         self.ended = False
 
     def wait(self, heard: Mailbox) -> None:
-        """Returns once the mailbox has something, or another thread reads and will fill it."""
+        """Reads until the mailbox has an item; returns at once if another thread already reads."""
         if not self._reading.acquire(blocking=False):
             return
         try:
@@ -134,11 +134,11 @@ class ChannelReader:
                 self._read()
         finally:
             self._reading.release()
-            if self._awaited():  # threads that relied on this one: their answers would not be read
+            if self._awaited():  # other threads relied on this one to read their answers
                 self.listen()
 
     def listen(self) -> None:
-        """From now on a dedicated thread reads."""
+        """Starts a dedicated thread that reads from now on."""
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._listen, name="backline-calls", daemon=True)
@@ -152,7 +152,7 @@ class ChannelReader:
     def _read(self) -> None:
         try:
             received = self._channel.recv(_RECEIVE)
-            # A bytearray, so that a model may write to what it got.
+            # A bytearray, so that a model may write to the arrays it gets.
             for kind, message, payload in self._frames.feed(bytearray(received)):
                 self._take(kind, message, payload)
         except OSError:
@@ -169,8 +169,8 @@ class ChannelReader:
 
 
 class CallStream:
-    """The responses to a call, an iterator. The called model waits while they are not read; a reader that
-    stops early closes it.
+    """An iterator over the responses to a call. The called model waits while they are not read; close the
+    stream to stop early.
     """
 
     def __init__(self, caller: Caller, number: int, heard: Mailbox) -> None:
@@ -204,7 +204,7 @@ class CallStream:
 
 
 class AsyncCallStream:
-    """CallStream for coroutines, an asynchronous iterator."""
+    """An asynchronous iterator over the responses to a call; see CallStream."""
 
     def __init__(self, caller: Caller, number: int, heard: AsyncMailbox) -> None:
         self._heard = heard

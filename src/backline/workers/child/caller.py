@@ -1,5 +1,5 @@
-"""What a model in a worker process may ask of the server, from any thread and from coroutines: calls of other
-models, questions about them, and its metrics.
+"""Requests of a model in a worker process to the server, from any thread or coroutine: calls of other models,
+questions about them, and metrics.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class ModelCall:
     """A call of another model of the server.
 
     `requests` are those that the call is made for, if known: it inherits their deadline and priority, and is
-    cancelled when all of them are. `note` is about the call itself, its `timeout` in seconds. `queue_timeout`
-    is in seconds, 0 for the called model's default. `version` may be a label, or empty for the server's
-    choice. `traced` are the numbers of the requests whose traces the call belongs to, if it has no
-    `requests`.
+    cancelled when all of them are. `note` has the call's own properties, with `timeout` in seconds.
+    `queue_timeout` is in seconds, 0 for the called model's default. `version` may be a label, or empty for
+    the server's choice. `traced` are the numbers of the requests whose traces the call belongs to, if it has
+    no `requests`.
     """
 
     model: str
@@ -79,12 +79,12 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about the server's models, and what `ask` returns for it.
+    """A question about the server's models, for `Caller.ask`.
 
-    "ready": whether the model can serve, or for an empty name the server. "describe": protocol.Described, as
-    plain lists. "load" and "unload": None once done. `config` (a configuration as JSON) and `files` (contents
-    by path below the model's folder) replace the repository's; `dependents` unloads an ensemble's steps, too.
-    `requests` are as in ModelCall.
+    "ready" returns whether the model can serve, or the server for an empty name; "describe" returns
+    protocol.Described as plain lists; "load" and "unload" return None once done. `config` (a configuration as
+    JSON) and `files` (contents by path below the model's folder) replace the repository's; `dependents`
+    unloads an ensemble's steps, too. `requests` are as in ModelCall.
     """
 
     what: Literal["ready", "describe", "load", "unload"]
@@ -98,7 +98,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class _PendingCall:
-    """Where the answer is delivered, and the requests that the call is for."""
+    """A call in flight: where to deliver its answers, and the requests that it is for."""
 
     deliver: Deliver
     requests: Sequence[WorkerRequest] = ()
@@ -118,10 +118,10 @@ class Caller:
         self._lock = threading.Lock()
         self._reader = ChannelReader(channel, self._take, self._ended, lambda: bool(self._waiting))
 
-    # calls
+    # calling other models
 
     def infer(self, call: ModelCall) -> InferResponse:
-        """The response of a model that is not decoupled. Blocks."""
+        """Calls a model that is not decoupled, and returns its response. Blocks."""
         heard = Mailbox()
         number = self._call(call, heard.put)
         try:
@@ -131,7 +131,7 @@ class Caller:
             self.drop(number)
 
     async def infer_async(self, call: ModelCall) -> InferResponse:
-        """`infer` for coroutines. Cancelling it cancels the call."""
+        """`infer` for coroutines. Cancelling the coroutine cancels the call."""
         self._reader.listen()
         heard = AsyncMailbox()
         number = self._call(call, heard.put)
@@ -141,7 +141,7 @@ class Caller:
             self.drop(number)
 
     def stream(self, call: ModelCall) -> CallStream:
-        """The responses of a model one by one; most models have one. The call starts at once."""
+        """Calls a model, and returns an iterator over its responses. The call starts at once."""
         self._reader.listen()
         heard = Mailbox()
         return CallStream(self, self._call(call, heard.put, stream=True), heard)
@@ -152,11 +152,11 @@ class Caller:
         heard = AsyncMailbox()
         return AsyncCallStream(self, self._call(call, heard.put, stream=True), heard)
 
-    # questions
+    # asking about models
 
     def ask(self, question: Question, timeout: float = inf) -> Any:
-        """See Question; blocks. Raises DeadlineExceeded after `timeout` seconds; a load or unload still
-        completes.
+        """Answers a Question; blocks. Raises DeadlineExceeded after `timeout` seconds, but a load or unload
+        still completes.
         """
         alone = timeout == inf  # a thread that reads the socket itself cannot time out
         if not alone:
@@ -180,7 +180,7 @@ class Caller:
         finally:
             self.drop(number)
 
-    # metrics and the log
+    # metrics and logging
 
     def measure(self, message: Measure) -> Any:
         """Sends a Measure, and waits for its value."""
@@ -197,7 +197,7 @@ class Caller:
         """Sends a message that has no answer."""
         self._say(frame(kind, message))
 
-    # to the server
+    # sending to the server
 
     def _call(self, call: ModelCall, deliver: Deliver, *, stream: bool = False) -> int:
         number = next(self._numbers)
@@ -259,17 +259,17 @@ class Caller:
             raise
 
     def drop(self, number: int) -> None:
-        """Cancels a call whose answer is outstanding; otherwise does nothing."""
+        """Cancels a call, if it is still unanswered."""
         if self._waiting.pop(number, None) is not None:
             with suppress(Unavailable):
                 self._say(frame(Kind.DROP, NumberList([number])))
 
     def end_calls(self, requests: Sequence[WorkerRequest]) -> None:
-        """These requests are answered: cancels the calls in flight that were for them."""
+        """Cancels the calls in flight that were made for these requests only, because they are answered."""
         for number, waiting in tuple(self._waiting.items()):
             if waiting.requests and all(request in requests for request in waiting.requests):
                 self.drop(number)
-                waiting.deliver(Cancelled("the request that the call was for is answered"))
+                waiting.deliver(Cancelled("the request that the call was made for has been answered"))
 
     def take_more(self, number: int, responses: int) -> None:
         """Grants a stream further responses."""
@@ -282,11 +282,11 @@ class Caller:
                 self._channel.sendall(message)
         except OSError as error:
             raise Unavailable(
-                f"the server cannot be called any more: {error}."
-                " Only the worker process itself can call, not a process that it forked"
+                f"the server can no longer be called: {error}."
+                " Only the worker process itself can call it, not a process that it forked"
             ) from None
 
-    # from the server
+    # receiving from the server
 
     def _ended(self) -> None:
         for number in tuple(self._waiting):
@@ -322,27 +322,29 @@ class Caller:
 
 
 class Measures:
-    """May be used on any thread. A measure is recorded before any response that the model sends after it."""
+    """Sends the model's metrics to the server, from any thread. A value is recorded before responses that the
+    model sends later.
+    """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     def declare(self, name: str, kind: MetricKind, description: str) -> None:
-        """Waits for the server. Raises InvalidArgument or AlreadyExists if it refuses."""
+        """Adds a metric. Waits for the server; raises InvalidArgument or AlreadyExists if it refuses."""
         self._caller.measure(Measure("declare", name, kind=kind, description=description))
 
     def create(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> None:
-        """Creates a combination of labels, which the metrics page shows from now on."""
+        """Creates a combination of labels, so that the metrics page shows it before it has a value."""
         self._tell(Measure("create", name, dict(labels), list(bounds)))
 
     def record(
         self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
     ) -> None:
-        """`action` is "increment", "set" or "observe"."""
+        """Records a value; `action` is "increment", "set" or "observe"."""
         self._tell(Measure(action, name, dict(labels), list(bounds), value))
 
     def value(self, name: str, labels: Mapping[str, str]) -> float:
-        """The value at the server, over all workers. Waits for it."""
+        """The sum over all workers, which the server keeps. Waits for the server."""
         value: Any = self._caller.measure(Measure("value", name, dict(labels)))
         return float(value)
 

@@ -1,4 +1,4 @@
-"""The worker's end of the data channel: open requests, and what is sent about them."""
+"""The worker's end of the data channel: receives requests and sends responses."""
 
 from __future__ import annotations
 
@@ -34,23 +34,22 @@ class DataChannel:
         #: Held while a frame is written, so that frames do not interleave; also guards the arena.
         self.lock = threading.RLock()
         self.credits = threading.Condition()
-        #: Requests without a last answer, by number.
+        #: Requests without a last response, by number.
         self.open: dict[int, WorkerRequest] = {}
-        #: The highest number so far (numbers only rise), and the requests cancelled before they arrived. A
-        #: number above `_last` can still arrive; one below that is not open was answered. Guarded by
-        #: `_arrival`.
+        #: The highest request number so far (numbers only rise), and the requests cancelled before they
+        #: arrived. Lower numbers that are not open were answered. Guarded by `_arrival`.
         self._last = -1
         self._cancelled_early: set[int] = set()
         self._arrival = threading.Lock()
-        #: How requests are decoded; `reshape` replaces these.
+        #: Functions that decode requests; `reshape` replaces them.
         self._unpack: Unpack = unpack_columns
         self._make_batch: MakeBatch = RequestBatch
-        #: Blocks of the server, to be returned, that the model kept after its batch and has now freed.
+        #: Blocks to return to the server, which the model kept after its batch and has now freed.
         self.let_go: deque[int] = deque()
 
     def reshape(self, inputs: Reshapes, outputs: Reshapes) -> None:
-        """From now on the model sees these inputs and outputs in other shapes than the server. Costs other
-        models nothing.
+        """Reshapes inputs and outputs from now on, because the model sees them in other shapes than the
+        server.
         """
 
         def unpack(*given: Any) -> tuple[dict[str, Tensor], int]:
@@ -65,7 +64,7 @@ class DataChannel:
             self._data.sendall(message)
 
     def cancel(self, numbers: Sequence[int]) -> None:
-        """Requests are cancelled. They may not have arrived yet: control and data are separate channels."""
+        """Cancels requests, even before they arrive: control and data are separate channels."""
         for number in numbers:
             with self._arrival:
                 request = self.open.get(number)
@@ -88,13 +87,13 @@ class DataChannel:
             request.may_send(count)
 
     def take_back(self, blocks: Sequence[int]) -> None:
-        """The server has returned these blocks."""
+        """Frees blocks of the arena that the server has returned."""
         with self.lock:
             for at in blocks:
                 self.arena.give_back(at)
 
     def take_let_go(self) -> list[int]:
-        """The blocks to return to the server with the next message. Called on several threads."""
+        """Takes the blocks to return to the server with the next message. Called on several threads."""
         taken: list[int] = []
         with suppress(IndexError):
             while self.let_go:
@@ -102,7 +101,7 @@ class DataChannel:
         return taken
 
     def read_batch(self, message: Execute, payload: memoryview, *, batched: bool) -> RequestBatch:
-        """The requests of an EXECUTE."""
+        """Decodes the requests of an EXECUTE message."""
         self.take_back(message.returned)
         block: np.ndarray | None = None
         if message.block >= 0:
@@ -134,7 +133,7 @@ class DataChannel:
         return batch
 
     def pack(self, answers: Sequence[Outputs]) -> tuple[list[list[Column]], list[Buffer], int]:
-        """See `pack_columns`; one column per output."""
+        """Packs the outputs of responses, one column per output; see `pack_columns`."""
         return pack_columns([[(tensor,) for tensor in outputs] for outputs in answers], self.arena)
 
 

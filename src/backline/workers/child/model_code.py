@@ -1,4 +1,4 @@
-"""Which part of a Python model's file is the model."""
+"""Imports a Python model's file, and finds the class or function in it that is the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from backline.engine.errors import InvalidArgument
 
-#: The settings of a model: types, the expected value in words, and a check of the value.
+#: A model's settings: allowed types, the expected value in words, and a check of the value.
 _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
     "max_batch_size": ((int,), "a whole number, 0 for no batches", lambda value: value >= 0),
     "instances": ((int,), "a whole number above 0", lambda value: value > 0),
@@ -23,17 +23,18 @@ _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
     "memory_limit_bytes": ((int,), "a whole number above 0", lambda value: value > 0),
 }
 
-#: With the one that type hints read.
+#: All settings, including the one that is read with the type hints.
 _KNOWN = (*_SETTINGS, "decoded_limit_bytes")
-#: Similarity (0 to 1) from which a name counts as misspelt: max_batch for max_batch_size, but not size.
+#: Similarity (0 to 1) from which a name counts as misspelt: max_batch does for max_batch_size, size does not.
 _NEARLY = 0.78
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCode:
-    """A function whose type hints are the signature: `predict` of the class `owner`, or a plain function.
+    """A Python model: the method `predict` of the class `owner`, or a plain function. Its type hints are the
+    signature.
 
-    `settings` has the model's settings as attributes: the class, or the function's module.
+    `settings`, the class or the function's module, has the model's settings as attributes.
     """
 
     name: str
@@ -42,7 +43,7 @@ class ModelCode:
     owner: type | None = None
 
     def setting(self, name: str) -> Any:
-        """One of the model's settings, None if it has none. Raises InvalidArgument for an invalid value."""
+        """One of the model's settings; None if it is not set. Raises InvalidArgument for an invalid value."""
         value = getattr(self.settings, name, None)
         types, expected, fits = _SETTINGS[name]
         if value is None or (type(value) in types and fits(value)):
@@ -50,7 +51,7 @@ class ModelCode:
         raise InvalidArgument(f"{self.name.partition('.')[0]}.{name} is {value!r}, expected {expected}")
 
     def misspelt(self) -> list[str]:
-        """Warnings about numbers whose names nearly match a setting."""
+        """Warnings about attributes whose names nearly match a setting."""
         where = self.name.partition(".")[0] + "." if self.owner is not None else ""
         named = (
             name
@@ -71,8 +72,8 @@ class ModelCode:
 
 
 def import_file(path: Path, folder: Path) -> ModuleType:
-    """Imports a file as a module. It may import its neighbours, also relatively, and from the model's
-    folder.
+    """Imports a file as a module. It can import modules of its own folder, also relatively, and of the
+    model's folder.
     """
     for place in (folder, path.parent):
         sys.path.insert(0, str(place))
@@ -82,7 +83,7 @@ def import_file(path: Path, folder: Path) -> ModuleType:
     package.__path__ = [str(path.parent)]
     spec = spec_from_file_location(f"{package.__name__}.{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise InvalidArgument(f"'{path}' is no Python file")
+        raise InvalidArgument(f"'{path}' is not a Python file")
     module = module_from_spec(spec)
     sys.modules[package.__name__], sys.modules[spec.name], sys.modules["model"] = package, module, module
     spec.loader.exec_module(module)
@@ -117,7 +118,7 @@ def find_model(module: ModuleType, path: str) -> ModelCode:
 
 
 def _nearest(own: dict[str, Any]) -> str:
-    """A hint at what in the file may have been meant."""
+    """Suggests which class or function of the file was meant as the model."""
     for name, value in own.items():
         if isinstance(value, type):
             near = get_close_matches(
@@ -142,7 +143,7 @@ if sys.version_info >= (3, 14):
     from annotationlib import Format, get_annotations
 
     def _says_what_it_returns(function: FunctionType) -> bool:
-        # Evaluated lazily from 3.14 on: hints of other functions may name what only a type checker imports.
+        # From 3.14 on, hints may name types that only a type checker imports, so they are not evaluated.
         return "return" in get_annotations(function, format=Format.FORWARDREF)
 
 else:

@@ -1,5 +1,5 @@
-"""The transport of clients inside a worker process: a model that asks for `Models` calls others over its
-worker's channel.
+"""Clients inside a worker process, whose transport is the worker's channel: a model with a parameter `Models`
+calls others through them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from backline.workers.child.caller import Caller, ModelCall, Question
 from backline.workers.child.requests import WorkerRequest
 
 T = TypeVar("T")
-#: A call has the deadline of the request that it is for, and no other timeout unless the model sets one.
+#: No timeout: a call has the deadline of the request that it is made for, unless the model sets another.
 _OPTIONS = ClientOptions(timeout=inf)
 _URL = "inproc:server"
 
 
 class ModelsOfServer:
-    """Makes the model's clients, one per request or batch. They share what they learn about the server's
-    models.
+    """Creates the model's clients, one per request or batch. They share a cache of the server's model
+    metadata.
     """
 
     def __init__(self, caller: Caller) -> None:
@@ -43,19 +43,21 @@ class ModelsOfServer:
         self._base = AsyncClient(_URL, _OPTIONS)
 
     def blocking(self, requests: Sequence[WorkerRequest]) -> Client:
-        """For functions; usable on any thread."""
+        """The client for a function, usable on any thread."""
         return Client.over(self._base.through(BlockingTransport(self._caller, requests)), CallingThread())
 
     def awaitable(self, requests: Sequence[WorkerRequest]) -> AsyncClient:
-        """For coroutines."""
+        """The client for a coroutine."""
         return self._base.through(WorkerTransport(self._caller, requests))
 
 
 class CallingThread:
-    """Runs a client's coroutines over a BlockingTransport, which never wait for an event loop."""
+    """Runs a client's coroutines on the calling thread. With a BlockingTransport they never wait for an event
+    loop.
+    """
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """See client.sync.Runner."""
+        """Runs a coroutine to its end. Raises Unsupported if it waits."""
         try:
             coroutine.send(None)
         except StopIteration as stop:
@@ -67,7 +69,7 @@ class CallingThread:
 
 
 class WorkerTransport(Transport):
-    """For coroutines. `requests` are those of the worker that the calls are for."""
+    """The transport for coroutines. `requests` are the worker's requests that the calls are made for."""
 
     def __init__(self, caller: Caller, requests: Sequence[WorkerRequest]) -> None:
         self._caller = caller
@@ -79,7 +81,7 @@ class WorkerTransport(Transport):
         return self._control
 
     async def close(self) -> None:
-        """The channel belongs to the worker, and stays open."""
+        """Does nothing: the channel belongs to the worker, and stays open."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         return await self._caller.infer_async(self._call(call))
@@ -93,7 +95,7 @@ class WorkerTransport(Transport):
             responses.close()
 
     def _call(self, call: InferCall, *, whole: bool = True) -> ModelCall:
-        """`whole` means the timeout covers the whole call rather than each response."""
+        """Converts a call. `whole` means the timeout covers the whole call rather than each response."""
         parameters = read_parameters(call.parameters or {})
         step = parameters.sequence or SequenceStep(0)
         note = RequestNote(
@@ -149,9 +151,7 @@ class WorkerTransport(Transport):
 
 
 class BlockingTransport(WorkerTransport):
-    """For functions: its coroutines wait on the calling thread, so that no event loop is needed to run
-    them.
-    """
+    """The transport for functions: its coroutines block the calling thread, so they need no event loop."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         return self._caller.infer(self._call(call))
@@ -169,7 +169,7 @@ class BlockingTransport(WorkerTransport):
 
 
 class WorkerControl(ModelControl):
-    """What a model may change: it loads and unloads other models."""
+    """Lets a model load and unload other models; other changes raise an error."""
 
     def __init__(self, transport: WorkerTransport) -> None:
         self._transport = transport
@@ -196,7 +196,7 @@ class WorkerControl(ModelControl):
         raise _for_clients("the history of changes")
 
     async def refresh(self, timeout: float) -> None:
-        raise _for_clients("looking for new models")
+        raise _for_clients("refreshing the repositories")
 
 
 def _specs(specs: Sequence[Spec]) -> tuple[TensorSpec, ...]:

@@ -43,21 +43,21 @@ if TYPE_CHECKING:
     from backline.workers.joiner import Joiner
 
 _STREAMS = (Iterator, Generator, AsyncIterator, AsyncGenerator)
-#: Batches that an asynchronous model takes at once.
+#: The number of batches that an asynchronous model takes at once.
 _CONCURRENCY = 64
-#: The class of a model for Triton's Python backend, and the folder of the module that it imports.
+#: The class in a model for Triton's Python backend, and the folder of the module that such models import.
 _TRITON_CLASS = "TritonPythonModel"
 _TRITON_API = Path(__file__).parent / "triton" / "importable"
 
 
 def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
-    """Imports the file and makes its model. Raises what the file raises, and InvalidArgument if it has no
-    valid model.
+    """Imports the file and creates its model. Raises any exception of the file, and InvalidArgument if the
+    file has no valid model.
     """
     worker.begin(message, caller)
     place(message.device_kind, message.device_index)
     metrics.connect(Measures(caller), model=message.name, version=message.version)
-    # First on the path: the copy of Triton's module that some models bring is for editors only.
+    # First on the path, because some models bring a copy of Triton's module, which works in editors only.
     sys.path.insert(0, str(_TRITON_API))
     module = import_file(Path(message.path), Path(message.folder))
     if hasattr(module, _TRITON_CLASS):
@@ -68,7 +68,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 class PythonModel:
-    """A class with `predict`, and optionally `load` and `unload`; or a function."""
+    """A model that is a class with `predict`, and optionally `load` and `unload`; or a function."""
 
     def __init__(self, code: ModelCode, message: WorkerLoad, caller: Caller) -> None:
         self._where = f"{Path(message.path).name}, {code.name}"
@@ -105,14 +105,13 @@ class PythonModel:
         )
 
     def _make_models(self) -> ModelsOfServer:
-        # Here, so that a model that calls no others does not wait for the client's imports.
+        # Imported here, because only models that call others need the client.
         from backline.workers.child.models import ModelsOfServer
 
         return ModelsOfServer(self._caller)
 
     def _make_joiner(self, message: WorkerLoad) -> Joiner | None:
-        """What joins its requests, if the configuration has rules for joining: the model then gets the
-        same inputs as a model file of a runtime.
+        """The joiner of its requests, if the configuration has rules for joining; None otherwise.
 
         The hint of a hidden input describes the whole input rather than one item.
         """
@@ -123,7 +122,7 @@ class PythonModel:
             return None
         if self._stream:
             raise InvalidArgument(
-                f"{self._where} gives any number of responses to a request, so requests cannot be joined"
+                f"{self._where} gives any number of responses per request, so requests cannot be joined"
             )
         batch = (-1,) if self._batched else ()
         inputs = tuple(
@@ -178,8 +177,8 @@ class PythonModel:
             )
 
     def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
-        """The outputs, from the return hint, and whether it is a single value rather than a class of
-        several.
+        """The outputs, from the return hint `answer`, and whether the hint is one value rather than a class
+        with several.
         """
         is_class = (
             typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
@@ -189,7 +188,7 @@ class PythonModel:
         hints = typing.get_type_hints(answer)
         return [TypedValue.of(name, hint, self._where, output=True) for name, hint in hints.items()], False
 
-    # running
+    # running batches
 
     def execute(self, batch: RequestBatch) -> Awaitable[None] | None:
         """See WorkerModel."""
@@ -206,7 +205,7 @@ class PythonModel:
         return None
 
     def _takes_all(self, batch: RequestBatch) -> bool:
-        """Whether the requests of a batch are one run."""
+        """Whether the requests of a batch are run together, by one call of the model."""
         return self._joiner is not None or (self._batched and batch.columns is not None)
 
     def _batch_arguments(self, batch: RequestBatch) -> dict[str, Any]:
@@ -245,9 +244,7 @@ class PythonModel:
             )
 
     def _execute_batch(self, batch: RequestBatch) -> None:
-        """Runs all at once; if that fails for several, one after the other, so that an invalid request
-        fails alone.
-        """
+        """Runs all requests at once; if that fails, runs each alone, so that only invalid requests fail."""
         try:
             self._answer_batch(batch, self._predict(**self._batch_arguments(batch)))
         except BaseException as error:
@@ -343,7 +340,7 @@ class PythonModel:
         return arguments
 
     def _end_calls(self, batch: RequestBatch) -> None:
-        """The batch is done: cancels calls that it left in flight."""
+        """Cancels calls of other models that the batch left in flight."""
         if self._models is not None:
             self._caller.end_calls(batch.requests)
 
@@ -373,13 +370,15 @@ class PythonModel:
                 for output in self._outputs
             ]
         except (TypeError, ValueError) as error:
-            raise Internal(f"{self._where} returned what its type hints do not promise: {error}") from None
+            raise Internal(
+                f"{self._where} returned a value that contradicts its type hints: {error}"
+            ) from None
 
     def _fail(self, request: WorkerRequest, error: BaseException) -> None:
         if request.answered:
             return
         if request.cancelled and isinstance(error, asyncio.CancelledError):
-            error = Cancelled("nobody waits for the answer any more")
+            error = Cancelled("the request was cancelled")
         if isinstance(error, BacklineError):
             request.fail(error)
             return
@@ -399,17 +398,17 @@ def _given(requests: Sequence[WorkerRequest]) -> tuple[list[dict[str, np.ndarray
 def _check_awaited(request: WorkerRequest) -> None:
     """Raises Cancelled for a request that was cancelled before it started."""
     if request.cancelled:
-        raise Cancelled("nobody waits for the answer any more")
+        raise Cancelled("the request was cancelled")
 
 
 async def _close(answer: Any) -> None:
-    """Closes an asynchronous generator; other iterators have no such method."""
+    """Closes an answer that is an asynchronous generator."""
     if inspect.isasyncgen(answer):
         await answer.aclose()
 
 
 def _finish(hook: Any) -> None:
-    """Calls a hook; if it is a coroutine function, runs it on the worker's loop."""
+    """Calls a hook of the model, if it has one; runs a coroutine on the worker's loop."""
     if hook is None:
         return
     result = hook()

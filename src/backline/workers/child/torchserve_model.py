@@ -320,7 +320,7 @@ class TorchServeModel:
         the handler.
         """
         if request.cancelled:
-            raise Cancelled("nobody waits for the answer any more")
+            raise Cancelled("the request was cancelled")
         request.send([self._tensor([_encoded(answer)])])
 
     def _tensor(self, encoded: Sequence[bytes]) -> Tensor:

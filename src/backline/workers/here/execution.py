@@ -69,9 +69,7 @@ class Execution:
             if len(tickets) == 1 and not batch.abandoned:
                 batch.outcomes = [self._error(error)]
         if not batch.outcomes and batch.abandoned:
-            batch.outcomes = [
-                Cancelled(f"nobody waits for the answer of model '{self._name}' any more")
-            ] * len(tickets)
+            batch.outcomes = [Cancelled(f"the request to model '{self._name}' was cancelled")] * len(tickets)
         elif not batch.outcomes:
             # Not in the except clause: errors of the parts would be chained to that of the whole, and hold
             # its tensors.

@@ -307,7 +307,7 @@ class _TimedRun:
         again, self._again = self._again, True
         for ticket in tickets:
             if ticket.cancelled:
-                self._settle(ticket, Cancelled("nobody waits for the answer any more"))
+                self._settle(ticket, Cancelled("the request was cancelled"))
             elif again:
                 self._settle(
                     ticket, Internal(f"{self._limit.exceeded}, and neither did it when it was tried again")
@@ -329,7 +329,7 @@ class _TimedRun:
         while self._rest:
             ticket = self._rest.popleft()
             if ticket.cancelled:
-                self._settle(ticket, Cancelled("nobody waits for the answer any more"))
+                self._settle(ticket, Cancelled("the request was cancelled"))
             elif self._limit.reason:
                 self._settle(ticket, Unavailable(self._limit.reason, retry_after=1))
             else:

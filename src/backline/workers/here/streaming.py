@@ -80,7 +80,7 @@ class GeneratorStream:
             self._abandon()
 
     def _abandon(self) -> None:
-        self.end_early(Cancelled("nobody waits for the responses any more"))
+        self.end_early(Cancelled("the request was cancelled"))
 
     def end_early(self, error: BacklineError) -> None:
         """No more responses: the generator is closed where it stands."""
@@ -229,7 +229,8 @@ class StreamPool:
     """Runs the streams of one model version on at most `threads` threads, started on demand.
 
     A stream whose client is paused gives up its thread, so that a slow client blocks only itself; streams
-    that can continue take turns, one response each. Lives on the event loop, where responses are delivered.
+    that can continue take turns, one response each. Use only on the event loop, where responses are
+    delivered.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ model_log = logging.getLogger("backline.model")
 #: Bytes of a worker's shared memory that its calls in flight may hold. Inputs beyond that are copied, so that
 #: slow callees cannot use up the worker's half.
 _MAX_HELD = 1 << 28
-_NOBODY_WAITS = "nobody waits for the answer of the calling model any more"
+_NOBODY_WAITS = "the requests that the call was made for were cancelled"
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class _Open:
 
 
 class CallChannel:
-    """Serves the calls of one worker. Lives on the event loop.
+    """Serves the calls of one worker. Use only on the event loop.
 
     `open_requests` returns the requests with these numbers that are still open. The numbers come from the
     worker: unknown ones are dropped, so a worker cannot attach a call to requests that it does not have.

@@ -163,7 +163,7 @@ class Job:
         """Whether all its requests are cancelled; if so, it ends without a run."""
         if not all(ticket.cancelled for ticket in self.tickets):
             return False
-        self.fail(Cancelled("nobody waits for the answer any more"))
+        self.fail(Cancelled("the request was cancelled"))
         return True
 
     def apart(self) -> Iterator[Job]:
@@ -180,7 +180,7 @@ class Job:
         for position in sorted(self.open):
             ticket = tickets[position]
             if ticket.cancelled:
-                self.settle(position, Cancelled("nobody waits for the answer any more"))
+                self.settle(position, Cancelled("the request was cancelled"))
             elif self.again:
                 self.settle(
                     position, Internal(f"{ended} while it ran this request, and so had the one before")

@@ -31,7 +31,7 @@ _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 class WorkerOutput:
-    """One of a worker's two output streams. Lives on the event loop."""
+    """One of a worker's two output streams. Use only on the event loop."""
 
     def __init__(self, descriptor: int, label: str, level: int, loop: asyncio.AbstractEventLoop) -> None:
         """Takes ownership of the descriptor."""

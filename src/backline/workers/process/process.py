@@ -82,7 +82,7 @@ class WorkerCommand:
 
 
 class WorkerProcess:
-    """A running worker. Lives on the event loop.
+    """A running worker. Use only on the event loop.
 
     `on_result` gets each RESULT with its payload. `on_exit` is called once, when the process has ended, with
     the reason ("was killed by SIGSEGV ..."); everything that the worker sent before has been handled by then.

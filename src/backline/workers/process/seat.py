@@ -34,7 +34,7 @@ _LONGEST_QUEUE_TIMEOUT = 2**64 - 1
 
 
 class Seat:
-    """Lives on the event loop. `usable` means its worker has loaded the model, `free` that it can take a
+    """Use only on the event loop. `usable` means its worker has loaded the model, `free` that it can take a
     batch.
     """
 
@@ -245,7 +245,7 @@ class Seat:
         """A request gets no further response."""
         job = self._open.get(number)
         cancelled = job is not None and job.run.batch.tickets[job.by_number[number]].cancelled
-        self._settle(number, Cancelled("nobody waits for the responses any more") if cancelled else None)
+        self._settle(number, Cancelled("the request was cancelled") if cancelled else None)
 
     def _settle(self, number: int, outcome: InferResponse | BacklineError | None) -> None:
         job = self._open.pop(number, None)

@@ -74,8 +74,8 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
         return torch.jit.load(model_pt_path, map_location=self.device)
 
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
-        """An instance of the module's only class, with weights from a state_dict. `weights_only` keeps pickled
-        code from running.
+        """An instance of the module's only class, with weights from a state_dict. `weights_only` keeps
+        pickled code from running.
         """
         if not (Path(model_dir) / model_file).is_file():
             raise RuntimeError(f"the archive does not hold its modelFile '{model_file}'")
