@@ -1,5 +1,5 @@
-"""A worker on a thread of the server's process, so that its model can be debugged: the same channels, but
-no process.
+"""A worker on a thread of the server's process, so that its model can be debugged. It uses the same channels
+as a worker process.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from backline.engine.errors import Internal
 from backline.workers.child.worker import make_worker
 from backline.workers.process.process import WorkerProcess
 
-#: Modules and path before any model was imported; these are never forgotten.
+#: Modules and sys.path before any model was imported; `forget_modules` keeps these.
 _OWN_MODULES = frozenset(sys.modules)
 _OWN_PATH = frozenset(sys.path)
 
 
 class DebuggedWorker(WorkerProcess):
-    """Has no process: it has no heartbeat and no timeout, cannot be killed, and prints where the server
-    prints. Use only on the event loop.
+    """A worker without a process: it has no heartbeat and no timeout, cannot be killed, and shares the
+    server's output. Use only on the event loop.
 
-    A thread cannot be ended. If it stands at a breakpoint when the worker is stopped, it is abandoned after a
-    moment.
+    A thread cannot be killed. If it is at a breakpoint when the worker is stopped, it is abandoned after a
+    short wait.
     """
 
     farewell: ClassVar[float] = 0.5
@@ -42,7 +42,7 @@ class DebuggedWorker(WorkerProcess):
 
     @property
     def resident_bytes(self) -> int:
-        """Unknown: it is part of the server's."""
+        """Returns 0: the memory is part of the server's, and cannot be told apart."""
         return 0
 
     async def _launch(self, *descriptors: int) -> None:
@@ -61,13 +61,13 @@ class DebuggedWorker(WorkerProcess):
                 self._loop.call_soon_threadsafe(self._finish)
 
     def _beat(self) -> None:
-        """No heartbeat: a model at a breakpoint need not respond."""
+        """Sends no heartbeat, because a model at a breakpoint cannot respond."""
 
     def _look_at_memory(self) -> None:
-        """The memory is the server's."""
+        """Checks nothing, because the memory is the server's."""
 
     def hang(self, why: str) -> None:
-        """It may take as long as it likes."""
+        """Does nothing: a debugged model may take any time."""
 
     def kill(self, why: str) -> None:
         self._why = self._why or why
@@ -86,8 +86,8 @@ class DebuggedWorker(WorkerProcess):
 
 
 def forget_modules(folder: Path) -> None:
-    """Modules that models imported from below a folder are read from their files again on their next
-    import.
+    """Forgets the modules that models imported from a folder and its subfolders; their next import reads the
+    files again.
     """
     # Cached bytecode is matched by seconds and size, which a quick edit may not change.
     sys.dont_write_bytecode = True

@@ -1,4 +1,4 @@
-"""Requests as a model in a worker process sees them, and how it responds."""
+"""Requests as a model in a worker process sees them, with the methods to respond to them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WorkerRequest:
     """One request. A model responds once with `answer` or `fail`; a decoupled model calls `send` any
     number of times, then `end`.
 
-    All of these may be called on any thread, also after `WorkerModel.execute` has returned. `inputs` are
+    These methods may be called on any thread, even after `WorkerModel.execute` has returned. `inputs` are
     tensors by name.
     """
 
@@ -65,25 +65,25 @@ class WorkerRequest:
     ) -> None:
         self._batch = batch
         self._note = note
-        #: Responses that it may still send; guarded by the channel's `credits`.
+        #: The number of responses that may still be sent; guarded by the channel's `credits`.
         self._credit = WINDOW
         self._on_credit: Callable[[], None] | None = None
-        #: Its own inputs; or, if `_first` is not negative, those of the whole batch, where its rows begin at
-        #: `_first`.
+        #: The request's inputs; or, if `_first` is not negative, the inputs of the whole batch, in which the
+        #: request's rows begin at `_first`.
         self._inputs = inputs
         self._first = first
         self.number = number
-        #: Its rows in the batch, 1 for a model without batches.
+        #: The number of its rows in the batch; 1 if the model takes no batches.
         self.rows = rows
-        #: Set on another thread.
+        #: Whether the request is cancelled; set on another thread.
         self.cancelled = False
-        #: Called on another thread when it is cancelled.
+        #: Called on another thread when the request is cancelled.
         self.on_abandon: Callable[[], object] | None = None
         self.answered = False
 
     @property
     def inputs(self) -> Mapping[str, Tensor]:
-        """Empty once its batch has released them."""
+        """Input tensors by name; empty once they are released."""
         if self._first >= 0:
             self._inputs = _rows(self._inputs, self._first, self._first + self.rows)
             self._first = -1
@@ -125,17 +125,17 @@ class WorkerRequest:
 
     @property
     def timeout(self) -> float:
-        """Seconds to its deadline when it arrived here, 0 for no deadline."""
+        """Seconds to its deadline when the worker received it; 0 for no deadline."""
         return self._note.timeout
 
     @property
     def queue_timeout_us(self) -> int:
-        """The longest that it wanted to wait in a queue, in microseconds, 0 for any time."""
+        """The longest time that it could wait in a queue, in microseconds; 0 for any time."""
         return self._note.queue_timeout_us
 
     @property
     def trace(self) -> str:
-        """Its position in a trace, as JSON; empty if it is in none."""
+        """Its trace context as JSON; empty if it is not traced."""
         return self._note.trace
 
     def answer(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
@@ -147,14 +147,14 @@ class WorkerRequest:
         self._batch.fail(self, error)
 
     def send(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """Sends a response that is not the last. Blocks while the client reads no further ones."""
+        """Sends a response other than the last one. Blocks while the client does not read responses."""
         with self._batch.credits:
             self._batch.credits.wait_for(self._take_credit)
         if not self.cancelled:
             self._batch.send(self, outputs, parameters)
 
     async def send_async(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """`send` for coroutines. One call at a time."""
+        """`send` for coroutines. Await one call before the next."""
         loop = asyncio.get_running_loop()
         welcome = asyncio.Event()
 
@@ -180,7 +180,7 @@ class WorkerRequest:
         return True
 
     def may_send(self, count: int) -> None:
-        """The server grants further responses."""
+        """Adds credit for further responses, which the server grants."""
         with self._batch.credits:
             self._credit += count
             self._batch.credits.notify_all()
@@ -195,11 +195,11 @@ class WorkerRequest:
             self.on_abandon()
 
     def reschedule(self) -> None:
-        """The model wants to run it once more."""
+        """Ends this run of the request, so that the server runs it once more."""
         self._batch.reschedule(self)
 
     def end(self) -> None:
-        """Ends the responses."""
+        """Ends the request without a further response."""
         self._batch.end(self)
 
 
@@ -221,7 +221,7 @@ _AGAIN = _Again()
 
 @dataclass(slots=True)
 class _Outcome:
-    """What the next RESULT will hold."""
+    """Collects the content of the next RESULT message."""
 
     answers: list[_QueuedResponse] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
@@ -230,20 +230,20 @@ class _Outcome:
 
 
 class RequestBatch:
-    """Requests that a model gets at once. `columns` are their inputs, concatenated along the first
+    """A batch of requests, as the model gets it. `columns` are the inputs concatenated along the first
     dimension.
     """
 
     def __init__(self, connection: DataChannel, number: int, block: np.ndarray | None, block_at: int) -> None:
         self._connection = connection
         self._number = number
-        #: The shared memory that holds the inputs.
+        #: The shared memory that holds the inputs, if they are large.
         self._block = block
         self._block_at = block_at
         self._outcome = _Outcome()
         self._executing = True
         self.requests: list[WorkerRequest] = []
-        #: The concatenated inputs by name, None if shapes or names differ, or the model takes no batches.
+        #: Concatenated inputs by name; None if shapes or names differ, or the model takes no batches.
         self.columns: Mapping[str, Tensor] | None = None
 
     @property
@@ -261,8 +261,8 @@ class RequestBatch:
         outputs: Outputs,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
-        """Responds to several requests with outputs that are concatenated like their inputs in `columns`,
-        or to one with its own.
+        """Responds to one request, or to several: their outputs are then concatenated as the inputs are in
+        `columns`.
         """
         rows = [request.rows for request in requests] if len(requests) > 1 else []
         self._add(
@@ -273,7 +273,7 @@ class RequestBatch:
     def send(
         self, request: WorkerRequest, outputs: Outputs, parameters: Mapping[str, Parameter] | None
     ) -> None:
-        """See WorkerRequest."""
+        """Sends a response; see WorkerRequest.send."""
         with self._connection.lock:
             if request.answered:
                 raise RuntimeError("this request has had its last response")
@@ -283,15 +283,15 @@ class RequestBatch:
             self._flush(done=False)
 
     def end(self, request: WorkerRequest) -> None:
-        """See WorkerRequest."""
+        """Ends a request; see WorkerRequest.end."""
         self._add((request,), None)
 
     def reschedule(self, request: WorkerRequest) -> None:
-        """See WorkerRequest."""
+        """Reschedules a request; see WorkerRequest.reschedule."""
         self._add((request,), _AGAIN)
 
     def fail(self, request: WorkerRequest, error: BacklineError) -> None:
-        """See WorkerRequest."""
+        """Fails a request; see WorkerRequest.fail."""
         self._add(
             (request,), RequestFailure(request.number, type(error).__name__, error.message, error.retry_after)
         )
@@ -329,7 +329,7 @@ class RequestBatch:
         if done and self._block is not None:
             payload = list(
                 map(bytes, payload)
-            )  # copied, as they may be views of the block that is released here
+            )  # copied, because they may be views of the block released below
             kept = self._let_go()
         result = Result(
             self._number,
@@ -349,9 +349,8 @@ class RequestBatch:
         """Releases the batch's inputs in shared memory. Returns whether the model still holds views of
         them.
 
-        If it does not, the RESULT tells the server that the block is free. If it does, the block is returned
-        once the last view is freed; until then the server must not reuse it, or the model's arrays would
-        change under it.
+        If not, the RESULT returns the block to the server. Otherwise the block is returned once the last
+        view is freed, because the model's arrays would change if the server reused the block earlier.
         """
         assert self._block is not None, "the inputs are in shared memory"
         found = weakref.ref(self._block)
@@ -367,7 +366,7 @@ class RequestBatch:
         return True
 
     def finish(self, began: int, ran: int) -> None:
-        """`execute` has returned: sends what was answered, and lets the next batch come."""
+        """Sends the collected responses and asks for the next batch, once `execute` has returned."""
         with self._connection.lock:
             self._executing = False
             self._flush(done=True, began=began, ran=ran)

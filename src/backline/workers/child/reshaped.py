@@ -1,5 +1,5 @@
-"""Inputs and outputs that have another shape in the model than at the server, because the configuration
-has a `reshape`.
+"""Inputs and outputs whose shape in the model differs from that at the server, because the configuration has
+a `reshape`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from backline.workers.child.requests import Outputs, RequestBatch, WorkerRequest
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """The inputs or outputs of a model as the server sees them, and the changes of shape in both
-    directions.
-    """
+    """The inputs or outputs of a model as the server sees them, and their reshapes in both directions."""
 
     specs: list[Spec]
     to_model: Reshapes
@@ -79,7 +77,7 @@ def _shapes(
 
 
 class ReshapedBatch(RequestBatch):
-    """Requests whose outputs have another shape at the server than in the model."""
+    """A batch that reshapes the model's outputs to the shapes at the server."""
 
     def __init__(self, outputs: Reshapes, *given: Any) -> None:
         super().__init__(*given)
@@ -91,8 +89,8 @@ class ReshapedBatch(RequestBatch):
         outputs: Outputs,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
-        """See RequestBatch. A request fails if an output does not have the shape to be changed; for
-        several it raises Internal.
+        """Responds with reshaped outputs. If an output cannot be reshaped, fails a single request, and raises
+        Internal for several.
         """
         try:
             outputs = self._reshaped(outputs)
@@ -106,7 +104,7 @@ class ReshapedBatch(RequestBatch):
     def send(
         self, request: WorkerRequest, outputs: Outputs, parameters: Mapping[str, Parameter] | None
     ) -> None:
-        """See `answer`."""
+        """Sends reshaped outputs; fails the request if one cannot be reshaped."""
         try:
             outputs = self._reshaped(outputs)
         except Internal as error:

@@ -1,8 +1,8 @@
 """The entry point of a worker process, run as a file by the model's interpreter.
 
-That interpreter need not have Backline installed: the package is imported from the folder of this file,
-without making its neighbours importable, so that all other packages come from the model's environment. NumPy
-and msgspec must be there.
+The interpreter need not have Backline installed: the package is imported from the folder of this file. Other
+packages there stay hidden, so that they all come from the model's environment, which must have NumPy and
+msgspec.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _import_package() -> None:
 def _main() -> None:
     faulthandler.enable()
     sys.path.pop(0)  # this folder: a model's `import worker` must not find the module here
-    gc.disable()  # imported modules stay for good: collecting them would only cost time
+    gc.disable()  # imported modules live forever, so collecting would only cost time
     _import_package()
     from backline.workers.child.worker import end_with_parent, main
 

@@ -1,5 +1,5 @@
-"""Model archives of TorchServe in a worker process: a handler gets the rows of all requests, and returns
-an answer to each.
+"""TorchServe's model archives in a worker process: a handler gets the rows of all requests in a batch, and
+returns one result for each.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from backline.workers.child.caller import Caller
 from backline.workers.child.requests import RequestBatch, WorkerRequest
 from backline.workers.child.worker_model import WorkerModel
 
-#: Settings of TorchServe's front end without effect here, and why.
+#: Settings of TorchServe's front end that have no effect in Backline, with the reason.
 _WITHOUT_EFFECT = {
     "startupTimeout": "loads have no timeout",
     "parallelType": "a model runs in one process",
@@ -50,13 +50,13 @@ _WITHOUT_EFFECT = {
     "useJobTicket": "set max_queue_size in the configuration of the model",
     "useVenv": "a model's requirements file decides its environment",
 }
-#: Settings that change what a model does, and so cannot be ignored.
+#: Unsupported settings that cannot be ignored, because they change a model's results.
 _UNSERVED = ("sequenceBatching", "continuousBatching", "asyncCommunication")
 
 
 class ArchiveSettings:
-    """`document` is the whole file, which handlers read as well. Raises InvalidArgument for values of the
-    wrong type.
+    """The settings in model-config.yaml. `document` is the whole file, which handlers read as well. Raises
+    InvalidArgument for values of the wrong type.
     """
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ class ArchiveSettings:
         wrong = next((key for key in _UNSERVED if document.get(key)), None)
         if wrong is not None:
             raise InvalidArgument(f"model-config.yaml: {wrong} is not served here")
-        #: Requests in a batch, 0 for single requests without a batch dimension.
+        #: The most requests in a batch; 0 for single requests without a batch dimension.
         self.batch_size = size if (size := self._number("batchSize", 1)) > 1 else 0
         self.max_queue_delay_us = self._number("maxBatchDelay", 0) * 1000 if self.batch_size else 0
         self.workers = self._number("minWorkers", 0) or self._number("maxWorkers", 0) or None
@@ -105,7 +105,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
     folder = Path(message.path)
     if sys.platform != "win32":
         hold(folder)
-    # A debugged model shares this process with earlier loads of it: forget the modules of its other archives.
+    # A debugged model shares the process with its earlier loads, whose modules are removed here.
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(f"{folder.parent}{os.sep}"):
             del sys.modules[name]
@@ -131,7 +131,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 def _handler(name: str, folder: Path, context: Context) -> Handle:
-    """The initialised function that handles batches: a function of the module, or the method of its only
+    """The function that handles batches, initialised: a function of the module, or a method of its only
     class.
     """
     module_name, _, function = name.partition(":")
@@ -174,7 +174,7 @@ def _built_in(name: str) -> Any:
 
 
 class TorchServeModel:
-    """A handler, and how tensors become its rows and its answers tensors."""
+    """A handler; its rows are made from input tensors, and its results become output tensors."""
 
     def __init__(
         self, handle: Handle, context: Context, message: WorkerLoad, settings: ArchiveSettings, batch: int
@@ -214,14 +214,14 @@ class TorchServeModel:
         )
 
     def execute(self, batch: RequestBatch) -> None:
-        """See WorkerModel: all requests at once; if that fails for several, one after the other."""
+        """Runs all requests at once; if that fails for several, runs each alone."""
         if self._together and len(batch.requests) > 1:
             try:
                 self._answer(batch.requests)
                 return
             except Exception as error:
                 print(
-                    f"a batch of {len(batch.requests)} failed, its requests are tried alone: {error!r}",
+                    f"a batch of {len(batch.requests)} failed, so each request runs alone: {error!r}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -268,7 +268,7 @@ class TorchServeModel:
             start = end
 
     def _fields(self, tensor: Tensor, row: int, header: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
-        """The fields of one row: text is decoded by its content type, numbers are arrays."""
+        """The fields of one row, as (name, value): text is decoded by its content type, numbers are arrays."""
         data = tensor.data[row] if self._batched else tensor.data
         if tensor.datatype is not DataType.BYTES:
             return [(tensor.name, data)]
@@ -316,8 +316,8 @@ class TorchServeModel:
             request.answer([self._tensor(encoded)], parameters)
 
     def _send(self, request: WorkerRequest, answer: Any) -> None:
-        """Sends a response that is not the last. Raises Cancelled if the request is cancelled, which ends
-        the handler.
+        """Sends a response other than the last one. Raises Cancelled if the request is cancelled, to end the
+        handler.
         """
         if request.cancelled:
             raise Cancelled("the request was cancelled")
@@ -330,7 +330,7 @@ class TorchServeModel:
         return Tensor(self._output, DataType.BYTES, shape, data.reshape(shape))
 
     def close(self) -> None:
-        """See WorkerModel: handlers have no hook for it."""
+        """Does nothing: handlers have no hook for unloading."""
 
 
 def _in_envelope(name: str, handle: Handle) -> Handle:
@@ -344,7 +344,7 @@ def _in_envelope(name: str, handle: Handle) -> Handle:
 
 
 def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
-    """A body by its content type: JSON, text, or bytes. Raises InvalidArgument for invalid content."""
+    """Decodes a body as JSON, text or bytes, by its content type. Raises InvalidArgument if it is invalid."""
     kind = (
         next((text for name, text in header.items() if name.lower() == "content-type"), "")
         .partition(";")[0]
@@ -360,7 +360,7 @@ def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
 
 
 def _encoded(answer: Any) -> bytes:
-    """An answer as TorchServe sends it: bytes and text unchanged, everything else as JSON. Raises Internal
+    """Encodes a result as TorchServe does: bytes and text unchanged, everything else as JSON. Raises Internal
     if it has no JSON form.
     """
     if isinstance(answer, (bytes, bytearray)):
@@ -376,7 +376,7 @@ def _encoded(answer: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, tensors and their scalars as lists and numbers."""
+    """Converts arrays, tensors and their scalars to lists and numbers, for JSON."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"it holds a {type(value).__name__}")

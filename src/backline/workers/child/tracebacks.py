@@ -1,4 +1,4 @@
-"""What went wrong in a model's own code: one line for the client, everything for the log."""
+"""Describes exceptions of a model's code: one line for the client, the whole traceback for the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST_TRITON = 2000
 
 
 def reason(error: BaseException, folder: str) -> str:
-    """The exception, and its line in the model's own files: "ValueError: too loud (model.py, line 12, in
+    """The exception with its line in the model's files, as "ValueError: too loud (model.py, line 12, in
     predict)".
     """
     if isinstance(error, BacklineError):
@@ -42,7 +42,7 @@ def details(error: BaseException) -> str:
 
 
 def triton_text(error: BaseException, folder: str) -> str:
-    """The exception in Triton's form, with the lines of the model's own files only, innermost first.
+    """The exception in Triton's format, with stack frames in the model's files only, innermost first.
 
     "ValueError: too loud", an empty line, "At:", and for each frame " 1/model.py(12): execute".
     """

@@ -1,4 +1,4 @@
-"""Python values of type hints as tensors and back: arrays, text, bytes, numbers, JSON, images, sounds."""
+"""Converts tensors to Python values and back, by type hints: arrays, text, bytes, numbers, JSON, media."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _SINGLE: Mapping[type, DataType] = {
 
 @dataclass(frozen=True, slots=True)
 class TypedValue:
-    """An input or output by its hint. `kind` is the Python type of a single value, None for an array.
+    """An input or output with the type of its hint. `kind` is the Python type of a single value; None for an
+    array.
 
-    `media` decodes and encodes values that are image or sound files; `limit` is the decoded size allowed, in
-    bytes.
+    `media` decodes and encodes image and sound files; `limit` is the largest decoded size in bytes.
     """
 
     name: str
@@ -55,7 +55,7 @@ class TypedValue:
         output: bool = False,
         limit: int = DECODED_LIMIT,
     ) -> TypedValue:
-        """Raises InvalidArgument for an unsupported hint, Internal for one whose library is missing."""
+        """Reads a hint. Raises InvalidArgument if it is unsupported, Internal if its library is missing."""
         try:
             media: Media | None = image_hint(hint) or audio_hint(hint)
             if media is not None:
@@ -78,7 +78,7 @@ class TypedValue:
         return Spec(self.name, self.datatype.name, list(self.shape), self.optional)
 
     def to_python(self, tensor: Tensor) -> Any:
-        """What the model gets. Raises InvalidArgument for text, JSON, images and sounds that are invalid."""
+        """The value that the model gets. Raises InvalidArgument for invalid text, JSON, images and sounds."""
         if self.kind is None:
             return tensor.data
         value = tensor.data.reshape(-1)[0]
@@ -100,11 +100,11 @@ class TypedValue:
             return self.kind(value)
         except ValueError as error:
             expected = "text in UTF-8" if self.kind is str else f"JSON of a {self.kind.__name__}"
-            raise InvalidArgument(f"input '{self.name}' is no {expected}: {error}") from None
+            raise InvalidArgument(f"input '{self.name}' is not {expected}: {error}") from None
 
     def to_tensor(self, value: Any, rows: int | None) -> Tensor:
-        """What the model returned, with `rows` in a batch or None. Raises TypeError or ValueError if the
-        hint promises another value.
+        """The tensor for a value that the model returned; `rows` is the batch size, None without a batch.
+        Raises TypeError or ValueError if the value contradicts the hint.
         """
         if self.kind is None:
             return self._array(value, rows)
@@ -135,7 +135,9 @@ class TypedValue:
             raise type(error)(f"output '{self.name}': {error}") from None
 
     def to_flat(self, value: Any) -> Tensor:
-        """What the model returned for several requests, in one dimension. Raises TypeError as `to_tensor`."""
+        """The flat tensor for an array that the model returned for several requests. Raises TypeError if the
+        array contradicts the hint.
+        """
         data = self._typed(value).reshape(-1)
         return Tensor(self.name, self.datatype, data.shape, data)
 

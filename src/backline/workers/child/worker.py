@@ -1,5 +1,5 @@
-"""The main loop of a worker process. `start.py` runs it with the descriptors of its channels and shared
-memory.
+"""The main loop of a worker process. `start.py` runs it, with the file descriptors of the worker's channels
+and shared memory.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ from backline.workers.child.reshaped import is_reshaped, shapes_of
 from backline.workers.child.tracebacks import details, reason
 from backline.workers.child.worker_model import Adapter, WorkerModel
 
-#: Bytes per read, above most frames: large tensors travel in shared memory.
+#: Bytes per read. Most frames are smaller, because large tensors travel in shared memory.
 _RECEIVE = 1 << 18
 
 
 def main(data: int, control: int, calls: int, arena: int) -> None:
     """Runs one worker until the server sends STOP or disconnects. Never returns."""
-    # The channel closes if the server ends, or the model closes descriptors that are not its own.
+    # The channel closes if the server ends, or if the model closes file descriptors that it did not open.
     worker = make_worker(data, control, calls, arena, on_end=lambda: os._exit(CONNECTION_LOST))
     pid = os.getpid()
     os.register_at_fork(after_in_child=lambda: _forked(data, control, calls))
     try:
         worker.serve()
     except BaseException as error:
-        if os.getpid() != pid:  # a fork of the model returned into the parent's loop
+        if os.getpid() != pid:  # a process that the model forked returned into this loop
             os._exit(0)
-        if isinstance(error, OSError):  # from a channel: exceptions of the model are caught earlier
+        if isinstance(error, OSError):  # from a channel, because exceptions of the model are caught earlier
             os._exit(CONNECTION_LOST)
         raise
     sys.stdout.flush()
     sys.stderr.flush()
-    # Without waiting for the model's threads, which may never end.
+    # Does not wait for the model's threads, which may never end.
     os._exit(0)
 
 
 def make_worker(data: int, control: int, calls: int, arena: int, *, on_end: Callable[[], None]) -> Worker:
-    """The worker at these descriptors, which it takes over. `on_end` is called on a thread when the
+    """Creates a worker, which takes ownership of the descriptors. `on_end` is called on a thread when the
     control channel closes.
     """
     channel = socket(fileno=data)
@@ -75,7 +75,7 @@ def make_worker(data: int, control: int, calls: int, arena: int, *, on_end: Call
 
 
 def _forked(*descriptors: int) -> None:
-    """In a process that the model forked: it must not use the channels, and ends with its parent."""
+    """Closes the channels in a process that the model forked, and lets it end with its parent."""
     for descriptor in descriptors:
         try:
             os.close(descriptor)
@@ -95,7 +95,7 @@ def end_with_parent() -> None:
 
 
 class ControlChannel:
-    """The control channel, on a separate thread."""
+    """Reads the control channel, on a separate thread."""
 
     def __init__(
         self, control: socket, connection: DataChannel, stop: Callable[[], None], on_end: Callable[[], None]
@@ -131,7 +131,7 @@ class ControlChannel:
 
 
 class Worker:
-    """The data channel: loads, then runs batch after batch."""
+    """Serves the data channel: loads the model, then runs one batch after the other."""
 
     def __init__(self, data: socket, connection: DataChannel, caller: Caller) -> None:
         self._socket = data
@@ -177,7 +177,7 @@ class Worker:
             if is_reshaped(load) and not loaded.completed:
                 loaded = self._reshape(load, loaded)
         except BaseException as error:
-            told = isinstance(error, ModelFailed)  # its traceback has been printed already
+            told = isinstance(error, ModelFailed)  # the model's traceback is already in the log
             self._connection.send(
                 frame(Kind.FAILED, Failed(reason(error, self._folder), "" if told else details(error)))
             )
@@ -264,7 +264,7 @@ class Worker:
 
 
 def _adapter(name: str) -> Adapter:
-    # Imported here, so that each kind of model pays for its own imports only.
+    # Imported here, because a worker needs the imports of only one kind of model.
     match name:
         case "python":
             from backline.workers.child.python_model import load

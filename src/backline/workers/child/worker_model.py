@@ -1,4 +1,4 @@
-"""The seam inside a worker process: every kind of model is a `WorkerModel`."""
+"""The interface of a model in a worker process, for every kind of model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ class WorkerModel(Protocol):
         """
 
     def close(self) -> None:
-        """The worker ends."""
+        """Releases what the model holds, before the worker ends."""
 
 
-#: Makes the model of a load; with the Caller it can call other models. An exception becomes the error of the
-#: load.
+#: Creates the model of a load, which can call other models through the Caller. Exceptions fail the load.
 Adapter: TypeAlias = Callable[[WorkerLoad, Caller], WorkerModel]
