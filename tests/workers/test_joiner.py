@@ -196,7 +196,7 @@ def test_the_padding_value_has_the_datatype_of_the_input(
             Joining(padding={"x": Padding(mask="x")}, cuts={"z": Cut("x")}),
             "names the output 'z', which the model does not have; it has 'y'",
         ),
-        (Joining(padding={"x": Padding(value="x")}), "pads input 'x' with 'x', which is no FP32"),
+        (Joining(padding={"x": Padding(value="x")}), "pads input 'x' with 'x', which is not of type FP32"),
         (
             Joining(cuts={"y": Cut("x")}),
             "cuts output 'y' to the length of 'x', which is not an input padded along one axis",
@@ -224,7 +224,7 @@ def test_hidden_inputs_of_a_missing_optional_input_are_omitted() -> None:
 def test_too_few_elements_are_an_error() -> None:
     made = joiner(Joining(ragged=("x",), scattered={"y": "x"}), FLAT)
 
-    with pytest.raises(Internal, match="output 'y' has 2 elements, but the shapes of input 'x' make 3"):
+    with pytest.raises(Internal, match="output 'y' has 2 elements, but the shapes of input 'x' require 3"):
         made.split([{"x": np.zeros((1, 3))}], [1], ["y"], [np.zeros(2)])
 
 

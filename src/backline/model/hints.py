@@ -177,7 +177,7 @@ class Media(Protocol):
         """
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
-        """Decodes a file. Raises InvalidArgument for an invalid one, or if it decodes to over `limit` bytes."""
+        """Decodes a file. Raises InvalidArgument if it is invalid, or decodes to over `limit` bytes."""
 
     def encode(self, value: Any) -> bytes:
         """Encodes a value as a file. Raises TypeError or ValueError if it does not fit the hint."""

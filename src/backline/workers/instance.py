@@ -1,4 +1,4 @@
-"""The seam to where a batch runs."""
+"""The seam between schedulers and the places where batches run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Finished: TypeAlias = Callable[["Instance", Batch], None]
 
 
 class Instance(Protocol):
-    """Something that runs one batch at a time, wherever it lives."""
+    """Runs one batch at a time: on the event loop, on a thread, or in a worker process."""
 
     #: Whether `run` returns at once and the batch runs off the event loop.
     beside_loop: ClassVar[bool]
@@ -28,19 +28,19 @@ class Instance(Protocol):
 class WaitsForTurn(Protocol):
     """An instance whose batch may have to wait for a permit.
 
-    Meanwhile `form_again`, set by the driver, re-forms the batch: without expired and cancelled requests,
-    perhaps with newer ones. None may be left.
+    Meanwhile `form_again`, set by the scheduler, re-forms the batch without expired and cancelled requests,
+    perhaps with newer ones. The batch may become empty.
     """
 
     form_again: Callable[[Batch], None] | None
 
     def look_again(self) -> None:
-        """Re-forms the batch that waits, if there is one."""
+        """Re-forms the waiting batch, if there is one."""
 
 
 class Remembers(Protocol):
-    """An instance whose model may keep the state of sequences. `memory` is a new object whenever that
-    state was lost, and None while there is no worker.
+    """An instance whose model may keep the state of sequences. `memory` becomes a new object when that
+    state is lost, and is None while there is no worker.
     """
 
     @property
@@ -48,7 +48,7 @@ class Remembers(Protocol):
 
 
 def remembers(instance: Instance) -> TypeGuard[Remembers]:
-    """Whether an instance Remembers; of an instance that wraps another, whether that one does. Not
-    isinstance, which since Python 3.12 looks at the class only.
+    """Whether an instance, or the one that it wraps, is a Remembers. Not isinstance, because since Python
+    3.12 that ignores the attributes that a wrapper forwards.
     """
     return hasattr(instance, "memory")

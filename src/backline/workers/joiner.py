@@ -19,7 +19,7 @@ from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Shape, element_count
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
-#: Computes a hidden input from the requests, their rows, and the joined inputs.
+#: Computes a hidden input from the requests, their numbers of rows, and the joined inputs.
 Describe: TypeAlias = Callable[[Sequence[Arrays], Sequence[int], Arrays], np.ndarray]
 
 
@@ -63,14 +63,14 @@ def _accumulated_with_zero(
 def _max_as_shape(
     batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
 ) -> np.ndarray:
-    """Only the shape has a meaning."""
+    """Zeros, whose count is the largest element count; the model reads only the shape."""
     return np.zeros(max(_element_counts(batch_input, requests)), dtype)
 
 
 def _item_shape(
     batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
 ) -> np.ndarray:
-    """One row per item of the batch rather than per request."""
+    """The shape of each item: one row per item of the batch rather than per request."""
     return np.concatenate(
         [
             np.tile(np.array(source.shape[1:], dtype), (len(source), 1))
@@ -106,10 +106,10 @@ Column: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Joiner:
-    """Joins and splits by the rules of a `joining`. Stateless, so several threads may use it at once.
+    """Joins requests and splits outputs by the rules of a `joining`. Thread-safe, because it is stateless.
 
-    `signature` is the model's, with hidden inputs and with the batch as first dimension. `scattered` are the
-    shapes of scattered outputs as clients see them. `reshapes` give the inputs' shapes in the model, which
+    `signature` is the model's, with hidden inputs and with the batch as first dimension. `scattered` has the
+    shapes of scattered outputs as clients see them. `reshapes` gives the shapes of inputs in the model, which
     batch inputs describe. A model that is not `batched` gets one request at a time, and its outputs are not
     split by rows.
 
@@ -154,9 +154,7 @@ class Joiner:
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
 
     def not_filled_up(self) -> Joiner:
-        """A joiner that leaves a single request unchanged: without buckets, and without sizes to fill up
-        to.
-        """
+        """A joiner that leaves a single request unchanged: it pads to no bucket, and fills up no batch."""
         where, signature, scattered, reshapes = self._made_of
         padding = {
             name: replace(padding, buckets=padding.buckets if padding.most else ())
@@ -166,7 +164,7 @@ class Joiner:
         return Joiner(where, joining, signature, scattered, batched=self._batched, reshapes=reshapes)
 
     def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """The inputs of the model, from requests with this many rows each. JoiningCheck decides which
+        """Joins requests, which have `rows` rows each, to the inputs of the model. JoiningCheck decides which
         requests may be joined.
         """
         requests, rows = self._filled_up(requests, rows)
@@ -191,7 +189,7 @@ class Joiner:
         return [*requests, *[row] * missing], [*rows, *[1] * missing]
 
     def run_size(self, rows: Sequence[int]) -> int:
-        """The number of rows of the run for these requests."""
+        """The number of rows in a run of these requests, including filled-up ones."""
         return self.joining.batch_size(sum(rows))
 
     def split(
@@ -201,8 +199,8 @@ class Joiner:
         names: Sequence[str],
         arrays: Sequence[np.ndarray],
     ) -> list[list[np.ndarray]]:
-        """The outputs `names` of each request, from those of the run. Raises Internal if they are too
-        short or too long.
+        """Splits a run's outputs `arrays`, called `names`, into those of each request. Raises Internal if
+        they are too short or too long.
         """
         outputs: list[list[np.ndarray]] = [[] for _ in requests]
         for name, array in zip(names, arrays, strict=True):
@@ -251,7 +249,7 @@ class Joiner:
         if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
             raise Internal(
                 f"output '{name}' has {flat.size} elements,"
-                f" but the shapes of input '{source}' make {ends[-1]}"
+                f" but the shapes of input '{source}' require {ends[-1]}"
             )
         return [
             flat[end - element_count(shape) : end].reshape(shape)
@@ -291,7 +289,7 @@ def _pad(padding: Padding, value: object, arrays: Sequence[np.ndarray]) -> np.nd
     return padded
 
 
-# outputs
+# splitting outputs
 
 
 def _cut(cut: Cut, axis: int, part: np.ndarray, request: Arrays) -> np.ndarray:
@@ -304,7 +302,7 @@ def _beside(dims: Shape, own: Shape) -> list[tuple[int, int]]:
     return [(dim, own[place] if place < len(own) else -1) for place, dim in enumerate(dims)]
 
 
-# checks of the model
+# checking the model
 
 
 def _check_names(where: str, joining: Joining, signature: Signature) -> None:
@@ -328,7 +326,7 @@ def _check_names(where: str, joining: Joining, signature: Signature) -> None:
 
 
 def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Padding]:
-    """The padding of each input, with its axes."""
+    """The padding of each padded input by name, with the axes filled in."""
     given: dict[str, Padding] = {}
     hidden = joining.hidden_inputs
     for spec in signature.inputs:
@@ -364,7 +362,7 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
 
 
 def _to_fixed_length(padding: Padding, shape: Shape) -> Padding | None:
-    """The padding of an input of this shape, with the length that the model requires if it is fixed; None
+    """The padding for an input of this shape, with the length that the model requires if it is fixed; None
     if the input cannot be padded.
     """
     varying = {axis for axis, dim in enumerate(shape) if dim < 0 and axis}
@@ -416,7 +414,7 @@ def _fill_value(where: str, spec: TensorSpec, text: str) -> object:
         return np.array(value, spec.datatype.dtype)[()]
     except (ValueError, OverflowError, KeyError):
         raise InvalidArgument(
-            f"{where} pads input '{spec.name}' with '{text}', which is no {spec.datatype.name}"
+            f"{where} pads input '{spec.name}' with '{text}', which is not of type {spec.datatype.name}"
         ) from None
 
 

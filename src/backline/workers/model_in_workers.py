@@ -1,4 +1,4 @@
-"""A model in worker processes, without the imports that running them needs."""
+"""The interface of a model in worker processes, without imports of the code that runs them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 class ModelInWorkers(ABC):
-    """The counterpart of `LoadedModel` for models in worker processes. Use only on the event loop; `run` and
-    `close` are for other threads.
+    """The counterpart of `LoadedModel` for models in worker processes. Use only on the event loop; `run`
+    is for other threads, `close` for any.
     """
 
     threads_per_run = 1
@@ -27,7 +27,7 @@ class ModelInWorkers(ABC):
     loaded: WorkerLoaded
     signature: Signature
     warnings: tuple[str, ...]
-    #: The devices that it is on, and the place of each worker.
+    #: The devices of the model, and the place of each worker.
     placed: Places
     places: tuple[Place, ...]
     #: Counts the responses of a decoupled model; None for others.
@@ -42,12 +42,12 @@ class ModelInWorkers(ABC):
     @property
     @abstractmethod
     def pids(self) -> list[int]:
-        """The processes of the workers that are alive."""
+        """The process ids of the running workers."""
 
     @property
     @abstractmethod
     def where(self) -> str:
-        """Where the model runs, for people."""
+        """Where the model runs, as text for messages."""
 
     @property
     @abstractmethod
@@ -57,7 +57,7 @@ class ModelInWorkers(ABC):
     @property
     @abstractmethod
     def resident_bytes(self) -> int:
-        """The resident memory of all workers."""
+        """The resident memory of all workers, in bytes."""
 
     @abstractmethod
     def instances(self) -> Sequence[Instance]:
@@ -65,8 +65,8 @@ class ModelInWorkers(ABC):
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel. Called on any thread but the event loop's. Of a decoupled model, returns the
-        last response.
+        """Runs the model as LoadedModel.run does, on any thread but the event loop's. For a decoupled model,
+        returns the last response.
         """
 
     @abstractmethod

@@ -31,7 +31,7 @@ class Calls(Protocol):
         """
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
-        """Loads a model, see Control.load. `config` is a configuration as JSON, `files` are contents by path."""
+        """Loads a model, see Control.load. `config` is JSON, `files` are file contents by path."""
 
     async def unload(self, model: str, version: str, *, dependents: bool) -> None:
         """Unloads a model, see Control.unload."""

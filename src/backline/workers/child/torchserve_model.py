@@ -268,7 +268,7 @@ class TorchServeModel:
             start = end
 
     def _fields(self, tensor: Tensor, row: int, header: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
-        """The fields of one row, as (name, value): text is decoded by its content type, numbers are arrays."""
+        """The fields of a row, as (name, value): text is decoded by its content type, numbers are arrays."""
         data = tensor.data[row] if self._batched else tensor.data
         if tensor.datatype is not DataType.BYTES:
             return [(tensor.name, data)]

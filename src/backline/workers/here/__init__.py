@@ -1,1 +1,1 @@
-"""Instances in this process: inline on the event loop, on threads, as streams on a pool of threads."""
+"""Instances in this process: inline on the event loop, on threads, or as streams on a pool of threads."""

@@ -1,5 +1,5 @@
-"""One run of a model: gather the inputs of a batch, run, split the outputs; and the cores that the runs of
-all models on threads share, so that busy models do not oversubscribe them.
+"""Runs of models in this process: gathers the inputs of a batch, runs the model and splits its outputs. All
+runs on threads share a budget of cores, so that busy models do not oversubscribe them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from backline.workers.joiner import Joiner
 
 log = logging.getLogger("backline.workers")
 
-#: Seconds after which a waiting run starts although no core is free: the operating system shares cores with
-#: long runs better than a queue does.
+#: Seconds after which a waiting run starts even if no core is free, because the operating system shares cores
+#: with long runs better than a queue does.
 PATIENCE = 0.02
 
 
 class Execution:
     """Runs the batches of one model version. Thread-safe.
 
-    `joiner` joins and splits requests; without one they are laid one after the other along the first
-    dimension. `outputs` are what a request gets that names none, by default all of the model.
+    `joiner` joins and splits requests; without one they are concatenated along the first dimension.
+    `outputs` are returned for requests that name none; by default all outputs of the model.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Execution:
         self._name = name
         self._version = version
         self._run_model = model.run
-        # Not isinstance: a model seen through a stage forwards what it has.
+        # Not isinstance, because a stage forwards the attributes of the model that it wraps.
         self._cancellable: Cancellable | None = getattr(model, "cancellable", None)
         self._joiner = joiner
         self._outputs = tuple(spec.name for spec in model.signature.outputs) if outputs is None else outputs
@@ -71,8 +71,8 @@ class Execution:
         if not batch.outcomes and batch.abandoned:
             batch.outcomes = [Cancelled(f"the request to model '{self._name}' was cancelled")] * len(tickets)
         elif not batch.outcomes:
-            # Not in the except clause: errors of the parts would be chained to that of the whole, and hold
-            # its tensors.
+            # Not in the except clause: the parts' errors would be chained to the whole batch's error, which
+            # holds its tensors.
             batch.parts = [self._run_alone(ticket, batch) for ticket in tickets]
             batch.outcomes = [part.outcomes[0] for part in batch.parts]
         batch.ended_ns = monotonic_ns()
@@ -187,7 +187,7 @@ class Execution:
 
 
 class _WaitingRun:
-    """A run that waits for its cores."""
+    """A run that waits for cores of the budget."""
 
     __slots__ = ("cores", "granted")
 
@@ -198,8 +198,8 @@ class _WaitingRun:
 
 
 class CoreBudget:
-    """Limits the cores that compute at once, in the order in which runs ask. Called on the threads of the
-    runs.
+    """Limits the number of cores in use; runs get them in the order in which they ask. Called on the threads
+    of the runs.
 
     A run that has waited for PATIENCE starts anyway, so that a model with long runs does not block the
     others.
@@ -212,7 +212,7 @@ class CoreBudget:
         self._waiting: deque[_WaitingRun] = deque()
 
     def take(self, cores: int) -> bool:
-        """Waits for this many cores, at most all of them; returns whether it had to wait."""
+        """Takes `cores` cores, and waits until they are free; returns whether it had to wait."""
         with self._lock:
             if self._free >= cores and not self._waiting:
                 self._free -= cores
@@ -221,13 +221,13 @@ class CoreBudget:
             self._waiting.append(waiting)
         if not waiting.granted.acquire(timeout=PATIENCE):
             with self._lock:
-                if waiting in self._waiting:  # or it was granted in between
+                if waiting in self._waiting:  # otherwise the cores were granted in between
                     self._waiting.remove(waiting)
                     self._free -= cores
         return True
 
     def give(self, cores: int) -> None:
-        """The caller no longer computes."""
+        """Gives back cores that the caller took."""
         with self._lock:
             self._free += cores
             waiting = self._waiting
@@ -237,8 +237,8 @@ class CoreBudget:
 
 
 class BudgetedExecution:
-    """Runs batches within a budget. A run on `threads` threads (0 for one per core) counts as half as many
-    cores, because they are rarely all busy.
+    """Runs batches within a budget of cores. A run on `threads` threads (0 for one per core) takes half as
+    many cores, because its threads are rarely all busy.
     """
 
     def __init__(self, execute: Callable[[Batch], None], budget: CoreBudget, threads: int) -> None:
@@ -248,7 +248,7 @@ class BudgetedExecution:
         self._held: dict[Batch, None] = {}
 
     def __call__(self, batch: Batch) -> None:
-        """See Execution. The time that it waits counts as time in the queue."""
+        """Runs a batch, see Execution. Waiting for cores counts as time in the queue."""
         if self._budget.take(self._cores):
             batch.started_ns = monotonic_ns()
         self._held[batch] = None
@@ -258,8 +258,8 @@ class BudgetedExecution:
             self.release(batch)
 
     def release(self, batch: Batch) -> None:
-        """The batch is over, or its thread was abandoned: frees its cores. Called on any thread, possibly
-        twice.
+        """Frees the cores of a batch that has ended, or whose thread was abandoned. Called on any thread,
+        possibly twice.
         """
         if self._held.pop(batch, batch) is None:
             self._budget.give(self._cores)

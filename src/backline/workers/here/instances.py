@@ -1,5 +1,5 @@
-"""The instances that run one batch at a time in this process: inline on the event loop, on a thread, and on
-a thread with a time limit.
+"""Instances that run one batch at a time in this process: inline on the event loop, on a thread, or on a
+thread with a time limit.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from backline.workers.instance import Finished, Instance
 RunBatch: TypeAlias = Callable[[Batch], None]
 log = logging.getLogger("backline.workers")
 
-#: Seconds for a runtime to interrupt a run.
+#: Seconds that a runtime has to interrupt a run.
 _GRACE = 1.0
-#: Abandoned threads of a version at which it takes no more requests: each holds memory, and perhaps a core.
+#: Abandoned threads at which a version takes no more requests: each holds memory, and perhaps a core.
 MAX_STUCK = 8
 
 
 class InlineInstance:
-    """Runs on the event loop: for models that take well below a millisecond, where a thread switch would
-    cost more.
+    """Runs batches on the event loop, for models that take well below a millisecond, where a thread switch
+    would cost more.
 
-    A model that was fast when measured may get far larger requests, and blocks the event loop meanwhile.
+    A model that was fast when measured may get far larger requests, and would then block the event loop.
     `on_slow` is called once, between batches, if runs keep exceeding LONG_RUN_NS. A single slow run by the
-    wall clock may be due to other programs, so it only starts a closer look: the processor time of the
-    following runs decides.
+    wall clock may be due to other programs, so it only starts a measurement of the processor time of the
+    following runs, which decides.
     """
 
     beside_loop: ClassVar[bool] = False
-    #: Nanoseconds that a run may block the event loop.
+    #: Nanoseconds above which a run counts as slow.
     LONG_RUN_NS = 5_000_000
     #: Runs whose processor time is measured after a slow one.
     _WATCHED = 1000
-    #: Slow runs, by processor time, that suffice.
+    #: The number of slow runs, by processor time, at which `on_slow` is called.
     _ENOUGH = 2
 
     def __init__(self, execute: RunBatch, on_slow: Callable[[], None] | None = None) -> None:
@@ -83,14 +83,14 @@ class InlineInstance:
 
 
 class ThreadInstance:
-    """Runs on a dedicated thread: for runtimes that release the GIL while they compute."""
+    """Runs batches on a dedicated thread, for runtimes that release the GIL while they compute."""
 
     beside_loop: ClassVar[bool] = True
 
     def __init__(
         self, execute: RunBatch, loop: asyncio.AbstractEventLoop, name: str, cores: Collection[int] = ()
     ) -> None:
-        """The thread is pinned to `cores`; if empty, it runs on any."""
+        """Starts the thread, pinned to `cores`; if empty, it may use any core."""
         self._execute = execute
         self._loop = loop
         self._cores = cores
@@ -113,7 +113,7 @@ class ThreadInstance:
                 self._loop.call_soon_threadsafe(finished, self, batch)
             except RuntimeError:  # the loop was closed during the run
                 return
-            del work, batch, finished  # or the last batch's tensors would live until the next one
+            del work, batch, finished  # otherwise its tensors would live until the next batch
 
 
 class RunLimit:
@@ -137,9 +137,9 @@ class RunLimit:
         self.label = label
         self.seconds = seconds
         self.idempotent = idempotent
-        #: Why no run may start; empty if runs may.
+        #: The reason why no run may start; empty if runs may start.
         self.reason = ""
-        #: Runs on abandoned threads.
+        #: The number of runs on abandoned threads.
         self.stuck = 0
         self._statistics = statistics
         self._on_given_up = on_given_up
@@ -151,13 +151,13 @@ class RunLimit:
         return f"{self.label} did not finish within {self.seconds:g} s"
 
     def late(self, *, can_be_ended: bool) -> None:
-        """A run exceeds the limit."""
+        """Counts a run that exceeds the limit."""
         self._statistics.timed_out += 1
         if can_be_ended:
-            log.error("%s, and is ended", self.exceeded)
+            log.error("%s, and is interrupted", self.exceeded)
 
     def given_up(self) -> None:
-        """A thread is abandoned in a run that cannot be interrupted."""
+        """Counts a thread that is abandoned because its run cannot be interrupted."""
         self._statistics.stuck += 1
         self.stuck += 1
         stuck = self.stuck
@@ -175,7 +175,7 @@ class RunLimit:
             self._on_available(self.reason)
 
     def came_back(self) -> None:
-        """A run on an abandoned thread ended after all."""
+        """Uncounts an abandoned thread, because its run ended after all."""
         self._statistics.stuck -= 1
         self.stuck -= 1
         if self.reason and self.stuck < MAX_STUCK:
@@ -184,8 +184,8 @@ class RunLimit:
 
 
 class TimedInstance:
-    """A thread that is abandoned and replaced if a run exceeds the limit and the runtime cannot interrupt
-    it.
+    """Runs batches on a thread, which is abandoned and replaced if a run exceeds the limit and the runtime
+    cannot interrupt it.
     """
 
     beside_loop: ClassVar[bool] = True
@@ -197,7 +197,7 @@ class TimedInstance:
         limit: RunLimit,
         leave: Callable[[Batch], None] = lambda _: None,
     ) -> None:
-        """`leave` is called with the batch whose thread is abandoned."""
+        """`leave` is called with the batch of each thread that is abandoned."""
         self.limit = limit
         self.loop = loop
         self._make_thread = make_thread
@@ -205,26 +205,26 @@ class TimedInstance:
         self.thread = make_thread()
 
     def run(self, batch: Batch, finished: Finished) -> None:
-        """See Instance."""
+        """Starts a batch with the time limit, see Instance.run."""
         _TimedRun(self, batch, finished).begin()
 
     def replace_thread(self, running: Batch) -> None:
-        """Continues with another thread; the present one ends after the batch that it runs."""
+        """Starts a new thread; the old one ends after the batch that it runs."""
         self._leave(running)
         self.thread.close()
         self.thread = self._make_thread()
 
     def close(self) -> None:
-        """See Instance."""
+        """Ends the thread after its batch."""
         self.thread.close()
 
 
 class _TimedRun:
     """One batch, and the outcomes of its requests so far.
 
-    If it exceeds the limit, each request is retried alone, so that the one at fault cannot take others down
-    again. What a thread runs is always a separate Batch object, because an abandoned thread may still write
-    to it.
+    If the batch exceeds the limit, each request is retried alone, so that the request at fault cannot fail
+    others again. Threads always get a separate Batch object, because an abandoned thread may still write to
+    it.
     """
 
     def __init__(self, instance: TimedInstance, batch: Batch, finished: Finished) -> None:
@@ -235,7 +235,7 @@ class _TimedRun:
         self._running = batch
         self._late = False
         self._timer: asyncio.TimerHandle | None = None
-        #: Requests still to be retried, and finished batches with their outcomes.
+        #: The requests still to be retried, and the batches that have run.
         self._rest: deque[Ticket] = deque()
         self._again = False
         self._parts: list[Batch] = []
@@ -262,7 +262,7 @@ class _TimedRun:
     def _too_late(self) -> None:
         if self._timer is not None and stood_still(
             self._timer, self._instance.loop
-        ):  # its answer may be on its way
+        ):  # its outcome may be on the way to the event loop
             self._timer = self._instance.loop.call_later(self._limit.seconds, self._too_late)
             return
         self._late = True
@@ -295,7 +295,7 @@ class _TimedRun:
             self._end_as(batch)
 
     def _end_as(self, batch: Batch) -> None:
-        """The first run ended in time."""
+        """Finishes the whole batch with the outcomes of its first run, which ended in time."""
         whole = self._whole
         whole.outcomes, whole.parts = batch.outcomes, batch.parts
         whole.gathered_ns, whole.ran_ns, whole.ended_ns = batch.gathered_ns, batch.ran_ns, batch.ended_ns

@@ -1,6 +1,4 @@
-"""Decoupled models on threads of this process: responses are generated on any thread of a pool, and
-delivered on the event loop.
-"""
+"""Decoupled models in this process: a pool of threads generates responses, the event loop delivers them."""
 
 from __future__ import annotations
 
@@ -27,10 +25,10 @@ from backline.workers.instance import Finished, Instance
 
 log = logging.getLogger("backline.workers")
 
-#: Limits for the responses of one stream on their way to the event loop.
+#: The most responses, and bytes, of one stream on their way to the event loop.
 MAX_HANDED = 16
 MAX_HANDED_BYTES = 1024 * 1024
-#: Open streams per model version, most of which wait for their clients; further requests queue.
+#: The most open streams per model version (most wait for their clients); further requests queue.
 MAX_STREAMS = 128
 
 
@@ -60,7 +58,7 @@ class GeneratorStream:
         self._ticket: Ticket = batch.tickets[0]
         self._flow = self._ticket.flow
         self._responses: Generator[Mapping[str, np.ndarray], None, None] | None = None
-        #: Guards the state that both sides check before they wait or wake the other.
+        #: Guards the state that the thread and the event loop check before they wait or wake each other.
         self._lock = threading.Lock()
         self._parked = False
         self._handed: list[_Handed] = []
@@ -83,7 +81,7 @@ class GeneratorStream:
         self.end_early(Cancelled("the request was cancelled"))
 
     def end_early(self, error: BacklineError) -> None:
-        """No more responses: the generator is closed where it stands."""
+        """Ends the stream with an error, and closes the generator before its next response."""
         with self._lock:
             if self._early is None:
                 self._early = error
@@ -130,8 +128,8 @@ class GeneratorStream:
     # on a thread of the pool
 
     def advance(self) -> bool:
-        """Generates responses until another stream needs the thread (returns True), or the stream must
-        wait or is over.
+        """Generates responses until another stream needs the thread (returns True), or until the stream must
+        wait or has ended (returns False).
         """
         if self._responses is None:
             self._begin_responses()
@@ -260,14 +258,14 @@ class StreamPool:
         self._open = len(self.instances)
 
     def start(self, instance: Instance, batch: Batch, finished: Finished) -> None:
-        """Starts the stream of the batch's only request."""
+        """Starts a stream for the batch's only request."""
         stream = GeneratorStream(self, instance, batch, finished)
         self._streams.add(stream)
         stream.begin()
         self.put(stream)
 
     def put(self, stream: GeneratorStream) -> None:
-        """The stream can continue. Called on any thread."""
+        """Queues a stream that can continue. Called on any thread."""
         with self._lock:
             if self._ready.qsize() >= self._idle and self._threads < self._limit:
                 self._threads += 1
@@ -275,17 +273,17 @@ class StreamPool:
             self._ready.put(stream)
 
     def ended(self, stream: GeneratorStream) -> None:
-        """A stream is over."""
+        """Removes a stream that has ended."""
         self._streams.discard(stream)
         self._retire()
 
     def end_all(self, error: BacklineError) -> None:
-        """Ends every stream with an error, after the responses that it has already given."""
+        """Ends every stream with an error, after the responses that it has generated."""
         for stream in tuple(self._streams):
             stream.end_early(error)
 
     def close_one(self) -> None:
-        """One instance is closed; the threads end with the last one and its stream."""
+        """Closes one instance; the threads end with the last instance and its stream."""
         self._open -= 1
         self._retire()
 
@@ -312,11 +310,11 @@ class StreamPool:
                     return
             if stream.advance():
                 self._ready.put(stream)
-            del stream  # or the last request's tensors would live until the next one
+            del stream  # otherwise its tensors would live until the next request
 
 
 class StreamInstance:
-    """A slot for one stream of a pool."""
+    """An instance that runs one stream at a time on the pool's threads."""
 
     beside_loop: ClassVar[bool] = True
 

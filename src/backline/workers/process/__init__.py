@@ -1,1 +1,1 @@
-"""Instances in worker processes: the server's side. The program that runs in them is `workers/child/`."""
+"""The server's side of worker processes. The program that runs in these is `workers/child/`."""

@@ -1,4 +1,4 @@
-"""The calls that a worker's model makes of other models, and its other messages on the calls channel."""
+"""Serves the calls channel of a worker: calls of other models, questions, metrics and log lines."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.workers")
 model_log = logging.getLogger("backline.model")
 
-#: Bytes of a worker's shared memory that its calls in flight may hold. Inputs beyond that are copied, so that
-#: slow callees cannot use up the worker's half.
+#: Bytes of the worker's half of the shared memory that its calls in flight may hold. Further inputs are
+#: copied, so that slow callees cannot use up that half.
 _MAX_HELD = 1 << 28
 _NOBODY_WAITS = "the requests that the call was made for were cancelled"
 
 
 @dataclass(slots=True)
 class _Open:
-    """A call in flight: `asked` are the requests of the worker that it is for, `unread` the responses that
-    the worker has not consumed.
+    """A call in flight. `asked` are the worker's requests that it is made for; `unread` is the number of
+    responses that the worker has not consumed.
     """
 
     ticket: Ticket
@@ -61,8 +61,8 @@ class _Open:
 class CallChannel:
     """Serves the calls of one worker. Use only on the event loop.
 
-    `open_requests` returns the requests with these numbers that are still open. The numbers come from the
-    worker: unknown ones are dropped, so a worker cannot attach a call to requests that it does not have.
+    `open_requests` returns the open requests with the given numbers. It ignores unknown numbers, which come
+    from the worker, so that a worker cannot attach a call to requests that it does not have.
     """
 
     def __init__(
@@ -75,25 +75,25 @@ class CallChannel:
         self._open_requests = open_requests
         self._loop = loop
         self._open: dict[int, _Open] = {}
-        #: By number of a question: the requests that it is for.
+        #: The requests that each question is asked for, by number of the question.
         self._questions: dict[int, Sequence[Ticket]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def attend(self, channel: socket, process: WorkerProcess) -> None:
-        """Serves this socket from now on."""
+        """Starts to serve the socket `channel` for a worker process."""
         self._process = process
-        # The process's other channels report that it has ended.
+        # The end of this channel needs no handler: the other channels report that the process has ended.
         self._channel = ChannelEnd(channel, self._loop, self._take, process.kill)
 
     def close(self) -> None:
-        """The worker has ended: its calls are cancelled."""
+        """Cancels the worker's calls, because it has ended."""
         self._channel.close()
         self._questions.clear()
         for number in tuple(self._open):
             self._give_up(number)
 
     def abandoned(self) -> None:
-        """Some of the worker's requests were cancelled: cancels the calls all of whose requests are."""
+        """Cancels calls whose requests are all cancelled. Called after requests have been cancelled."""
         for number, one in tuple(self._open.items()):
             if _is_for_nobody(one.asked):
                 self._give_up(number)
@@ -102,7 +102,7 @@ class CallChannel:
             if _is_for_nobody(asked):
                 self._tell(number, Cancelled(_NOBODY_WAITS))
 
-    # from the worker
+    # receiving from the worker
 
     def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
         if kind in (Kind.CALL, Kind.ASK) and (
@@ -115,13 +115,13 @@ class CallChannel:
             self._call(message, self._tensors(message.columns, message.block, payload))
         elif kind is Kind.ASK:
             if any(file.datatype != DataType.UINT8.name for file in message.files):
-                raise WorkerProtocolError("a file that is no column of UINT8")
+                raise WorkerProtocolError("a file that is not a column of UINT8")
             self._ask(message, self._tensors(message.files, message.block, payload))
         elif kind is Kind.DROP:
             for number in message.numbers:
                 self._give_up(number)
                 self._fail(
-                    number, Cancelled("the answer is not wanted any more")
+                    number, Cancelled("the call was dropped")
                 )  # wakes the worker's reading thread, if it waits for this call
         elif kind is Kind.MORE:
             number, count = message.numbers
@@ -140,7 +140,7 @@ class CallChannel:
     def _measure(self, message: Measure) -> None:
         try:
             if self._calls is None:
-                raise Unsupported("there is no page of metrics: this model runs without a server")
+                raise Unsupported("metrics are not available: this model runs without a server")
             value = self._calls.measure(message)
         except BacklineError as error:
             if message.number:
@@ -161,7 +161,7 @@ class CallChannel:
             block = block.copy()
         return unpack_columns(columns, payload, 0, block, at)[0]
 
-    # calls
+    # calls of other models
 
     def _call(self, message: WorkerCall, inputs: dict[str, Tensor]) -> None:
         number = message.number
@@ -198,8 +198,8 @@ class CallChannel:
     def _request(
         self, message: WorkerCall, inputs: dict[str, Tensor], asked: Sequence[Ticket]
     ) -> InferRequest:
-        """The call as the engine sees it. For several requests, the latest deadline and the most urgent
-        priority apply.
+        """The engine's request for a call. If the call is made for several requests, the latest deadline and
+        the most urgent priority apply.
         """
         note = message.note
         limits = [monotonic() + note.timeout] if note.timeout else []
@@ -250,7 +250,7 @@ class CallChannel:
             self._end(number, error, response)
 
     def _end(self, number: int, error: BacklineError | None, response: InferResponse | None = None) -> None:
-        """Completes a call."""
+        """Completes a call with an error, a last response, or neither."""
         try:
             if error is not None:
                 self._fail(number, error)
@@ -301,7 +301,7 @@ class CallChannel:
             self._tell(message.number, value)
 
     def _tell(self, number: int, found: Any) -> None:
-        """Answers a question, unless it was answered or given up before."""
+        """Answers a question, unless it has been answered or cancelled."""
         if self._questions.pop(number, None) is None:
             return
         if isinstance(found, BacklineError):
@@ -312,7 +312,7 @@ class CallChannel:
     async def _value(self, message: Ask, files: Mapping[str, Tensor]) -> Any:
         calls, model, version = self._calls, message.model, message.version
         if calls is None:
-            raise Unsupported("there are no other models: this model runs without a server")
+            raise Unsupported("other models are not available: this model runs without a server")
         match message.what:
             case "ready":
                 return calls.is_ready(model, version)
@@ -327,9 +327,9 @@ class CallChannel:
                 )
             case "unload":
                 return await calls.unload(model, version, dependents=message.dependents)
-        raise Unsupported(f"a worker asks for '{message.what}', which there is no answer to")
+        raise Unsupported(f"a worker asks for '{message.what}', which is unknown")
 
-    # to the worker
+    # sending to the worker
 
     def _respond(self, number: int, response: InferResponse, *, last: bool) -> None:
         """Sends a response. Raises Internal if it does not fit into the shared memory."""
@@ -360,5 +360,5 @@ class CallChannel:
 
 
 def _is_for_nobody(asked: Sequence[Ticket]) -> bool:
-    """Whether all these requests are cancelled. A call for no request in particular is never for nobody."""
+    """Whether all these requests are cancelled; false if there are none, as for a call without requests."""
     return bool(asked) and all(request.cancelled for request in asked)

@@ -1,4 +1,4 @@
-"""The server's end of a channel to a worker: frames in both directions."""
+"""The server's end of a channel to a worker, which sends and receives frames."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from backline.engine.errors import BacklineError
 from backline.workers.channel.protocol import FrameSplitter, Kind, WorkerProtocolError
 
 _RECEIVE = 1 << 18
-#: How an invalid message shows itself, when it is split or handled.
+#: The exceptions that decoding or handling an invalid message may raise.
 _INVALID = (WorkerProtocolError, BacklineError, ValueError)
 OnFrame: TypeAlias = Callable[[Kind, Any, memoryview], None]
 
 
 class ChannelEnd:
-    """A socket on the event loop.
+    """Sends and receives frames over a socket on the event loop.
 
     `on_frame` gets each frame; if it raises, or a frame is invalid, `on_broken` gets the reason. `on_end` is
     called once, when the other end is closed.
@@ -59,7 +59,7 @@ class ChannelEnd:
             self._on_broken(f"broke the protocol: {error}")
 
     def read_rest(self) -> None:
-        """Handles what the worker sent before it ended, up to the first invalid frame."""
+        """Handles the frames that the worker sent before it ended, up to the first invalid one."""
         while self._channel.fileno() >= 0:
             try:
                 received = self._channel.recv(_RECEIVE)
@@ -71,7 +71,9 @@ class ChannelEnd:
                 return
 
     def send(self, message: bytes) -> None:
-        """Writes what the socket takes now, and the rest later. Discards all if the other end is gone."""
+        """Sends a frame without blocking: buffers the bytes that the socket does not accept yet. Discards the
+        frame if the other end is closed.
+        """
         if self._unsent:
             self._unsent += message
             return
@@ -85,7 +87,7 @@ class ChannelEnd:
             return self._channel.send(message)
         except BlockingIOError:
             return 0
-        except OSError:  # the other end is gone, which `on_end` reports, or this one is closed
+        except OSError:  # this end is closed, or the other one is, which `on_end` reports
             return len(message)
 
     def _writable(self) -> None:
@@ -94,7 +96,7 @@ class ChannelEnd:
             self._loop.remove_writer(self._channel.fileno())
 
     def close(self) -> None:
-        """Closes the socket; what was not sent is lost."""
+        """Closes the socket and discards unsent bytes."""
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
         self._channel.close()

@@ -1,4 +1,4 @@
-"""Batches on their way to workers and back."""
+"""Batches that run in workers, and jobs, the parts of a batch that go to one worker each."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ log = logging.getLogger("backline.workers")
 
 
 class BatchRun:
-    """A batch of the scheduler, finished once each of its requests has an outcome, whichever workers they
-    come from.
+    """A batch of the scheduler. It is finished once each of its requests has an outcome, from any worker.
 
-    With `statistics`, the model is decoupled, and its responses are counted there.
+    `statistics` counts the responses of a decoupled model; None for other models.
     """
 
     __slots__ = (
@@ -48,7 +47,7 @@ class BatchRun:
     ) -> None:
         self.batch = batch
         self._statistics = statistics
-        #: By position: how many responses a request has had, and when the last one came.
+        #: The number of responses of each request, and the time of its last one, by position in the batch.
         self._given: dict[int, int] = {}
         self._last_ns: dict[int, int] = {}
         self._instance = instance
@@ -57,11 +56,11 @@ class BatchRun:
         self.remaining = len(batch.tickets)
 
     def has_responses(self, position: int) -> bool:
-        """Whether a request has had any response."""
+        """Whether the request at a position has had any response."""
         return position in self._given
 
     def respond(self, position: int, response: InferResponse) -> None:
-        """Delivers one of many responses."""
+        """Delivers a response of a decoupled model to its request."""
         ticket = self.batch.tickets[position]
         self._count(position, response)
         ticket.respond(response)
@@ -84,13 +83,13 @@ class BatchRun:
             )
 
     def vacate(self) -> None:
-        """Its instance may take the next batch before this one has all outcomes."""
+        """Lets the instance take the next batch before this one has all outcomes."""
         vacate, self.batch.on_vacated = self.batch.on_vacated, None
         if vacate is not None and self._instance is not None:
             vacate(self._instance, self.batch)
 
     def settle(self, position: int, outcome: InferResponse | BacklineError | None) -> None:
-        """The outcome of one request."""
+        """Sets the outcome of one request."""
         self.outcomes[position] = outcome
         if outcome is not None and not isinstance(outcome, Rescheduled):
             self._count(position, outcome)
@@ -122,8 +121,8 @@ class BatchRun:
 
 
 class Job:
-    """The requests of a run that go to one worker together, by their positions in the batch. `seat` is that
-    of the run's instance.
+    """Requests of a batch that go to one worker together, by their positions in the batch. `seat` is the seat
+    of the batch's instance.
     """
 
     __slots__ = ("again", "by_number", "open", "positions", "run", "seat")
@@ -134,14 +133,14 @@ class Job:
         self.seat = seat
         #: Whether this is a retry, after a worker ended while it ran these requests.
         self.again = again
-        #: Positions without an outcome.
+        #: Positions of the requests without an outcome.
         self.open = set(positions)
-        #: Positions by the worker's numbers for the requests.
+        #: Positions of requests by the numbers that the worker knows them by.
         self.by_number: dict[int, int] = {}
 
     @property
     def turn(self) -> tuple[int, int]:
-        """The order of waiting jobs: one that is retried precedes all that were started after it."""
+        """The sort key of waiting jobs: retried jobs precede all jobs that started later."""
         return self.run.batch.started_ns, self.positions[0]
 
     @property
@@ -150,7 +149,7 @@ class Job:
         return [tickets[position] for position in self.positions]
 
     def settle(self, position: int, outcome: InferResponse | BacklineError | None) -> None:
-        """The outcome of one request."""
+        """Sets the outcome of one request."""
         self.open.discard(position)
         self.run.settle(position, outcome)
 
@@ -160,21 +159,20 @@ class Job:
             self.settle(position, error)
 
     def drop_cancelled(self) -> bool:
-        """Whether all its requests are cancelled; if so, it ends without a run."""
+        """Ends the job without a run if all its requests are cancelled; returns whether they are."""
         if not all(ticket.cancelled for ticket in self.tickets):
             return False
         self.fail(Cancelled("the request was cancelled"))
         return True
 
     def apart(self) -> Iterator[Job]:
-        """A job for each request without an outcome."""
+        """Splits the job: yields one job for each request without an outcome."""
         return (Job(self.run, (position,), self.seat, again=self.again) for position in sorted(self.open))
 
     def once_more(self, ended: str, *, idempotent: bool, remembers: bool) -> Iterator[Job]:
-        """Jobs of one request each for the requests that may be retried; the others fail.
+        """Yields a job for each request that may be retried; fails the others.
 
-        `ended` says what happened to the worker. One that `remembers` held the state of sequences, which is
-        lost with it.
+        `ended` says how the worker ended. If it `remembers`, it held the state of sequences, which is lost.
         """
         tickets = self.run.batch.tickets
         for position in sorted(self.open):

@@ -1,4 +1,4 @@
-"""What a worker prints, and what that and its exit status tell about its end."""
+"""Reads a worker's output, and explains its end from the output and the exit status."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from backline.workers.channel.protocol import CONNECTION_LOST
 
 log = logging.getLogger("backline.model")
 
-#: Longer lines are split.
+#: The longest line in bytes; longer ones are split.
 _LONGEST_LINE = 8192
-#: Lines kept for the error after a crash.
+#: The number of last lines kept for the error after a crash.
 _KEPT = 40
 _SAID = {
-    signal.SIGSEGV: "a segmentation fault: native code touched memory that is not its own",
+    signal.SIGSEGV: "a segmentation fault: native code used memory that it may not use",
     signal.SIGBUS: "a bus error: the system could not provide memory, or a mapped file was cut short",
-    signal.SIGABRT: "an abort: native code found itself in a state that cannot be",
+    signal.SIGABRT: "an abort: native code detected an inconsistent state",
     signal.SIGILL: "an illegal instruction: native code was built for another processor",
     signal.SIGFPE: "an arithmetic error in native code",
 }
@@ -31,22 +31,22 @@ _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 class WorkerOutput:
-    """One of a worker's two output streams. Use only on the event loop."""
+    """Reads one of a worker's two output streams, and logs each line. Use only on the event loop."""
 
     def __init__(self, descriptor: int, label: str, level: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Takes ownership of the descriptor."""
+        """Takes ownership of the descriptor; `label` begins each logged line."""
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._label = label
         self._level = level
         self._loop = loop
         self._rest = b""
-        #: The last lines.
+        #: The last lines, without line ends.
         self.tail: deque[str] = deque(maxlen=_KEPT)
         loop.add_reader(descriptor, self.read)
 
     def read(self) -> None:
-        """Reads what is available."""
+        """Reads all available output, without blocking."""
         while self._descriptor >= 0:
             try:
                 data = os.read(self._descriptor, 65536)
@@ -71,7 +71,7 @@ class WorkerOutput:
             log.log(self._level, "%s: %s", self._label, text)
 
     def close(self) -> None:
-        """Stops reading; an unfinished last line is logged."""
+        """Stops reading, and logs an unfinished last line."""
         if self._descriptor < 0:
             return
         self._loop.remove_reader(self._descriptor)
@@ -83,13 +83,13 @@ class WorkerOutput:
 
 
 def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
-    """What a returncode means: "ended with exit status 3", "was killed by SIGSEGV (...)"; completes "its
-    worker process ..."
+    """Describes a returncode: "ended with exit status 3", "was killed by SIGSEGV (...)". The text completes
+    "its worker process ...".
     """
     if status == CONNECTION_LOST:
         return (
             "lost its connection to the server"
-            " (a model that closes file descriptors which are not its own does that)"
+            " (perhaps the model closed file descriptors that it had not opened)"
         )
     if status >= 0:
         return f"ended with exit status {status}"
@@ -99,14 +99,14 @@ def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
     except ValueError:
         name = f"signal {number}"
     if out_of_memory:
-        return f"was killed by {name}, as the machine or the container was out of memory"
+        return f"was killed by {name}, because the machine or the container was out of memory"
     said = _SAID.get(number)  # type: ignore[call-overload]
     return f"was killed by {name}" + (f" ({said})" if said else "")
 
 
 def fault_place(lines: Sequence[str], folder: str) -> str:
-    """Where in the model's files a crash was, from faulthandler's output: "model.py, line 12, in predict"; ""
-    if unknown.
+    """The place of a crash in the model's files, from faulthandler's output: "model.py, line 12, in predict".
+    Empty if unknown.
     """
     for line in lines:
         found = _FAULT_LINE.match(line)
@@ -116,8 +116,8 @@ def fault_place(lines: Sequence[str], folder: str) -> str:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """What a process printed last, in one line, without Python's and faulthandler's stacks, which are in the
-    log.
+    """The last lines that a process printed, joined into one, without stacks of Python and faulthandler,
+    which are in the log.
     """
     printed: list[str] = []
     for line in lines:
@@ -129,7 +129,7 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 def out_of_memory_kills() -> int:
-    """How many processes the kernel has killed for lack of memory, as far as it reports that."""
+    """The number of processes that the kernel has killed for lack of memory; 0 if it does not report that."""
     for path in _OOM_COUNTERS:
         try:
             text = path.read_text()

@@ -1,4 +1,4 @@
-"""The workers of one model version: they get batches, and are replaced when they end."""
+"""The workers of one model version: the pool gives them batches, and replaces those that end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from backline.workers.process.seat import Seat
 Value = TypeVar("Value")
 log = logging.getLogger("backline.workers")
 
-#: Seconds before the restart of a worker that ended without any RESULT: the first pause, and the longest.
+#: Seconds before a worker that ended without any RESULT is restarted: the first pause, and the longest one.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 #: Seconds without any worker after which a model is not ready. For a shorter time, requests wait.
@@ -50,19 +50,19 @@ _OPEN_STREAMS = 128
 class PoolOptions:
     """How to run workers; None means the model's own setting, or the default.
 
-    `execution_timeout` is in seconds. `idempotent` requests are retried when their worker ended. With
-    `remembers` they belong to sequences whose state is only in the worker that started them.
+    `execution_timeout` is in seconds. With `idempotent`, requests are retried if their worker ends. With
+    `remembers`, requests belong to sequences whose state is only in the worker that started them.
     """
 
     execution_timeout: float | None = None
     idempotent: bool | None = None
     remembers: bool = False
-    #: DebuggedWorker runs the model in this process.
+    #: WorkerProcess, or DebuggedWorker to run the model in this process.
     worker: type[WorkerProcess] = WorkerProcess
 
 
 class ProcessInstance:
-    """One of the batches that a worker takes at once: its seat's worker, and the one that replaces it."""
+    """A slot for one batch at a time on the worker of a seat, or on the worker that replaces it."""
 
     beside_loop: ClassVar[bool] = True
 
@@ -80,7 +80,7 @@ class ProcessInstance:
         return self._seat.memory
 
     def close(self) -> None:
-        """The workers end with `WorkerPool.close`."""
+        """Does nothing: `WorkerPool.close` ends the workers."""
 
 
 class WorkerPool(ModelInWorkers):
@@ -94,7 +94,7 @@ class WorkerPool(ModelInWorkers):
         placed: Places,
         calls: Calls | None = None,
     ) -> None:
-        """`calls` serves the model's calls of other models; without it they fail."""
+        """`calls` serves the model's calls of other models; without it, these fail."""
         self.calls = calls
         self.placed = placed
         #: The place of each worker.
@@ -110,7 +110,7 @@ class WorkerPool(ModelInWorkers):
         self.warnings = ()
         self.responses = None
         self.loop = self._loop = loop
-        #: Whether requests that run together may differ in shape, and so need separate parts.
+        #: Whether requests that run together may differ in shape, so that each needs a separate part.
         self.apart = command.load.joining is not None
         self._seats: list[Seat] = []
         #: Jobs for which no worker was free, ordered by `Job.turn`.
@@ -146,12 +146,12 @@ class WorkerPool(ModelInWorkers):
         """The model and version, for messages."""
         return self.command.label
 
-    # start
+    # starting
 
     async def start(self) -> None:
-        """Starts the first worker, then as many as the model wants, unless its places say how many.
+        """Starts the first worker, then the others; the model sets their number unless its places do.
 
-        Raises Internal with the reason if one cannot be started; the others are then stopped.
+        Raises Internal with the reason if one cannot be started, after stopping the others.
         """
         first = Seat(self, 0)
         self._seats.append(first)
@@ -210,7 +210,7 @@ class WorkerPool(ModelInWorkers):
         )
 
     def command_for(self, index: int) -> WorkerCommand:
-        """How the worker of one seat is started."""
+        """The command that starts the worker of one seat."""
         place = self.places[index]
         load = msgspec.structs.replace(
             self.command.load,
@@ -223,7 +223,7 @@ class WorkerPool(ModelInWorkers):
     # batches
 
     def place(self, run: BatchRun, seat: Seat) -> None:
-        """Gives a batch to the worker of its seat; while that seat is unusable, to any free one."""
+        """Gives a batch to the worker of its seat, or to any free worker while that seat has none."""
         job = Job(run, range(len(run.batch.tickets)), seat)
         if seat.free:
             seat.send(job)
@@ -240,7 +240,7 @@ class WorkerPool(ModelInWorkers):
         return next(self._numbers)
 
     def has_room(self, seat: Seat) -> None:
-        """A worker can take another batch."""
+        """Sends waiting jobs to a worker that can take another batch."""
         while (
             seat.free
             and (job := next((job for job in self._waiting if self._may_go(job, seat)), None)) is not None
@@ -256,8 +256,8 @@ class WorkerPool(ModelInWorkers):
         return next((seat for seat in self._seats if seat.free and self._may_go(job, seat)), None)
 
     def retry(self, jobs: Sequence[Job], reason: str) -> None:
-        """The worker of these jobs has ended: retries each request separately, so that the one that
-        crashed it cannot take others down again.
+        """Retries each request of jobs whose worker has ended separately, so that the request that crashed it
+        cannot fail others again.
         """
         for job in jobs:
             ended = f"{self.label}: its worker process {reason}"
@@ -266,8 +266,8 @@ class WorkerPool(ModelInWorkers):
             )
 
     def refused(self, job: Job, error: Exception) -> None:
-        """A batch that cannot be encoded for the worker: sends its requests one by one; a single one
-        fails.
+        """Sends the requests of a batch that cannot be encoded for the worker one by one; fails a single
+        one.
         """
         if len(job.open) > 1:
             self._place_again(job.apart())
@@ -284,19 +284,19 @@ class WorkerPool(ModelInWorkers):
             else:
                 insort(self._waiting, job, key=lambda waiting: waiting.turn)
 
-    # workers that end
+    # restarting workers
 
     def ended(self, seat: Seat, reason: str, *, proved: bool) -> None:
-        """A worker ended unexpectedly."""
+        """Restarts a worker that ended unexpectedly. `proved` means that it had sent a RESULT."""
         if self._closing:
             return
-        log.error("%s: its worker process %s, and is started again", self.label, reason)
+        log.error("%s: its worker process %s, and is being restarted", self.label, reason)
         seat.failures = 0 if proved else seat.failures + 1
         self.look_at_readiness()
         self._start_again(seat, reason)
 
     def look_at_readiness(self) -> None:
-        """A model's own readiness may have changed: it is ready if it is in all of its workers."""
+        """Updates the readiness that the model reports: it is ready if all of its workers report that."""
         reasons = [
             seat.process.unready for seat in self._seats if seat.process is not None and seat.process.unready
         ]
@@ -345,7 +345,7 @@ class WorkerPool(ModelInWorkers):
         if not any(other.usable for other in self._seats):
             self._set_unavailable(reason)
         for job in [job for job in self._waiting if job.seat is seat and self.options.remembers]:
-            self._waiting.remove(job)  # only its own worker could run it, which may never start
+            self._waiting.remove(job)  # only its own worker could run the job, and that may never start
             job.fail(Unavailable(reason, retry_after=1))
         self._start_again(seat, reason)
 
@@ -362,7 +362,7 @@ class WorkerPool(ModelInWorkers):
             self._waiting.popleft().fail(Unavailable(reason, retry_after=1))
         self.on_available(reason)
 
-    # other threads, and the end
+    # running from other threads, and stopping
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """See ModelInWorkers."""
@@ -405,7 +405,7 @@ class WorkerPool(ModelInWorkers):
             asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
 
     async def stop(self) -> None:
-        """Lets the workers unload the model and end; jobs that still wait for one are refused."""
+        """Lets the workers unload the model and end; refuses jobs that still wait for a worker."""
         self._closing = True
         if self._alone is not None:
             self._alone.cancel()
@@ -416,7 +416,7 @@ class WorkerPool(ModelInWorkers):
 
 
 def _first(configured: Value | None, declared: Value | None, default: Value) -> Value:
-    """The configuration takes precedence over the model, and the model over the default."""
+    """The first value that is set: the configuration's, the model's, or the default."""
     if configured is not None:
         return configured
     return declared if declared is not None else default

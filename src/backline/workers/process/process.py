@@ -1,4 +1,4 @@
-"""One worker process as the server sees it: start, messages, health, end."""
+"""One worker process as the server sees it: starts it, exchanges messages, watches its health, ends it."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ from backline.workers.process.output import (
 
 log = logging.getLogger("backline.workers")
 
-#: Seconds between heartbeats, and of silence after which a worker is considered frozen.
+#: Seconds between heartbeats, and seconds of silence after which a worker counts as frozen.
 HEARTBEAT = 1.0
 HEARTBEAT_TIMEOUT = 30.0
-#: Seconds between checks of the memory of a worker that has a limit.
+#: Seconds between checks of a worker's memory, if it has a limit.
 _MEMORY_LOOK = 0.1
 #: Seconds for a hanging worker to print its stack before it is killed.
 _LAST_WORDS = 0.3
@@ -65,14 +65,14 @@ _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """How a worker is started, and for what. `environment` adds to the server's variables."""
+    """How to start a worker, and the model to load. `environment` adds to the server's variables."""
 
     load: WorkerLoad
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: Resident bytes above which it is killed; None for the limit that the model itself sets, if any.
+    #: Resident bytes above which the worker is killed; None for the limit that the model sets, if any.
     memory_limit_bytes: int | None = None
-    #: The cores that it is pinned to; empty for all.
+    #: The cores that the worker is pinned to; empty for no pinning.
     cores: tuple[int, ...] = ()
 
     @property
@@ -88,9 +88,9 @@ class WorkerProcess:
     the reason ("was killed by SIGSEGV ..."); everything that the worker sent before has been handled by then.
     """
 
-    #: Seconds to end after STOP, before it is killed.
+    #: Seconds after STOP at which a worker that has not ended is killed.
     farewell: ClassVar[float] = 5.0
-    #: Whether its model runs in this process, for a debugger.
+    #: Whether the model runs in this process, for a debugger.
     debugged: ClassVar[bool] = False
 
     def __init__(
@@ -115,14 +115,14 @@ class WorkerProcess:
         self._why = ""
         self._heard = 0.0
         self._kills = 0
-        #: Blocks of the worker that no array uses, with their sizes, to be returned. A deque, because arrays
-        #: may be freed on any thread.
+        #: Blocks to return to the worker, with their sizes, because no array uses them any more. A deque,
+        #: because arrays may be freed on any thread.
         self._unused: deque[tuple[int, int]] = deque()
         self._held = 0
-        #: Why the model reports that it is not ready; empty if it is. `on_ready` is called on every report.
+        #: Why the model reports that it is not ready; empty if ready. `on_ready` is called for every report.
         self.unready = ""
         self.on_ready: Callable[[], None] = lambda: None
-        #: Whether it has ever sent a RESULT.
+        #: Whether the worker has ever sent a RESULT.
         self.proved = False
 
     @property
@@ -164,19 +164,17 @@ class WorkerProcess:
         except asyncio.CancelledError:
             self._loading.add_done_callback(
                 lambda loading: loading.exception()
-            )  # retrieved, or asyncio would log it as lost
-            self.kill("was not needed any more")
+            )  # retrieves the exception, which asyncio would otherwise log
+            self.kill("was no longer needed")
             raise
 
     async def _launch(self, *descriptors: int) -> None:
-        """Starts what serves the other end of these descriptors: data, control, calls, arena. Raises
-        OSError.
-        """
+        """Starts the process, which gets these descriptors: data, control, calls, arena. Raises OSError."""
         self._process = await self._loop.run_in_executor(_SPAWNER, self._spawn, *descriptors)
         self._attend()
 
     def _spawn(self, *descriptors: int) -> subprocess.Popen[bytes]:
-        with pinned(self.command.cores):  # the process inherits the affinity
+        with pinned(self.command.cores):  # the process inherits the pinning
             return subprocess.Popen(
                 [self.command.python, str(_START), *map(str, descriptors), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -207,7 +205,7 @@ class WorkerProcess:
     def _later(self, name: str, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         self._timers[name] = self._loop.call_later(seconds, call, *arguments)
 
-    # to the worker
+    # sending to the worker
 
     def execute(self, message: Execute, payload: list[Any]) -> None:
         """Sends a batch."""
@@ -216,7 +214,7 @@ class WorkerProcess:
         self._data.send(frame(Kind.EXECUTE, message, payload))
 
     def cancel(self, numbers: list[int]) -> None:
-        """These requests are cancelled."""
+        """Cancels requests, and the calls that were made for them."""
         self._send_control(Kind.CANCEL, NumberList(numbers))
         self._calls.abandoned()
 
@@ -225,8 +223,8 @@ class WorkerProcess:
         self._send_control(Kind.CREDIT, NumberList([number, count]))
 
     def hold(self, block: np.ndarray, at: int) -> int:
-        """Keeps a block of the worker until the last array in it is freed, and then queues it for return.
-        Returns the bytes held in total.
+        """Keeps a block of the worker until the last array in it is freed, and then queues the block for
+        return. Returns the total bytes of all kept blocks.
         """
         size = block.nbytes
         self._held += size
@@ -235,17 +233,16 @@ class WorkerProcess:
         return self._held
 
     def take_unused(self) -> list[int]:
-        """The blocks to return to the worker with the next message."""
+        """Takes the blocks to return to the worker with the next message."""
         taken = [self._unused.popleft() for _ in range(len(self._unused))]
         self._held -= sum(size for _, size in taken)
         return [at for at, _ in taken]
 
     def _send_control(self, kind: Kind, message: Any) -> None:
-        # The unsent bytes stay bounded: a worker that does not read does not answer heartbeats either, and is
-        # killed.
+        # Unsent bytes stay bounded, because a worker that does not read misses heartbeats and is killed.
         self._control.send(frame(kind, message))
 
-    # from the worker
+    # receiving from the worker
 
     def _disconnected(self) -> None:
         self._later("silence", _LAST_WORDS, self.kill, "closed its connection to the server")
@@ -293,14 +290,12 @@ class WorkerProcess:
         self._later("heartbeat", HEARTBEAT, self._beat)
 
     def says_ready(self, reason: str) -> None:
-        """The model reports whether it is ready: "", or why not."""
+        """Records the model's report: empty if it is ready, otherwise the reason why not."""
         self.unready = reason
         self.on_ready()
 
     def limit_memory(self, limit: int) -> None:
-        """The model limits the resident bytes of its process; a limit in the configuration takes
-        precedence.
-        """
+        """Sets the model's limit for the resident bytes of its process, unless the configuration has one."""
         if self._memory_limit is None:
             self._memory_limit = limit
             self._look_at_memory()
@@ -317,13 +312,13 @@ class WorkerProcess:
             return
         self._later("memory", _MEMORY_LOOK, self._look_at_memory)
 
-    # the end
+    # ending
 
     def hang(self, why: str) -> None:
-        """Kills a worker that does not respond, after a moment to print where it hangs."""
+        """Kills a worker that does not respond, after a moment in which it prints its stack."""
         if self.alive and not self._why:
             self._why = why
-            with contextlib.suppress(OSError):  # only this process: the output of its forks would mix in
+            with contextlib.suppress(OSError):  # not the processes that it forked: their output would mix in
                 os.kill(self.pid, signal.SIGABRT)
             self._later("last words", _LAST_WORDS, self._signal, signal.SIGKILL)
 
@@ -334,14 +329,14 @@ class WorkerProcess:
 
     def _signal(self, number: int) -> None:
         if self.alive and self._process is not None:
-            # The processes that it has forked are in its session.
+            # Kills the whole session, which includes the processes that the worker has forked.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
 
     async def stop(self) -> None:
-        """Lets the model finish its batches and unload, for a limited time; returns once the process has
+        """Lets the model finish its batches and unload, for `farewell` seconds; returns once the process has
         ended.
         """
         if not self.alive:
@@ -378,7 +373,7 @@ class WorkerProcess:
         self._on_exit(self, reason)
 
     def _take_rest(self) -> None:
-        """Handles what was sent before the end, and closes everything."""
+        """Handles the messages that the worker sent before it ended, and closes all channels."""
         for timer in self._timers.values():
             timer.cancel()
         self._data.read_rest()
@@ -387,7 +382,7 @@ class WorkerProcess:
         self._data.close()
         self._control.close()
         self._calls.close()
-        # The mapping is freed with the last response in it, even if this object lives on.
+        # Drops the mapping, so that it is freed with the last response in it.
         del self.arena
 
     def _reason(self, status: int, lines: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""One worker's place in its pool: the process that runs there, and the batches that it has."""
+"""A seat, the place of one worker in its pool: its current process, and the batches sent to it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from backline.workers.process.process import WorkerProcess
 if TYPE_CHECKING:
     from backline.workers.process.pool import WorkerPool
 
-#: Bytes of a worker's shared memory that responses in flight may hold. Those beyond that are copied, so that
-#: slow clients cannot use up the worker's half.
+#: Bytes of the worker's half of the shared memory that responses in flight may hold. Further responses are
+#: copied, so that slow clients cannot use up that half.
 _MAX_HELD = 1 << 28
-#: Requests that a worker may still owe a last response when it gets the next batch.
+#: The number of requests without a last response up to which a worker gets the next batch.
 _OPEN_REQUESTS = 1024
-#: A request's `timeout` of 64 bits, rounded as a float, may exceed the 64 bits of the message.
+#: The cap of a queue timeout: one of nearly 2**64, converted to a float, would overflow the message's field.
 _LONGEST_QUEUE_TIMEOUT = 2**64 - 1
 
 
@@ -42,22 +42,24 @@ class Seat:
         self._pool = pool
         self._index = index
         self.process: WorkerProcess | None = None
-        #: See Remembers: a new object for each worker, because the model's state of sequences dies with it.
+        #: See Remembers: a new object for each worker, because the state of sequences is lost with the
+        #: worker.
         self.memory: object = None
         self.usable = False
-        #: Consecutive workers here that ended without any RESULT.
+        #: The number of consecutive workers of this seat that ended without any RESULT.
         self.failures = 0
-        #: Why the last one ended.
+        #: Why the last worker ended.
         self.reason = ""
         self._batches = 0
-        #: By number of a batch that the worker runs: its job, the shared memory that holds its inputs, when
-        #: it began.
+        #: For each batch in the worker, by number: its job, the shared memory that holds its inputs, and the
+        #: time when it began.
         self._jobs: dict[int, Job] = {}
         self._blocks: dict[int, int] = {}
         self._started: dict[int, float] = {}
-        #: By number of a request without an outcome: its job.
+        #: The job of each request without an outcome, by number of the request.
         self._open: dict[int, Job] = {}
-        #: By number of a request whose client is paused: the responses for which no credit was granted yet.
+        #: The credit withheld from each request whose client is paused, in responses, by number of the
+        #: request.
         self._owed: dict[int, int] = {}
         self._watch: asyncio.TimerHandle | None = None
 
@@ -66,7 +68,7 @@ class Seat:
         return self.usable and len(self._jobs) < self._pool.loaded.concurrency
 
     async def start(self) -> WorkerLoaded:
-        """Starts a process here. Raises Internal with the reason if it cannot load the model."""
+        """Starts a worker for this seat. Raises Internal with the reason if it cannot load the model."""
         pool = self._pool
         calls = CallChannel(pool.calls, self._open_requests, pool.loop)
         self.process = process = pool.worker(
@@ -86,10 +88,10 @@ class Seat:
         if self.process is not None:
             await self.process.stop()
 
-    # to the worker
+    # sending to the worker
 
     def send(self, job: Job) -> None:
-        """Sends requests to the worker."""
+        """Sends a job's requests to the worker."""
         process = self.process
         assert process is not None, "it is free"
         tickets = job.tickets
@@ -137,19 +139,19 @@ class Seat:
             OverflowError,
             TypeError,
             UnicodeEncodeError,
-        ) as error:  # an embedding program's values, which no dialect has validated
+        ) as error:  # from values of an embedding program, which no dialect validates
             self._take_back(batch, numbers)
             self._pool.refused(job, error)
 
     def _take_back(self, batch: int, numbers: Sequence[int]) -> None:
-        """Undoes `send`: the batch was not sent."""
+        """Undoes the bookkeeping of a batch that could not be sent."""
         del self._jobs[batch], self._started[batch]
         for number in numbers:
             del self._open[number]
         if (block := self._blocks.pop(batch, -1)) >= 0 and self.process is not None:
             self.process.arena.give_back(block)
 
-    # from the worker
+    # receiving from the worker
 
     def _result(self, process: WorkerProcess, result: Result, payload: memoryview) -> None:
         block: np.ndarray | None = None
@@ -186,8 +188,8 @@ class Seat:
             self._vacate(job)
 
     def _vacate(self, job: Job) -> None:
-        """The worker has finished a batch, but still owes responses: it may take the next batch unless it
-        owes too many.
+        """Lets the worker take the next batch, although it still owes responses to this one, unless it owes
+        too many.
         """
         if len(self._open) < _OPEN_REQUESTS:
             job.run.vacate()
@@ -203,7 +205,7 @@ class Seat:
             job = self._open.get(number)
             if (
                 job is None
-            ):  # answered before, or a number that the worker made up: it answers its own requests only
+            ):  # answered before, or an invented number: a worker may answer only its own requests
                 continue
             ticket = job.run.batch.tickets[job.by_number[number]]
             if ticket.request.outputs is not None:
@@ -220,7 +222,7 @@ class Seat:
                 self._settle(number, response)
 
     def _respond(self, job: Job, number: int, ticket: Ticket, response: InferResponse) -> None:
-        """One of many responses."""
+        """Delivers one response of a decoupled model, and grants credit unless the client is paused."""
         job.run.respond(job.by_number[number], response)
         if self.process is not None and (ticket.flow is None or not ticket.flow.paused):
             self.process.credit(number, 1)
@@ -237,12 +239,12 @@ class Seat:
             self._settle(failure.number, error)
 
     def _reschedule(self, number: int) -> None:
-        """The model wants to run a request once more."""
+        """Gives a request the outcome that the scheduler must run it once more."""
         load = self._pool.command.load
         self._settle(number, Rescheduled(load.name, load.version, "", []))
 
     def _end(self, number: int) -> None:
-        """A request gets no further response."""
+        """Ends a request that gets no further response."""
         job = self._open.get(number)
         cancelled = job is not None and job.run.batch.tickets[job.by_number[number]].cancelled
         self._settle(number, Cancelled("the request was cancelled") if cancelled else None)
@@ -253,15 +255,13 @@ class Seat:
             job.settle(job.by_number[number], outcome)
 
     def _resumed(self, number: int) -> None:
-        """A paused client reads again: grants the responses that were held back."""
+        """Grants the withheld credit, because a paused client reads again."""
         owed = self._owed.pop(number, 0)
         if owed and self.process is not None and number in self._open:
             self.process.credit(number, owed)
 
     def _open_requests(self, numbers: Sequence[int]) -> list[Ticket]:
-        """The requests with these numbers that have no outcome; unknown numbers, which a worker may send,
-        are skipped.
-        """
+        """The open requests with these numbers. Ignores unknown numbers, because workers are not trusted."""
         jobs = self._open
         return [jobs[one].run.batch.tickets[jobs[one].by_number[one]] for one in numbers if one in jobs]
 

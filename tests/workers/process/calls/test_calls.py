@@ -112,7 +112,7 @@ def test_a_call_has_a_clients_parameters_and_the_requests_id(client: Client) -> 
         ("noise", "a frame of kind 255"),
         ("response", "a frame of kind RESPONSE"),
         ("memory", "not in the memory that the other side may write to"),
-        ("file", "a file that is no column of UINT8"),
+        ("file", "a file that is not a column of UINT8"),
     ],
 )
 def test_a_worker_that_breaks_the_protocol_fails_its_own_request_only(
