@@ -191,7 +191,6 @@ class PythonModel:
     # running batches
 
     def execute(self, batch: RequestBatch) -> Awaitable[None] | None:
-        """See WorkerModel."""
         if self._asynchronous:
             return self._execute_async(batch)
         try:
@@ -386,7 +385,6 @@ class PythonModel:
         request.fail(Internal(reason(error, self._folder)))
 
     def close(self) -> None:
-        """See WorkerModel."""
         _finish(getattr(self._object, "unload", None))
 
 

@@ -71,12 +71,10 @@ class ProcessInstance:
         self._seat = seat
 
     def run(self, batch: Batch, finished: Finished) -> None:
-        """See Instance."""
         self._pool.place(BatchRun(batch, self, finished, self._pool.responses), self._seat)
 
     @property
     def memory(self) -> object:
-        """See Remembers."""
         return self._seat.memory
 
     def close(self) -> None:
@@ -123,17 +121,14 @@ class WorkerPool(ModelInWorkers):
 
     @property
     def worker(self) -> type[WorkerProcess]:
-        """See PoolOptions."""
         return self.options.worker
 
     @property
     def debugged(self) -> bool:
-        """See ModelInWorkers."""
         return self.options.worker.debugged
 
     @property
     def where(self) -> str:
-        """See ModelInWorkers."""
         if self.debugged:
             return "in the server's process, to be debugged"
         folder = self.command.environment.get("VIRTUAL_ENV")
@@ -187,7 +182,6 @@ class WorkerPool(ModelInWorkers):
         self.idempotent = _first(options.idempotent, loaded.idempotent, True)
 
     def instances(self) -> list[ProcessInstance]:
-        """See ModelInWorkers."""
         each = (
             _OPEN_STREAMS if self.loaded.decoupled and not self.loaded.deferred else self.loaded.concurrency
         )
@@ -197,12 +191,10 @@ class WorkerPool(ModelInWorkers):
 
     @property
     def pids(self) -> list[int]:
-        """See ModelInWorkers."""
         return [seat.process.pid for seat in self._seats if seat.process is not None and seat.process.alive]
 
     @property
     def resident_bytes(self) -> int:
-        """See ModelInWorkers."""
         return sum(
             seat.process.resident_bytes
             for seat in self._seats
@@ -365,7 +357,6 @@ class WorkerPool(ModelInWorkers):
     # running from other threads, and stopping
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See ModelInWorkers."""
         datatypes = {spec.name: spec.datatype for spec in self.signature.inputs}
         tensors = {name: Tensor(name, datatypes[name], array.shape, array) for name, array in inputs.items()}
         answer = asyncio.run_coroutine_threadsafe(self._infer(tensors, tuple(outputs)), self._loop).result()
@@ -392,7 +383,6 @@ class WorkerPool(ModelInWorkers):
         return [] if response is None else response.outputs
 
     def close(self) -> None:
-        """See ModelInWorkers."""
         try:
             here = asyncio.get_running_loop() is self._loop
         except RuntimeError:

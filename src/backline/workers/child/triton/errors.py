@@ -1,4 +1,4 @@
-"""Errors that a model creates and receives."""
+"""The errors that models create and receive."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from backline.engine.errors import (
 
 
 class TritonModelException(Exception):
-    """What the functions and methods of the API raise."""
+    """The exception that the functions and methods of `triton_python_backend_utils` raise."""
 
 
 class ErrorCode(IntEnum):
-    """The kinds of errors, in Triton's order."""
+    """Triton's error codes."""
 
     UNKNOWN = 0
     INTERNAL = 1
@@ -73,11 +73,11 @@ class TritonError:
 
 
 def to_backline(error: TritonError) -> BacklineError:
-    """The failure of a request whose response has this error."""
+    """Converts the error of a response to the error that fails its request."""
     return _CLASSES[error.code()](error.message())
 
 
 def to_triton(error: BacklineError) -> TritonError:
-    """The error for a model that made a call."""
+    """Converts the error of a call to the error that the calling model gets."""
     code = next((code for code, kind in _CLASSES.items() if isinstance(error, kind)), ErrorCode.INTERNAL)
     return TritonError(error.message, code)

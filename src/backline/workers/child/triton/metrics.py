@@ -1,4 +1,4 @@
-"""Metrics of a model, with Triton's names and texts."""
+"""Metrics that a model defines, with Triton's names and error texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backline.workers.child.triton.errors import TritonModelException
 
 
 class MetricKind(IntEnum):
-    """Triton's numbers."""
+    """Kinds of metrics, with Triton's numbers."""
 
     COUNTER = 0
     GAUGE = 1
@@ -30,14 +30,14 @@ _KINDS: dict[MetricKind, Kind] = {
 
 
 class MetricFamily:
-    """Metrics of one name, which appears unchanged on the server's metrics page."""
+    """The metrics that share a name, which appears unchanged on the server's metrics page."""
 
     COUNTER: ClassVar = MetricKind.COUNTER
     GAUGE: ClassVar = MetricKind.GAUGE
     HISTOGRAM: ClassVar = MetricKind.HISTOGRAM
 
     def __init__(self, name: str, description: str, kind: MetricKind) -> None:
-        """Raises TritonModelException for an invalid name, or one of another kind."""
+        """Raises TritonModelException if the name is invalid, or in use with another kind."""
         self._name = name
         self._kind = MetricKind(kind)
         self._measures = Measures(worker.caller())
@@ -55,8 +55,8 @@ class MetricFamily:
     def Metric(
         self, labels: Mapping[str, str] | None = None, buckets: Sequence[float] | None = None
     ) -> Metric:
-        """The metric with these labels; equal labels give the same metric. `buckets` are a histogram's
-        upper bounds.
+        """The metric with these labels; equal labels give the same metric. `buckets` are the upper bounds of
+        a histogram's buckets.
         """
         for key, value in (labels or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
@@ -74,7 +74,7 @@ class MetricFamily:
 
 
 class Metric:
-    """One metric. Values are sums over all workers of the server."""
+    """One metric, with a set of labels. Its value is the sum over all workers."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Metric:
         measures.create(name, labels, buckets)
 
     def increment(self, value: float) -> None:
-        """Adds to a counter, or to a gauge, where it may be negative."""
+        """Adds a value to a counter or a gauge; negative values are for gauges only."""
         self._only(MetricKind.COUNTER, MetricKind.GAUGE, what="Increment")
         if self._kind is MetricKind.COUNTER and value < 0:
             said = (
@@ -113,7 +113,7 @@ class Metric:
         self._measures.record("observe", self._name, self._labels, float(value), self._buckets)
 
     def value(self) -> float:
-        """The value of a counter or gauge at the server."""
+        """The value of a counter or gauge, as the server keeps it."""
         self._only(MetricKind.COUNTER, MetricKind.GAUGE, what="Value")
         try:
             return self._measures.value(self._name, self._labels)

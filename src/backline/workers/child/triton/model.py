@@ -24,14 +24,14 @@ from backline.workers.child.worker_model import WorkerModel
 
 Start: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Future[Any]]
 
-#: Seconds between polls, and for one to return (Triton's limit).
+#: Seconds between two polls of `is_ready`, and the seconds that one may take (Triton's limit).
 _PAUSE = 1.0
 _PATIENCE = 5.0
 
 
 def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
-    """Makes the model of a TritonPythonModel, or has the class complete its configuration if that is asked
-    for.
+    """Creates a model from a class TritonPythonModel, or only completes its configuration if `message` asks
+    for that.
 
     Raises ModelFailed with the model's exception.
     """
@@ -41,14 +41,14 @@ def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
 
 
 def _is_asked(is_ready: Any) -> bool:
-    """Whether it is Triton's hook: a method of that name with required arguments is something else."""
+    """Whether an attribute `is_ready` is Triton's hook: a callable without required arguments."""
     return callable(is_ready) and not any(
         one.default is one.empty for one in signature(is_ready).parameters.values()
     )
 
 
 class CompletedModel:
-    """A model that has completed its configuration; another worker loads it."""
+    """A model that only completes its configuration; another worker loads and runs it."""
 
     def __init__(self, model: Any, message: WorkerLoad) -> None:
         try:
@@ -64,16 +64,14 @@ class CompletedModel:
         self.loaded = WorkerLoaded([], [], completed=json.dumps(config.as_dict()))
 
     def execute(self, batch: RequestBatch) -> None:
-        """See WorkerModel: never called."""
+        """Never called, because another worker runs the model."""
 
     def close(self) -> None:
-        """See WorkerModel."""
+        """Does nothing: the model was not initialised."""
 
 
 class TritonModel:
-    """A WorkerModel that runs a TritonPythonModel: one batch at a time, with responses that may come
-    later.
-    """
+    """Runs a class TritonPythonModel, one batch at a time. Responses may come after their batch."""
 
     def __init__(self, model: Any, message: WorkerLoad) -> None:
         """Raises ModelFailed with the model's exception if it cannot be initialised."""
@@ -83,7 +81,7 @@ class TritonModel:
         self._folder = message.folder
         self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled", False))
         self._iterative = bool(config.get("sequence_batching", {}).get("iterative_sequence", False))
-        #: With the implicit states, which are not among the outputs of the configuration.
+        #: All output names, including implicit states, which are not outputs in the configuration.
         self._outputs = frozenset(output.name for output in message.outputs)
         self._loop = ModelLoop()
         given = _arguments(message)
@@ -115,7 +113,6 @@ class TritonModel:
         )
 
     def execute(self, batch: RequestBatch) -> None:
-        """See WorkerModel."""
         requests = [
             InferenceRequest.received(
                 request, self._name, self._version, self._outputs, decoupled=self._decoupled
@@ -179,7 +176,7 @@ class TritonModel:
             request.get_response_sender().send(response, FINAL)
 
     def _ended(self, requests: Sequence[InferenceRequest], ended: Future[Any]) -> None:
-        """The coroutine of a decoupled model's batch has ended."""
+        """Handles the end of the coroutine that ran a decoupled model's batch."""
         try:
             self._take(requests, ended.result())
         except BaseException as error:
@@ -194,7 +191,6 @@ class TritonModel:
             request.get_response_sender().fail(text)
 
     def close(self) -> None:
-        """See WorkerModel."""
         if hasattr(self._object, "finalize"):
             self._object.finalize()
 
@@ -209,7 +205,7 @@ class ModelLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Starts a coroutine."""
+        """Starts a coroutine on the loop's thread."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._run, args=(self._loop,), name="model-loop", daemon=True).start()
@@ -226,7 +222,7 @@ class _Returned(Exception):
 
 
 def _arguments(message: WorkerLoad) -> dict[str, str]:
-    """The arguments of `initialize`: all strings, under Triton's names."""
+    """The arguments of `initialize`, with Triton's names; all are strings."""
     return {
         "model_config": message.configuration,
         "model_instance_kind": message.device_kind.upper(),
@@ -239,16 +235,16 @@ def _arguments(message: WorkerLoad) -> dict[str, str]:
 
 
 class ReadinessWatch:
-    """Polls a model, and reports changes: "" if it is ready, or why not.
+    """Polls a model's `is_ready`, and reports changes: "" if the model is ready, otherwise why not.
 
-    It is polled on a separate thread, so that a model that computes does not count as unready. Only one poll
-    runs at a time; while it hangs, no other starts.
+    Polls on a separate thread, so that a busy model does not count as unready. Only one poll runs at a time;
+    while it hangs, no other starts.
     """
 
     def __init__(
         self, is_ready: Callable[[], Any], start: Start, tell: Callable[[str], None], folder: str
     ) -> None:
-        """`start` runs a coroutine of the model."""
+        """`start` runs a coroutine of the model; `tell` gets the reports."""
         self._is_ready = is_ready
         self._start_coroutine = start
         self._tell = tell

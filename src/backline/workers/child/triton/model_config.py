@@ -11,18 +11,18 @@ _UNKNOWN = "TYPE_INVALID"
 
 
 class ModelConfig:
-    """A model's configuration, as a dict of the fields of inference.ModelConfig."""
+    """A model's configuration: a dict with the fields of inference.ModelConfig."""
 
     def __init__(self, model_config: str) -> None:
-        """Takes JSON."""
+        """`model_config` is the configuration as JSON."""
         self._model_config: dict[str, Any] = json.loads(model_config)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields. Change them with the methods of this class."""
+        """All fields. Change them only with the methods of this class."""
         return self._model_config
 
     def set_max_batch_size(self, max_batch_size: int) -> None:
-        """Raises ValueError if the configuration has a larger one."""
+        """Sets max_batch_size. Raises ValueError if the configuration has a larger one."""
         config = self._model_config
         if config["max_batch_size"] > max_batch_size:
             raise ValueError(
@@ -33,7 +33,7 @@ class ModelConfig:
         config["max_batch_size"] = max_batch_size
 
     def set_dynamic_batching(self) -> None:
-        """Raises ValueError if the configuration has sequence batching or is an ensemble."""
+        """Enables dynamic batching. Raises ValueError if the configuration has another scheduler."""
         config = self._model_config
         for other in ("sequence_batching", "ensemble_scheduling"):
             if other in config:
@@ -48,7 +48,7 @@ class ModelConfig:
         """Adds an input with `name`, `data_type`, `dims` and optionally `optional`, or completes the one
         of that name.
 
-        Raises ValueError for unknown or missing properties, and for contradictions to the configuration.
+        Raises ValueError for unknown or missing properties, and if they contradict the configuration.
         """
         self._add(
             "input",
@@ -59,12 +59,12 @@ class ModelConfig:
 
     def add_output(self, output: Mapping[str, Any]) -> None:
         """Adds an output with `name`, `data_type` and `dims`, or completes the one of that name. Raises
-        ValueError as `add_input`.
+        ValueError as `add_input` does.
         """
         self._add("output", output, ("name", "data_type", "dims"), "'name', 'data_type' and 'dims'")
 
     def set_model_transaction_policy(self, transaction_policy_dict: Mapping[str, Any]) -> None:
-        """Raises ValueError for properties other than `decoupled`, and if the configuration contradicts."""
+        """Sets `decoupled`. Raises ValueError for other properties, or if the configuration contradicts."""
         config = self._model_config
         if any(name != "decoupled" for name in transaction_policy_dict):
             raise ValueError(
@@ -126,12 +126,12 @@ class ModelConfig:
 
 
 def get_input_config_by_name(model_config: Mapping[str, Any], name: str) -> Any:
-    """The section of an input in a configuration, None if there is none."""
+    """The section of an input in a configuration; None if the input is missing."""
     return _named(model_config.get("input", ()), name)
 
 
 def get_output_config_by_name(model_config: Mapping[str, Any], name: str) -> Any:
-    """The section of an output in a configuration, None if there is none."""
+    """The section of an output in a configuration; None if the output is missing."""
     return _named(model_config.get("output", ()), name)
 
 

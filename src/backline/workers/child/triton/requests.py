@@ -1,4 +1,4 @@
-"""Requests: those that a model receives, and those that it makes to call other models."""
+"""Requests that a model receives, and requests that it makes to call other models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from backline.workers.child.triton.tensor import Tensor
 
 
 def infer(call: ModelCall) -> InferenceResponse:
-    """The only response, which carries the error if there is one. Blocks."""
+    """Calls a model and returns its only response, which carries the error if the call fails. Blocks."""
     try:
         return _response(worker.caller().infer(call))
     except BacklineError as error:
@@ -42,15 +42,15 @@ async def infer_async(call: ModelCall) -> InferenceResponse:
 
 
 def stream(call: ModelCall) -> ResponseIterator:
-    """The responses one by one. The call starts at once."""
+    """Calls a model and returns an iterator over its responses. The call starts at once."""
     return ResponseIterator(call, worker.caller().stream(call))
 
 
 class ResponseIterator:
-    """The responses to a call; an error is the last one. A reader that stops early may cancel the rest.
+    """An iterator over the responses to a call; a failed call ends with a response that has an error.
 
-    If the called model ended its stream separately, after the last response, an empty response marks that, as
-    in Triton.
+    As in Triton, an empty response comes last if the called model ended its stream separately, after its last
+    response.
     """
 
     def __init__(self, call: ModelCall, responses: CallStream) -> None:
@@ -74,7 +74,7 @@ class ResponseIterator:
         return InferenceResponse()
 
     def cancel(self) -> None:
-        """Cancels further responses; those that have arrived can still be read."""
+        """Cancels the call; responses that have arrived can still be read."""
         self._responses.close()
 
     def __del__(self) -> None:
@@ -93,8 +93,8 @@ def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | N
 
 
 def unload_model(model_name: str, unload_dependents: bool = False) -> None:
-    """Unloads a model, with `unload_dependents` also an ensemble's steps. Raises TritonModelException with
-    the reason.
+    """Unloads a model, and with `unload_dependents` also an ensemble's steps. Raises TritonModelException
+    with the reason if that fails.
     """
     _ask(Question("unload", model_name, dependents=unload_dependents))
 
@@ -135,16 +135,15 @@ def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:
     return InferenceResponse(error=to_triton(error))
 
 
-#: The numbers of the requests that `execute` was called with, in its thread and the coroutines that it
-#: starts.
+#: The numbers of the traced requests that `execute` runs, for its thread and the coroutines that it starts.
 _SERVED: ContextVar[tuple[int, ...]] = ContextVar("served", default=())
 
-#: The context of a request whose trace other spans cannot join.
+#: The trace context of a request whose trace further spans cannot join.
 _NOWHERE = "{}"
 
 
 class InferenceTrace:
-    """The trace that a request belongs to; a model passes it on to the models that it calls."""
+    """The trace of a request; a model passes it on to the models that it calls."""
 
     __slots__ = ("_context", "_number")
 
@@ -166,8 +165,8 @@ class InferenceTrace:
 
 @contextmanager
 def serving(requests: Sequence[WorkerRequest]) -> Iterator[None]:
-    """Calls made within, also by coroutines that start within, belong to these requests' traces unless
-    they name another.
+    """Assigns calls made within the context, and by coroutines started there, to these requests' traces,
+    unless a call names another trace.
     """
     token = _SERVED.set(tuple(request.number for request in requests if request.trace))
     try:
@@ -176,16 +175,16 @@ def serving(requests: Sequence[WorkerRequest]) -> Iterator[None]:
         _SERVED.reset(token)
 
 
-#: In `flags`.
+#: Bits of a request's `flags`.
 SEQUENCE_START: Final = 1
 SEQUENCE_END: Final = 2
-#: In `set_release_flags`.
+#: Arguments of `set_release_flags`.
 RELEASE_ALL: Final = 1
 RELEASE_RESCHEDULE: Final = 2
 
 
 class MemoryType(IntEnum):
-    """Kinds of memory, with Triton's numbers."""
+    """Types of memory, with Triton's numbers."""
 
     TRITONSERVER_MEMORY_GPU = 0
     TRITONSERVER_MEMORY_CPU = 1
@@ -196,7 +195,7 @@ TRITONSERVER_MEMORY_CPU: Final = MemoryType.TRITONSERVER_MEMORY_CPU
 
 
 class PreferredMemory:
-    """The memory for the outputs of a call: always the CPU's, because workers have no other."""
+    """The memory for the outputs of a call: always CPU memory, because workers use no other."""
 
     def __init__(self, preferred_memory_type: MemoryType, preferred_device_id: int = 0) -> None:
         """Raises TritonModelException for GPU memory."""
@@ -210,8 +209,8 @@ class PreferredMemory:
 
 
 class InferenceRequest:
-    """A request. `correlation_id` is its sequence, a number or a string, 0 for none. `timeout` is in
-    microseconds.
+    """A request. `correlation_id` is the id of its sequence, a number or a string; 0 for none. `timeout` is
+    in microseconds.
     """
 
     __slots__ = (
@@ -244,7 +243,7 @@ class InferenceRequest:
         trace: InferenceTrace | None = None,
         parameters: Any = None,
     ) -> None:
-        """A request to the model `model_name`; version -1 is the server's choice.
+        """Creates a request to the model `model_name`; with version -1, the server chooses the version.
 
         Raises TypeError if `inputs`, `requested_output_names` or `model_name` is missing,
         TritonModelException for invalid values.
@@ -281,7 +280,7 @@ class InferenceRequest:
     def received(
         cls, request: WorkerRequest, model: str, version: int, outputs: frozenset[str], *, decoupled: bool
     ) -> InferenceRequest:
-        """A request that this model is to answer; `outputs` are all outputs of the model."""
+        """Wraps a request that this model received; `outputs` are all outputs of the model."""
         made = cls.__new__(cls)
         made._id = request.id
         made._correlation_id = request.sequence
@@ -311,32 +310,34 @@ class InferenceRequest:
         return self._correlation_id
 
     def flags(self) -> int:
-        """TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END, added up."""
+        """The sum of TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END, as far as they apply."""
         return self._flags
 
     def set_flags(self, flags: int) -> None:
         self._flags = flags
 
     def timeout(self) -> int:
-        """The longest that the request wanted to wait in a queue, in microseconds, 0 for any time."""
+        """The longest time that the request may wait in a queue, in microseconds; 0 for any time."""
         return self._timeout
 
     def parameters(self) -> str:
-        """A JSON object, "" if there are none."""
+        """The parameters as a JSON object; "" if there are none."""
         return as_json(self._parameters)
 
     def trace(self) -> InferenceTrace:
         return self._trace
 
     def requested_output_names(self) -> set[str]:
-        """The requested outputs, all if the request names none."""
+        """The names of the requested outputs; of all outputs if the request names none."""
         return set(self._outputs)
 
     def model_name(self) -> str:
         return self._model_name
 
     def get_response_sender(self) -> InferenceResponseSender:
-        """Sends responses, instead of returning them from `execute`."""
+        """The sender for responses that are not returned from `execute`. Raises TritonModelException for a
+        request that was not received.
+        """
         if self._sender is None:
             raise TritonModelException("only a request that `execute` was called with has a response sender")
         return self._sender
@@ -345,11 +346,11 @@ class InferenceRequest:
         """Whether the request is cancelled."""
         return self._request is not None and self._request.cancelled
 
-    # to another model
+    # calling another model
 
     def exec(self, decoupled: bool = False) -> InferenceResponse | ResponseIterator:
-        """Calls the model, and waits for its response; with `decoupled` returns an iterator of responses.
-        A failure is a response with an error.
+        """Calls the model, and waits for its response; with `decoupled` returns an iterator over responses.
+        If the call fails, the response has an error.
         """
         return stream(self._call()) if decoupled else infer(self._call())
 
@@ -373,11 +374,11 @@ class InferenceRequest:
             self._model_name, inputs, version, note=note, queue_timeout=self._timeout / 1e6, traced=traced
         )
 
-    # how it ends
+    # releasing the request
 
     def set_release_flags(self, flags: int) -> None:
-        """With TRITONSERVER_REQUEST_RELEASE_RESCHEDULE the request runs once more;
-        TRITONSERVER_REQUEST_RELEASE_ALL is the default.
+        """Makes the request run once more if `flags` is TRITONSERVER_REQUEST_RELEASE_RESCHEDULE; the default
+        is TRITONSERVER_REQUEST_RELEASE_ALL.
         """
         if flags not in (RELEASE_ALL, RELEASE_RESCHEDULE):
             raise TritonModelException(
@@ -392,5 +393,5 @@ class InferenceRequest:
 
 
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:
-    """The input of a request, None if it has none of that name."""
+    """The input of this name in a request; None if it is missing."""
     return next((tensor for tensor in inference_request.inputs() if tensor.name() == name), None)

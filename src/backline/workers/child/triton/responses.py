@@ -1,4 +1,4 @@
-"""Responses, and how a request is answered with them."""
+"""Responses, and the sender with which a model responds to a request."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from backline.workers.child.requests import WorkerRequest
 from backline.workers.child.triton.errors import TritonError, TritonModelException, to_backline
 from backline.workers.child.triton.tensor import Tensor
 
-#: The last response, in the flags of `InferenceResponseSender.send`.
+#: The flag of `InferenceResponseSender.send` that marks the last response.
 FINAL: Final = 1
 
 
 class InferenceResponse:
-    """Output tensors, or an error."""
+    """A response: output tensors, or an error."""
 
     __slots__ = ("_error", "_outputs", "_parameters")
 
@@ -53,15 +53,15 @@ class InferenceResponse:
         return self._error
 
     def parameters(self) -> str:
-        """A JSON object, "" if there are none."""
+        """The parameters as a JSON object; "" if there are none."""
         return as_json(self._parameters)
 
 
 class InferenceResponseSender:
-    """Answers one request, on any thread, also after `execute` has returned.
+    """Sends responses to one request, on any thread, even after `execute` has returned.
 
-    The request is open until its last response. If its sender is garbage-collected before that, the request
-    fails: nothing could answer it any more.
+    The request is open until its last response. If the sender is garbage-collected before that, the request
+    fails, because nothing can respond to it any more.
     """
 
     __slots__ = ("_closed", "_decoupled", "_lock", "_outputs", "_request", "_sent")
@@ -132,11 +132,11 @@ class InferenceResponseSender:
             raise TritonModelException("Unable to send response. Response sender has been closed.")
 
     def _tensors(self, response: InferenceResponse) -> list[engine.Tensor]:
-        """The requested outputs."""
+        """The outputs of a response that the request asks for."""
         return [tensor.to_engine() for tensor in response._outputs if tensor.name() in self._outputs]
 
     def reschedule(self) -> None:
-        """Closes without a last response: the request runs once more."""
+        """Closes the sender without a last response, so that the request runs once more."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed and not self._request.answered:
@@ -158,13 +158,13 @@ class InferenceResponseSender:
 
 
 def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) -> Tensor | None:
-    """The output of a response, None if it has none of that name."""
+    """The output of this name in a response; None if it is missing."""
     return next((tensor for tensor in inference_response.output_tensors() if tensor.name() == name), None)
 
 
 def read_parameters(given: Any) -> dict[str, Parameter]:
-    """Parameters from a dict, None, or a JSON object. Raises TritonModelException for keys and values of
-    other types.
+    """Reads parameters from a dict, a JSON object or None. Raises TritonModelException for keys or values of
+    unsupported types.
     """
     if given is None or given == "":
         return {}
@@ -183,5 +183,5 @@ def read_parameters(given: Any) -> dict[str, Parameter]:
 
 
 def as_json(parameters: Mapping[str, Parameter]) -> str:
-    """The result of `parameters()`."""
+    """Encodes parameters as a JSON object; "" if there are none."""
     return json.dumps(parameters, ensure_ascii=False, separators=(",", ":")) if parameters else ""

@@ -1,4 +1,4 @@
-"""A named tensor, as models create and receive it, and the numbers of Triton's datatypes."""
+"""Named tensors, as models create and receive them, DLPack, and the numbers of Triton's datatypes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from backline.engine.values import tensor as engine
 from backline.engine.values.datatypes import DataType
 from backline.workers.child.triton.errors import TritonModelException
 
-#: kDLCPU.
+#: DLPack's device of tensors in CPU memory: the type kDLCPU, and the index.
 CPU: Final = (1, 0)
 _CODES: Final = {"i": 0, "u": 1, "f": 2, "b": 6}
 _UNSIGNED, _BFLOAT = 1, 4
 _NAME: Final = b"dltensor"
-#: With Triton's spaces.
+#: Triton's text, including its odd spaces.
 _NOT_SUPPORTED: Final = (
     "Provided tensor is not supported. Tensor must be a DLPack capsule "
     "        or have `__dlpack__` and `__dlpack_device__` attributes"
@@ -25,7 +25,7 @@ _NOT_SUPPORTED: Final = (
 
 
 class _Tensor(ctypes.Structure):
-    """DLTensor."""
+    """DLPack's struct DLTensor."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -48,7 +48,7 @@ _is_valid.restype, _is_valid.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.
 
 
 class _Capsule:
-    """An object that NumPy accepts: it returns the capsule."""
+    """Wraps a capsule in an object that np.from_dlpack accepts."""
 
     def __init__(self, capsule: Any) -> None:
         self._capsule = capsule
@@ -61,7 +61,7 @@ class _Capsule:
 
 
 def to_capsule(datatype: DataType, array: np.ndarray) -> Any:
-    """A capsule that shares the memory of an array. Raises TritonModelException for BYTES."""
+    """A DLPack capsule that shares the memory of an array. Raises TritonModelException for BYTES."""
     if datatype is DataType.BYTES:
         raise TritonModelException("DLPack does not have support for string tensors.")
     if not array.flags.writeable:  # DLPack cannot express read-only memory
@@ -73,10 +73,9 @@ def to_capsule(datatype: DataType, array: np.ndarray) -> Any:
 
 
 def from_object(given: Any) -> tuple[DataType, np.ndarray]:
-    """The datatype and the array of a capsule, or of an object that returns one.
+    """The datatype and the array of a DLPack capsule, or of an object with `__dlpack__`.
 
-    Raises TritonModelException for memory of another device, and for tensors that are not contiguous in C
-    order.
+    Raises TritonModelException if the tensor is not in CPU memory, or not contiguous in C order.
     """
     capsule = given if _is_valid(given, _NAME) else _ask(given)
     tensor = _tensor(capsule)
@@ -177,20 +176,20 @@ TRITON_STRING_TO_NUMPY: Final[dict[str, Any]] = {
 
 
 def triton_to_numpy_type(data_type: int) -> Any:
-    """The NumPy type of a datatype's number; None if NumPy has none."""
+    """The NumPy type for the number of a datatype; None if NumPy has none."""
     if not 1 <= data_type <= NUMBERS[DataType.BYTES]:
         return None
     return _BY_NUMBER[data_type - 1].dtype.type
 
 
 def numpy_to_triton_type(data_type: Any) -> int | None:
-    """The number of the datatype of a NumPy type; None if there is none."""
+    """The number of the datatype for a NumPy type; None if there is none."""
     datatype = numpy_datatype(data_type)
     return None if datatype is None else NUMBERS[datatype]
 
 
 def numpy_datatype(data_type: Any) -> DataType | None:
-    """The datatype of a NumPy type. Strings (np.str_) have none: a model encodes them."""
+    """The datatype for a NumPy type; None if there is none, as for np.str_, which models must encode."""
     if data_type in (np.object_, np.bytes_) or getattr(data_type, "kind", "") == "S":
         return DataType.BYTES
     return next((datatype for datatype in _BY_NUMBER[:12] if data_type == datatype.dtype.type), None)
@@ -207,9 +206,7 @@ class Tensor:
     __slots__ = ("_array", "_datatype", "_name")
 
     def __init__(self, name: str, array: np.ndarray) -> None:
-        """Raises TypeError for anything but an array, TritonModelException for a dtype that Triton does
-        not have.
-        """
+        """Raises TypeError if `array` is not an array, TritonModelException if Triton lacks its dtype."""
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
             raise TypeError(
                 f"Tensor: expected a name and a numpy.ndarray, not {type(name).__name__} and"
@@ -229,13 +226,13 @@ class Tensor:
 
     @classmethod
     def of(cls, tensor: engine.Tensor) -> Tensor:
-        """The tensor of a request."""
+        """Wraps a tensor that the worker received."""
         made = cls.__new__(cls)
         made._name, made._datatype, made._array = tensor.name, tensor.datatype, tensor.data
         return made
 
     def to_engine(self) -> engine.Tensor:
-        """The tensor of a response or a call."""
+        """The tensor for a response or a call."""
         return engine.Tensor(self._name, self._datatype, self._array.shape, self._array)
 
     def name(self) -> str:
@@ -258,7 +255,7 @@ class Tensor:
         return list(self._array.shape)
 
     def is_cpu(self) -> bool:
-        """True: workers have no other memory."""
+        """Always true, because workers keep tensors in CPU memory."""
         return True
 
     def to_dlpack(self) -> Any:
@@ -280,8 +277,8 @@ class Tensor:
 
 
 def serialize_byte_tensor(input_tensor: np.ndarray) -> bytes | tuple[()] | None:
-    """The elements in C order, each after its length in 4 bytes; () for none, None for an array of another
-    kind, as in Triton.
+    """Encodes the elements in C order, each after its length in 4 bytes. As in Triton, returns () for an
+    empty array, and None for an array of another datatype.
     """
     if input_tensor.size == 0:
         return ()
@@ -291,7 +288,7 @@ def serialize_byte_tensor(input_tensor: np.ndarray) -> bytes | tuple[()] | None:
 
 
 def deserialize_bytes_tensor(encoded_tensor: bytes) -> np.ndarray:
-    """A flat array of the elements. Raises ValueError for truncated bytes."""
+    """Decodes the elements to a flat array. Raises ValueError if the bytes are truncated."""
     view = memoryview(encoded_tensor).cast("B")
     elements: list[bytes] = []
     at = 0

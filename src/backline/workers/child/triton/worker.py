@@ -1,4 +1,6 @@
-"""The worker process that the API's functions use: its one model, its channel to the server, and its log."""
+"""State of the worker process for `triton_python_backend_utils`: its model, its channel to the server, its
+log.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,12 @@ class _Worker:
 
 
 def begin(load: WorkerLoad, caller: Caller) -> None:
-    """The model of this load is about to be imported."""
+    """Sets the load and the channel of this worker, before its model is imported."""
     _Worker.load, _Worker.caller = load, caller
 
 
 def current() -> WorkerLoad:
-    """What this worker loads. Raises RuntimeError outside of a worker."""
+    """The LOAD message of this worker. Raises RuntimeError outside of a worker."""
     if _Worker.load is None:
         raise RuntimeError(_OUTSIDE)
     return _Worker.load
@@ -43,12 +45,12 @@ def caller() -> Caller:
 
 
 def name_instance(name: str) -> None:
-    """Sets the instance name in Triton's texts."""
+    """Sets the instance name for Triton's error texts."""
     _Worker.instance = name
 
 
 def instance() -> str:
-    """The instance name in Triton's texts."""
+    """The instance name for Triton's error texts."""
     return _Worker.instance
 
 
@@ -58,7 +60,7 @@ def get_model_dir() -> str:
 
 
 class LogLevel(IntEnum):
-    """Triton's numbers."""
+    """Log levels, with Triton's numbers."""
 
     INFO = 0
     WARNING = 1
@@ -100,7 +102,7 @@ class Logger:
 
     @staticmethod
     def log_verbose(message: str) -> None:
-        """Shown at verbose level 1 or higher."""
+        """Logs a message that is shown at verbose level 1 or higher."""
         _log(message, LogLevel.VERBOSE)
 
 
@@ -113,5 +115,5 @@ def _log(message: str, level: LogLevel) -> None:
         caller().tell(Kind.LOG, Log(_LEVELS[LogLevel(level)], text))
 
 
-# Triton has it here. In the class body it would shadow the enum in annotations.
+# An attribute, as in Triton. In the class body it would shadow the enum in annotations.
 Logger.LogLevel = LogLevel  # type: ignore[attr-defined]

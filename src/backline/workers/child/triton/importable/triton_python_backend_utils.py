@@ -1,4 +1,4 @@
-"""Models for Triton's Python backend import this: its folder is on the path of every worker process."""
+"""The module that models for Triton's Python backend import. Its folder is on sys.path in every worker."""
 
 from __future__ import annotations
 
