@@ -126,7 +126,7 @@ class Server:
         keep_private(self._embedded.state_folder, "state folder")
         keep_private(options.lifecycle.cache_folder or user_cache(), "cache folder")
         keep_private(Path(sys.prefix), "python")
-        with suppress(RuntimeError):  # a user without a home
+        with suppress(RuntimeError):  # the user has no home folder
             keep_private(Path.home(), "~")
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:

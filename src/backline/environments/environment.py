@@ -17,7 +17,7 @@ _UNSET = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """An environment that is built completely."""
+    """A complete environment in a folder."""
 
     folder: Path
 

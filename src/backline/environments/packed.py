@@ -24,7 +24,7 @@ from backline.repository.remote.unpack import UnpackLimits
 #: The configuration parameter that holds the path; the path may contain the placeholder below.
 PARAMETER: Final = "EXECUTION_ENV_PATH"
 _MODEL_FOLDER: Final = "$$TRITON_MODEL_DIRECTORY"
-#: An environment with CUDA has some 60,000 files.
+#: Limits for unpacking; for comparison, an environment with CUDA has some 60,000 files.
 _LIMITS: Final = UnpackLimits(files=500_000)
 _ASK: Final = (
     "import sys, importlib.util as u\n"
@@ -109,7 +109,9 @@ class _Members:
         self._bytes = _LIMITS.bytes_of(archive.stat().st_size)
 
     def __call__(self, member: tarfile.TarInfo, place: str) -> tarfile.TarInfo:
-        member = tarfile.tar_filter(member, place)  # refuses names that lead out, drops setuid bits
+        member = tarfile.tar_filter(
+            member, place
+        )  # refuses names that lead out of the folder, and drops setuid bits
         self._files -= 1
         self._bytes -= member.size
         if self._files < 0 or self._bytes < 0:

@@ -18,7 +18,7 @@ from backline.engine.names import PYTHON_VERSION
 
 #: The files that list required packages; the first one found in a folder is used.
 LOCK, PROJECT, LIST = "uv.lock", "pyproject.toml", "requirements.txt"
-#: What a worker process itself needs (workers/child/start.py); a model's requirements may narrow it.
+#: Packages that every worker process needs; a model's requirements may narrow their versions.
 WORKER_PACKAGES = ("numpy>=1.24", "msgspec>=0.19")
 #: The oldest Python that a worker process runs on.
 OLDEST_PYTHON = (3, 11)
@@ -112,7 +112,7 @@ def _project(file: Path) -> dict[str, Any]:
 
 
 def _read_files(folder: Path, file: str) -> Iterator[Path]:
-    """The files that the environment depends on."""
+    """The files whose contents determine the environment."""
     if file == LIST:
         yield from _read_list(folder / file, seen=set())
     elif file:

@@ -1,7 +1,7 @@
 """The store of built environments on local disk, shared by all models with equal requirements.
 
     <digest>/                     an environment, complete before it gets this name
-    <digest>/backline.json        what it was built from, and what it contains
+    <digest>/backline.json        its source and its contents
     <digest>/used-by/<key>.json   the folders of a model that required it; the file's time is its last use
     .building-<digest>-<random>/  a build in progress
     locks/                        <digest>.build: held by a build; <digest>.use: shared by servers that use it
@@ -116,7 +116,7 @@ class Environments:
     def _hold(self, digest: str) -> None:
         if digest in self._held:
             return
-        with contextlib.suppress(OSError):  # a store that this user may only read
+        with contextlib.suppress(OSError):  # the store may be read-only for this user
             descriptor = open_lock(self._lock(digest, "use"))
             while not try_lock(descriptor, shared=True):
                 time.sleep(0.01)  # another process is removing it, which is quick

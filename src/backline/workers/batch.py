@@ -52,7 +52,7 @@ class Batch:
         self.ended_ns = 0
         self.outcomes: list[InferResponse | BacklineError | None] = []
         self.parts: list[Batch] | None = None
-        #: Whether the model was called, with whatever outcome.
+        #: Whether the model was called, successfully or not.
         self.executed = False
         #: Whether the batch is part of a larger run, which counts as one execution.
         self.shared = False

@@ -42,7 +42,7 @@ class DebuggedWorker(WorkerProcess):
 
     @property
     def resident_bytes(self) -> int:
-        """Returns 0: the memory is part of the server's, and cannot be told apart."""
+        """Returns 0, because the memory cannot be distinguished from the server's."""
         return 0
 
     async def _launch(self, *descriptors: int) -> None:

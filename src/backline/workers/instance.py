@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 from backline.workers.batch import Batch
 
-#: Called on the event loop when the batch has run and the instance is free again.
+#: Called on the event loop when a batch has run and its instance is free again.
 Finished: TypeAlias = Callable[["Instance", Batch], None]
 
 

@@ -206,7 +206,7 @@ def test_a_failed_load_names_the_exception_and_its_line(server: ServerProcess) -
 
 def test_a_misspelt_setting_is_a_warning(server: ServerProcess) -> None:
     assert (
-        "model.py of model 'stream': Model.max_batchsize is no setting and has no effect, did you mean"
+        "model.py of model 'stream': Model.max_batchsize is not a setting and has no effect; did you mean"
         " 'max_batch_size'?" in server.output
     )
 
@@ -221,7 +221,7 @@ def test_a_misspelt_setting_is_a_warning(server: ServerProcess) -> None:
         ("class Model:\n    def load(self): ...", "found none; class Model has no method predict"),
         (
             "def count(text: str): ...",
-            "found none; function count does not say what it returns, as -> FP32[-1]",
+            "found none; function count has no return type hint, such as -> FP32[-1]",
         ),
     ],
 )

@@ -56,7 +56,7 @@ CONNECTION_LOST = 76
 
 
 class Kind(IntEnum):
-    """Identifies a frame's message."""
+    """The number of each message kind in a frame's prefix."""
 
     LOAD = 1
     LOADED = 2

@@ -67,7 +67,7 @@ class AsyncMailbox:
 
     def put(self, heard: Heard) -> None:
         """Delivers an answer. Called on any thread."""
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
+        with suppress(RuntimeError):  # the loop is closed, so no coroutine waits
             self._loop.call_soon_threadsafe(self._queue.put_nowait, heard)
 
     async def get(self, timeout: float) -> Heard:
@@ -119,7 +119,7 @@ class ChannelReader:
         self._on_end = on_end
         self._awaited = awaited
         self._frames = FrameSplitter()
-        #: Held by the thread that reads.
+        #: Held by the thread that reads the channel.
         self._reading = threading.Lock()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -158,7 +158,7 @@ class Caller:
         """Answers a Question; blocks. Raises DeadlineExceeded after `timeout` seconds, but a load or unload
         still completes.
         """
-        alone = timeout == inf  # a thread that reads the socket itself cannot time out
+        alone = timeout == inf  # a thread that reads the channel itself cannot time out
         if not alone:
             self._reader.listen()
         heard = Mailbox()

@@ -25,7 +25,7 @@ _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
 
 #: All settings, including the one that is read with the type hints.
 _KNOWN = (*_SETTINGS, "decoded_limit_bytes")
-#: Similarity (0 to 1) from which a name counts as misspelt: max_batch does for max_batch_size, size does not.
+#: Similarity (0 to 1) at which a name counts as a misspelt setting: `max_batch` does, `size` does not.
 _NEARLY = 0.78
 
 
@@ -60,7 +60,7 @@ class ModelCode:
         )
         near = ((name, setting) for name in named for setting in get_close_matches(name, _KNOWN, 1, _NEARLY))
         return [
-            f"{where}{name} is no setting and has no effect, did you mean '{setting}'?"
+            f"{where}{name} is not a setting and has no effect; did you mean '{setting}'?"
             for name, setting in near
         ]
 
@@ -72,14 +72,14 @@ class ModelCode:
 
 
 def import_file(path: Path, folder: Path) -> ModuleType:
-    """Imports a file as a module. It can import modules of its own folder, also relatively, and of the
-    model's folder.
+    """Imports a file as a module. The file can import modules of its own folder, even relatively, and of
+    the model's folder.
     """
     for place in (folder, path.parent):
         sys.path.insert(0, str(place))
     package = ModuleType(
         path.parent.name if path.parent.name.isdecimal() else "_model"
-    )  # as in Triton; no other module has a number as its name
+    )  # named by the version, as in Triton, which cannot clash with real modules
     package.__path__ = [str(path.parent)]
     spec = spec_from_file_location(f"{package.__name__}.{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -94,7 +94,7 @@ def find_model(module: ModuleType, path: str) -> ModelCode:
     """The class `Model`, or the only class in the file with a method `predict`; without such a class, the
     function `predict`, or the only public function with a return annotation.
 
-    Raises InvalidArgument if there is none, or more than one.
+    Raises InvalidArgument if the file has none, or more than one.
     """
     own = {
         name: value
@@ -127,7 +127,7 @@ def _nearest(own: dict[str, Any]) -> str:
             if near or name == "Model":
                 return f"; class {name} has no method predict" + (f", but {near[0]}" if near else "")
         elif inspect.isfunction(value) and not name.startswith("_"):
-            return f"; function {name} does not say what it returns, as -> FP32[-1]"
+            return f"; function {name} has no return type hint, such as -> FP32[-1]"
     return ""
 
 

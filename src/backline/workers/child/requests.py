@@ -90,7 +90,7 @@ class WorkerRequest:
         return self._inputs
 
     def let_go(self) -> None:
-        """Releases its inputs."""
+        """Releases the request's inputs."""
         self._inputs, self._first = {}, -1
 
     @property

@@ -64,7 +64,7 @@ def _shapes(
             specs.append(spec)
             continue
         to_server[spec.name] = Reshape((*batch, *shape), (*batch, *seen))
-        if spec is not said:  # the model has its own shapes, from type hints
+        if spec is not said:  # the shapes come from the model's type hints, not from the configuration
             fitting = narrower(shape, tuple(spec.shape))
             if fitting is None:
                 raise InvalidArgument(

@@ -25,7 +25,7 @@ def _import_package() -> None:
 
 def _main() -> None:
     faulthandler.enable()
-    sys.path.pop(0)  # this folder: a model's `import worker` must not find the module here
+    sys.path.pop(0)  # removes this folder, where a model's `import worker` would find the module of that name
     gc.disable()  # imported modules live forever, so collecting would only cost time
     _import_package()
     from backline.workers.child.worker import end_with_parent, main

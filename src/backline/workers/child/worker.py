@@ -228,7 +228,7 @@ class Worker:
             if not request.answered:
                 request.fail(failure)
 
-    # asynchronous models
+    # running asynchronous models
 
     async def _serve_loop(self) -> None:
         loop = asyncio.get_running_loop()

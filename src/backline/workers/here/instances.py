@@ -44,7 +44,7 @@ class InlineInstance:
     beside_loop: ClassVar[bool] = False
     #: Nanoseconds above which a run counts as slow.
     LONG_RUN_NS = 5_000_000
-    #: Runs whose processor time is measured after a slow one.
+    #: The number of runs whose processor time is measured after a slow one.
     _WATCHED = 1000
     #: The number of slow runs, by processor time, at which `on_slow` is called.
     _ENOUGH = 2
@@ -309,9 +309,7 @@ class _TimedRun:
             if ticket.cancelled:
                 self._settle(ticket, Cancelled("the request was cancelled"))
             elif again:
-                self._settle(
-                    ticket, Internal(f"{self._limit.exceeded}, and neither did it when it was tried again")
-                )
+                self._settle(ticket, Internal(f"{self._limit.exceeded}, nor when it was retried"))
             elif not self._limit.idempotent:
                 self._settle(
                     ticket,

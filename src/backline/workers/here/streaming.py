@@ -68,7 +68,7 @@ class GeneratorStream:
         self._index = 0
         self._began = 0
 
-    # on the event loop
+    # called on the event loop
 
     def begin(self) -> None:
         if self._flow is not None:
@@ -125,7 +125,7 @@ class GeneratorStream:
         self._finished(self._instance, batch)
         self._pool.ended(self)
 
-    # on a thread of the pool
+    # called on a thread of the pool
 
     def advance(self) -> bool:
         """Generates responses until another stream needs the thread (returns True), or until the stream must

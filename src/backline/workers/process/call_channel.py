@@ -278,7 +278,7 @@ class CallChannel:
         assert self._calls is not None, "there are no calls without it"
         self._calls.ended(one.ticket, outcome, monotonic_ns() - one.began_ns)
 
-    # questions
+    # questions about models
 
     def _ask(self, message: Ask, files: Mapping[str, Tensor]) -> None:
         self._questions[message.number] = self._open_requests(message.requests)

@@ -181,7 +181,7 @@ class Job:
                 self.settle(position, Cancelled("the request was cancelled"))
             elif self.again:
                 self.settle(
-                    position, Internal(f"{ended} while it ran this request, and so had the one before")
+                    position, Internal(f"{ended} while it ran this request, as had the worker before it")
                 )
             elif not idempotent:
                 self.settle(

@@ -212,7 +212,7 @@ class WorkerPool(ModelInWorkers):
         )
         return replace(self.command, load=load)
 
-    # batches
+    # placing batches
 
     def place(self, run: BatchRun, seat: Seat) -> None:
         """Gives a batch to the worker of its seat, or to any free worker while that seat has none."""

@@ -277,10 +277,12 @@ class WorkerProcess:
             for at in message.numbers:
                 self.arena.give_back(at)
 
-    # health
+    # watching the worker's health
 
     def _beat(self) -> None:
-        if stood_still(self._timers["heartbeat"], self._loop):  # this process was suspended, not the worker
+        if stood_still(
+            self._timers["heartbeat"], self._loop
+        ):  # the server was suspended, so its worker's silence means nothing
             self._heard = monotonic()
         silent = monotonic() - self._heard
         if silent > HEARTBEAT_TIMEOUT:
@@ -312,7 +314,7 @@ class WorkerProcess:
             return
         self._later("memory", _MEMORY_LOOK, self._look_at_memory)
 
-    # ending
+    # ending the process
 
     def hang(self, why: str) -> None:
         """Kills a worker that does not respond, after a moment in which it prints its stack."""
@@ -377,7 +379,7 @@ class WorkerProcess:
         for timer in self._timers.values():
             timer.cancel()
         self._data.read_rest()
-        for timer in self._timers.values():  # LOADED has started the heartbeat
+        for timer in self._timers.values():  # again, because a LOADED among the rest starts the heartbeat
             timer.cancel()
         self._data.close()
         self._control.close()

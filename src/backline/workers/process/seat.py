@@ -265,7 +265,7 @@ class Seat:
         jobs = self._open
         return [jobs[one].run.batch.tickets[jobs[one].by_number[one]] for one in numbers if one in jobs]
 
-    # hangs and crashes
+    # handling hangs and crashes
 
     def _look_at_time(self) -> None:
         """Kills a worker whose batch exceeds the execution timeout; otherwise sets the timer for the next
@@ -276,7 +276,9 @@ class Seat:
         if not self._started or self.process is None:
             return
         now = monotonic()
-        if watch is not None and stood_still(watch, self._pool.loop):  # the results may be in the socket
+        if watch is not None and stood_still(
+            watch, self._pool.loop
+        ):  # this process was suspended: results may be waiting in the socket
             self._started = dict.fromkeys(self._started, now)
         left = min(self._started.values()) + limit - now
         if left <= 0:

@@ -388,7 +388,7 @@ class InferenceRequest:
 
     @property
     def release_flags(self) -> int:
-        """The argument of `set_release_flags`."""
+        """The flags set by `set_release_flags`."""
         return self._release_flags
 
 
