@@ -1,4 +1,4 @@
-"""The composition of a server: an engine filled from repositories, and sockets in front of it."""
+"""Puts a server together: an engine with the models of repositories, and the sockets that serve it."""
 
 from __future__ import annotations
 

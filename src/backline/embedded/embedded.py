@@ -29,8 +29,8 @@ class Embedded:
         model_name: str = "",
         exit_on_error: bool = False,
     ) -> None:
-        """`repositories` are paths or URLs. Raises BacklineError for an invalid one, and for damaged state
-        on disk.
+        """`repositories` are paths or URLs. Raises BacklineError if one is invalid, or if state on
+        disk is damaged.
         """
         self.engine = Engine()
         self._exit_on_error = exit_on_error
@@ -52,7 +52,7 @@ class Embedded:
 
     @property
     def state_folder(self) -> Path:
-        """Where labels, the audit log and recorded requests are kept."""
+        """The folder that holds labels, the audit log and recorded requests."""
         return self._lifecycle.state_folder
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:

@@ -212,7 +212,7 @@ class Environments:
             return alone
 
     def remove_unfinished(self) -> int:
-        """Removes the remains of interrupted builds; returns the bytes freed."""
+        """Removes what interrupted builds left behind; returns the number of bytes freed."""
         freed = 0
         for left in self.folder.glob(f"{_BUILDING}*"):
             descriptor = open_lock(self._lock(left.name.removeprefix(_BUILDING).partition("-")[0], "build"))
@@ -267,7 +267,7 @@ def unused(
 
 
 def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnBytes) -> None:
-    """Builds the environment in an empty folder. Raises UvFailed."""
+    """Builds an environment in the empty folder `building`. Raises UvFailed."""
     folder = requirements.folder
     _make(requirements, building, uv)
     environment = Environment(building)

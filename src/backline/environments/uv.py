@@ -50,7 +50,7 @@ class Uv:
         self, *arguments: str, folder: Path, given: str = "", on_bytes: OnBytes = lambda done, total: None
     ) -> str:
         """Runs a command in a folder, with `given` as standard input; returns its standard output. Blocks.
-        Raises UvFailed.
+        Raises UvFailed if uv fails or is cancelled.
         """
         output = _UvOutput(on_bytes)
         with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+") as stdout:

@@ -116,8 +116,8 @@ class Audio(_Array):
 
 
 def audio_hint(hint: Any) -> AudioHint | None:
-    """The AudioHint that a hint stands for; None for any other hint. Raises InvalidArgument for Audio
-    without a rate.
+    """The AudioHint for a hint of sound; None for any other hint. Raises InvalidArgument for Audio without
+    a rate.
     """
     if hint is Audio:
         raise InvalidArgument("Audio needs a rate, as in Audio[16000]")

@@ -35,7 +35,7 @@ class OrNone:
 
 
 def without_none(hint: Any) -> Any:
-    """X for `X | None` and `Optional[X]`; other hints unchanged."""
+    """Reduces `X | None` and `Optional[X]` to X; returns other hints unchanged."""
     if get_origin(hint) in (Union, UnionType):
         left = [kind for kind in get_args(hint) if kind is not NoneType]
         if len(left) == 1:
@@ -66,7 +66,7 @@ class _Typed(_Array):
 
 
 def array_hint(hint: Any) -> ArrayHint | None:
-    """The ArrayHint that a hint stands for; None for any other hint."""
+    """The ArrayHint for a hint of an array; None for any other hint."""
     if isinstance(hint, ArrayHint):
         return hint
     if isinstance(hint, type) and issubclass(hint, _Typed):

@@ -120,7 +120,7 @@ class Image(_Array):
 
 
 def image_hint(hint: Any) -> ImageHint | None:
-    """The ImageHint that a hint, or Pillow's class, stands for; None for any other hint."""
+    """The ImageHint for a hint of images, such as Pillow's class; None for any other hint."""
     if isinstance(hint, ImageHint):
         return hint
     if hint is Image:

@@ -1,1 +1,1 @@
-"""What the operating system provides to this process: memory, cores, folders, time."""
+"""Access to the operating system: memory, cores, file locks, folders, suspension."""

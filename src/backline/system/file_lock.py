@@ -1,4 +1,4 @@
-"""Locks between threads and processes, on files and folders."""
+"""Locks on files and folders, shared by threads and processes."""
 
 from __future__ import annotations
 

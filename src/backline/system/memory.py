@@ -46,7 +46,7 @@ def trim() -> bool:
 
 
 def return_large_blocks() -> bool:
-    """From now on, blocks of LARGE_BLOCK bytes or more return to the system when freed; False if the C
+    """Makes blocks of LARGE_BLOCK bytes or more return to the system when freed, from now on; False if the C
     library cannot.
 
     By default glibc raises this threshold to the largest block ever freed (mallopt(3), M_MMAP_THRESHOLD). The
@@ -60,10 +60,10 @@ def return_large_blocks() -> bool:
 
 
 def share_arena() -> bool:
-    """From now on all threads allocate from one arena; False if the C library cannot.
+    """Makes all threads allocate from one arena from now on; False if the C library cannot.
 
-    By default glibc gives each thread its own (mallopt(3), M_ARENA_MAX), and each thread that ever loaded a
-    model retains some memory: after 50 loads of one model, resident memory was 6 % above that of the first
+    By default glibc gives threads separate arenas (mallopt(3), M_ARENA_MAX), and each thread that ever loaded
+    a model retains some memory: after 50 loads of one model, resident memory was 6 % above that of the first
     load, and 0.3 % with one arena. Python threads seldom allocate at the same time, and runtimes bring their
     own allocators: more arenas gained nothing measurable.
     """

@@ -33,7 +33,7 @@ def lengths(
 def mask(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
-    """Which elements of each item are real rather than padding, at the padded length in `inputs`."""
+    """A mask of the elements of each item that are not padding, at the padded length in `inputs`."""
     real = lengths(name, axis, np.dtype(np.int64), requests, rows, inputs)
     return (np.arange(inputs[name].shape[axis]) < real[:, np.newaxis]).astype(dtype)
 
@@ -229,8 +229,8 @@ class Joiner:
     def _in_shapes(
         self, name: str, array: np.ndarray, requests: Sequence[Arrays], source: str, dims: Shape
     ) -> list[np.ndarray]:
-        """Triton's BATCH_SCATTER_WITH_INPUT_SHAPE: a varying dimension of the output is the source's
-        dimension at the same index.
+        """Splits an output as Triton's BATCH_SCATTER_WITH_INPUT_SHAPE does: a varying dimension is that of
+        the input `source` at the same index.
         """
         if source not in requests[0]:
             raise Internal(
@@ -271,7 +271,7 @@ def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
 def _reshaped(
     make: Describe, reshapes: Reshapes, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
-    """A batch input that describes the shapes in the model rather than those that clients send."""
+    """Computes a batch input from the shapes in the model rather than those that clients send."""
     return make([reshape_arrays(request, reshapes) for request in requests], rows, inputs)
 
 

@@ -69,7 +69,7 @@ class Arena:
     """One side's view of the shared memory. `lower` selects the half that it writes to. Not thread-safe."""
 
     def __init__(self, descriptor: int, *, lower: bool) -> None:
-        """Maps the file; the caller may close the descriptor afterwards."""
+        """Maps the shared memory; the caller may then close the descriptor."""
         self._map = mmap.mmap(descriptor, 2 * HALF)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._start = 0 if lower else HALF

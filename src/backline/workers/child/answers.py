@@ -232,7 +232,7 @@ class AsyncCallStream:
 
 
 class _Credit:
-    """Counts responses read, and grants the server as many further ones, in batches of half a window."""
+    """Counts the responses that are read, and grants credit for as many more, half a window at a time."""
 
     def __init__(self, caller: Caller, number: int) -> None:
         self._caller = caller

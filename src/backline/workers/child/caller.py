@@ -105,7 +105,7 @@ class _PendingCall:
 
 
 class Caller:
-    """The worker's end of the calls channel. Every method may be called on any thread, and raises
+    """The worker's end of the calls channel. All methods may be called on any thread, and may raise
     BacklineError.
     """
 
@@ -171,7 +171,7 @@ class Caller:
             self.drop(number)
 
     async def ask_async(self, question: Question, timeout: float = inf) -> Any:
-        """`ask` for coroutines. A load or unload still completes if this is cancelled."""
+        """`ask` for coroutines. A load or unload completes even if the coroutine is cancelled."""
         self._reader.listen()
         heard = AsyncMailbox()
         number = self._ask(question, heard.put)

@@ -119,7 +119,7 @@ class WorkerTransport(Transport):
         return send
 
     async def ask(self, question: Question, timeout: float) -> Any:
-        """The server's answer. Raises DeadlineExceeded after `timeout` seconds."""
+        """The server's answer to a question. Raises DeadlineExceeded after `timeout` seconds."""
         return await self._caller.ask_async(replace(question, requests=self._requests), timeout)
 
     async def server_live(self, timeout: float) -> bool:

@@ -188,7 +188,7 @@ class WorkerRequest:
                 self._on_credit()
 
     def cancel(self) -> None:
-        """Cancels the request: `send` no longer blocks, and does nothing."""
+        """Cancels the request; from now on `send` returns at once and sends nothing."""
         self.cancelled = True
         self.may_send(0)
         if self.on_abandon is not None:
@@ -252,7 +252,7 @@ class RequestBatch:
 
     @property
     def credits(self) -> threading.Condition:
-        """Notified whenever a request of this worker may send more."""
+        """The condition that is notified when a request of this worker may send more responses."""
         return self._connection.credits
 
     def answer(

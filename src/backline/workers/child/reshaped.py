@@ -31,8 +31,8 @@ def is_reshaped(load: WorkerLoad) -> bool:
 
 
 def shapes_of(load: WorkerLoad, loaded: WorkerLoaded) -> tuple[Shapes, Shapes]:
-    """The inputs and outputs of a model. Raises InvalidArgument if its own shapes contradict the
-    configuration.
+    """The inputs and outputs of a model. Raises InvalidArgument if shapes in the model contradict
+    the configuration.
     """
     batch = (-1,) if loaded.max_batch_size else ()
     joining = load.joining if loaded.joins else None

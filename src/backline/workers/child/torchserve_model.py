@@ -99,8 +99,8 @@ Handle = Callable[[list[dict[str, Any]], Context], Any]
 
 
 def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
-    """Imports and initialises the handler of an unpacked archive. Raises what the handler raises, and
-    InvalidArgument for an invalid handler.
+    """Imports and initialises the handler of an unpacked archive. Raises any exception of the
+    handler, and InvalidArgument for an invalid handler.
     """
     folder = Path(message.path)
     if sys.platform != "win32":

@@ -159,7 +159,7 @@ class Worker:
         self._model.close()
 
     def _receive(self) -> list[tuple[Kind, Any, memoryview]]:
-        """The next frames; empty at the end of the channel."""
+        """Waits for the next frames; returns none at the end of the channel."""
         while True:
             received = self._socket.recv(_RECEIVE)
             if not received:

@@ -138,7 +138,7 @@ class Execution:
         return run
 
     def _wanted(self, tickets: Sequence[Ticket]) -> tuple[str, ...]:
-        """The outputs to compute: those that any request of the batch asks for."""
+        """The names of the outputs to compute: all that any request of the batch asks for."""
         wanted = tickets[0].request.outputs
         if wanted is None:
             return self._outputs

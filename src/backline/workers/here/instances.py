@@ -117,7 +117,7 @@ class ThreadInstance:
 
 
 class RunLimit:
-    """The time limit of one model version's runs, and the effects of exceeding it. Lives on the event
+    """The time limit of one model version's runs, and the effects of exceeding it. Use only on the event
     loop.
 
     `idempotent` requests are retried. `on_given_up` is called for each abandoned thread; `on_available` with
@@ -147,7 +147,7 @@ class RunLimit:
 
     @property
     def exceeded(self) -> str:
-        """The message about a run that exceeded the limit."""
+        """The message for a run that exceeds the limit."""
         return f"{self.label} did not finish within {self.seconds:g} s"
 
     def late(self, *, can_be_ended: bool) -> None:

@@ -228,7 +228,7 @@ class WorkerPool(ModelInWorkers):
             self._waiting.append(job)
 
     def next_number(self) -> int:
-        """A number that no request of this pool has had."""
+        """A new request number, unique in this pool."""
         return next(self._numbers)
 
     def has_room(self, seat: Seat) -> None:

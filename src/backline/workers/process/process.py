@@ -135,7 +135,7 @@ class WorkerProcess:
 
     @property
     def resident_bytes(self) -> int:
-        """Its resident memory in bytes, 0 once it has ended."""
+        """The worker's resident memory in bytes; 0 once it has ended."""
         return resident_bytes(self.pid)
 
     async def start(self) -> WorkerLoaded:

@@ -35,8 +35,8 @@ _SHORT_FORMS = [
 
 
 class TextHandler(BaseHandler, abc.ABC):
-    """Loads the vocabulary `source_vocab.pt`, a dictionary saved by torch.save. It is read with
-    `weights_only`, so it cannot execute code.
+    """Loads the vocabulary `source_vocab.pt`, a dictionary saved by torch.save. The file is
+    read with `weights_only`, so that it cannot execute code.
     """
 
     def __init__(self) -> None:

@@ -48,7 +48,7 @@ _CLASSES: Final[dict[ErrorCode, type[BacklineError]]] = {
 
 
 class TritonError:
-    """The error of a response. Not an exception: a model returns it, or raises its own exception."""
+    """The error of a response. Not an exception: a model puts it in a response, or raises an exception."""
 
     UNKNOWN: ClassVar = ErrorCode.UNKNOWN
     INTERNAL: ClassVar = ErrorCode.INTERNAL

@@ -198,7 +198,7 @@ class TritonModel:
 class ModelLoop:
     """The event loop for a model's coroutines, on a dedicated thread.
 
-    Started with the first coroutine. Runs between batches as well, so a model may leave tasks on it.
+    It starts with the first coroutine and also runs between batches, so a model may leave tasks on it.
     """
 
     def __init__(self) -> None:
@@ -253,7 +253,7 @@ class ReadinessWatch:
         self._told = ""
 
     def start(self) -> None:
-        """Polls once, and from then on in the background."""
+        """Polls once, and then starts to poll in the background."""
         self._look()
         threading.Thread(target=self._watch, name="backline-readiness", daemon=True).start()
 

@@ -157,8 +157,8 @@ class InferenceTrace:
 
     @property
     def requests(self) -> tuple[int, ...]:
-        """The numbers of the requests whose traces a call with this trace belongs to: by default those
-        that `execute` runs.
+        """The numbers of the requests whose traces a call with this trace belongs to: by default the
+        requests that `execute` runs.
         """
         return (self._number,) if self._number else _SERVED.get()
 

@@ -87,7 +87,7 @@ class InferenceResponseSender:
         """Sends a response. With TRITONSERVER_RESPONSE_COMPLETE_FINAL it is the last, or, without a
         response, ends the request.
 
-        Blocks while the client reads no further responses. Raises TritonModelException, with Triton's texts,
+        Blocks while the client does not read responses. Raises TritonModelException, with Triton's texts,
         if it cannot be sent.
         """
         if flags not in (0, FINAL):

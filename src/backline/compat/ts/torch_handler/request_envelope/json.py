@@ -1,4 +1,4 @@
-"""`{"instances": [...]}` in, `{"predictions": [...]}` out, as in TensorFlow Serving's REST API."""
+"""TensorFlow Serving's REST protocol: `{"instances": [...]}` in, `{"predictions": [...]}` out."""
 
 from __future__ import annotations
 
