@@ -97,7 +97,7 @@ def test_an_abandoned_build_stops_at_once(store: Environments, model: Path) -> N
     uv = Uv()
     threading.Thread(target=lambda: (until(lambda: building(store)), uv.cancel())).start()
 
-    with pytest.raises(Internal, match="given up"):
+    with pytest.raises(Internal, match="the build was cancelled"):
         build(store, model, uv)
     assert building(store) == []
 
