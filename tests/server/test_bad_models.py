@@ -148,7 +148,7 @@ ENDS = {
     "_exit": "worker process ended with exit status 4",
     "segfault": r"killed by SIGSEGV .* at (model|h)\.py, line 13, in misbehave",
     "memory": r"used \d+ MiB of memory, more than its limit of 286 MiB, and was killed",
-    "close": r"lost its connection to the server \(a model that closes file descriptors",
+    "close": r"lost its connection to the server \(perhaps the model closed file descriptors",
 }
 IN_PREDICT = {
     **ENDS,

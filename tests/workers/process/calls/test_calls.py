@@ -111,7 +111,7 @@ def test_a_call_has_a_clients_parameters_and_the_requests_id(client: Client) -> 
     [
         ("noise", "a frame of kind 255"),
         ("response", "a frame of kind RESPONSE"),
-        ("memory", "not in the memory that the other side may write to"),
+        ("memory", "outside the other side's half of the shared memory"),
         ("file", "a file that is not a column of UINT8"),
     ],
 )
