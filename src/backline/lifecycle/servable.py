@@ -333,7 +333,7 @@ class Servable(ShownVersion):
                 ending.cancel()
         if self._maker is not None and self._maker.stuck:
             log.error(
-                "the memory of model '%s' version %s is not freed: some of its runs do not end",
+                "the memory of model '%s' version %s cannot be freed: some of its runs have not ended",
                 self.model.name,
                 self.model.version,
             )

@@ -43,7 +43,7 @@ def build_queue(
     cache: ResponseCache | None = None,
     fingerprint: str = "",
 ) -> InstancesQueue:
-    """The queue of a loaded version: a scheduler, with splitting and the response cache in front if configured.
+    """The queue of a loaded version: a scheduler, behind splitting and a response cache if configured.
 
     If the model uses the `cache`, its responses are stored under `fingerprint`, which identifies the loaded
     files.
@@ -245,7 +245,7 @@ def scheduling_text(
 
 
 def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> str:
-    """How long a free instance waits for more requests, and the batch sizes it prefers, except the largest."""
+    """How long a free instance waits for more requests, and the batch sizes that it prefers."""
     delay = config.max_queue_delay_us or waits_us
     sizes = (
         " or ".join(map(str, sorted(set(config.preferred_batch_sizes))))

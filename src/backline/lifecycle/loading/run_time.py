@@ -112,7 +112,7 @@ def plan(
             where,
             max(1, min(max_batch, LARGEST_BATCH)),
             count,
-            "no input that was tried could be run, so its run time is not known",
+            "the model ran with no trial input, so its run time is unknown",
         )
     single = times.seconds[1]
     quick = single <= INLINE_RUN and times.grown <= INLINE_GROWN
@@ -230,7 +230,7 @@ def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched
     if not batched:
         return text
     if limit == 1:
-        return f"{text}, one request at a time, as larger batches save no time"
+        return f"{text}, one request at a time, because larger batches save no time"
     measured = times.seconds.get(limit)
     if measured is None:
         return f"{text}, in batches of up to {limit}"

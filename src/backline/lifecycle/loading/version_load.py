@@ -253,7 +253,7 @@ Result = TypeVar("Result")
 
 
 def loads_running() -> bool:
-    """Whether a load is running in this process. A runtime in use may crash in an orderly interpreter exit."""
+    """Whether a load is running in this process: a runtime that is loading can crash an orderly exit."""
     return any(isinstance(thread, _LoadThread) for thread in threading.enumerate())
 
 
