@@ -136,9 +136,9 @@ class Backend(Protocol):
     ) -> LoadedModel | StreamingModel | HostedModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
-        `options.device` is the CPU or one that `gpus` returned; worker processes get their devices later, when
-        they start. Raises BacklineError with the path and the reason, or with the extra to install if the
-        runtime is missing.
+        `options.device` is the CPU or one that `gpus` returned; worker processes get their devices when they
+        start. Raises BacklineError with the path and the reason, or with the extra to install if the runtime
+        is missing.
         """
 
 

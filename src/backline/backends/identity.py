@@ -1,4 +1,4 @@
-"""Triton's identity backend, which returns its inputs and needs no file, to try out clients and schedulers."""
+"""Triton's identity backend, which returns its inputs and needs no file, for trying out clients."""
 
 from __future__ import annotations
 

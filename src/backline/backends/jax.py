@@ -57,8 +57,8 @@ class Jax:
         """Loads an exported function.
 
         Keyword arguments and dict entries keep their names; other inputs and outputs are named INPUT__0,
-        OUTPUT__0 and so on. The function is compiled for each size of a symbolic dimension when the size first
-        occurs. A run uses one core unless the environment variable NPROC is set.
+        OUTPUT__0 and so on. The function is compiled for each size of a symbolic dimension on first use. A
+        run uses one core unless the environment variable NPROC is set.
         """
         parameters = Parameters(config, self.name, ())
         jax = _import()

@@ -32,7 +32,7 @@ class LiteRt:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LiteRtModel:
         """Loads a model. Inputs and outputs are named by its signature, or by its tensors if it has none.
 
-        The parameter `signature` selects one of several signatures. A run uses one thread unless the parameter
+        The parameter `signature` selects one of several. A run uses one thread unless the parameter
         `num_threads` is set.
         """
         runtime = import_runtime(

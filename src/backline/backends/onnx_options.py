@@ -1,4 +1,4 @@
-"""ONNX Runtime options from a model's `parameters`, with the same keys as Triton's backend where it has them."""
+"""ONNX Runtime options from a model's `parameters`, with the keys of Triton's backend where they exist."""
 
 from __future__ import annotations
 

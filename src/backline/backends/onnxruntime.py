@@ -80,8 +80,8 @@ class OnnxRuntime:
         """Loads a file and its external data.
 
         A run uses one thread unless parameters say otherwise (see onnx_options.py). Raises Internal if ONNX
-        Runtime is not installed, InvalidArgument for an invalid parameter, and for a file that is not a model,
-        has tensors of unsupported types, or contradicts the configuration.
+        Runtime is not installed, InvalidArgument for an invalid parameter or a file that is no model, has
+        tensors of unsupported types, or contradicts the configuration.
         """
         runtime = _import()
         settings = read_settings(config)
