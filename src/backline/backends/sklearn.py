@@ -164,7 +164,7 @@ def _unpickle(path: Path, what: str, *, trusted: bool) -> Any:
 
 
 def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
-    """The input: strings or rows of features. The configuration may choose FP32, or describe it if unknown."""
+    """The input: strings or rows of features, in the configured precision; fully as configured if unknown."""
     given = config.inputs[0] if len(config.inputs) == 1 else None
     count = getattr(estimator, "n_features_in_", None)
     first = estimator.steps[0][1] if hasattr(estimator, "steps") else estimator
