@@ -52,9 +52,7 @@ def _other_axis(spec: TensorSpec) -> str:
     """A hint for the error text: how to configure that the batch is another dimension."""
     axis = next((index for index, dim in enumerate(spec.shape) if dim == -1), None)
     return (
-        ""
-        if axis is None
-        else f", or name the dimension that is one, as backline.batch_axis.{spec.name} = {axis}"
+        "" if axis is None else f", or name the batch dimension, as backline.batch_axis.{spec.name} = {axis}"
     )
 
 

@@ -109,7 +109,7 @@ def _read(jax: Any, path: Path) -> Any:
     except Exception as error:
         raise InvalidArgument(
             f"'{path}' cannot be loaded by JAX {jax.__version__}: {one_line(error) or type(error).__name__};"
-            " expected what jax.export.export(function)(*arguments).serialize() gives"
+            " expected the result of jax.export.export(function)(*arguments).serialize()"
         ) from None
     if found := _CALLBACK.search(module):
         raise InvalidArgument(

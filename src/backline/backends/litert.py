@@ -42,7 +42,7 @@ class LiteRt:
         threads = parameters.threads("num_threads", 1)
         if read_start(path)[4:8] != _IDENTIFIER:
             raise InvalidArgument(
-                f"'{path}' is not a LiteRT model: it does not carry the mark '{_IDENTIFIER.decode()}'"
+                f"'{path}' is not a LiteRT model: it lacks the file identifier '{_IDENTIFIER.decode()}'"
             )
 
         def interpreter() -> Any:

@@ -74,7 +74,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     content = read_yaml(start, f"'{path}'", what="Model folders of MLflow need PyYAML", extra="mlflow")
     flavours = content.get("flavors") if isinstance(content, Mapping) else None
     if not isinstance(flavours, Mapping):
-        raise InvalidArgument(f"'{path}' is not a description of MLflow: it has no 'flavors'")
+        raise InvalidArgument(f"'{path}' is not an MLmodel file of MLflow: it has no 'flavors'")
     return flavours
 
 
@@ -96,7 +96,7 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
             path / "model.pt2",
         )
     if not path.exists():
-        raise InvalidArgument(f"'{folder / _FILE}' names '{name}', which is not there")
+        raise InvalidArgument(f"'{folder / _FILE}' names '{name}', which does not exist")
     return path
 
 

@@ -140,7 +140,7 @@ def _options(config: ModelConfig, name: str, given: Mapping[str, str], device: D
     if name in _ON_GPUS and device.kind == "gpu":
         if _DEVICE in given:
             raise InvalidArgument(
-                f"model '{config.name}' gives {_DEVICE} to '{name}'; say it by instance_group: kind KIND_GPU"
+                f"model '{config.name}' gives {_DEVICE} to '{name}'; use instance_group: kind KIND_GPU"
                 " and gpus"
             )
         options[_DEVICE] = str(device.index)

@@ -209,7 +209,7 @@ def _name_inputs(
         names = ", ".join(f"'{argument.name}'" for argument in arguments)
         raise InvalidArgument(
             f"model '{config.name}': {config.source} names the inputs"
-            f" {', '.join(repr(spec.name) for spec in given)}, but '{path}' takes {names}; name them so, or"
+            f" {', '.join(repr(spec.name) for spec in given)}, but '{path}' takes {names}; use these names or"
             " INPUT__0, INPUT__1 and so on"
         )
     order = sorted(zip(indexes, given, strict=True), key=lambda pair: pair[0])

@@ -79,7 +79,7 @@ def compiled_for(path: Path) -> str:
 
 def _checkpoint(path: Path) -> InvalidArgument:
     return InvalidArgument(
-        f"'{path}' is a checkpoint that is not a model: it was written by torch.save and holds weights, or a"
+        f"'{path}' is a checkpoint, not a model: it was written by torch.save and holds weights, or a"
         f" pickle of Python objects, which is never executed. Export the network with its weights: {_EXPORT}"
     )
 
@@ -108,7 +108,7 @@ def check_source(path: Path) -> None:
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
                 # PyTorch might run one while this function checks the other.
-                raise InvalidArgument(f"'{path}' holds two members of one name; save the script again")
+                raise InvalidArgument(f"'{path}' holds two members of the same name; save the script again")
             if any(name.lower().endswith("/model.json") for name in names):
                 raise InvalidArgument(f"'{path}' has the format of PyTorch before 1.0; save the script again")
             # PyTorch ignores case when it looks up members.

@@ -211,11 +211,11 @@ def usable_gpus(torch: Any) -> Gpus:
     """The GPUs that PyTorch can use, with CUDA or ROCm (which PyTorch also calls CUDA)."""
     if not (torch.version.cuda or torch.version.hip):
         return Gpus(
-            reason=f"the installed PyTorch {torch.__version__} is built for the CPU alone:"
+            reason=f"the installed PyTorch {torch.__version__} supports only the CPU:"
             " pip install torch from an index of builds with CUDA (https://pytorch.org/get-started)"
         )
     if not torch.cuda.is_available():
-        why = cuda_gpus().reason or "no GPU that it is built for is there"
+        why = cuda_gpus().reason or "there is no GPU that it supports"
         return Gpus(reason=f"PyTorch {torch.__version__} cannot use a GPU: {why}")
     return Gpus(tuple(range(torch.cuda.device_count())))
 

@@ -84,7 +84,7 @@ def read_start(path: Path, size: int = 64) -> bytes:
     if not start:
         raise InvalidArgument(f"'{path}' is empty")
     if start.startswith(_LFS_POINTER):
-        raise InvalidArgument(f"'{path}' is a pointer of Git LFS, not the model itself: run `git lfs pull`")
+        raise InvalidArgument(f"'{path}' is a Git LFS pointer, not the model itself: run `git lfs pull`")
     return start
 
 
@@ -133,7 +133,7 @@ def cuda_gpus() -> Gpus:
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:
-        return Gpus(reason=f"this machine has no NVIDIA driver ({_DRIVER} is not there)")
+        return Gpus(reason=f"this machine has no NVIDIA driver ({_DRIVER} is missing)")
     count = ctypes.c_int(0)
     code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if code:

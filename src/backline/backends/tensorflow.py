@@ -58,7 +58,7 @@ class TensorFlow:
             return Gpus(tuple(range(len(found))))
         why = cuda_gpus().reason or "CUDA or cuDNN is missing"
         if not runtime.test.is_built_with_gpu_support():
-            why = "it is built for the CPU alone"
+            why = "it supports only the CPU"
         return Gpus(
             reason=f"TensorFlow {runtime.__version__} has no GPU ({why}): pip install 'tensorflow[and-cuda]'"
         )

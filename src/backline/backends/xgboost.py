@@ -161,7 +161,7 @@ class _Ubjson:
     def document(self) -> Any:
         value = self._value(self._take(1), 0)
         if self._at != len(self._content):
-            raise Damaged("data follows its end")
+            raise Damaged("it has trailing data")
         return value
 
     def _take(self, size: int) -> bytes:

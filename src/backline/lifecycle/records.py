@@ -140,8 +140,8 @@ class LabelStore:
             # Writing would lose another server's labels.
             raise Unavailable(
                 f"'{self._file}' with the labels of models was changed by another server, or by hand, since"
-                " this server read it; nothing was changed. Restart this server to take what it holds, and"
-                " give servers that run together a --state-dir each"
+                " this server read it; nothing was changed. Restart this server to read it again, and"
+                " give each server its own --state-dir"
             )
         written = self._file.with_suffix(f".{os.getpid()}.new")
         try:

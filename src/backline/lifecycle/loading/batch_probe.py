@@ -116,7 +116,7 @@ class _Prober:
         if seconds < _VERY_SLOW_RUN and free_dimensions(self._signature, batched=True):
             self._prove_elsewhere(trial.sizes, wanted)
         return (
-            f"the first dimension is a batch: items got the same answers together as alone ({self._compared}"
+            f"the first dimension is a batch: items gave the same outputs together as alone ({self._compared}"
             " comparisons)"
         )
 
@@ -317,10 +317,10 @@ def probe_joining(seen: LoadedModel, model: LoadedModel, join: JoinRequests) -> 
             if not equal_rows(spec, expected, got):
                 return BatchProbe(
                     False,
-                    f"output '{spec.name}' of a request depends on the others of its batch, or on what it is"
-                    " filled up with",
+                    f"output '{spec.name}' of a request depends on the other requests in its batch, or on the"
+                    " padding",
                 )
     return BatchProbe(
         True,
-        f"requests of different lengths got the same answers together as alone ({len(requests)} requests)",
+        f"requests of different lengths gave the same outputs together as alone ({len(requests)} requests)",
     )

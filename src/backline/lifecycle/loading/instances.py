@@ -84,7 +84,7 @@ def _devices(
     if config.lane == "inline":
         raise InvalidArgument(
             f"model '{config.name}': lane inline and {_kind(group)} contradict each other: the event loop"
-            " waits for no GPU"
+            " must not wait for a GPU"
         )
     wrong = [index for index in group.gpus if index not in gpus.indexes]
     if gpus.indexes and wrong:

@@ -170,5 +170,5 @@ def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
     )
     return (
         f"{config.source or config.name}: max_batch_size is {config.max_batch_size}, but joining requests"
-        f" changes results: {probe.reason}. {advice} unless this is intended"
+        f" changes outputs: {probe.reason}. {advice} unless this is intended"
     )

@@ -238,9 +238,7 @@ def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
     if not loaded.decoupled:
         return
     if config.objective_seconds is not None:
-        raise InvalidArgument(
-            f"model '{config.name}' gives any number of responses, to which no latency objective can apply"
-        )
+        raise InvalidArgument(f"model '{config.name}' is decoupled, so no latency objective can apply to it")
     if config.response_cache:  # Triton's text
         raise InvalidArgument(
             f"Response Cache does not currently support model {config.name} with 'decoupled' transaction"
