@@ -88,9 +88,8 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
     path: Path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArgument(f"'{folder / _FILE}' names a file outside of its folder: '{name}'")
-    if (
-        flavour == "pytorch" and path.is_dir()
-    ):  # MLflow writes data/model.pth, or model.pt2 if the model was exported
+    # MLflow writes data/model.pth, or model.pt2 if the model was exported.
+    if flavour == "pytorch" and path.is_dir():
         return next(
             (path / file for file in ("model.pt2", "model.pt", "model.pth") if (path / file).exists()),
             path / "model.pt2",

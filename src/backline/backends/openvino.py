@@ -179,9 +179,8 @@ def _device_name(device: Device) -> str:
 
 def _failure(model: str, error: Exception) -> InvalidArgument | Internal:
     reason = one_line(error)
-    if (
-        "shape" in reason.lower() or "partial" in reason.lower()
-    ):  # OpenVINO raises the same exception class for all errors
+    # OpenVINO raises the same exception class for all errors.
+    if "shape" in reason.lower() or "partial" in reason.lower():
         return InvalidArgument(f"model '{model}' refuses the input: {reason}")
     return Internal(f"model '{model}' failed: {reason}")
 

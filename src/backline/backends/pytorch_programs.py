@@ -41,10 +41,7 @@ _weights_only_lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a program. `type` is "Tensor", "List[str]" or a number type such as "int".
-
-    `required` means that it has no default.
-    """
+    """An argument, `required` if it has no default; `type` is "Tensor", "List[str]", or such as "int"."""
 
     name: str
     type: str = "Tensor"

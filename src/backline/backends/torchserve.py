@@ -121,10 +121,7 @@ _DAMAGED = (
 
 
 class MarFile:
-    """An open model archive: a folder, zip or tar file.
-
-    `root` is the folder in the archive that holds everything, ending in "/", or "".
-    """
+    """An open folder, zip or tar file; `root` is "" or the folder in it ("name/") that holds everything."""
 
     def __init__(self, path: Path, packed: zipfile.ZipFile | tarfile.TarFile | None) -> None:
         self.path = path

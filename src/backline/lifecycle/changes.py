@@ -12,10 +12,7 @@ from backline.lifecycle.wanted import Target
 
 
 class AwaitedChanges:
-    """Sets targets of models and waits until they are reached. Lives on the event loop.
-
-    `advance` takes the next steps of the named models.
-    """
+    """Sets targets of models, and waits while `advance` takes the steps. Lives on the event loop."""
 
     def __init__(self, models: ServedModels, advance: Callable[[Iterable[str]], None]) -> None:
         self._models = models
@@ -33,10 +30,7 @@ class AwaitedChanges:
         return served.load_ended(version) or ""
 
     async def bring_up(self, served: ServedModel, version: str) -> bool:
-        """Waits until a version is ready; returns whether it was added to the target.
-
-        Raises InvalidArgument, with the reason, if the version cannot be loaded.
-        """
+        """Loads a version; returns whether it was added to the target. Raises InvalidArgument on failure."""
         before = served.target
         if served.ready(version) is not None or before is None:
             return False

@@ -268,9 +268,8 @@ def _config(goal: Wanted) -> ModelConfig:
 def _servable_class(config: ModelConfig) -> type[Servable]:
     if config.ensemble is None:
         return Servable
-    from backline.lifecycle.composed import (
-        ComposedServable,
-    )  # imported late: servers without ensembles need not import their queue
+    # Imported late: servers without ensembles need not import their queue.
+    from backline.lifecycle.composed import ComposedServable
 
     return ComposedServable
 

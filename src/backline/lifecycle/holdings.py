@@ -18,10 +18,7 @@ log = logging.getLogger("backline.lifecycle")
 
 
 class Holdings:
-    """Scans repositories and sets targets of models. Lives on the event loop.
-
-    `labels` returns the labels of a model and the versions that they point to.
-    """
+    """Scans repositories and sets targets; `labels` returns a model's labels. Lives on the event loop."""
 
     def __init__(
         self,

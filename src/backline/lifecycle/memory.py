@@ -113,9 +113,8 @@ class Shortage:
 
     def error(self, what: str) -> Unavailable:
         """The error for a load of `what`, such as "model 'a' version 1"."""
-        passes = (
-            self.resident + self.needed - self.budget <= self.idle + self.busy
-        )  # once running requests end
+        # Whether the shortage ends when running requests have ended.
+        passes = self.resident + self.needed - self.budget <= self.idle + self.busy
         raise_it = "Pin fewer models, or raise --memory-budget" if self.pinned else "Raise --memory-budget"
         advice = "Try again" if passes else raise_it
         text = (
@@ -150,9 +149,8 @@ def make_room(
         pinned = sum(one.memory for one in tenants if one.pinned)
         busy = sum(one.memory for one in tenants if one.busy and not one.pinned)
         return Shortage(budget, resident, needed, pinned, busy, freed)
-    for one in reversed(
-        chosen
-    ):  # keep those that a later, larger one made unnecessary, most recently used first
+    # Keep those that a later, larger one made unnecessary, most recently used first.
+    for one in reversed(chosen):
         if freed - one.memory >= excess:
             chosen.remove(one)
             freed -= one.memory

@@ -47,9 +47,8 @@ class OverridingFiles:
     async def source(self, name: str, overrides: Overrides) -> Source:
         """Writes a load's files and returns the model. Raises InvalidArgument if they are unusable."""
         if overrides.config is None:
-            raise InvalidArgument(
-                "Load parameter 'config' must be specified for model file override"
-            )  # Triton's text
+            # Triton's text.
+            raise InvalidArgument("Load parameter 'config' must be specified for model file override")
         check_name("model", name)
         place = await asyncio.to_thread(self._write, name, overrides.config, overrides)
         try:

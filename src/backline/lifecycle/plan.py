@@ -1,7 +1,4 @@
-"""Plans the next steps from the loads that exist to the versions that are wanted.
-
-A pure function, so that tests can try every order of events.
-"""
+"""Plans steps from existing loads to wanted versions, in a pure function that tests can try in any order."""
 
 from __future__ import annotations
 
@@ -124,7 +121,7 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
 
 def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Action]:
     ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is VersionPhase.READY}
-    #: Versions that can take requests as wanted; models with at least one follow below.
+    #: The wanted versions that can take requests now.
     answering = {
         (goal.name, goal.version)
         for identity, goal in goals.items()

@@ -122,10 +122,7 @@ class LabelStore:
         return self._labels.get(model, {})
 
     def set(self, model: str, label: str, version: str) -> None:
-        """Points a label to a version.
-
-        Raises Internal if that cannot be stored, Unavailable if another process changed the file.
-        """
+        """Stores a label. Raises Internal if that fails, Unavailable if another process changed the file."""
         self._replace({**self._labels, model: {**self.of(model), label: version}})
 
     def remove(self, model: str, label: str) -> None:

@@ -59,10 +59,7 @@ class Servable(ShownVersion):
         may_run_code: bool,
         on_given_up: Callable[[Model, str], None],
     ) -> None:
-        """`statistics` come from the load that this one replaces.
-
-        `on_given_up` is called, with a reason, when a stuck instance has been replaced.
-        """
+        """`statistics` are those of the load to replace; `on_given_up` reports stuck, replaced instances."""
         super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
@@ -105,10 +102,7 @@ class Servable(ShownVersion):
         )
 
     async def load(self, threads: Threads, known: Measured | None) -> None:
-        """Fetches, loads and warms up the version. Raises BacklineError when that fails.
-
-        `known` holds the measurements of an earlier load of the same files.
-        """
+        """Fetches, loads and warms up; `known` is from a load of the same files. Raises BacklineError."""
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = time.monotonic()
@@ -134,9 +128,8 @@ class Servable(ShownVersion):
             warm = await asyncio.shield(loading)
         except asyncio.CancelledError:
             load.cancel()
-            loading.add_done_callback(
-                _discard
-            )  # a runtime cannot be interrupted: the model is closed when it is loaded
+            # A runtime cannot be interrupted: the model is closed when it is loaded.
+            loading.add_done_callback(_discard)
             raise
         try:
             self._start(warm)
@@ -232,10 +225,7 @@ class Servable(ShownVersion):
             self._shared.engine.refresh()
 
     def _on_ready(self, reason: str) -> None:
-        """Called with a reason when the model declares itself not ready, with "" when ready.
-
-        It takes requests either way.
-        """
+        """Called with a reason when the model declares itself not ready (it still serves), "" when ready."""
         self.model.unready = reason
         if self.phase is VersionPhase.READY:
             self._shared.engine.refresh()

@@ -100,9 +100,8 @@ class ServedModel:
             for version in target.versions(self._labelled):
                 if (version.version, identity(version)) == (goal.version, goal.fingerprint):
                     return target, version
-        raise LookupError(
-            f"{goal.name} {goal.version} is not wanted"
-        )  # cannot happen: the planner only loads versions from `wanted`
+        # Cannot happen: the planner only loads versions from `wanted`.
+        raise LookupError(f"{goal.name} {goal.version} is not wanted")
 
     @property
     def settled(self) -> bool:

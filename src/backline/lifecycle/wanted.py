@@ -176,8 +176,8 @@ class Sources:
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
         """The models of the repositories, by name.
 
-        For a repository that cannot be read, the last result is kept and the reason logged once; the `first`
-        scan raises BacklineError instead.
+        The models of an unreadable repository are kept, and the reason is logged once; the `first` scan
+        raises BacklineError instead.
         """
         await asyncio.gather(
             *(self._scan(location, repository, first) for location, repository in self._repositories.items())

@@ -199,10 +199,7 @@ class LoadedWorkers(LoadedVersion):
 def loaded_workers(
     config: ModelConfig, path: Path, model: ModelInWorkers, *, backend: str, warnings: tuple[str, ...]
 ) -> LoadedWorkers:
-    """Decides how to run a model in workers.
-
-    Closes it and raises BacklineError if it does not fit the configuration.
-    """
+    """Decides how to run a model in workers. Closes it and raises BacklineError if it cannot be served."""
     said = model.loaded
     view = View(config, path, STAGES_OF_WORKERS)
     join = view.stage(JoinInWorker)

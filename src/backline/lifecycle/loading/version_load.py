@@ -133,9 +133,8 @@ class VersionLoad:
             self._starter.calls.forget()
 
     def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
-        from backline.lifecycle.loading.worker_pools import (
-            WorkerStarter,
-        )  # imported late: a lot of code that only models in workers need
+        # Imported late: a lot of code that only models in workers need.
+        from backline.lifecycle.loading.worker_pools import WorkerStarter
 
         self._starter = WorkerStarter(
             self._shared,
@@ -231,10 +230,7 @@ def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
 
 
 def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
-    """Raises InvalidArgument for settings that a decoupled model cannot have.
-
-    Checked after the load, because the configuration may not say that the model is decoupled.
-    """
+    """Raises InvalidArgument for settings that a decoupled model, known as such once loaded, cannot have."""
     if not loaded.decoupled:
         return
     if config.objective_seconds is not None:

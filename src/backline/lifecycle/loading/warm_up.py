@@ -82,8 +82,7 @@ MAX_COUNT = 100_000
 class WarmUpRequest:
     """A request to run `count` times. `label` names it in messages; `outputs` is None for all.
 
-    `must_fit` is False for recorded requests, since a new version may have other inputs than the recorded
-    version.
+    `must_fit` is False for recorded requests, since a new version may have other inputs.
     """
 
     label: str

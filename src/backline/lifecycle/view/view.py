@@ -64,10 +64,7 @@ class View:
         return self._through([stage for stage in self._stages if not stage.per_request], model)
 
     def fit(self, wrapped: Signature) -> Signature:
-        """The signature that clients see, from the one of a model that `wrap` returned.
-
-        Raises BacklineError when the model does not fit the configuration.
-        """
+        """The signature for clients, from that of a wrapped model. Raises BacklineError as `wrap` does."""
         for stage in reversed(self._stages):
             if stage.per_request:
                 wrapped = stage.fit(wrapped)
