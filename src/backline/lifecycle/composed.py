@@ -254,7 +254,7 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
 
 
 def _circle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> list[str]:
-    """The ensembles on a path from the steps of one back to `name`; empty if there is none."""
+    """The models on a path of calls from `ensemble` back to the model `name`; empty if there is none."""
     for step in ensemble.steps:
         if step.model == name:
             return [name]

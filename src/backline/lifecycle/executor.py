@@ -28,7 +28,7 @@ from backline.repository.local import LocalRepository
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Seconds before a failed load is retried, doubled with each attempt up to the second value.
+#: Seconds before the first retry of a failed load; doubled with each attempt, up to _LONGEST_PAUSE.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 

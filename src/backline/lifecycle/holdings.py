@@ -118,7 +118,7 @@ class Holdings:
         served.labels = self._labels(source)
 
     def warn(self, source: Source) -> None:
-        """Logs warnings about a model's files, each once."""
+        """Logs warnings about a model's files and labels, each only once."""
         found = source.found
         warnings = found.warnings + tuple(
             f"label '{label}' of {found.config.source or source.name} points to version {version}, which does"

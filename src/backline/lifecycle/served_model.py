@@ -222,7 +222,7 @@ class ServedModel:
         self._shown = shown
 
     def _choose(self, make_asleep: MakeAsleep) -> dict[str, ShownVersion]:
-        """The entry to show for each version; later assignments win."""
+        """The entry to show for each version. Of several candidates, the one assigned last is shown."""
         shown: dict[str, ShownVersion] = {**self._unloaded_versions()}
         order = (
             VersionPhase.DRAINING,

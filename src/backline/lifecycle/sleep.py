@@ -70,7 +70,7 @@ class Sleep:
         await self._models.until(lambda: all(one.key not in served.held for served, one in leaving))
 
     def reason(self, key: int) -> str:
-        """Why an unloaded version was put to sleep, "" if it was not. Forgets the reason."""
+        """Removes and returns the reason why an unloaded version was put to sleep; "" if it was not."""
         return self._reasons.pop(key, "")
 
     def stand_in(self, served: ServedModel, version: str) -> StandIn:
