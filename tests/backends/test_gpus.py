@@ -115,7 +115,7 @@ def test_operations_of_tensorflow_are_placed_on_the_gpu(tmp_path: Path) -> None:
     assert gpus.indexes == tuple(range(len(tensorflow.config.list_physical_devices("GPU"))))
     assert (
         gpus.indexes
-        or "has no GPU (it is built for the CPU alone): pip install 'tensorflow[and-cuda]'" in gpus.reason
+        or "has no GPU (it supports only the CPU): pip install 'tensorflow[and-cuda]'" in gpus.reason
     )
 
 
@@ -203,7 +203,7 @@ def test_pytorch_says_why_it_has_no_gpu(tmp_path: Path) -> None:
     assert gpus.indexes == tuple(range(torch.cuda.device_count()))
     if not (torch.version.cuda or torch.version.hip):
         assert (
-            f"the installed PyTorch {torch.__version__} is built for the CPU alone: pip install torch from an"
+            f"the installed PyTorch {torch.__version__} supports only the CPU: pip install torch from an"
             " index" in gpus.reason
         )
 

@@ -81,7 +81,7 @@ def test_a_missing_signature_lists_the_available_ones() -> None:
 def test_another_file_of_that_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"something else altogether")
 
-    with pytest.raises(InvalidArgument, match="is not a LiteRT model: it does not carry the mark 'TFL3'"):
+    with pytest.raises(InvalidArgument, match="is not a LiteRT model: it lacks the file identifier 'TFL3'"):
         load(tmp_path / "model.tflite")
 
 

@@ -141,7 +141,7 @@ def test_kind_model_uses_the_configured_providers() -> None:
         (
             declared({"gpu": [("cuda", {"device_id": "0"})]}),
             GPU,
-            "gives device_id to 'cuda'; say it by instance_group",
+            "gives device_id to 'cuda'; use instance_group",
         ),
         (
             declared({"gpu": [("cuda", {"enable_cuda_graph": "1"})]}),

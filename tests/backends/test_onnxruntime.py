@@ -532,7 +532,7 @@ def test_a_batch_that_is_another_dimension_can_be_named(file: Path) -> None:
     with pytest.raises(
         InvalidArgument,
         match=(
-            r"\[2, -1\], whose .* full dims, or name the dimension that is one, as backline.batch_axis.X ="
+            r"\[2, -1\], whose .* full dims, or name the batch dimension, as backline.batch_axis.X ="
             r" 1$"
         ),
     ):

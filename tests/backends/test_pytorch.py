@@ -183,7 +183,7 @@ def test_a_script_without_a_configuration_says_what_to_write(tmp_path: Path) -> 
 def test_names_that_do_not_fit_the_arguments_are_refused_with_both(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidArgument,
-        match=r"config.pbtxt names the inputs 'x', but '.*model.pt' takes 'x', 'y'; name them so",
+        match=r"config.pbtxt names the inputs 'x', but '.*model.pt' takes 'x', 'y'; use these names",
     ):
         load(script(Add(), tmp_path / "model.pt"), inputs=(X,), outputs=(Y,))
 
@@ -196,7 +196,7 @@ def test_a_checkpoint_is_refused_and_not_executed(legacy: bool, tmp_path: Path) 
         _use_new_zipfile_serialization=not legacy,
     )
 
-    with pytest.raises(InvalidArgument, match=r"is a checkpoint that is not a model.*torch\.export\.save"):
+    with pytest.raises(InvalidArgument, match=r"is a checkpoint, not a model.*torch\.export\.save"):
         load(tmp_path / "model.pt", trust_pickle=True)
     assert not (tmp_path / "executed").exists()
 

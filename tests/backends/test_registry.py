@@ -160,7 +160,7 @@ def test_no_runtime_is_imported_before_a_model_needs_it() -> None:
 )
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS")],
+    [(b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer")],
 )
 def test_files_that_are_not_models_are_reported(
     filename: str, content: bytes, reason: str, tmp_path: Path

@@ -14,10 +14,10 @@ from backline.engine.values.tensor import Shape
 
 
 def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
-    """The signature of the model file `path`, narrowed to what the configuration names.
+    """The signature to serve: that of the model file (`file`), restricted by the configuration.
 
-    Shapes are full, with the batch dimension. The configuration may fix variable dimensions, and outputs that
-    it leaves out are not served. Raises InvalidArgument, quoting both, where they contradict each other.
+    Shapes include the batch dimension. The configuration may fix variable dimensions, and outputs that it
+    does not list are not served. Raises InvalidArgument, quoting both, where the two contradict each other.
     """
     where = f"model '{config.name}'"
     batch = config.max_batch_size or 0
@@ -49,12 +49,10 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
 
 
 def _other_axis(spec: TensorSpec) -> str:
-    """The setting for an input whose batch may be another dimension."""
+    """A hint for the error text: how to configure that the batch is another dimension."""
     axis = next((index for index, dim in enumerate(spec.shape) if dim == -1), None)
     return (
-        ""
-        if axis is None
-        else f", or name the dimension that is one, as backline.batch_axis.{spec.name} = {axis}"
+        "" if axis is None else f", or name the batch dimension, as backline.batch_axis.{spec.name} = {axis}"
     )
 
 
@@ -71,7 +69,7 @@ def _merge(
     hidden = config.joining.hidden_inputs if config.joining is not None and kind == "input" else frozenset()
     for spec in given:
         actual = by_name.get(spec.name)
-        if spec.name in hidden:  # it is made to fit the model
+        if spec.name in hidden:  # the server creates hidden inputs to fit the model
             continue
         if actual is None:
             raise InvalidArgument(
@@ -87,7 +85,7 @@ def _merge(
         if spec.name in flat:
             _check_flat(where, path, kind, actual)
             continue
-        if kind == "output" and not actual.shape:  # a file may leave the rank of an output open
+        if kind == "output" and not actual.shape:  # an empty shape may mean that the rank is unknown
             merged: Shape | None = shape
         else:
             merged = narrower(shape, actual.shape)
@@ -105,14 +103,14 @@ def _merge(
 
 
 def _flat(kind: str, config: ModelConfig) -> frozenset[str]:
-    """The tensors that have one dimension in the model, whatever clients see."""
+    """The ragged tensors, which have one dimension in the model whatever shape clients see."""
     if config.joining is None:
         return frozenset()
     return frozenset(config.joining.ragged if kind == "input" else config.joining.scattered)
 
 
 def _check_flat(where: str, path: Path, kind: str, actual: TensorSpec) -> None:
-    """Raises InvalidArgument with Triton's text (onnxruntime_backend/src/onnxruntime.cc)."""
+    """Raises InvalidArgument if a ragged input is not flat (Triton's text, onnxruntime_backend)."""
     if kind == "input" and actual.shape != (-1,):
         raise InvalidArgument(
             f"{where}: configuration expects model provides input with shape [-1] for ragged input"

@@ -15,32 +15,32 @@ from backline.engine.values.device import CPU, Device, Gpus
 from backline.engine.values.messages import Parameter
 from backline.engine.values.signature import Signature
 
-#: A LoadedModel's `run`.
+#: The type of LoadedModel.run.
 Run: TypeAlias = Callable[[Mapping[str, np.ndarray], Sequence[str]], list[np.ndarray]]
-#: A CancellableModel's `cancellable`.
+#: The type of CancellableModel.cancellable.
 Cancellable: TypeAlias = Callable[[], tuple[Run, Callable[[], None]]]
 
 
 class LoadedModel(Protocol):
-    """A model in memory. `run` may be called on several threads; it releases the GIL while computing."""
+    """A model in memory. `run` may be called on several threads at once; runtimes compute without the GIL."""
 
     @property
     def signature(self) -> Signature:
-        """Inputs and outputs as in the file, with every dimension, also that of a batch."""
+        """Inputs and outputs as in the file, with all dimensions, including the batch dimension."""
 
     @property
     def threads_per_run(self) -> int:
-        """The cores that one run occupies; 0 means all."""
+        """The number of cores that one run occupies; 0 means all."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Settings of the configuration that have no effect, for whoever wrote it."""
+        """Warnings for users, for example of settings that have no effect."""
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """Runs one batch: takes arrays by input name, returns arrays in the order of `outputs`.
 
         Arrays have the numpy dtype of their DataType. Raises InvalidArgument when the runtime rejects the
-        input, Internal when it fails.
+        input, Internal when the run fails.
         """
 
     def close(self) -> None:
@@ -48,13 +48,13 @@ class LoadedModel(Protocol):
 
 
 class CancellableModel(Protocol):
-    """A LoadedModel that can interrupt a run. May be wrapped: query it with getattr, not isinstance."""
+    """A LoadedModel whose runs can be cancelled. Check with getattr: isinstance fails on wrapped models."""
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        """Returns `run` for one call, and a function that cancels that call.
+        """Returns a `run` to be called once, and a function that cancels this call.
 
-        It may be called on any thread, also before or after the run. A cancelled run raises as soon as the
-        runtime notices, mostly at the next node of the graph.
+        The latter may be called on any thread, also before or after the run. A cancelled run raises as soon
+        as the runtime notices, usually at the next node of the graph.
         """
 
 
@@ -72,16 +72,16 @@ class StreamingModel(Protocol):
 
     @property
     def streams_at_once(self) -> int:
-        """How many streams to compute at once, each on a thread, if the configuration does not say."""
+        """How many streams to compute at once, each on a thread, unless the configuration sets a number."""
 
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Mapping[str, np.ndarray], None, None]:
-        """Yields the responses to one request: arrays by output name, of all `outputs`, some, or none.
+        """Yields the responses to one request: arrays by output name, for all of `outputs`, some, or none.
 
-        Runs on a thread. Between responses it may be suspended while its reader is slow, and the thread works
-        on other streams; it is closed when nobody waits any more. Raises as LoadedModel.run, also after
-        responses.
+        Runs on a thread. While its reader is slow, it is suspended between responses and the thread works on
+        other streams; it is closed when its reader is gone. Raises the errors of LoadedModel.run, before or
+        between responses.
         """
 
     def close(self) -> None:
@@ -92,9 +92,9 @@ class StreamingModel(Protocol):
 class HostedModel:
     """What a worker process needs to load a model, from a backend whose models run in workers.
 
-    `adapter` ("module:function") makes the model there, see workers/child/worker_model.py. `python` is the
-    interpreter, None for that of the model's environment or the server; `environment` is added to the
-    server's variables.
+    `adapter` names what loads the model there, see workers/child/worker_model.py. `python` is the path of an
+    interpreter, None for that of the model's environment or the server; `environment` holds environment
+    variables to add to the server's.
     """
 
     path: Path
@@ -111,7 +111,7 @@ class HostedModel:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What the server decides about a load, as opposed to the model's files."""
+    """Options of a load that the server sets, not the model's configuration."""
 
     device: Device = CPU
     #: Whether to load files that can execute anything when loaded: pickles, machine code.
@@ -126,7 +126,7 @@ DEFAULT_OPTIONS: Final = LoadOptions()
 
 
 class Backend(Protocol):
-    """A runtime."""
+    """Loads models with one runtime."""
 
     #: The name in configurations ("onnxruntime").
     name: ClassVar[str]
@@ -136,9 +136,9 @@ class Backend(Protocol):
     ) -> LoadedModel | StreamingModel | HostedModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
-        The device is the CPU, or one that a GpuBackend reported; workers get their devices when they start.
-        Raises BacklineError with the path and the reason, or with the extra to install if the runtime is
-        missing.
+        `options.device` is the CPU or one that `gpus` returned; worker processes get their devices when they
+        start. Raises BacklineError with the path and the reason, or with the extra to install if the runtime
+        is missing.
         """
 
 
@@ -147,11 +147,11 @@ class GpuBackend(Protocol):
     """A Backend that can compute on GPUs."""
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """The GPUs that it can run this model on. Raises BacklineError as `load` does."""
+        """The GPUs that this model can run on, or why there are none. Raises the errors of `load`."""
 
 
 def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:
-    """The GPUs that a backend can run a model on."""
+    """The GPUs that a backend can run a model on, or the reason why there are none."""
     if isinstance(backend, GpuBackend):
         return backend.gpus(path, config)
     return Gpus(reason=f"models of the {backend.name} backend run on the CPU")

@@ -29,16 +29,17 @@ class CatBoost:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a model. `output__0` is the result of `predict`.
 
-        By default these are probabilities of classifiers, else plain values; the parameter `prediction_type`
-        chooses another result. `categorical__0` takes categories as strings, `input__0` numbers, each in the
-        model's order. A run uses one thread unless `thread_count` says otherwise.
+        By default classifiers return probabilities and other models plain values; the parameter
+        `prediction_type` selects another result. The input `input__0` holds the numerical features and
+        `categorical__0` the categories as strings, each in the model's order. A run uses one thread unless
+        the parameter `thread_count` is set.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("thread_count", 1)
         if not read_start(path).startswith(_MAGIC):
             raise InvalidArgument(
-                f"'{path}' is not a CatBoost model: it does not begin with '{_MAGIC.decode()}'; save_model"
-                " writes it so"
+                f"'{path}' is not a CatBoost model: it does not begin with '{_MAGIC.decode()}'; write it with"
+                " save_model"
             )
         runtime = import_runtime("catboost", what="CatBoost models need CatBoost", extra="catboost")
         model: Any = runtime.CatBoost()
@@ -74,7 +75,7 @@ class CatBoost:
 
 
 def _mix(model: str, arrays: tuple[np.ndarray, ...], numbers: list[int], categories: list[int]) -> np.ndarray:
-    """Rows with features in the model's order."""
+    """Merges numbers and categories into rows of features in the model's order."""
     rows = np.empty((len(arrays[-1]), len(numbers) + len(categories)), np.object_)
     if numbers:
         rows[:, numbers] = arrays[0]

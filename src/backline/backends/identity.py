@@ -1,4 +1,4 @@
-"""Triton's identity backend: outputs are inputs, without a file, for trying out clients and schedulers."""
+"""Triton's identity backend, which returns its inputs and needs no file, for trying out clients."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: As in Triton's backend: the minimum time of a run in milliseconds; there, `instance_wise_delay_multiplier`
-#: scales it.
+#: The minimum duration of a run in milliseconds, as in Triton's backend, which can also scale it by instance.
 _DELAY = "execute_delay_ms"
 _KNOWN = (_DELAY,)
 _MAX_DELAY_MS = 600_000
 
 
 class Identity:
-    """The backend `identity`; no file is recognised as its model."""
+    """The backend `identity`, which must be named in the configuration, as its models have no file."""
 
     name: ClassVar[str] = "identity"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> IdentityModel:
-        """Returns its n-th input as its n-th output, after `execute_delay_ms` milliseconds.
+        """A model that returns its n-th input as its n-th output, after `execute_delay_ms` milliseconds.
 
         Raises InvalidArgument if the configuration does not pair inputs with outputs.
         """
@@ -49,7 +48,7 @@ class Identity:
 
 
 class IdentityModel:
-    """No model at all. A delay occupies an instance, but no core."""
+    """Returns inputs as outputs. While the delay passes, an instance is occupied, but no core."""
 
     threads_per_run = 1
 

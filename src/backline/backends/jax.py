@@ -20,20 +20,20 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.device import CPU, Device, Gpus
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: The number of XLA's threads, read at first use; by default one for each core, and no flag limits it.
+#: The environment variable with the number of XLA's threads (default: one per core), read at first use.
 _THREADS = "NPROC"
 _WHAT = "JAX models need JAX"
-#: Keeps JAX from reserving three quarters of a GPU's memory at first use.
+#: The environment variable that, when false, keeps JAX from reserving most of a GPU's memory at first use.
 _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 #: The platforms of functions that run on GPUs.
 _GPU_PLATFORMS = frozenset({"cuda", "rocm"})
 #: Custom calls that jump to an address given by the file (jax.pure_callback). jax.export refuses to write
-#: them, but an attacker need not use it. The bytecode holds names in plain text.
+#: them, but an attacker could craft a file. The bytecode contains their names as plain text.
 _CALLBACK = re.compile(rb"xla_(?:ffi_)?(?:partitioned_)?python_\w*callback")
 
 
 class Jax:
-    """The backend for `*.jax`: what `jax.export.export(function)(*arguments).serialize()` returned."""
+    """The backend for `*.jax` files, which hold the result of `jax.export.export(...)(...).serialize()`."""
 
     name: ClassVar[str] = "jax"
 
@@ -54,11 +54,11 @@ class Jax:
             )
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> JaxModel:
-        """Loads a function.
+        """Loads an exported function.
 
-        Keyword arguments and dict entries keep their names; others are INPUT__0, OUTPUT__0 and so on. Each
-        size of a symbolic dimension is compiled when it first occurs. A run uses one core unless NPROC is
-        set.
+        Keyword arguments and dict entries keep their names; other inputs and outputs are named INPUT__0,
+        OUTPUT__0 and so on. The function is compiled for each size of a symbolic dimension on first use. A
+        run uses one core unless the environment variable NPROC is set.
         """
         parameters = Parameters(config, self.name, ())
         jax = _import()
@@ -109,7 +109,7 @@ def _read(jax: Any, path: Path) -> Any:
     except Exception as error:
         raise InvalidArgument(
             f"'{path}' cannot be loaded by JAX {jax.__version__}: {one_line(error) or type(error).__name__};"
-            " expected what jax.export.export(function)(*arguments).serialize() gives"
+            " expected the result of jax.export.export(function)(*arguments).serialize()"
         ) from None
     if found := _CALLBACK.search(module):
         raise InvalidArgument(
@@ -120,7 +120,7 @@ def _read(jax: Any, path: Path) -> Any:
 
 
 def _place(jax: Any, device: Device) -> Any:
-    """The JAX device for inputs; None for JAX's default, which is cheaper."""
+    """The JAX device to move inputs to; None for JAX's default device, where no move is needed."""
     if device.kind == "model":
         return None
     found = jax.devices(device.kind)[device.index]
@@ -128,7 +128,7 @@ def _place(jax: Any, device: Device) -> Any:
 
 
 class JaxModel:
-    """A compiled function."""
+    """An exported function, compiled for the shapes of its inputs."""
 
     threads_per_run = 1
 
@@ -166,7 +166,7 @@ class JaxModel:
         try:
             answers = tree.tree_leaves(self._call(*arguments, **keywords))
             arrays = [np.asarray(answers[self._positions[name]]) for name in outputs]
-        except (ValueError, TypeError) as error:  # JAX's error for shapes that contradict the exported ones
+        except (ValueError, TypeError) as error:  # JAX raises these for shapes that do not match the export
             raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
         except Exception as error:
             raise Internal(f"model '{self._name}' failed: {one_line(error)}") from None
@@ -177,7 +177,7 @@ class JaxModel:
 
 
 def _names(tree: Any, structure: Any, prefix: str) -> list[str]:
-    """A name for each leaf: the keys of its path, or its index if it has none."""
+    """A name for each tensor of an argument tree: the keys that lead to it, or its index without keys."""
     leaves = tree.tree_flatten_with_path(tree.tree_unflatten(structure, list(range(structure.num_leaves))))[0]
     names = []
     for index, (path, _) in enumerate(leaves):

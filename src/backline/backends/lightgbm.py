@@ -1,4 +1,4 @@
-"""LightGBM boosters. LightGBM trusts the numbers in a file: see check_file."""
+"""LightGBM models. Files are checked first, because LightGBM uses the numbers in them unchecked."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class LightGbm:
     name: ClassVar[str] = "lightgbm"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
-        """Loads a booster. `output__0` is the result of Booster.predict.
+        """Loads a booster. The output `output__0` is the result of Booster.predict.
 
-        For classifiers these are probabilities, [N] or [N, classes]. A run uses one thread unless the
-        parameter `num_threads` says otherwise.
+        For classifiers it holds probabilities, of shape [N] or [N, classes]. A run uses one thread unless the
+        parameter `num_threads` is set.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("num_threads", 1)
         if read_start(path).split(None, 1)[0] != b"tree":
             raise InvalidArgument(
                 f"'{path}' is not a model that LightGBM's save_model wrote: it does not begin with 'tree'; if"
-                " it is another file of that name, set default_model_filename to the model's own"
+                " the model has another file name, set default_model_filename to it"
             )
         runtime = import_runtime("lightgbm", what="LightGBM models need LightGBM", extra="lightgbm")
         check_file(path)
@@ -55,7 +55,7 @@ class LightGbm:
 
 
 _END: Final = b"end of trees"
-#: Fields with one value for each split. LightGBM reads the first group unconditionally, the others if given.
+#: Fields with one value for each split, which are required; the fields in the next two lines are optional.
 _OF_SPLITS: Final = ("split_feature", "threshold", "decision_type", "left_child", "right_child")
 _MORE_OF_SPLITS: Final = ("split_gain", "internal_value", "internal_weight", "internal_count")
 _MORE_OF_LEAVES: Final = ("leaf_weight", "leaf_count")
@@ -63,9 +63,9 @@ _CATEGORICAL: Final = 1
 
 
 def check_file(path: Path) -> None:
-    """Raises InvalidArgument for an incomplete file, or numbers that LightGBM cannot cope with.
+    """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers.
 
-    It would read out of bounds, loop, or abort the process.
+    LightGBM would read out of bounds, loop for ever, or abort the process.
     """
     with damaged(path):
         content = path.read_bytes()
@@ -99,7 +99,7 @@ def check_file(path: Path) -> None:
 
 
 def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> list[bytes]:
-    """The texts of the trees, found by their sizes as LightGBM does."""
+    """The parts of the file with one tree each, split by `tree_sizes` if given, as LightGBM does."""
     if "tree_sizes" in header:
         sizes = _integers(header, "tree_sizes")
         check_range("tree_sizes", sizes, 0, len(content) + 1)
@@ -138,7 +138,7 @@ def _check_tree(tree: Mapping[str, str], features: int) -> None:
                 _count(tree, name, count)
     check_range("split_feature", _integers(tree, "split_feature"), 0, features)
     left, right = _integers(tree, "left_child"), _integers(tree, "right_child")
-    # A negative child is a leaf, ~index; leaves are numbered after the splits here.
+    # A negative child is the leaf with the index ~child. Here leaves are numbered after the splits.
     joined = [np.where(child < 0, leaves - 2 - child, child) for child in (left, right)]
     check_children(np.arange(leaves - 1), joined[0], joined[1], 2 * leaves - 1)
     by_category = (_integers(tree, "decision_type") & _CATEGORICAL) != 0

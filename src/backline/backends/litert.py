@@ -1,4 +1,4 @@
-"""LiteRT (`*.tflite`) on the CPU, with batches of any size."""
+"""LiteRT models (`*.tflite`) on the CPU, with batches of any size if the model allows it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class LiteRt:
     name: ClassVar[str] = "litert"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LiteRtModel:
-        """Loads a file. Names come from its signature, else from its tensors.
+        """Loads a model. Inputs and outputs are named by its signature, or by its tensors if it has none.
 
-        If it has several, the parameter `signature` chooses. A run uses one thread unless the parameter
-        `num_threads` says otherwise.
+        The parameter `signature` selects one of several. A run uses one thread unless the parameter
+        `num_threads` is set.
         """
         runtime = import_runtime(
             "ai_edge_litert.interpreter", what="LiteRT models need LiteRT", extra="litert"
@@ -42,7 +42,7 @@ class LiteRt:
         threads = parameters.threads("num_threads", 1)
         if read_start(path)[4:8] != _IDENTIFIER:
             raise InvalidArgument(
-                f"'{path}' is not a LiteRT model: it does not carry the mark '{_IDENTIFIER.decode()}'"
+                f"'{path}' is not a LiteRT model: it lacks the file identifier '{_IDENTIFIER.decode()}'"
             )
 
         def interpreter() -> Any:
@@ -54,7 +54,7 @@ class LiteRt:
             first = _Program(interpreter(), key)
             file = Signature(_specs(path, "input", first.inputs()), _specs(path, "output", first.outputs()))
         file = _with_batch(first, file)
-        first = _Program(interpreter(), key)  # sizes that failed may leave an interpreter unusable
+        first = _Program(interpreter(), key)  # a new one, since a failed resize may break an interpreter
         signature = agree(path, file, config)
         return LiteRtModel(
             config.name, lambda: _Program(interpreter(), key), first, signature, threads, parameters.warnings
@@ -96,7 +96,7 @@ class _Program:
             return [answers[name] for name in outputs]
         shapes = {name: array.shape for name, array in inputs.items()}
         if shapes != self._shapes:
-            self._shapes = {}  # a failed resize leaves neither the old sizes nor the new
+            self._shapes = {}  # if the resize fails, the sizes are unknown
             for name, shape in shapes.items():
                 self._interpreter.resize_tensor_input(self._indexes[name], shape)
             self._interpreter.allocate_tensors()
@@ -108,7 +108,7 @@ class _Program:
 
 
 class LiteRtModel:
-    """Idle programs, most recently used last: an interpreter holds the tensors of one run."""
+    """A model with a pool of idle programs, as an interpreter can only do one run at a time."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class LiteRtModel:
             program = self._create()
         try:
             answers = program.run(inputs, outputs)
-        except Exception as error:  # the interpreter is dropped: sizes that failed may have broken it
+        except Exception as error:  # the interpreter is dropped: a failed resize may have broken it
             reason = one_line(error)
             if isinstance(error, ValueError) or "failed to prepare" in reason:
                 raise InvalidArgument(f"model '{self._name}' refuses the input: {reason}") from None
@@ -182,10 +182,10 @@ def _specs(path: Path, kind: str, details: Sequence[tuple[str, dict[str, Any]]])
 
 
 def _with_batch(program: _Program, file: Signature) -> Signature:
-    """Makes a batch dimension that the file fixes to 1 variable, if the model accepts other sizes.
+    """Makes first dimensions of size 1 variable if the model accepts other sizes too.
 
-    Converters fix it by default. This only shows that the number of items may vary, not that they are
-    independent.
+    Converters fix the batch dimension to 1 by default. This shows only that the number of items may vary, not
+    that items are independent.
     """
     if not all(spec.shape[:1] == (1,) and -1 not in spec.shape for spec in file.inputs):
         return file
@@ -197,7 +197,7 @@ def _with_batch(program: _Program, file: Signature) -> Signature:
             }
             if any(array.shape[:1] != (rows,) for array in program.run(zeros, names)):
                 return file
-    except Exception:  # whatever LiteRT reports, the model does not take two
+    except Exception:  # whatever LiteRT reports, the model does not accept two rows
         return file
     return Signature(
         tuple(replace(spec, shape=(-1, *spec.shape[1:])) for spec in file.inputs),

@@ -1,4 +1,4 @@
-"""MLflow model folders, by a flavour that another backend runs. MLflow itself is not needed."""
+"""MLflow model folders, served by the backend of one of their flavours. MLflow itself is not needed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.device import Gpus
 
 _FILE = "MLmodel"
-#: Flavours, the keys that name their file by preference, and their backends. The first flavour of a folder is
-#: served.
+#: Flavours, the settings that may name the model's file, and the backends. The first flavour that a folder
+#: has is served.
 _FLAVOURS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("onnx", ("data",), "onnxruntime"),
     ("tensorflow", ("saved_model_dir",), "tensorflow"),
@@ -31,12 +31,12 @@ _OBJECTS = (".skops", ".pkl", ".pickle", ".joblib")
 
 
 class MlFlow:
-    """The backend for folders with a file MLmodel."""
+    """The backend for folders that contain a file named MLmodel."""
 
     name: ClassVar[str] = "mlflow"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend: those of the flavour's backend."""
+        """The GPUs that the flavour's backend can use, see GpuBackend."""
         backend, file = _served(path)
         return gpus_of(backend, file, replace(config, backend=backend.name))
 
@@ -46,7 +46,7 @@ class MlFlow:
         Raises InvalidArgument if no flavour of the folder can be served; pickles need `trust_pickle`.
         """
         backend, file = _served(path)
-        # The backends of flavours give one response to a request.
+        # All backends in _FLAVOURS return a LoadedModel.
         config = replace(config, backend=backend.name)
         return backend.load(file, config, options)  # type: ignore[return-value]
 
@@ -59,7 +59,7 @@ def _served(path: Path) -> tuple[Backend, Path]:
         settings = flavours.get(flavour)
         if isinstance(settings, Mapping):
             file = _model_file(folder, flavour, settings, keys)
-            if file.suffix in _OBJECTS:  # an estimator in scikit-learn's form, wrapped by the library itself
+            if file.suffix in _OBJECTS:  # a pickled estimator, such as XGBoost's wrapper for scikit-learn
                 backend_name = "sklearn"
             return _backend(backend_name), file
     held = ", ".join(f"'{name}'" for name in flavours) or "none"
@@ -74,7 +74,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     content = read_yaml(start, f"'{path}'", what="Model folders of MLflow need PyYAML", extra="mlflow")
     flavours = content.get("flavors") if isinstance(content, Mapping) else None
     if not isinstance(flavours, Mapping):
-        raise InvalidArgument(f"'{path}' is not a description of MLflow: it has no 'flavors'")
+        raise InvalidArgument(f"'{path}' is not an MLmodel file of MLflow: it has no 'flavors'")
     return flavours
 
 
@@ -88,19 +88,18 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
     path: Path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArgument(f"'{folder / _FILE}' names a file outside of its folder: '{name}'")
-    if (
-        flavour == "pytorch" and path.is_dir()
-    ):  # MLflow writes data/model.pth, or model.pt2 if the model was exported
+    # MLflow writes data/model.pth, or model.pt2 if the model was exported.
+    if flavour == "pytorch" and path.is_dir():
         return next(
             (path / file for file in ("model.pt2", "model.pt", "model.pth") if (path / file).exists()),
             path / "model.pt2",
         )
     if not path.exists():
-        raise InvalidArgument(f"'{folder / _FILE}' names '{name}', which is not there")
+        raise InvalidArgument(f"'{folder / _FILE}' names '{name}', which does not exist")
     return path
 
 
 def _backend(name: str) -> Backend:
-    from backline.backends.registry import BACKENDS  # it imports this module: imported once both exist
+    from backline.backends.registry import BACKENDS  # imported late, since it lists this backend too
 
     return next(entry for entry in BACKENDS if entry.name == name).backend()

@@ -1,7 +1,7 @@
-"""External data of ONNX files: weights may only come from the model's own folder.
+"""Checks that an ONNX file takes external data (weights) only from its own folder.
 
-Recent versions of ONNX Runtime check this themselves, but older ones do not resolve links. The file is walked
-by its wire format (onnx.proto), skipping weights.
+Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The file is parsed by its
+protobuf wire format (onnx.proto), skipping the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from backline.engine.errors import InvalidArgument
 
-#: By message: the fields that lead to tensors, and the message in each.
+#: For each message type, the fields that can contain tensors, and the message type of each field.
 _PATHS: Final[dict[str, dict[int, str]]] = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
@@ -37,7 +37,7 @@ def check_external_data(path: Path) -> None:
             for location in set(_locations(content)):
                 _check(path, folder, location)
     except (IndexError, ValueError):
-        return  # not protobuf, which the runtime will report
+        return  # not valid protobuf, which the runtime will report
 
 
 def _check(path: Path, folder: Path, location: str) -> None:
@@ -54,7 +54,7 @@ def _check(path: Path, folder: Path, location: str) -> None:
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # a link in a circle
+    except (OSError, RuntimeError):  # a symbolic link loop
         return Path("/")
 
 
@@ -74,7 +74,7 @@ def _locations(content: _Bytes) -> Iterator[str]:
 
 
 def _fields(content: _Bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The length-delimited fields: number, start and end. Raises ValueError or IndexError if malformed."""
+    """Number, start and end of each length-delimited field; ValueError or IndexError if malformed."""
     while at < end:
         tag, at = _varint(content, at)
         kind = tag & 7

@@ -1,4 +1,4 @@
-"""ONNX Runtime options from a model's `parameters`, with the keys of Triton's backend where it has one."""
+"""ONNX Runtime options from a model's `parameters`, with the keys of Triton's backend where they exist."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from backline.engine.errors import InvalidArgument
 
 Value = TypeVar("Value")
 
-#: Areas of parameters passed to the session under their own names
+#: Prefixes of parameters that are passed to the session unchanged
 #: (onnxruntime_session_options_config_keys.h).
 _SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
-#: The keys that may be set: they only change how a run is computed. Others write or map files
-#: (collect_node_memory_stats_to_file, optimized_model_filepath, node_partition_config_file, moe.offload.*),
-#: which a configuration must not do as the server's user. Every release adds keys, so this is an allow-list.
+#: The session options that a model may set: they only change how a run is computed. Others read or write
+#: files with the server's rights (collect_node_memory_stats_to_file, optimized_model_filepath,
+#: node_partition_config_file, moe.offload.*). This is an allow-list because every release adds options.
 _SESSION_KEYS = frozenset(
     {
         "mlas.disable_kleidiai",
@@ -60,7 +60,7 @@ _SESSION_KEYS = frozenset(
         "session.x64quantprecision",
     }
 )
-#: Parameters handed to each run under their own names.
+#: Parameters that are passed to each run unchanged.
 _RUN_KEYS = ("memory.enable_memory_arena_shrinkage",)
 _NO_SPINNING = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
 _EXECUTION_MODES = {
@@ -92,8 +92,8 @@ _KEYS = (
 class SessionSettings:
     """The settings of a session.
 
-    A run uses one thread by default: several instances that share the session use cores better than one run
-    on all of them. Further threads do not spin while idle, which would take cores from the server.
+    A run uses one thread by default, because parallel runs use cores better than one run on all of them. Idle
+    threads do not spin, which would take cores from the server.
     """
 
     intra_op_threads: int = 1
@@ -108,9 +108,9 @@ class SessionSettings:
 
 
 def read_settings(config: ModelConfig) -> SessionSettings:
-    """Reads `config.parameters`; unknown keys become `warnings`.
+    """Reads the settings from `config.parameters`; unknown keys give `warnings`.
 
-    Raises InvalidArgument for a session option outside _SESSION_KEYS, and for a wrong value.
+    Raises InvalidArgument for an invalid value, and for a session option that a model may not set.
     """
     given = config.parameters
     default = SessionSettings()
@@ -126,7 +126,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
             ) from None
 
     threads = read(
-        "intra_op_thread_count", _count, default.intra_op_threads, "a number of threads, 0 for one a core"
+        "intra_op_thread_count", _count, default.intra_op_threads, "a number of threads, 0 for one per core"
     )
     if config.cpus and threads == 0:
         threads = len(config.cpus)
@@ -138,7 +138,10 @@ def read_settings(config: ModelConfig) -> SessionSettings:
     return SessionSettings(
         intra_op_threads=threads,
         inter_op_threads=read(
-            "inter_op_thread_count", _count, default.inter_op_threads, "a number of threads, 0 for one a core"
+            "inter_op_thread_count",
+            _count,
+            default.inter_op_threads,
+            "a number of threads, 0 for one per core",
         ),
         execution_mode=read(
             "execution_mode",

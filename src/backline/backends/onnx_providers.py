@@ -1,8 +1,8 @@
 """The execution providers of an ONNX Runtime session.
 
-Each part of a network runs on the first provider that supports it. Configured by Triton's
-`optimization.execution_accelerators`, or by the parameter `execution_providers`, names in order ("openvino,
-cpu"). By default a GPU uses CUDA, and the CPU its own provider, which always comes last.
+Each part of a network runs on the first provider that supports it. Providers are configured by Triton's
+`optimization.execution_accelerators`, or by the parameter `execution_providers`, a list of names in order
+("openvino, cpu"). The default is CUDA on a GPU. The provider of the CPU always comes last.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CUDA = "CUDAExecutionProvider"
 Provider = tuple[str, dict[str, str]]
 
 
-#: By Triton's name or a similar one: ONNX Runtime's name, and the package that contains it.
+#: For each name in configurations, ONNX Runtime's name of the provider, and the package that contains it.
 _PROVIDERS: Mapping[str, tuple[str, str]] = {
     "cpu": (CPU, "onnxruntime"),
     "cuda": (CUDA, "onnxruntime-gpu"),
@@ -41,19 +41,19 @@ _TENSORRT_PRECISIONS: Mapping[str, dict[str, str]] = {
     "INT8": {"trt_int8_enable": "1"},
 }
 _DEVICE = "device_id"
-#: Options that replay runs at fixed tensor addresses; requests come at changing ones.
+#: Options that need tensors at the same addresses in every run, which requests cannot offer.
 _GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
 
 
 def read_providers(
     config: ModelConfig, installed: Sequence[str], device: Device, why_no_gpu: Callable[[], str]
 ) -> list[Provider]:
-    """The providers for a session on a device.
+    """The providers for a session on a device, in order.
 
-    `installed` are those of the installed ONNX Runtime, `why_no_gpu` says why it cannot use a GPU ("" if it
-    can). As in Triton, accelerators of GPUs only apply to instances on GPUs. Raises InvalidArgument for a
-    provider that does not exist, that is not installed (naming its package), or that computes on another
-    device.
+    `installed` names the providers of the installed ONNX Runtime; `why_no_gpu` returns why it cannot use a
+    GPU, "" if it can. As in Triton, accelerators for GPUs only apply to instances on GPUs. Raises
+    InvalidArgument for a provider that is unknown, is not installed (naming its package), or computes on
+    another device.
     """
     providers: list[Provider] = []
     for name, options in _wanted(config, device):
@@ -93,7 +93,7 @@ def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
 
 
 def idle_accelerators(config: ModelConfig) -> str:
-    """The accelerators configured for GPUs, by name, which have no effect on the CPU."""
+    """The names of accelerators configured for GPUs, which have no effect on the CPU; "" if none."""
     return "" if PARAMETER in config.parameters else ", ".join(name for name, _ in _accelerators(config)[0])
 
 
@@ -135,12 +135,12 @@ def _accelerators(config: ModelConfig) -> tuple[list[Provider], list[Provider]]:
 
 
 def _options(config: ModelConfig, name: str, given: Mapping[str, str], device: Device) -> dict[str, str]:
-    """A provider's options under ONNX Runtime's names. OpenVINO uses one core unless they say otherwise."""
+    """A provider's options under ONNX Runtime's names. OpenVINO uses one core unless configured otherwise."""
     options = {"device_type": "CPU", "num_of_threads": "1"} if name == "openvino" else {}
     if name in _ON_GPUS and device.kind == "gpu":
         if _DEVICE in given:
             raise InvalidArgument(
-                f"model '{config.name}' gives {_DEVICE} to '{name}'; say it by instance_group: kind KIND_GPU"
+                f"model '{config.name}' gives {_DEVICE} to '{name}'; use instance_group: kind KIND_GPU"
                 " and gpus"
             )
         options[_DEVICE] = str(device.index)
@@ -170,10 +170,10 @@ _TINY = bytes.fromhex(
 
 @cache
 def usable_gpus(runtime: Any) -> Gpus:
-    """The driver's GPUs, if a session on one works: the provider may be there without its libraries."""
+    """The GPUs, if a test session on one works: CUDA's libraries may be missing although a GPU is there."""
     gpus = cuda_gpus()
     if gpus.indexes and (preload := getattr(runtime, "preload_dlls", None)) is not None:
-        preload()  # of CUDA's Python packages, which are outside the system's search path
+        preload()  # loads CUDA from its Python packages, which are outside the system's search path
     if gpus.indexes and not can_use(runtime, (CUDA, {"device_id": str(gpus.indexes[0])})):
         return Gpus(
             reason=f"the {CUDA} of ONNX Runtime {runtime.__version__} cannot be used:"
@@ -184,7 +184,7 @@ def usable_gpus(runtime: Any) -> Gpus:
 
 
 def can_use(runtime: Any, provider: Provider) -> bool:
-    """Whether a session gets a provider: when one fails, ONNX Runtime uses the CPU, and only logs it."""
+    """Whether a session can use a provider. If it cannot, ONNX Runtime uses the CPU and only logs that."""
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # fatal
     try:

@@ -57,11 +57,11 @@ _DATATYPES = {
 }
 #: TensorProto.BFLOAT16 of the ONNX specification (onnx.proto).
 _ONNX_BFLOAT16 = 16
-#: ONNX Runtime's severity "fatal": errors are raised, and need not be printed too.
+#: ONNX Runtime's log level "fatal": errors are raised, so they need not be logged too.
 _SILENT = 4
 _NewOptions: TypeAlias = Callable[[], Any]
-#: Input bytes from which a run shrinks ONNX Runtime's arena; otherwise the memory of the largest request
-#: stays allocated.
+#: Runs with at least this many bytes of input shrink ONNX Runtime's memory arena afterwards; otherwise the
+#: memory of the largest request would stay allocated.
 LARGE_RUN = 8 * 1024 * 1024
 _SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -79,9 +79,9 @@ class OnnxRuntime:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OnnxModel:
         """Loads a file and its external data.
 
-        A run uses one thread unless the parameters say otherwise (see onnx_options). Raises Internal if ONNX
-        Runtime is not installed; InvalidArgument for a file that is not a model, has tensors of types that
-        requests cannot carry, or contradicts the configuration, and for a wrong parameter.
+        A run uses one thread unless parameters say otherwise (see onnx_options.py). Raises Internal if ONNX
+        Runtime is not installed, InvalidArgument for an invalid parameter or a file that is no model, has
+        tensors of unsupported types, or contradicts the configuration.
         """
         runtime = _import()
         settings = read_settings(config)
@@ -113,7 +113,7 @@ class OnnxRuntime:
 
 
 class OnnxModel:
-    """A session. Arrays are passed without copies."""
+    """A model in a session of ONNX Runtime. Arrays are passed without copies."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class OnnxModel:
         self.threads_per_run = settings.intra_op_threads
 
     def _runner(self) -> Callable[..., Any]:
-        # Bypasses the Python wrapper, whose checks are repeated inside and take a third of the time of a
+        # Bypasses the Python wrapper, whose checks are repeated in C++ and take a third of the run time of a
         # small model.
         return getattr(self._session, "_sess", self._session).run  # type: ignore[no-any-return]
 
@@ -148,8 +148,8 @@ class OnnxModel:
         for array in inputs.values():
             size += array.nbytes
         if size >= LARGE_RUN or self._ran_large:
-            # Results are freed after the arena was shrunk at the end of their run, so the next run shrinks it
-            # too.
+            # The outputs of a large run are freed only after it has shrunk the arena, so the next run shrinks
+            # it again.
             self._ran_large = size >= LARGE_RUN
             options = self._shrinking if options is None else _with_shrinking(options, self._settings)
         try:
@@ -175,8 +175,8 @@ class OnnxModel:
     def _failure(self, error: Exception) -> BacklineError:
         if isinstance(error, BacklineError):
             return error
-        # ONNX Runtime's exceptions have no common base. This one means that the inputs do not fit, at the
-        # start or in a node.
+        # ONNX Runtime's exceptions have no common base class, so they are told apart by name. This one means
+        # that the inputs do not fit the model or one of its nodes.
         if type(error).__name__ == "InvalidArgument":
             return InvalidArgument(f"model '{self._name}' refuses the input: {_one_line(error)}")
         return Internal(f"model '{self._name}' failed: {_one_line(error)}")
@@ -197,7 +197,7 @@ class StringModel(OnnxModel):
 
 
 class Bfloat16Model(StringModel):
-    """A model with BF16 tensors, which numpy lacks: their bits travel as uint16."""
+    """A model with BF16 tensors, which are uint16 arrays of their bits, as numpy has no such type."""
 
     def _runner(self) -> Callable[..., Any]:
         inputs = self.signature.inputs
@@ -214,12 +214,12 @@ class Bfloat16Model(StringModel):
     def _value(self, name: str, array: np.ndarray) -> Any:
         if name not in self._bfloat16_inputs:
             return self._value_of.ortvalue_from_numpy(array)
-        # Not ascontiguousarray, which turns a scalar into an array of one.
+        # Not ascontiguousarray, which turns a scalar into an array of shape [1].
         return self._value_of.ortvalue_from_numpy_with_onnx_type(np.asarray(array, order="C"), _ONNX_BFLOAT16)
 
 
 class _Bits:
-    """The memory of a BF16 tensor in numpy's terms; the view keeps the tensor alive."""
+    """Exposes the memory of a BF16 tensor to numpy as uint16; arrays made from it keep the tensor alive."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -240,7 +240,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _import() -> Any:
-    # From 1.29 on it reports loaded models to Microsoft, unless this is set before the import.
+    # From 1.29 on, ONNX Runtime reports loaded models to Microsoft unless this is set before the import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return import_runtime("onnxruntime", what="ONNX models need ONNX Runtime", extra="onnx")
 
@@ -286,7 +286,7 @@ def _without_accelerators(
 
 
 def _check_providers(config: ModelConfig, wanted: Sequence[Provider], used: Sequence[str]) -> None:
-    """Raises InvalidArgument for an unused provider: ONNX Runtime only logs that it uses the CPU instead."""
+    """Raises InvalidArgument if a provider is not used: ONNX Runtime would only log that it uses the CPU."""
     for name, _ in wanted:
         if name not in used:
             raise InvalidArgument(
@@ -305,7 +305,7 @@ def _spec(path: Path, kind: str, node: Any) -> TensorSpec:
 
 
 def _check_no_strings(path: Path, file: Signature) -> None:
-    """Raises InvalidArgument for strings, which its Python interface cannot pass along with BF16."""
+    """Raises InvalidArgument for string inputs: ONNX Runtime's Python API cannot combine them with BF16."""
     for spec in file.inputs:
         if spec.datatype is DataType.BYTES:
             raise InvalidArgument(
@@ -314,7 +314,7 @@ def _check_no_strings(path: Path, file: Signature) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """The runtime's reason, without codes, source files and line breaks."""
+    """The reason in a runtime's error, without error codes, source files and line breaks."""
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
     reason = re.sub(
         r"\S*onnxruntime\S*\.(?:cc|h|cpp):\d+ .*?\)(?: const)?(?=\s|$)(?: \[[^\]]*\])?\s*", "", reason
@@ -322,18 +322,18 @@ def _one_line(error: Exception) -> str:
     return one_line(reason) if reason.strip() else type(error).__name__
 
 
-#: Smaller outputs, in bytes, are not counted.
+#: Outputs of at least this many bytes are counted.
 LARGE = 1 << 18
 #: Bytes of outputs that may stay in the arena at once.
 MAX_HELD = 1 << 24
 
 
 class ArenaOutputs:
-    """Copies outputs out of the arena while too many of its bytes are in use.
+    """Copies outputs out of ONNX Runtime's memory arena while too many of its bytes are in use.
 
-    An arena grows for outputs in use and never shrinks: a burst of large responses that nobody reads would
-    stay resident until the model is unloaded. Freed copies return to the system. Nothing is copied while
-    clients keep up.
+    The arena grows for outputs that are still in use, and stays that large: a burst of large responses to
+    slow clients would occupy memory until the model is unloaded. Copies are returned to the system when
+    freed. Nothing is copied while clients keep up.
 
     Outputs are freed on any thread, whenever the garbage collector runs, so nothing here may take a lock:
     single operations on the dictionary are atomic.
@@ -348,7 +348,7 @@ class ArenaOutputs:
         return sum(size for _, size in tuple(self._held.values()))
 
     def limit(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
-        """The outputs of a run, large ones copied while the limit is exceeded."""
+        """Returns the outputs of a run, with copies of large ones while the limit is exceeded."""
         for array in outputs:
             if type(array) is np.ndarray and array.nbytes >= LARGE:
                 return [self._limit(array) for array in outputs]

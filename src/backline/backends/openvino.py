@@ -1,4 +1,4 @@
-"""OpenVINO: its own IR, and ONNX, TensorFlow and LiteRT models if configured."""
+"""Models in OpenVINO's format, and ONNX, TensorFlow and LiteRT models if configured for OpenVINO."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _DATATYPES = {
     "f64": DataType.FP64,
     "string": DataType.BYTES,
 }
-#: Properties that a configuration may set under OpenVINO's names, as in Triton's backend.
+#: Parameters that are passed on as OpenVINO properties of the same name, as in Triton's backend.
 _PROPERTIES = (
     "NUM_STREAMS",
     "PERFORMANCE_HINT",
@@ -57,12 +57,12 @@ _THREADS = "INFERENCE_NUM_THREADS"
 
 
 class OpenVino:
-    """The backend for `*.xml` with `*.bin`; for ONNX, SavedModel or LiteRT if configured."""
+    """The backend for `*.xml` with `*.bin` files, and for ONNX, SavedModel or LiteRT if configured."""
 
     name: ClassVar[str] = "openvino"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. Most of these GPUs are in the processor and no faster: they must be asked for."""
+        """See GpuBackend. GPUs are used only if configured, as most are integrated and no faster."""
         core = _import().Core()
         indexes = gpu_indexes(core.available_devices)
         if not indexes:
@@ -73,11 +73,11 @@ class OpenVino:
         return Gpus(indexes, by_default=False)
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OpenVinoModel:
-        """Loads a model and compiles it for a device; KIND_MODEL is AUTO, where OpenVINO chooses.
+        """Loads a model and compiles it for a device; with KIND_MODEL, OpenVINO chooses the device (AUTO).
 
-        A run on the CPU uses one core unless INFERENCE_NUM_THREADS says otherwise, and the file's precision
-        unless INFERENCE_PRECISION_HINT does: OpenVINO's own default, BF16 where supported, gives other
-        results than other runtimes.
+        A run on the CPU uses one core unless INFERENCE_NUM_THREADS is set. It computes in FP32 unless
+        INFERENCE_PRECISION_HINT is set, because OpenVINO's default, BF16 where supported, gives results that
+        differ from those of other runtimes.
         """
         runtime = _import()
         parameters = Parameters(config, self.name, (_THREADS, *_PROPERTIES))
@@ -87,7 +87,7 @@ class OpenVino:
             weights = path.with_suffix(".bin")
             if path.suffix == ".xml" and not weights.exists():
                 raise InvalidArgument(f"'{path}' needs its weights next to it: '{weights}' does not exist")
-        # A stream computes one request; the thread count covers all streams.
+        # A stream computes one request at a time; OpenVINO's thread count is for all streams together.
         streams = int(parameters.threads("NUM_STREAMS", max(1, (os.cpu_count() or 1) // threads)))
         properties = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -143,7 +143,7 @@ class OpenVinoModel:
             request = self._compiled.create_infer_request()
         try:
             request.infer(feed, share_inputs=True)
-            # Copies: the next run overwrites the request's own tensors.
+            # Copied, because the next run overwrites the tensors of the infer request.
             return [self._read(request, self._outputs[name]) for name in outputs]
         except Exception as error:
             raise _failure(self._name, error) from None
@@ -162,13 +162,13 @@ class OpenVinoModel:
 
 
 def _import() -> Any:
-    # Blocks its telemetry, which would fork this process on import and report to its makers.
+    # Blocks OpenVINO's telemetry, which would fork this process on import and send reports to its makers.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return import_runtime("openvino", what="This model needs OpenVINO", extra="openvino")
 
 
 def gpu_indexes(available: Sequence[str]) -> tuple[int, ...]:
-    """The GPUs among OpenVINO's devices: "GPU" if there is one, else "GPU.0" and so on."""
+    """The indexes of the GPUs among OpenVINO's devices: "GPU" is 0, "GPU.1" is 1."""
     found = [name for name in available if name.partition(".")[0] == "GPU"]
     return tuple(int(name.partition(".")[2] or 0) for name in found)
 
@@ -179,9 +179,8 @@ def _device_name(device: Device) -> str:
 
 def _failure(model: str, error: Exception) -> InvalidArgument | Internal:
     reason = one_line(error)
-    if (
-        "shape" in reason.lower() or "partial" in reason.lower()
-    ):  # OpenVINO has one exception class for everything
+    # OpenVINO raises the same exception class for all errors.
+    if "shape" in reason.lower() or "partial" in reason.lower():
         return InvalidArgument(f"model '{model}' refuses the input: {reason}")
     return Internal(f"model '{model}' failed: {reason}")
 

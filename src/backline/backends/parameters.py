@@ -1,4 +1,4 @@
-"""A backend's own options, from a model's `parameters`."""
+"""Reads a backend's options from the `parameters` of a model's configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_THREADS = 1024
 
 
 class Parameters:
-    """The parameters of one model. Reads raise InvalidArgument; keys outside `known` give warnings."""
+    """The parameters of one model. Methods raise InvalidArgument for invalid values; unknown keys warn."""
 
     def __init__(self, config: ModelConfig, backend: str, known: Sequence[str]) -> None:
         self._model = config.name
@@ -26,7 +26,7 @@ class Parameters:
         return self._given.get(key, default)
 
     def threads(self, key: str, default: int) -> int:
-        """A number of threads, at least 1."""
+        """A number of threads, from 1 to MAX_THREADS."""
         if key not in self._given:
             return default
         text = self._given[key].strip()

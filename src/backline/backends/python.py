@@ -17,11 +17,11 @@ class Python:
     name: ClassVar[str] = "python"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend: any GPU of the machine, as the model's code decides what it uses."""
+        """See GpuBackend. Returns all GPUs of the machine, since the model's code decides how to use them."""
         return cuda_gpus()
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
-        """Describes how to run it; the file is imported in a worker, never here."""
+        """Describes how to run the model. Its file is only imported in worker processes."""
         require_trust(path, config, options)
         read_start(path)
         return HostedModel(path, "python")

@@ -1,4 +1,4 @@
-"""PyTorch: TorchScript, torch.export programs and AOTInductor packages."""
+"""PyTorch models: TorchScript, torch.export programs and AOTInductor packages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pytorch:
     name: ClassVar[str] = "pytorch"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. Machine code only runs on the kind of device that it was compiled for."""
+        """See GpuBackend. AOTInductor packages only run on the kind of device they were compiled for."""
         if identify(path) is PytorchKind.COMPILED and (kind := compiled_for(path)) != "cuda":
             return Gpus(reason=f"'{path}' was compiled for {kind or 'the CPU'}")
         return usable_gpus(import_runtime("torch", what=_WHAT, extra="torch"))
@@ -44,13 +44,13 @@ class Pytorch:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> PytorchModel:
         """Loads a file without executing pickles.
 
-        AOTInductor packages are machine code and need `trust_pickle`. All kinds are code: a script can
-        compute anything, a package is a library, and torch.export evaluates a program's symbolic sizes and
-        guards as Python. So a file from elsewhere is only loaded if the server trusts remote code.
+        All kinds of files are code: a script can compute anything, an AOTInductor package is machine code,
+        and torch.export evaluates symbolic sizes and guards as Python. So the server must trust the code of
+        remote files, and packages also need `trust_pickle`.
 
-        A run uses one thread unless INTRA_OP_THREAD_COUNT says otherwise, for all PyTorch models of the
-        process. Raises InvalidArgument for code that is not trusted, for a script with operations on files,
-        for a checkpoint, and if neither program nor configuration describes inputs and outputs.
+        A run uses one thread unless INTRA_OP_THREAD_COUNT is set, which applies to all PyTorch models of the
+        process. Raises InvalidArgument for code that is not trusted, a script with file operations, a
+        checkpoint, and if neither the file nor the configuration describes inputs and outputs.
         """
         require_trust(path, config, options)
         torch = import_runtime("torch", what=_WHAT, extra="torch")
@@ -84,7 +84,7 @@ class Pytorch:
 
 
 class PytorchModel:
-    """A program. Arguments take inputs by position; outputs come by key from a dict, else by position."""
+    """A loaded program. Outputs are found by key in a dict result, otherwise by position."""
 
     def __init__(
         self,
@@ -166,19 +166,19 @@ class PytorchModel:
 
     def _failure(self, error: Exception) -> BacklineError:
         reason = one_line(_innermost(error))
-        # Guards of exported programs are assertions; everything else that PyTorch raises has one class.
+        # Exported programs check shapes with assertions; PyTorch raises RuntimeError for most other errors.
         if isinstance(error, AssertionError) or "Guard failed" in reason or "shape" in reason:
             return InvalidArgument(f"model '{self._name}' refuses the input: {reason}")
         return Internal(f"model '{self._name}' failed: {reason}")
 
 
 def _own(array: np.ndarray) -> np.ndarray:
-    """An array that the program may write to: PyTorch has no read-only memory, and requests are read-only."""
+    """The array, or a copy if it is read-only as those of requests: PyTorch has no read-only tensors."""
     return array if array.flags.writeable else array.copy()
 
 
 def _innermost(error: Exception) -> str:
-    """Drops TorchScript's traceback: the last line is the reason."""
+    """The last line of a TorchScript traceback, which is the reason; other texts without C++ details."""
     text = str(error)
     if "Traceback of TorchScript" in text:
         text = text.strip().splitlines()[-1]
@@ -188,9 +188,9 @@ def _innermost(error: Exception) -> str:
 def _name_inputs(
     path: Path, kind: PytorchKind, program: Program, config: ModelConfig
 ) -> tuple[list[tuple[str, Argument]], tuple[TensorSpec, ...]]:
-    """The inputs in the order of the arguments, and what is known of them.
+    """The inputs in the order of the program's arguments, and their specifications.
 
-    A configuration names inputs like arguments, by index (INPUT__0), or else in order (Triton's conventions).
+    As in Triton, a configuration may name inputs after arguments, by index (INPUT__0), or list them in order.
     """
     arguments, given = program.arguments, config.inputs
     if not given:
@@ -209,7 +209,7 @@ def _name_inputs(
         names = ", ".join(f"'{argument.name}'" for argument in arguments)
         raise InvalidArgument(
             f"model '{config.name}': {config.source} names the inputs"
-            f" {', '.join(repr(spec.name) for spec in given)}, but '{path}' takes {names}; name them so, or"
+            f" {', '.join(repr(spec.name) for spec in given)}, but '{path}' takes {names}; use these names or"
             " INPUT__0, INPUT__1 and so on"
         )
     order = sorted(zip(indexes, given, strict=True), key=lambda pair: pair[0])
@@ -225,7 +225,7 @@ def _name_inputs(
 def _name_outputs(
     path: Path, kind: PytorchKind, program: Program, config: ModelConfig
 ) -> list[tuple[TensorSpec, int]]:
-    """The outputs, each with its position in the program's result."""
+    """The outputs, each with its index in the flattened result of the program."""
     given = config.outputs
     if not given:
         if program.outputs is None:
@@ -248,7 +248,7 @@ def _name_outputs(
 
 
 def _indexes(names: Sequence[str]) -> list[int]:
-    """The positions in names like INPUT__0; if any name has none, all are taken in order."""
+    """The indexes in names such as INPUT__0; 0, 1, 2 and so on if any name has no index."""
     matches = [_INDEXED.fullmatch(name) for name in names]
     if all(matches):
         return [int(match[1]) for match in matches if match]
@@ -280,5 +280,5 @@ def _says_nothing(path: Path, kind: PytorchKind, program: Program, config: Model
         f"'{path}' is {kind.value}, which does not say the datatypes and shapes of its inputs and outputs;"
         f" write them into {where}:"
         f' input [ {example} ] output [ {{ name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ -1, ... ] }} ].'
-        " A torch.export program (.pt2) says them itself"
+        " A torch.export program (.pt2) contains them"
     )

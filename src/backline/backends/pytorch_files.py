@@ -1,4 +1,4 @@
-"""The files that PyTorch writes: recognised and checked without executing anything in them."""
+"""Recognises and checks the files that PyTorch writes, without executing anything in them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from backline.backends.runtime import read_start
 from backline.engine.errors import InvalidArgument
 
 _EXPORT = "torch.export.save(torch.export.export(model, example_inputs), 'model.pt2')"
-#: What torch.export.load unpickles, below data/constants/ (torch/export/pt2_archive/constants.py).
+#: Name prefixes, below data/constants/, of files that torch.export.load would unpickle
+#: (torch/export/pt2_archive/constants.py).
 _PICKLED_CONSTANTS = ("custom_obj_", "opaque_obj_")
 
 
 class PytorchKind(Enum):
-    """What a file holds."""
+    """The kind of model in a file."""
 
     TORCH_SCRIPT = "TorchScript"
     EXPORTED = "a torch.export program"
@@ -42,7 +43,7 @@ def identify(path: Path) -> PytorchKind:
         )
     try:
         with ZipFile(path) as archive:
-            # Below the file's name when it was written.
+            # Without the top folder, which is named after the file as it was first saved.
             names = [name.partition("/")[2] for name in archive.namelist()]
     except (BadZipFile, OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"'{path}' is a broken archive ({error}); was it copied completely?") from None
@@ -78,16 +79,16 @@ def compiled_for(path: Path) -> str:
 
 def _checkpoint(path: Path) -> InvalidArgument:
     return InvalidArgument(
-        f"'{path}' is a checkpoint that is not a model: it was written by torch.save and holds weights, or a"
+        f"'{path}' is a checkpoint, not a model: it was written by torch.save and holds weights, or a"
         f" pickle of Python objects, which is never executed. Export the network with its weights: {_EXPORT}"
     )
 
 
-#: The `aten::` operations that take a file's name (of all in torch._C._jit_get_all_schemas()).
+#: The `aten::` operations that take a file name, chosen from torch._C._jit_get_all_schemas().
 _FORBIDDEN: Final = frozenset({"from_file", "save"})
-#: The most source in one file, in bytes; the largest networks have far less.
+#: The most source code in one archive, in bytes; the largest networks have far less.
 _MOST_SOURCE: Final = 64 << 20
-#: As in PyTorch's lexer (torch/csrc/jit/frontend/lexer.cpp): strings without prefixes, comments, names, rest.
+#: Tokens as in PyTorch's lexer (torch/csrc/jit/frontend/lexer.cpp): strings, comments, names, others.
 _TOKEN: Final = re.compile(
     r'"""(?:[^\\]|\\.)*?"""' r"|'''(?:[^\\]|\\.)*?'''" r'|"(?:[^"\\\n]|\\.)*"' r"|'(?:[^'\\\n]|\\.)*'"
     r"|#[^\n]*|[A-Za-z_][A-Za-z0-9_]*|\S",
@@ -96,21 +97,21 @@ _TOKEN: Final = re.compile(
 
 
 def check_source(path: Path) -> None:
-    """Raises InvalidArgument if TorchScript source names a forbidden operation, in any spelling.
+    """Raises InvalidArgument if TorchScript source mentions a forbidden operation.
 
-    Loading a script already runs code (`__setstate__`), so this comes first. A tensor's method, an alias and
-    `torch.save` all need the name; `getattr` needs it as a string.
+    Call this before loading, which already runs code (`__setstate__`). Any call must contain the operation's
+    name (`torch.save`, a method, an alias), or have it as a string (`getattr`), so these are searched for.
     """
     try:
         with ZipFile(path) as archive:
             members = archive.infolist()
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
-                # PyTorch might run one and this module check the other.
-                raise InvalidArgument(f"'{path}' holds two members of one name; save the script again")
+                # PyTorch might run one while this function checks the other.
+                raise InvalidArgument(f"'{path}' holds two members of the same name; save the script again")
             if any(name.lower().endswith("/model.json") for name in names):
                 raise InvalidArgument(f"'{path}' has the format of PyTorch before 1.0; save the script again")
-            # PyTorch finds members whatever their case.
+            # PyTorch ignores case when it looks up members.
             source = [member for member in members if member.filename.lower().endswith(".py")]
             if sum(member.file_size for member in source) > _MOST_SOURCE:
                 raise InvalidArgument(f"'{path}' holds more than {_MOST_SOURCE >> 20} MiB of source")
@@ -124,7 +125,7 @@ def check_source(path: Path) -> None:
 def check_graphs(path: Path, module: Any) -> None:
     """Raises InvalidArgument if a graph of a loaded module calls a forbidden operation.
 
-    The graphs are what PyTorch made of the source, whatever `check_source` took it for.
+    The graphs show how PyTorch understood the source, in case `check_source` understood it differently.
     """
     for part in module.modules():
         for name in part._c._method_names():
@@ -134,7 +135,7 @@ def check_graphs(path: Path, module: Any) -> None:
 
 
 def _named(text: str) -> Iterator[str]:
-    """The forbidden operations that a source names."""
+    """The forbidden operations that a source file mentions."""
     by_text = "getattr" in text
     before, literal = "", ""
     for match in _TOKEN.finditer(text):
@@ -146,7 +147,7 @@ def _named(text: str) -> Iterator[str]:
             continue
         if by_text and literal in _FORBIDDEN:
             yield literal
-        if token in _FORBIDDEN and before != "def":  # a definition calls nothing
+        if token in _FORBIDDEN and before != "def":  # defining a method of that name is harmless
             yield token
         before, literal = token, ""
 

@@ -1,4 +1,4 @@
-"""PyTorch programs of all kinds in one form: flat arguments in; a tensor, tuple or dict out."""
+"""Loads all kinds of PyTorch programs as functions of flat arguments that return a tensor, tuple or dict."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _weights_only_lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument. `type` is "Tensor", "List[str]" or a number's ("int"); `required` without a default."""
+    """An argument, `required` if it has no default; `type` is "Tensor", "List[str]", or such as "int"."""
 
     name: str
     type: str = "Tensor"
@@ -50,7 +50,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A loaded program. `call` takes values for the first `arguments`, in order.
+    """A loaded program. `call` takes values for `arguments`, in order; optional ones may be left out.
 
     `inputs` and `outputs` are None if the file does not describe them.
     """
@@ -62,9 +62,9 @@ class Program:
 
 
 def load_script(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads TorchScript onto a device; None keeps the tensors' own.
+    """Loads TorchScript onto a device; with None, tensors stay on the devices that the file names.
 
-    The code can reach neither Python nor files: see `check_source`.
+    The code can reach neither Python nor files, see `check_source`.
     """
     check_source(path)
     with loading(path, f"PyTorch {torch.__version__}"):
@@ -85,8 +85,8 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_exported(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads a torch.export program, which describes its tensors; device None is that of its export."""
-    # These parts are slow to import, so only for files that need them.
+    """Loads a torch.export program onto a device; None is the device that it was exported on."""
+    # Imported late, because these modules are slow to import.
     pytree = import_module("torch.utils._pytree")
     _import_compiler()
     with _weights_only(), loading(path, f"PyTorch {torch.__version__}"):
@@ -126,9 +126,9 @@ def load_exported(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads an AOTInductor package: machine code, so only if the file is trusted.
+    """Loads an AOTInductor package, which is machine code: the caller must trust the file.
 
-    Raises InvalidArgument if it was compiled for another device.
+    Raises InvalidArgument if it was compiled for another kind of device.
     """
     wanted, kind = torch.device(device or "cpu"), compiled_for(path)
     if device is not None and kind not in ("", wanted.type):
@@ -144,13 +144,13 @@ def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
 
 def _import_compiler() -> None:
     with LLVM_IMPORT:
-        if "tensorflow" in sys.modules:  # programs need no Triton
+        if "tensorflow" in sys.modules:  # blocks the import of the Triton compiler, see LLVM_IMPORT
             sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
         import_module("torch._dynamo")
 
 
 def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
-    """The keys of a dict, else OUTPUT__0 and so on."""
+    """The names of a program's outputs: the keys if it returns a dict, else OUTPUT__0 and so on."""
     keys = list(out_spec.context) if out_spec is not None and out_spec.type is dict else []
     if len(keys) == count and all(isinstance(key, str) for key in keys):
         return keys
@@ -170,7 +170,7 @@ def flatten(value: Any) -> Iterator[Any]:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Keeps torch.load from executing pickles, to which torch.export.load falls back."""
+    """Keeps torch.load, to which torch.export.load may fall back, from executing pickles."""
     with _weights_only_lock:
         before = os.environ.get(_WEIGHTS_ONLY)
         os.environ[_WEIGHTS_ONLY] = "1"
@@ -205,29 +205,29 @@ def _shape(shape: Sequence[Any]) -> Shape:
 
 
 def usable_gpus(torch: Any) -> Gpus:
-    """The GPUs of CUDA or ROCm, which PyTorch calls CUDA as well."""
+    """The GPUs that PyTorch can use, with CUDA or ROCm (which PyTorch also calls CUDA)."""
     if not (torch.version.cuda or torch.version.hip):
         return Gpus(
-            reason=f"the installed PyTorch {torch.__version__} is built for the CPU alone:"
+            reason=f"the installed PyTorch {torch.__version__} supports only the CPU:"
             " pip install torch from an index of builds with CUDA (https://pytorch.org/get-started)"
         )
     if not torch.cuda.is_available():
-        why = cuda_gpus().reason or "no GPU that it is built for is there"
+        why = cuda_gpus().reason or "there is no GPU that it supports"
         return Gpus(reason=f"PyTorch {torch.__version__} cannot use a GPU: {why}")
     return Gpus(tuple(range(torch.cuda.device_count())))
 
 
 def device_name(device: Device) -> str | None:
-    """PyTorch's name of a device; None if the file decides."""
+    """PyTorch's name of a device; None if the file decides (KIND_MODEL)."""
     return {"cpu": "cpu", "gpu": f"cuda:{device.index}", "model": None}[device.kind]
 
 
 def moving(torch: Any, call: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Wraps a program that runs on another device so that it takes tensors of the CPU."""
+    """Wraps a program that runs on the device `name`, so that it takes tensors on the CPU."""
     device = torch.device(name)
 
     def current() -> AbstractContextManager[Any]:
-        # For tensors that the program creates on the current GPU.
+        # Makes it the current GPU, on which the program may create tensors.
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def run(*values: Any) -> Any:

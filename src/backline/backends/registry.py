@@ -1,6 +1,6 @@
-"""The backends, the names of their files, and the choice of one.
+"""The list of backends and of the file formats that they load.
 
-A backend's module is imported by the first model that needs it.
+The module of a backend is only imported when a model needs it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["BACKENDS", "FORMATS", "BackendEntry", "choose"]
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """A backend: its name and platform in configurations, and its class."""
+    """A backend: its name and Triton platform in configurations, and the class that implements it."""
 
     name: str
     platform: str
     module: str
     class_name: str
-    #: Whether its models run in worker processes, in their own environments if they ask for one.
+    #: Whether its models run in worker processes, which may have environments with other packages.
     hosted: bool = False
 
     def backend(self) -> Backend:
@@ -54,9 +54,9 @@ BACKENDS: tuple[BackendEntry, ...] = (
 
 
 def choose(config: ModelConfig, path: Path) -> BackendEntry:
-    """The backend for the model in the file or folder `path`: as configured, else by format.
+    """The backend for the model in the file or folder `path`: as configured, otherwise by its format.
 
-    Does not import its module. Raises InvalidArgument if there is none.
+    Does not import the backend's module. Raises InvalidArgument if there is none.
     """
     entry = _configured(config)
     if entry is None:
@@ -88,12 +88,12 @@ def _names() -> str:
 
 
 def _is_in(folder: Path, filename: str) -> bool:
-    """Whether a folder holds one of a model's files, whose name may begin with the folder's."""
+    """Whether a folder holds a file; `filename` may begin with the name of the folder itself."""
     return (folder / filename).is_file() or (folder / filename.rpartition("/")[2]).is_file()
 
 
 def _format_of(path: Path) -> ModelFormat | None:
-    """Looks for the whole name first, then the suffix: model.json says more than .json."""
+    """The format of a file or folder, if known. Full names are tried first, as they are more specific."""
     if path.is_dir():
         return next(
             (f for f in FORMATS if f.folder and any(_is_in(path, name) for name in f.filenames)), None
@@ -120,13 +120,13 @@ MLFLOW = ModelFormat("mlflow", ("MLmodel", "model/MLmodel"), folder=True)
 PYTHON = ModelFormat("python", ("model.py",))
 TORCHSERVE = ModelFormat("torchserve", ("model.mar", "model.tar.gz", "model.tgz"), (".mar",))
 TORCHSERVE_FOLDER = ModelFormat("torchserve", ("MAR-INF/MANIFEST.json",), folder=True)
-#: Without file names: the model is the version's folder. Only configured, never recognised.
+#: Formats without files: the model is the version's folder. They are used only if configured.
 IDENTITY = ModelFormat("identity", (), folder=True)
 REPEAT = ModelFormat("repeat", (), folder=True)
 SQUARE = ModelFormat("square", (), folder=True)
 
-#: The formats to look for if a configuration names no backend, by preference. Folder formats precede those of
-#: files in them.
+#: The formats to look for if a configuration names no backend, in this order. Formats of folders precede the
+#: formats of files that such folders contain.
 FORMATS: tuple[ModelFormat, ...] = (
     TORCHSERVE_FOLDER,
     MLFLOW,

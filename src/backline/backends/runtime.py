@@ -1,4 +1,4 @@
-"""What backends need to use a runtime: import, files, trust, error texts, strings and GPUs."""
+"""Functions that several backends need: importing runtimes, reading files, errors, strings and GPUs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _MAX_REASON = 300
 
 
 def import_runtime(module: str, *, what: str, extra: str) -> Any:
-    """Imports a runtime. Raises Internal with the extra to install if it is missing or broken.
+    """Imports a runtime. Raises Internal, naming the extra to install, if it is missing or broken.
 
-    `what` begins the sentence ("TensorFlow models need TensorFlow").
+    `what` begins the error text, such as "TensorFlow models need TensorFlow".
     """
     try:
         return import_module(module)
@@ -36,20 +36,20 @@ def import_runtime(module: str, *, what: str, extra: str) -> Any:
         raise Internal(f"{what}, and {why}: pip install 'backline[{extra}]'") from None
 
 
-#: Held while TensorFlow or PyTorch's compiler is imported. PyTorch's imports Triton, whose LLVM aborts the
-#: process if it is loaded after TensorFlow's.
+#: Held while TensorFlow or PyTorch's compiler is imported. The latter imports the Triton compiler, whose copy
+#: of LLVM aborts the process if it is loaded after TensorFlow's.
 LLVM_IMPORT = Lock()
 
 
 def one_line(error: object) -> str:
-    """A runtime's reason without line breaks, cut to a sensible length."""
+    """The text of an error without line breaks, cut to 300 characters."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "..."
 
 
 @contextmanager
 def loading(path: Path, by: str, reason: Callable[[Exception], str] = one_line) -> Iterator[None]:
-    """Turns what a runtime raises for a file into InvalidArgument; `by` names the runtime and its version."""
+    """Turns exceptions of a runtime into InvalidArgument; `by` names the runtime and its version."""
     try:
         yield
     except BacklineError:
@@ -59,7 +59,7 @@ def loading(path: Path, by: str, reason: Callable[[Exception], str] = one_line) 
 
 
 def unservable(path: Path, kind: str, name: str, what: str) -> InvalidArgument:
-    """The error for an input or output of a datatype that the protocols lack."""
+    """The error for an input or output whose datatype the protocols do not have."""
     return InvalidArgument(
         f"'{path}' cannot be served: {kind} '{name}' is {what}, which no request can carry"
     )
@@ -69,10 +69,10 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def read_start(path: Path, size: int = 64) -> bytes:
-    """The first bytes of a model file.
+    """The first `size` bytes of a model file.
 
-    Detects what runtimes only report as a parse error, and never blocks on a pipe. Raises InvalidArgument for
-    a file that is not regular, cannot be read, is empty, or is a Git LFS pointer.
+    Raises InvalidArgument for a file that is not regular (a pipe would block), cannot be read, is empty, or
+    is a Git LFS pointer, which runtimes would report as a parse error.
     """
     if path.exists() and not path.is_file():
         raise InvalidArgument(f"'{path}' is not a regular file")
@@ -84,14 +84,14 @@ def read_start(path: Path, size: int = 64) -> bytes:
     if not start:
         raise InvalidArgument(f"'{path}' is empty")
     if start.startswith(_LFS_POINTER):
-        raise InvalidArgument(f"'{path}' is a pointer of Git LFS, not the model itself: run `git lfs pull`")
+        raise InvalidArgument(f"'{path}' is a Git LFS pointer, not the model itself: run `git lfs pull`")
     return start
 
 
 def require_trust(path: Path, config: ModelConfig, options: LoadOptions) -> None:
-    """Raises InvalidArgument for code from elsewhere, unless the server trusts remote code.
+    """Raises InvalidArgument for a remote or uploaded model, unless the server trusts remote code.
 
-    A backend whose format is code calls this before it reads anything that an attacker could have shaped.
+    A backend whose models are code calls this before it reads any of the model's files.
     """
     if not options.may_run_code:
         raise InvalidArgument(
@@ -102,7 +102,7 @@ def require_trust(path: Path, config: ModelConfig, options: LoadOptions) -> None
 
 
 def decode(model: str, name: str, array: np.ndarray) -> np.ndarray:
-    """Decodes an array of bytes. Raises InvalidArgument with the position of bytes that are not UTF-8."""
+    """Decodes an array of bytes to str. Raises InvalidArgument, with the position, if one is not UTF-8."""
     texts = np.empty(array.size, np.object_)
     for index, element in enumerate(array.reshape(-1).tolist()):
         try:
@@ -110,13 +110,13 @@ def decode(model: str, name: str, array: np.ndarray) -> np.ndarray:
         except UnicodeDecodeError as error:
             raise InvalidArgument(
                 f"element {index} of input '{name}' of model '{model}' is not UTF-8 text (byte"
-                f" {error.start}), as its strings must be"
+                f" {error.start}), but strings must be"
             ) from None
     return texts.reshape(array.shape)
 
 
 def encode(array: np.ndarray) -> np.ndarray:
-    """Encodes an array of str (or bytes)."""
+    """Encodes an array of str (or bytes) as an array of UTF-8 bytes."""
     encoded = np.empty(array.size, np.object_)
     for index, text in enumerate(array.reshape(-1).tolist()):
         encoded[index] = text.encode() if isinstance(text, str) else text
@@ -129,11 +129,11 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @cache
 def cuda_gpus() -> Gpus:
-    """Asks the driver once (cuInit, cuDeviceGetCount), which respects CUDA_VISIBLE_DEVICES."""
+    """The GPUs that the NVIDIA driver reports, which respects CUDA_VISIBLE_DEVICES. Asked only once."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:
-        return Gpus(reason=f"this machine has no NVIDIA driver ({_DRIVER} is not there)")
+        return Gpus(reason=f"this machine has no NVIDIA driver ({_DRIVER} is missing)")
     count = ctypes.c_int(0)
     code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if code:

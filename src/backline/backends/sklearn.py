@@ -19,7 +19,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
 
 INPUT = "input__0"
-#: The methods that are served, as outputs of their name; `transform` only for estimators that do not predict.
+#: The methods that are served, each as an output of that name; `transform` if an estimator cannot predict.
 _METHODS = ("predict", "predict_proba")
 _TRANSFORM = "transform"
 _PICKLES = (".pkl", ".pickle", ".joblib")
@@ -33,10 +33,10 @@ class Sklearn:
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SklearnModel:
         """Loads an estimator.
 
-        `input__0` has a row of features for each item, or strings if the estimator begins with a vectoriser.
-        Outputs are named like the methods: `predict` and `predict_proba`, or `transform`. A run uses one
-        core. Raises InvalidArgument for a pickle, and for a skops file with types that skops does not trust,
-        unless `trust_pickle`.
+        The input `input__0` has a row of features for each item, or strings if the estimator begins with a
+        vectoriser. Outputs are named after the methods: `predict` and `predict_proba`, or `transform`. A run
+        uses one core. Unless `trust_pickle` is set, raises InvalidArgument for a pickle, and for a skops file
+        with types that skops does not trust.
         """
         parameters = Parameters(config, self.name, ())
         read_start(path)
@@ -45,7 +45,7 @@ class Sklearn:
         warnings = parameters.warnings
         if path.suffix in _PICKLES:
             estimator = _unpickle(path, what, trusted=options.trust_pickle)
-            executed = "which can execute anything when it is loaded; it was, as --trust-pickle says"
+            executed = "which can execute anything when it is loaded; it was loaded because of --trust-pickle"
             warnings += (f"'{path}' is a pickle, {executed}",)
         else:
             estimator = _load_skops(path, what, trusted=options.trust_pickle)
@@ -62,7 +62,7 @@ class Sklearn:
 
 
 class SklearnModel:
-    """An estimator. Part of every run is Python, so threads gain little."""
+    """A loaded estimator. Its runs hold the GIL for part of the time, so threads gain little."""
 
     threads_per_run = 1
 
@@ -88,7 +88,7 @@ class SklearnModel:
             else np.zeros((2, *spec.shape[1:]), spec.datatype.dtype)
         )
         outputs = []
-        for method in methods:  # tried with two rows: an estimator does not describe its outputs
+        for method in methods:  # run with two rows, because an estimator does not describe its outputs
             try:
                 (answer,) = self.run({spec.name: rows}, [method])
             except BacklineError as error:
@@ -106,7 +106,7 @@ class SklearnModel:
         rows = decode(self._name, self._input, array).tolist() if self._text else array
         try:
             return [_array(self._methods[method](rows)) for method in outputs]
-        except ValueError as error:  # scikit-learn's error for values that it cannot use, such as NaN
+        except ValueError as error:  # scikit-learn raises it for unusable values, such as NaN
             raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
         except Exception as error:
             raise Internal(
@@ -121,7 +121,7 @@ _limited = threading.local()
 
 
 def limit_threads() -> None:
-    """Limits the numerical libraries to one core for runs on this thread; OpenMP counts by thread."""
+    """Limits numerical libraries to one core for runs on this thread, as OpenMP has a limit per thread."""
     if not getattr(_limited, "done", False):
         from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
@@ -164,7 +164,7 @@ def _unpickle(path: Path, what: str, *, trusted: bool) -> Any:
 
 
 def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
-    """The input: texts or rows of features. The configuration may choose a precision, or fill gaps."""
+    """The input: strings or rows of features, in the configured precision; fully as configured if unknown."""
     given = config.inputs[0] if len(config.inputs) == 1 else None
     count = getattr(estimator, "n_features_in_", None)
     first = estimator.steps[0][1] if hasattr(estimator, "steps") else estimator
@@ -185,7 +185,7 @@ def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
 
 
 def _array(value: Any) -> np.ndarray:
-    if hasattr(value, "toarray"):  # scipy's sparse matrices
+    if hasattr(value, "toarray"):  # a sparse matrix of scipy
         value = value.toarray()
     array = np.asarray(value)
     return encode(array) if array.dtype.kind in "OU" else array

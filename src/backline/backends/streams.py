@@ -1,4 +1,4 @@
-"""Triton's repeat and square backends: any number of responses without a model, for trying out clients."""
+"""Triton's repeat and square backends, which need no file and send several responses, to try out clients."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _names(specs: Sequence[TensorSpec]) -> str:
 
 
 class DeclaredModel:
-    """Takes its signature from the configuration."""
+    """A model without a file; its signature is the configured one."""
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         self.signature = Signature(config.inputs, config.outputs)
@@ -71,12 +71,12 @@ _REPEAT_OUTPUTS = (TensorSpec("OUT", DataType.INT32, (1,)), TensorSpec("IDX", Da
 
 
 class Repeat:
-    """The backend `repeat`; no file is recognised as its model."""
+    """The backend `repeat`, which must be named in the configuration, as its models have no file."""
 
     name: ClassVar[str] = "repeat"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RepeatModel:
-        """Returns each element of IN as OUT, with its index as IDX, after DELAY milliseconds.
+        """A model that sends each element of IN as OUT, with its index as IDX, after DELAY milliseconds.
 
         Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
         """
@@ -85,9 +85,9 @@ class Repeat:
 
 
 class RepeatModel(DeclaredModel):
-    """No model at all. WAIT has no effect: it delays the next request in Triton's backend, but not here."""
+    """Repeats the elements of its input. WAIT, which delays the next request in Triton, has no effect."""
 
-    #: They mostly sleep.
+    #: Many, because streams mostly sleep.
     streams_at_once = 16
 
     def stream(
@@ -109,12 +109,12 @@ _SQUARE_OUTPUTS = (TensorSpec("OUT", DataType.INT32, (1,)),)
 
 
 class Square:
-    """The backend `square`; no file is recognised as its model."""
+    """The backend `square`, which must be named in the configuration, as its models have no file."""
 
     name: ClassVar[str] = "square"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SquareModel:
-        """Returns n responses OUT = n for IN = n.
+        """A model that sends n responses with OUT = n for IN = n.
 
         Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
         """
@@ -123,7 +123,7 @@ class Square:
 
 
 class SquareModel(DeclaredModel):
-    """No model at all."""
+    """Sends the number in its input as many times as it says."""
 
     streams_at_once = 1
 

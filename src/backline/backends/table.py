@@ -1,6 +1,6 @@
-"""Models of tables: rows of features in, one prediction per row out (XGBoost, LightGBM, CatBoost).
+"""Models that take rows of features and return a prediction for each (XGBoost, LightGBM, CatBoost).
 
-Names are those of Triton's FIL backend: `input__0` has a row for each item, `output__0` its prediction.
+The tensors are named as in Triton's FIL backend: `input__0` holds the rows, `output__0` the predictions.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ INPUT = "input__0"
 CATEGORIES = "categorical__0"
 OUTPUT = "output__0"
 
-#: Takes the input arrays in the order of the signature; returns the output.
+#: A function that takes the input arrays in the order of the signature and returns the output.
 Predict = Callable[..., np.ndarray]
 
 
 def features(count: int, datatype: DataType, config: ModelConfig) -> TensorSpec:
-    """The input for `count` features, of `datatype`, or the other precision if configured."""
+    """The input for `count` features: of `datatype`, unless the configuration has FP32 or FP64."""
     given = next((spec.datatype for spec in config.inputs if spec.name == INPUT), None)
     return TensorSpec(INPUT, given if given in (DataType.FP32, DataType.FP64) else datatype, (-1, count))
 
 
 class TableModel:
-    """A model with one prediction function."""
+    """A model that consists of one prediction function."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class TableModel:
         self._predict = None
 
     def _try(self, inputs: Sequence[TensorSpec]) -> TensorSpec:
-        """The output, found by trying two rows of zeros: files do not describe it."""
+        """The specification of the output, found by running two rows of zeros: files do not describe it."""
         zeros = {spec.name: _zeros(spec) for spec in inputs}
         (answer,) = self.run(zeros, [OUTPUT])
         datatype = DataType.BYTES if answer.dtype.kind in "OSU" else DataType.from_dtype(answer.dtype)
@@ -83,7 +83,7 @@ def _zeros(spec: TensorSpec) -> np.ndarray:
 
 
 def reason(error: Exception) -> str:
-    """A library's reason, without C++ stack and log timestamps."""
+    """The text of a library's error, without C++ stack trace and timestamp."""
     text = str(error).partition("Stack trace")[0]
     head, bracket, rest = text.partition("] ")
     return one_line(rest if bracket and head.startswith("[") else text)

@@ -22,7 +22,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.device import CPU, Device, Gpus
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: By number in tensorflow/core/framework/types.proto.
+#: Datatypes by their number in tensorflow/core/framework/types.proto.
 _DATATYPES = {
     1: DataType.FP32,
     2: DataType.FP64,
@@ -41,13 +41,13 @@ _DATATYPES = {
 }
 _FILE = "saved_model.pb"
 _DEFAULT_SIGNATURE = "serving_default"
-#: An internal signature of every SavedModel of version 2.
+#: An internal signature that TensorFlow 2 adds to every SavedModel.
 _INIT_SIGNATURE = "__saved_model_init_op"
 _KNOWN = ("TF_SIGNATURE_DEF", "TF_GRAPH_TAG", "TF_NUM_INTRA_THREADS")
 
 
 class TensorFlow:
-    """The backend for folders with a saved_model.pb."""
+    """The backend for folders that contain a saved_model.pb."""
 
     name: ClassVar[str] = "tensorflow"
 
@@ -58,7 +58,7 @@ class TensorFlow:
             return Gpus(tuple(range(len(found))))
         why = cuda_gpus().reason or "CUDA or cuDNN is missing"
         if not runtime.test.is_built_with_gpu_support():
-            why = "it is built for the CPU alone"
+            why = "it supports only the CPU"
         return Gpus(
             reason=f"TensorFlow {runtime.__version__} has no GPU ({why}): pip install 'tensorflow[and-cuda]'"
         )
@@ -68,9 +68,10 @@ class TensorFlow:
     ) -> TensorFlowModel:
         """Loads a signature of a SavedModel.
 
-        It is the one that the parameter TF_SIGNATURE_DEF names, else "serving_default", else the only one.
-        `path` is the folder of a SavedModel, or one that holds it as model.savedmodel. A run computes on its
-        caller's thread; TF_NUM_INTRA_THREADS allows more (the first model of the process decides for all).
+        The signature is the one that the parameter TF_SIGNATURE_DEF names, else the only one, else
+        "serving_default". `path` is the folder of a SavedModel, or a folder that contains model.savedmodel. A
+        run computes on the thread that calls it, or on several with TF_NUM_INTRA_THREADS (the first model
+        decides for all models of the process).
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("TF_NUM_INTRA_THREADS", 1)
@@ -108,7 +109,7 @@ class TensorFlow:
 
 
 class TensorFlowModel:
-    """A session, and a prepared call for each set of requested outputs."""
+    """A session with a SavedModel, and a prepared call for each list of requested outputs."""
 
     def __init__(
         self,
@@ -161,24 +162,24 @@ class TensorFlowModel:
 
 
 def _import() -> Any:
-    # Unless the user wants them: hides messages about the processor, and a search for GPUs.
+    # Hides messages about the processor and the search for GPUs, unless the user has set a level.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with LLVM_IMPORT:
         runtime = import_runtime("tensorflow", what="SavedModels need TensorFlow", extra="tensorflow")
-    # It would warn that the only way to load without Keras is deprecated.
+    # TensorFlow would warn that v1.Session, the only way to load models without Keras, is deprecated.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return runtime
 
 
 def _load(session: Any, folder: Path, tag: str) -> Any:
-    """As v1.saved_model.load, but checks the graph after reading: what was checked is what runs."""
+    """Does what v1.saved_model.load does, but checks the graph in between. The checked graph is what runs."""
     loader = import_module("tensorflow.python.saved_model.loader_impl").SavedModelLoader(str(folder))
     check_operations(folder, loader.get_meta_graph_def_from_tags([tag]))
     return loader.load(session, [tag])
 
 
 def _place(config: Any, device: Device) -> None:
-    """Hides GPUs from models on the CPU; others allocate as needed, and may run operations on the CPU."""
+    """Hides GPUs from models on the CPU. On GPUs, memory grows on demand, and operations may use the CPU."""
     if device == CPU:
         config.device_count["GPU"] = 0
     else:
@@ -187,7 +188,7 @@ def _place(config: Any, device: Device) -> None:
 
 
 def _folder(path: Path) -> Path:
-    """The folder with saved_model.pb, for the path that the repository found."""
+    """The folder that contains saved_model.pb: `path`, its subfolder model.savedmodel, or its parent."""
     for folder in (path, path / "model.savedmodel", path.parent):
         if (folder / _FILE).is_file():
             return folder
@@ -214,13 +215,13 @@ def _choose_signature(folder: Path, signatures: Mapping[str, Any], wanted: str) 
 
 def _specs(folder: Path, kind: str, key: str, tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     specs = []
-    for name in sorted(tensors):  # the file has no order
+    for name in sorted(tensors):  # signatures have no order
         info = tensors[name]
         datatype = _DATATYPES.get(info.dtype)
         if info.WhichOneof("encoding") != "name" or datatype is None:
             raise InvalidArgument(
-                f"'{folder}' cannot be served: {kind} '{name}' of signature '{key}' is no dense tensor of a"
-                " type in requests"
+                f"'{folder}' cannot be served: {kind} '{name}' of signature '{key}' is not a dense tensor of"
+                " a supported type"
             )
         if info.tensor_shape.unknown_rank and kind == "input":
             raise InvalidArgument(
@@ -243,7 +244,7 @@ def _array(value: Any) -> np.ndarray:
 
 def _failure(model: str, error: Exception) -> BacklineError:
     reason = one_line(getattr(error, "message", None) or error)
-    # ValueError comes from the session for an impossible shape, InvalidArgumentError from an operation.
+    # The session raises ValueError for an impossible shape, an operation raises InvalidArgumentError.
     if isinstance(error, ValueError) or type(error).__name__ == "InvalidArgumentError":
         return InvalidArgument(f"model '{model}' refuses the input: {reason}")
     return Internal(f"model '{model}' failed: {reason}")

@@ -1,8 +1,8 @@
 """Refuses SavedModels whose operations reach files, the network or Python, except to restore the model.
 
-A SavedModel contains its graph for saving and restoring. Only operations that can run count: from signatures
-(which may not reach files), from initialisation (tables of the model's own assets), and from the restore
-operation (its own variables).
+The graph of a SavedModel also contains operations for saving, so only those that can run are checked: those
+needed by signatures (which may not read files), by initialisation (which may read tables from the model's own
+assets), and by the restore operation (which may read the model's own variables).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from backline.engine.errors import InvalidArgument
 
-#: Names from tensorflow/core/ops and kernels: files, input pipelines, summaries, protobuf descriptors read
-#: from files, dumps, the network, Python. Dataset operations carry graphs that optimisers rewrite, so they
-#: cannot be followed.
+#: Operations (from tensorflow/core/ops and kernels) that access files, input pipelines, summaries, protobuf
+#: descriptors in files, dumps, the network or Python. Dataset operations are included because they contain
+#: graphs that optimisers rewrite, which cannot be checked.
 _FORBIDDEN: Final = re.compile(
     r"""
     (Read|Write)File|MatchingFiles|FileSystemSetConfiguration|Save.*|Restore.*|DTensorRestoreV2
@@ -30,13 +30,13 @@ _FORBIDDEN: Final = re.compile(
     """,
     re.VERBOSE,
 )
-#: Harmless targets of PrintV2, which older SavedModels contain.
+#: Harmless output streams of PrintV2, an operation that older SavedModels contain.
 _LOGS: Final = frozenset({"", "stderr", "stdout", "log(info)", "log(warning)", "log(error)"})
 #: Operations that may read the model's own files, and the index of the input that names the file.
 _RESTORES: Final = {"RestoreV2": 0}
 _TABLES: Final = {"InitializeTableFromTextFile": 1, "InitializeTableFromTextFileV2": 1}
-#: Operations that pass their inputs to their function one to one. Others (If, While) do not, so none of
-#: their functions' arguments count as given.
+#: Operations that pass their inputs to their function one to one. For others (If, While), no argument of the
+#: function counts as a file name given by the load.
 _CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _INIT_SIGNATURE: Final = "__saved_model_init_op"
 _INIT_COLLECTIONS: Final = ("saved_model_main_op", "legacy_init_op")
@@ -44,7 +44,7 @@ _Names = frozenset[str]
 
 
 def check_operations(folder: Path, meta: Any) -> None:
-    """Raises InvalidArgument, naming the operation, if a MetaGraphDef reaches beyond the model."""
+    """Raises InvalidArgument, naming the operation, if a MetaGraphDef has a forbidden operation."""
     graph = _Graph(folder, meta.graph_def)
     assets = frozenset(asset.tensor_info.name for asset in meta.asset_file_def)
     for asset in meta.asset_file_def:
@@ -70,7 +70,7 @@ def check_operations(folder: Path, meta: Any) -> None:
 
 
 class _Graph:
-    """A graph and its function library. A tensor's name is its node's, ":" and the output's index."""
+    """A graph and its function library. Tensors are named "node:index", with the index of the output."""
 
     def __init__(self, folder: Path, graph_def: Any) -> None:
         self._folder = folder
@@ -82,9 +82,10 @@ class _Graph:
                 self._implementations.setdefault(key, []).append(name)
 
     def check(self, roots: set[str], *, allowed: Mapping[str, int], given: _Names) -> None:
-        """Checks everything that `roots` depend on.
+        """Raises InvalidArgument if a node that `roots` depend on is a forbidden operation.
 
-        An operation in `allowed` may run if the tensor that names its file is in `given`, fed by the load.
+        An operation in `allowed` may run if the tensor with its file name is one of `given`, whose values
+        TensorFlow sets to files of the model.
         """
         todo = [(self._nodes, frozenset(map(_node, roots)), frozenset(map(_node, given)), "")]
         seen: set[tuple[str, _Names]] = set()
@@ -107,11 +108,11 @@ class _Graph:
                     if (name, inner) not in seen:
                         seen.add((name, inner))
                         body = {inside.name: inside for inside in function.node_def}
-                        # The whole body: stateful operations run whether or not their results are needed.
+                        # Check the whole body: stateful operations run even if their results are unused.
                         todo.append((body, frozenset(body), inner, name))
 
     def _functions_of(self, node: Any) -> Iterator[str]:
-        """The functions that a node calls, or that the optimiser may substitute (by `api_implements`)."""
+        """The functions that a node calls, or that the optimiser may substitute (same `api_implements`)."""
         for name in (node.op, *_called(node)):
             if name in self._functions:
                 yield name
@@ -119,7 +120,7 @@ class _Graph:
                 yield from (other for other in self._implementations.get(key, ()) if other != name)
 
     def _is_given(self, nodes: Mapping[str, Any], tensor: str, given: _Names) -> bool:
-        """Whether a tensor is a given one, passed on directly or through a variable of only given ones."""
+        """Whether a tensor is one of `given`, passed on directly or through a variable for such tensors."""
         for _ in range(len(nodes) + 1):
             name = _node(tensor)
             if name in given:
@@ -135,7 +136,7 @@ class _Graph:
         return False
 
     def _holds_given(self, handle: str, given: _Names) -> bool:
-        """Whether only given tensors are ever assigned to a variable, which has no other handle or user."""
+        """Whether a variable is only assigned tensors of `given`, and has no other handles or users."""
         node = self._nodes.get(handle)
         if node is None or node.op != "VarHandleOp":
             return False

@@ -20,23 +20,23 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.device import Gpus
 
-#: The parameter with the contents of model-config.yaml, as JSON, for the worker.
+#: The name of the parameter that passes the contents of model-config.yaml, as JSON, to the worker.
 SETTINGS = "model-config"
 
 
 class TorchServe:
-    """The backend for model archives: zip and gzipped tar files, and folders with MAR-INF/MANIFEST.json."""
+    """The backend for model archives: zip and gzipped tar files, or folders with MAR-INF/MANIFEST.json."""
 
     name: ClassVar[str] = "torchserve"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend: any GPU of the machine, as handlers decide what they use."""
+        """See GpuBackend. Returns all GPUs of the machine, since handlers decide how to use them."""
         return cuda_gpus()
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
-        """Reads manifest and settings; nothing in the archive is executed here.
+        """Reads the manifest and settings; code in the archive is only executed in worker processes.
 
-        Raises InvalidArgument for a file that is not an archive, or that lacks files it names.
+        Raises InvalidArgument for a file that is not an archive, or whose manifest names missing files.
         """
         require_trust(path, config, options)
         if path.is_dir():
@@ -57,7 +57,7 @@ class TorchServe:
 
 
 def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
-    """The instance groups of model-config.yaml. Raises InvalidArgument."""
+    """The instance groups of model-config.yaml. Raises InvalidArgument for invalid devices."""
     kind, ids = settings.get("deviceType"), settings.get("deviceIds", [])
     if kind is None and not ids:
         return ()
@@ -70,7 +70,7 @@ def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
 
 
 def _model_of(archive: MarFile) -> Mapping[str, Any]:
-    """The manifest's description of the model. Raises InvalidArgument."""
+    """The manifest's entry `model`. Raises InvalidArgument if it is invalid or names missing files."""
     try:
         manifest = json.loads(archive.read(MANIFEST))
     except (ValueError, RecursionError) as error:
@@ -91,7 +91,7 @@ def _model_of(archive: MarFile) -> Mapping[str, Any]:
 
 
 def _settings(archive: MarFile, name: str | None) -> dict[str, Any]:
-    """The contents of model-config.yaml. Raises InvalidArgument."""
+    """The contents of model-config.yaml, {} without such a file. Raises InvalidArgument if malformed."""
     if name is None:
         return {}
     what = "The settings of model archives need PyYAML"
@@ -116,12 +116,12 @@ _DAMAGED = (
     EOFError,
     NotImplementedError,
     RuntimeError,
-    UnicodeDecodeError,  # a member that claims to have its name in UTF-8
+    UnicodeDecodeError,  # the name of a member is flagged as UTF-8 but is not
 )
 
 
 class MarFile:
-    """An open folder, zip or tar file. `root` is the folder in it that holds everything, with "/", or ""."""
+    """An open folder, zip or tar file; `root` is "" or the folder in it ("name/") that holds everything."""
 
     def __init__(self, path: Path, packed: zipfile.ZipFile | tarfile.TarFile | None) -> None:
         self.path = path
@@ -137,7 +137,7 @@ class MarFile:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, path: Path) -> Iterator[MarFile]:
-        """Raises InvalidArgument for anything else, or a damaged archive."""
+        """Opens an archive. Raises InvalidArgument if it is damaged or no folder, zip or tar file."""
         try:
             if path.is_dir():
                 yield cls(path, None)
@@ -155,7 +155,7 @@ class MarFile:
             raise InvalidArgument(f"'{path}' is damaged: {error}") from None
 
     def _list(self) -> dict[str, tarfile.TarInfo | None]:
-        """The names, with tarfile's record of each; none for a folder, which is asked directly."""
+        """The member names, with tarfile's entry of each; empty for a folder, whose files are looked up."""
         if isinstance(self._packed, zipfile.ZipFile):
             return dict.fromkeys(self._packed.namelist())
         if isinstance(self._packed, tarfile.TarFile):
@@ -170,7 +170,7 @@ class MarFile:
         return self._open(name) is not None
 
     def read(self, name: str) -> bytes:
-        """Reads a file. Raises InvalidArgument if it is missing or not small."""
+        """Reads a small file. Raises InvalidArgument if it is missing or larger than 1 MiB."""
         stream = self._open(name)
         if stream is None:
             raise InvalidArgument(f"'{self.path}' is not a TorchServe model archive: it does not hold {name}")
@@ -197,6 +197,6 @@ class MarFile:
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file begins like a gzip file."""
+    """Whether a file begins with the signature of gzip."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"

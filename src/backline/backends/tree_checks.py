@@ -1,4 +1,4 @@
-"""Checks of tree ensembles: their runtimes use the numbers of a file as indices without bounds checks."""
+"""Checks of tree ensembles, whose runtimes use numbers from the file as indices without bounds checks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MAX_CLASSES: Final = 1 << 20
 
 
 class Damaged(Exception):
-    """What is wrong with a file."""
+    """A file has inconsistent contents; the message says which."""
 
 
 @contextmanager
 def damaged(path: Path) -> Iterator[None]:
-    """Turns whatever a check raises into InvalidArgument: the file is damaged."""
+    """Turns exceptions raised by checks of a file into InvalidArgument, saying that the file is damaged."""
     try:
         yield
     except KeyError as error:
@@ -43,9 +43,9 @@ def check_range(name: str, values: np.ndarray, low: int, high: int) -> None:
 
 
 def check_children(parents: np.ndarray, left: np.ndarray, right: np.ndarray, nodes: int) -> None:
-    """Raises Damaged unless all children of `parents` are nodes, and none is the root 0 or has two parents.
+    """Raises Damaged unless each child of `parents` is a node other than the root 0, with only one parent.
 
-    Then the nodes reachable from the root form a tree, and every walk ends.
+    This makes the nodes reachable from the root a tree, in which every walk ends.
     """
     if not len(left) == len(right) == len(parents):
         raise Damaged("a split does not have two children")

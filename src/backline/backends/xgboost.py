@@ -1,4 +1,4 @@
-"""XGBoost boosters in JSON or UBJSON. XGBoost trusts the numbers in a file: see check_file."""
+"""XGBoost models in JSON or UBJSON. Files are checked, as XGBoost uses the numbers in them unchecked."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class XgBoost:
     name: ClassVar[str] = "xgboost"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
-        """Loads a booster. `output__0` is the result of Booster.inplace_predict.
+        """Loads a booster. The output `output__0` is the result of Booster.inplace_predict.
 
-        For classifiers these are probabilities, [N] or [N, classes]. A run uses one thread unless the
-        parameter `nthread` says otherwise.
+        For classifiers it holds probabilities, of shape [N] or [N, classes]. A run uses one thread unless the
+        parameter `nthread` is set.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("nthread", 1)
         if b"learner" not in read_start(path):
             raise InvalidArgument(
-                f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if it is another"
-                " file of that name, set default_model_filename to the model's own"
+                f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if the model has"
+                " another file name, set default_model_filename to it"
             )
         runtime = import_runtime("xgboost", what="XGBoost models need XGBoost", extra="xgboost")
         check_file(path)
@@ -53,11 +53,11 @@ class XgBoost:
         )
 
 
-#: UBJSON's types of numbers (ubjson.org/type-reference), big-endian.
+#: UBJSON's markers of number types (ubjson.org/type-reference), and their numpy types (big-endian).
 _NUMBERS: Final = {b"i": ">i1", b"U": ">u1", b"I": ">i2", b"l": ">i4", b"L": ">i8", b"d": ">f4", b"D": ">f8"}
 _CONSTANTS: Final[dict[bytes, Any]] = {b"T": True, b"F": False, b"Z": None}
 _DEEPEST: Final = 64
-#: Fields with one value for each node; not every version of XGBoost writes all of them.
+#: Optional fields with one value for each node: not every version of XGBoost writes all of them.
 _OF_NODES: Final = (
     "parents",
     "default_left",
@@ -69,13 +69,13 @@ _OF_NODES: Final = (
 
 
 def check_file(path: Path) -> None:
-    """Raises InvalidArgument for an incomplete file, or numbers that XGBoost cannot cope with.
+    """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers.
 
-    It would read out of bounds or loop.
+    XGBoost would read out of bounds or loop for ever.
     """
     with damaged(path):
         content = path.read_bytes()
-        # Both forms begin with a brace; in UBJSON the type of a length follows.
+        # Both formats begin with a brace; in UBJSON the type marker of a length follows.
         model = _Ubjson(content).document() if content[1:2] in _NUMBERS else json.loads(content)
         learner = model["learner"]
         parameters = learner["learner_model_param"]
@@ -125,7 +125,7 @@ def _check_tree(tree: Mapping[str, Any], features: int) -> None:
         raise Damaged("base_weights does not have one value for each node")
     splits = left != -1
     leaves = right[~splits]
-    if len(tree.get("leaf_weights", ())):  # several outputs: a leaf's second child is the index of its vector
+    if len(tree.get("leaf_weights", ())):  # several outputs: a leaf's right child is the index of its vector
         check_range("a leaf's vector", leaves, -1, len(tree["leaf_weights"]) // max(width, 1))
     elif (leaves != -1).any():
         raise Damaged("a node has one child")
@@ -152,7 +152,7 @@ def _integers(values: Mapping[str, Any], key: str) -> np.ndarray:
 
 
 class _Ubjson:
-    """Reads a document; arrays of numbers become numpy views of it. Raises Damaged if it is malformed."""
+    """Parses UBJSON; arrays of numbers become numpy views of `content`. Raises Damaged if malformed."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -161,7 +161,7 @@ class _Ubjson:
     def document(self) -> Any:
         value = self._value(self._take(1), 0)
         if self._at != len(self._content):
-            raise Damaged("data follows its end")
+            raise Damaged("it has trailing data")
         return value
 
     def _take(self, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""YAML of models (MLflow's MLmodel, TorchServe's model-config.yaml), read within limits."""
+"""Reads YAML files of models (MLflow's MLmodel, TorchServe's model-config.yaml) within limits."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from backline.backends.runtime import import_runtime, one_line
 from backline.engine.document_limits import MAX_NESTING, check_size
 from backline.engine.errors import InvalidArgument
 
-#: Values in a document with its aliases expanded: aliases of aliases multiply.
+#: The most values in a document, counted with its aliases expanded, since nested aliases multiply.
 _MAX_VALUES: Final = 50_000
-#: Characters of a number: PyYAML parses base-60 numbers in quadratic time.
+#: The most characters of a number, since PyYAML parses base-60 numbers in quadratic time.
 _MAX_NUMBER: Final = 100
 _NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
-    """The value of a document, in plain types as from yaml.safe_load. `what` and `extra`: see import_runtime.
+    """The value of a YAML document, as from yaml.safe_load; `source` names it in errors.
 
-    Raises InvalidArgument for malformed YAML, and for too many bytes, levels or values (aliases expanded).
+    `what` and `extra` are for the error if PyYAML is missing, see import_runtime. Raises InvalidArgument for
+    malformed YAML, and for too many bytes, levels or values (aliases expanded).
     """
     yaml = import_runtime("yaml", what=what, extra=extra)
     check_size(content, source)
@@ -44,7 +45,7 @@ class _Measure:
     def __init__(self, yaml: Any, source: str) -> None:
         self._yaml = yaml
         self._source = source
-        #: By node; None while its values are counted.
+        #: The number of values by id of the node; None while a node is being counted.
         self._sizes: dict[int, int | None] = {}
 
     def of(self, node: Any, depth: int) -> int:

@@ -1,1 +1,1 @@
-"""Which model versions are live, and how they get there: targets, the plan, loads, labels, unloads."""
+"""Loads, serves, labels and unloads model versions, as repositories and requests ask for."""

@@ -1,4 +1,4 @@
-"""Which models wait for which, because of calls in flight."""
+"""The graph of calls in flight: which model waits for which, to refuse calls that would deadlock."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Wait: TypeAlias = tuple[Node, Node]
 
 
 class CallGraph:
-    """Free of circles: some model waits for no other, so calls finish with however few instances."""
+    """The waits of all models. It has no cycle, so calls cannot deadlock, however few instances there are."""
 
     def __init__(self) -> None:
         self._waits: dict[Node, Counter[Node]] = {}
 
     def circle(self, waits: Sequence[Wait]) -> list[Node]:
-        """The circle that these waits would close, ending with its first node again; empty if none."""
+        """The cycle that these waits would close, starting and ending with the same node; empty if none."""
         new: dict[Node, list[Node]] = {}
         for waiting, awaited in waits:
             new.setdefault(waiting, []).append(awaited)
@@ -34,7 +34,7 @@ class CallGraph:
         return []
 
     def _way(self, start: Node, end: Node, new: dict[Node, list[Node]]) -> list[Node]:
-        """The nodes on a path from one to another, both included; empty if there is none."""
+        """The nodes on a path from `start` to `end`, both included; empty if no path exists."""
         before: dict[Node, Node | None] = {start: None}
         reached = [start]
         for node in reached:
@@ -52,19 +52,19 @@ class CallGraph:
         return []
 
     def together_with(self, waits: Iterable[Wait]) -> dict[Node, set[Node]]:
-        """All waits by node, with these added."""
+        """For each waiting node, the nodes it waits for, as if `waits` had been added."""
         together = {node: set(awaited) for node, awaited in self._waits.items()}
         for waiting, awaited in waits:
             together.setdefault(waiting, set()).add(awaited)
         return together
 
     def add(self, waits: Iterable[Wait]) -> None:
-        """Adds waits; each counts as often as it is added."""
+        """Adds waits. A wait added twice must be removed twice."""
         for waiting, awaited in waits:
             self._waits.setdefault(waiting, Counter())[awaited] += 1
 
     def remove(self, waits: Iterable[Wait]) -> None:
-        """Removes waits, once each."""
+        """Undoes one `add` of each of these waits."""
         for waiting, awaited in waits:
             counts = self._waits[waiting]
             counts[awaited] -= 1
@@ -80,12 +80,12 @@ def node(model: Model) -> Node:
 
 
 def called(engine: Engine, step: EnsembleStep) -> Model:
-    """The version that a step calls now. Raises BacklineError if none answers."""
+    """The version that a step calls now. Raises BacklineError if none is ready."""
     return engine.find_ready(step.model, step.version or engine.served_versions(step.model)[-1])
 
 
 def waits_for_steps(engine: Engine, model: Model) -> list[Wait]:
-    """The waits of an ensemble, also those of its steps; empty for another model."""
+    """The waits of an ensemble and of ensembles among its steps; empty if `model` is no ensemble."""
     ensemble = model.config.ensemble
     if ensemble is None:
         return []

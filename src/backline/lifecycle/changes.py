@@ -1,4 +1,4 @@
-"""Changes with a waiting caller: one version to be ready now, or a whole model to move to a new target."""
+"""Changes that a caller waits for: loading one version, or moving a whole model to a new target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backline.lifecycle.wanted import Target
 
 
 class AwaitedChanges:
-    """Sets targets of models and waits for them. `advance` takes the next steps. Lives on the event loop."""
+    """Sets targets of models, and waits while `advance` takes the steps. Lives on the event loop."""
 
     def __init__(self, models: ServedModels, advance: Callable[[Iterable[str]], None]) -> None:
         self._models = models
@@ -30,7 +30,7 @@ class AwaitedChanges:
         return served.load_ended(version) or ""
 
     async def bring_up(self, served: ServedModel, version: str) -> bool:
-        """Waits until a version is ready; returns whether it joined the target. Raises InvalidArgument."""
+        """Loads a version; returns whether it was added to the target. Raises InvalidArgument on failure."""
         before = served.target
         if served.ready(version) is not None or before is None:
             return False
@@ -89,7 +89,7 @@ class AwaitedChanges:
 
 
 def _drop_failed(served: ServedModel, version: str | None = None) -> None:
-    """Forgets failed loads, so that they are tried again."""
+    """Forgets failed loads of one version, or of all if None, so that they are tried again."""
     for one in [
         one
         for one in served.held.values()

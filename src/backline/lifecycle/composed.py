@@ -1,4 +1,4 @@
-"""Ensembles: models without a file, ready when the models they call are."""
+"""Loading and serving ensembles, which are ready when the models they call are ready."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from backline.schedule.version_queue import with_deadline
 
 
 class ComposedServable(Servable):
-    """One version of an ensemble. Loading it reads no file and needs no thread: it looks at other models."""
+    """One version of an ensemble. A load reads no files; it only checks the models that the steps call."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """Takes what a Servable takes."""
+        """Takes the arguments of Servable."""
         super().__init__(*args, **options)
         self._engine = self._shared.engine
         self._graph = self._shared.call_graph
-        #: The waits of its steps that are in the call graph.
+        #: The waits that it has added to the call graph.
         self._waits: list[Wait] = []
         self._composed: EnsembleQueue | None = None
-        #: Its response cache, if any.
+        #: The queue with the response cache in front, if the ensemble uses the cache.
         self._cached: CachedQueue | None = None
         #: The versions that its steps call.
         self._asked: tuple[Model, ...] = ()
-        #: Whether a model that it calls is unavailable; the ensemble is tried again when that changes.
+        #: Whether a model that it calls is unavailable; the ensemble is loaded again when all are available.
         self.lacking = False
 
     async def load(self, threads: Threads, known: Measured | None) -> None:
-        """Raises InvalidArgument when its steps do not fit each other, or call a model that is missing."""
+        """Raises InvalidArgument if its steps do not fit together, or call a model that is missing."""
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = monotonic()
@@ -108,11 +108,11 @@ class ComposedServable(Servable):
             )
 
     def _keys(self) -> RequestKeys:
-        """Fresh keys: responses cached so far may no longer be what its models would answer."""
+        """New cache keys, because the models may no longer give the responses cached so far."""
         return RequestKeys(self.model.name, self.model.version, f"steps {uuid4()}")
 
     def _take_models(self, asked: tuple[Model, ...], models: tuple[StepModel, ...]) -> None:
-        """Notes the models that its steps call now. As in Triton, one decoupled step makes it decoupled."""
+        """Notes the models that the steps call now. As in Triton, one decoupled step makes all decoupled."""
         assert self._composed is not None, "it is loaded"
         model = self.model
         self._asked = asked
@@ -130,7 +130,7 @@ class ComposedServable(Servable):
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 
     def _wait_for_steps(self) -> None:
-        """Adds waiting steps to the call graph. Raises InvalidArgument for a wait that could never end."""
+        """Adds the waits of the steps to the call graph. Raises InvalidArgument if a wait might never end."""
         config, permits = self.model.config, self._shared.permits
         self._forget_waits()
         waits = waits_of_decoupled_steps(self._engine, self._ensemble)
@@ -156,7 +156,7 @@ class ComposedServable(Servable):
         super().fail(reason, retry_at)
 
     def review(self) -> bool:
-        """Returns whether changes of its models took it out of service, or allow another load."""
+        """Returns whether changes to the called models took it out of service, or allow another load."""
         if self.phase is not VersionPhase.READY and not (self.phase is VersionPhase.FAILED and self.lacking):
             return False
         config = self.model.config
@@ -166,7 +166,7 @@ class ComposedServable(Servable):
         if not reason and self._composed is not None:
             asked = asked_models(self._engine, self._ensemble)
             known = self._composed.models
-            # An unloaded model shows nothing; what it showed last still holds.
+            # Nothing is known of an unloaded model's inputs, so what was known before is kept.
             models = tuple(
                 new if new.ranks else old
                 for new, old in zip(step_models(self._engine, self._ensemble), known, strict=True)
@@ -189,11 +189,11 @@ class ComposedServable(Servable):
 
     @property
     def busy(self) -> bool:
-        """Whether it has requests."""
+        """Whether it has requests in flight."""
         return self._composed is not None and self._composed.running > 0
 
     def update(self, config: ModelConfig) -> None:
-        """Takes a configuration that needs no new load."""
+        """Applies a changed configuration that needs no new load."""
         self._config = self.model.config = config
         self._time_first_responses()
 
@@ -207,7 +207,7 @@ class ComposedServable(Servable):
 
 
 def composed_signature(config: ModelConfig) -> Signature:
-    """The ensemble's signature with full shapes, as configured."""
+    """The ensemble's signature as configured, with the batch dimension if it is batched."""
     first: Shape = (-1,) if config.max_batch_size else ()
 
     def full(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -220,9 +220,9 @@ def composed_signature(config: ModelConfig) -> Signature:
 
 
 def unanswered_step(engine: Engine, config: ModelConfig) -> str:
-    """Why an ensemble cannot answer: a circle, or the first step whose model does not answer; "" when all do.
+    """Why an ensemble cannot serve: it calls itself, or a step's model is not ready. "" if it can serve.
 
-    The texts are Triton's, which detects no circles.
+    The texts are Triton's, except the one for an ensemble that calls itself, which Triton does not detect.
     """
     assert config.ensemble is not None, "it is an ensemble"
     circle = _circle(engine, config.name, config.ensemble, set())
@@ -254,7 +254,7 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
 
 
 def _circle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> list[str]:
-    """The ensembles on a path from the steps of one back to `name`; empty if there is none."""
+    """The models on a path of calls from `ensemble` back to the model `name`; empty if there is none."""
     for step in ensemble.steps:
         if step.model == name:
             return [name]
@@ -281,10 +281,10 @@ def _why(engine: Engine, name: str) -> str:
 
 
 def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:
-    """Raises InvalidArgument, in Triton's words, if steps and models do not fit each other.
+    """Raises InvalidArgument, in Triton's words, if the tensors of steps and models do not match.
 
-    All models must answer. Of one that was never loaded (it is on demand) nothing is known: its requests are
-    checked later.
+    All called models must be ready. An on-demand model that was never loaded is not checked, because its
+    signature is unknown.
     """
     name = config.name
     signature = composed_signature(config)
@@ -318,7 +318,7 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
 
 
 def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:
-    """Raises InvalidArgument where tensors of different decoupled steps meet: their numbers may differ."""
+    """Raises InvalidArgument where tensors of different decoupled steps meet: their counts may differ."""
     decoupled = [index for index, step in enumerate(ensemble.steps) if called(engine, step).decoupled]
     try:
         found = origins(ensemble, decoupled)
@@ -330,7 +330,7 @@ def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> N
 
 
 def step_models(engine: Engine, ensemble: Ensemble) -> tuple[StepModel, ...]:
-    """What is known of the models of the steps, which must all answer."""
+    """What scheduling needs to know of each step's model, in the order of the steps; all must be ready."""
     return tuple(
         StepModel(
             model.decoupled,
@@ -342,7 +342,7 @@ def step_models(engine: Engine, ensemble: Ensemble) -> tuple[StepModel, ...]:
 
 
 def asked_models(engine: Engine, ensemble: Ensemble) -> tuple[Model, ...]:
-    """The versions that its steps call now, also through ensembles; all must answer."""
+    """The versions that the steps call now, directly or through other ensembles; all must be ready."""
     asked: list[Model] = []
     for step in ensemble.steps:
         model = called(engine, step)
@@ -353,7 +353,7 @@ def asked_models(engine: Engine, ensemble: Ensemble) -> tuple[Model, ...]:
 
 
 def waits_of_decoupled_steps(engine: Engine, ensemble: Ensemble) -> list[Wait]:
-    """The waits of decoupled steps: each pauses in its run while later steps have enough of its responses."""
+    """The waits of decoupled steps: their runs pause while later steps are still busy with the responses."""
     models = [called(engine, step) for step in ensemble.steps]
     found = origins(ensemble, [index for index, model in enumerate(models) if model.decoupled])
     waits: list[Wait] = []

@@ -1,4 +1,4 @@
-"""Carries out plans: loads in parallel, switches, drains, retries; ensembles follow the models they call."""
+"""Carries out the planner's actions (load, serve, drain, retry) and tracks which models ensembles need."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from backline.repository.local import LocalRepository
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Seconds before a failed load is retried, doubled with each attempt up to the second value.
+#: Seconds before the first retry of a failed load; doubled with each attempt, up to _LONGEST_PAUSE.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What happened to a version or ("replaced") an instance; `reason` is why it failed or went to sleep."""
+    """An event of a version, or of an instance if "replaced"; `reason` is why it failed or was unloaded."""
 
     kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded", "replaced"]
     model: Model
@@ -65,14 +65,14 @@ class Executor:
         self._threads = LoadThreads()
         self._keys = count(1)
         self._loading = 0
-        #: Models with loads that wait for a slot, in order.
+        #: Models with loads that wait for a free load thread, in order of arrival.
         self._waiting: dict[str, None] = {}
-        #: Measurements by model and version, with the fingerprint that they hold for.
+        #: For each model and version, the fingerprint that was measured and the measurements.
         self._measured: dict[tuple[str, str], tuple[str, Measured]] = {}
         self._closed = False
 
     def advance(self, names: Iterable[str]) -> None:
-        """Takes every step that is possible now. Longer ones continue as tasks, which call this again."""
+        """Takes every step that is possible now. Loads and drains run as tasks, which end by calling this."""
         if self._closed:
             return
         mine = dict.fromkeys(names)
@@ -114,7 +114,7 @@ class Executor:
             self._engine.forget(served.name)
 
     def _carry_out(self, served: ServedModel, action: Action) -> bool:
-        """Returns whether anything changed, so that the plan must be made again."""
+        """Carries out one action; returns whether anything changed and a new plan is needed."""
         match action:
             case BeginLoad(goal, instead):
                 if self.dependencies.is_waiting(_config(goal)):
@@ -239,7 +239,7 @@ class Executor:
         self.advance((served.name,))
 
     async def close(self) -> None:
-        """Takes no more requests, refuses those that wait, lets running ones finish, and frees the models."""
+        """Refuses new and queued requests, lets running ones finish, and frees the models."""
         self._closed = True
         self._residency.close()
         self.models.close()
@@ -268,9 +268,8 @@ def _config(goal: Wanted) -> ModelConfig:
 def _servable_class(config: ModelConfig) -> type[Servable]:
     if config.ensemble is None:
         return Servable
-    from backline.lifecycle.composed import (
-        ComposedServable,
-    )  # imported late: it brings the queue of ensembles along
+    # Imported late: servers without ensembles need not import their queue.
+    from backline.lifecycle.composed import ComposedServable
 
     return ComposedServable
 
@@ -281,19 +280,19 @@ def composed_of(config: ModelConfig) -> frozenset[str]:
 
 
 class Dependencies:
-    """The dependencies between the models of a server. Lives on the event loop."""
+    """Which models of a server call which. Lives on the event loop."""
 
     def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
         self._models = models
 
     def asking(self, name: str) -> list[str]:
-        """The wanted models that call this one, directly or through others."""
+        """The models with a target that call the model `name`, directly or through others."""
         targets = {served.name: served.target for served in self._models if served.target is not None}
         return [other for other, target in targets.items() if self._asks(target.source.config, name, set())]
 
     def needed(self) -> set[str]:
-        """The models that wanted models call."""
+        """The models that ensembles with a target call directly."""
         return {
             name
             for served in self._models
@@ -302,7 +301,7 @@ class Dependencies:
         }
 
     def is_waiting(self, config: ModelConfig) -> bool:
-        """Whether a model must wait for loads of models that it calls."""
+        """Whether a model's load must wait for loads of models that it calls."""
         if config.ensemble is None:
             return False
         from backline.lifecycle.composed import unanswered_step
@@ -313,9 +312,10 @@ class Dependencies:
         return any(step is not None and not step.settled for step in steps)
 
     def review(self) -> Iterator[ServedModel]:
-        """Takes ensembles out of service with the models they call, and back; yields those with steps to do.
+        """Takes ensembles out of service when a model they call is, and allows loads when it is back.
 
-        Repeats until nothing changes, because ensembles call each other.
+        Yields the models that need further steps. Repeats until nothing changes, because ensembles may call
+        each other.
         """
         changed = True
         while changed:
@@ -329,7 +329,7 @@ class Dependencies:
                         yield served
 
     def _asks(self, config: ModelConfig, name: str, seen: set[str]) -> bool:
-        """Whether a model calls another, directly or through others."""
+        """Whether a model calls the model `name`, directly or through others."""
         for asked in composed_of(config) - seen:
             seen.add(asked)
             served = self._models.find(asked)

@@ -1,4 +1,4 @@
-"""What the repositories hold, and the targets that models get from it."""
+"""The models that the repositories hold, and the targets set from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("backline.lifecycle")
 
 
 class Holdings:
-    """Scans repositories and sets targets. `labels` gives those of a model. Lives on the event loop."""
+    """Scans repositories and sets targets; `labels` returns a model's labels. Lives on the event loop."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class Holdings:
     async def open(self) -> list[str]:
         """Scans for the first time; returns the names of the models to load at start.
 
-        The engine knows the others only by name. Raises BacklineError for a repository that does not exist or
-        cannot be read.
+        The other models are only declared to the engine. Raises BacklineError for a repository that does not
+        exist or cannot be read.
         """
         self._known = await self._sources.scan(first=True)
         chosen = self._chosen_at_start()
@@ -77,7 +77,7 @@ class Holdings:
                 log.exception("looking for changes in the model repositories failed")
 
     async def look(self) -> None:
-        """Scans, and sets the targets of changed models; in mode explicit only notes what there is."""
+        """Scans, and sets the targets of changed models; in mode explicit only notes which models exist."""
         async with self._scanning:
             before, self._known = self._known, await self._sources.scan()
         # Only changed models are touched: with thousands of them, work on all would delay requests.
@@ -96,7 +96,7 @@ class Holdings:
         self._executor.advance(touched & set(self._executor.models.names))
 
     def _gone(self, name: str, served: ServedModel | None) -> None:
-        """Handles a model that left the repositories. One that was loaded by request keeps serving."""
+        """Handles a model that left the repositories. In mode explicit a loaded model keeps serving."""
         if served is None:
             self._engine.forget(name)
         elif self._options.mode != "explicit":
@@ -118,7 +118,7 @@ class Holdings:
         served.labels = self._labels(source)
 
     def warn(self, source: Source) -> None:
-        """Logs warnings about a model's files, each once."""
+        """Logs warnings about a model's files and labels, each only once."""
         found = source.found
         warnings = found.warnings + tuple(
             f"label '{label}' of {found.config.source or source.name} points to version {version}, which does"
@@ -138,7 +138,7 @@ class Holdings:
         return self._known.get(model)
 
     def source(self, model: str) -> Source:
-        """The model to load. Raises NotFound with Triton's text."""
+        """The model to load. Raises NotFound, with Triton's text, if no repository holds it."""
         source = self._known.get(model)
         if source is None:
             raise NotFound(
@@ -147,11 +147,11 @@ class Holdings:
         return source
 
     def versions(self, model: str) -> frozenset[str]:
-        """The versions that the repositories hold of a model, if any."""
+        """The versions of a model in the repositories; empty for an unknown model."""
         source = self._known.get(model)
         return frozenset(source.versions) if source is not None else frozenset()
 
     @property
     def described(self) -> str:
-        """What there is, for messages about a missing model."""
+        """The end of messages about a missing model: which models are available."""
         return f"no repository holds it; available: {listed(sorted(self._known))}"

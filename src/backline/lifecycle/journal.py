@@ -1,4 +1,4 @@
-"""Reports changes: to the log, to the audit log, and to whoever shows the progress of the start."""
+"""Reports changes of models to the log, the audit log and the display of startup progress."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from backline.lifecycle.served_model import ServedModel
 
 log = logging.getLogger("backline.lifecycle")
 
-#: The author, in the audit log, of a change that no caller asked for: the repository, a request that woke a
-#: version, or the server.
+#: The authors, in the audit log, of changes that no caller asked for: a change in a repository, a request
+#: that loaded an on-demand version, or the server.
 REPOSITORY = "repository"
 REQUEST = "request"
 SERVER = "server"
@@ -35,7 +35,7 @@ _AUDITED: Mapping[str, Action] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadEvent:
-    """A version has changed its state; `done` of `total` initial loads have ended, this one in `seconds`."""
+    """A version changed its state at startup. Its load took `seconds`; `done` of `total` loads have ended."""
 
     name: str
     version: str
@@ -50,7 +50,7 @@ OnEvent: TypeAlias = Callable[[LoadEvent], None]
 
 
 class Journal:
-    """Reports what happens to models. With `audit_steps` not only requests enter the audit log."""
+    """Reports what happens to models. With `audit_steps`, changes made by no caller are audited too."""
 
     def __init__(self, audit: AuditLog, *, audit_steps: bool) -> None:
         self._audit = audit
@@ -60,12 +60,12 @@ class Journal:
         self._total = 0
 
     def starting(self, on_event: OnEvent, loads: int) -> None:
-        """The server starts with `loads` loads; `on_event` is called as each ends."""
+        """Begins the startup, which has `loads` loads; `on_event` is called when each ends."""
         self._on_event = on_event
         self._total = loads
 
     def started(self) -> None:
-        """The start is over: further steps are changes."""
+        """Ends the startup: later steps are changes, for the audit log."""
         self._on_event = None
 
     def note(
@@ -79,7 +79,7 @@ class Journal:
         before: str = "",
         detail: str = "",
     ) -> Change:
-        """Records a change that was made by request."""
+        """Records a change that the caller `who` requested."""
         change = Change(time.time(), who, action, model, version, label, before, detail)
         self._audit.append(change)
         log.info(
@@ -93,7 +93,7 @@ class Journal:
         return change
 
     def on_step(self, step: Step, served: ServedModel | None) -> None:
-        """Records a step of a model; `served` is None when nothing is left of it."""
+        """Records a step of a model; `served` is None if the model is no longer known."""
         model = step.model
         if step.kind == "replaced":
             self._audit.append(
@@ -146,7 +146,7 @@ class Journal:
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:
-    """What caused a step, and the reason, for the audit log."""
+    """The author and the reason of a step, for the audit log."""
     if step.reason in _SLEEP:
         return _SLEEP[step.reason], step.reason
     by_request = (

@@ -1,4 +1,4 @@
-"""Labels moved by request: compared, stored on disk, and moved once their version is ready."""
+"""Requests to set, move and remove labels; labels are stored on disk and move to versions that are ready."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from backline.lifecycle.wanted import Source, Target, listed
 class Labelling:
     """The labels of all models, from requests and configurations.
 
-    `check` raises if labels cannot be moved in this server, `changing` locks a model for a change, and
-    `versions_now` gives the versions that a label may point to.
+    `check` raises if this server does not allow changes of labels, `changing` locks a model for a change, and
+    `versions_now` returns the versions that a label may point to.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Labelling:
         return {**source.found.config.labels, **self._store.of(source.name)}
 
     async def move(self, move: LabelMove, who: str) -> Change:
-        """See Control. Raises BacklineError with the reason when nothing was changed."""
+        """Moves a label, as Control.move_label says. Raises BacklineError if nothing was changed."""
         self._check()
         if move.action == "unlabel":
             return await self._remove(move, who)
@@ -61,7 +61,7 @@ class Labelling:
         return await self._point(move, who)
 
     async def _back(self, move: LabelMove) -> LabelMove:
-        """Fills in the version to go back to, and where the label must still point when it moves."""
+        """Completes a rollback: the version to go back to, and the version the label must still point to."""
         model, label = move.model, move.label
         self._labelled(model)
         moves = ("label", "unlabel", "promote", "rollback")
@@ -96,14 +96,14 @@ class Labelling:
                 before = served.labels.get(label, "")
                 served.labels = {**served.labels, label: version}
             finally:
-                # From now on only the label keeps the version, if it was moved.
+                # If the label was moved, it alone now keeps the version loaded; otherwise nothing does.
                 if added and served.target is not None:
                     served.target = replace(served.target, added=served.target.added - {version})
                 self._executor.advance((model,))
             return self._journal.note(move.action, who, model, version, label=label, before=before)
 
     async def _remove(self, move: LabelMove, who: str) -> Change:
-        """Removes a label that was set by request; one from the configuration shows again."""
+        """Removes a label set by request; a label of that name in the configuration applies again."""
         model, label = move.model, move.label
         async with self._changing(model):
             served, target = self._labelled(model)

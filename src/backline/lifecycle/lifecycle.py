@@ -1,4 +1,4 @@
-"""What is served, and changes to it: by repositories, configurations and requests."""
+"""Decides which models a server serves, from repositories and requests to load, unload and label them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from backline.repository.repository import Repository
 
 
 class Lifecycle:
-    """The models of some repositories in one engine: its Control. Lives on the engine's event loop."""
+    """Serves the models of repositories, as the Control of an engine. Lives on the engine's event loop."""
 
     def __init__(
         self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None
     ) -> None:
-        """Raises BacklineError for damaged state, equal namespaces, or a missing package of the cache."""
+        """Raises BacklineError for damaged labels, equal namespaces, or a missing package of the cache."""
         self._engine = engine
         self._options = options = options or LifecycleOptions()
         self._sources = Sources(repositories, namespacing=options.namespacing)
@@ -59,7 +59,7 @@ class Lifecycle:
         engine.control = self
 
     async def start(self, on_event: OnEvent | None = None) -> None:
-        """Loads the wanted models; in mode poll watches the repositories from then on.
+        """Loads the models chosen by the options; in mode poll also starts watching the repositories.
 
         A model that fails becomes UNAVAILABLE with its reason and does not stop the others. Raises
         BacklineError for a repository that does not exist or cannot be read.
@@ -79,11 +79,11 @@ class Lifecycle:
             self._watching = asyncio.get_running_loop().create_task(self._holdings.watch())
 
     def stopping(self) -> None:
-        """Aborts changes that requests wait for: their loads may outlast the shutdown, or never end."""
+        """Aborts changes that requests wait for, because their loads may never end."""
         self._executor.changes.end_all("the server's shutdown")
 
     async def close(self) -> None:
-        """Takes no more requests, refuses those that wait, lets running ones finish, and frees the models."""
+        """Refuses new and queued requests, lets running ones finish, and frees the models."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))
@@ -140,8 +140,8 @@ class Lifecycle:
         """Loads the models that an ensemble calls and that are not served yet."""
         for name in sorted(composed_of(source.config)):
             served = self._models.find(name)
-            # One that is changing is being loaded, perhaps because it calls this one: a circle, which its
-            # load refuses.
+            # A locked model is already being loaded. If it calls this ensemble, waiting would deadlock; the
+            # load refuses such a cycle later.
             if (
                 name in self._holdings
                 and name not in self._locks
@@ -171,7 +171,7 @@ class Lifecycle:
         return source
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
-        """See Control. `dependents` are models that an ensemble calls and that no other model needs."""
+        """Unloads a model or version; with `dependents`, also the models only this ensemble calls."""
         self._check_loading()
         if not version:
             self._executor.changes.end(model)
@@ -223,7 +223,7 @@ class Lifecycle:
         return await self._labelling.move(move, who)
 
     async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
-        """The versions that a label may point to; scans the repository if it seems to lack `version`."""
+        """The versions that a label may point to; scans the repositories again if `version` is unknown."""
         assert served.target is not None, "it is loaded"
         if version in served.target.source.versions or served.ready(version) is not None:
             return served.target.source.versions
@@ -259,11 +259,11 @@ class Lifecycle:
 
     @asynccontextmanager
     async def _changing(self, model: str, version: str = "") -> AsyncIterator[None]:
-        """Holds the model's lock: requests change a model one at a time.
+        """Holds the model's lock, so that requests change a model one at a time.
 
-        Raises InvalidArgument for an impossible name, since a load may create folders of these names.
+        Raises InvalidArgument for an invalid name, since a load may create folders of these names.
         """
-        # A namespace may be any folder's name, so names of models that are already known are not checked.
+        # Names of known models are not checked: with namespaces they contain the name of any folder.
         if model not in self._holdings and self._models.find(model) is None:
             check_name("model", model)
         if version:
@@ -284,7 +284,7 @@ def _newest(served: ServedModel) -> str:
 
 
 def _with_version(old: Target, source: Source, version: str) -> Target:
-    """Adds one version; the others keep serving with the files that they were loaded from."""
+    """A target with one more version; the others keep the files that they were loaded from."""
     present = {one.version for one in old.versions() if not one.problem}
     return Target(
         old.source.with_version_of(source, version), old.added | present | {version}, old.removed - {version}

@@ -1,4 +1,4 @@
-"""The memory budget: what a load takes, which versions to unload for it, and when."""
+"""The memory budget: how much memory a load needs, and which versions to unload to make room."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WEIGHT = 0.2
 
 
 class LoadMemory:
-    """One measurement: `memory` in bytes once the block has ended, 0 if it raised."""
+    """The memory that a load took, in bytes; 0 until the measured block ends, or if it raised."""
 
     __slots__ = ("memory",)
 
@@ -35,11 +35,11 @@ class LoadMemory:
 
 
 class LoadMeter:
-    """Measures loads, on any thread.
+    """Measures the memory that loads take, on any thread.
 
-    A load that overlapped no other took the growth of resident memory, but at least the size of its files:
-    reused memory does not show as growth. One that overlapped others, or imported its runtime, is estimated
-    from its files and the ratio seen so far.
+    A load that ran alone took the growth of resident memory, or the size of its files if that is larger:
+    reused memory does not show as growth. The memory of a load that overlapped others, or imported its
+    runtime, is estimated from the size of its files and the ratio measured so far.
     """
 
     def __init__(self, resident: Callable[[], int] = resident_bytes) -> None:
@@ -88,7 +88,7 @@ class LoadMeter:
 class Tenant:
     """A loaded version.
 
-    `memory` is in bytes, `last_used` in seconds of a common clock. A `busy` one has requests and must stay.
+    `memory` is in bytes, `last_used` in seconds of a common clock. A `busy` version is in use and must stay.
     `idle_limit` is the seconds without a request after which it is unloaded, None for never.
     """
 
@@ -102,7 +102,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Why there is no room, in bytes. `idle` is what could be unloaded."""
+    """Why a load does not fit, in bytes. `idle` is the memory of the versions that could be unloaded."""
 
     budget: int
     resident: int
@@ -112,10 +112,9 @@ class Shortage:
     idle: int
 
     def error(self, what: str) -> Unavailable:
-        """The error for a request for `what`."""
-        passes = (
-            self.resident + self.needed - self.budget <= self.idle + self.busy
-        )  # once running requests end
+        """The error for a load of `what`, such as "model 'a' version 1"."""
+        # Whether the shortage ends when running requests have ended.
+        passes = self.resident + self.needed - self.budget <= self.idle + self.busy
         raise_it = "Pin fewer models, or raise --memory-budget" if self.pinned else "Raise --memory-budget"
         advice = "Try again" if passes else raise_it
         text = (
@@ -132,8 +131,8 @@ def make_room(
 ) -> list[Hashable] | Shortage:
     """The versions to unload so that `needed` more bytes fit into `budget`, with `resident` bytes used now.
 
-    Idle ones that are not pinned, least recently used first, and no more than necessary. A Shortage if all of
-    them are not enough: then none is unloaded, as that would not help.
+    Chooses idle versions that are not pinned, least recently used first, and no more than necessary. Returns
+    a Shortage, and unloads none, if all of them together would not free enough.
     """
     excess = resident + needed - budget
     if excess <= 0:
@@ -150,9 +149,8 @@ def make_room(
         pinned = sum(one.memory for one in tenants if one.pinned)
         busy = sum(one.memory for one in tenants if one.busy and not one.pinned)
         return Shortage(budget, resident, needed, pinned, busy, freed)
-    for one in reversed(
-        chosen
-    ):  # keep those that a later, larger one made unnecessary, most recently used first
+    # Keep those that a later, larger one made unnecessary, most recently used first.
+    for one in reversed(chosen):
         if freed - one.memory >= excess:
             chosen.remove(one)
             freed -= one.memory
@@ -223,7 +221,7 @@ class Residency:
         too little; `what` names the model.
         """
         needed = 0 if self.budget is None else self._meter.estimate(file_bytes)
-        if self.budget is not None and needed:  # ensembles, and models with a wrong configuration, need none
+        if self.budget is not None and needed:  # ensembles and misconfigured models have no files
             async with self._turn:
                 await self._make_room(self.budget, what, needed, evict=evict)
                 self._promised += needed
@@ -234,7 +232,7 @@ class Residency:
             self._load_ended.set()
 
     async def give_back(self) -> None:
-        """Returns freed memory to the system."""
+        """Returns freed memory to the operating system."""
         await asyncio.to_thread(self._trim)
 
     def look_for_idle(self) -> None:
@@ -254,8 +252,8 @@ class Residency:
             tenants = self._tenants()
             found = make_room(tenants if evict else (), budget=budget, resident=resident, needed=needed)
             if isinstance(found, Shortage) and self._promised:
-                # Promised memory may be in use already and so count twice, and loads that end can be evicted:
-                # only a shortage without promises is final.
+                # Running loads may already use their promised memory, which is then counted twice, and their
+                # versions can be evicted once loaded: only a shortage without running loads is final.
                 self._load_ended.clear()
                 await self._load_ended.wait()
                 continue

@@ -1,4 +1,4 @@
-"""What models in worker processes may ask of the server: inference, and changes through its control."""
+"""Requests that models in worker processes make to the server: inference, loads, unloads, metrics."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from backline.workers.channel.protocol import Described, Measure, Spec
 
 
 class ModelCalls:
-    """The calls of one model version; implements workers.channel.calls.Calls. Lives on the event loop."""
+    """The calls that one version makes; implements workers.channel.calls.Calls. Lives on the event loop."""
 
     def __init__(self, engine: Engine, graph: CallGraph, permits: Permits | None, caller: Model) -> None:
-        """`permits` are those of the instances, if the server limits their rate."""
+        """`permits` is None if the server has no rate limiter."""
         self._engine = engine
         self._graph = graph
         self._permits = permits
@@ -29,10 +29,10 @@ class ModelCalls:
         self._waits: dict[Ticket, list[Wait]] = {}
 
     def submit(self, ticket: Ticket) -> None:
-        """See Calls. Raises Internal for a cycle of calls, or one that may wait for its caller's resources.
+        """Submits a call. Raises Internal if it closes a cycle, or may wait for resources its caller holds.
 
-        With several instances a circle would only deadlock under load. An error that always comes is easier
-        to find.
+        With several instances a cycle would deadlock only under load; an error on every call is easier to
+        find.
         """
         called = self._engine.find_ready(ticket.request.model_name, ticket.request.model_version)
         waits = [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]
@@ -84,7 +84,7 @@ class ModelCalls:
         metrics = self._engine.custom_metrics
         match message.action:
             case "declare":
-                # msgspec has checked the kind, which mypy cannot know
+                # msgspec validated the kind when it decoded the message; mypy does not know that.
                 kind: Any = message.kind
                 metrics.declare(self, message.name, kind, message.description)
             case "create":

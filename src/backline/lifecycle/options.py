@@ -1,4 +1,4 @@
-"""The options of the lifecycle."""
+"""The options that decide which models are served and how they are loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALL_MODELS = "*"
 
 @dataclass(frozen=True, slots=True)
 class LifecycleOptions:
-    """Decides which models are served, and how they come and go."""
+    """Which models are served, how they are loaded, and the limits that they share."""
 
     mode: ControlMode = "none"
     #: Seconds between scans of a repository that cannot notify of changes.
@@ -43,21 +43,21 @@ class LifecycleOptions:
     #: Whether a model that asks for a GPU fails to load where none can be used, instead of running on the
     #: CPU.
     strict_devices: bool = False
-    #: Whether to run code (Python, TorchScript, torch.export) whose files are remote, or came with a load.
+    #: Whether to run code (Python, TorchScript, torch.export) from remote repositories or load requests.
     trust_remote_code: bool = False
     #: Limit of the process' resident memory in bytes; idle versions are unloaded, and reloaded on request.
     #: None for no limit.
     memory_budget: int | None = None
     #: Limit of queued requests over all models; None for no limit.
     max_queued_requests: int | None = None
-    #: Threads of all models that compute at once; None for one a core, 0 for no limit.
+    #: Limit of threads, over all models, that compute at once; None for one per core, 0 for no limit.
     compute_threads: int | None = None
-    #: The resources that instances share, NAME:COUNT[:DEVICE] each; None to run them without taking
-    #: resources.
+    #: The rate limiter's resources, each as NAME:COUNT[:DEVICE]; None for no rate limiter.
     rate_limit: tuple[str, ...] | None = None
-    #: The cache for models that ask for one; None for no cache.
+    #: The response cache, for models that ask for one; None for no cache.
     response_cache: CacheOptions | None = None
-    #: The store of sequence states; None for memory. Servers that share one continue each other's sequences.
+    #: Where states of sequences are kept; None for memory. Servers with a common store can continue each
+    #: other's sequences.
     state_store: StateStore | None = None
     #: The Python model to run in the server's process, without time limits, for a debugger; empty for none.
     debugged_model: str = ""

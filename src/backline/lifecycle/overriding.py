@@ -1,4 +1,4 @@
-"""Loads that bring a configuration or files to replace the repository's."""
+"""Load requests that bring their own configuration or files instead of the repository's."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from backline.repository.repository import FoundVersion
 from backline.repository.walk import walk
 from backline.system.file_lock import open_lock, try_lock
 
-#: Files of a load that are ignored at any depth: only the load's own configuration was checked.
+#: Configuration files among a load's files are ignored: only the configuration parameter was checked.
 _CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})
 _PREFIX = "backline-loads-"
 
 
 class OverridingFiles:
-    """Private folders for files that came with loads; each lives until its model's next load, or `close`."""
+    """Private folders for files that came with load requests, removed at the model's next load or `close`."""
 
     def __init__(self, *, complete: bool = False) -> None:
-        """With `complete`, configurations must name inputs and outputs."""
+        """With `complete`, configurations must name all inputs and outputs."""
         self._complete = complete
         self._root: Path | None = None
         #: The root's descriptor, locked while this process lives.
@@ -45,11 +45,10 @@ class OverridingFiles:
         self._folders: dict[str, Path] = {}
 
     async def source(self, name: str, overrides: Overrides) -> Source:
-        """The model made of a load's files. Raises InvalidArgument for unusable files or configuration."""
+        """Writes a load's files and returns the model. Raises InvalidArgument if they are unusable."""
         if overrides.config is None:
-            raise InvalidArgument(
-                "Load parameter 'config' must be specified for model file override"
-            )  # Triton's text
+            # Triton's text.
+            raise InvalidArgument("Load parameter 'config' must be specified for model file override")
         check_name("model", name)
         place = await asyncio.to_thread(self._write, name, overrides.config, overrides)
         try:
@@ -61,7 +60,7 @@ class OverridingFiles:
             raise
 
     def loaded(self, source: Source) -> None:
-        """After a successful load: removes the files that the model was loaded from before."""
+        """Called after a successful load: removes the files that the model was loaded from before."""
         place = self._place(source)
         if place is None or self._folders.get(source.name) != place:
             self.forget(source.name)
@@ -69,7 +68,7 @@ class OverridingFiles:
             self._folders[source.name] = place
 
     def failed(self, source: Source) -> None:
-        """After a failed load: removes its files."""
+        """Called after a failed load: removes its files."""
         place = self._place(source)
         if place is not None and self._folders.get(source.name) != place:
             shutil.rmtree(place, ignore_errors=True)
@@ -83,7 +82,7 @@ class OverridingFiles:
             self._root, self._lock = _new_root()
             keep_private(self._root, "load")
         place = Path(tempfile.mkdtemp(dir=self._root))
-        # The name and the files' paths were checked: neither leads out of its folder.
+        # The name and the files' paths were checked: none leads out of `place`.
         folder = place / "models" / name
         try:
             folder.mkdir(parents=True)
@@ -120,7 +119,7 @@ class OverridingFiles:
 
 def remove_stale() -> None:
     """Removes the folders of this user's servers that were killed; running servers hold a lock on theirs."""
-    if sys.platform == "win32":  # which cannot lock folders
+    if sys.platform == "win32":  # Windows cannot lock folders
         return
     with suppress(OSError):
         for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
@@ -141,13 +140,14 @@ def _new_root() -> tuple[Path, int]:
         descriptor = open_lock(root / "lock") if sys.platform == "win32" else os.open(root, os.O_RDONLY)
         if try_lock(descriptor) and root.is_dir():
             return root, descriptor
-        os.close(descriptor)  # a starting server removed it as stale before it was locked
+        os.close(descriptor)  # another server's remove_stale was faster than our lock: try a new folder
 
 
 async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:
-    """A repository's model under a load's configuration, which with `complete` must name inputs and outputs.
+    """A repository's model with the configuration `text` of a load request instead of its own.
 
-    Raises InvalidArgument for an unusable configuration.
+    With `complete`, the configuration must name all inputs and outputs. Raises InvalidArgument if it is
+    unusable.
     """
     found = source.found
     usable = [version for version in found.versions if not version.problem]
@@ -168,7 +168,7 @@ async def with_configuration(source: Source, text: str, *, complete: bool = Fals
 
 
 def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVersion:
-    """A version under another configuration, which may name another file."""
+    """A version with another configuration, which may name another model file."""
     if config.default_model_filename and not version.problem:
         path = "/".join(part for part in (folder, version.version, config.default_model_filename) if part)
         if path not in version.files and not any(name.startswith(path + "/") for name in version.files):

@@ -1,4 +1,4 @@
-"""The phases of a version: which may follow which, what clients see in each, and what enters them."""
+"""The phases of a version: which may follow which, and what clients see in each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from backline.engine.ticket import Ticket
 
 
 class VersionPhase(Enum):
-    """How far a version is."""
+    """How far a version has come, from wanted to unloaded."""
 
     #: Wanted; its load has not begun.
     WAITING = "waiting"
-    #: Loaded when a request comes.
+    #: Not loaded; a request will load it.
     ASLEEP = "asleep"
     #: Being loaded for a request.
     WAKING = "waking"
@@ -32,7 +32,7 @@ class VersionPhase(Enum):
 
 _P = VersionPhase
 
-#: The phases that may follow each. A retry or a reload is another load, with its own phases.
+#: The phases that may follow each phase. A retry or a reload is a new load, with its own phases.
 FOLLOWING: Mapping[VersionPhase, frozenset[VersionPhase]] = MappingProxyType(
     {
         _P.WAITING: frozenset(),
@@ -65,17 +65,17 @@ SEEN_AS: Mapping[VersionPhase, ModelState] = MappingProxyType(
 
 
 class IllegalPhase(RuntimeError):
-    """A version was moved to a phase that may not follow its own: a bug in the server."""
+    """A version was moved to a phase that may not follow its current one: a bug in the server."""
 
 
 def check_transition(before: VersionPhase, after: VersionPhase) -> None:
-    """Raises IllegalPhase unless one phase may follow another."""
+    """Raises IllegalPhase unless `after` may follow `before`."""
     if after not in FOLLOWING[before]:
         raise IllegalPhase(f"a version that is {before.value} cannot become {after.value}")
 
 
 class ShownVersion:
-    """Owns the `model` that the engine and its callers see: nothing else in the lifecycle writes it."""
+    """A version as clients see it. Only this class and its subclasses write the state of `model`."""
 
     def __init__(self, model: Model, phase: VersionPhase, reason: str = "") -> None:
         self.model = model
@@ -87,23 +87,23 @@ class ShownVersion:
         return self._phase
 
     def enter(self, phase: VersionPhase, reason: str = "") -> None:
-        """Enters another phase, with the reason to show if any. Raises IllegalPhase."""
+        """Enters a phase; clients see `reason`. Raises IllegalPhase if it may not follow the current one."""
         check_transition(self._phase, phase)
         self._phase = phase
         self._show(reason)
 
     def _show(self, reason: str, *, stalled: bool = False) -> None:
-        """Derives what clients see. A `stalled` version keeps its phase, but cannot answer for now."""
+        """Sets the state that clients see. A `stalled` version keeps its phase but shows as unavailable."""
         self.model.state = SEEN_AS[VersionPhase.FAILED if stalled else self._phase]
         self.model.reason = reason
 
     def require(self, required: bool) -> None:
-        """Sets whether the server needs this version to be ready."""
+        """Sets whether the server is ready only if this version is."""
         self.model.required = required
 
 
 class StandIn(ShownVersion):
-    """Stands for a version without a load: one that waits for it, is asleep, or failed in a change."""
+    """Represents a version that is not loaded: its load has not begun, it is asleep, or a change failed."""
 
     def __init__(
         self, name: str, version: str, config: ModelConfig, phase: VersionPhase, reason: str = ""
@@ -113,13 +113,13 @@ class StandIn(ShownVersion):
     def hold_requests(
         self, check: Callable[[Ticket], None], queue: RequestQueue, wake: Callable[[], Awaitable[None]]
     ) -> None:
-        """Makes it take requests until the version is loaded; `wake` loads it without a request."""
+        """Makes it accept requests until the version is loaded; `wake` loads it without a request."""
         model = self.model
         model.on_demand = True
         model.check, model.queue, model.wake = check, queue, wake
 
     def resemble(self, loaded: Model) -> None:
-        """Shows what an earlier load showed, and continues its statistics."""
+        """Copies the signature and placement of an earlier load, and continues its statistics."""
         model = self.model
         model.signature, model.max_batch_size = loaded.signature, loaded.max_batch_size
         model.backend, model.platform, model.placement = loaded.backend, loaded.platform, loaded.placement
@@ -137,5 +137,5 @@ class StandIn(ShownVersion):
         self.model.reason = f"the last load failed: {reason}; tried again when a request comes"
 
     def hand_over(self, loaded: Model) -> None:
-        """Sends requests straight to the loaded version."""
+        """Passes further requests straight to the loaded version."""
         self.model.check, self.model.queue = loaded.check, loaded.queue

@@ -1,4 +1,4 @@
-"""The next steps from what is held to what is wanted: a pure function, so tests can try every order."""
+"""Plans steps from existing loads to wanted versions, in a pure function that tests can try in any order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from backline.lifecycle.phase import VersionPhase
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A version that should be held. A new `fingerprint` needs another load, new `settings` do not.
+    """A version that should be served. A new `fingerprint` needs another load, new `settings` do not.
 
-    `loaded` False only registers it, to be loaded on request. `serve` False loads it without replacing the
-    version that serves: it belongs to an all-or-nothing change.
+    With `loaded` False it is only registered, to be loaded on request. With `serve` False it is loaded but
+    not opened to requests yet: it belongs to an all-or-nothing change.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A version that is held. `retry_at` is when a failed load is retried, None for never."""
+    """An existing load of a version. `retry_at` is when a failed load is retried, None for never."""
 
     key: int
     name: str
@@ -40,7 +40,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class BeginLoad:
-    """Loads a version; `instead` is the failed load that it retries."""
+    """Loads a version; `instead` is the key of the failed load that it retries."""
 
     wanted: Wanted
     instead: int | None = None
@@ -70,7 +70,7 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Aborts a running load; planned again until the load has ended."""
+    """Aborts a running load; the planner repeats it until the load has ended."""
 
     key: int
 
@@ -89,10 +89,10 @@ _Identity: TypeAlias = tuple[str, str, str]
 def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load_slots: int) -> list[Action]:
     """The actions to take now, in order; to be called again whenever one of them has ended.
 
-    Entries of `wanted` differ in name, version or fingerprint, and at most one of a name and version has
-    `serve`. Loads begin in the order of `wanted`, at most `load_slots` at a time. New before old: an unwanted
-    version is unloaded when a wanted version of its model is ready, or none is wanted (TensorFlow Serving's
-    availability-preserving policy). A failed load leaves what serves.
+    Entries of `wanted` differ in name, version or fingerprint; for each name and version at most one has
+    `serve`. Loads begin in the order of `wanted`, at most `load_slots` at a time. An unwanted version is
+    unloaded only when a wanted version of its model is ready or none is wanted (TensorFlow Serving's
+    availability-preserving policy), so a failed load does not stop the version that serves.
     """
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in wanted}
     actions: list[Action] = []
@@ -121,7 +121,7 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
 
 def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Action]:
     ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is VersionPhase.READY}
-    #: Versions that answer as wanted, and models with at least one.
+    #: The wanted versions that can take requests now.
     answering = {
         (goal.name, goal.version)
         for identity, goal in goals.items()

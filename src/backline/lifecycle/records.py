@@ -1,4 +1,4 @@
-"""What outlives a server, in its state folder: the audit log, and labels set by request."""
+"""The state folder, which outlives the server: the audit log, and labels set by request."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from backline.system.user_folders import user_state
 log = logging.getLogger("backline.lifecycle")
 
 _AUDIT_FILE = "audit.jsonl"
-#: The size at which a new file is begun, in bytes; one older file is kept.
+#: The size of the audit log, in bytes, at which a new file is begun; one older file is kept.
 DEFAULT_LIMIT = 4_000_000
 _BLOCK = 65536
 
 
 class AuditLog:
-    """Changes in order. If the log cannot be written, changes go on and the server's log says so."""
+    """The log of changes to models. If it cannot be written, the server logs an error and goes on."""
 
     def __init__(self, folder: Path, *, limit: int = DEFAULT_LIMIT) -> None:
         self._file = folder / _AUDIT_FILE
@@ -36,7 +36,6 @@ class AuditLog:
         self._failed = False
 
     def append(self, change: Change) -> None:
-        """Adds a change."""
         line = json.dumps(
             {name: value for name, value in asdict(change).items() if value != ""}, ensure_ascii=False
         )
@@ -55,7 +54,7 @@ class AuditLog:
             self._failed = True
 
     def history(self, model: str = "", limit: int = 100) -> list[Change]:
-        """The last changes, newest first; of all models if no name is given. Skips damaged lines."""
+        """The last changes of a model, or of all if `model` is "", newest first. Skips damaged lines."""
         # The name as it appears in a line, so that most lines need no parsing.
         named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
         lines = (
@@ -110,7 +109,7 @@ _LABELS_FILE = "labels.json"
 
 
 class LabelStore:
-    """The labels of all models. A change is on disk when its call returns, or has not happened."""
+    """The labels of all models. A change is on disk when the call returns; nothing changes if it raises."""
 
     def __init__(self, folder: Path) -> None:
         """Raises InvalidArgument, naming the file, when it is damaged."""
@@ -119,15 +118,15 @@ class LabelStore:
         self._stamp = _stamp(self._file)
 
     def of(self, model: str) -> Mapping[str, str]:
-        """The versions that the labels of a model point to."""
+        """The labels of a model, with the versions that they point to."""
         return self._labels.get(model, {})
 
     def set(self, model: str, label: str, version: str) -> None:
-        """Points a label to a version. Raises Internal when it cannot be stored."""
+        """Stores a label. Raises Internal if that fails, Unavailable if another process changed the file."""
         self._replace({**self._labels, model: {**self.of(model), label: version}})
 
     def remove(self, model: str, label: str) -> None:
-        """Removes a label. Raises Internal when that cannot be stored."""
+        """Removes a label. Raises what `set` raises."""
         left = {name: version for name, version in self.of(model).items() if name != label}
         labels = {name: found for name, found in self._labels.items() if name != model}
         self._replace({**labels, model: left} if left else labels)
@@ -138,8 +137,8 @@ class LabelStore:
             # Writing would lose another server's labels.
             raise Unavailable(
                 f"'{self._file}' with the labels of models was changed by another server, or by hand, since"
-                " this server read it; nothing was changed. Restart this server to take what it holds, and"
-                " give servers that run together a --state-dir each"
+                " this server read it; nothing was changed. Restart this server to read it again, and"
+                " give each server its own --state-dir"
             )
         written = self._file.with_suffix(f".{os.getpid()}.new")
         try:
@@ -158,7 +157,7 @@ class LabelStore:
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Changes whenever the file is written; None if it is missing or unreadable, as the write will report."""
+    """A value that changes whenever the file is written; None if it is missing or unreadable."""
     try:
         status = file.stat()
     except OSError:
@@ -200,7 +199,7 @@ def _damaged(file: Path, reason: str) -> InvalidArgument:
 
 
 def default_state_folder(locations: Iterable[str]) -> Path:
-    """The folder for a set of repositories: the same at every start."""
+    """The state folder for a set of repositories: the same at every start."""
     digest = sha256("\n".join(sorted(locations)).encode("utf-8", "surrogateescape")).hexdigest()
     return user_state() / digest[:16]
 
@@ -214,7 +213,7 @@ def make_folder(folder: Path) -> None:
 
 
 def warn_of_folder(folder: Path) -> None:
-    """Warns at start, not at the first change, if nothing can be stored in the folder."""
+    """Logs a warning if nothing can be stored in the folder; called at start, before the first change."""
     try:
         make_folder(folder)
         if not os.access(folder, os.W_OK):

@@ -59,7 +59,7 @@ class Servable(ShownVersion):
         may_run_code: bool,
         on_given_up: Callable[[Model, str], None],
     ) -> None:
-        """`statistics` are from the load that this one replaces; `on_given_up` reports replaced instances."""
+        """`statistics` are those of the load to replace; `on_given_up` reports stuck, replaced instances."""
         super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
@@ -74,7 +74,7 @@ class Servable(ShownVersion):
         self.ready_at = 0.0
         #: When a failed load is retried, by time.monotonic().
         self.retry_at: float | None = None
-        #: Seconds after which a load might succeed that has just failed; None if unknown.
+        #: Seconds after which a failed load might succeed if tried again; None if unknown.
         self.retry_after: float | None = None
         #: The running load or drain.
         self.task: asyncio.Task[None] | None = None
@@ -82,7 +82,7 @@ class Servable(ShownVersion):
         if statistics is not None:
             self.model.statistics = statistics
         self._shared = shared
-        #: The configuration before the model completed it.
+        #: The configuration as stated, without what the model completed.
         self._config = config
         self._version = version
         self._fetch = fetch
@@ -102,7 +102,7 @@ class Servable(ShownVersion):
         )
 
     async def load(self, threads: Threads, known: Measured | None) -> None:
-        """Fetches, loads and warms up. `known` is from a load of the same files. Raises BacklineError."""
+        """Fetches, loads and warms up; `known` is from a load of the same files. Raises BacklineError."""
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = time.monotonic()
@@ -128,9 +128,8 @@ class Servable(ShownVersion):
             warm = await asyncio.shield(loading)
         except asyncio.CancelledError:
             load.cancel()
-            loading.add_done_callback(
-                _discard
-            )  # a runtime cannot be interrupted: what it loads is closed later
+            # A runtime cannot be interrupted: the model is closed when it is loaded.
+            loading.add_done_callback(_discard)
             raise
         try:
             self._start(warm)
@@ -188,7 +187,7 @@ class Servable(ShownVersion):
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
 
     def _tell(self, loaded: LoadedVersion) -> None:
-        """Updates what people and metrics see of the configuration."""
+        """Updates the scheduling text and the metrics that depend on the configuration."""
         model, config = self.model, self.model.config
         cached = config.response_cache and self._shared.cache is not None
         times, waits = loaded.measured.times.seconds, loaded.max_queue_delay_us
@@ -220,19 +219,19 @@ class Servable(ShownVersion):
             )
 
     def _on_available(self, reason: str) -> None:
-        """Called when nothing can run the model, with the reason, or with "" when something can again."""
+        """Called with a reason when no instance can run the model, with "" when one can again."""
         if self.phase is VersionPhase.READY:
             self._show(reason, stalled=bool(reason))
             self._shared.engine.refresh()
 
     def _on_ready(self, reason: str) -> None:
-        """Called when the model declares itself not ready, or ready (""). It answers either way."""
+        """Called with a reason when the model declares itself not ready (it still serves), "" when ready."""
         self.model.unready = reason
         if self.phase is VersionPhase.READY:
             self._shared.engine.refresh()
 
     def review(self) -> bool:
-        """Returns whether models that it calls took it out of service, or allow a new load. It calls none."""
+        """For ensembles: whether changes to called models took it out of service, or allow another load."""
         return False
 
     @property
@@ -241,12 +240,12 @@ class Servable(ShownVersion):
         return False
 
     def serve(self) -> None:
-        """Opens it to requests, from the engine's next refresh on."""
+        """Opens the version to requests, which takes effect at the engine's next refresh."""
         self.enter(VersionPhase.READY)
         self.ready_at = time.time()
 
     def show_newer(self, failure: str, progress: LoadProgress | None) -> None:
-        """Shows why newer files of a serving version cannot be served, and how far their load is."""
+        """Shows, while it serves, why newer files cannot be served, and the progress of their load."""
         self._show(
             f"the current files cannot be served, so the previous ones still are: {failure}"
             if failure
@@ -256,7 +255,7 @@ class Servable(ShownVersion):
 
     @property
     def busy(self) -> bool:
-        """Whether it has requests."""
+        """Whether it has requests in flight, or open sequences."""
         queue, sequences = self._queue, self.model.sequences
         return queue is not None and (
             queue.pending > 0 or queue.running > 0 or (sequences is not None and sequences.open_sequences > 0)
@@ -264,11 +263,11 @@ class Servable(ShownVersion):
 
     @property
     def last_used(self) -> float:
-        """When it last answered, or was opened to requests, by time.time()."""
+        """When it last responded to a request, or was opened to requests, by time.time()."""
         return max(self.ready_at, self.model.statistics.last_inference_ms / 1000)
 
     def update(self, config: ModelConfig) -> None:
-        """Takes a configuration that needs no new load."""
+        """Applies a changed configuration that needs no new load."""
         assert self._loaded is not None, "only what is loaded is updated"
         assert self._queue is not None, "what is loaded has a queue"
         assert self._maker is not None, "what is loaded has instances"
@@ -299,7 +298,7 @@ class Servable(ShownVersion):
             self.model.placement = self._maker.placement(loaded, instances)
 
     def fail(self, reason: str, retry_at: float | None) -> None:
-        """Notes that its load has failed, and will be retried at `retry_at` unless that is None."""
+        """Marks the load as failed, to be retried at `retry_at` (time.monotonic(); None for never)."""
         self.enter(VersionPhase.FAILED, reason)
         if self._load is not None:
             self._load.forget_calls()
@@ -307,7 +306,7 @@ class Servable(ShownVersion):
         self.model.progress = None
 
     def begin_drain(self) -> None:
-        """Closes it to requests, from the engine's next refresh on."""
+        """Closes the version to requests, which takes effect at the engine's next refresh."""
         self.enter(VersionPhase.DRAINING)
 
     async def drain(self, limit: float) -> None:
@@ -324,7 +323,7 @@ class Servable(ShownVersion):
                 ending.cancel()
         if self._maker is not None and self._maker.stuck:
             log.error(
-                "the memory of model '%s' version %s is not freed: some of its runs do not end",
+                "the memory of model '%s' version %s cannot be freed: some of its runs have not ended",
                 self.model.name,
                 self.model.version,
             )
@@ -338,7 +337,7 @@ class Servable(ShownVersion):
         self.model.memory_bytes = 0
 
     def end(self) -> None:
-        """Called once it is no longer held: the planner would take an unloaded version for a serving one."""
+        """Marks it as unloaded. Only for a load that is no longer held: the planner knows no such phase."""
         self.enter(VersionPhase.UNLOADED, "unloaded")
 
     def _end_streams(self, streams: StreamPool) -> None:
@@ -363,6 +362,6 @@ class Servable(ShownVersion):
 
 
 def _discard(loading: asyncio.Future[WarmModel]) -> None:
-    """Closes a model whose load was cancelled meanwhile."""
+    """Closes a model that was loaded although its load had been cancelled."""
     if not loading.cancelled() and loading.exception() is None:
         loading.result().loaded.close()

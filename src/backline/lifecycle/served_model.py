@@ -1,4 +1,4 @@
-"""All versions of one model (wanted, held, and shown by the engine), and all models of a server."""
+"""The versions of a model (wanted, loaded, and shown to clients), and the models of a server."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ MakeAsleep = Callable[[str], StandIn]
 
 
 class ServedModel:
-    """One model. Whoever changes its public attributes must call the executor's `advance`."""
+    """One model. After changing a public attribute, call the executor's `advance`."""
 
     def __init__(self, name: str, *, strict_readiness: bool = True) -> None:
         self.name = name
         self._strict_readiness = strict_readiness
         #: What should be served; None for nothing.
         self.target: Target | None = None
-        #: A new target, to be reached as a whole or dropped.
+        #: The target of a change in progress, which is reached completely or dropped.
         self.change: Target | None = None
-        #: Labels as they should be; a version with a label stays loaded.
+        #: The versions that labels should point to; a version with a label stays loaded.
         self.labels: Mapping[str, str] = {}
-        #: Labels as they are: each moves when its new version is ready.
+        #: The versions that labels point to now; each label moves when its new version is ready.
         self._pointing: Mapping[str, str] = {}
         self.held: dict[int, Servable] = {}
-        #: The versions in the repository.
+        #: The versions that the repository holds.
         self.known_versions: frozenset[str] = frozenset()
         #: On-demand versions that a request has woken.
         self.awake: set[str] = set()
@@ -53,7 +53,7 @@ class ServedModel:
         return {*self.labels.values(), *self._pointing.values()}
 
     def move_labels(self) -> None:
-        """Moves labels to versions that can answer, never from one that answers to one that does not."""
+        """Moves labels, but never from a version that takes requests to one that does not."""
         pointing: dict[str, str] = {}
         for label, version in self.labels.items():
             before = self._pointing.get(label, version)
@@ -64,7 +64,7 @@ class ServedModel:
         return self.ready(version) is not None or version in self._asleep
 
     def wanted(self) -> list[Wanted]:
-        """Goals for the planner: the target, the change in progress, and versions that only a label keeps."""
+        """What the planner should reach: the target, the change in progress, and versions kept by labels."""
         goals: list[Wanted] = []
         if self.target is not None:
             goals = self.target.wanted(self._labelled, asleep=self._sleeping(self.target))
@@ -100,9 +100,8 @@ class ServedModel:
             for version in target.versions(self._labelled):
                 if (version.version, identity(version)) == (goal.version, goal.fingerprint):
                     return target, version
-        raise LookupError(
-            f"{goal.name} {goal.version} is not wanted"
-        )  # the planner only loads what `wanted` named
+        # Cannot happen: the planner only loads versions from `wanted`.
+        raise LookupError(f"{goal.name} {goal.version} is not wanted")
 
     @property
     def settled(self) -> bool:
@@ -118,7 +117,7 @@ class ServedModel:
         return all((goal.version, goal.fingerprint) in there for goal in self.wanted() if goal.loaded)
 
     def outcome(self) -> dict[str, str] | None:
-        """The failures of the change by version, empty when all versions are loaded; None while loads run."""
+        """Failures of the change in progress, by version: {} if all are loaded, None while loads run."""
         assert self.change is not None, "there is a change"
         failures: dict[str, str] = {}
         there = {
@@ -153,7 +152,7 @@ class ServedModel:
         return None if any(goal.version == version for goal in self.wanted()) else "it is no longer served"
 
     def ready(self, version: str) -> Servable | None:
-        """The load that serves a version."""
+        """The load that serves a version, if any."""
         return next(
             (
                 one
@@ -164,7 +163,7 @@ class ServedModel:
         )
 
     def may_rest(self, one: Servable) -> bool:
-        """Whether a ready version could be unloaded and reloaded, and no change in progress needs it."""
+        """Whether a ready version may be unloaded: it can be reloaded later, and no load is in progress."""
         if self.change is not None or any(
             other.phase in (VersionPhase.LOADING, VersionPhase.LOADED) for other in self.held.values()
         ):
@@ -180,12 +179,12 @@ class ServedModel:
         self.resting[version] = reason
 
     def statistics(self, version: str) -> ModelStatistics | None:
-        """The counters of a held or sleeping version, which continue over its loads."""
+        """The counters of a serving or sleeping version, to be continued by its next load."""
         one = self.ready(version) or self._asleep.get(version)
         return None if one is None else one.model.statistics
 
     def take_over(self, asleep: StandIn) -> None:
-        """Shows on the stand-in what the last load of its version showed."""
+        """Makes the stand-in show the signature and statistics of the version's last load."""
         for one in self.held.values():
             if one.model.version == asleep.model.version and one.phase in (
                 VersionPhase.READY,
@@ -195,15 +194,15 @@ class ServedModel:
 
     @property
     def ready_versions(self) -> set[str]:
-        """The versions that answer."""
+        """The versions that take requests."""
         return {one.model.version for one in self.held.values() if one.phase is VersionPhase.READY}
 
     def publish(self, engine: Engine, make_asleep: MakeAsleep, *, started: bool) -> None:
-        """Shows one entry for each version: what answers, else what is loading, else what failed."""
+        """Shows the engine one entry per version: the load that serves, else one in progress or failed."""
         shown = self._choose(make_asleep)
         at_start = {id(one) for one in self.held.values() if one.at_start}
         for one in shown.values():
-            # A later change that is loading or fails does not take the whole server out of service.
+            # A version that is loaded after the start must not make the whole server unready.
             one.require(
                 self._strict_readiness
                 and (not started or id(one) in at_start)
@@ -223,7 +222,7 @@ class ServedModel:
         self._shown = shown
 
     def _choose(self, make_asleep: MakeAsleep) -> dict[str, ShownVersion]:
-        """The entry for each version; later assignments win."""
+        """The entry to show for each version. Of several candidates, the one assigned last is shown."""
         shown: dict[str, ShownVersion] = {**self._unloaded_versions()}
         order = (
             VersionPhase.DRAINING,
@@ -266,7 +265,7 @@ class ServedModel:
                 )
         for one in self.held.values():
             version = one.model.version
-            # A version without workers keeps showing that reason.
+            # A version whose instances are all unavailable keeps showing that reason.
             if shown[version] is not one or one.model.state is not ModelState.READY:
                 continue
             failed = [
@@ -303,7 +302,7 @@ class ServedModel:
             )
 
     def _unloaded_versions(self) -> Mapping[str, Servable]:
-        """Versions that served once and could again, to be listed as unloaded."""
+        """Versions that served before and are still in the repository, to be listed as unloaded."""
         known = self.known_versions
         self._unloaded = {version: one for version, one in self._unloaded.items() if version in known}
         there = {one.model.version for one in self.held.values()} | {goal.version for goal in self.wanted()}
@@ -319,7 +318,7 @@ class ServedModel:
 
     @property
     def gone(self) -> bool:
-        """Whether nothing is left of it, here or in its repository."""
+        """Whether the model is neither wanted, loaded nor in a repository, and can be forgotten."""
         return self.target is None and self.change is None and not self.held and not self.known_versions
 
 
@@ -333,7 +332,7 @@ class ServedModels:
         self._closed = False
 
     def __getitem__(self, name: str) -> ServedModel:
-        """The model with a name; a new one has no target."""
+        """The model with this name, created without a target if it is unknown."""
         return self._models.setdefault(name, ServedModel(name, strict_readiness=self._strict_readiness))
 
     def __iter__(self) -> Iterator[ServedModel]:
@@ -347,18 +346,18 @@ class ServedModels:
         return list(self._models)
 
     def forget(self, name: str) -> None:
-        """Removes a model of which nothing is left."""
+        """Removes a model that is `gone`."""
         del self._models[name]
 
     def stepped(self) -> None:
-        """Wakes waiters after steps of any model."""
+        """Lets `until` check its conditions again, after steps of any model."""
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             if not watcher.done():
                 watcher.set_result(None)
 
     async def until(self, reached: Callable[[], bool]) -> None:
-        """Waits until steps have made `reached` true. Raises Unavailable when the server stops first."""
+        """Waits until `reached` returns true. Raises Unavailable if the server stops first."""
         while not reached():
             if self._closed:
                 raise Unavailable("the server is stopping")

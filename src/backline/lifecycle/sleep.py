@@ -1,4 +1,4 @@
-"""Versions that are unloaded until a request comes, and the queue that holds requests meanwhile."""
+"""Unloads versions until a request needs them, and holds the requests while they load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("backline.lifecycle")
 
 
 class Sleep:
-    """Unloads versions, stands in for them, and reloads them on request. Lives on the event loop."""
+    """Unloads versions, and makes the stand-ins that reload them on request. Lives on the event loop."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Sleep:
         ]
 
     async def put(self, keys: Collection[Hashable], reason: str) -> None:
-        """Unloads tenants, to be reloaded on request; returns when they are gone."""
+        """Unloads the tenants with these keys, to be reloaded on request; returns when they are unloaded."""
         leaving = [
             (served, one)
             for served in self._models
@@ -70,7 +70,7 @@ class Sleep:
         await self._models.until(lambda: all(one.key not in served.held for served, one in leaving))
 
     def reason(self, key: int) -> str:
-        """Why an unloaded version was put to sleep, "" if it was not. Can be asked once."""
+        """Removes and returns the reason why an unloaded version was put to sleep; "" if it was not."""
         return self._reasons.pop(key, "")
 
     def stand_in(self, served: ServedModel, version: str) -> StandIn:
@@ -116,22 +116,22 @@ class Sleep:
         asleep.hand_over(one.model)
 
 
-#: Seconds after a failed load in which requests get its error, without another load.
+#: Seconds after a failed load in which further requests get its error, and no new load is tried.
 FAILURE_PAUSE = 1.0
 #: The shortest timer for a deadline, in seconds.
 _SHORTEST_WAIT = 0.001
 
 
 def check_later(_: Ticket) -> None:
-    """Checks nothing: the version's own check exists only once it is loaded."""
+    """Accepts any request: the check against the signature runs once the version is loaded."""
 
 
 class OnDemandQueue:
     """Holds requests for `model` while `load` loads it. Lives on the event loop.
 
-    Once `load` returns, `model.check` and `model.queue` are those of the loaded version and get the held
-    requests. If it raises, every request gets its error. Requests expire at their deadlines, and leave when
-    cancelled, while the load goes on.
+    `load` sets `model.check` and `model.queue` to those of the loaded version, which then get the held
+    requests. If it raises, every held request gets its error. Requests that expire or are cancelled leave,
+    and the load goes on.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class OnDemandQueue:
 
     @property
     def pending(self) -> int:
-        """Requests that wait for the load."""
+        """The number of requests that wait for the load."""
         return self._held.size
 
     def submit(self, ticket: Ticket) -> None:
@@ -175,7 +175,7 @@ class OnDemandQueue:
         self._begin()
 
     async def wake(self) -> None:
-        """Waits until the version is loaded. Raises BacklineError with the reason when it cannot be."""
+        """Waits until the version is loaded. Raises BacklineError, with the reason, if the load fails."""
         self._raise_recent_failure()
         await asyncio.shield(self._begin())
         if self._failure is not None:
@@ -286,7 +286,7 @@ class OnDemandQueue:
 
 
 def _again(error: BacklineError) -> BacklineError:
-    """A copy of the error: an exception that is raised twice collects both tracebacks."""
+    """A copy of the error, because an exception that is raised twice collects both tracebacks."""
     copy = type(error)(error.message)
     copy.retry_after = error.retry_after
     return copy

@@ -1,4 +1,4 @@
-"""What should be served: models in repositories, their versions by policy, and changes by request."""
+"""What should be served: the models of the repositories, and the target versions of each."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from backline.repository.repository import FoundModel, FoundVersion, Repository
 
 log = logging.getLogger("backline.lifecycle")
 
-#: The version shown for a model of which nothing can be served.
+#: The version shown for a model that has no version to serve.
 NO_VERSION = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model in its repository, and the `name` that it is served under."""
+    """A model in a repository, and the `name` by which clients know it."""
 
     name: str
     found: FoundModel
@@ -58,7 +58,7 @@ class Source:
         return tuple(version.version for version in self.found.versions)
 
     def with_version_of(self, newer: Source, version: str) -> Source:
-        """The same, with one version as a later scan found it."""
+        """This source, with one version replaced by what a later scan found."""
         added = [one for one in newer.found.versions if one.version == version]
         kept = [one for one in self.found.versions if one.version != version]
         versions = sorted(kept + added, key=lambda one: version_order(one.version))
@@ -69,8 +69,9 @@ class Source:
 class Target:
     """What should be served of one model.
 
-    The policy selects versions; requests loaded those in `added` too, and unloaded those in `removed`.
-    `trouble` says why the current files cannot be used; `source` is then what they were before.
+    These are the versions that the version policy selects, those `added` by load requests, without those
+    `removed` by unload requests. `trouble` says why the model's current files cannot be used; `source` then
+    describes the previous files.
     """
 
     source: Source
@@ -79,7 +80,7 @@ class Target:
     trouble: str = ""
 
     def versions(self, labelled: Iterable[str] = ()) -> list[FoundVersion]:
-        """The versions to serve, newest first, with those in `labelled`. A version may have a `problem`."""
+        """The versions to serve, including those in `labelled`, newest first. Some may have a `problem`."""
         found = self.source.found
         chosen: list[FoundVersion] = []
         if self.trouble or found.problem:
@@ -100,7 +101,7 @@ class Target:
     def wanted(
         self, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset(), serve: bool = True
     ) -> list[Wanted]:
-        """The same as goals for the planner; versions in `asleep` are registered without loading."""
+        """The `versions` as goals for the planner; those in `asleep` are registered without loading."""
         config = self.source.config
 
         def goal(version: FoundVersion) -> Wanted:
@@ -112,7 +113,7 @@ class Target:
 
 
 def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], list[str]]:
-    """The versions that a policy selects, oldest first, and those that it names but that are missing."""
+    """The versions that a policy selects, oldest first, and versions that it names but that do not exist."""
     held = set(versions)
     present = sorted(held, key=version_order)
     if policy.specific is not None:
@@ -138,7 +139,7 @@ def identity(version: FoundVersion) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """A list for messages: "1, 2, 3", "none"; only the last 20 of many."""
+    """The last 20 names for messages, such as "1, 2, 3"; "none" without names."""
     return f"{'..., ' if len(names) > 20 else ''}{', '.join(names[-20:]) or 'none'}"
 
 
@@ -173,9 +174,10 @@ class Sources:
         )
 
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
-        """What the repositories hold; an unreadable one keeps its content, and the reason is logged once.
+        """The models of the repositories, by name.
 
-        The `first` scan raises the BacklineError of a repository that cannot be read.
+        The models of an unreadable repository are kept, and the reason is logged once; the `first` scan
+        raises BacklineError instead.
         """
         await asyncio.gather(
             *(self._scan(location, repository, first) for location, repository in self._repositories.items())
@@ -209,7 +211,7 @@ class Sources:
             log.error("model repository '%s' cannot be read, its models keep serving: %s", location, reason)
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields whenever a scan may find something new; changes that come together yield once."""
+        """Yields whenever a scan may find something new, once for several changes at a time."""
         changed = asyncio.Event()
         watching = [
             asyncio.create_task(self._watch(repository, interval, changed))
@@ -232,7 +234,7 @@ class Sources:
                     changed.set()
             except Exception as error:
                 self._note_trouble(repository.location, str(error))
-            await asyncio.sleep(interval)  # the watch ended: begin again, after a scan for what was missed
+            await asyncio.sleep(interval)  # the watch ended: start again, and scan for missed changes
             changed.set()
 
     async def close(self) -> None:
@@ -241,7 +243,7 @@ class Sources:
 
 
 def _as_composed(model: FoundModel, siblings: frozenset[str]) -> FoundModel:
-    """Gives an ensemble another fingerprint when its repository gains or loses a model of its steps."""
+    """An ensemble whose fingerprint changes when a model of its steps appears in or leaves its repository."""
     if model.config.ensemble is None or not siblings:
         return model
     own = " ".join(sorted(model.config.ensemble.models & siblings))
@@ -267,7 +269,7 @@ def _check_apart(prefixes: dict[str, str]) -> None:
 
 
 def _refuse_same(same: list[Source]) -> Source:
-    """Refuses models that share a name: any of them could be meant."""
+    """A model with a problem instead of several that share a name, since any of them could be meant."""
     folders = ", ".join(f"'{source.found.namespace.rstrip('/')}/{source.found.folder}'" for source in same)
     problem = (
         f"model '{same[0].name}' is in more than one repository: {folders}; rename or remove all but one, or"

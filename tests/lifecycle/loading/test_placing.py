@@ -15,7 +15,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.device import CPU, Device, Gpus, Places, name_devices
 from backline.lifecycle.loading.instances import asks_for_devices, place, place_again
 
-NONE = Gpus(reason="the runtime is built for the CPU alone")
+NONE = Gpus(reason="the runtime supports only the CPU")
 TWO = Gpus((0, 1))
 ON_0, ON_1, MODEL = Device("gpu", 0), Device("gpu", 1), Device("model")
 
@@ -60,7 +60,7 @@ def test_an_unusable_gpu_is_reported_and_the_cpu_used() -> None:
 
     assert (
         places.missing
-        == "instance group m_0 of model m asks for a GPU, but the runtime is built for the CPU alone"
+        == "instance group m_0 of model m asks for a GPU, but the runtime supports only the CPU"
     )
     assert name_devices(places) == "CPU, no GPU"
 

@@ -45,7 +45,9 @@ def test_joining_is_proved_by_equal_answers(tmp_path: Path) -> None:
     found = loaded(doubler(tmp_path), Joining(padding={"x": Padding(axes=(1,))}, cuts={"y": Cut("x")}))
 
     assert found.warnings == ()
-    assert "requests of different lengths got the same answers together as alone (4 requests)" in found.reason
+    assert (
+        "requests of different lengths gave the same outputs together as alone (4 requests)" in found.reason
+    )
 
 
 def test_an_output_that_is_not_cut_is_a_warning_with_both_shapes(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_a_wrong_window_is_a_warning(tmp_path: Path) -> None:
     )
 
     assert right.warnings == ()
-    assert "joining requests changes answers" in wrong.warnings[0]
+    assert "joining requests changes outputs" in wrong.warnings[0]
 
 
 @pytest.mark.parametrize(

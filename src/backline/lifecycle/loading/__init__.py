@@ -1,1 +1,1 @@
-"""One load of a version: from its files to a warm model with its queue."""
+"""Loading a version: from its files to a warmed-up model and its queue."""

@@ -1,4 +1,4 @@
-"""Whether the first dimension of a model is a batch: proved by running items alone and together."""
+"""Proves that the first dimension of a model is a batch, by running items alone and together."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from backline.lifecycle.view.stage import StagedModel
 
 #: Seconds to search for sizes that the model accepts.
 _SEARCH_BUDGET = 0.1
-#: Seconds after which no further combination is begun.
+#: Seconds after which no further combination of items is run.
 _BUDGET = 0.15
-#: Seconds of a run above which a model is tried with three items, and with two.
+#: Models with runs slower than this, in seconds, are tried with only three items, or with only two.
 _SLOW_RUN = 0.004
 _VERY_SLOW_RUN = 0.05
-#: Relative to the largest magnitude of the row: batched kernels sum in another order.
+#: Tolerated difference, relative to the largest magnitude of the row: batched kernels sum in another order.
 _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 2e-2
-#: Relative to the largest magnitude of the output, for rows that are nearly zero.
+#: Tolerated difference for rows that are nearly zero, relative to the largest magnitude of the output.
 _FLOOR = 1e-5
-#: The largest size of variable dimensions in a second proof.
+#: The largest size of variable dimensions when the proof is repeated with other sizes.
 _MAX_OTHER_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class BatchProbe:
-    """The result; `reason` is one sentence for people."""
+    """The result of a proof; `reason` explains it to users in one sentence."""
 
     batched: bool
     reason: str
@@ -57,8 +57,8 @@ class _Refuted(Exception):
 def probe_batching(model: LoadedModel) -> BatchProbe:
     """Whether requests can be concatenated along the first dimension, and outputs split along theirs.
 
-    Runs items of unlike magnitude alone and together in several orders; each must get the same answer. Takes
-    milliseconds for small models, a few runs for slow ones.
+    Runs items of different magnitudes alone, and together in several orders; each must get the same outputs.
+    Takes milliseconds for small models, a few runs for slow ones.
     """
     try:
         _check_shapes(model)
@@ -81,7 +81,7 @@ def _check_shapes(model: LoadedModel) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One item, and the model's answer to it alone."""
+    """One item, and the model's outputs when the item is run alone."""
 
     inputs: Arrays
     alone: list[np.ndarray]
@@ -116,12 +116,12 @@ class _Prober:
         if seconds < _VERY_SLOW_RUN and free_dimensions(self._signature, batched=True):
             self._prove_elsewhere(trial.sizes, wanted)
         return (
-            f"the first dimension is a batch: items got the same answers together as alone ({self._compared}"
+            f"the first dimension is a batch: items gave the same outputs together as alone ({self._compared}"
             " comparisons)"
         )
 
     def _prove_elsewhere(self, proved: Sizes, wanted: list[tuple[ValueFamily, int]]) -> None:
-        """Repeats the proof with other sizes: a sequence of one step looks like a batch."""
+        """Repeats the proof with other sizes: at length 1, a time dimension can look like a batch."""
         for size in TRIAL_SIZES:
             if self._late():
                 return
@@ -160,7 +160,7 @@ class _Prober:
         return perf_counter() - self._started > _BUDGET
 
     def _items(self, sizes: Sizes, wanted: list[tuple[ValueFamily, int]]) -> list[_Item]:
-        """The items of `wanted` that the model accepts; indexes, for example, may be out of range."""
+        """Items of the `wanted` values, without those that the model rejects (as an index out of range)."""
         return [item for family, seed in wanted if (item := self._item(sizes, family, seed)) is not None]
 
     def _item(self, sizes: Sizes, family: ValueFamily, seed: int) -> _Item | None:
@@ -220,7 +220,7 @@ class _Prober:
 
 
 def _floats(spec: TensorSpec, array: np.ndarray) -> np.ndarray | None:
-    """The array as floats to compare with a tolerance; None for datatypes that must be equal."""
+    """The array as floats to compare with a tolerance; None for datatypes that are compared exactly."""
     if array.dtype.kind == "f":
         return array.astype(np.float64) if array.dtype.itemsize < 8 else array
     if spec.datatype is DataType.BF16 and array.dtype == np.uint16:
@@ -237,12 +237,12 @@ def _magnitude(spec: TensorSpec, array: np.ndarray) -> float:
 
 
 def equal_rows(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray) -> bool:
-    """Whether two arrays of one shape agree as well as their datatype allows."""
+    """Whether two arrays of one shape are equal within the tolerance of their datatype."""
     return _equal(spec, expected, actual, _FLOOR * min(_magnitude(spec, expected), 1.0))
 
 
 def _equal(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray, floor: float) -> bool:
-    """Whether two rows agree as well as their datatype allows; NaN equals NaN, infinity infinity."""
+    """Whether rows are equal within the larger of `floor` and the datatype's tolerance; NaN equals NaN."""
     wanted, got = _floats(spec, expected), _floats(spec, actual)
     if wanted is None or got is None:
         return bool(np.array_equal(expected, actual))
@@ -254,23 +254,23 @@ def _equal(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray, floor: fl
     return bool((np.abs(wanted[finite] - got[finite]) <= tolerance).all())
 
 
-#: Requests in the proof.
+#: The number of requests that are joined in the proof.
 _REQUESTS = 4
 
 
 class _WithoutFilling(JoinRequests):
-    """Runs a lone request at its own length: not padded to buckets, nor filled up to a batch size."""
+    """Runs a request alone without padding it to a bucket or filling it up to a batch size."""
 
     def _accept(self, inner: Signature, joining: Joining) -> None:
         super()._accept(inner, joining)
-        assert self.joiner is not None, "it was just made"
+        assert self.joiner is not None, "super() made it"
         self.joiner = self.joiner.not_filled_up()
 
 
 def probe_joining(seen: LoadedModel, model: LoadedModel, join: JoinRequests) -> BatchProbe:
-    """Runs a few requests of one item, of different lengths where those may differ, alone and together.
+    """Proves that `join` does not change results: runs requests of different lengths alone and together.
 
-    `seen` is the model as requests see it, `model` what they reach once `join` has joined them.
+    `seen` is the model before the stage `join`, as requests see it; `model` is the model after that stage.
     """
     apart = StagedModel(model, _WithoutFilling(join.outer, join.path))
     trial = find_trial(apart, batched=True, deadline=perf_counter() + _SEARCH_BUDGET)
@@ -293,7 +293,7 @@ def probe_joining(seen: LoadedModel, model: LoadedModel, join: JoinRequests) -> 
         request = make_inputs(seen.signature, sizes, 1, family, number + 1)
         try:
             outputs = apart.run(request, names)
-        except BacklineError:  # a length or value that the model rejects
+        except BacklineError:  # the model rejects this length or value
             continue
         requests.append(request)
         alone.append(outputs)
@@ -317,10 +317,10 @@ def probe_joining(seen: LoadedModel, model: LoadedModel, join: JoinRequests) -> 
             if not equal_rows(spec, expected, got):
                 return BatchProbe(
                     False,
-                    f"output '{spec.name}' of a request depends on the others of its batch, or on what it is"
-                    " filled up with",
+                    f"output '{spec.name}' of a request depends on the other requests in its batch, or on the"
+                    " padding",
                 )
     return BatchProbe(
         True,
-        f"requests of different lengths got the same answers together as alone ({len(requests)} requests)",
+        f"requests of different lengths gave the same outputs together as alone ({len(requests)} requests)",
     )

@@ -1,4 +1,4 @@
-"""The instances of one load: the devices they run on, and their lanes."""
+"""Places a model on devices, and makes the instances of a load."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 def asks_for_devices(config: ModelConfig) -> bool:
-    """Whether the available GPUs matter."""
+    """Whether the placement depends on which GPUs are available."""
     return config.lane != "inline" and any(
         group.kind in ("auto", "gpu") for group in config.instance_groups or (InstanceGroup(0),)
     )
 
 
 def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
-    """The devices of each active instance group; by default one group, where the runtime runs by default.
+    """The devices of each active instance group; without groups, one group on the runtime's default devices.
 
-    Raises InvalidArgument for a GPU that `gpus` lacks while it has others, for any GPU if it has none and the
-    server is `strict`, if all groups are passive, and for a GPU in lane inline: the event loop must not wait
-    for a device.
+    Raises InvalidArgument for a GPU that is not among `gpus`, for any GPU if there are none and the server is
+    `strict` (otherwise the group runs on the CPU), if all groups are passive, and for a GPU in lane inline,
+    because the event loop must not wait for a device.
     """
     if not config.instance_groups:
         only = InstanceGroup(config.instance_count or 0)
@@ -58,7 +58,7 @@ def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
 
 
 def place_again(config: ModelConfig, placed: Places) -> Places:
-    """The same with other instance counts; a change of devices needs a new load."""
+    """The placement with the instance counts of a changed configuration, whose devices must be the same."""
     devices = {(one.group.kind, one.group.gpus): one.devices for one in placed.groups}
     groups = config.instance_groups or (InstanceGroup(config.instance_count or 0),)
     return Places(
@@ -74,7 +74,7 @@ def place_again(config: ModelConfig, placed: Places) -> Places:
 def _devices(
     config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus, *, strict: bool
 ) -> tuple[Device, ...]:
-    """The devices of a group; none if it asks for a GPU and none can be used."""
+    """The devices of a group; empty if it asks for a GPU and none can be used."""
     if group.kind == "model":
         return (Device("model"),)
     if group.kind == "cpu":
@@ -84,7 +84,7 @@ def _devices(
     if config.lane == "inline":
         raise InvalidArgument(
             f"model '{config.name}': lane inline and {_kind(group)} contradict each other: the event loop"
-            " waits for no GPU"
+            " must not wait for a GPU"
         )
     wrong = [index for index in group.gpus if index not in gpus.indexes]
     if gpus.indexes and wrong:
@@ -122,11 +122,11 @@ def _kind(group: InstanceGroup) -> str:
 
 
 class InstanceMaker:
-    """Makes the instances of one load, again when their number or lane changes. Lives on the event loop.
+    """Makes the instances of one load, and new ones when their number or lane changes.
 
-    `on_slow`: the model blocks the loop for longer than was measured. `on_available`: nothing can run it, for
-    a reason, or something can again (""). `on_ready`: the model declares itself not ready, or ready again
-    (""). `on_given_up`: an instance was abandoned and replaced, for a reason.
+    Lives on the event loop. `on_slow` is called when runs block the loop for longer than measured,
+    `on_available` with a reason when no instance can run the model and with "" when one can again, `on_ready`
+    likewise when the model declares itself not ready, and `on_given_up` when a stuck instance was replaced.
     """
 
     def __init__(
@@ -148,16 +148,16 @@ class InstanceMaker:
         self._on_ready = on_ready
         self._on_given_up = on_given_up
         self._loop = asyncio.get_running_loop()
-        #: What runs batches on a device, shared by its instances.
+        #: The execution on each device, which the instances there share.
         self._runs: dict[Device, Execution | BudgetedExecution] = {}
         self._limit: RunLimit | None = None
         #: Whether the model was moved to threads because it blocked the loop.
         self.moved = False
-        #: The streams of a decoupled model of this process.
+        #: The streams of a decoupled model that runs in this process.
         self.streams: StreamPool | None = None
 
     def make(self, loaded: LoadedVersion) -> list[Instance]:
-        """The instances of a loaded model. Raises InvalidArgument when the server lacks resources for one."""
+        """The instances of a loaded model. Raises InvalidArgument if one needs more than the rate limit."""
         instances = loaded.make_instances(self)
         try:
             return self._permitted(instances, loaded.places)
@@ -173,11 +173,11 @@ class InstanceMaker:
 
     @property
     def stuck(self) -> int:
-        """Runs on abandoned threads that have not ended."""
+        """The number of runs that have not ended on abandoned threads."""
         return 0 if self._limit is None else self._limit.stuck
 
     def placement(self, loaded: LoadedVersion, instances: list[Instance]) -> Placement:
-        """How it runs, for people."""
+        """Where and how the model runs, as shown to users."""
         count = len(instances) if self.moved else loaded.instances
         return Placement(
             "thread" if self.moved else loaded.lane,
@@ -187,7 +187,7 @@ class InstanceMaker:
             loaded.placed,
         )
 
-    # for the kinds of models, see LoadedVersion.make_instances
+    # called by the implementations of LoadedVersion.make_instances
 
     def inline(self, execute: Execution) -> Instance:
         """An instance on the event loop."""
@@ -196,9 +196,9 @@ class InstanceMaker:
     def run_on(
         self, device: Device, make: Callable[[], Execution], *, threads: int | None
     ) -> Execution | BudgetedExecution:
-        """What runs batches on a device, made by `make` the first time.
+        """The execution on a device, made by `make` on the first call.
 
-        A run occupies `threads` threads (0: all cores, None: it mostly waits).
+        Each run occupies `threads` cores of the core budget (0: all, None: none, since it mostly waits).
         """
         run = self._runs.get(device)
         if run is None:
@@ -209,7 +209,7 @@ class InstanceMaker:
         return run
 
     def thread(self, run: Execution | BudgetedExecution, number: int) -> Instance:
-        """An instance on a thread, which is abandoned when a run exceeds the model's time limit."""
+        """An instance on a thread. If the model has a time limit, the thread of a longer run is abandoned."""
         make = partial(ThreadInstance, run, self._loop, f"{self.model.name}-{number}", self.model.config.cpus)
         config = self.model.config
         if config.execution_timeout_seconds is None:
@@ -228,7 +228,7 @@ class InstanceMaker:
         return TimedInstance(make, self._loop, self._limit)
 
     def places_for_streams(self, model: StreamingModel, threads: int) -> list[Instance]:
-        """Instances for the streams that may be open at once, computed on `threads` threads."""
+        """One instance for each stream that may be open at once; all are computed on `threads` threads."""
         statistics = self.model.statistics
         if statistics.responses is None:
             statistics.responses = ResponseStatistics()
@@ -243,7 +243,7 @@ class InstanceMaker:
         return list(self.streams.instances)
 
     def places_in_workers(self, model: ModelInWorkers) -> list[Instance]:
-        """Instances for the batches that the worker processes take at once."""
+        """One instance for each batch that the worker processes can run at the same time."""
         model.on_available = self._on_available
         model.on_ready = self._on_ready
         self._on_ready(model.unready)
@@ -256,7 +256,7 @@ class InstanceMaker:
         from backline.schedule.rate_limit.limits import claim_of
         from backline.schedule.rate_limit.permits import PermittedInstance
 
-        # A worker process or stream pool runs several batches at once, each with the claim of its group.
+        # A worker process or stream pool may have several instances, each with the claim of its group.
         claims = [claim_of(place.group, str(place.device.index)) for place in places]
         model = self.model
         permits = self._permits.register(

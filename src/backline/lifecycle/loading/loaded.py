@@ -1,4 +1,4 @@
-"""A version in memory, of any kind of model, and how to serve it."""
+"""Loaded versions, with one class for each kind of model, and how to serve them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from backline.workers.model_in_workers import ModelInWorkers
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What running a model has shown, valid for all loads of its files. `probe` is None if unwanted."""
+    """Results of the trial runs, valid for all loads of the same files. `probe` is None without a proof."""
 
     probe: BatchProbe | None = None
     times: RunTimes = field(default_factory=lambda: RunTimes({}))
@@ -40,16 +40,16 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedVersion(ABC):
-    """One subclass for each kind of model says how to run it; no other code asks for the kind.
+    """A model in memory. Each kind of model has a subclass, and no other code tells the kinds apart.
 
-    `max_batch_size` limits requests (0: no dimension is a batch), `batch_limit` what the scheduler joins.
-    `places` has one entry for each instance, `placed` the devices that hold the model.
+    `max_batch_size` limits the items of a request (0: no batch dimension), `batch_limit` those that the
+    scheduler joins. `places` has one entry for each instance; `placed` has the devices that hold the model.
     """
 
     view: View
     backend: str
     platform: str
-    #: What clients see.
+    #: The signature that clients see.
     signature: Signature
     max_batch_size: int
     batch_limit: int
@@ -61,9 +61,9 @@ class LoadedVersion(ABC):
     decoupled: bool
     measured: Measured = Measured()
     warnings: tuple[str, ...] = ()
-    #: Which requests may share a batch, unless it is those of equal shapes.
+    #: Which requests may share a batch; None for those of equal shapes.
     joining: Joining | None = None
-    #: Microseconds that a batch may wait for more, if the configuration sets none.
+    #: Microseconds that a batch may wait for more requests, if the configuration sets no delay.
     max_queue_delay_us: int = 0
 
     #: Whether `placed_again` can change the number of instances.
@@ -81,18 +81,18 @@ class LoadedVersion(ABC):
 
     @abstractmethod
     def placed_again(self, config: ModelConfig) -> LoadedVersion:
-        """The same model under a configuration that needs no new load."""
+        """The same model with a changed configuration that needs no new load."""
 
     @abstractmethod
     def make_instances(self, maker: InstanceMaker) -> list[Instance]:
-        """Makes its instances."""
+        """Makes the instances that run the model."""
 
     @abstractmethod
     def lone_runs(self) -> Iterable[Run]:
-        """Functions that run one request, one for each copy, for warm-up after `states.prepare`."""
+        """One function per copy of the model that runs one request, for warm-up; needs `states.prepare`."""
 
     def resident_bytes(self, measured: int) -> int:
-        """Its memory; this process grew by `measured` bytes during the load."""
+        """The model's memory in bytes; `measured` is the growth of this process during the load."""
         return measured
 
     @abstractmethod
@@ -108,7 +108,7 @@ def missing_gpu(config: ModelConfig, placed: Places) -> tuple[str, ...]:
 
 
 def why_there(config: ModelConfig, placed: Places) -> str:
-    """The cores and devices of a model, to end a sentence with."""
+    """The cores and devices of a model, as the end of a sentence; "" without special ones."""
     cores = (
         f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}"
         if config.cpus
@@ -119,13 +119,13 @@ def why_there(config: ModelConfig, placed: Places) -> str:
     return cores if placed.devices == (CPU,) else f"{cores}; on {name_devices(placed)}"
 
 
-#: Responses that warm-up takes from a stream, which may be endless.
+#: How many responses warm-up takes from a stream, which may be endless.
 STREAMED_RESPONSES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedStreams(LoadedVersion):
-    """Streams have no batches, and no run to measure."""
+    """A model in this process whose responses are a stream: it has no batches, and runs are not measured."""
 
     model: StreamingModel
 
@@ -154,7 +154,7 @@ class LoadedStreams(LoadedVersion):
 def loaded_streams(
     config: ModelConfig, view: View, model: StreamingModel, *, backend: str, platform: str, placed: Places
 ) -> LoadedStreams:
-    """Decides how to run a model of streams."""
+    """Decides how to run a streaming model."""
     return LoadedStreams(
         view=view,
         model=model,
@@ -174,7 +174,7 @@ def loaded_streams(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedWorkers(LoadedVersion):
-    """The number of workers is fixed until the next load."""
+    """A model in worker processes, whose number is fixed until the next load."""
 
     model: ModelInWorkers
 
@@ -199,7 +199,7 @@ class LoadedWorkers(LoadedVersion):
 def loaded_workers(
     config: ModelConfig, path: Path, model: ModelInWorkers, *, backend: str, warnings: tuple[str, ...]
 ) -> LoadedWorkers:
-    """Decides how to run a model in workers. If it does not fit, closes it and raises BacklineError."""
+    """Decides how to run a model in workers. Closes it and raises BacklineError if it cannot be served."""
     said = model.loaded
     view = View(config, path, STAGES_OF_WORKERS)
     join = view.stage(JoinInWorker)
@@ -229,7 +229,7 @@ def loaded_workers(
 
 
 def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
-    """How many items the scheduler joins: a model may rely on single requests unless it asks for batches."""
+    """The most items that the scheduler joins; 1 for a model that joins only if asked to, and is not."""
     said = model.loaded
     alone = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
     return min(1, said.max_batch_size) if alone else said.max_batch_size

@@ -1,4 +1,4 @@
-"""Models in this process that give one response: loaded on each device, proved, measured and placed."""
+"""Models that run in this process and give one response: proof, measurement and placement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backline.workers.instance import Instance
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedHere(LoadedVersion):
-    """`replicas` are equal copies, as instances run them, by device."""
+    """A model in this process; `replicas` are its copies by device."""
 
     replicas: Mapping[Device, LoadedModel]
 
@@ -48,13 +48,13 @@ class LoadedHere(LoadedVersion):
             return [maker.inline(self._execution(maker, self.placed.devices[0]))]
         threads = self.model.threads_per_run
         places = self.places
-        if self.lane != "thread":  # it was measured as quick, but blocked the loop
+        if self.lane != "thread":  # it was planned for the event loop, but blocked it
             places = self.placed.spread(spare_instances(usable_cores(), threads))
         instances = []
         for number, place in enumerate(places):
             device = place.device
-            # A model that mostly waits, for a device or another service, needs no core. Only the first device
-            # was measured.
+            # A model that mostly waits for a device or a service needs no core. Whether it waits was measured
+            # on the first device only.
             waits = device.kind == "gpu" or (self.measured.times.waits and device == self.placed.devices[0])
             run = maker.run_on(
                 device, partial(self._execution, maker, device), threads=None if waits else threads
@@ -81,7 +81,7 @@ class LoadedHere(LoadedVersion):
 
 
 def measure_model(config: ModelConfig, view: View, model: LoadedModel) -> Measured:
-    """Proves whether requests may be joined, and times runs."""
+    """Tests whether requests can be batched, unless batching is configured off, and times runs."""
     join = view.stage(JoinRequests)
     seen = view.alone(model)
     found: BatchProbe | None = None
@@ -134,7 +134,7 @@ def _plan(
 ) -> RunPlan:
     on_gpus = any(device.kind == "gpu" for device in placed.devices)
     assert config.lane != "process", "it is loaded here"
-    # The event loop cannot abandon a long run, be pinned to cores, or wait for a device.
+    # The event loop can neither abandon a long run, nor be pinned to cores, nor wait for a device.
     threads = config.execution_timeout_seconds is not None or config.cpus or on_gpus
     return plan(
         measured.times,
@@ -170,5 +170,5 @@ def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
     )
     return (
         f"{config.source or config.name}: max_batch_size is {config.max_batch_size}, but joining requests"
-        f" changes answers: {probe.reason}. {advice} unless you know better"
+        f" changes outputs: {probe.reason}. {advice} unless this is intended"
     )

@@ -27,8 +27,8 @@ from backline.lifecycle.view.view import View
 from backline.repository.configuration.effects import ignored_settings
 from backline.workers.model_in_workers import ModelInWorkers
 
-#: Starts a model's workers where they are placed; returns when they have loaded it, with its configuration,
-#: which the model may have completed. Called on a thread. Raises BacklineError.
+#: Starts the workers of a model on the given devices, and waits until they have loaded it. Also returns the
+#: configuration, which the model may have completed. Called on a thread. Raises BacklineError.
 StartWorkers: TypeAlias = Callable[[HostedModel, Places], tuple[ModelInWorkers, ModelConfig]]
 
 
@@ -40,12 +40,12 @@ def load(
     start_workers: StartWorkers | None = None,
     options: LoadOptions = DEFAULT_OPTIONS,
 ) -> LoadedVersion:
-    """Loads a model file, probes whether it can be batched unless configured, and measures its runs.
+    """Loads a model file, tests whether it can be batched, and measures its run time.
 
-    `known` is from an earlier load of the same files and configuration, and is not measured again. `on_phase`
-    is called with "load" and "probe" as these begin. `start_workers` serves models that run in other
-    processes. The device of `options` is ignored. May take minutes: call it on a thread. Raises BacklineError
-    when the model cannot be served.
+    With `known`, from an earlier load of the same files and configuration, nothing is measured. `on_phase` is
+    called with "load" and "probe" when these phases begin. `start_workers` is needed for models that run in
+    worker processes. The device of `options` is ignored. May take minutes: call it on a thread. Raises
+    BacklineError when the model cannot be served.
     """
     on_phase("load")
     entry = choose(config, path)

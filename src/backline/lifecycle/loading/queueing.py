@@ -1,4 +1,4 @@
-"""The queue of a version, as its configuration asks, and a line about it for people."""
+"""Builds the queue of a version from its configuration, and describes it in one line for users."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: The queue size of a version, or of one of its priority levels, if its configuration sets none.
 DEFAULT_QUEUE_SIZE = 1024
-#: How many requests of other lengths may be skipped in search of those that fit a padded batch.
+#: How many queued requests of other lengths may be skipped to find some that fit a padded batch.
 REACH = 128
 
 
@@ -43,10 +43,10 @@ def build_queue(
     cache: ResponseCache | None = None,
     fingerprint: str = "",
 ) -> InstancesQueue:
-    """The queue of a loaded version, built from the inside out.
+    """The queue of a loaded version: a scheduler, behind splitting and a response cache if configured.
 
-    With a `cache`, and a model that asks for it, responses are cached under `fingerprint`, which identifies
-    what was loaded.
+    If the model uses the `cache`, its responses are stored under `fingerprint`, which identifies the loaded
+    files.
     """
     config = model.config
     settings = settings_of(config, loaded)
@@ -123,7 +123,7 @@ def build_sequence_queue(
     store: StateStore,
     total: QueueTotal | None = None,
 ) -> SequenceBatcher:
-    """The queue of a model of sequences."""
+    """The queue of a version that serves sequences."""
     from backline.schedule.sequences.batcher import SequenceBatcher
     from backline.schedule.sequences.lanes import SequenceLane, SlotLane, SlotPolicy
 
@@ -171,12 +171,12 @@ def build_sequence_queue(
 
 
 def settings_of(config: ModelConfig, loaded: LoadedVersion) -> Settings:
-    """How a version's requests are queued and joined."""
+    """The settings of a version's queue and of its batches."""
     return Settings(_batch_policy(config, loaded), queue_settings(config))
 
 
 def queue_settings(config: ModelConfig) -> QueueSettings:
-    """How a model's requests are queued."""
+    """The settings of a model's queue: limits and timeouts by priority."""
     policies = {level: _limited(policy) for level, policy in config.priority_queue_policies.items()}
     return QueueSettings(
         _limited(config.queue_policy), config.priority_levels, config.default_priority_level, policies
@@ -211,10 +211,10 @@ def scheduling_text(
     decoupled: bool = False,
     cached: bool = False,
 ) -> str:
-    """Such as "up to 8 together, waits 500 us for 4 or 8, 3 priorities, cached".
+    """Describes the scheduling of a model, as "up to 8 together, waits 500 us for 4 or 8, 3 priorities".
 
-    `batch_limit` is how many items the scheduler joins, `seconds` the measured time by batch size, `waits_us`
-    the delay if the configuration sets none, `cached` whether the server caches its responses.
+    `batch_limit` is how many items the scheduler joins, `seconds` the measured run time by batch size,
+    `waits_us` the queue delay if the configuration sets none, `cached` whether responses are cached.
     """
     seconds = seconds or {}
     parts: list[str] = []
@@ -245,7 +245,7 @@ def scheduling_text(
 
 
 def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> str:
-    """What a free instance waits for. Preferring the largest batch is not worth mentioning."""
+    """How long a free instance waits for more requests, and the batch sizes that it prefers."""
     delay = config.max_queue_delay_us or waits_us
     sizes = (
         " or ".join(map(str, sorted(set(config.preferred_batch_sizes))))

@@ -1,4 +1,4 @@
-"""How long a model runs at which batch size, and what follows: its lane, batch limit and instances."""
+"""Times a model by batch size, and chooses its lane, batch limit and number of instances from the times."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from backline.lifecycle.loading.trial_inputs import MAX_TRIAL_ELEMENTS, Sizes, T
 
 #: The largest batch that is measured, and so the largest chosen automatically.
 LARGEST_BATCH = 64
-#: Limits for the event loop, in seconds: of a run of one item ...
+#: The longest run of one item, in seconds, with which a model may run on the event loop.
 INLINE_RUN = 0.0003
-#: ... of a batch ...
+#: The longest run of a batch on the event loop, in seconds.
 INLINE_BATCH = 0.0005
-#: ... and of a run with larger sizes of variable dimensions.
+#: The longest run of one item with enlarged variable dimensions on the event loop, in seconds.
 INLINE_GROWN = 0.002
-#: The fixed cost of a run in seconds, on a thread and on the loop, which a batch pays once.
+#: The overhead of a run in seconds, on a thread and on the event loop, whatever its batch size.
 _THREAD_HOP = 0.00004
 _INLINE_DISPATCH = 0.000004
-#: The share of the time per item that a larger batch must save; more for slow runs, of which few are timed,
-#: and in which items wait for each other and for one core.
+#: The share of the time per item that a larger batch must save to be worthwhile. It is larger for slow runs,
+#: because few of them are timed, and a batch delays its first items longer.
 _GAIN = 0.05
 _SLOW_GAIN = 0.15
 _SLOW_RUN = 0.005
-#: Seconds for all measurements of a model; up to three times that while every larger batch saves time.
+#: Seconds for all measurements of a model; up to three times as long while each larger batch saves time.
 _BUDGET = 0.05
 #: Seconds to search for sizes that the model accepts.
 _SEARCH_BUDGET = 0.1
-#: Runs timed at each size, and seconds after which no further one is timed.
+#: The number of timed runs at each batch size, and the seconds after which no further run is timed.
 _RUNS = 5
 _SECONDS_PER_SIZE = 0.01
-#: Seconds of a first run above which it counts, without a warm-up run.
+#: A first run slower than this, in seconds, is counted; a faster one only warms up.
 _NO_WARM_UP = 0.01
+#: The factors by which variable dimensions are enlarged.
 _GROWTH = (4, 16)
-#: A run that uses less than this share of its time as processor time is waiting.
+#: A run that uses less than this share of its duration as processor time mostly waits.
 _WAITING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class RunTimes:
-    """Seconds of a run by batch size, including the copy that gathers the batch.
+    """The measured duration of a run, in `seconds` by batch size, including the copy that joins the batch.
 
-    Sizes are powers of two as far as worthwhile. Empty when no input that was tried could be run. `grown` is
-    the longest run with larger variable dimensions, else 0. `elements` is the number of input elements of one
-    item.
+    Batch sizes are powers of two, up to where larger ones save no time; empty if the model ran with no trial
+    input. `grown` is the seconds of the longest run with enlarged variable dimensions, 0 if none was timed.
+    `elements` is the number of input elements of one item.
     """
 
     seconds: dict[int, float]
@@ -62,7 +63,7 @@ class RunTimes:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """How to run a model: in which lane, with at most how many items, by how many instances."""
+    """How to run a model: the lane, the most items of a batch, the number of instances, and why."""
 
     lane: Lane
     batch_limit: int
@@ -73,7 +74,7 @@ class RunPlan:
 def measure(model: LoadedModel, max_batch: int) -> RunTimes:
     """Times a model with batches of up to `max_batch` items (0: its first dimension is not a batch).
 
-    Takes some 50 ms, or a few runs of slow models.
+    Takes about 50 ms, or longer for a slow model, which is run a few times.
     """
     started = perf_counter()
     batched = max_batch > 0
@@ -100,8 +101,8 @@ def plan(
 ) -> RunPlan:
     """Decides how to run a model.
 
-    `lane` and `instances` are what the configuration sets, `max_batch` its limit or 0, `threads_per_run` the
-    threads of one run (0: all cores). Several instances need threads, as the event loop can only run one.
+    `lane` and `instances` are None where the configuration leaves the choice. `max_batch` is 0 for a model
+    without batches, `threads_per_run` 0 for a run on all cores. Only threads can run several instances.
     """
     spare = spare_instances(cores, threads_per_run)
     if not times.seconds:
@@ -111,7 +112,7 @@ def plan(
             where,
             max(1, min(max_batch, LARGEST_BATCH)),
             count,
-            "no input that was tried could be run, so its run time is not known",
+            "the model ran with no trial input, so its run time is unknown",
         )
     single = times.seconds[1]
     quick = single <= INLINE_RUN and times.grown <= INLINE_GROWN
@@ -127,15 +128,14 @@ def plan(
 
 
 def spare_instances(cores: int, threads_per_run: int) -> int:
-    """How many instances can compute without waiting for each other; `threads_per_run` 0 means all cores."""
+    """How many instances can run without competing for cores; `threads_per_run` 0 means all cores."""
     return max(1, cores // (threads_per_run or cores))
 
 
 def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: float) -> int:
-    """The smallest batch size after which larger ones hardly lower the time per item.
+    """The smallest batch size whose time per item is close to the best of all measured sizes.
 
-    `overhead` seconds are added to each run; batches longer than `longest` seconds are ignored. If the
-    largest measured size still saves time, it is the limit.
+    `overhead` seconds are added to each run; batches that take more than `longest` seconds are ignored.
     """
     allowed = {
         size: (time + overhead) / size for size, time in seconds.items() if size == 1 or time <= longest
@@ -148,7 +148,7 @@ def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: f
 def _time_batches(
     model: LoadedModel, trial: Trial, max_batch: int, started: float
 ) -> tuple[dict[int, float], float]:
-    """The times, and the share of processor time in a run of one item."""
+    """The seconds by batch size, and the share of processor time in a run of one item."""
     names = [spec.name for spec in model.signature.outputs]
     item = make_inputs(model.signature, trial.sizes, 1 if max_batch else None, trial.family, 1)
     begun, computed = perf_counter(), process_time()
@@ -171,7 +171,7 @@ def _time_batches(
 
 
 def _time_grown(model: LoadedModel, trial: Trial, *, batched: bool) -> float:
-    """The longest run with larger variable dimensions; those of equal size grow together."""
+    """Seconds of the longest run with enlarged variable dimensions; those of equal size grow together."""
     names = [spec.name for spec in model.signature.outputs]
     longest = 0.0
     for group in sorted(set(trial.sizes.values())):
@@ -204,7 +204,7 @@ def _elements(model: LoadedModel, sizes: Sizes) -> int:
 
 
 def _time(run: Callable[[], object]) -> float:
-    """The seconds of the fastest of a few runs: disturbances only ever make a run longer."""
+    """The seconds of the fastest of a few runs, because disturbances only make a run slower."""
     begin = perf_counter()
     run()
     first = perf_counter() - begin
@@ -230,7 +230,7 @@ def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched
     if not batched:
         return text
     if limit == 1:
-        return f"{text}, one request at a time, as larger batches save no time"
+        return f"{text}, one request at a time, because larger batches save no time"
     measured = times.seconds.get(limit)
     if measured is None:
         return f"{text}, in batches of up to {limit}"
@@ -238,7 +238,7 @@ def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people, three digits: "12.3 us", "4.56 ms", "1.20 s"."""
+    """A duration as text with three digits, such as "12.3 us", "4.56 ms" or "1.2 s"."""
     for factor, unit in ((1e6, "us"), (1e3, "ms")):
         if seconds * factor < 999.5:
             return f"{seconds * factor:.3g} {unit}"

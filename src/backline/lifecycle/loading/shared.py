@@ -1,4 +1,4 @@
-"""What all versions of a server share."""
+"""The objects that all versions of a server share: queue limits, cores, caches, states."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Shared:
-    """Shared by all versions of a server. Lives on the event loop, unless noted."""
+    """The objects that all versions of a server share. For use on the event loop, unless noted."""
 
     def __init__(self, engine: Engine, options: LifecycleOptions, state_folder: Path) -> None:
         """Raises InvalidArgument for an unusable option, or one whose package is missing."""
@@ -33,7 +33,7 @@ class Shared:
         self.cores = _core_budget(options.compute_threads)
         self.permits = None if options.rate_limit is None else _permits(options.rate_limit)
         self.cache = None if options.response_cache is None else _open_cache(options)
-        #: Outlives loads, so that sequences continue with the next one.
+        #: The states of sequences, kept here so that sequences continue when their version is reloaded.
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
         self.call_graph = CallGraph()
         #: Also used on load threads.
@@ -47,7 +47,7 @@ def _core_budget(threads: int | None) -> CoreBudget | None:
     return CoreBudget(count) if count else None
 
 
-# Few servers use these: the others do not import them.
+# The functions below import modules that few servers need.
 
 
 def _permits(resources: tuple[str, ...]) -> Permits:

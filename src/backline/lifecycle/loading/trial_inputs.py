@@ -1,4 +1,4 @@
-"""Made-up inputs, to prove that a model can be batched and to measure its runs."""
+"""Made-up inputs for trial runs, which prove that a model can be batched and measure its run time."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Arrays = dict[str, np.ndarray]
 #: The size of each variable dimension, by input name and axis.
 Sizes = dict[tuple[str, int], int]
 
-#: Sizes tried for variable dimensions. Not 1 first: with one row or column, the two look the same.
+#: Sizes tried for variable dimensions, in this order. 1 comes late, since it hides which axis a model uses.
 TRIAL_SIZES = (4, 16, 64, 256, 512, 1024, 2, 1, 100, 4096, 16000, 48000)
-#: The most elements of an input that is tried: guessed sizes multiply.
+#: The most elements of a trial input with guessed sizes, whose product can be huge.
 MAX_TRIAL_ELEMENTS = 1 << 20
-#: The same for all inputs together of a model that fixes every dimension.
+#: The most elements of all trial inputs together, for a model without variable dimensions.
 MAX_FIXED_ELEMENTS = 1 << 26
-#: With more variable dimensions, all get the same size.
+#: In a model with more variable dimensions than this, all of them get the same size.
 _MAX_FREE_DIMENSIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ValueFamily:
-    """A kind of values: floats in `offset` plus or minus `scale`, evenly spread; integers up to `top`."""
+    """Values to try: floats spread evenly over `offset` ± `scale`, integers in `lowest`..`top`, strings."""
 
     scale: float
     offset: float
@@ -46,7 +46,7 @@ ZEROS = ValueFamily(0.0, 0.0, 0, 0, (b"",))
 ONES = ValueFamily(0.0, 1.0, 1, 1, (b"1",))
 POSITIVE = ValueFamily(0.5, 0.5, 99, 0, (b"one", b"two", b"three"))
 HUGE = ValueFamily(1e6, 0.0, 255, 0, (b"a longer text, with several words", b"z"))
-#: Models of audio often insist on a sampling rate.
+#: Audio models often accept only one sampling rate.
 SAMPLING_RATE = ValueFamily(1.0, 0.0, 16000, 16000, (b"a",))
 FAMILIES = (NORMAL, LARGE, ZEROS, ONES, POSITIVE, HUGE)
 
@@ -54,7 +54,7 @@ FAMILIES = (NORMAL, LARGE, ZEROS, ONES, POSITIVE, HUGE)
 def make_inputs(
     signature: Signature, sizes: Sizes, rows: int | None, family: ValueFamily, seed: int
 ) -> Arrays:
-    """Inputs for a model; `rows` is the first dimension of each, None if that is not special."""
+    """Inputs for a model; `rows` is their batch size, None for a model without a batch dimension."""
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
         shape = trial_shape(spec, sizes, rows)
@@ -65,13 +65,13 @@ def make_inputs(
 
 
 def trial_shape(spec: TensorSpec, sizes: Sizes, rows: int | None) -> tuple[int, ...]:
-    """The shape of an input with the chosen sizes."""
+    """The shape of an input with variable dimensions replaced by `sizes`, and the first by `rows`, if any."""
     shape = tuple(sizes.get((spec.name, axis), dim) for axis, dim in enumerate(spec.shape))
     return shape if rows is None else (rows, *shape[1:])
 
 
 def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, int]]:
-    """The variable dimensions, except a batch dimension."""
+    """The variable dimensions of the inputs, except a batch dimension."""
     first = 1 if batched else 0
     return [
         (spec.name, axis)
@@ -82,14 +82,14 @@ def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, i
 
 
 def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
-    """Sizes for all variable dimensions, most likely first.
+    """Sizes to try for the variable dimensions, most likely first.
 
-    With a batch dimension, all others are equal before some become 1; without one, the first dimension is 1
-    before it is not.
+    With a batch dimension, equal sizes come first and then some dimensions of 1; without one, sizes with a
+    first dimension of 1 come first.
     """
     free = free_dimensions(signature, batched=batched)
     if not free:
-        # These sizes are no guesses, so more is worth a try; but a configuration may say anything.
+        # These sizes are the model's own, so larger inputs are allowed, but configurations may be absurd.
         rows = 1 if batched else None
         if sum(element_count(trial_shape(s, {}, rows)) for s in signature.inputs) <= MAX_FIXED_ELEMENTS:
             yield {}
@@ -121,16 +121,16 @@ def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Sizes and values that the model accepts."""
+    """Sizes and values of inputs that the model accepts."""
 
     sizes: Sizes
     family: ValueFamily
 
 
 def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial | None:
-    """Sizes and values that run and leave no output empty; failing that, any that run; None if nothing does.
+    """Sizes and values that the model accepts, preferably without empty outputs; None if none is found.
 
-    Stops trying at `deadline` (of time.perf_counter()), but not before the first try.
+    Stops trying at `deadline` (by time.perf_counter()), but tries at least once.
     """
     signature = model.signature
     outputs = [spec.name for spec in signature.outputs]
@@ -165,7 +165,7 @@ _FLOATS = frozenset({DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64}
 
 
 def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) -> np.ndarray:
-    """`count` values of a family; the same seed gives the same values."""
+    """`count` values of a family, as a flat array; the same seed gives the same values."""
     if datatype is DataType.BYTES:
         words = np.empty(count, np.object_)
         words[:] = [
@@ -173,7 +173,7 @@ def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) 
         ]
         return words
     if datatype in _FLOATS:
-        # Evenly spread. Importing numpy.random would be felt at start.
+        # Not numpy.random, whose import would slow down the start.
         values = (_scramble(count, seed) / np.float32(2**31) - np.float32(1)) * np.float32(
             family.scale
         ) + np.float32(family.offset)

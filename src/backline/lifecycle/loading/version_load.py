@@ -1,4 +1,4 @@
-"""One load of a version, on a thread: from its files to a model that has answered its warm-up requests."""
+"""Loads a version on a thread: from its files to a model that has run its warm-up requests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Raises InvalidArgument for a request that does not fit.
+#: Checks a request against the signature; raises InvalidArgument if it does not match.
 Check: TypeAlias = Callable[[Ticket], None]
 
 
@@ -49,19 +49,19 @@ class WarmModel:
     loaded: LoadedVersion
     check: Check
     memory: int
-    #: Of a model of sequences.
+    #: The hidden tensors of a model that serves sequences, otherwise None.
     tensors: SequenceTensors | None
-    #: What the model completed of its configuration.
+    #: The parts of the configuration that the model completed.
     completion: Completion | None
-    #: Identifies what was loaded, wherever from; empty if unknown or not needed.
+    #: A digest of the configuration and files, the same on every server; empty if unknown or not needed.
     content: str
 
 
 class VersionLoad:
-    """Loads one version. `run` is for a thread, the rest for the event loop.
+    """Loads one version. Call `run` on a thread, everything else on the event loop.
 
-    `config` is not completed yet, `known` is from an earlier load of the same files. `on_bytes` is called
-    while packages for its environment are downloaded.
+    `config` is as stated, before the model completes it. `known` holds the measurements of an earlier load of
+    the same files. `on_bytes` is called while packages for the model's environment are downloaded.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class VersionLoad:
         self._cancelled = False
 
     def run(self) -> WarmModel:
-        """May take minutes. Raises BacklineError when the model cannot be served."""
+        """Loads the model, which may take minutes. Raises BacklineError when the model cannot be served."""
         content = self._content()
         config, options = self._config, self._shared.options
         file_bytes = sum(file.size for file in self._version.files.values())
@@ -122,20 +122,19 @@ class VersionLoad:
         return WarmModel(loaded, check, memory, tensors, completion, digest)
 
     def cancel(self) -> None:
-        """The version is no longer wanted: stops waiting for its workers."""
+        """Stops waiting for workers to start, because the version is no longer wanted."""
         self._cancelled = True
         if self._starter is not None:
             self._starter.cancel()
 
     def forget_calls(self) -> None:
-        """The version makes no more calls."""
+        """Removes the custom metrics of the model, which makes no more calls."""
         if self._starter is not None:
             self._starter.calls.forget()
 
     def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
-        from backline.lifecycle.loading.worker_pools import (
-            WorkerStarter,
-        )  # imported late: much code, for models in workers only
+        # Imported late: a lot of code that only models in workers need.
+        from backline.lifecycle.loading.worker_pools import WorkerStarter
 
         self._starter = WorkerStarter(
             self._shared,
@@ -151,7 +150,7 @@ class VersionLoad:
         return self._starter.start(hosted, placed)
 
     def _content(self) -> VersionContent | None:
-        """A digest of the files, if responses are cached: another file must not get them."""
+        """A digest of the files, needed if responses are cached: other files must not get these responses."""
         if self._shared.cache is None or not self._config.response_cache or self._version.path is None:
             return None
         root = self._fetched.path
@@ -194,9 +193,9 @@ class VersionLoad:
 
 
 class VersionContent:
-    """A digest of the files `names` below `root`: servers that share a cache recognise equal versions by it.
+    """A digest of the files `names` below `root`, so that servers with a common cache know equal versions.
 
-    May be used on any thread; raises OSError when a file cannot be read.
+    For use on any thread. Raises OSError when a file cannot be read.
     """
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
@@ -213,7 +212,7 @@ class VersionContent:
 
     @property
     def unchanged(self) -> bool:
-        """Whether no file was written or replaced since the digest was begun."""
+        """Whether no file was written or replaced since the digest was started."""
         return self._state() == self._before
 
     def _state(self) -> list[tuple[int, int, int, int]]:
@@ -222,7 +221,7 @@ class VersionContent:
 
 
 def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
-    """The check that raises InvalidArgument for requests that do not fit."""
+    """The check that raises InvalidArgument for requests that do not match the loaded model."""
     limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
     check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
     if loaded.joining is None:
@@ -231,13 +230,11 @@ def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
 
 
 def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
-    """Refuses settings that streams cannot have, for a model that only its file makes decoupled."""
+    """Raises InvalidArgument for settings that a decoupled model, known as such once loaded, cannot have."""
     if not loaded.decoupled:
         return
     if config.objective_seconds is not None:
-        raise InvalidArgument(
-            f"model '{config.name}' gives any number of responses, to which no latency objective can apply"
-        )
+        raise InvalidArgument(f"model '{config.name}' is decoupled, so no latency objective can apply to it")
     if config.response_cache:  # Triton's text
         raise InvalidArgument(
             f"Response Cache does not currently support model {config.name} with 'decoupled' transaction"
@@ -250,19 +247,19 @@ Result = TypeVar("Result")
 
 
 def loads_running() -> bool:
-    """Whether a load is running in this process: a runtime at work does not survive an orderly exit."""
+    """Whether a load is running in this process: a runtime that is loading can crash an orderly exit."""
     return any(isinstance(thread, _LoadThread) for thread in threading.enumerate())
 
 
 class _LoadThread(threading.Thread):
-    """Recognised by its class."""
+    """A thread that runs a load; `loads_running` recognises it by its type."""
 
 
 class LoadThreads(Executor):
-    """Runs each call on a daemon thread; the caller limits their number.
+    """Runs each call on its own daemon thread; the caller limits their number.
 
-    A runtime cannot be interrupted. In a pool, a load that never ends would occupy a worker for good, and
-    block the interpreter's exit.
+    A runtime cannot be interrupted, so in a thread pool a load that never ends would occupy a thread for ever
+    and block the interpreter's exit.
     """
 
     def __init__(self) -> None:

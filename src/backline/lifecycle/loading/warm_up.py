@@ -1,4 +1,4 @@
-"""Warm-up: requests that a version answers before it is ready, so that no client pays for one-time work."""
+"""Warm-up: requests that a version runs before it is ready, so that one-time work delays no client."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def warm_up(
     check: Callable[[Ticket], None],
     samples: Iterable[WarmUpRequest],
 ) -> int:
-    """Runs the samples of the model `name`, each checked by `check`; returns the number of runs.
+    """Runs warm-up samples on the model `name`; returns the number of runs.
 
-    May take minutes: call it on a thread. Raises BacklineError with the sample's label when one fails.
-    Recorded samples that do not fit are skipped.
+    May take minutes: call it on a thread. Raises BacklineError, with the sample's label, if a sample fails or
+    does not pass `check`. Recorded samples that do not pass are skipped.
     """
     runs = 0
     for sample in samples:
@@ -53,7 +53,7 @@ def warm_up(
 
 
 def fitting_request(name: str, check: Callable[[Ticket], None], sample: WarmUpRequest) -> InferRequest:
-    """The sample as a request to the model `name`. Raises InvalidArgument with its label if unfit."""
+    """The sample as a request to the model `name`. Raises InvalidArgument if it does not pass `check`."""
     request = InferRequest(name, dict(sample.inputs), outputs=sample.outputs)
     try:
         check(unsubmitted(request))
@@ -72,9 +72,9 @@ def _without_id(message: str) -> str:
 WARM_UP_FOLDER = "warmup"
 #: The warm-up file of SavedModels, below the version's folder (TensorFlow Serving's name).
 TENSORFLOW_FILE = "assets.extra/tf_serving_warmup_requests"
-#: TensorFlow Serving's limit of records.
+#: How many records of a warm-up file are run at most (TensorFlow Serving's limit).
 MAX_RECORDS = 1000
-#: Runs of one sample.
+#: The largest `count` of a sample.
 MAX_COUNT = 100_000
 
 
@@ -82,7 +82,7 @@ MAX_COUNT = 100_000
 class WarmUpRequest:
     """A request to run `count` times. `label` names it in messages; `outputs` is None for all.
 
-    `must_fit` is False for recorded ones: a new version may have other inputs than the recorded one.
+    `must_fit` is False for recorded requests, since a new version may have other inputs.
     """
 
     label: str
@@ -100,11 +100,11 @@ def warm_up_samples(
     model_folder: Path,
     recorded: Path | None = None,
 ) -> Iterator[WarmUpRequest]:
-    """All samples of a version, made one at a time.
+    """All warm-up samples of a version, created one at a time.
 
-    `batched`: the first dimension is a batch, which shapes in the configuration leave out. `version_folder`
-    holds the model file, `model_folder` is its parent; `recorded` may not exist. Raises InvalidArgument, with
-    name, input and file, for a sample that cannot be made.
+    With `batched`, shapes in the configuration lack the batch dimension, which is added. `version_folder`
+    holds the model file, `model_folder` is its parent; the file `recorded` need not exist. Raises
+    InvalidArgument, with name, input and file, for a sample that cannot be created.
     """
     for sample in config.warm_up:
         yield _configured(config, sample, model_folder / WARM_UP_FOLDER, batched=batched)
@@ -116,7 +116,7 @@ def warm_up_samples(
 
 
 def _is_there(recorded: Path) -> bool:
-    """Whether there are recorded requests. A model loads without them if the state folder cannot be read."""
+    """Whether there are recorded requests. If the state folder cannot be read, warm-up does without them."""
     try:
         recorded.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -168,7 +168,7 @@ def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batc
 
 
 def _tensor(where: str, given: WarmUpInput, rows: int | None, folder: Path, seed: int) -> Tensor:
-    """The tensor of an input: `rows` copies of one item, or None if the shape is complete."""
+    """The tensor of an input: `rows` copies of one item; with None, `given.shape` is the whole shape."""
     if any(dimension < 0 for dimension in given.shape):
         raise InvalidArgument(f"{where} has the dims {list(given.shape)}; every dimension needs a fixed size")
     shape: Shape = given.shape if rows is None else (rows, *given.shape)

@@ -1,4 +1,4 @@
-"""Models in worker processes: from a backend's description to a pool that serves."""
+"""Starts models in worker processes: builds the environment, starts the pool, completes the configuration."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _BACKEND = "python"
 class WorkerStarter:
     """Starts the workers of one version, in an environment built for the model if it asks for one.
 
-    `folder` is the model's, above its versions. `on_phase` is called with "environment" when one is built,
-    `on_bytes` while its packages are downloaded.
+    `folder` is the model's folder, which holds its versions. `on_phase` is called with "environment" before
+    one is built, and `on_bytes` while its packages are downloaded.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class WorkerStarter:
         self._on_phase = on_phase
         self._on_bytes = on_bytes
         self.calls = ModelCalls(shared.engine, shared.call_graph, shared.permits, model)
-        #: What the model completed of its configuration, once started.
+        #: The parts of the configuration that the model completed, once started.
         self.completion: Completion | None = None
         self._starting: Future[None] | None = None
         self._uv: Uv | None = None
         self._cancelled = False
 
     def start(self, hosted: HostedModel, placed: Places) -> tuple[WorkerPool, ModelConfig]:
-        """See StartWorkers (loader).
+        """Starts the workers, as StartWorkers in loader.py says.
 
-        A model completes its configuration in a worker that is then closed.
+        If the model completes its configuration, it does so in a first worker, which is then closed.
         """
         if hosted.packed is not None:
             from backline.repository.unpacked import unpacked
@@ -133,7 +133,7 @@ class WorkerStarter:
         return pool
 
     def cancel(self) -> None:
-        """Aborts the start. Called on the event loop."""
+        """Aborts `start`. Called on the event loop."""
         self._cancelled = True
         if self._starting is not None:
             self._starting.cancel()
@@ -224,7 +224,7 @@ class WorkerStarter:
 
 @cache
 def _environments(folder: Path) -> Environments:
-    """The store of this process for a folder."""
+    """The store of environments in a folder; one for each folder in this process."""
     return Environments(folder)
 
 
@@ -242,7 +242,7 @@ def _spec(spec: TensorSpec) -> Spec:
 
 
 def _only_one(placed: Places) -> Places:
-    """Only the first instance."""
+    """The placement reduced to one instance, on its first device."""
     first = placed.groups[0]
     return replace(
         placed, groups=(replace(first, group=replace(first.group, count=1), devices=first.devices[:1]),)
@@ -250,7 +250,7 @@ def _only_one(placed: Places) -> Places:
 
 
 def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
-    """The configuration with defaults, as JSON."""
+    """The complete configuration for the model, with placement and defaults filled in, as JSON."""
     whole = message("inference.ModelConfig").FromString(config.declared)
     whole.backend = config.backend or _BACKEND
     whole.max_batch_size = config.max_batch_size or 0
@@ -261,16 +261,16 @@ def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A configuration from the model itself (`auto_complete_config` of Triton's Python backend).
+    """A configuration that the model completed (`auto_complete_config` of Triton's Python backend).
 
-    `given` is an inference.ModelConfig, `listing` is the model's folder.
+    `given` is an inference.ModelConfig; `listing` lists the files of the model's folder.
     """
 
     given: Any
     listing: Listing
 
     def apply(self, config: ModelConfig) -> ModelConfig:
-        """The file's configuration, completed. Raises InvalidArgument if the result contradicts itself."""
+        """Completes the configuration. Raises InvalidArgument if the result contradicts itself."""
         given, whole = self.given, message("inference.ModelConfig").FromString(config.declared)
         whole.max_batch_size = given.max_batch_size
         for tensors in ("input", "output"):
@@ -295,7 +295,7 @@ class Completion:
 
 
 def read_completion(text: str, name: str, listing: Listing) -> Completion:
-    """Parses the JSON given by the model `name`. Raises InvalidArgument if it is not a configuration."""
+    """Parses the JSON that the model `name` returned. Raises InvalidArgument if it is no configuration."""
     try:
         return Completion(parse(text).message, listing)
     except InvalidArgument as error:

@@ -1,4 +1,4 @@
-"""Tensors that differ between model and clients: reshaped, with another batch axis, or constant."""
+"""Stages that change tensors between clients and model: reshapes, batch axes and constant inputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ReshapeTensors(Stage):
     def run(self, run: Run, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         arrays = run(reshape_arrays(inputs, self._to_model), outputs)
         reshapes = self._to_clients
-        # not a dict: a request may ask for an output twice
+        # A list, not a dict, because a request may ask for an output twice.
         return [
             reshapes[name].array(name, array) if name in reshapes else array
             for name, array in zip(outputs, arrays, strict=True)
@@ -61,7 +61,7 @@ class ReshapeTensors(Stage):
 
 
 def to_model(config: ModelConfig) -> dict[str, Reshape]:
-    """Reshapes from the clients' to the model's shapes, batch included, by input."""
+    """The reshapes from clients' to the model's shapes by input, batch dimension included."""
     batch = _batch(config)
     return {
         spec.name: Reshape((*batch, *spec.shape), (*batch, *spec.reshape))
@@ -97,7 +97,7 @@ def _seen(specs: Sequence[TensorSpec], reshapes: Reshapes) -> tuple[TensorSpec, 
 
 
 class Arrange(Stage):
-    """Moves `batch_axes` to the front, and supplies `constant_inputs`, which callers do not send."""
+    """Moves the batch axis of tensors to the front, and supplies constant inputs that clients do not send."""
 
     _constants: dict[str, np.ndarray]
 
@@ -107,7 +107,7 @@ class Arrange(Stage):
 
     @property
     def inner(self) -> ModelConfig:
-        # The backend loads the file unchecked; `fit` compares the arranged signature with the configuration.
+        # The backend gets no signature to check; `fit` compares the arranged one with the configuration.
         if not self.changes_runs:
             return self.outer
         return replace(self.outer, inputs=(), outputs=(), max_batch_size=None)
@@ -148,7 +148,7 @@ class Arrange(Stage):
 
     def _arranged(self, where: str, spec: TensorSpec) -> TensorSpec:
         axis = self.outer.batch_axes.get(spec.name, 0)
-        if not axis or not spec.shape:  # a file may leave the rank of an output open
+        if not axis or not spec.shape:  # an empty shape may mean that the file does not say the rank
             return spec
         if axis >= len(spec.shape):
             raise InvalidArgument(
@@ -169,7 +169,7 @@ class Arrange(Stage):
 
 
 def _constant(where: str, spec: TensorSpec, text: str) -> np.ndarray:
-    """The value of a constant input, in the file's shape, with 1 for variable dimensions."""
+    """The value of a constant input, in the model's shape, with size 1 for variable dimensions."""
     shape = tuple(1 if dim < 0 else dim for dim in spec.shape)
     if spec.datatype is DataType.BYTES:
         return np.full(shape, text.encode(), np.object_)

@@ -1,4 +1,4 @@
-"""Models whose requests are joined by configured rules: ragged, padded or filled up."""
+"""Stages for models whose requests are joined by configured rules: ragged, padded or filled up."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from backline.workers.joiner import Joiner
 
 
 class JoinRequests(Stage):
-    """Creates hidden inputs, and shows the shapes of single requests.
+    """Hides inputs that joining creates, such as lengths, and shows clients the shapes of single requests.
 
-    An Execution joins batches with `joiner`; `run` serves one request. Without rules `joiner` and `joining`
-    are None.
+    `run` runs one request; batches are joined by an Execution, with `joiner`. `joiner` and `joining` are None
+    if the configuration has no rules.
     """
 
     per_request = True
@@ -41,14 +41,14 @@ class JoinRequests(Stage):
 
     @property
     def inner(self) -> ModelConfig:
-        """Flat tensors have one dimension, and hidden inputs are named like others.
+        """The configuration of the model itself: ragged tensors are flat, and hidden inputs are listed.
 
-        Lengths and masks take the datatype of the file; where it has none they are INT64 and BOOL.
+        Lengths are given as INT64 and masks as BOOL, unless the model file has other datatypes.
         """
         config, joining = self.outer, self.outer.joining
         if joining is None:
             return config
-        # Backends prepend the batch dimension, if there is one.
+        # Without the batch dimension, which backends prepend if there is one.
         flat, table = ((), (-1,)) if config.max_batch_size else ((-1,), (-1, -1))
 
         def seen(specs: tuple[TensorSpec, ...], flattened: Collection[str]) -> tuple[TensorSpec, ...]:
@@ -97,7 +97,7 @@ class JoinRequests(Stage):
         def shape(spec: TensorSpec) -> Shape:
             padding, cut = joining.padding.get(spec.name), joining.cuts.get(spec.name)
             axes = padding.axes if padding is not None else (cut.axis,) if cut is not None else ()
-            # padded inputs, and outputs that are cut, may be shorter than the model's
+            # Clients may send shorter inputs, which are padded, and get shorter outputs, which are cut.
             return flat.get(spec.name) or tuple(
                 -1 if axis in axes else dim for axis, dim in enumerate(spec.shape)
             )
@@ -129,9 +129,9 @@ class JoinRequests(Stage):
 
 
 class JoinInWorker(JoinRequests):
-    """For a model in worker processes, which joins requests itself or takes them one by one.
+    """The same for a model in worker processes, which joins requests itself or takes them one by one.
 
-    Only decides what clients see, and which requests may be sent together.
+    Only decides which shapes clients see and which requests may share a batch.
     """
 
     @property
@@ -143,7 +143,7 @@ class JoinInWorker(JoinRequests):
         return self.outer
 
     def check(self, *, joins: bool) -> None:
-        """Raises InvalidArgument for rules that need a model that joins: Triton's Python backend does not."""
+        """Raises InvalidArgument if padding rules are configured but the model does not join requests."""
         joining = self.outer.joining
         if (
             joining is not None

@@ -15,18 +15,18 @@ from backline.engine.values.messages import Parameter
 from backline.engine.values.signature import Signature
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
-#: A StreamingModel's `stream`.
+#: The type of StreamingModel.stream.
 Stream: TypeAlias = Callable[[Arrays, Sequence[str], Mapping[str, Parameter]], Generator[Arrays, None, None]]
 
 
 class Stage:
-    """A stage that changes nothing; subclasses override what they change. One is made for each load.
+    """A stage that changes nothing; subclasses override methods. Each load has its own stages.
 
-    `outer` is the configuration on the clients' side, `inner` on the backend's side.
+    `outer` is the configuration on the side of the clients, `inner` the one on the side of the backend.
     """
 
-    #: Whether it works on single requests. For batches the scheduler or the execution does this work; `run`
-    #: is then for requests that run alone.
+    #: Whether the stage works on single requests. `run` is then only for requests that run alone; for batches
+    #: the scheduler or the execution does the work.
     per_request: ClassVar[bool] = False
 
     def __init__(self, outer: ModelConfig, path: Path) -> None:
@@ -41,33 +41,33 @@ class Stage:
 
     @property
     def changes_runs(self) -> bool:
-        """Whether `run` or `stream` does anything for this model."""
+        """Whether `run` or `stream` changes anything for this model."""
         return False
 
     def fit(self, inner: Signature) -> Signature:
         """The signature on the outer side, derived from the inner one.
 
-        Called before any run; replicas give equal ones. Raises BacklineError when the model does not fit the
+        Called before any run, once for each replica. Raises BacklineError when the model does not fit the
         configuration.
         """
         return inner
 
     def run(self, run: Run, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs the inner side for a caller on the outer side."""
+        """Translates the inputs, calls `run` on the inner side, and translates the outputs back."""
         return run(inputs, outputs)
 
     def stream(
         self, stream: Stream, inputs: Arrays, outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Arrays, None, None]:
-        """As `run`, for a StreamingModel."""
+        """Does for a StreamingModel what `run` does for others."""
         return stream(inputs, outputs, parameters)
 
 
 class StagedModel:
     """A LoadedModel or StreamingModel as seen from the outer side of a stage.
 
-    Every attribute except `signature`, and what runs the model, is the model's own, so that wrapping hides no
-    optional ability. Query such abilities with getattr: from Python 3.12 on, isinstance() with a protocol
+    Attributes other than `signature` and the methods that run the model are forwarded, so that wrapping hides
+    no optional ability. Query such abilities with getattr: from Python 3.12 on, isinstance() with a protocol
     does not see forwarded attributes.
     """
 
@@ -79,8 +79,8 @@ class StagedModel:
         self._model: Any = model
         self._stage = stage
         self.signature = stage.fit(model.signature)
-        # What runs the model must pass through the stage: add a line here for a new ability of that kind.
-        # Bound once, because `run` is looked up for every batch.
+        # Every method that runs the model must pass through the stage, so a new one needs a line here. Bound
+        # once, because `run` is looked up for every batch.
         if hasattr(model, "run"):
             self.run = partial(stage.run, model.run)
         if hasattr(model, "stream"):

@@ -1,4 +1,4 @@
-"""Models of sequences: inputs that clients do not send, outputs that they do not see, and initial states."""
+"""The stage that hides the tensors of sequences: controls, states and initial states."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ FOLDER = "initial_state"
 class HideStates(Stage):
     """Hides the controls and states of sequences, which a SequenceBatcher supplies through `tensors`.
 
-    `run` makes each item a sequence of one request. Before `prepare` it does not apply: probes then make up
-    hidden inputs too.
+    `run` treats each item as a sequence of one request. The stage has no effect on runs before `prepare`, so
+    trial runs make up the hidden inputs too.
     """
 
     per_request = True
@@ -45,7 +45,7 @@ class HideStates(Stage):
 
     @property
     def inner(self) -> ModelConfig:
-        """Hidden tensors are named like others, if the configuration names any."""
+        """The configuration of the model itself: if it lists inputs or outputs, hidden ones are added."""
         config, batching = self.outer, self.outer.sequence
         if batching is None:
             return config
@@ -62,7 +62,7 @@ class HideStates(Stage):
         return replace(config, inputs=inputs, outputs=outputs)
 
     def fit(self, inner: Signature) -> Signature:
-        """A state is an output only if the configuration names it there."""
+        """The signature without hidden tensors; clients see a state only if it is a configured output."""
         self.model, batching = inner, self.outer.sequence
         if batching is None:
             return inner
@@ -74,7 +74,7 @@ class HideStates(Stage):
         )
 
     def prepare(self, *, batched: bool, model_folder: Path) -> SequenceTensors | None:
-        """The hidden tensors of a fitted model; None without sequences.
+        """Returns the hidden tensors, None for a model without sequences. Call `fit` first.
 
         Raises InvalidArgument if the model lacks one, or a file with an initial state cannot be read.
         """

@@ -19,7 +19,7 @@ AnyModel = TypeVar("AnyModel", LoadedModel, StreamingModel)
 
 
 class NameClasses(Stage):
-    """Gives outputs the class names that the configuration has for them."""
+    """Adds the class labels of the configuration to the outputs."""
 
     per_request = True
 
@@ -32,15 +32,15 @@ class NameClasses(Stage):
         )
 
 
-#: From clients to backend. Requests pass in this order, responses and signatures in reverse. Per-request
-#: stages come first: batches are made of requests that have passed them.
+#: The stages from clients to backend: requests pass them in this order, responses and signatures in reverse.
+#: Per-request stages come first, because batches are formed from requests that have passed them.
 STAGES: tuple[type[Stage], ...] = (NameClasses, HideStates, JoinRequests, ReshapeTensors, Arrange)
-#: For models in worker processes, where the worker reshapes and joins, and nothing is arranged.
+#: The stages of models in worker processes, where the worker reshapes and joins tensors.
 STAGES_OF_WORKERS: tuple[type[Stage], ...] = (NameClasses, HideStates, JoinInWorker)
 
 
 class View:
-    """The stages of one load. `config` is what clients see, `inner` what the backend loads by."""
+    """The stages of one load. `config` is the clients' configuration, `inner` the backend's."""
 
     def __init__(self, config: ModelConfig, path: Path, stages: tuple[type[Stage], ...] = STAGES) -> None:
         """`path` is the model's file."""
@@ -53,29 +53,29 @@ class View:
         self.inner = config
 
     def stage(self, kind: type[Kind]) -> Kind:
-        """The stage of a kind that is in the list."""
+        """The stage of this type. It must be in the list."""
         return next(stage for stage in self._stages if isinstance(stage, kind))
 
     def wrap(self, model: AnyModel) -> AnyModel:
-        """A backend's model as instances run it, for requests that have passed the per-request stages.
+        """Wraps a backend's model in all stages but the per-request ones, for instances to run batches on.
 
-        Raises BacklineError when it does not fit the configuration.
+        Raises BacklineError when the model does not fit the configuration.
         """
         return self._through([stage for stage in self._stages if not stage.per_request], model)
 
     def fit(self, wrapped: Signature) -> Signature:
-        """What clients see of a model that `wrap` returned. Raises BacklineError as `wrap` does."""
+        """The signature for clients, from that of a wrapped model. Raises BacklineError as `wrap` does."""
         for stage in reversed(self._stages):
             if stage.per_request:
                 wrapped = stage.fit(wrapped)
         return wrapped
 
     def alone(self, wrapped: LoadedModel) -> LoadedModel:
-        """A model that `wrap` returned, as a request sees it that runs alone."""
+        """Wraps a model that `wrap` returned in the per-request stages too, to run single requests."""
         return self._through([stage for stage in self._stages if stage.per_request], wrapped)
 
     def _through(self, stages: list[Stage], model: AnyModel) -> AnyModel:
         for stage in reversed(stages):
             if stage.changes_runs:
-                model = StagedModel(model, stage)  # it has what the model has
+                model = StagedModel(model, stage)  # forwards all attributes, so it fits AnyModel
         return model
