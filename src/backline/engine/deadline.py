@@ -22,7 +22,7 @@ class Watch(Listener):
         ticket.listen(self)
 
     def bring_forward(self, ticket: Ticket, deadline: float) -> None:
-        """Ends the ticket at an earlier deadline; no effect if that is later."""
+        """Ends the ticket at an earlier deadline; no effect if `deadline` is not earlier."""
         if deadline < self.deadline:
             self.deadline = deadline
             self._timer.cancel()
