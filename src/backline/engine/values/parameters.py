@@ -20,7 +20,7 @@ _LONGEST_SHOWN = 64
 
 @dataclass(frozen=True, slots=True)
 class RequestParameters:
-    """Parsed parameters. `timeout` is in seconds, None for none; see InferRequest for the others.
+    """Parsed parameters. `timeout` is in seconds or None; `priority` and `sequence` are as in InferRequest.
 
     `binary_output` and `empty_final` concern only how a dialect writes responses. `others` are for the model,
     None if empty.
