@@ -101,7 +101,7 @@ class StreamRun(EnsembleRun):
     # from the steps
 
     def _responded(self, ticket: Ticket, response: InferResponse) -> None:
-        """One of many responses of a step."""
+        """Receives one of many responses of a step."""
         open_request = self._open.get(ticket)
         if open_request is not None and self._take(ticket, *open_request, response):
             self._go_on()

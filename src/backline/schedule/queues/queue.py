@@ -82,11 +82,11 @@ class Queue(Protocol):
 
 
 def nobody_asks(ticket: Ticket) -> None:
-    """The default `on_left`."""
+    """The default `on_left`, which does nothing."""
 
 
 def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:
-    """Moves the deadline of a request forward to the end of its time in the queue."""
+    """Limits the deadline of a request to the end of its time in the queue."""
     timeout = policy.timeout(ticket.request.timeout)
     if timeout is None:
         return
