@@ -19,7 +19,7 @@ MAX_NESTING: Final = 64
 #: Maximum number of parts in a dotted TOML key, for which tomllib takes quadratic time and memory.
 MAX_KEY_PARTS: Final = 32
 
-#: Each alternative consumes what it starts, closed or not, so a search takes linear time.
+#: Each alternative matches a whole token, closed or not, so that a search takes linear time.
 _TOML: Final = re.compile(
     r'"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5})?' r"|'''(?:[^']|'(?!''))*(?:'{3,5})?"
     r"|(?P<key>[A-Za-z0-9_-]+|" r'"(?:[^"\\\n]|\\.)*"?' r"|'[^'\n]*'?)"

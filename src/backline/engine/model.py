@@ -71,8 +71,7 @@ class Placement:
 class LoadProgress:
     """The progress of a load, which `began` at a time.monotonic().
 
-    `phase` is fetch, environment, load, probe or warm-up. In "environment" the bytes are those of
-    packages.
+    `phase` is fetch, environment, load, probe or warm-up. In "environment" bytes are those of packages.
     """
 
     phase: str

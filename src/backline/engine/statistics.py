@@ -13,15 +13,13 @@ if TYPE_CHECKING:
 #: The highest response index counted separately. Later responses count there too, as streams may be endless.
 MAX_INDEX = 255
 #: Triton's histogram of the time to the first response, and the default upper bounds of its buckets in
-#: milliseconds. One more bucket counts longer times.
+#: milliseconds; one more bucket counts longer times.
 FIRST_RESPONSE_FAMILY = "nv_inference_first_response_histogram_ms"
 FIRST_RESPONSE_BOUNDS_MS = (100.0, 500.0, 2000.0, 5000.0)
 
 
 class ResponseCounters:
-    """Counts responses at one index of their streams: `empty` those without outputs, `cancel` those that were
-    not sent because the client had cancelled.
-    """
+    """Counts responses at one index of their streams: `empty` had no outputs, `cancel` were not sent."""
 
     __slots__ = ("cancel", "compute_infer", "compute_output", "empty", "fail", "success")
 

@@ -1,7 +1,6 @@
 """The metrics of model versions, under Triton's names where Triton has one.
 
-Each metric is a template for the samples of one version. Its labels never change, so a scrape only fills in
-numbers.
+Each is a template for a version's samples. The version's labels never change: a scrape only fills in numbers.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ class Recorder:
     async def stop(self, model: str) -> RecordingState:
         """Ends a recording with the requests so far; returns when the file is written.
 
-        Raises NotFound if there is none, and Internal if the file cannot be written.
+        Raises NotFound if the model has no recording, and Internal if the file cannot be written.
         """
         recording = self._find(model)
         await recording.stop()

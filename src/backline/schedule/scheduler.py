@@ -105,9 +105,9 @@ class Scheduler(Owner):
         self._total = total if total is not None and total.limit is not None else None
         self._running = 0
         self._scheduled = False
-        #: While the first requests wait for a larger batch: how many items are missing (else 0), and their
-        #: batch key.
+        #: While the first requests wait for a larger batch, how many items are missing; otherwise 0.
         self._lacking = 0
+        #: The batch key of these requests.
         self._key: object = None
         self._company = Alarm(self._dispatch, loop)
         self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)

@@ -169,11 +169,11 @@ class ServerLog(logging.Handler):
             self.close()
 
     def settings(self) -> Mapping[str, LogValue]:
-        """See LogControl."""
+        """The settings under Triton's names; see LogControl."""
         return self._settings.shown()
 
     def update(self, changes: Mapping[str, object]) -> None:
-        """See LogControl."""
+        """Changes settings and logs that; see LogControl."""
         before = self._settings
         self._settings = before.changed(changes)
         self._apply()

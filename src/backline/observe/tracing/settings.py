@@ -95,7 +95,7 @@ class SettingTable:
         return self._models.get(model, self._all)
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None], *, has_file: bool) -> None:
-        """See TraceControl. Changes nothing if it raises InvalidArgument or Unsupported."""
+        """Changes settings, all or none. Raises InvalidArgument or Unsupported; see TraceControl."""
         read = read_changes(changes, self._mode)
         if model:
             setting = changed(self._models.get(model), self._all, read)

@@ -58,7 +58,7 @@ class TraceWriter(Protocol[Kept]):
         """A ticket is about to be submitted: the client's, or one on its behalf."""
 
     def context(self, kept: Kept) -> str:
-        """See Trace.context."""
+        """The trace context for models; see Trace.context."""
 
     def responded(self, request: RequestTrace[Kept], response: InferResponse) -> None:
         """A request got a response, possibly one of many."""

@@ -82,7 +82,7 @@ class Tracing:
     def arrived(
         self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int
     ) -> Exchange[Any] | None:
-        """See Tracer. If the client samples its trace of a request, so does the server, whatever the rate."""
+        """Traces a request if the client traces it, or if it is sampled; see Tracer."""
         setting = self._table.of(model)
         parent = (
             self._spans.read_parent(headers)

@@ -203,8 +203,7 @@ class UnaryRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             tensor = tensors.get(source)
-            # a missing tensor is an optional input of the ensemble; the step's model checks whether it needs
-            # it
+            # None is an optional input of the ensemble; the step's model checks whether it is required
             if tensor is not None:
                 inputs[name] = Tensor(name, tensor.datatype, tensor.shape, tensor.data)
         return inputs

@@ -202,7 +202,7 @@ class Outlook:
     def free(self, now: float, idle: int) -> list[float]:
         """When the instances become free, in order; `idle` of them are free now.
 
-        An instance that is overdue is expected to take as long again as it is late.
+        An instance whose batch is overdue is expected to need as long again as the batch is late.
         """
         if idle:
             moments = [now] * idle

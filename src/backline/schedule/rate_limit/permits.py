@@ -61,7 +61,7 @@ class Permits:
         self._limits.unregister(permit.claimant)
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
-        """See RateLimits.wanting."""
+        """The resources over which models might deadlock; see RateLimits.wanting."""
         return self._limits.wanting(waits, waiting)
 
     def _grant_later(self) -> None:

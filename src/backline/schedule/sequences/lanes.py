@@ -166,9 +166,7 @@ class SlotLane(Owner):
         self._schedule()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """See Owner. A request in a slot runs even if cancelled, as later requests need the state it
-        leaves.
-        """
+        """Does nothing: a cancelled request in a slot runs, as later ones need the state it leaves."""
 
     async def drain(self, limit: float) -> None:
         """Finishes its requests within `limit` seconds, refuses the rest, and closes the instance."""

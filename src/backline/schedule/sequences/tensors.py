@@ -159,10 +159,9 @@ class SequenceStates:
             self._store.put(self._key(sequence), state, self._seconds)
 
     async def take_over(self, sequence: LiveSequence) -> None:
-        """Fetches the state that another load of this version, or another server, left for a sequence, or
-        None.
+        """Fetches the state that another load of this version, or another server, left for a sequence.
 
-        Raises BacklineError if the store cannot tell.
+        Raises BacklineError if the store does not respond.
         """
         state = sequence.state = await self._store.take(self._key(sequence))
         # put it back while the sequence is open: perhaps none of its requests run here
