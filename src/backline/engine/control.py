@@ -27,7 +27,7 @@ class LogControl(Protocol):
         """
 
 
-#: As LabelMove.expected: the label may point to any version.
+#: A value of LabelMove.expected: the label may point to any version.
 ANY_VERSION: Final = "*"
 #: Requests without a version follow this label if the model has it; `promote` and `rollback` move it.
 STABLE: Final = "stable"

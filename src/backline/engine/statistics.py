@@ -152,7 +152,7 @@ class ModelStatistics:
     `success`, `fail`, `queue` and `compute_*` count requests. `latency` is a histogram of request durations,
     `queueing` of times in the queue (see HISTOGRAM_BUCKETS).
 
-    These count requests without a response that are not in `fail`. Refused on arrival: `rejected_invalid` did
+    Requests without a response that `fail` does not count are counted by reason. Refused on arrival: `rejected_invalid` did
     not fit the model, `rejected_full` found its queue full, `rejected_total` found the queues of all models
     full, and `rejected_late` could not meet the model's objective or their own deadline. Ended later:
     `expired` ran out of time, and `cancelled` were cancelled by their caller, in the queue or while running.

@@ -33,7 +33,7 @@ class TicketState(Enum):
 
 #: Not submitted yet.
 NEW: Final = TicketState.NEW
-#: In a queue, or composed of other requests (an ensemble, a split request): its deadline can still end it.
+#: In a queue, or run as several requests (an ensemble, a split request): its deadline can still end it.
 QUEUED: Final = TicketState.QUEUED
 #: Handed to an instance: only cancellation ends it early.
 RUNNING: Final = TicketState.RUNNING
@@ -46,7 +46,7 @@ EXPIRED: Final = TicketState.EXPIRED
 
 _ENDS: Final = frozenset({DONE, CANCELLED, EXPIRED})
 
-#: The legal transitions. Queues hand tickets on to other queues, and batches that never started return.
+#: The legal transitions. Queues hand tickets on to other queues, and batches that never started return theirs.
 TRANSITIONS: Final[Mapping[TicketState, frozenset[TicketState]]] = MappingProxyType(
     {
         NEW: frozenset({QUEUED, RUNNING}) | _ENDS,
@@ -154,7 +154,7 @@ class Ticket:
         self.level = request.priority
         self.batch_size = 1
         self.batch_key: object = None
-        #: Where the times of its runs are added up, if set.
+        #: Sums the times of the request's runs, if set.
         self.compute: ComputeTimes | None = None
         self._on_complete = on_complete
         self._on_response = on_response

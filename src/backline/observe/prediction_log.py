@@ -193,7 +193,7 @@ def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.
     return array
 
 
-#: CRC-32C (RFC 3720, appendix B.4), reflected.
+#: The polynomial of CRC-32C (RFC 3720, appendix B.4), with its bits reversed.
 _POLYNOMIAL = 0x82F63B78
 #: Data of at least _LONG bytes is computed in _LANES blocks side by side.
 _LONG = 1 << 16

@@ -89,7 +89,7 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
     largest = max(sizes)
     tickets: list[Ticket] = []
     items = 0
-    #: How many of the requests form the best batch if they do not wait, and its items.
+    #: The number of requests in the best batch if they do not wait, and that of its items.
     best = best_items = 0
     complete = False
     oldest = now_ns

@@ -13,7 +13,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import RequestCheck
 from backline.engine.values.tensor import Shape
 
-#: Triton's names (inference.BatchInput.Kind).
+#: The kinds of BatchInput, by Triton's names (inference.BatchInput.Kind).
 BatchInputKind: TypeAlias = Literal[
     "BATCH_ELEMENT_COUNT",
     "BATCH_ACCUMULATED_ELEMENT_COUNT",

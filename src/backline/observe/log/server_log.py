@@ -37,7 +37,7 @@ class LogWriter:
 
     Lines that cannot be written are lost, and counted in the log.
 
-    `report_lost(count, reason)` formats the line that says how many. Raises OSError if the file cannot be
+    `report_lost(count, reason)` formats the log line about lost lines. Raises OSError if the file cannot be
     opened.
     """
 

@@ -101,7 +101,7 @@ class SpanWriter:
         standing = self._trace.get_current_span(context).get_span_context()
         return context if standing.is_valid and standing.trace_flags.sampled else None
 
-    # called with notes, see TraceWriter
+    # the methods of TraceWriter
 
     def arrived(self, exchange: Exchange[KeptSpan]) -> KeptSpan:
         offset = time_ns() - monotonic_ns()

@@ -1,4 +1,4 @@
-"""Notes on a client's request and the requests made on its behalf, which a TraceWriter makes traces of."""
+"""Notes on a client's request and the requests made on its behalf, from which a TraceWriter makes traces."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Run:
 class Failure:
     """The class and message of an error.
 
-    The traceback of the error itself would keep the request's tensors alive.
+    Kept in place of the error, whose traceback would keep the request's tensors alive.
     """
 
     kind: str

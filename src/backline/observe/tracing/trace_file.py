@@ -120,7 +120,7 @@ class TraceFile:
         self._writes = 0
         self._lost = 0
 
-    # called with notes, see TraceWriter
+    # the methods of TraceWriter
 
     def arrived(self, exchange: Exchange[TraceEntry]) -> TraceEntry:
         return TraceEntry(next(self._ids))

@@ -37,7 +37,7 @@ class RedisOptions:
     reply.
 
     Entries are kept for `ttl` seconds, or, if None, until Redis evicts them (maxmemory-policy allkeys-lru).
-    Certificates are paths.
+    Certificates are given as paths of files.
     """
 
     host: str

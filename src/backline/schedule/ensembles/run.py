@@ -80,7 +80,7 @@ class EnsembleRun(Owner):
         """The completion of a step's request."""
         raise NotImplementedError
 
-    # to the caller
+    # responses to the caller
 
     def _response(self, tensors: dict[str, Tensor | None]) -> InferResponse:
         """The ensemble's outputs as a response."""

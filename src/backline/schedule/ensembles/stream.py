@@ -97,7 +97,7 @@ class StreamRun(EnsembleRun):
             if full != flow.paused:
                 (flow.pause if full else flow.resume)()
 
-    # from the steps
+    # responses of steps
 
     def _responded(self, ticket: Ticket, response: InferResponse) -> None:
         """Receives one of many responses of a step."""
@@ -143,7 +143,7 @@ class StreamRun(EnsembleRun):
         except BacklineError as refused:
             self.fail(refused)
 
-    # to the caller
+    # responses to the caller
 
     def _answer(self, answered: Round) -> None:
         """Sends the outputs of a round."""

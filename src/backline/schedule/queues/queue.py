@@ -102,8 +102,7 @@ def waited_too_long(ticket: Ticket, policy: QueuePolicy, now: float) -> bool:
 
 
 class QueueTotal:
-    """The number of requests waiting in the queues of all models together, and its `limit`, None for no
-    limit.
+    """Counts the requests waiting in the queues of all models together; `limit` is their maximum, or None.
 
     Whoever queues a request adds it to `waiting`, and subtracts it when it runs or leaves the queue.
     """

@@ -83,7 +83,7 @@ class RateLimits:
         self._claimants: list[Claimant] = []
         self._limits: dict[Key, int] = {}
         self._taken: dict[Key, int] = {}
-        #: Sorted by pass.
+        #: The staged instances, sorted by pass.
         self._staged: list[Claimant] = []
         self._numbers = count()
         #: The pass of the instance granted last, before that run.

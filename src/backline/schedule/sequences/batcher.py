@@ -1,4 +1,4 @@
-"""The queue of a model with sequences: orders requests, assigns places and carries states on."""
+"""The queue of a model with sequences: orders requests, assigns places and passes states on."""
 
 from __future__ import annotations
 
