@@ -152,12 +152,12 @@ class ModelStatistics:
     `success`, `fail`, `queue` and `compute_*` count requests. `latency` is a histogram of request durations,
     `queueing` of times in the queue (see HISTOGRAM_BUCKETS).
 
-    Requests without a response that `fail` does not count are counted by reason. Refused on arrival: `rejected_invalid` did
-    not fit the model, `rejected_full` found its queue full, `rejected_total` found the queues of all models
-    full, and `rejected_late` could not meet the model's objective or their own deadline. Ended later:
-    `expired` ran out of time, and `cancelled` were cancelled by their caller, in the queue or while running.
-    `timed_out` counts runs that took longer than allowed; `stuck` is how many of these still continue because
-    the runtime cannot end them.
+    Requests without a response that `fail` does not count are counted by reason. Refused on arrival:
+    `rejected_invalid` did not fit the model, `rejected_full` found its queue full, `rejected_total` found the
+    queues of all models full, and `rejected_late` could not meet the model's objective or their own deadline.
+    Ended later: `expired` ran out of time, and `cancelled` were cancelled by their caller, in the queue or
+    while running. `timed_out` counts runs that took longer than allowed; `stuck` is how many of these still
+    continue because the runtime cannot end them.
 
     `calls` counts calls to other models, by name, made while serving requests.
     """

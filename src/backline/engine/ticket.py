@@ -46,7 +46,7 @@ EXPIRED: Final = TicketState.EXPIRED
 
 _ENDS: Final = frozenset({DONE, CANCELLED, EXPIRED})
 
-#: The legal transitions. Queues hand tickets on to other queues, and batches that never started return theirs.
+#: The legal transitions. Queues hand tickets on to other queues; batches that never started return theirs.
 TRANSITIONS: Final[Mapping[TicketState, frozenset[TicketState]]] = MappingProxyType(
     {
         NEW: frozenset({QUEUED, RUNNING}) | _ENDS,

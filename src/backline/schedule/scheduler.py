@@ -326,7 +326,7 @@ class Scheduler(Owner):
             self._schedule()
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        # The instance is idle unless it was replaced during the run. `_vacated` may have said so before.
+        # The instance becomes idle unless it was replaced during the run, or `_vacated` made it idle before.
         if instance in self._instances and (batch.on_vacated is not None or not batch.beside_loop):
             self._idle.append(instance)
         tickets = batch.tickets
