@@ -39,7 +39,7 @@ _LONGEST_NAME: Final = 255
 
 
 class Region:
-    """A part of a shared memory object: `byte_size` bytes from `offset`. Its methods' offsets are relative to that."""
+    """A part of a shared memory object: `byte_size` bytes from `offset`. Methods count from there."""
 
     __slots__ = ("__weakref__", "_descriptor", "byte_size", "key", "name", "offset")
 

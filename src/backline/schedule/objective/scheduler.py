@@ -100,7 +100,7 @@ class ObjectiveScheduler(Scheduler):
             self._outlook.latency.learn(_size(batch.tickets), batch.items, now - batch.started_ns / 1e9)
         super()._finished(instance, batch)
         if learns:
-            # If the loop noticed the end of the run late, it read requests late, too, which no timestamp shows.
+            # If the loop noticed the end of the run late, it read requests as late, which no timestamp shows.
             late = now - batch.ended_ns / 1e9
             self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # see `learns`
 
