@@ -1,4 +1,4 @@
-"""Backline: a model server, to run, to embed, or to connect to."""
+"""Backline, a model server: run it, embed it in a program, or connect to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bounded memory of results."""
+"""A bounded store of earlier results."""
 
 from __future__ import annotations
 

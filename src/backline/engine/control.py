@@ -1,4 +1,4 @@
-"""Changes that callers may request: loading and unloading models, moving labels. The lifecycle makes them."""
+"""Changes that callers may request: to models and labels, made by the lifecycle, and to the log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LogControl(Protocol):
     """
 
     def settings(self) -> Mapping[str, LogValue]:
-        """All settings, in this order."""
+        """All settings, in the order above."""
 
     def update(self, changes: Mapping[str, object]) -> None:
         """Changes some settings, all of them or none.
@@ -27,7 +27,7 @@ class LogControl(Protocol):
         """
 
 
-#: For `expected`: whatever the label points to now.
+#: A value of LabelMove.expected: the label may point to any version.
 ANY_VERSION: Final = "*"
 #: Requests without a version follow this label if the model has it; `promote` and `rollback` move it.
 STABLE: Final = "stable"
@@ -84,7 +84,7 @@ class Overrides:
     files: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        """Raises InvalidArgument for paths that might lead out of the model's folder: none may be written."""
+        """Raises InvalidArgument for paths that might lead out of the model's folder."""
         for path in self.files:
             check_file_path(path)
 
@@ -101,8 +101,8 @@ class Control(Protocol):
     ) -> None:
         """Loads the versions that the model's policy selects, or one more version.
 
-        Versions that have changed are loaded again, new before old. Returns when all are ready. If a load
-        fails, the old version continues to serve, and the reason is raised.
+        Versions that have changed are loaded again, and unloaded only once the new load is ready. Returns
+        when all are ready. If a load fails, the old one continues to serve, and the reason is raised.
         """
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
@@ -115,7 +115,7 @@ class Control(Protocol):
         """Points a label to a version (loading it if necessary) or back to an earlier one, or removes it."""
 
     def check_changeable(self, what: str) -> None:
-        """Raises Unavailable if requests may not change anything (mode none).
+        """Raises Unavailable if clients may not change models (model control mode none).
 
         `what` begins the message, for example "labels cannot be changed".
         """
@@ -127,4 +127,4 @@ class Control(Protocol):
         """The labels of a model and the versions they point to."""
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
-        """The most recent changes, newest first; of all models if `name` is empty."""
+        """The most recent changes, newest first; of all models if `model` is empty."""

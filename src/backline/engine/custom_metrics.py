@@ -43,7 +43,7 @@ class Family:
 class CustomMetrics:
     """The metrics of all models. Lives on the event loop.
 
-    A metric outlives the workers that count in it, and goes with the last load that declared it.
+    A metric outlives the workers that count in it, and is removed with the last load that declared it.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class CustomMetrics:
     def declare(self, owner: object, name: str, kind: MetricKind, description: str) -> None:
         """Declares a metric.
 
-        Raises InvalidArgument for an invalid name, AlreadyExists if a metric of another kind has it.
+        Raises InvalidArgument for an invalid name, AlreadyExists if a metric of another kind has that name.
         """
         if not _NAME.fullmatch(name) or name.startswith(_OWN):
             raise InvalidArgument(
@@ -77,7 +77,7 @@ class CustomMetrics:
     def sample(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> Sample:
         """The sample with these labels, created if necessary.
 
-        Raises NotFound, or Unavailable if there are too many.
+        Raises NotFound for an undeclared metric, Unavailable if it has too many samples.
         """
         family = self._families.get(name)
         if family is None:

@@ -22,7 +22,7 @@ class Watch(Listener):
         ticket.listen(self)
 
     def bring_forward(self, ticket: Ticket, deadline: float) -> None:
-        """Ends the ticket at an earlier deadline; no effect if that is later."""
+        """Ends the ticket at an earlier deadline; no effect if `deadline` is not earlier."""
         if deadline < self.deadline:
             self.deadline = deadline
             self._timer.cancel()
@@ -50,7 +50,7 @@ def _expire(ticket: Ticket) -> None:
 
 
 def watch(ticket: Ticket, deadline: float) -> None:
-    """Ends a ticket at a deadline, or at its own if that is earlier.
+    """Ends a ticket at `deadline`, or at the ticket's own deadline if that is earlier.
 
     Must be called before the ticket is submitted.
     """

@@ -12,14 +12,14 @@ from typing import Final
 
 from backline.engine.errors import InvalidArgument
 
-#: In bytes or characters. The largest real configurations, of huge ensembles, have about 100 KiB.
+#: The maximum size, in bytes or characters. The largest real configurations have about 100 KiB.
 MAX_DOCUMENT: Final = 1 << 20
 #: Maximum nesting, far below what the parsers' recursion allows.
 MAX_NESTING: Final = 64
 #: Maximum number of parts in a dotted TOML key, for which tomllib takes quadratic time and memory.
 MAX_KEY_PARTS: Final = 32
 
-#: Each alternative consumes what it starts, closed or not, so a search takes linear time.
+#: Each alternative matches a whole token, closed or not, so that a search takes linear time.
 _TOML: Final = re.compile(
     r'"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5})?' r"|'''(?:[^']|'(?!''))*(?:'{3,5})?"
     r"|(?P<key>[A-Za-z0-9_-]+|" r'"(?:[^"\\\n]|\\.)*"?' r"|'[^'\n]*'?)"

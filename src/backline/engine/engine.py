@@ -1,4 +1,4 @@
-"""The seam between callers and models: all that may be asked of the models, in terms of no protocol."""
+"""The seam between callers and models: everything callers may ask of models, independent of protocols."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class Engine:
         self._models: dict[str, dict[str, Model]] = {}
         #: Changes models; None if they cannot be changed.
         self.control: Control | None = None
-        #: The regions that clients have registered; None if they may not.
+        #: The regions that clients have registered; None if they may not register any.
         self.shared_memory: SharedMemory | None = None
-        #: Changes the log; None if the log is not a server's.
+        #: Reads and changes the log settings; None without a server.
         self.log_control: LogControl | None = None
         #: Traces the requests of clients; None while none are to be traced.
         self.tracer: Tracer | None = None
-        #: Changes trace settings; None without a server.
+        #: Reads and changes the trace settings; None without a server.
         self.trace_control: TraceControl | None = None
         #: Metrics that models define.
         self.custom_metrics = CustomMetrics()
         self._labels: dict[str, Mapping[str, str]] = {}
         #: Load statistics by model, since the start.
         self.loads: dict[str, LoadStatistics] = {}
-        #: By model name and version or label; "" is the default version.
+        #: The versions that serve requests, by model name and version or label; "" is the default version.
         self._routes: dict[tuple[str, str], Model] = {}
         #: Versions that take no new requests, but still serve their open sequences.
         self._leaving: list[Model] = []
@@ -82,7 +82,7 @@ class Engine:
             raise
 
     def submit_until(self, ticket: Ticket, deadline: float) -> None:
-        """As `submit`, but ends the ticket with DeadlineExceeded at `deadline` (of time.monotonic())."""
+        """Submits a request, and ends it with DeadlineExceeded at `deadline` (of time.monotonic())."""
         watch(ticket, deadline)
         self.submit(ticket)
 
@@ -142,7 +142,7 @@ class Engine:
         return responses
 
     def is_unknown(self, name: str, version: str = "") -> bool:
-        """Whether a version on demand was never loaded, so that its inputs are unknown until `wake`.
+        """Whether an on-demand version was never loaded, so that its inputs are unknown until `wake`.
 
         Raises the errors of `find_ready`.
         """
@@ -150,12 +150,12 @@ class Engine:
         return model.on_demand and not model.signature.outputs
 
     async def wake(self, name: str, version: str = "") -> None:
-        """Loads a version on demand; no effect on others. Raises BacklineError, also if the load fails."""
+        """Loads an on-demand version; no effect on other versions. Raises BacklineError if that fails."""
         model = self.find_ready(name, version)
         if model.wake is not None:
             await model.wake()
 
-    # models
+    # looking up models
 
     def models(self) -> Iterable[Model]:
         """All versions of all models, in any state, sorted by name and version."""
@@ -232,7 +232,7 @@ class Engine:
         )
 
     def watch(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Calls `listener` whenever readiness may have changed. Returns a function that ends this."""
+        """Calls `listener` whenever readiness may have changed. Returns a function that removes it."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -240,7 +240,7 @@ class Engine:
         for listener in tuple(self._listeners):
             listener()
 
-    # for the lifecycle
+    # changes by the lifecycle
 
     def add(self, model: Model) -> None:
         """Adds a version, replacing one with the same model name and version."""
@@ -307,7 +307,7 @@ class Engine:
             counts.failed += 1
 
     def started(self) -> None:
-        """All models have been loaded, or failed to load."""
+        """Marks the start as complete: all models have been loaded, or have failed to load."""
         self._started = True
         self._changed()
 

@@ -88,7 +88,7 @@ class Unsupported(BacklineError):
 
 
 class DecoupledModel(Unsupported):
-    """The model gives any number of responses, the caller takes one. Dialects word it for their protocol."""
+    """A decoupled model was called by a caller that takes one response. Dialects reword the message."""
 
 
 class Internal(BacklineError):

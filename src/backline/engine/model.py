@@ -33,14 +33,14 @@ class RequestQueue(Protocol):
 
     @property
     def pending(self) -> int:
-        """Requests that wait, not those that run."""
+        """The number of requests that wait, not counting those that run."""
 
 
 class Recording(Protocol):
     """Notes the requests that a version accepts."""
 
     def accepted(self, ticket: Ticket) -> None:
-        """A request fits the model and is about to be queued."""
+        """Called for a request that fits the model and is about to be queued."""
 
 
 class OpenSequences(Protocol):
@@ -118,9 +118,9 @@ class Model:
         self.version = version
         self.config = config
         self.state = ModelState.UNKNOWN
-        #: Why it is in its state, if there is anything to say.
+        #: Why the version is in its state; may be empty.
         self.reason = ""
-        #: Why the model declares itself not ready although it answers, if it does.
+        #: Why the model declares itself not ready although it could respond; otherwise empty.
         self.unready = ""
         self.backend = config.backend
         self.platform = config.platform
@@ -132,15 +132,15 @@ class Model:
         #: How its requests are queued and joined, for people; empty if it was never loaded.
         self.scheduling = ""
         self.statistics = ModelStatistics()
-        #: Raises InvalidArgument for requests that do not fit. Stand-ins replace it.
+        #: Checks a request. Raises InvalidArgument if it does not fit the model.
         self.check: Callable[[Ticket], None] | None = None
         self.queue: RequestQueue | None = None
-        #: Notes the requests that it accepts, while they are recorded.
+        #: Receives the accepted requests while they are recorded.
         self.recording: Recording | None = None
-        #: Of a loaded model of sequences.
+        #: The open sequences of a loaded model that has sequences; otherwise None.
         self.sequences: OpenSequences | None = None
         self.on_demand = False
-        #: Of an on-demand version: loads it without a request. Raises BacklineError with the reason.
+        #: Loads an on-demand version without a request. Raises BacklineError with the reason.
         self.wake: Callable[[], Awaitable[None]] | None = None
         #: Whether the server needs this version to be ready; not if it was unloaded, or its previous files
         #: still serve.
@@ -151,10 +151,10 @@ class Model:
 
     @property
     def answers(self) -> bool:
-        """Whether requests will be answered: it is ready, or is loaded on request."""
+        """Whether requests get responses: the version is ready, or their arrival loads it."""
         return self.state is ModelState.READY or self.on_demand
 
     @property
     def ready(self) -> bool:
-        """Whether it answers and does not declare itself not ready."""
+        """Whether requests get responses and the model does not declare itself not ready."""
         return not self.unready and self.answers

@@ -1,4 +1,4 @@
-"""The rules for names of models, versions and labels, and for the paths of files in load requests.
+"""Names of models, versions and labels, and file paths in load requests: what is valid, and how they sort.
 
 Such a name becomes a folder, a URL segment and a metric label, so names from outside are checked here before
 any such use: in requests by `Engine.find`, in every change of a model, and in `Overrides`; in repositories by
@@ -24,7 +24,7 @@ def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple
     return natural, tuple(map(len, parts))
 
 
-#: In UTF-8; file systems accept no longer names.
+#: The maximum length in bytes of UTF-8; file systems accept no longer names.
 LONGEST_NAME: Final = 255
 #: Folders that file systems and tools create anywhere. Repository scans ignore them.
 IGNORED_FOLDERS: Final = frozenset(

@@ -44,5 +44,5 @@ def keep_private(folder: Path, shown: str) -> None:
 
 
 def for_clients(text: str) -> str:
-    """A message without the paths of private folders: 'models/add1/1/model.onnx'."""
+    """The message with private paths replaced, for example by 'models/add1/1/model.onnx'."""
     return _places.hide(text)

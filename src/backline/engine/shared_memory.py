@@ -31,15 +31,15 @@ from backline.engine.values.tensor import Buffer
 
 #: Where Linux keeps shm_open's objects.
 FOLDER: Final = Path("/dev/shm")
-#: Keys of the shared memory of Triton's own Python backend.
+#: The prefix of the keys that Triton's Python backend uses; clients may not register them.
 RESERVED_PREFIX: Final = "triton_python_backend_shm_region_"
-#: Each region holds a file descriptor.
+#: The maximum number of regions, as each holds a file descriptor.
 MAX_REGIONS: Final = 1000
 _LONGEST_NAME: Final = 255
 
 
 class Region:
-    """A part of a shared memory object: `byte_size` bytes from `offset`. Other offsets are relative to it."""
+    """A part of a shared memory object: `byte_size` bytes from `offset`. Methods count from there."""
 
     __slots__ = ("__weakref__", "_descriptor", "byte_size", "key", "name", "offset")
 
@@ -85,7 +85,7 @@ class Region:
     def write(self, offset: int, data: Buffer) -> None:
         """Writes bytes into the region.
 
-        Raises InvalidArgument if the object has shrunk below that, Internal if memory is exhausted.
+        Raises InvalidArgument if the object has become too small, Internal if memory is exhausted.
         """
         view = memoryview(data).cast("B")
         place = self.offset + offset
@@ -112,16 +112,16 @@ class SharedMemory:
     """The regions that clients have registered. Lives on the event loop.
 
     `max_request_bytes` limits what one request may read from regions, `max_copied_bytes` what all requests in
-    flight may.
+    flight may together.
     """
 
     def __init__(self, max_request_bytes: int, max_copied_bytes: int) -> None:
         self._regions: dict[str, Region] = {}
-        #: Unregistered but in use; closed with the last request that uses them.
+        #: Regions that were unregistered while in use; closed with the last request that uses them.
         self._leaving: WeakValueDictionary[str, Region] = WeakValueDictionary()
         self._max_request_bytes = max_request_bytes
         self._max_copied_bytes = max_copied_bytes
-        #: The bytes of all copies, and of copies released since, which may happen on any thread at any time.
+        #: The bytes of all copies. Those released since, at any time and on any thread, are in `_given_up`.
         self._copied_bytes = 0
         self._given_up: deque[int] = deque()
         self._lock = Lock()
@@ -142,7 +142,7 @@ class SharedMemory:
         self._regions[name] = Region(name, key, offset, byte_size)
 
     def unregister(self, name: str) -> None:
-        """Closes a region, or, if it is in use, does so after its last use. No effect if there is none."""
+        """Closes a region, after its last use if it is in use. No effect on an unknown name."""
         region = self._regions.pop(name, None)
         if region is not None:
             self._leaving[name] = region
@@ -175,7 +175,7 @@ class SharedMemory:
         """A copy of bytes of a region, UINT8 [size], which counts against the limit until released. Runs on
         any thread.
 
-        Raises Unavailable if too many bytes are copied already, InvalidArgument as Region.read.
+        Raises Unavailable if too many bytes are copied already, InvalidArgument if the object shrank.
         """
         with self._lock:
             while self._given_up:

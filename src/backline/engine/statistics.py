@@ -1,4 +1,4 @@
-"""Counters of a model version, in Triton's terms, which the scheduler updates once per batch."""
+"""Counters of requests, responses, runs, calls and loads, in Triton's terms. Updated once per batch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 #: The highest response index counted separately. Later responses count there too, as streams may be endless.
 MAX_INDEX = 255
-#: Triton's histogram of the time to the first response, and its default buckets: each counts times up to a
-#: number of milliseconds, and one more the rest.
+#: Triton's histogram of the time to the first response, and the default upper bounds of its buckets in
+#: milliseconds; one more bucket counts longer times.
 FIRST_RESPONSE_FAMILY = "nv_inference_first_response_histogram_ms"
 FIRST_RESPONSE_BOUNDS_MS = (100.0, 500.0, 2000.0, 5000.0)
 
 
 class ResponseCounters:
-    """Responses at one index of their streams. `empty` ones had no outputs; `cancel` counts lost streams."""
+    """Counts responses at one index of their streams: `empty` had no outputs, `cancel` were not sent."""
 
     __slots__ = ("cancel", "compute_infer", "compute_output", "empty", "fail", "success")
 
@@ -124,7 +124,7 @@ class ComputeTimes:
 
 
 class BatchStatistics:
-    """The executions with one batch size."""
+    """Counts and times of the executions with one batch size."""
 
     __slots__ = ("compute_infer", "compute_input", "compute_output")
 
@@ -135,7 +135,7 @@ class BatchStatistics:
 
 
 class CallStatistics:
-    """The calls that one model made to another, from the call to the last response, by outcome."""
+    """Counts the calls of one model to another, by outcome, with the time to the last response."""
 
     __slots__ = ("cancel", "fail", "success")
 
@@ -152,12 +152,12 @@ class ModelStatistics:
     `success`, `fail`, `queue` and `compute_*` count requests. `latency` is a histogram of request durations,
     `queueing` of times in the queue (see HISTOGRAM_BUCKETS).
 
-    These count requests without a response that are not in `fail`. Refused on arrival: `rejected_invalid` did
-    not fit the model, `rejected_full` found its queue full, `rejected_total` found the queues of all models
-    full, and `rejected_late` could not meet the model's objective or their own deadline. Ended later:
-    `expired` ran out of time, and `cancelled` were cancelled by their caller, in the queue or while running.
-    `timed_out` counts runs that took longer than allowed; `stuck` is how many of these still continue because
-    the runtime cannot end them.
+    Requests without a response that `fail` does not count are counted by reason. Refused on arrival:
+    `rejected_invalid` did not fit the model, `rejected_full` found its queue full, `rejected_total` found the
+    queues of all models full, and `rejected_late` could not meet the model's objective or their own deadline.
+    Ended later: `expired` ran out of time, and `cancelled` were cancelled by their caller, in the queue or
+    while running. `timed_out` counts runs that took longer than allowed; `stuck` is how many of these still
+    continue because the runtime cannot end them.
 
     `calls` counts calls to other models, by name, made while serving requests.
     """
@@ -197,7 +197,7 @@ class ModelStatistics:
         self.execution_count = 0
         self.success = Duration()
         self.fail = Duration()
-        #: How long `expired` and `cancelled` requests had been there.
+        #: How long `expired` and `cancelled` requests had been in the server.
         self.given_up = Duration()
         self.queue = Duration()
         self.compute_input = Duration()
@@ -218,7 +218,7 @@ class ModelStatistics:
         self.stuck = 0
         self.load_seconds = 0.0
         self.calls: dict[str, CallStatistics] = {}
-        #: Set for decoupled models.
+        #: Counters of the responses of a decoupled model; None for other models.
         self.responses: ResponseStatistics | None = None
 
     def record_batch(
@@ -303,7 +303,7 @@ class ModelStatistics:
     def record_in_steps(self, ticket: Ticket, started: int, ended: int, compute: ComputeTimes) -> None:
         """Counts a request to an ensemble as Triton does: as one execution that took as long as its steps.
 
-        The time that steps waited is only part of the total duration. Arguments as for `record_in_parts`.
+        The time that steps waited counts only towards the total duration. Arguments as for `record_in_parts`.
         """
         self.inference_count += ticket.batch_size
         self.record_in_parts(ticket, started, ended, compute)
@@ -358,7 +358,7 @@ class LoadStatistics:
         self.seconds = 0.0
 
 
-#: Why requests had no response, and the count for each reason; see ModelStatistics.
+#: The reasons why requests got no response, and how to read the count of each; see ModelStatistics.
 FAILURES: Mapping[str, Callable[[ModelStatistics], int]] = {
     "queue_full": lambda s: s.rejected_full,
     "total_limit": lambda s: s.rejected_total,

@@ -33,7 +33,7 @@ class TicketState(Enum):
 
 #: Not submitted yet.
 NEW: Final = TicketState.NEW
-#: In a queue, or composed of other requests (an ensemble, a split request): its deadline can still end it.
+#: In a queue, or run as several requests (an ensemble, a split request): its deadline can still end it.
 QUEUED: Final = TicketState.QUEUED
 #: Handed to an instance: only cancellation ends it early.
 RUNNING: Final = TicketState.RUNNING
@@ -46,7 +46,7 @@ EXPIRED: Final = TicketState.EXPIRED
 
 _ENDS: Final = frozenset({DONE, CANCELLED, EXPIRED})
 
-#: The legal transitions. Queues hand tickets on to other queues, and batches that never started return.
+#: The legal transitions. Queues hand tickets on to other queues; batches that never started return theirs.
 TRANSITIONS: Final[Mapping[TicketState, frozenset[TicketState]]] = MappingProxyType(
     {
         NEW: frozenset({QUEUED, RUNNING}) | _ENDS,
@@ -84,7 +84,7 @@ class Listener:
     __slots__ = ()
 
     def responded(self, ticket: Ticket, response: InferResponse) -> None:
-        """One of many responses is about to be passed to the caller."""
+        """Called before one of many responses is passed to the caller."""
 
     def ended(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         """The ticket is done; the completion is called next."""
@@ -109,11 +109,11 @@ class Ticket:
     """A submitted request. The completion is called exactly once, unless the ticket is cancelled or refused.
 
     `request` is what the caller asked. `deadline` (seconds of time.monotonic()) is when it expires unless it
-    runs: the caller's deadline, or an earlier one set by a queue's policy. `waits_until` is the caller's
-    alone. `level` is the request's priority, or the level assigned by a queue. The model's check sets
-    `batch_size`, the number of items, and `batch_key`, which must be equal for requests to share a batch.
-    `context` belongs to the caller. Callers that take any number of responses pass `on_response` and `flow`;
-    without them a decoupled model refuses the request.
+    runs: the caller's deadline (`waits_until`), or an earlier one set by a queue's policy. `level` is the
+    request's priority, or the level assigned by a queue. The model's check sets `batch_size`, the number of
+    items, and `batch_key`, which must be equal for requests to share a batch. `context` belongs to the
+    caller. Callers that take any number of responses pass `on_response` and `flow`; without them a decoupled
+    model refuses the request.
     """
 
     __slots__ = (
@@ -146,7 +146,7 @@ class Ticket:
         self.request = request
         self.flow = flow
         self.context = context
-        #: Traces the request, if anything does.
+        #: The trace of the request; None if it is not traced.
         self.trace = trace
         self.state = NEW
         self.owner: Owner | None = None
@@ -154,7 +154,7 @@ class Ticket:
         self.level = request.priority
         self.batch_size = 1
         self.batch_key: object = None
-        #: Where the times of its runs are added up, if set.
+        #: Sums the times of the request's runs, if set.
         self.compute: ComputeTimes | None = None
         self._on_complete = on_complete
         self._on_response = on_response
@@ -183,7 +183,7 @@ class Ticket:
         """Whether nobody awaits a response any more: the ticket is cancelled or expired."""
         return self.state is CANCELLED or self.state is EXPIRED
 
-    # on its way through the server
+    # state changes
 
     def enqueue(self, owner: Owner) -> None:
         """Hands the ticket to `owner`, which is notified of a cancellation."""
@@ -194,8 +194,8 @@ class Ticket:
         self.owner = owner
 
     def start(self, owner: Owner | None) -> None:
-        """Hands the ticket to an instance. `owner` learns of a cancellation; None if the run cannot end
-        then.
+        """Hands the ticket to an instance. `owner` is notified of a cancellation; None if the run cannot
+        be ended.
         """
         state = self.state
         if state is not QUEUED and state is not NEW:
@@ -257,7 +257,7 @@ class Ticket:
             listener.refused(self, error)
 
     def cancel(self) -> None:
-        """The caller has left: the completion is never called, and a request that has not started never runs.
+        """Withdraws a request whose caller has left: it is never completed, nor run if it has not started.
 
         Called on the event loop. No effect on a ticket that is done.
         """
@@ -268,7 +268,7 @@ class Ticket:
         self._leave(CANCELLED)
 
     def expire(self, error: BacklineError) -> None:
-        """The deadline has passed: as `cancel`, but completes with `error`.
+        """Ends a request whose deadline has passed: notifies its owner and completes it with `error`.
 
         No effect on a ticket that is done.
         """
@@ -289,7 +289,7 @@ class Ticket:
             f" so it cannot become {state.value}"
         )
 
-    # for others
+    # deadline and listeners
 
     def postpone(self, deadline: float | None) -> None:
         """Changes the deadline of a waiting ticket."""
@@ -325,6 +325,6 @@ def start_all(tickets: Iterable[Ticket], owner: Owner | None) -> None:
 
 
 def release_all(tickets: Iterable[Ticket]) -> None:
-    """See Ticket.release."""
+    """Removes the owner of tickets that change hands; see Ticket.release."""
     for ticket in tickets:
         ticket.owner = None

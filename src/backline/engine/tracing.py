@@ -1,4 +1,4 @@
-"""The seam to what traces requests: engine and schedule carry it without looking inside.
+"""The seam to request tracing: engine and schedulers pass traces on without looking inside.
 
 While nothing is traced, `Ticket.trace` is None and tracing costs nothing.
 """
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from backline.engine.errors import BacklineError
     from backline.engine.ticket import Ticket
 
-#: How a request arrived, as traces call it.
+#: The protocol by which a request arrived, as traces name it.
 TraceProtocol: TypeAlias = Literal["HTTP", "GRPC"]
 #: The value of a trace setting as clients see it: one string or several.
 SettingValue: TypeAlias = str | list[str]
@@ -41,7 +41,7 @@ class RunMoments(Protocol):
 class Trace(Protocol):
     """Traces one request, or the exchange with a client that requests belong to. Lives on the event loop.
 
-    Before a request is submitted, its trace is its parent's; after that it has one itself.
+    Until a request is submitted, its ticket has the trace of its parent; `follow` then replaces that.
     """
 
     @property
@@ -52,22 +52,22 @@ class Trace(Protocol):
         """The trace of a request that is part of this one. Called just before the request is submitted."""
 
     def beside(self, others: Sequence[Trace]) -> Trace:
-        """This trace, for a request that is also part of `others`."""
+        """The trace for a request that is made on behalf of this one and `others`."""
 
     def ran(self, run: RunMoments) -> None:
-        """A run with this request has ended."""
+        """Notes a run with this request that has ended."""
 
     def unreadable(self, error: BacklineError) -> None:
-        """What the client sent could not be read as a request."""
+        """Notes that the client's message could not be read as a request."""
 
 
 class Tracer(Protocol):
-    """Receives the requests of clients."""
+    """Decides which requests of clients are traced."""
 
     def arrived(
         self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int
     ) -> Trace | None:
-        """A request has arrived, read since `began_ns` (of time.monotonic_ns()).
+        """Starts the trace of a request that the server began to read at `began_ns` (of time.monotonic_ns()).
 
         Returns None if the request is not traced.
         """
@@ -80,7 +80,7 @@ class TraceControl(Protocol):
         """The settings. Raises InvalidArgument for an unknown model."""
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None]) -> None:
-        """Changes settings. None resets one to that of all models, or to its initial value.
+        """Changes settings. None resets a setting to that of all models, or to its initial value.
 
         Raises InvalidArgument for an invalid setting, Unsupported for one that cannot be changed at run time.
         """

@@ -1,1 +1,1 @@
-"""Metrics, log, traces and recordings. Metrics are read from counters, so the hot path calls nothing here."""
+"""Metrics, log, traces and recordings. Requests only update counters, which scrapes read as metrics."""

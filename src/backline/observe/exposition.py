@@ -29,19 +29,19 @@ def label_text(labels: Iterable[tuple[str, str]]) -> str:
 
 
 def number(value: float) -> str:
-    """A value in the notation of Go's parser, which Prometheus uses."""
+    """A value as text that Go's number parser accepts, which Prometheus uses."""
     if value in (inf, -inf):
         return "+Inf" if value > 0 else "-Inf"
     return "NaN" if isnan(value) else repr(value)
 
 
-#: What a label's name cannot contain. Replaced, because one model's bad label must not make the page
-#: unreadable.
+#: What a label's name cannot contain. It is replaced, since one model's bad label must not make the whole
+#: page unreadable.
 _INVALID = re.compile(r"^(?=\d)|[^a-zA-Z0-9_]")
 
 
 def exposed(family: Family) -> Iterator[str]:
-    """The text of a metric that models define, in pieces: the comment lines, then each sample."""
+    """Yields the text of a metric that models define: the comment lines, then each sample."""
     yield comment(family.name, family.kind, family.description)
     write = _histogram if family.kind == "histogram" else _value
     for labels, sample in tuple(family.samples.items()):  # models may add samples between two pieces

@@ -1,6 +1,6 @@
 """The metrics of model versions, under Triton's names where Triton has one.
 
-Each is a template for the samples of one version. The labels never change, so a scrape only fills in numbers.
+Each is a template for a version's samples. The version's labels never change: a scrape only fills in numbers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _counter(name: str, text: str, read: Read) -> FamilyTemplate:
 
 
 def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Read], ...]) -> FamilyTemplate:
-    """One sample per value of a label."""
+    """A metric with a sample for each pair in `values`: a value of `label`, and what reads its number."""
     lines = "".join(f'{name}{{{_LABELS},{label}="{value}"}} %d\n' for value, _ in values)
     reads = tuple(read for _, read in values)
 
@@ -91,9 +91,9 @@ def _histogram(
 
 
 def _first_responses() -> FamilyTemplate:
-    """For decoupled models, in Triton's buckets or the model's.
+    """The histogram of the time to the first response, for decoupled models only.
 
-    For others it equals the request's duration.
+    For other models it would equal the request's duration.
     """
     name = FIRST_RESPONSE_FAMILY
 
@@ -160,7 +160,7 @@ _CALLS: tuple[tuple[str, Callable[[CallStatistics], Duration]], ...] = (
 
 
 def _calls(name: str, text: str, read: Callable[[Duration], float]) -> FamilyTemplate:
-    """Calls from Python models to other models: the steps of pipelines."""
+    """A metric of the calls from a Python model to other models, the steps of its pipelines."""
     line = f"{name}{{%s,%s}} %r\n"
 
     def write(model: Model, labels: str) -> str:
@@ -185,7 +185,7 @@ def _states() -> FamilyTemplate:
     )
 
 
-#: In page order.
+#: All metrics, in the order of the page.
 FAMILIES: tuple[FamilyTemplate, ...] = (
     _counter(
         "nv_inference_request_success", "Successful requests, all batch sizes", lambda s: s.success.count
@@ -280,7 +280,7 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
     _single(
         "backline_stuck_runs",
         "gauge",
-        "Runs past their timeout that cannot be interrupted and still go on",
+        "Runs past their timeout that cannot be interrupted and still continue",
         lambda m: m.statistics.stuck,
     ),
     _calls(
@@ -290,7 +290,7 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
     ),
     _calls(
         "backline_model_call_seconds_total",
-        "Time of these calls, to their last response",
+        "Time of calls from this model to another, until the last response",
         lambda d: d.ns / 1e9,
     ),
     _states(),

@@ -26,12 +26,13 @@ class Metrics:
         self._engine = engine
         self._process: ProcessMetrics | None = None
         self._writing = asyncio.Lock()
-        #: How many pages were started, and the latest one.
+        #: The number of pages started so far.
         self._begun = 0
+        #: The latest page; None while it is being written.
         self._page: list[bytes] | None = None
 
     async def page(self) -> tuple[bytes, list[bytes]]:
-        """The content type, and the text in pieces.
+        """The content type of the page, and its text in pieces.
 
         One page is written at a time; scrapes that arrive meanwhile share the next one.
         """
@@ -68,7 +69,7 @@ class Metrics:
             yield from exposed(custom)
 
     def _of_names(self) -> Iterator[str]:
-        """Labels, and counts of loads."""
+        """The metrics by model name: labels, and the number and time of loads."""
         engine = self._engine
         yield comment("backline_model_label", "gauge", "1 for the version that the label points to")
         for name in engine.names():

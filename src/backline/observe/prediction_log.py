@@ -23,15 +23,16 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Shape, Tensor, element_count, encode_tensor
 from backline.protos import message
 
-#: The limit in bytes of a record, and of a tensor whose last value is repeated.
+#: The limit in bytes of a record, and of a tensor, which a record may abbreviate by repeating its last
+#: value.
 LARGEST = 1 << 30
 _LENGTH = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-#: NumPy's largest rank, in all supported versions.
+#: The largest rank that all supported versions of NumPy accept.
 _MAX_RANK = 32
 
-#: By TensorFlow's DataType (tensorflow/core/framework/types.proto): our datatype, and the field of typed
-#: values.
+#: For each number of TensorFlow's DataType (tensorflow/core/framework/types.proto), our datatype and the
+#: field of TensorProto that holds its values.
 _DATATYPES = {
     1: (DataType.FP32, "float_val"),
     2: (DataType.FP64, "double_val"),
@@ -123,15 +124,17 @@ def _records(path: Path) -> Iterator[tuple[int, bytes]]:
                 length, checksum = _LENGTH.unpack(head)
                 if _masked(head[:8]) != checksum:
                     raise InvalidArgument(
-                        f"{where}: wrong checksum of its length: not a TFRecord file, or a damaged one"
+                        f"{where}: wrong checksum of the length; the file is damaged or not a TFRecord file"
                     )
                 if length > LARGEST:
-                    raise InvalidArgument(f"{where}: it has {length} bytes, above the limit of {LARGEST}")
+                    raise InvalidArgument(
+                        f"{where}: the record has {length} bytes, above the limit of {LARGEST}"
+                    )
                 if length + _CHECKSUM.size > size - file.tell():
                     raise InvalidArgument(f"{where}: the file ends in the middle of it")
                 record = file.read(length)
                 if _CHECKSUM.unpack(file.read(_CHECKSUM.size))[0] != _masked(record):
-                    raise InvalidArgument(f"{where}: wrong checksum, the file is damaged")
+                    raise InvalidArgument(f"{where}: wrong checksum of the data; the file is damaged")
                 yield number, record
     except OSError as error:
         raise InvalidArgument(f"'{path}' cannot be read: {error.strerror}") from None
@@ -190,7 +193,7 @@ def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.
     return array
 
 
-#: CRC-32C (RFC 3720, appendix B.4), reflected.
+#: The polynomial of CRC-32C (RFC 3720, appendix B.4), with its bits reversed.
 _POLYNOMIAL = 0x82F63B78
 #: Data of at least _LONG bytes is computed in _LANES blocks side by side.
 _LONG = 1 << 16

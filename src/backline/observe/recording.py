@@ -1,6 +1,6 @@
-"""Recording: the next requests that a version answers go into a file that warms the model up on load.
+"""Recording: the next requests that a version answers are written to a file, and warm it up on load.
 
-Costs nothing while nothing is recorded: a version with a recording notifies it of the requests it accepts.
+A version that is not being recorded pays nothing: only one with a recording notifies it of its requests.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from backline.observe.prediction_log import encode_record
 log = logging.getLogger("backline.observe")
 
 MAX_COUNT = 1000
-#: Bytes of all requests in a recording: the default, and the maximum.
+#: Limits in bytes of all requests in a recording: the default, and the maximum.
 DEFAULT_BYTES = 64 << 20
 MAX_BYTES = 1 << 30
 
@@ -48,7 +48,7 @@ def recorded_file(folder: Path, model: str) -> Path:
 class RecordingState:
     """The progress of a recording: `recorded` of `count` requests, `bytes` in total.
 
-    `reason` says why it ended with fewer.
+    `reason` says why the recording ended with fewer.
     """
 
     model: str
@@ -115,7 +115,7 @@ class LiveRecording:
         )
 
     async def stop(self) -> None:
-        """Ends the recording with what it has; returns when the file is written."""
+        """Ends the recording with the requests so far; returns when the file is written."""
         self._end_if_unloaded()
         if self._state == "recording":
             self._end("it was stopped")
@@ -127,7 +127,7 @@ class LiveRecording:
             self._end("the version was unloaded")
 
     def accepted(self, ticket: Ticket) -> None:
-        """See engine.model.Recording."""
+        """Records a request if it succeeds and fits the limits; see engine.model.Recording."""
         request = ticket.request
         size = sum(_size(tensor) for tensor in request.inputs.values())
         if size > self._max_bytes - self._bytes:
@@ -189,7 +189,7 @@ class Recorder:
     def start(
         self, model: str, version: str = "", *, count: int, max_bytes: int = DEFAULT_BYTES
     ) -> RecordingState:
-        """Starts recording the next `count` requests that the version answers, in place of the last ones.
+        """Starts recording the next `count` requests that the version answers, replacing earlier recordings.
 
         Raises NotFound or Unavailable for the version, InvalidArgument for a number out of range, and
         AlreadyExists while a recording is in progress.
@@ -221,9 +221,9 @@ class Recorder:
         return self._find(model).state
 
     async def stop(self, model: str) -> RecordingState:
-        """Ends a recording with what it has; returns when the file is written.
+        """Ends a recording with the requests so far; returns when the file is written.
 
-        Raises NotFound if there is none, and Internal if the file cannot be written.
+        Raises NotFound if the model has no recording, and Internal if the file cannot be written.
         """
         recording = self._find(model)
         await recording.stop()

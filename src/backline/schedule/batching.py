@@ -31,8 +31,8 @@ class BatchPolicy:
 
     @property
     def takes_all(self) -> bool:
-        """Whether the policy takes whatever is queued, up to `max_items`, which is the only preferred
-        size, if any.
+        """Whether the policy takes whatever is queued, up to `max_items`: no delay, no reach, no other
+        preferred size.
         """
         return (
             not self.delay_ns
@@ -89,7 +89,7 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
     largest = max(sizes)
     tickets: list[Ticket] = []
     items = 0
-    #: How many of the requests form the best batch if they do not wait, and its items.
+    #: The number of requests in the best batch if they do not wait, and that of its items.
     best = best_items = 0
     complete = False
     oldest = now_ns
@@ -127,8 +127,8 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
 
 
 def _choose_another(formed: Formed, seen: list[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
-    """While the first requests wait, those with another batch key may run. Any new request may change
-    that.
+    """The next batch of requests with another batch key, which may run while the first requests wait. Any
+    new request may change the decision.
     """
     others = seen
     until = formed.wait_until

@@ -105,9 +105,9 @@ class Scheduler(Owner):
         self._total = total if total is not None and total.limit is not None else None
         self._running = 0
         self._scheduled = False
-        #: While the first requests wait for a larger batch: how many items are missing (else 0), and their
-        #: batch key.
+        #: While the first requests wait for a larger batch, how many items are missing; otherwise 0.
         self._lacking = 0
+        #: The batch key of these requests.
         self._key: object = None
         self._company = Alarm(self._dispatch, loop)
         self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)
@@ -176,9 +176,7 @@ class Scheduler(Owner):
         self._schedule()
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs everything from now on on other instances. The present ones close after their current
-        batches.
-        """
+        """Runs all further batches on other instances. The present ones close after their current batches."""
         for instance in self._instances:
             instance.close()
         self._take_instances(instances)
@@ -328,7 +326,7 @@ class Scheduler(Owner):
             self._schedule()
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        # Not if the instance was replaced during the run, or has reported itself free before (`_vacated`).
+        # The instance becomes idle unless it was replaced during the run, or `_vacated` made it idle before.
         if instance in self._instances and (batch.on_vacated is not None or not batch.beside_loop):
             self._idle.append(instance)
         tickets = batch.tickets
@@ -355,7 +353,7 @@ class Scheduler(Owner):
         if self._rest is not None:
             self._look_at_rest()
 
-    # requests that leave without running
+    # requests that do not run: cancelled, expired, refused
 
     def _full(self, ticket: Ticket) -> Unavailable:
         settings = self._settings.queue
@@ -363,14 +361,14 @@ class Scheduler(Owner):
         return queue_full(self._name, settings.policy_of(ticket.level).max_size, level)
 
     def _left(self, ticket: Ticket) -> None:
-        """A queued request was cancelled."""
+        """Called when a queued request was cancelled."""
         self.tally.cancelled(ticket)
         if self._total is not None:
             self._total.waiting -= 1
         self._look_at_rest()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """See Owner. The ticket is in a batch that runs off the loop."""
+        """Handles the cancellation of a ticket whose batch runs off the event loop; see Owner."""
         self.tally.cancelled_running(ticket)
         for batch in self._busy:
             if ticket in batch.tickets:
@@ -417,6 +415,6 @@ class Scheduler(Owner):
         self._refuse(expired, lambda ticket: ticket.expire(self._expiry_of(ticket, now)))
 
     def _expiry_of(self, ticket: Ticket, now: float) -> BacklineError:
-        """The error for a request that expired in the queue. Counts it."""
+        """Counts a request that expired in the queue, and returns its error."""
         self._statistics.record_expired(ticket)
         return expired_in_queue(ticket, now, self._name, by_policy=self._queue.timed_out(ticket, now))

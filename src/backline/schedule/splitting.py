@@ -133,7 +133,7 @@ class _Whole(Owner):
         self._compute = ComputeTimes()
 
     def part_ran(self, batch: Batch) -> None:
-        """A batch that includes one of the parts has run."""
+        """Counts a batch that has run and includes a part."""
         outcome = batch.outcomes[0]
         if isinstance(outcome, InferResponse):
             self._started.append(batch.started_ns)
@@ -145,7 +145,7 @@ class _Whole(Owner):
             self._statistics.fail.add(1, batch.ended_ns - self._ticket.request.arrived_ns)
 
     def part_done(self, part: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        """A part has completed."""
+        """Records the outcome of a part."""
         if response is not None:
             self._answers[part] = response
             if len(self._answers) < len(self.parts):
@@ -166,7 +166,7 @@ class _Whole(Owner):
         return response, None
 
     def cancelled(self, ticket: Ticket) -> None:
-        """See Owner."""
+        """Cancels the parts, because the split ticket is cancelled; see Owner."""
         if not self._failed:  # otherwise already counted as failed, though not yet completed
             self._statistics.record_cancelled(ticket)
         self.end()

@@ -18,7 +18,7 @@ class Tally:
 
     def __init__(self, statistics: ModelStatistics) -> None:
         self._statistics = statistics
-        #: Requests that someone else counts, and the callbacks that receive their batches.
+        #: Requests that others count, and the callbacks that receive their batches.
         self._aside: dict[Ticket, Callable[[Batch], None]] = {}
         #: Requests cancelled during their run; they are already counted.
         self._gone: set[Ticket] = set()

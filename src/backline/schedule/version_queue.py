@@ -35,7 +35,7 @@ class InstancesQueue(VersionQueue, Protocol):
         """Switches to new settings and, if given, new instances. Running batches finish where they are."""
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs everything from now on on other instances."""
+        """Runs all further batches on other instances."""
 
 
 class DeadlineQueue:
@@ -54,7 +54,7 @@ class DeadlineQueue:
         return self._queue.pending
 
     def submit(self, ticket: Ticket) -> None:
-        """Raises what the wrapped queue raises."""
+        """Queues a request. Raises what the wrapped queue raises."""
         watch(ticket, ticket.request.arrived_ns / 1e9 + self._seconds)
         self._queue.submit(ticket)
 

@@ -69,7 +69,7 @@ def test_an_unread_pipe_blocks_nothing_and_takes_bounded_memory(
                     written_lines += 1
                 else:
                     number, reason = one.split(b" ", 1)
-                    assert reason == b"lost: they came faster than they could be written"
+                    assert reason == b"lost: lines came faster than they could be written"
                     lost_lines += int(number)
     written._thread.join(10)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: What its instances run on: whatever is available, the CPU, GPUs, or what the model file specifies.
+#: What a group's instances run on: whatever is available, the CPU, GPUs, or what the model file specifies.
 Kind = Literal["auto", "cpu", "gpu", "model"]
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """An amount of a resource, held during a run: of the instance's device or, if `everywhere`, the
-    server.
+    """An amount of a resource that is held during a run. It belongs to the instance's device or, if
+    `everywhere`, to the server.
     """
 
     name: str
@@ -32,13 +32,13 @@ class InstanceGroup:
     resources: tuple[Resource, ...] = ()
     priority: int = 1
     kind: Kind = "auto"
-    #: By the runtime's numbers; empty for all.
+    #: The GPUs, by the runtime's numbers; empty for all.
     gpus: tuple[int, ...] = ()
-    #: Empty for Triton's default, <model>_<index>.
+    #: The name of its instances; empty for Triton's default, <model>_<index>.
     name: str = ""
     passive: bool = False
 
     @property
     def limited(self) -> bool:
-        """Whether its instances need resources, or run less often than others."""
+        """Whether the instances need resources, or run less often than others."""
         return bool(self.resources) or self.priority > 1

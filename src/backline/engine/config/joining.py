@@ -13,7 +13,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import RequestCheck
 from backline.engine.values.tensor import Shape
 
-#: Triton's names (inference.BatchInput.Kind).
+#: The kinds of BatchInput, by Triton's names (inference.BatchInput.Kind).
 BatchInputKind: TypeAlias = Literal[
     "BATCH_ELEMENT_COUNT",
     "BATCH_ACCUMULATED_ELEMENT_COUNT",
@@ -26,7 +26,7 @@ BatchInputKind: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class BatchInput:
-    """Inputs `targets` of the model, unknown to clients, that describe input `source` of each request."""
+    """Inputs of the model (`targets`) that the server computes from the input `source` of each request."""
 
     kind: BatchInputKind
     targets: tuple[str, ...]
@@ -57,16 +57,17 @@ class Padding:
         return self.buckets[place] if place < len(self.buckets) else longest
 
     def bucket(self, length: int) -> int:
-        """Inputs with equal numbers may be joined: without buckets, those between two powers of two."""
+        """A number that is equal for lengths that may be joined: by bucket, or else by power of two."""
         return self.length(length) if self.buckets else (length - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How an output is cut to a request's share: by the length of the padded input `to`.
+    """How an output of a padded batch is cut for each request, by the length of the request's input `to`.
 
     `axis` counts the batch as 0. The model gives one step for every `hop` input steps after the first
-    `window`; with 1 and 1, as many as the input has.
+    `window`; with 1 and 1, as many steps
+    as the input has.
     """
 
     to: str
@@ -83,9 +84,10 @@ class Cut:
 class Joining:
     """How requests of different shapes are joined.
 
-    `ragged` inputs are concatenated into one dimension. `scattered` outputs are too: each request gets as
-    many elements as its input, named by output, has. `allowed_batch_sizes` are ascending; batches are filled
-    up to one. `padding` is by input, `pad_all` means every variable input; `cuts` are by output.
+    `ragged` inputs are concatenated into one dimension. `scattered` maps outputs of such batches to
+    inputs: each request gets as many elements of the output as it has in the input. `allowed_batch_sizes` are
+    ascending; batches are filled up to the next one. `padding` is by input, `pad_all` means every variable
+    input; `cuts` are by output.
     """
 
     ragged: tuple[str, ...] = ()
@@ -117,7 +119,7 @@ class Joining:
 
 
 class JoiningCheck:
-    """A RequestCheck that sets `batch_key` by `joining`, whose padding must name its `axes`."""
+    """Runs `check`, then sets `batch_key` according to `joining`, whose padding must name its `axes`."""
 
     def __init__(self, check: RequestCheck, joining: Joining, inputs: tuple[str, ...]) -> None:
         self._check = check
@@ -129,7 +131,7 @@ class JoiningCheck:
         self._inputs = inputs
 
     def __call__(self, ticket: Ticket) -> None:
-        """See RequestCheck."""
+        """Raises InvalidArgument if the request does not fit the model."""
         self._check(ticket)
         request = ticket.request
         inputs = request.inputs

@@ -1,4 +1,4 @@
-"""The configuration of one model, whatever file it came from."""
+"""The configuration of one model, with its parts: files, ensemble, version and queue policies, warm-up."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ class Ensemble:
 
 #: The lanes that a configuration may choose.
 Lane = Literal["inline", "thread"]
-#: With the lane of models in worker processes.
+#: The same, and the lane of models in worker processes.
 AnyLane = Literal[Lane, "process"]
-#: Versions that a policy may name.
+#: The maximum number of versions that a policy may name.
 MAX_SPECIFIC = 1000
 
 
@@ -147,19 +147,19 @@ class ModelConfig:
     #: Where instances run and which resources they take, by group; empty if the server decides.
     instance_groups: tuple[InstanceGroup, ...] = ()
     lane: AnyLane | None = None
-    #: The cores that its threads or processes are pinned to; empty for all.
+    #: The cores that the model's threads or processes are pinned to; empty for all.
     cpus: tuple[int, ...] = ()
     dynamic_batching: bool | None = None
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0
     #: Responses leave in the order in which requests were dequeued, also with several instances.
     preserve_ordering: bool = False
-    #: Levels 1 (the highest) to this one; 0 if all requests are equal.
+    #: The number of priority levels, of which 1 is the highest; 0 if all requests are equal.
     priority_levels: int = 0
     #: Priority for requests that set none, or one out of range.
     default_priority_level: int = 0
     queue_policy: QueuePolicy = QueuePolicy()
-    #: By level; overrides `queue_policy`.
+    #: Queue policies by priority level, which override `queue_policy`.
     priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
     #: Set if requests of different shapes may be joined, or batches must have certain sizes.
     joining: Joining | None = None
@@ -169,14 +169,14 @@ class ModelConfig:
     objective_seconds: float | None = None
     #: The deadline in seconds of requests that set none, or a later one.
     default_deadline_seconds: float | None = None
-    #: Of models of sequences.
+    #: How sequences are batched; None if the model has no sequences.
     sequence: SequenceBatching | None = None
     #: The batch dimension by tensor, where it is not the first.
     batch_axes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    #: Inputs of the model's file that never change and that clients do not send: their value as text.
+    #: Inputs whose values never change and that clients do not send, by name: the values as text.
     constant_inputs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     default_model_filename: str = ""
-    #: Of ensembles, which have no file.
+    #: The steps of an ensemble, which has no model file; None for other models.
     ensemble: Ensemble | None = None
     #: Whether a request may get any number of responses (Triton's model_transaction_policy).
     decoupled: bool = False
@@ -187,22 +187,23 @@ class ModelConfig:
     metric_tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Upper bounds in milliseconds of the histogram of the time to first response; empty for Triton's.
     first_response_bounds_ms: tuple[float, ...] = ()
-    #: Labels in the files, and their versions; those set by request override them.
+    #: Labels in the model's files, and their versions; labels set by request override them.
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    #: Never unloaded to make room.
+    #: Whether the model is never unloaded to make room for others.
     pinned: bool = False
-    #: Registered at start, loaded by the first request.
+    #: Whether the model is loaded only when its first request arrives.
     on_demand: bool = False
     #: Idle seconds after which a version is unloaded until the next request; None for never.
     idle_unload_seconds: float | None = None
-    #: The time limit of a batch in seconds; whether requests are retried when their worker ends or exceeds
-    #: it; and the limit of a worker's resident memory. None is the model's own choice.
+    #: The time limit of a run; None if the model decides, as for the next two.
     execution_timeout_seconds: float | None = None
+    #: Whether requests are retried when their worker ends or exceeds the time limit.
     idempotent: bool | None = None
+    #: The limit of a worker's resident memory.
     memory_limit_bytes: int | None = None
-    #: Of models in workers: the Python version that they need ("3.13"); empty for any.
+    #: The Python version that a model in a worker needs ("3.13"); empty for any.
     python: str = ""
-    #: Retries of a failed load.
+    #: How many times a failed load is retried.
     load_retries: int | None = None
     warm_up: tuple[WarmUpSample, ...] = ()
     #: The complete serialised inference.ModelConfig of the file, with fields that have no effect; empty

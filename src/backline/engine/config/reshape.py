@@ -14,7 +14,8 @@ from backline.engine.values.tensor import Shape, Tensor
 class Reshape:
     """Maps shapes that fit `source` to `target`, which has as many elements.
 
-    -1 is a variable dimension, such as the batch. Both have equally many, which keep their sizes in order.
+    -1 is a variable dimension, such as the batch. Both shapes have the same number of variable dimensions,
+    whose sizes are kept, in order.
     """
 
     __slots__ = ("_source", "_target", "_varying")
@@ -37,7 +38,7 @@ class Reshape:
         return tuple(next(sizes) if dim < 0 else dim for dim in self._target)
 
     def array(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Reshapes an array of the tensor `name`. Raises as `shape` does."""
+        """Reshapes an array of the tensor `name`. Raises Internal if it does not fit."""
         return array.reshape(self.shape(name, array.shape))
 
 
@@ -62,7 +63,7 @@ def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
 
 
 def narrower(given: Shape, actual: Shape) -> Shape | None:
-    """The narrower of two shapes with -1 for variable dimensions; None if they exclude each other."""
+    """The narrower of two shapes with -1 for variable dimensions; None if no shape fits both."""
     if len(given) != len(actual) or any(
         -1 not in (g, a) and g != a for g, a in zip(given, actual, strict=True)
     ):

@@ -17,7 +17,7 @@ class SequenceControl:
     """An input, not sent by clients, that tells the model about a request's place in its sequence: a tensor
     with one element.
 
-    `values` are the ones for no and yes; the id has none.
+    `values` are what the tensor holds for no and for yes; the control for the id has none.
     """
 
     kind: ControlKind

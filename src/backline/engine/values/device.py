@@ -93,7 +93,7 @@ class Places:
         return tuple(places)
 
 
-#: Instances not yet placed.
+#: For instances that have no device yet.
 NOWHERE: Final = Places(())
 
 

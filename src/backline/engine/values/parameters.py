@@ -14,13 +14,13 @@ RESERVED = "parameter keys starting with 'triton_' are reserved for Triton usage
 EMPTY_FINAL = "triton_enable_empty_final_response"
 _SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 _LONGEST_SEQUENCE_ID = 128
-#: Characters of a value that an error repeats.
+#: The maximum number of characters of a value that an error repeats.
 _LONGEST_SHOWN = 64
 
 
 @dataclass(frozen=True, slots=True)
 class RequestParameters:
-    """`timeout` is in seconds, None for none; `priority` and `sequence` are as in InferRequest.
+    """Parsed parameters. `timeout` is in seconds or None; `priority` and `sequence` are as in InferRequest.
 
     `binary_output` and `empty_final` concern only how a dialect writes responses. `others` are for the model,
     None if empty.
@@ -61,7 +61,7 @@ def read_parameters(given: Mapping[str, Any]) -> RequestParameters:
 
 
 def _take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
-    """Removes the parameters of sequences and returns what they say."""
+    """Removes the parameters of sequences and returns the request's place in its sequence, if any."""
     if not parameters.keys() & _SEQUENCE:
         return None
     id = parameters.pop("sequence_id", 0)
@@ -69,7 +69,7 @@ def _take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
     end = boolean("sequence_end", parameters.pop("sequence_end", False))
     if not isinstance(id, str):
         id = _unsigned("sequence_id", id)
-    elif len(id) > _LONGEST_SEQUENCE_ID:  # Triton's code and words
+    elif len(id) > _LONGEST_SEQUENCE_ID:  # Triton's status code and text
         raise Unsupported(f"string correlation ID cannot be longer than {_LONGEST_SEQUENCE_ID} characters")
     return SequenceStep(id, start, end)
 
@@ -81,7 +81,7 @@ def _unsigned(key: str, value: object) -> int:
 
 
 def boolean(key: str, value: object) -> bool:
-    """A parameter that must be a boolean. Raises InvalidArgument."""
+    """Returns a parameter that must be a boolean. Raises InvalidArgument if it is not."""
     if not isinstance(value, bool):
         raise InvalidArgument(f"parameter '{key}' must be true or false, got {shown(value)}")
     return value

@@ -1,4 +1,4 @@
-"""The inputs and outputs of a model, and the check that requests fit them."""
+"""The inputs and outputs of a model, and the checks that requests and their callers fit the model."""
 
 from __future__ import annotations
 

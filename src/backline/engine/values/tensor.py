@@ -14,16 +14,16 @@ import numpy as np
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 
-#: Maximum time in seconds that such work takes per turn of the loop.
+#: The maximum time in seconds that `in_pieces` works per turn of the event loop.
 _PIECE = 0.0005
 
 Piece = TypeVar("Piece")
 
 
 async def in_pieces(work: Iterable[Piece]) -> list[Piece]:
-    """Does `work`, whose pieces should take microseconds each, and returns its results.
+    """Returns all items of `work`, each of which should take microseconds, without blocking the event loop.
 
-    Whatever the work reads may change between turns.
+    Data that `work` reads may change between turns.
     """
     done = []
     turn = monotonic() + _PIECE

@@ -1,6 +1,6 @@
 """The log line of each request, while the log is verbose: model, outcome and times.
 
-Made from the same notes as traces, so it costs nothing while the log is not verbose.
+The lines are made from the same notes as traces, and cost nothing while the log is not verbose.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from backline.observe.tracing.trace import UNKNOWN_VERSION, Exchange, Failure, R
 
 log = logging.getLogger(REQUESTS)
 
-#: Characters shown of text from a client or a model.
+#: The maximum number of characters shown of a text from a client or a model.
 _LONGEST = 256
-#: Names by code (https://grpc.io/docs/guides/status-codes/).
+#: The names of gRPC's status codes, by code (https://grpc.io/docs/guides/status-codes/).
 _GRPC_STATUSES = (
     *(
         "OK",
@@ -47,7 +47,7 @@ _GRPC_STATUSES = (
 
 
 class RequestLog:
-    """A TraceWriter that keeps nothing. Requests between models get no line."""
+    """A TraceWriter that logs a line for each request of a client, but none for requests between models."""
 
     def arrived(self, exchange: Exchange[None]) -> None:
         """Logs nothing: the line is written at the end."""
@@ -66,7 +66,7 @@ class RequestLog:
             _log_line(_of_request(request))
 
     def answered(self, exchange: Exchange[Any]) -> None:
-        """Logs what could not be read, and so never became a request."""
+        """Logs a message that could not be read, and so never became a request."""
         if not exchange.requests:
             _log_line(
                 _fields(
@@ -103,7 +103,7 @@ def _of_request(request: RequestTrace[Any]) -> dict[str, Any]:
 def _fields(
     protocol: TraceProtocol, model: str, version: str, id: str, error: Failure | None, took_ns: int
 ) -> dict[str, Any]:
-    """The fields of a line, for JSON collectors; unknown ones are left out."""
+    """The fields of a log line in JSON; those without a value are left out."""
     fields = {"protocol": protocol, "model": _short(model), "version": _short(version), "id": _short(id)}
     known: dict[str, Any] = {name: value for name, value in fields.items() if value}
     known["status"] = _status(protocol, error)

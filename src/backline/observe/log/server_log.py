@@ -24,11 +24,11 @@ log = logging.getLogger("backline.observe")
 MOST_WAITING = 4 << 20
 #: Seconds to gather lines before writing them together.
 _GATHER = 0.002
-#: Seconds between checks whether log rotation has moved the file away.
+#: Seconds between checks whether log rotation has moved or deleted the file.
 _LOOK = 1.0
 #: Seconds before retrying a descriptor that would block.
 _PAUSE = 0.05
-#: Seconds for the remaining lines when the server stops.
+#: Maximum number of seconds to write the remaining lines when the server stops.
 _LAST = 2.0
 
 
@@ -37,7 +37,7 @@ class LogWriter:
 
     Lines that cannot be written are lost, and counted in the log.
 
-    `report_lost(count, reason)` formats the line that says how many. Raises OSError if the file cannot be
+    `report_lost(count, reason)` formats the log line about lost lines. Raises OSError if the file cannot be
     opened.
     """
 
@@ -61,7 +61,7 @@ class LogWriter:
         with self._lock:
             if self._size + len(line) > MOST_WAITING:
                 self._lost += 1
-                self._reason = "they came faster than they could be written"
+                self._reason = "lines came faster than they could be written"
                 return
             self._size += len(line)
             self._waiting.append(line)
@@ -110,7 +110,7 @@ class LogWriter:
                 time.sleep(_PAUSE)
 
     def _look(self) -> None:
-        """Opens a new file if the old one was moved or deleted."""
+        """Opens the log file again if log rotation has moved or deleted it."""
         now = time.monotonic()
         if self._file is None or now < self._looked + _LOOK:
             return
@@ -129,7 +129,7 @@ def _open(file: Path) -> int:
 
 
 def _standard_error() -> int | None:
-    """None if stderr was closed at start: its number may belong to another file by now."""
+    """The descriptor of stderr; None if it was closed at start, since its number may have been reused."""
     return None if sys.__stderr__ is None else sys.__stderr__.fileno()
 
 
@@ -169,11 +169,11 @@ class ServerLog(logging.Handler):
             self.close()
 
     def settings(self) -> Mapping[str, LogValue]:
-        """See LogControl."""
+        """The settings under Triton's names; see LogControl."""
         return self._settings.shown()
 
     def update(self, changes: Mapping[str, object]) -> None:
-        """See LogControl."""
+        """Changes settings and logs that; see LogControl."""
         before = self._settings
         self._settings = before.changed(changes)
         self._apply()
@@ -242,7 +242,7 @@ def formatter(kind: LogFormat) -> logging.Formatter:
 
 
 class IsoFormatter(logging.Formatter):
-    """Times in ISO 8601, UTC, to the millisecond."""
+    """Writes times in ISO 8601, UTC, to the millisecond."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"

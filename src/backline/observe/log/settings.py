@@ -53,7 +53,7 @@ class LogSettings:
     def changed(self, changes: Mapping[str, object]) -> LogSettings:
         """A copy with changes, given under Triton's names.
 
-        Raises InvalidArgument, and Unsupported for the file, as Triton does.
+        Raises InvalidArgument for a wrong name or value, and Unsupported for the log file, as Triton does.
         """
         shown = self.shown()
         for name, value in changes.items():

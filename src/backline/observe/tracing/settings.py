@@ -29,8 +29,8 @@ CHANGEABLE: Final = ("trace_level", *_RANGES)
 class TraceSetting:
     """The settings of one model, or the global ones; decides which requests are traced.
 
-    The last of every `trace_rate` requests is traced, until `trace_count` were; -1 is no limit. `specified`
-    names the settings that were set here rather than inherited.
+    The last of every `trace_rate` requests is traced, until `trace_count` have been; -1 is no limit.
+    `specified` names the settings that were set here rather than inherited.
     """
 
     trace_level: tuple[Level, ...] = ()
@@ -38,7 +38,7 @@ class TraceSetting:
     trace_count: int = -1
     log_frequency: int = 0
     specified: frozenset[str] = frozenset()
-    #: Requests considered for sampling, and completed traces.
+    #: The number of requests considered for sampling, and that of completed traces.
     seen: int = 0
     collected: int = 0
 
@@ -84,7 +84,7 @@ class SettingTable:
     def __init__(self, start: TraceSetting, mode: Mode) -> None:
         self._start = start
         self._mode = mode
-        self._all = replace(start)  # a copy, because its count runs down
+        self._all = replace(start)  # a copy, because counting traces changes it
         self._models: dict[str, TraceSetting] = {}
 
     @property
@@ -95,7 +95,7 @@ class SettingTable:
         return self._models.get(model, self._all)
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None], *, has_file: bool) -> None:
-        """See TraceControl. Changes nothing if it raises InvalidArgument or Unsupported."""
+        """Changes settings, all or none. Raises InvalidArgument or Unsupported; see TraceControl."""
         read = read_changes(changes, self._mode)
         if model:
             setting = changed(self._models.get(model), self._all, read)
@@ -115,7 +115,7 @@ class SettingTable:
             self._models.pop(model, None)
 
     def _check(self, setting: TraceSetting, *, has_file: bool) -> None:
-        """Raises InvalidArgument in Triton's words. Settings that trace nothing need no check."""
+        """Raises InvalidArgument in Triton's words. Settings that trace nothing are not checked."""
         if not setting.on:
             return
         reason = ""
@@ -154,7 +154,7 @@ def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict
 
 
 def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
-    """Raises InvalidArgument for an unknown level, and for TENSORS in mode opentelemetry."""
+    """Parses trace levels. Raises InvalidArgument for unknown ones, and TENSORS in mode opentelemetry."""
     if "OFF" in names:
         if len(names) > 1:
             raise InvalidArgument("Expect only one trace level 'OFF' is specified")
@@ -172,7 +172,7 @@ def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
 
 
 def read_number(name: str, value: SettingValue) -> int:
-    """Raises InvalidArgument in Triton's words."""
+    """Parses a setting that is a number. Raises InvalidArgument in Triton's words."""
     if not isinstance(value, str):
         raise InvalidArgument(f"expect only 1 value for '{name}'")
     if not re.fullmatch(r"\s*[-+]?[0-9]+\s*", value, re.ASCII):
@@ -202,7 +202,7 @@ class SpanOptions:
     url: str | None = None
     #: Attributes of the OpenTelemetry resource.
     resource: tuple[tuple[str, str], ...] = ()
-    #: Spans waiting to be sent at most, milliseconds between sends, and spans per send.
+    #: The maximum number of spans waiting to be sent, milliseconds between sends, and spans per send.
     max_queue_size: int | None = None
     schedule_delay_ms: int | None = None
     max_export_batch_size: int | None = None

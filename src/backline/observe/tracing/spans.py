@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Span
 
-#: Seconds to wait for spans to be sent when the server stops.
+#: Maximum number of seconds to send the remaining spans when the server stops.
 _FAREWELL = 2.0
 _RECEIVED = {
     "HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"),
@@ -38,7 +38,7 @@ class KeptSpan:
 
     def __init__(self, span: Span, offset_ns: int, id: int = 0) -> None:
         self.span = span
-        #: A running number, for Triton's attributes.
+        #: A serial number for Triton's attributes.
         self.id = id
         self.offset_ns = offset_ns
 
@@ -101,7 +101,7 @@ class SpanWriter:
         standing = self._trace.get_current_span(context).get_span_context()
         return context if standing.is_valid and standing.trace_flags.sampled else None
 
-    # notes
+    # the methods of TraceWriter
 
     def arrived(self, exchange: Exchange[KeptSpan]) -> KeptSpan:
         offset = time_ns() - monotonic_ns()

@@ -1,4 +1,4 @@
-"""Notes on a client's request and the requests made on its behalf, which a TraceWriter makes traces of."""
+"""Notes on a client's request and the requests made on its behalf, from which a TraceWriter makes traces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backline.engine.tracing import RunMoments, Trace, TraceProtocol
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.observe.tracing.settings import TraceSetting
 
-#: What a writer stores with an exchange or a request.
+#: The object that a writer keeps with each exchange and request.
 Kept = TypeVar("Kept")
 #: Seconds by which a deadline timer may fire early.
 _EARLY = 0.002
@@ -35,9 +35,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The kind and text of an error.
+    """The class and message of an error.
 
-    The error itself would keep the request's tensors alive by its traceback.
+    Kept in place of the error, whose traceback would keep the request's tensors alive.
     """
 
     kind: str
@@ -58,10 +58,10 @@ class TraceWriter(Protocol[Kept]):
         """A ticket is about to be submitted: the client's, or one on its behalf."""
 
     def context(self, kept: Kept) -> str:
-        """See Trace.context."""
+        """The trace context for models; see Trace.context."""
 
     def responded(self, request: RequestTrace[Kept], response: InferResponse) -> None:
-        """A request has a response, one of possibly many."""
+        """A request got a response, possibly one of many."""
 
     def ended(self, request: RequestTrace[Kept]) -> None:
         """A request is done: completed, refused or cancelled."""
@@ -100,11 +100,11 @@ class Exchange(Generic[Kept]):
         self.model = model
         self.parent = parent
         self.began_ns = began_ns
-        #: When it was read completely.
+        #: When the request was read completely.
         self.read_ns = monotonic_ns()
         self.response_ns = self.send_ns = self.sent_ns = 0
         self.error: Failure | None = None
-        #: Requests made for it so far, and those in flight.
+        #: The number of requests made on its behalf so far, and of those in flight.
         self.requests = 0
         self._open = 0
         self._answered = False
@@ -122,23 +122,23 @@ class Exchange(Generic[Kept]):
         return self
 
     def ran(self, run: RunMoments) -> None:
-        """Nothing to note: runs are noted on requests."""
+        """Does nothing: the requests of the exchange note their runs."""
 
     def unreadable(self, error: BacklineError) -> None:
         self.answer(error)
 
     def opened(self) -> None:
-        """A request on its behalf has started."""
+        """Notes that a request on its behalf has started."""
         self.requests += 1
         self._open += 1
 
     def closed(self) -> None:
-        """A request on its behalf is done."""
+        """Notes that a request on its behalf is done."""
         self._open -= 1
         self._look_at_end()
 
     def answer(self, error: BacklineError | None) -> None:
-        """The client has its response, or has left."""
+        """Notes that the client has received its response or error, or has left."""
         if not self._answered:
             self._answered = True
             self.error = Failure.of(error)
@@ -173,15 +173,15 @@ class RequestTrace(Listener, Generic[Kept]):
         self.parent = parent
         self.links = links
         self.began_ns = request.arrived_ns
-        #: 0 while it is in flight.
+        #: When the request was done; 0 while it is in flight.
         self.ended_ns = 0
         self.runs: list[Run] = []
         self.error: Failure | None = None
-        #: Responses of a decoupled model so far.
+        #: The number of responses so far.
         self.responses = 0
         self.first_response_ns = 0
         self.model_version, composed = _resolve(exchange.engine, request)
-        #: Whether it waits in a queue; ensembles and refused requests do not.
+        #: Whether the request waits in a queue; requests to ensembles and refused ones do not.
         self.queued = not composed
         #: Whether other requests were made on its behalf.
         self.asked_others = False
@@ -213,9 +213,9 @@ class RequestTrace(Listener, Generic[Kept]):
             )
 
     def _is_of(self, ticket: Ticket) -> bool:
-        """Whether a running ticket is this trace's.
+        """Whether a ticket in a run is the one that this trace follows.
 
-        Those made for it after tracing was switched off share its trace.
+        Requests made on its behalf after tracing was switched off carry the same trace.
         """
         return ticket.trace is self and ticket.request.model_name == self.model_name
 
@@ -255,7 +255,7 @@ class RequestTrace(Listener, Generic[Kept]):
             self.exchange.answer(error)
 
     def _end_all(self, ticket: Ticket, error: BacklineError) -> None:
-        """Ends the request, and the exchange if the request is the client's."""
+        """Notes that a request failed without a completion; if it is the client's, the exchange ends too."""
         self._end(ticket, error)
         if self.parent is None:
             self.exchange.answer(error)
@@ -291,14 +291,14 @@ class _Shared(Generic[Kept]):
 
 
 def _resolve(engine: Engine, request: InferRequest) -> tuple[str, bool]:
-    """The version that the request resolves to, and whether it is an ensemble."""
+    """The version that serves the request, and whether the model is an ensemble."""
     try:
         model = engine.find(request.model_name, request.model_version)
-    except BacklineError:  # raised again when it is submitted
+    except BacklineError:  # raised again when the request is submitted
         return request.model_version or UNKNOWN_VERSION, False
     return model.version, model.config.ensemble is not None
 
 
 def numbered(version: str) -> int | str:
-    """A version as in Triton's traces: a number if it is one."""
+    """A version as written in Triton's traces: as an integer if it is a number."""
     return int(version) if version.removeprefix("-").isdecimal() else version

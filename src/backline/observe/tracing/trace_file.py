@@ -20,12 +20,12 @@ from backline.engine.values.tensor import Tensor
 from backline.observe.tracing.settings import TraceSetting
 from backline.observe.tracing.trace import Exchange, RequestTrace, numbered
 
-#: Elements of a tensor that are written; of a larger one only the first ones.
+#: The maximum number of elements written of a tensor: its first ones.
 MAX_ELEMENTS = 16 * 1024
 
 
 def tensor_document(tensor: Tensor) -> dict[str, str]:
-    """Name, elements, shape and datatype, all as text.
+    """A tensor's name, elements, shape and datatype, all as text.
 
     Floats have six significant digits, as C++ prints them. BYTES are in double quotes, with invalid UTF-8
     replaced. After MAX_ELEMENTS elements follows "...".
@@ -55,11 +55,11 @@ def _text(element: Any) -> str:
 
 log = logging.getLogger("backline.observe")
 
-#: Bytes of completed traces to gather before writing.
+#: How many bytes of completed traces are gathered before they are written.
 _MAX_KEPT = 1 << 20
-#: Writes that may wait for the disk; further traces are lost.
+#: The maximum number of writes that wait for the disk; further traces are lost.
 _MAX_WRITES = 8
-#: Seconds to wait for the disk when the server stops.
+#: Maximum number of seconds to write the remaining traces when the server stops.
 _FAREWELL = 5.0
 _encode = msgspec.json.Encoder().encode
 _RECEIVED = {
@@ -71,7 +71,7 @@ _RECEIVED = {
 class TraceEntry:
     """The lines of one request in the file.
 
-    `id` is a running number; `entries` are those of the whole exchange.
+    `id` is a serial number; `entries` are all those of the same exchange.
     """
 
     __slots__ = ("entries", "id", "lines")
@@ -93,7 +93,7 @@ class TraceEntry:
 class TraceFile:
     """A TraceWriter for Triton's file format.
 
-    With a `log_frequency` of n, every n traces go to a file of their own: FILE.0, FILE.1 and so on. Other
+    With a `log_frequency` of n, every n traces go to a separate file: FILE.0, FILE.1 and so on. Other
     traces are appended to FILE, whose array is closed when the server stops. A thread does the writing.
     """
 
@@ -113,14 +113,14 @@ class TraceFile:
         self._ids = count(1)
         self._indices = count()
         self._begun = False
-        #: Completed traces that are not written yet, by log frequency, and their bytes.
+        #: Completed traces that are not written yet, by log frequency; and their size in bytes.
         self._pending: dict[int, list[bytes]] = {}
         self._bytes: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trace-file")
         self._writes = 0
         self._lost = 0
 
-    # notes
+    # the methods of TraceWriter
 
     def arrived(self, exchange: Exchange[TraceEntry]) -> TraceEntry:
         return TraceEntry(next(self._ids))
@@ -218,7 +218,7 @@ class TraceFile:
         self._writes -= 1
 
     def _write_traces(self, traces: list[bytes], index: int | None) -> None:
-        """Runs on the thread. With an index, traces get a new file; otherwise they are appended."""
+        """Writes traces, on the thread: to the new file FILE.index, or else to the end of FILE."""
         try:
             if index is not None:
                 self._path.with_name(f"{self._path.name}.{index}").write_bytes(b"[%b]" % b",".join(traces))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TraceWriterPair(Generic[Kept]):
-    """A TraceWriter for two: the first keeps what it needs, the second (the log) is only notified of ends."""
+    """Two TraceWriters as one. The second (the log) is only notified of the ends of requests."""
 
     def __init__(self, writer: TraceWriter[Kept], second: TraceWriter[Any]) -> None:
         self._writer = writer
@@ -42,7 +42,7 @@ class Tracing:
 
     Lives on the event loop.
 
-    It is the engine's tracer only while there is something to trace.
+    `Engine.tracer` is set to it only while there is something to trace.
     """
 
     def __init__(self, engine: Engine, config: TraceConfig) -> None:
@@ -62,8 +62,9 @@ class Tracing:
             from backline.observe.tracing.trace_file import TraceFile
 
             self._writer = TraceFile(config.file)
-        #: The log of all requests, traced or not; and the pair of writer and log, for those that are traced.
+        #: The log of all requests, traced or not.
         self._log: TraceWriter[Any] | None = None
+        #: The trace's writer and the log as one, for traced requests.
         self._both: TraceWriter[Any] | None = None
         engine.trace_control = self
         self._follow()
@@ -81,7 +82,7 @@ class Tracing:
     def arrived(
         self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int
     ) -> Exchange[Any] | None:
-        """See Tracer. A request with a sampled trace of the client is traced whatever the rate."""
+        """Traces a request if the client traces it, or if it is sampled; see Tracer."""
         setting = self._table.of(model)
         parent = (
             self._spans.read_parent(headers)

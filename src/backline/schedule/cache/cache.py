@@ -65,7 +65,7 @@ class LocalCache:
         found(entry[1])
 
     def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
-        """Keeps a copy, evicting others for it. An entry larger than the whole cache is not kept."""
+        """Keeps a copy, evicting other entries if necessary; none larger than the whole cache is kept."""
         entries = self._entries
         before = entries.pop(key, None)
         if before is not None:
@@ -94,7 +94,7 @@ def _bytes_of(tensor: Tensor) -> int:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """A copy, as outputs may be rows of a large batch, which they would keep alive, or be changed by their
+    """A copy of an output, which may be part of a large batch and keep that alive, or be changed by its
     receiver.
     """
     own = np.array(tensor.data, order="C")

@@ -118,7 +118,7 @@ class Flight(Owner):
         if run is not None and self.waits:
             if run.deadline is not None:
                 first = self.waiting[0]
-                if first.deadline is None:  # the queue has set one for the run
+                if first.deadline is None:  # the run's deadline is the queue's timeout
                     first.deadline = run.deadline
                 run.postpone(latest((run.deadline, ticket.deadline)))
             run.waits_until = latest((run.waits_until, ticket.waits_until))

@@ -229,10 +229,10 @@ class CachedQueue:
             None if run is None else run.parameters,
         )
 
-    # requests that leave
+    # cancelled and expired requests
 
     def _leave(self, flight: Flight, ticket: Ticket) -> None:
-        """A request was cancelled. With the last one its run is cancelled, which counts it."""
+        """Removes a cancelled request. The last one of a flight cancels the run, whose queue counts it."""
         flight.waiting.remove(ticket)
         timer = flight.timers.pop(ticket, None)
         if timer is not None:
@@ -262,7 +262,7 @@ class CachedQueue:
         ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=late))
 
     def _forget(self, flight: Flight) -> None:
-        """Accepts no more requests for a flight."""
+        """Lets no more requests join a flight."""
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
         else:

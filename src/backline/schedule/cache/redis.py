@@ -23,7 +23,8 @@ _PREFIX = b"backline:response:"
 _LARGEST_ENTRY = 64 * 1024 * 1024
 #: Maximum number of bytes on their way to Redis. Entries beyond that are not stored.
 _MOST_UNDER_WAY = 128 * 1024 * 1024
-#: How many seconds to leave an unresponsive Redis alone: the first number, doubled up to the second.
+#: The pause in seconds before an unresponsive Redis is tried again: the first one, then doubled up to the
+#: longest.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
 #: The first bytes of an entry. The last one is the version of the format.
@@ -36,7 +37,7 @@ class RedisOptions:
     reply.
 
     Entries are kept for `ttl` seconds, or, if None, until Redis evicts them (maxmemory-policy allkeys-lru).
-    Certificates are paths.
+    Certificates are given as paths of files.
     """
 
     host: str
@@ -56,10 +57,10 @@ class RedisOptions:
 
 
 class RedisCache:
-    """Looks outputs up in Redis. While Redis does not respond, a single request now and then tries again."""
+    """Looks outputs up in Redis. While Redis does not respond, only one request after each pause tries it."""
 
     def __init__(self, options: RedisOptions) -> None:
-        """Connects with the first request. Raises InvalidArgument if the redis package is not installed."""
+        """Connects at the first request. Raises InvalidArgument if the redis package is not installed."""
         try:
             from redis.asyncio import BlockingConnectionPool, Redis
             from redis.asyncio.connection import Connection, SSLConnection
@@ -96,7 +97,7 @@ class RedisCache:
         self._failures = (RedisError, OSError, TimeoutError)
         self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        #: Until when to leave a failed Redis alone, and the current pause in seconds; 0 while Redis responds.
+        #: When the current pause ends, and its length in seconds; 0 while Redis responds.
         self._quiet_until = 0.0
         self._pause = 0.0
         self._trying = False
@@ -104,7 +105,7 @@ class RedisCache:
 
     @property
     def answers(self) -> bool:
-        """Whether Redis responded when last asked."""
+        """Whether Redis responded to the last operation."""
         return not self._pause
 
     def look_up(self, key: bytes, found: Found) -> None:

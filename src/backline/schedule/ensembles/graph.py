@@ -35,7 +35,7 @@ class StepModel:
         elif not self.batched and rank == len(shape) - 1 and shape[0] == 1:
             fitting = shape[1:]
         else:
-            fitting = shape  # the model will say what is wrong
+            fitting = shape  # the model's check reports the mismatch
         return Tensor(
             name, tensor.datatype, fitting, tensor.data if fitting is shape else tensor.data.reshape(fitting)
         )

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles.graph import EnsemblePlan
 
-#: By the ensemble's name of the tensor; None for a tensor that a response lacks.
+#: Tensors by their names in the ensemble; None for a tensor that a response lacks.
 Tensors = Mapping[str, Tensor | None]
 
 
@@ -46,7 +46,7 @@ class _Rounds:
 
 
 class _InTurn:
-    """The rounds that a decoupled step still has to do, one after the other."""
+    """The rounds that a decoupled step still has to run, one after the other."""
 
     __slots__ = ("busy", "early", "number")
 
@@ -103,7 +103,7 @@ class EnsembleProgress:
         return complete
 
     def responded(self, asked: Round, number: int, tensors: Tensors) -> None:
-        """A step gave a response, possibly the first of many, in a round."""
+        """Receives a response of a step in the round `asked`, possibly one of many."""
         plan = self._plan
         planned = plan.steps[number]
         target = self._begin(asked.level + 1, {}) if planned.decoupled else asked
@@ -120,7 +120,7 @@ class EnsembleProgress:
                 self._complete[target.number] = target
 
     def ended(self, asked: Round, number: int) -> None:
-        """A step gives no more responses in a round."""
+        """Notes that a step gives no more responses in the round `asked`."""
         turn = self._turns.get(number)
         if turn is None:
             self._under_way[number] -= 1
@@ -142,7 +142,7 @@ class EnsembleProgress:
         return begun
 
     def _start(self, begun: Round, number: int) -> None:
-        """The inputs of a step are available."""
+        """Starts a step whose inputs are available."""
         turn = self._turns.get(number)
         if turn is not None:
             turn.early[begun.number] = begun

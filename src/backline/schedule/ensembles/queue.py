@@ -44,7 +44,7 @@ class EnsembleQueue:
         batched: bool,
         turn: Turn | None = None,
     ) -> None:
-        """`signature` has the ensemble's inputs and outputs. `update` describes the models of its steps."""
+        """`signature` has the ensemble's inputs and outputs. `update` sets the models of its steps."""
         self.name = name
         self.version = version
         self.submit_step = submit
@@ -54,7 +54,7 @@ class EnsembleQueue:
         self.calls = tuple(statistics.calls_of(step.model) for step in ensemble.steps)
         self.models: tuple[StepModel, ...] = (StepModel(),) * len(ensemble.steps)
         self.max_inflight = ensemble.max_inflight or _MAX_INFLIGHT
-        #: The ensemble itself, which its outputs are adapted to.
+        #: The ensemble described like the model of a step, to adapt its outputs.
         self.itself = StepModel(
             batched=batched, ranks={spec.name: len(spec.shape) for spec in signature.outputs}
         )
@@ -63,7 +63,7 @@ class EnsembleQueue:
         #: Whether only some of its models have batches, so that tensors must be adapted.
         self.mixed = False
         self._decoupled: frozenset[int] = frozenset()
-        #: By requested outputs: how such requests run, and their plan.
+        #: For each set of requested outputs, the class that runs such requests, and their plan.
         self._plans: dict[tuple[str, ...], tuple[type[EnsembleRun], EnsemblePlan]] = {}
         self._runs: set[EnsembleRun] = set()
         self._drained: asyncio.Future[None] | None = None
@@ -86,8 +86,8 @@ class EnsembleQueue:
         self._plans.clear()
 
     def submit(self, ticket: Ticket) -> None:
-        """Starts the first steps. Raises BacklineError if one is refused at once, for example by a full
-        queue.
+        """Starts the first steps of a request. Raises BacklineError if one is refused at once, for example
+        by a full queue.
         """
         kind, plan = self._plans.get(ticket.request.outputs or self._outputs) or self._plan(
             ticket.request.outputs or self._outputs
@@ -116,7 +116,7 @@ class EnsembleQueue:
         return kind, plan
 
     def ended(self, run: EnsembleRun) -> None:
-        """A request has ended, in whatever way."""
+        """Forgets a request that has completed, failed or been cancelled."""
         self._runs.discard(run)
         if not self._runs and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

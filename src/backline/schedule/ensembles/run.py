@@ -1,4 +1,4 @@
-"""One request on its way through an ensemble: what all kinds share, and the kinds without decoupled steps."""
+"""One request on its way through an ensemble: and the runs that have no decoupled steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class EnsembleRun(Owner):
-    """A request until it completes or is given up. Lives on the event loop."""
+    """The base of all runs: one request, until it completes or is given up. Lives on the event loop."""
 
     __slots__ = ("_compute", "_over", "_plan", "_queue", "_started_ns", "_ticket")
 
@@ -80,7 +80,7 @@ class EnsembleRun(Owner):
         """The completion of a step's request."""
         raise NotImplementedError
 
-    # to the caller
+    # responses to the caller
 
     def _response(self, tensors: dict[str, Tensor | None]) -> InferResponse:
         """The ensemble's outputs as a response."""
@@ -130,7 +130,7 @@ class EnsembleRun(Owner):
             statistics.responses.failed(*self._next_response, now)
 
     def cancelled(self, _: Ticket) -> None:
-        """See Owner. No further step starts, and those in flight are cancelled."""
+        """Cancels the steps in flight and starts no further ones; see Owner."""
         if not self._over:
             statistics = self._queue.statistics
             statistics.record_cancelled(self._ticket)
@@ -166,7 +166,7 @@ class EnsembleRun(Owner):
 
 
 class UnaryRun(EnsembleRun):
-    """The usual kind: each step responds once, so nothing needs pacing or ordering."""
+    """A run whose steps respond once each, so that nothing needs pacing or ordering."""
 
     __slots__ = ("_left", "_open", "_tensors", "_waits")
 
@@ -188,7 +188,7 @@ class UnaryRun(EnsembleRun):
             self._finish(self._response(self._tensors))
 
     def _submit(self, planned: PlannedStep) -> None:
-        """Raises the error of a step that is refused, with its name."""
+        """Submits a step. Raises the error of a refused one, with the step's name."""
         queue = self._queue
         ticket = self._ask(planned, self._inputs(planned))
         self._open.add(ticket)
@@ -203,8 +203,7 @@ class UnaryRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             tensor = tensors.get(source)
-            # a missing tensor is an optional input of the ensemble; the step's model checks whether it needs
-            # it
+            # None is an optional input of the ensemble; the step's model checks whether it is required
             if tensor is not None:
                 inputs[name] = Tensor(name, tensor.datatype, tensor.shape, tensor.data)
         return inputs
@@ -249,7 +248,7 @@ class UnaryRun(EnsembleRun):
 
 
 class FittedRun(UnaryRun):
-    """For ensembles in which only some models have batches."""
+    """A UnaryRun that adapts tensors between models with and without batches."""
 
     __slots__ = ()
 

@@ -68,8 +68,7 @@ class StreamRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             given = begun.tensors.get(source)
-            # a missing tensor is an optional input of the ensemble; the step's model checks whether it needs
-            # it
+            # None is an optional input of the ensemble; the step's model checks whether it is required
             if given is not None:
                 inputs[name] = (
                     model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)
@@ -98,10 +97,10 @@ class StreamRun(EnsembleRun):
             if full != flow.paused:
                 (flow.pause if full else flow.resume)()
 
-    # from the steps
+    # responses of steps
 
     def _responded(self, ticket: Ticket, response: InferResponse) -> None:
-        """One of many responses of a step."""
+        """Receives one of many responses of a step."""
         open_request = self._open.get(ticket)
         if open_request is not None and self._take(ticket, *open_request, response):
             self._go_on()
@@ -144,7 +143,7 @@ class StreamRun(EnsembleRun):
         except BacklineError as refused:
             self.fail(refused)
 
-    # to the caller
+    # responses to the caller
 
     def _answer(self, answered: Round) -> None:
         """Sends the outputs of a round."""

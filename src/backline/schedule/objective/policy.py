@@ -1,4 +1,4 @@
-"""The policy of a latency objective: which requests can still meet it, and how large the next batch may be.
+"""The policy of a latency objective: learned run times, expected completion times, and batch sizes.
 
 Pure decisions over plain data. Times are in seconds of the caller's clock.
 """
@@ -84,8 +84,7 @@ class LatencyModel:
     """One Line for each bucket of item sizes.
 
     An item's size is its number of elements, or 0 for models whose items all have the same. A size without
-    runs is extrapolated from the nearest one, in proportion. Before any runs, they are expected to take no
-    time.
+    runs is extrapolated from the nearest one, in proportion. Without any, runs are expected to take no time.
     """
 
     def __init__(self, seconds: Mapping[int, float] | None = None, size: int = 0) -> None:
@@ -203,7 +202,7 @@ class Outlook:
     def free(self, now: float, idle: int) -> list[float]:
         """When the instances become free, in order; `idle` of them are free now.
 
-        An instance that is overdue is expected to take as long again as it is late.
+        An instance whose batch is overdue is expected to need as long again as the batch is late.
         """
         if idle:
             moments = [now] * idle
@@ -212,15 +211,15 @@ class Outlook:
         return sorted([now + abs(end - now) for end in self._ends.values()]) or [now]
 
     def started(self, instance: object, now: float, size: int, items: int) -> None:
-        """A batch of `items` items of a size starts now."""
+        """Notes that `instance` starts a batch of `items` items of a size now."""
         self._ends[instance] = now + self.latency.line(size).seconds(items)
 
     def ended(self, instance: object) -> float | None:
-        """The batch has ended. Returns when that was expected."""
+        """Notes the end of a batch. Returns when it was expected to end."""
         return self._ends.pop(instance, None)
 
     def slipped(self, seconds: float) -> None:
-        """The responses of a batch were sent this much later than expected at its start."""
+        """Learns that the responses of a batch were sent `seconds` later than expected at its start."""
         self._slip.learn(seconds)
 
 
@@ -283,7 +282,7 @@ class BatchSizing:
         return self.within(line, left, min(self.usual, line.largest(left, self._max_items)))
 
     def within(self, line: Line, left: float, items: int) -> int:
-        """`items` if that many may complete in `left` seconds, or as many as surely will."""
+        """`items`, or more if more complete in `left` seconds even with the margin; at least 1."""
         return max(1, items, line.largest(left - self.margin, self._max_items))
 
     def formed(self, items: int) -> None:
@@ -296,5 +295,5 @@ class BatchSizing:
         self.refused = False
 
     def complete(self, items: int) -> None:
-        """A batch could have no more than `items` items, whatever was queued after it."""
+        """Learns that a batch had `items` items and the next request in the queue could not join it."""
         self._joined = items if not self._joined else self._joined + _JOINED_RATE * (items - self._joined)

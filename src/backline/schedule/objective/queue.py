@@ -118,7 +118,7 @@ class ObjectiveQueue(Owner):
             after = own.items * (len(own.dues) - bisect_right(own.dues, due)) // len(own.dues)
         size = ticket.batch_size
         late = finish(line, free, ahead - after, size, usual=sizing.usual, first=first) + sizing.margin - due
-        # it must not make the requests after it late
+        # the new request must not make those after it late
         if after and own is not None and late <= 0:
             late = (
                 finish(line, free, ahead, size, usual=sizing.usual, first=first)

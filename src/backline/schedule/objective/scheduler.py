@@ -63,8 +63,8 @@ class ObjectiveScheduler(Scheduler):
         )
 
     def submit(self, ticket: Ticket) -> None:
-        """As Scheduler.submit. Also raises Unavailable if the request cannot complete in time."""
-        queue: ObjectiveQueue = self._queue  # type: ignore[assignment]  # it was made here
+        """Queues a request. Raises Unavailable if the queue is full or it cannot complete in time."""
+        queue: ObjectiveQueue = self._queue  # type: ignore[assignment]  # see `_make_queue`
         idle = len(self._idle)
         late = queue.lateness(ticket, self._outlook.free(monotonic(), idle), self._policy.max_items)
         if late > 0 and (queue.size or not idle):
@@ -100,7 +100,7 @@ class ObjectiveScheduler(Scheduler):
             self._outlook.latency.learn(_size(batch.tickets), batch.items, now - batch.started_ns / 1e9)
         super()._finished(instance, batch)
         if learns:
-            # If the loop noticed the end of the run late, it will have read requests late as well, unseen.
+            # If the loop noticed the end of the run late, it read requests as late, which no timestamp shows.
             late = now - batch.ended_ns / 1e9
             self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # see `learns`
 
@@ -124,7 +124,7 @@ class ObjectiveScheduler(Scheduler):
 
 
 def _size(tickets: Sequence[Ticket]) -> int:
-    """The item size of a batch: that of its largest items."""
+    """The item size of a batch: the size of its largest items."""
     if tickets[0].batch_key is None:
         return 0
     return max(map(item_size, tickets))

@@ -1,4 +1,4 @@
-"""The queue of a model with priority levels, or whose policy keeps requests queued past their timeout."""
+"""The queues of a model: PlainQueue, and PriorityQueue for priority levels or requests kept when late."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FEW = 16
 
 
 class PlainQueue(Owner):
-    """See Queue. A cancelled ticket no longer counts, but stays in the deque until its turn comes."""
+    """A first-in, first-out Queue. Cancelled tickets do not count, but stay in the deque until their turn."""
 
     __slots__ = ("_gone", "_waiting", "expired", "limit", "on_left", "policy", "rank")
 
@@ -28,7 +28,7 @@ class PlainQueue(Owner):
         self.policy = policy
         self.limit = policy.max_size or inf
         self._waiting: deque[Ticket] = deque()
-        #: The number of tombstones.
+        #: The number of cancelled tickets in the deque.
         self._gone = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
@@ -121,7 +121,7 @@ class PlainQueue(Owner):
         return waited_too_long(ticket, self.policy, now)
 
     def _skip(self, ticket: Ticket) -> None:
-        """Drops a ticket taken out that is cancelled or expired."""
+        """Handles a ticket that was taken out and is cancelled or expired."""
         if ticket.state is not QUEUED:
             self._gone -= 1
             return
@@ -186,15 +186,15 @@ def make_queue(settings: QueueSettings) -> Queue:
 
 
 class PriorityQueue:
-    """See Queue. One PlainQueue for each level, and one after it for its late requests if they stay
-    queued.
+    """A Queue with one PlainQueue per level, each followed by one for the level's late requests if those
+    stay queued.
     """
 
     __slots__ = ("_lines", "_settings", "_size", "expired", "on_left")
 
     def __init__(self, settings: QueueSettings) -> None:
         self._settings = settings
-        #: By priority level, and whether the requests are late.
+        #: The PlainQueues by rank: the priority level, and whether the requests are late.
         self._lines = Levels(self._make_line)
         self._size = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
@@ -278,12 +278,12 @@ class PriorityQueue:
         return policy.delay and waited_too_long(ticket, policy, now)
 
     def _collect(self, line: PlainQueue) -> None:
-        """Takes over the expired requests of one line."""
+        """Moves the expired requests of one line to `expired`."""
         self._size -= len(line.expired)
         self.expired += line.expired
         line.expired = []
 
     def _left(self, ticket: Ticket) -> None:
-        """A ticket in one of the lines was cancelled."""
+        """Called when a ticket in one of the lines is cancelled."""
         self._size -= 1
         self.on_left(ticket)

@@ -82,11 +82,11 @@ class Queue(Protocol):
 
 
 def nobody_asks(ticket: Ticket) -> None:
-    """The default `on_left`."""
+    """The default `on_left`, which does nothing."""
 
 
 def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:
-    """Moves the deadline of a request forward to the end of its time in the queue."""
+    """Limits the deadline of a request to the end of its time in the queue."""
     timeout = policy.timeout(ticket.request.timeout)
     if timeout is None:
         return
@@ -102,8 +102,7 @@ def waited_too_long(ticket: Ticket, policy: QueuePolicy, now: float) -> bool:
 
 
 class QueueTotal:
-    """The number of requests waiting in the queues of all models together, and its `limit`, None for no
-    limit.
+    """Counts the requests waiting in the queues of all models together; `limit` is their maximum, or None.
 
     Whoever queues a request adds it to `waiting`, and subtracts it when it runs or leaves the queue.
     """

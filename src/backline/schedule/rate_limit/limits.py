@@ -63,9 +63,9 @@ class Claimant:
         self.claim = claim
         #: The model that the instance belongs to.
         self.owner = owner
-        #: Its pass.
+        #: The instance's pass, see the top of this file.
         self.passed = 0
-        #: Among equal passes, the instance staged first comes first.
+        #: Orders instances with equal passes: the one staged first comes first.
         self.number = 0
 
     def __lt__(self, other: Claimant) -> bool:
@@ -83,7 +83,7 @@ class RateLimits:
         self._claimants: list[Claimant] = []
         self._limits: dict[Key, int] = {}
         self._taken: dict[Key, int] = {}
-        #: Sorted by pass.
+        #: The staged instances, sorted by pass.
         self._staged: list[Claimant] = []
         self._numbers = count()
         #: The pass of the instance granted last, before that run.
@@ -105,13 +105,13 @@ class RateLimits:
         self._limits = self._limits_for(self._claimants)
 
     def stage(self, claimant: Claimant) -> None:
-        """The instance has work."""
+        """Stages an instance that has work."""
         claimant.passed = max(claimant.passed, self._now)
         claimant.number = next(self._numbers)
         insort(self._staged, claimant)
 
     def withdraw(self, claimant: Claimant) -> None:
-        """A staged instance no longer has work."""
+        """Withdraws a staged instance that no longer has work."""
         self._staged.remove(claimant)
 
     def grant(self) -> list[Claimant]:
@@ -207,7 +207,7 @@ class RateLimits:
         return limits
 
     def _there(self, device: str, name: str) -> int:
-        """As in Triton, a resource may be given for any device; one that is not given does not exist."""
+        """How much of a resource a device has. As in Triton, 0 unless given for this or for every device."""
         wanted = name.casefold()
         devices = (device, EACH_DEVICE)
         fitting = (

@@ -40,28 +40,28 @@ class Permits:
         return permits
 
     def stage(self, permit: Permit) -> None:
-        """An instance has work."""
+        """Stages an instance that has work."""
         self._limits.stage(permit.claimant)
         if not self._granting:
             self._grant()
 
     def withdraw(self, permit: Permit) -> None:
-        """An instance no longer has work."""
+        """Withdraws an instance that no longer has work."""
         self._limits.withdraw(permit.claimant)
         self._grant_later()  # it may have blocked others
 
     def release(self, permit: Permit, *, ran: bool) -> None:
-        """An instance has stopped running, or did not run after all."""
+        """Takes back the resources of an instance that has stopped running, or did not run after all."""
         self._limits.release(permit.claimant, ran=ran)
         self._grant_later()
 
     def unregister(self, permit: Permit) -> None:
-        """An instance is gone."""
+        """Removes an instance that no longer exists."""
         del self._permits[permit.claimant]
         self._limits.unregister(permit.claimant)
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
-        """See RateLimits.wanting."""
+        """The resources over which models might deadlock; see RateLimits.wanting."""
         return self._limits.wanting(waits, waiting)
 
     def _grant_later(self) -> None:
@@ -74,7 +74,7 @@ class Permits:
         granted = [self._permits[claimant] for claimant in self._limits.grant()]
         for permit in granted:
             permit.hold()
-        # after all are held: the start of one may withdraw others
+        # only once all are held, because starting one may withdraw others
         for permit in granted:
             permit.begin()
 
@@ -96,7 +96,7 @@ class Permit:
         self._permits.stage(self)
 
     def hold(self) -> None:
-        """The permit is granted: the instance holds its resources."""
+        """Grants the permit: the instance now holds its resources."""
         self._held = True
 
     def begin(self) -> None:
@@ -106,7 +106,7 @@ class Permit:
             on_granted()
 
     def give_back(self, *, ran: bool = True) -> None:
-        """The instance has stopped running, or no longer wants to run."""
+        """Gives the permit back after the run, or because the instance no longer wants to run."""
         asked, self._on_granted = self._on_granted is not None, None
         if self._held:
             self._held = False
@@ -115,7 +115,7 @@ class Permit:
             self._permits.withdraw(self)
 
     def close(self) -> None:
-        """The instance is gone. Its permit has been given back or will be when its run ends."""
+        """Removes the instance. If it still runs, its permit is given back when the run ends."""
         self._permits.unregister(self)
 
 
@@ -141,11 +141,11 @@ class PermittedInstance:
 
     @property
     def memory(self) -> object:
-        """See Remembers. Exists if the wrapped instance has it."""
+        """The memory of the wrapped instance, if it has one; see Remembers."""
         return self._instance.memory  # type: ignore[attr-defined]
 
     def run(self, batch: Batch, finished: Finished) -> None:
-        """See Instance."""
+        """Runs a batch once the permit is granted; see Instance."""
         self._busy = True
         waiting = self._waiting = _PermittedRun(self, batch, finished)
         batch.on_abandon = waiting.abandoned
@@ -153,12 +153,12 @@ class PermittedInstance:
         waiting.waits()
 
     def look_again(self) -> None:
-        """See WaitsForTurn."""
+        """Forms the waiting batch again; see WaitsForTurn."""
         if self._busy and self._waiting is not None:
             self._waiting.look_again()
 
     def close(self) -> None:
-        """See Instance."""
+        """Closes the instance, after its run if it is running."""
         self._closing = True
         if not self._busy:
             self._close()
@@ -175,7 +175,7 @@ class PermittedInstance:
         self._instance.run(batch, finished)
 
     def free(self, *, ran: bool) -> None:
-        """Gives the permit back after a run, or after none."""
+        """Gives the permit back, after a run or without one."""
         self._busy = False
         self._permit.give_back(ran=ran)
         if self._closing:
@@ -222,7 +222,7 @@ class _PermittedRun:
         if self._granted:
             return
         self._form_again()
-        # abandoned in a completion of a refused request
+        # the completion of a refused request may have abandoned the batch
         if self._batch.abandoned:
             return
         if self._batch.tickets:
@@ -238,7 +238,7 @@ class _PermittedRun:
             self._instance.form_again(self._batch)
 
     def abandoned(self) -> None:
-        """All requests of the batch are cancelled."""
+        """Ends the batch without a run, because all its requests are cancelled."""
         if self._timer is not None:
             self._timer.cancel()
         self._batch.outcomes = [Cancelled("the request was cancelled") for _ in self._batch.tickets]
@@ -255,10 +255,10 @@ class _PermittedRun:
         self._begun = True
         if self._has_waited and not batch.abandoned:
             self._form_again()
-            # cancelled in a completion of a refused request
+            # the completion of a refused request may have cancelled others
             while not batch.abandoned and any(ticket.cancelled for ticket in batch.tickets):
                 self._form_again()
-        # abandoned since the grant, or in a completion of a refused request
+        # possibly abandoned since the grant, or by the completion of a refused request
         if batch.abandoned:
             return
         batch.on_abandon = None

@@ -1,4 +1,4 @@
-"""The queue of a model with sequences: keeps their order, places and states, and runs one request of each."""
+"""The queue of a model with sequences: orders requests, assigns places and passes states on."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class SequenceBatcher:
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
         self._ids = count(1)
-        #: Drains of replaced lanes, and fetches of states.
+        #: Tasks that drain replaced lanes or fetch states.
         self._tasks: set[asyncio.Future[object]] = set()
 
     @property
@@ -129,7 +129,7 @@ class SequenceBatcher:
         """Whether the sequence of a request is open here."""
         return not self._closed and request.sequence is not None and request.sequence.id in self._table.open
 
-    # requests
+    # submitting and running requests
 
     def submit(self, ticket: Ticket) -> None:
         """Queues a request that fits the model.
@@ -190,7 +190,7 @@ class SequenceBatcher:
             self._look_at(ticket.deadline)
 
     def _unused_id(self) -> int:
-        """An id for a request that is a whole sequence."""
+        """An unused id for a request that is a whole sequence."""
         return next(number for number in self._ids if number not in self._table.open)
 
     def _check_room(self, step: SequenceStep) -> None:
@@ -261,7 +261,7 @@ class SequenceBatcher:
         if self._tensors.iterative and not sequence.waiting:
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
-        # it has not run
+        # the first request of the sequence has not run
         if step_of(ticket).start and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
             self._lose_beginning(sequence)
         self._states.forget_if_over(sequence)
@@ -279,7 +279,7 @@ class SequenceBatcher:
         if sequence.place is not None:
             self._hand_on(sequence, ticket, step)
             return
-        # There are fewer places now than when it began.
+        # The sequence lost its place, because there are fewer now.
         ticket.request = derive(ticket.request, sequence=step)
         self._table.put_back(sequence)
         if self._total is not None:
@@ -287,7 +287,7 @@ class SequenceBatcher:
         self._wait(sequence, ticket)
 
     def _responded(self, inner: Ticket, response: InferResponse) -> None:
-        """Passes on one of many responses. The last one that includes the state determines it."""
+        """Passes on one of many responses. The sequence keeps the state in the last one that has it."""
         passage = passage_of(inner)
         ticket = passage.ticket
         with suppress(Internal):
@@ -295,8 +295,8 @@ class SequenceBatcher:
         ticket.respond(response)
 
     def _lose_beginning(self, sequence: LiveSequence, error: BacklineError | None = None) -> None:
-        """Refuses the requests after a beginning that did not run or is unknown here, with `error` or a
-        hint.
+        """Refuses the requests of a sequence whose first request did not run or is unknown here, with `error`
+        or, by default, the advice to start the sequence.
         """
         self._refuse_orphans(*self._table.lose_beginning(sequence), error)
 
@@ -310,7 +310,7 @@ class SequenceBatcher:
         self._refuse(orphans, why)
         self._run_all(runnable)
 
-    # state inside the model
+    # states kept inside the model
 
     def _works(self, lane: int) -> bool:
         keeper = self._keepers[lane]
@@ -326,7 +326,7 @@ class SequenceBatcher:
         for ticket in tickets:
             self._statistics.fail.add(1, monotonic_ns() - ticket.request.arrived_ns)
 
-    # requests that leave without running
+    # requests that do not run: cancelled, expired, refused
 
     def _leave(self, count: int) -> None:
         if self._total is not None:
@@ -343,7 +343,7 @@ class SequenceBatcher:
                 ticket.complete(None, why(ticket))
 
     def cancelled_waiting(self, sequence: LiveSequence, ticket: Ticket) -> None:
-        """A waiting request was cancelled."""
+        """Counts and removes a waiting request that was cancelled."""
         self._statistics.record_cancelled(ticket)
         self._drop(sequence, ticket)
 
@@ -359,7 +359,7 @@ class SequenceBatcher:
         for sequence in sequences:
             self._run_next(sequence)
 
-    # time
+    # expired requests and idle sequences
 
     def _look_at(self, moment: float) -> None:
         """Looks for expired requests and idle sequences at `moment` (of time.monotonic()), or earlier."""
@@ -370,7 +370,7 @@ class SequenceBatcher:
         now = monotonic()
         expired, nearest = self._table.expired(now)
         for sequence, ticket in expired:
-            # refused together with the beginning of its sequence
+            # already refused, together with the first request of its sequence
             if ticket not in sequence.waiting:
                 continue
             self._drop(sequence, ticket)
@@ -390,7 +390,7 @@ class SequenceBatcher:
         self._look_at(min(nearest, self._table.next_idle_ns() / 1e9))
         self._look_at_rest()
 
-    # instances, and the end
+    # changes of instances, and draining
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         """Switches to new queue limits and, if given, new instances. Running requests are unaffected."""
@@ -400,7 +400,7 @@ class SequenceBatcher:
             self.replace_instances(instances)
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs everything from now on on other instances. The present ones close once drained."""
+        """Runs all further requests on other instances. The present ones close once drained."""
         for lane in self._lanes:
             self._in_background(lane.drain(inf))
         self._take_instances(instances)

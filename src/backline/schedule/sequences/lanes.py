@@ -26,7 +26,7 @@ from backline.workers.instance import Instance, Remembers, WaitsForTurn
 
 #: How many seconds after a given time to look for what is due, since event loop timers may fire early.
 _LATER = 0.0001
-#: Requests of sequences wait for as long as their own timeouts allow.
+#: The queue policy of lanes: no limit except the timeouts that requests set.
 _POLICY = QueuePolicy()
 #: The context of a ticket that fills an empty slot.
 _FILLER = object()
@@ -166,9 +166,7 @@ class SlotLane(Owner):
         self._schedule()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """See Owner. A request in a slot runs even if cancelled, as later requests need the state it
-        leaves.
-        """
+        """Does nothing: a cancelled request in a slot runs, as later ones need the state it leaves."""
 
     async def drain(self, limit: float) -> None:
         """Finishes its requests within `limit` seconds, refuses the rest, and closes the instance."""
@@ -266,7 +264,7 @@ class SlotLane(Owner):
             if ticket and ticket.deadline is not None and ticket.deadline <= now
         ]:
             self._ready = [None if ticket in late else ticket for ticket in self._ready]
-            # other requests may take the freed slots, perhaps as late
+            # the requests that take the freed slots may be late, too
             for ticket in late:
                 self._statistics.record_expired(ticket)
                 by_policy = waited_too_long(ticket, _POLICY, now)
@@ -308,4 +306,4 @@ class SlotLane(Owner):
 
 
 def _ignore(ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-    """The completion of a filler."""
+    """The completion of a filler, which nobody awaits."""

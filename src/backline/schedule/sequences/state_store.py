@@ -38,9 +38,7 @@ class StateStore(Protocol):
         """
 
     async def take(self, key: StateKey) -> State | None:
-        """Removes and returns a state, None if there is none. Raises BacklineError if the store cannot
-        tell.
-        """
+        """Removes and returns a state, or None. Raises BacklineError if the store does not respond."""
 
     def drop(self, key: StateKey) -> None:
         """Forgets a state, if there is one, because its sequence has ended."""

@@ -27,12 +27,12 @@ class LiveSequence:
         self.running: Ticket | None = None
         #: Whether its last request has arrived.
         self.ended = False
-        #: What its last request left; None before the first.
+        #: The state that its last request left; None before the first.
         self.state: State | None = None
         #: The identity of the worker that holds the model's own state of the sequence; None if that cannot be
         #: lost.
         self.memory: object = None
-        #: Whether its state is still being fetched. None of its requests run before.
+        #: Whether its state is still being fetched; until then none of its requests run.
         self.arriving = False
         #: When it last had a request or a run.
         self.last_ns = now_ns
@@ -75,7 +75,7 @@ class SequenceTable:
         return not self.open and not self._placed and not self._unplaced
 
     def resize(self, lanes: int, slots: int) -> list[LiveSequence]:
-        """Replaces the places; sequences that had one come first. Returns the sequences that have one now."""
+        """Changes the number of places; those that had one come first. Returns the sequences with a place."""
         before = [*self._placed, *self._unplaced]
         self._later = ([(slot, lane) for lane in range(lanes)] for slot in range(slots))
         self._free = next(self._later, [])
@@ -93,8 +93,8 @@ class SequenceTable:
         return sequence.place is not None and sequence.running is None and not sequence.waiting
 
     def accept(self, ticket: Ticket, now_ns: int) -> LiveSequence | None:
-        """Queues a request in its sequence. Returns None if that is not open and the request does not
-        start it.
+        """Queues a request in its sequence. Returns None if the sequence is not open and the
+        request does not start it.
         """
         step = step_of(ticket)
         sequence = self.open.get(step.id)
@@ -173,7 +173,7 @@ class SequenceTable:
         return [sequence] if sequence.waiting else self._release_if_over(sequence)
 
     def drop(self, sequence: LiveSequence, ticket: Ticket) -> tuple[list[Ticket], list[LiveSequence]]:
-        """Removes a waiting request and what it was to begin. Returns the same as `lose_beginning`."""
+        """Removes a waiting request and, if it begins the sequence, those after it; see `lose_beginning`."""
         index = sequence.waiting.index(ticket)
         self._take_out(sequence, [ticket])
         return (
@@ -185,9 +185,9 @@ class SequenceTable:
     def lose_beginning(
         self, sequence: LiveSequence, index: int = 0
     ) -> tuple[list[Ticket], list[LiveSequence]]:
-        """The beginning before the waiting request at `index` did not run.
+        """Removes requests that cannot run because the one that begins their sequence did not.
 
-        Removes that request and those after it, up to the next one that begins the sequence; without one, the
+        These are the waiting ones from `index` up to the next one that begins the sequence; if none does, the
         sequence ends. Returns the removed requests, and the sequences that may have something to run now.
         """
         following = list(islice(sequence.waiting, index, None))

@@ -98,7 +98,7 @@ class SequenceTensors:
     def take_state(self, response: InferResponse, wanted: tuple[str, ...] | None) -> State | None:
         """Removes and returns the states in a response to a request for the outputs `wanted` (None for all).
 
-        Returns None for a model without states. Raises Internal if the model has left one out.
+        Returns None for a model without states. Raises Internal if the model has left out a state.
         """
         if not self._outputs:
             return None
@@ -146,10 +146,10 @@ class SequenceStates:
     def take_out(
         self, sequence: LiveSequence, response: InferResponse, wanted: tuple[str, ...] | None
     ) -> None:
-        """Removes the state from a response to a request for the outputs `wanted` (None for all), and keeps
-        it.
+        """Moves the state from a response to a request for the outputs `wanted` (None for all) into the
+        sequence.
 
-        Raises Internal if the model has left a part of it out.
+        Raises Internal if the model has left out a part of the state.
         """
         state = self._tensors.take_state(response, wanted)
         if state is None:
@@ -159,13 +159,12 @@ class SequenceStates:
             self._store.put(self._key(sequence), state, self._seconds)
 
     async def take_over(self, sequence: LiveSequence) -> None:
-        """Fetches the state that another load of this version, or another server, left for a sequence. It may
-        be None.
+        """Fetches the state that another load of this version, or another server, left for a sequence.
 
-        Raises BacklineError if the store cannot tell.
+        Raises BacklineError if the store does not respond.
         """
         state = sequence.state = await self._store.take(self._key(sequence))
-        # still open, and possibly none of it will run here
+        # put it back while the sequence is open: perhaps none of its requests run here
         if state is not None and (sequence.waiting or not sequence.ended):
             self._store.put(self._key(sequence), state, self._seconds)
 
