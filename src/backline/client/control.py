@@ -1,4 +1,4 @@
-"""The seam between the client and whatever changes a server's models, however the server is reached."""
+"""The seam between the client and the ways to change a server's models."""
 
 from __future__ import annotations
 
@@ -65,9 +65,10 @@ def user_name() -> str:
 def to_overrides(
     config: str | Mapping[str, Any] | None, files: Mapping[str, bytes | Path] | None
 ) -> Overrides | None:
-    """Overrides from `config`, a mapping or its JSON, and `files`, contents or paths by path in the model.
+    """Overrides from `config`, a mapping or its JSON, and `files`: paths in the model to their contents.
 
-    The paths in the model may start with "file:", as in Triton's clients. Raises InvalidArgument.
+    A content is bytes or the path of a local file. The paths in the model may start with "file:", as in
+    Triton's clients. Raises InvalidArgument.
     """
     if config is None:
         if files:

@@ -62,7 +62,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._headless = True
         self._status = 0
 
-    # the request
+    # sending a request
 
     async def request(
         self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0
@@ -118,7 +118,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # asyncio.BufferedProtocol
+    # callbacks of asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -178,7 +178,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             ConnectionFailed(f"{self._url} closed the connection {got}{why}; the request may have run")
         )
 
-    # httptools
+    # callbacks of the parser (httptools)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.lower()] = value

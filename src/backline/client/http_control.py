@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class HttpControl(ModelControl):
-    """Sends changes over an HttpTransport, naming the user unless the client's own headers do."""
+    """Sends changes over an HttpTransport, with a header that names the user unless the client set one."""
 
     def __init__(self, transport: HttpTransport, url: str, options: ClientOptions) -> None:
         self._transport = transport

@@ -1,4 +1,4 @@
-"""Opens the repository at a location, of the kind that the location names."""
+"""Opens the repository at a path or URL."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def open_repository(
 ) -> Repository:
     """The repository at `location`: a path, or a URL whose files are cached below `cache`.
 
-    Scans it only on request.
+    Opening a repository does not scan it.
 
     `name`, if given, replaces the path's last part as the name of a single model. Raises InvalidArgument for
     a location that is neither a path nor a supported URL.

@@ -13,7 +13,7 @@ from backline.repository.configuration.document import Document
 from backline.repository.configuration.ensemble_checks import ensemble_faults
 from backline.repository.configuration.sequences import sequence_faults
 
-#: What is wrong, and the path of the field.
+#: A description of what is wrong, and the path of the field.
 Fault = tuple[str, str]
 
 _DELAY = 1

@@ -65,7 +65,7 @@ SUPPORTED: Final = frozenset(
         "model_metrics.metric_control",
     }
 )
-#: The messages that contain them.
+#: The messages that contain the supported fields.
 _SECTIONS: Final = frozenset(
     name[: match.start()] for name in SUPPORTED for match in re.finditer(r"\.", name)
 )

@@ -18,7 +18,7 @@ MODEL_TOML = "model.toml"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """Which files configure models: configs/<name>.*, if present; whether they must be `complete`."""
+    """How models are configured: by configs/<name>.*, if present; whether it must be `complete`."""
 
     name: str = ""
     complete: bool = False

@@ -144,9 +144,9 @@ _PLAIN_NAMES: Final = {
 class Setting:
     """A setting. `read` parses its value from a parameter's text, or raises ValueError with what it expects.
 
-    `plain` has the types that model.toml may use. If `by_key`, the setting is a table, each entry a parameter
-    `backline.<name>.<key>`; `keys`, if given, are the only valid keys. With `fields`, each entry is a table
-    too, whose entries are parameters `backline.<name>.<key>.<field>`.
+    `plain` has the types that its value may have in model.toml. If `by_key`, the setting is a table, each
+    entry a parameter `backline.<name>.<key>`; `keys`, if given, are the only valid keys. With `fields`, each
+    entry is a table too, whose entries are parameters `backline.<name>.<key>.<field>`.
     """
 
     name: str
@@ -169,7 +169,7 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """The types that model.toml may use, for messages."""
+        """The types that the value may have in model.toml, for messages."""
         return " or ".join(_PLAIN_NAMES[kind] for kind in self.plain)
 
 

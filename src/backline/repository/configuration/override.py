@@ -61,7 +61,7 @@ def read_override(
 
     A `complete` configuration must name the inputs and outputs. `own` is what the model's files declare
     (ModelConfig.declared). Raises InvalidArgument, with the path of the field, for a configuration that is
-    not valid, contradicts itself, or names what only `own` may name.
+    not valid, contradicts itself, or names a place on the server that `own` does not name.
     """
     document = parse(text)
     if complete:

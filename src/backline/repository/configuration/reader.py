@@ -131,7 +131,7 @@ def _path(document: Document, setting: str) -> str:
     return next((path for path in document.places if path.startswith(f"parameters[{parameter(setting)}")), "")
 
 
-#: Far more than cores: a typo must not exhaust the machine.
+#: Far more than any machine has cores: a typo must not exhaust the machine.
 MAX_INSTANCES = 256
 
 

@@ -135,7 +135,7 @@ def _pairs(message: Any) -> list[str]:
 
 
 def _set_fields(message: Any) -> Iterator[tuple[FieldDescriptor, Any]]:
-    """All set fields, including the choice of a oneof whose value is a default, which still matters."""
+    """All set fields, including the chosen field of a oneof even if its value is the default."""
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if message.HasField(field.name) if field.has_presence else value or (_is_map(field) and len(value)):

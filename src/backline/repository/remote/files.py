@@ -38,11 +38,11 @@ class RemoteFiles(Protocol):
 
     @property
     def location(self) -> str:
-        """As the user gave it, without secrets."""
+        """The location as the user gave it, without secrets."""
 
     @property
     def name(self) -> str:
-        """The name of a model that is the whole place."""
+        """The name of the model if the place is a single model."""
 
     def files(self) -> Mapping[str, FileEntry]:
         """All files by path."""

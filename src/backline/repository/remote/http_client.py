@@ -110,7 +110,7 @@ class HttpClient:
         try:
             response: http.client.HTTPResponse = self._opener.open(request, timeout=_TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
-            # Also a response, with a readable body.
+            # An error status is a response too, with a readable body.
             return error  # type: ignore[return-value]
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unreachable(

@@ -22,7 +22,7 @@ from backline.repository.remote.remote import RemoteRepository
 _HUB = "https://huggingface.co"
 _FORM = "expected hf://owner/repo, hf://owner/repo@revision or hf://owner/repo@revision/path"
 _NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
-#: A page of a listing has at most 1,000 files of a few hundred bytes.
+#: A page of a listing describes at most 1,000 files, in a few hundred bytes each.
 _MAX_PAGE = 64 << 20
 _MAX_FILES = 100_000
 _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')

@@ -84,7 +84,7 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
         endpoint, rest = f"{scheme or 'http'}://{host}", rest.partition("/")[2]
         if not _ENDPOINT.fullmatch(endpoint):
             raise InvalidArgument(
-                f"'{location}' names no endpoint: '{host}'; expected s3://host:port/bucket/prefix"
+                f"'{host}' in '{location}' is not a valid endpoint; expected s3://host:port/bucket/prefix"
             )
     bucket, prefix = _split(location, rest, "s3://bucket/prefix or s3://https://host:port/bucket/prefix")
     if endpoint:
