@@ -78,7 +78,7 @@ def command(
 
 
 def _config(model: Model) -> dict[str, Any]:
-    """The configuration, or nothing from a server without this extension."""
+    """The configuration; empty if the server cannot report it."""
     try:
         return model.config()
     except BacklineError:

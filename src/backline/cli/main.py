@@ -77,7 +77,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
 
 
 class LazyCommands(CommandGroup):
-    """Imports a command when it is called."""
+    """Imports each command only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -157,9 +157,7 @@ def main() -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Opens closed standard streams to /dev/null: a socket with their number would receive what libraries
-    print.
-    """
+    """Opens closed standard streams to /dev/null, so that no socket gets their numbers: it would receive prints."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

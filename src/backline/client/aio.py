@@ -94,7 +94,7 @@ class AsyncClient:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> AsyncModel:
-        """A model, by default at the version the server chooses. Raises InvalidArgument if `name` is empty."""
+        """A model, by default at the version the server picks. Raises InvalidArgument if `name` is empty."""
         if not name:
             raise InvalidArgument("the name of a model is empty")
         key = name, str(version)

@@ -47,7 +47,7 @@ class _Progress:
 
 
 class AsyncSequence(_Progress):
-    """Called like its model, one call at a time, with `end=True` on the last call if it is known to be the last.
+    """Called like its model, one call at a time, with `end=True` on the last call if it is known.
 
     Leaving the `async with` block ends a sequence that no call has ended: it sends the last inputs again,
     marked as the end, and drops the result. A failed call does not advance the sequence.

@@ -19,9 +19,9 @@ Send = Callable[[], Awaitable[None]]
 Arrivals = Literal["poisson", "constant"]
 
 SECOND = 1_000_000_000
-#: The loop's timers are accurate to a millisecond; before a due time, the rest is spent polling the clock.
+#: Nanoseconds before a due time spent polling the clock: timers are accurate to a millisecond only.
 SPIN_NS = 1_200_000
-#: Requests that an open loop may have outstanding; beyond it the server does not keep up, and the step ends.
+#: The most outstanding requests of an open loop; with more, the server does not keep up, and the step ends.
 MAX_BEHIND = 20_000
 
 
@@ -29,7 +29,7 @@ MAX_BEHIND = 20_000
 class LoadResult:
     """Measurements of one step. Times are in nanoseconds; latencies are of successful requests only.
 
-    `seconds` lasts until the last response. `lateness` is how much later than planned an open loop sent each
+    `seconds` ends with the last response. `lateness` is how much later than planned an open loop sent each
     request, which is part of its latency.
     """
 
@@ -61,7 +61,7 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResul
                 await send()
             except BacklineError as error:
                 load.fail(error)
-                await asyncio.sleep(0.001)  # do not hammer a server that refuses
+                await asyncio.sleep(0.001)  # do not flood a server that refuses requests
                 now = perf_counter_ns()
             else:
                 done = perf_counter_ns()

@@ -18,7 +18,7 @@ MODEL_TOML = "model.toml"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """How models are configured: by configs/<name>.*, if present; whether it must be `complete`."""
+    """Which configurations to read: configs/<name>.* where present; they may have to be `complete`."""
 
     name: str = ""
     complete: bool = False

@@ -63,10 +63,10 @@ def _cores(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
         if not all(end.isascii() and end.isdigit() and int(end) < 4096 for end in ends):
-            raise ValueError("expected numbers of cores, as 0,2 or 0-3")
+            raise ValueError("expected core numbers such as 0,2 or 0-3")
         cores.update(range(int(ends[0]), int(ends[1]) + 1))
     if not cores:
-        raise ValueError("expected numbers of cores, as 0,2 or 0-3")
+        raise ValueError("expected core numbers such as 0,2 or 0-3")
     return tuple(sorted(cores))
 
 
@@ -157,7 +157,7 @@ class Setting:
     keys: tuple[str, ...] = ()
 
     def field(self, name: str) -> Setting | None:
-        """The field of that name."""
+        """The field `name` of an entry; None if there is no such field."""
         return next((field for field in self.fields if field.name == name), None)
 
     def paths(self, entry: str = "KEY") -> list[str]:

@@ -181,7 +181,7 @@ class ContentCache:
         except FileNotFoundError:
             return ""
         except OSError:
-            return ""  # it is downloaded again, and writing reports the failure
+            return ""  # the file is downloaded again; writing it reports the failure
         return text if len(text) == 64 and text.isalnum() else ""
 
     def _intact(self, file: Path, sha256: str, size: int) -> bool:
