@@ -157,7 +157,7 @@ def main() -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Opens closed standard streams to /dev/null, so that no socket gets their numbers: it would receive prints."""
+    """Opens closed standard streams to /dev/null: otherwise a socket could receive what is printed."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -16,7 +16,7 @@ from backline.engine.values.tensor import Buffer
 
 _READ = 64 * 1024
 _EVENT_STREAM = b"text/event-stream"
-#: Above this size, what the server sends cannot be an event.
+#: The largest event that is accepted, in bytes.
 _LARGEST_EVENT = 1024 * 1024 * 1024
 
 

@@ -20,7 +20,7 @@ class _Progress:
 
     def __init__(self, model: str, id: int | str | None) -> None:
         if id is not None and not id:
-            raise InvalidArgument("the id of a sequence is 0 or empty")
+            raise InvalidArgument("the id of a sequence must not be 0 or empty")
         self._model = model
         #: By default a random number below 2**63, so that signed 64-bit model inputs can hold it.
         self.id: int | str = secrets.randbits(62) + 1 if id is None else id

@@ -82,7 +82,7 @@ def _can_watch(paths: Sequence[Path]) -> bool:
 
 
 async def _events(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
-    """Yields on changes until a path leads elsewhere. Raises FileNotFoundError when a place is missing."""
+    """Yields on changes until a place is replaced. Raises FileNotFoundError when a place is missing."""
     watched = _inodes(places())
     event = asyncio.Event()
     event.set()  # scan once for what changed before the watch began

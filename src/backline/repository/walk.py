@@ -26,8 +26,8 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
     Names that start with a dot (except PYTHON_VERSION) and IGNORED_FOLDERS are left out. An entry that cannot
     be used has a problem: a link that leads out of `root`, to nowhere or in a circle, a file that is
     unreadable or not regular, a name with characters that do not belong on a terminal. Inodes are part of a
-    file's identity if they are `stable_inodes`, which those of some network file systems are not. Raises
-    NotFound or InvalidArgument if `root` cannot be read.
+    file's identity only if `stable_inodes`: some network file systems change them. Raises NotFound or
+    InvalidArgument if `root` cannot be read.
     """
     location = location or str(root)
     try:
@@ -55,9 +55,9 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
 def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
     """The listing of the folder of the model `file`, with only that file and those that belong to it.
 
-    Their names start with the model's name but end in another suffix (external weights: net.onnx,
-    net.onnx.data, net_weights.bin). Links are followed wherever they lead, as the user named the file. Raises
-    NotFound or InvalidArgument when it cannot be read.
+    A file belongs to net.onnx if its name starts with "net" and has another suffix, as external weights do
+    (net.onnx.data, net_weights.bin). Links may lead anywhere, as the user named the file. Raises NotFound or
+    InvalidArgument when it cannot be read.
     """
     folder = file.parent
     location = str(folder)

@@ -240,9 +240,8 @@ Every port speaks HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     metavar="MODEL",
     envvar="BACKLINE_DEBUG_MODEL",
     show_envvar=True,
-    help="Run this Python model in the server's process: breakpoints work, nothing times out, edits reload"
-    " it."
-    " Without REPO, the path of its folder or file.",
+    help="Run this Python model in the server's process: breakpoints work, nothing times out, and edits"
+    " reload it. Without REPO, give the path of its folder or file.",
 )
 @log_options
 def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:

@@ -266,7 +266,7 @@ def _objective_faults(message: Any, name: str) -> Iterator[Fault]:
     path = f"parameters[{_OBJECTIVE}]"
     if message.HasField("sequence_batching"):
         reason = (
-            f"an objective may refuse single requests, which would break the sequences of {name}: remove it"
+            f"an objective may refuse individual requests, which would break the sequences of {name}: remove it"
             " or sequence_batching"
         )
         yield reason, path

@@ -183,7 +183,7 @@ def read_version(
 
 
 def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder is clearly a model's: it has a configuration, or versions but is not one."""
+    """Whether a folder is clearly a model's: it has a configuration, or versions (and is not a version)."""
     if has_config(place):
         return True
     return not candidates(place.listing, formats) and any(

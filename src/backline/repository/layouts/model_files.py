@@ -46,7 +46,7 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
 
 
 def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files directly in a folder with the suffix of a format (the first that has any), by name."""
+    """The files directly in a folder with a format's suffix, sorted; only the first format with any counts."""
     loose = sorted(path for path in listing.files if "/" not in path)
     for form in formats:
         if found := [path for path in loose if suffix_of(path) in form.suffixes]:

@@ -182,7 +182,7 @@ def _accept(answer: WebResponse) -> None:
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:
-    """A file's entry, identified by the SHA-256 of a large file's content and git's hash of any other."""
+    """A file's entry, identified by the SHA-256 of its content if it is large, else by git's hash."""
     large = item.get("lfs")
     if isinstance(large, dict) and large.get("oid"):
         return FileEntry(

@@ -107,7 +107,7 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
 
 
 def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Keys and region of a profile in AWS's two files; empty if there are none and no profile was named."""
+    """Keys and region of a profile in AWS's two files; empty if `profile` is and none is found."""
     name = profile or "default"
     home = Path(environment.get("HOME", "~")).expanduser() / ".aws"
     paths = (

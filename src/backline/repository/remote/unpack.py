@@ -132,7 +132,7 @@ class _Names:
         return InvalidArgument(f"archive '{self.place}': member '{printable(name)}' is refused: {reason}")
 
     def accept(self, name: str, size: int) -> str:
-        """The path of a member. Raises InvalidArgument."""
+        """The path to unpack a member to. Raises InvalidArgument if the member is not allowed."""
         path = name.removeprefix("./")
         if problem := name_problem(path):
             raise self.error(name, problem)
