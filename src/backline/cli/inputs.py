@@ -83,7 +83,7 @@ def read_value(spec: TensorSpec, text: str) -> Any:
         if spec.datatype is DataType.BYTES:
             return np.full(
                 tuple(1 if dim < 0 else dim for dim in spec.shape), text, object
-            )  # a bare word is a string
+            )  # a bare word is taken as a string
         raise InvalidArgument(
             f"the value of input '{spec.name}' is not JSON ({error}). Write {FORMS}"
         ) from None

@@ -92,7 +92,7 @@ class LazyCommands(CommandGroup):
         return found
 
     def help_lines(self) -> list[tuple[str, str]]:
-        # From the table, so that --help imports no command.
+        # Read from COMMANDS, so that --help imports no command.
         return [(name, what) for name, (what, _) in COMMANDS.items()]
 
 

@@ -97,7 +97,7 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
             folder.found.config,
             folder.version.version if folder.version is not None else "",
         ), ()
-    from backline.lifecycle.loading.loader import load  # imports runtimes
+    from backline.lifecycle.loading.loader import load  # imported here, as it imports the runtimes
     from backline.lifecycle.loading.queueing import scheduling_text
     from backline.lifecycle.loading.version_load import request_check
     from backline.lifecycle.loading.warm_up import fitting_request, warm_up_samples

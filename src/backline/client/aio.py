@@ -210,7 +210,7 @@ class AsyncClient:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version. `expected`: the version it must point to now ("": none yet)."""
+        """Points a label to a version. `expected`: the version it must point to now ("" for a new label)."""
         move = LabelMove("label", name, label, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -322,7 +322,7 @@ class AsyncModel:
         try:
             response: InferResponse = await transport.infer(call)
         except (InvalidArgument, NotFound):
-            self._client._known.pop(self._key, None)  # another version may be served by now
+            self._client._known.pop(self._key, None)  # perhaps another version is served by now
             raise
         return InferResult(response)
 
@@ -339,7 +339,7 @@ class AsyncModel:
         """Runs the model and yields its responses as they arrive: one, or any number if it is decoupled.
 
         The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
-        model pauses until the caller takes the next one. To leave the loop early, close the generator
+        model pauses until the caller takes the next response. To leave the loop early, close the generator
         (contextlib.aclosing), which cancels the request.
 
         >>> async for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...

@@ -52,7 +52,7 @@ class ModelControl(ABC):
 
 @cache
 def user_name() -> str:
-    """user@host in ASCII; the user's number if it has no name, as in many containers."""
+    """user@host in ASCII; the user's numeric id if it has no name, as in many containers."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):

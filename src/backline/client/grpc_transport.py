@@ -286,7 +286,7 @@ class GrpcTransport(Transport):
             raise ConnectionFailed(f"the client of {self._url} is closed: {error}") from None
 
     async def _connect(self, timeout: float) -> bool:
-        """Waits until the channel is connected, or refused (False): the next call's error says why."""
+        """Waits until the channel is connected, or refused (False; the next call's error says why)."""
         ready = _grpc().ChannelConnectivity.READY
         waiting = {_grpc().ChannelConnectivity.IDLE, _grpc().ChannelConnectivity.CONNECTING}
         limit = min(timeout, self._connect_timeout)

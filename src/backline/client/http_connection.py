@@ -122,8 +122,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # asyncio's own transports copy in writelines (3.11), or spin forever after an empty part (3.12,
-        # 3.13).
+        # asyncio's writelines copies the parts (Python 3.11), or hangs after an empty one (3.12, 3.13).
         self._one_by_one = type(transport).__module__.startswith("asyncio.")
 
     def get_buffer(self, sizehint: int) -> memoryview:

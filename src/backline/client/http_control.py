@@ -81,7 +81,7 @@ class HttpControl(ModelControl):
             raise ProtocolError(f"{self._url} sent a change that cannot be read: {error}") from None
 
     async def _ask(self, method: str, path: str, document: object, timeout: float) -> Any:
-        """Sends a request as `_send` does; returns the JSON document of the answer."""
+        """Sends a request, expects status 200, and returns the JSON document in the answer."""
         return self._transport.document(path.encode(), await self._send(method, path, document, timeout))
 
     async def _send(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:

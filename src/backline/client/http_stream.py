@@ -55,7 +55,7 @@ class EventReader:
             raise ProtocolError("the server sent an event of more than 1 GiB")
 
     def next(self) -> bytes | None:
-        """The data of the next complete event that has some; None when more bytes are needed."""
+        """The data of the next complete event that has data; None when more bytes are needed."""
         while (end := self._buffer.find(b"\n\n")) >= 0:
             lines = bytes(self._buffer[:end]).split(b"\n")
             del self._buffer[: end + 2]

@@ -74,7 +74,7 @@ class AsyncSequence(_Progress):
             try:
                 await self(*last[0], end=True, **last[1])
             except BacklineError:
-                self._ended = True  # the server ends an idle sequence
+                self._ended = True  # the server will end the idle sequence
 
 
 class RequestSequence(_Progress):

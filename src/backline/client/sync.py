@@ -123,7 +123,7 @@ class Client:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version. `expected`: the version it must point to now ("": none yet)."""
+        """Points a label to a version. `expected`: the version it must point to now ("" for a new label)."""
         return self._loop.run(
             self._client.set_label(name, label, version, expected=expected, timeout=timeout)
         )
@@ -224,7 +224,7 @@ class Model:
         """Runs the model and yields its responses as they arrive: one, or any number if it is decoupled.
 
         The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
-        model pauses until the caller takes the next one. Leaving the loop early cancels the request.
+        model pauses until the caller takes the next response. Leaving the loop early cancels the request.
 
         >>> for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
         """

@@ -20,7 +20,7 @@ _SETTLED = 0.25
 _LONGEST = 10.0
 #: Milliseconds between fetches of events while they arrive.
 _STEP_MS = 50
-#: Seconds between checks that a path still leads to the file or folder being watched.
+#: Seconds between checks that a path still leads to the watched file or folder (links may change).
 _CHECK = 5.0
 #: Seconds after which to scan without an event: the system drops events when too many arrive at once.
 _LOST_EVENTS = 60.0

@@ -19,7 +19,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _OBJECT_STORES = ("s3", "gs", "az", "as")
 _ARCHIVES = ("http", "https")
 _SCHEMES = (*_OBJECT_STORES, *_ARCHIVES, "hf")
-#: Other tools' names for these schemes.
+#: The names that other tools use for the supported schemes.
 _ALIASES = {
     "gcs": "gs",
     "s3a": "s3",

@@ -180,7 +180,7 @@ def _may_be_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir() or (entry.is_symlink() and not entry.is_file())
     except OSError:
-        return True  # unreadable: its model has a problem that should be reported
+        return True  # unreadable: counted as a folder, so that its model reports the problem
 
 
 def _read(location: str, root: Path, files: dict[str, FileEntry], path: str) -> bytes:

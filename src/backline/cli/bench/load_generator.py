@@ -19,7 +19,7 @@ Send = Callable[[], Awaitable[None]]
 Arrivals = Literal["poisson", "constant"]
 
 SECOND = 1_000_000_000
-#: Nanoseconds before a due time spent polling the clock: timers are accurate to a millisecond only.
+#: The last nanoseconds before a request is due are spent polling the clock: timers are less precise.
 SPIN_NS = 1_200_000
 #: The most outstanding requests of an open loop; with more, the server does not keep up, and the step ends.
 MAX_BEHIND = 20_000
@@ -118,7 +118,7 @@ async def _until(due: int) -> None:
     if left > SPIN_NS:
         await asyncio.sleep((left - SPIN_NS) / SECOND)
     elif left <= 0:
-        await asyncio.sleep(0)  # already late, but responses must be read too
+        await asyncio.sleep(0)  # the request is late, but responses must be read too
     while perf_counter_ns() < due:  # noqa: ASYNC110 - polls the clock
         await asyncio.sleep(0)
 

@@ -113,7 +113,7 @@ class ServerRecording:
                     while state["state"] in ("recording", "writing"):
                         await asyncio.sleep(_POLL_SECONDS)
                         state = await self._ask(transport, b"GET")
-            except (TimeoutError, asyncio.CancelledError):  # the second is Ctrl-C
+            except (TimeoutError, asyncio.CancelledError):  # CancelledError: Ctrl-C
                 state = await self._ask(transport, b"DELETE")
             return state
 

@@ -254,7 +254,7 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
         raise click.UsageError("No repository was given. Name a folder of models: backline serve models/")
     if debug is not None:
         options = debugged_options(options, debug)
-        log = replace(log, info=True)  # shows reloads
+        log = replace(log, info=True)  # informational lines report reloads
     with (
         lasting_output(),
         installed_log(log) as server_log,

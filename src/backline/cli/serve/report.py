@@ -68,7 +68,7 @@ def _is_loopback(host: str) -> bool:
 
 log = logging.getLogger("backline.serve")
 
-#: Seconds before loads show a progress bar on a terminal; faster starts never import rich.
+#: Seconds after which loads show a progress bar on a terminal; faster starts need not import rich.
 PROGRESS_AFTER = 0.7
 #: Seconds between updates of the progress, and the number of loads whose phase is shown.
 PROGRESS_EVERY = 0.2

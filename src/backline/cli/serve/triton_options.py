@@ -100,5 +100,5 @@ class ServeCommand(click.Command):
             else:
                 kept.append(arg)
         rest = super().parse_args(ctx, kept)
-        ctx.params.update(switched)  # overrides the environment
+        ctx.params.update(switched)  # the command line takes precedence over the environment
         return rest

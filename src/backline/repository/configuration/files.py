@@ -18,7 +18,7 @@ MODEL_TOML = "model.toml"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """Which configurations to read: configs/<name>.* where present; they may have to be `complete`."""
+    """`name`: read configs/<name>.* where present. `complete`: inputs and outputs must be named."""
 
     name: str = ""
     complete: bool = False

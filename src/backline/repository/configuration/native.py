@@ -239,7 +239,7 @@ _AS_THEY_ARE: Final = (
     "python",
     "default_deadline_seconds",
 )
-#: Settings that need a thread or a process, and why.
+#: Settings that contradict the lane `inline`, and why.
 _NOT_INLINE: Final = (
     ("execution_timeout_seconds", "a run on the event loop cannot be abandoned"),
     ("cpus", "the event loop is not bound to cores"),

@@ -30,7 +30,7 @@ from backline.repository.names import check_name, printable
 from backline.repository.repository import FoundModel, FoundVersion
 
 SETTINGS_FILE = "model-settings.json"
-#: The backends for MLServer's implementations.
+#: The backend for each of MLServer's values of `implementation`.
 _BACKENDS = {
     "mlserver_sklearn.SKLearnModel": "sklearn",
     "mlserver_xgboost.XGBoostModel": "xgboost",

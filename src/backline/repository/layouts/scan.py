@@ -65,7 +65,7 @@ def scan_listing(
         model = read_model(root, name, formats, configs)
         if model.config.ensemble is not None or any(
             not version.problem for version in model.versions
-        ):  # its backend needs no file
+        ):  # the backend of this model needs no file
             return [model]
         config_file = next(file for file in CONFIG_FILES if file in listing.files)
         above = root.location.rstrip("/").rpartition("/")[0]

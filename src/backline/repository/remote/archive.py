@@ -114,7 +114,7 @@ class _WebFile:
         return self._client.open_from(self._url, offset, check)
 
     def close(self) -> None:
-        """No connection is kept open."""
+        """Does nothing: no connection is kept open."""
 
 
 class _WebArchive(_WebFile):

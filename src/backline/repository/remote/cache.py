@@ -102,7 +102,7 @@ class ContentCache:
         if needed > shutil.disk_usage(self.folder).free:
             raise self.full("hold the files of the version", needed)
 
-    # -- contents
+    # -- contents of files
 
     def find(self, location: str, path: str, entry: FileEntry) -> CachedContent | None:
         """The content of a remote file, if it is in the cache and intact."""
@@ -125,7 +125,7 @@ class ContentCache:
             return self._blob(content.sha256).read_bytes()
 
     def path(self, content: CachedContent) -> Path:
-        """The path of a content, for reading."""
+        """The cached file with a content, for reading."""
         return self._blob(content.sha256)
 
     def take(self, source: Readable, name: str) -> CachedContent:
@@ -204,7 +204,7 @@ class ContentCache:
         status = file.stat()
         self._verified[status.st_dev, status.st_ino] = (status.st_size, status.st_mtime_ns, sha256)
 
-    # -- trees
+    # -- folders to load models from
 
     def tree(self, files: Mapping[str, CachedContent]) -> Path:
         """A folder with these files, whose contents are in the cache."""
@@ -232,7 +232,7 @@ class ContentCache:
                 file = made / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 _link(self._blob(content.sha256), file)
-            if tree.exists():  # damaged; files that are open stay usable
+            if tree.exists():  # a damaged tree; open files of it stay usable
                 tree.rename(made.with_name(made.name + "-old"))
             made.rename(tree)
         finally:
@@ -263,7 +263,7 @@ class ContentCache:
             os.unlink(name)
             raise
 
-    # -- listings
+    # -- records of what locations hold
 
     def remember(self, location: str, files: Mapping[str, FileEntry], source: str = "") -> None:
         """Records what a location, or the archive `source` at it, holds, for a start without a connection."""

@@ -48,7 +48,7 @@ class RemoteFiles(Protocol):
         """All files by path."""
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        """The content of a file from `offset` on. Raises Unavailable if it is no longer that of `entry`."""
+        """The content of a file from `offset` on. Raises Unavailable if the file differs from `entry`."""
 
     def close(self) -> None: ...
 

@@ -78,7 +78,7 @@ class HttpClient:
         )
 
     def open_from(self, url: str, offset: int, check: Callable[[WebResponse], None]) -> Opened:
-        """The body from `offset`, or from 0 if the server cannot resume; `check` may raise for the response."""
+        """The body from `offset`, or from 0 if the server cannot resume; `check` may refuse by raising."""
         stack = contextlib.ExitStack()
         try:
             answer = stack.enter_context(

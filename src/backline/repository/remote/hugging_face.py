@@ -174,7 +174,7 @@ class HubFiles:
         )
 
     def close(self) -> None:
-        """No connection is kept open."""
+        """Does nothing: no connection is kept open."""
 
 
 def _accept(answer: WebResponse) -> None:

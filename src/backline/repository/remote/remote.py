@@ -77,7 +77,7 @@ class RemoteRepository:
     def location(self) -> str:
         return self._files.location
 
-    # -- scan
+    # -- scanning
 
     async def scan(self) -> list[FoundModel]:
         self._refuse_if_closed()
@@ -187,7 +187,7 @@ class RemoteRepository:
         except BacklineError as error:
             log.warning("%s", error.message)
 
-    # -- fetch
+    # -- fetching versions
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
         self._refuse_if_closed()
@@ -284,7 +284,7 @@ class RemoteRepository:
 
 
 class _Either(threading.Event):
-    """Set when either of two events is."""
+    """An event that is set when either of two others is."""
 
     def __init__(self, one: threading.Event, other: threading.Event) -> None:
         super().__init__()

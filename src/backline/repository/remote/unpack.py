@@ -48,7 +48,7 @@ _DAMAGED: Final = (
 class UnpackLimits:
     """What an archive may unpack to: at most `files` members and `size` bytes.
 
-    Above `harmless` bytes, it must not grow to more than `ratio` times its own size.
+    Above `harmless` bytes, they must be at most `ratio` times the size of the archive.
     """
 
     files: int = 100_000
