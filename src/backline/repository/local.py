@@ -109,8 +109,8 @@ class LocalRepository:
         if not is_list(text):
             raise InvalidArgument(
                 f"model repository '{self._path}' is a file, not a folder that holds"
-                " <model>/<version>/<file>; neither is it the file of a"
-                f" model ({', '.join(f'*{suffix}' for suffix in suffixes)}) nor a model_config_list of"
+                " <model>/<version>/<file>; it is neither a model file"
+                f" ({', '.join(f'*{suffix}' for suffix in suffixes)}) nor a model_config_list of"
                 " TensorFlow Serving"
             )
         if self._name:

@@ -183,7 +183,7 @@ class ObjectFiles:
                 " name or the endpoint"
             )
         if isinstance(error, FileNotFoundError) or status == 404:
-            return NotFound(f"{where}: object '{key}' does not exist (any more)")
+            return NotFound(f"{where}: object '{key}' does not exist, or was removed")
         if status in {401, 403} or isinstance(
             error,
             obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError | PermissionError,

@@ -138,7 +138,7 @@ class RemoteRepository:
         if time.monotonic() - self._warned_at >= _WARN_SECONDS:
             self._warned_at = time.monotonic()
             log.warning(
-                "%s. Serving what the cache '%s' holds of it, as recorded %s ago",
+                "%s. Serving the files in the cache '%s', recorded %s ago",
                 error.message, self._cache.folder, _age(time.time() - seen),
             )  # fmt: skip
         return files

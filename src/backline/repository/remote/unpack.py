@@ -149,7 +149,7 @@ class _Names:
         if self._left < 0:
             raise self.error(
                 name,
-                f"with it the archive unpacks to more than the {self._size:,} bytes allowed for its size;"
+                f"the archive unpacks to more than the {self._size:,} bytes allowed for its size;"
                 " check it, or split it",
             )
         return path
