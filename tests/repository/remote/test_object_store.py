@@ -99,7 +99,7 @@ def test_a_start_without_the_store_works_from_the_cache(
     with caplog.at_level(logging.WARNING):
         found = scan(second)
     assert found == before
-    assert "as recorded" in caplog.text
+    assert "Serving the files in the cache" in caplog.text
     assert "cannot be reached" in caplog.text
     assert fetch(second, found["add1"], "2").path.read_bytes() == expected
 
