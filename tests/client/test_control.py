@@ -354,7 +354,7 @@ def test_a_grpc_port_without_http_loads_models_and_lists_what_grpc_reports(grpc_
 def test_a_grpc_port_without_http_has_no_labels_and_says_what_to_do(grpc_only: str) -> None:
     with connect(grpc_only) as client:
         for _ in range(2):  # found out once, then remembered
-            with pytest.raises(Unsupported, match="does not answer: use the server's http:// URL"):
+            with pytest.raises(Unsupported, match="does not speak: use the server's http:// URL"):
                 client.labels("add1")
 
 

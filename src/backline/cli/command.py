@@ -18,7 +18,7 @@ class CommandGroup(click.Group):
         return list(self.commands)
 
     def help_lines(self) -> list[tuple[str, str]]:
-        """Each command's name and what it does, in full: click would cut the sentences."""
+        """Each command's name and full help text, which click would truncate."""
         return [(name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -38,7 +38,7 @@ class CommandGroup(click.Group):
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine to completion, on uvloop if it is installed."""
-    import asyncio  # here, as `backline --help` needs no event loop
+    import asyncio  # imported here, as `backline --help` needs no event loop
 
     try:
         import uvloop

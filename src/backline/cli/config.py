@@ -27,7 +27,7 @@ from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.origins import Value, origins
 
-#: Characters of a value shown in a table; --json has all of it.
+#: The most characters of a value shown in a table; --json prints values in full.
 _LONGEST_VALUE = 60
 _PATH = click.Path(exists=True, path_type=Path)
 _EPILOG = """\b
@@ -44,7 +44,7 @@ _name_option = click.option(
 _override_option = click.option(
     "--override",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file with the JSON configuration of a load request.",
+    help="A JSON file with a configuration as sent in a load request.",
 )
 _inspect_option = click.option(
     "--inspect/--no-inspect",
@@ -131,7 +131,9 @@ def explain(
     "  backline config validate models/add1 --load --json"
 )
 @click.argument("paths", nargs=-1, required=True, type=_PATH, metavar="PATH...")
-@click.option("--load", is_flag=True, help="Also load each model, which finds disagreements with its file.")
+@click.option(
+    "--load", is_flag=True, help="Also load each model, to find where its configuration contradicts its file."
+)
 @_json_option
 @_name_option
 def validate(paths: tuple[Path, ...], load: bool, as_json: bool, config_name: str) -> None:
@@ -168,7 +170,7 @@ def validate(paths: tuple[Path, ...], load: bool, as_json: bool, config_name: st
 )
 @click.argument("path", type=_PATH)
 @click.option(
-    "--to", type=click.Choice(["pbtxt", "toml"]), help="The format to write; default: the other one."
+    "--to", type=click.Choice(["pbtxt", "toml"]), help="The format to write; default: the one PATH is not in."
 )
 @click.option(
     "--output",
@@ -206,9 +208,7 @@ def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> N
 
 
 def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple[str, ...]]:
-    """The configuration completed from the model, the one completed with defaults too, and the load's
-    warnings.
-    """
+    """The configuration completed from the model, then also with defaults, and the warnings of the load."""
     model, warnings = (
         loaded_model(folder) if inspect else (unloaded_model(folder.found.name, folder.found.config), ())
     )

@@ -16,10 +16,7 @@ from backline.engine.errors import BacklineError, NotFound
 
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --url and the other connection options; the command receives `url: str` and `options:
-
-    ClientOptions`.
-    """
+    """Adds --url and other connection options; the command receives `url` and `options` (ClientOptions)."""
 
     @click.option(
         "--url",
@@ -37,7 +34,7 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.FloatRange(0, min_open=True),
         default=60.0,
         show_default=True,
-        help="Seconds for each request.",
+        help="Seconds that each request may take.",
     )
     @click.option(
         "--header",

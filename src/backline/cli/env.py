@@ -54,7 +54,7 @@ def document(entry: StoredEnvironment) -> dict[str, Any]:
 
 
 def ago(moment: float) -> str:
-    """The age of a time.time(), such as "3 h ago"."""
+    """How long ago a time in seconds since 1970 was, such as "3 h ago"."""
     seconds = max(time.time() - moment, 0)
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -109,7 +109,7 @@ Examples:
   backline env build models/tagger --rebuild
   backline env build models/ --cache-dir /var/cache/backline
 
-Run it when you build a container image: the first start is then as fast as later ones."""
+Run this when you build a container image: the first start is then as fast as later ones."""
 
 
 @click.command("build", epilog=_BUILD_EPILOG)
@@ -126,7 +126,7 @@ Run it when you build a container image: the first start is then as fast as late
 def build_environments(store: Environments, paths: tuple[Path, ...], rebuild: bool, as_json: bool) -> int:
     """Build the environments that models need. PATH is a repository, a model's folder, or a model's file.
 
-    Exits with status 1 if one cannot be built.
+    Exits with status 1 if an environment cannot be built.
     """
     results = []
     for path in paths:
@@ -211,16 +211,16 @@ Examples:
     "--unused-for",
     type=click.FloatRange(0),
     metavar="DAYS",
-    help="Also remove those unused for this many days.",
+    help="Also remove environments unused for this many days.",
 )
-@click.option("--all", "everything", is_flag=True, help="Remove all that no server is using.")
+@click.option("--all", "everything", is_flag=True, help="Remove all environments that no server is using.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
 @store_option
 def prune_environments(
     store: Environments, unused_for: float | None, everything: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Remove environments that no model needs any more, and remains of interrupted builds.
+    """Remove environments that no model needs any more, and leftovers of interrupted builds.
 
     Environments used by a running server are kept. A removed environment is rebuilt when a model needs it.
     """

@@ -66,7 +66,7 @@ def command(
             began = perf_counter()
             try:
                 results = [handle(values, outputs=outputs or None, parameters=parameters)]
-            except Unsupported:  # a decoupled model
+            except Unsupported:  # the model is decoupled
                 results = list(handle.stream(values, outputs=outputs or None, parameters=parameters))
         except NotFound as error:
             raise with_suggestion(client, model, error) from None
@@ -78,7 +78,7 @@ def command(
 
 
 def _config(model: Model) -> dict[str, Any]:
-    """The configuration, or nothing from a server without this extension."""
+    """The configuration; empty if the server cannot report it."""
     try:
         return model.config()
     except BacklineError:

@@ -71,7 +71,7 @@ def _example(spec: TensorSpec) -> str:
 
 
 def read_value(spec: TensorSpec, text: str) -> Any:
-    """The value of one input. Raises InvalidArgument, which names the input and the possible forms."""
+    """The value of one input. Raises InvalidArgument, naming the input and the accepted forms."""
     kind, _, dims = text.partition(":")
     if kind in ("random", "zeros"):
         return generate(spec, kind, _shape(spec, dims))
@@ -83,7 +83,7 @@ def read_value(spec: TensorSpec, text: str) -> Any:
         if spec.datatype is DataType.BYTES:
             return np.full(
                 tuple(1 if dim < 0 else dim for dim in spec.shape), text, object
-            )  # a bare word is a string
+            )  # a bare word is taken as a string
         raise InvalidArgument(
             f"the value of input '{spec.name}' is not JSON ({error}). Write {FORMS}"
         ) from None
@@ -188,7 +188,7 @@ def read_files_inputs(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
 
 
 def read_file(spec: TensorSpec, path: Path) -> Any:
-    """The value of one input. Raises InvalidArgument, which names input and file."""
+    """The value of one input, read from a file. Raises InvalidArgument, naming both."""
     suffix = path.suffix.lower()
     where = f"'{path}' for input '{spec.name}'"
     try:
@@ -244,7 +244,7 @@ def _only(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray:
 
 
 def _image(spec: TensorSpec, path: Path) -> np.ndarray:
-    """Decodes an image for a shape: channels last or first, resized to a fixed size, values from 0 to 255."""
+    """Decodes an image for the input's shape: channels last or first, resized if needed, values 0 to 255."""
     try:
         from PIL import Image
     except ImportError:

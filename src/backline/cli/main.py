@@ -77,7 +77,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
 
 
 class LazyCommands(CommandGroup):
-    """Imports a command when it is called."""
+    """Imports each command only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -92,7 +92,7 @@ class LazyCommands(CommandGroup):
         return found
 
     def help_lines(self) -> list[tuple[str, str]]:
-        # From the table, so that --help imports no command.
+        # Read from COMMANDS, so that --help imports no command.
         return [(name, what) for name, (what, _) in COMMANDS.items()]
 
 
@@ -157,9 +157,7 @@ def main() -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Opens closed standard streams to /dev/null: a socket with their number would receive what libraries
-    print.
-    """
+    """Opens closed standard streams to /dev/null: otherwise a socket could receive what is printed."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

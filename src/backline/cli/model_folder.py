@@ -26,7 +26,7 @@ from backline.repository.walk import walk
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """One model: what a scan finds at its path, and its parsed configuration, None if it has none."""
+    """One model: what a scan finds at its path, and its parsed configuration (None without a file)."""
 
     path: Path
     found: FoundModel
@@ -88,8 +88,8 @@ def _only(path: Path, config_name: str) -> FoundModel:
 def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
     """Loads and measures a model as a server does; returns it with the load's warnings.
 
-    An ensemble is not loaded: its configuration says everything. Raises BacklineError if the model cannot be
-    served.
+    An ensemble is not loaded: its configuration describes it completely. Raises BacklineError if the model
+    cannot be served.
     """
     if folder.found.config.ensemble is not None:
         return unloaded_model(
@@ -97,7 +97,7 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
             folder.found.config,
             folder.version.version if folder.version is not None else "",
         ), ()
-    from backline.lifecycle.loading.loader import load  # imports runtimes
+    from backline.lifecycle.loading.loader import load  # imported here, as it imports the runtimes
     from backline.lifecycle.loading.queueing import scheduling_text
     from backline.lifecycle.loading.version_load import request_check
     from backline.lifecycle.loading.warm_up import fitting_request, warm_up_samples
@@ -172,7 +172,7 @@ def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
 
 @dataclass(slots=True)
 class CheckedModel:
-    """A model with its errors and warnings. `loaded` is None unless the model was loaded."""
+    """A model, with the errors and warnings found. `loaded` is None unless the model was loaded."""
 
     found: FoundModel
     errors: list[str]
@@ -181,7 +181,7 @@ class CheckedModel:
 
 
 def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
-    """Checks a model that was found at `path`; `load` also loads it."""
+    """Checks the configuration of a model found at `path`; with `load`, also loads it."""
     errors = (
         [found.problem]
         if found.problem
@@ -229,7 +229,7 @@ def check_ensembles(checked: Sequence[CheckedModel]) -> None:
 
 
 def _make_known(engine: Engine, checked: CheckedModel) -> None:
-    """Adds a model to the engine. Versions that were not loaded count as on demand: callable, but unknown."""
+    """Adds a model to the engine. Versions that were not loaded count as on demand, with unknown tensors."""
     found = checked.found
     for version in found.versions:
         model = unloaded_model(found.name, found.config, version.version)

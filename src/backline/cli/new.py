@@ -70,7 +70,7 @@ Examples:
 def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
     """Create a Python model and its test. NAME may be a path; existing files are never overwritten.
 
-    `backline serve NAME` serves it. Inside a repository, it is one of its models.
+    `backline serve NAME` serves the model. Created inside a repository, it is one of the repository's models.
     """
     name = path.name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):

@@ -1,4 +1,4 @@
-"""Responses on the terminal and in files."""
+"""Prints responses, and saves them to files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def present(results: Sequence[InferResult], destination: Path | None, *, as_json
 
 
 def summary(results: Sequence[InferResult], version: str) -> tuple[str, str]:
-    """The version that ran, and "responded", or "gave 3 responses" for any number but one."""
+    """The version that ran, and "responded", or "gave 3 responses" unless there is exactly one."""
     responses = "responded" if len(results) == 1 else f"gave {len(results)} responses"
     return (results[0].model_version if results else version) or "?", responses
 
@@ -70,7 +70,7 @@ def save(path: Path, result: InferResult) -> None:
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    """BYTES become NumPy's fixed-width bytes, which need no pickle."""
+    """The array to save: BYTES are converted to fixed-width bytes, which need no pickle."""
     return (
         array.astype("S")
         if array.dtype == object and array.size

@@ -70,7 +70,7 @@ Examples:
     type=click.Path(path_type=Path),
     envvar="BACKLINE_CACHE_DIR",
     show_envvar=True,
-    help="As for `backline serve`.",
+    help="Folder for downloads and environments, as for `backline serve`.",
 )
 def command(
     model: str,
@@ -112,8 +112,8 @@ def command(
 def find_model(model: str, *, whole: bool) -> tuple[str, str]:
     """The repository to open and the model in it, "" if the repository is a single model.
 
-    With `whole`, and for ensembles, it is the repository around the model's folder, so that other models are
-    found. Raises BacklineError if there is no such model.
+    With `whole`, and for ensembles, the repository is the folder that contains the model's folder, so that
+    other models are found. Raises BacklineError if there is no such model.
     """
     if "://" in model or model.startswith("hf:"):
         return model, ""
@@ -149,7 +149,7 @@ def _near(path: Path) -> str:
 async def _run(
     embedded: Embedded, name: str, others: Sequence[str], version: str, inputs: Sequence[str]
 ) -> tuple[list[InferResult], float, float]:
-    """The responses, and the seconds for the load and for the request."""
+    """The responses, and the seconds that the load and the request took."""
     client = AsyncClient(_URL, ClientOptions(timeout=inf))
     transport = InprocTransport(client.address, embedded)
     began = perf_counter()

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-#: Colours of states.
+#: The colours of model states.
 STYLES = {"READY": "green", "UNAVAILABLE": "bold red", "LOADING": "yellow", "UNLOADING": "yellow"}
 
 
@@ -39,7 +39,7 @@ def plain_table(
 
 
 def _fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether all columns fit the terminal; the last may wrap. In a narrower table rich would cut numbers."""
+    """Whether all columns fit the terminal (the last may wrap); if not, rich would truncate numbers."""
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     return sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 16) <= shutil.get_terminal_size().columns
 

@@ -28,7 +28,7 @@ _EXAMPLES = (
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`path` is the socket's or the repository's; over TCP, the prefix that a proxy puts before /v2."""
+    """`path` is that of the socket or the repository; over TCP, the prefix that a proxy puts before /v2."""
 
     url: str
     protocol: Protocol
@@ -40,7 +40,7 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Parses a URL with one of the schemes above; "host:port" means http. Raises InvalidArgument."""
+        """Parses a URL with one of the known schemes; "host:port" means http. Raises InvalidArgument."""
         text = url.strip()
         scheme, colon, rest = text.partition(":")
         if "://" not in text and (not colon or scheme.lower() not in _SCHEMES):

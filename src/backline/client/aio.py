@@ -40,7 +40,7 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
         from backline.client.grpc_transport import GrpcTransport
 
         return GrpcTransport(address, options)
-    # Here, because it imports the whole server, which clients of a remote one do without.
+    # Imported here, as it pulls in the whole server, which clients of a remote server do not need.
     from backline.embedded.transport import InprocTransport
 
     return InprocTransport(address)
@@ -49,7 +49,7 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
 class AsyncClient:
     """A client of a server, or of a repository in this process.
 
-    Its first request connects it and sets its event loop.
+    The first request connects the client and binds it to the running event loop.
 
     Every method may raise a BacklineError: NotFound, InvalidArgument, Unavailable, DeadlineExceeded,
     ConnectionFailed and others.
@@ -94,7 +94,7 @@ class AsyncClient:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> AsyncModel:
-        """A model, by default at the version that the server chooses. Raises InvalidArgument for no name."""
+        """A model, by default at the version the server picks. Raises InvalidArgument if `name` is empty."""
         if not name:
             raise InvalidArgument("the name of a model is empty")
         key = name, str(version)
@@ -167,7 +167,7 @@ class AsyncClient:
     ) -> None:
         """Loads a model, or one version of it, and returns when it is ready.
 
-        Changed versions are reloaded, new before old.
+        A version whose files changed is reloaded; the old one serves until the new one is ready.
 
         `config` (a mapping or its JSON, with the names of config.pbtxt) replaces the repository's
         configuration, and `files` ({"1/model.onnx": bytes or a pathlib.Path}) its files. If the load fails,
@@ -210,14 +210,14 @@ class AsyncClient:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version; with `expected`, only if it points there now ("": if it is new)."""
+        """Points a label to a version. `expected`: the version it must point to now ("" for a new label)."""
         move = LabelMove("label", name, label, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label; with `expected`, only if it points there now."""
+        """Removes a label; with `expected`, only if it points to that version."""
         move = LabelMove("unlabel", name, label, expected=_expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -322,7 +322,7 @@ class AsyncModel:
         try:
             response: InferResponse = await transport.infer(call)
         except (InvalidArgument, NotFound):
-            self._client._known.pop(self._key, None)  # another version may be served by now
+            self._client._known.pop(self._key, None)  # perhaps another version is served by now
             raise
         return InferResult(response)
 
@@ -339,8 +339,8 @@ class AsyncModel:
         """Runs the model and yields its responses as they arrive: one, or any number if it is decoupled.
 
         The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
-        model waits while the caller takes none. Leaving early cancels it: close the generator
-        (contextlib.aclosing) if you break out.
+        model pauses until the caller takes the next response. To leave the loop early, close the generator
+        (contextlib.aclosing), which cancels the request.
 
         >>> async for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
         """

@@ -39,7 +39,7 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
 def _from_array(where: str, datatype: DataType, value: Any) -> np.ndarray:
     try:
         data = np.asarray(value)
-    except Exception as error:  # e.g. of a torch tensor on a GPU, whose message says what to do
+    except Exception as error:  # such as that of a torch tensor on a GPU, which says what to do
         raise InvalidArgument(
             f"{where}: {type(value).__name__} cannot become a numpy array: {error}"
         ) from None
@@ -71,7 +71,7 @@ def _from_python(where: str, datatype: DataType, value: Any) -> np.ndarray:
         raise InvalidArgument(f"{where}: the nested lists do not form an array ({error})") from None
     kind = data.dtype.kind
     if data.size == 0:
-        kind = "b"  # an empty list has no type
+        kind = "b"  # an empty list fits any datatype
     target = datatype.dtype
     if datatype is DataType.BF16:
         if kind in "biuf":

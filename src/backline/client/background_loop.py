@@ -78,6 +78,6 @@ _starting = threading.Lock()
 
 
 def background_loop() -> BackgroundLoop:
-    """The loop of this process."""
+    """The background loop of this process."""
     with _starting:
         return _loop_of(os.getpid())

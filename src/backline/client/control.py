@@ -1,4 +1,4 @@
-"""The seam between the client and whatever changes a server's models, however the server is reached."""
+"""The seam between the client and the ways to change a server's models."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ModelControl(ABC):
 
 @cache
 def user_name() -> str:
-    """user@host in ASCII; the user's number if it has no name, as in many containers."""
+    """user@host in ASCII; the user's numeric id if it has no name, as in many containers."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):
@@ -65,9 +65,10 @@ def user_name() -> str:
 def to_overrides(
     config: str | Mapping[str, Any] | None, files: Mapping[str, bytes | Path] | None
 ) -> Overrides | None:
-    """Overrides from `config`, a mapping or its JSON, and `files`, contents or paths by path in the model.
+    """Overrides from `config`, a mapping or its JSON, and `files`: paths in the model to their contents.
 
-    The paths in the model may start with "file:", as in Triton's clients. Raises InvalidArgument.
+    A content is bytes or the path of a local file. The paths in the model may start with "file:", as in
+    Triton's clients. Raises InvalidArgument.
     """
     if config is None:
         if files:

@@ -35,7 +35,7 @@ __all__ = [
 
 
 class ConnectionFailed(Unavailable):
-    """No connection, or a broken one. The message says whether the request may have run."""
+    """The connection could not be opened, or broke. The message says whether the request may have run."""
 
 
 class PermissionDenied(BacklineError):

@@ -1,4 +1,4 @@
-"""Changes to a server's models by a grpc:// URL, partly over gRPC and partly over HTTP on the same port."""
+"""Changes to a server's models at a grpc:// URL, partly over gRPC and partly over HTTP on the same port."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class GrpcControl(HttpControl):
-    """Loads and unloads whole models over gRPC, as Triton has it; does everything else over HTTP.
+    """Loads and unloads whole models by Triton's gRPC methods; does everything else over HTTP.
 
     Every port of Backline answers HTTP; Triton's gRPC port does not.
     """
@@ -79,7 +79,6 @@ class GrpcControl(HttpControl):
                 self._has_http = True
                 return answer
         raise Unsupported(
-            f"{method} {path.partition('?')[0]} goes over HTTP, which the port of {self._url} does not"
-            " answer:"
-            " use the server's http:// URL"
+            f"{method} {path.partition('?')[0]} needs HTTP, which the port of {self._url} does not"
+            " speak: use the server's http:// URL"
         )

@@ -114,7 +114,7 @@ def _grpc() -> Any:
 
 
 class GrpcTransport(Transport):
-    """One channel of grpcio's asyncio API, without its limits on message sizes; it reconnects itself."""
+    """One channel of grpcio's asyncio API, without its message size limits; it reconnects automatically."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         grpc = _grpc()
@@ -199,7 +199,7 @@ class GrpcTransport(Transport):
                 streaming.cancel()
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
-        # Serialized once; answers stay bytes.
+        # The call is serialized once, and its answers are not parsed.
         request = encode_infer(call).SerializeToString()
         method = self._channel.unary_unary(f"{SERVICE}ModelInfer")
 
@@ -286,7 +286,7 @@ class GrpcTransport(Transport):
             raise ConnectionFailed(f"the client of {self._url} is closed: {error}") from None
 
     async def _connect(self, timeout: float) -> bool:
-        """Whether the channel is connected. A refused one is left to the call, whose error says why."""
+        """Waits until the channel is connected, or refused (False; the next call's error says why)."""
         ready = _grpc().ChannelConnectivity.READY
         waiting = {_grpc().ChannelConnectivity.IDLE, _grpc().ChannelConnectivity.CONNECTING}
         limit = min(timeout, self._connect_timeout)

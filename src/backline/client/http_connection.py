@@ -62,7 +62,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._headless = True
         self._status = 0
 
-    # the request
+    # sending a request
 
     async def request(
         self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0
@@ -118,12 +118,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # asyncio.BufferedProtocol
+    # callbacks of asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # asyncio's own transports copy in writelines (3.11), or spin forever after an empty part (3.12,
-        # 3.13).
+        # asyncio's writelines copies the parts (Python 3.11), or hangs after an empty one (3.12, 3.13).
         self._one_by_one = type(transport).__module__.startswith("asyncio.")
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -178,7 +177,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             ConnectionFailed(f"{self._url} closed the connection {got}{why}; the request may have run")
         )
 
-    # httptools
+    # callbacks of the parser (httptools)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.lower()] = value

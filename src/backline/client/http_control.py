@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class HttpControl(ModelControl):
-    """Sends changes over an HttpTransport, naming the user unless the client's own headers do."""
+    """Sends changes over an HttpTransport, with a header that names the user unless the client set one."""
 
     def __init__(self, transport: HttpTransport, url: str, options: ClientOptions) -> None:
         self._transport = transport
@@ -81,7 +81,7 @@ class HttpControl(ModelControl):
             raise ProtocolError(f"{self._url} sent a change that cannot be read: {error}") from None
 
     async def _ask(self, method: str, path: str, document: object, timeout: float) -> Any:
-        """Sends a request as `_send` does; returns the JSON document of the answer."""
+        """Sends a request, expects status 200, and returns the JSON document in the answer."""
         return self._transport.document(path.encode(), await self._send(method, path, document, timeout))
 
     async def _send(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:

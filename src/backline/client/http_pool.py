@@ -80,7 +80,7 @@ class HttpPool:
                 await free
             except asyncio.CancelledError:
                 if free.done() and not free.cancelled():
-                    self._wake()  # it was our turn: pass it on
+                    self._wake()  # this waiter gave up: wake the next one
                 raise
 
     def _release(self, connection: HttpConnection) -> None:

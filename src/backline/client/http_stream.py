@@ -16,7 +16,7 @@ from backline.engine.values.tensor import Buffer
 
 _READ = 64 * 1024
 _EVENT_STREAM = b"text/event-stream"
-#: Above this size, what the server sends cannot be an event.
+#: The largest event that is accepted, in bytes.
 _LARGEST_EVENT = 1024 * 1024 * 1024
 
 
@@ -55,7 +55,7 @@ class EventReader:
             raise ProtocolError("the server sent an event of more than 1 GiB")
 
     def next(self) -> bytes | None:
-        """The data of the next complete event with any; None when more bytes are needed."""
+        """The data of the next complete event that has data; None when more bytes are needed."""
         while (end := self._buffer.find(b"\n\n")) >= 0:
             lines = bytes(self._buffer[:end]).split(b"\n")
             del self._buffer[: end + 2]
@@ -64,7 +64,7 @@ class EventReader:
                 return b"\n".join(data)
         return None
 
-    # httptools
+    # callbacks of the parser (httptools)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.lower()] = value
@@ -92,7 +92,7 @@ async def stream_events(
 ) -> AsyncGenerator[bytes | HttpAnswer, None]:
     """Sends a request and yields the data of each event.
 
-    An error, or an answer without events, is yielded whole.
+    An error, or an answer that is not an event stream, is yielded as one HttpAnswer.
 
     `timeout` limits the wait for each event, in seconds. Closing the generator closes the connection, which
     cancels the request. Raises ConnectionFailed, DeadlineExceeded and ProtocolError.

@@ -162,8 +162,6 @@ class HttpTransport(Transport):
     async def close(self) -> None:
         self._pool.close()
 
-    # inference
-
     async def infer(self, call: InferCall) -> InferResponse:
         parts, size = self._infer_request(call)
         answer = await self._pool.request(parts, size, call.timeout)
@@ -202,7 +200,7 @@ class HttpTransport(Transport):
         head = form % (self._prefix, _model_path(call.model, call.version), self._fields, len(header), length)
         return [head + header, *buffers], len(head) + length
 
-    # everything else
+    # health, metadata, configuration and statistics
 
     async def server_live(self, timeout: float) -> bool:
         return await self._holds(b"/v2/health/live", timeout)
@@ -257,7 +255,7 @@ class HttpTransport(Transport):
         ]
 
     async def _holds(self, path: bytes, timeout: float) -> bool:
-        """Whether a health route answers 200; for "no" Triton sends 400, Backline 503, without a message."""
+        """Whether a health route answers 200. A negative answer has status 400 (Triton) or 503."""
         answer = await self.exchange(b"GET", path, timeout)
         if answer.status == 200:
             return True

@@ -45,9 +45,9 @@ class ModelIndex:
 
     `state` is READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN, or empty if never loaded.
 
-    The fields after `reason` are Backline's. `ready`: it answers requests; `default`: requests without a
-    version reach it; `labels`: those that point to it; `memory_bytes`: its size in memory (0 if unknown);
-    `progress`: set during a load.
+    Only Backline reports the fields after `reason`. `ready`: the version answers requests; `default`: it
+    serves requests without a version; `labels`: those that point to it; `memory_bytes`: its size in memory
+    (0 if unknown); `progress`: set during a load.
     """
 
     name: str
@@ -76,7 +76,7 @@ def read_listing(body: bytes) -> list[ModelIndex] | None:
 
 
 def complete_listing(names: list[str], versions: list[ModelIndex]) -> list[ModelIndex]:
-    """The versions sorted by model, with an entry for every name that has none."""
+    """The versions sorted by model, plus an empty entry for each of `names` without a version."""
     known = {entry.name for entry in versions}
     return sorted(
         [*versions, *(ModelIndex(name) for name in names if name not in known)], key=lambda entry: entry.name

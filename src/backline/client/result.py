@@ -58,6 +58,6 @@ class InferResult(Mapping[str, np.ndarray]):
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    if tensor.datatype is DataType.BF16:  # the upper half of a float32
+    if tensor.datatype is DataType.BF16:  # bfloat16 is the upper half of a float32
         return (tensor.data.astype(np.uint32) << 16).view(np.float32)
     return tensor.data if tensor.data.flags.aligned else tensor.data.copy()

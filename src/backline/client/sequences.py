@@ -20,7 +20,7 @@ class _Progress:
 
     def __init__(self, model: str, id: int | str | None) -> None:
         if id is not None and not id:
-            raise InvalidArgument("the id of a sequence is 0 or empty")
+            raise InvalidArgument("the id of a sequence must not be 0 or empty")
         self._model = model
         #: By default a random number below 2**63, so that signed 64-bit model inputs can hold it.
         self.id: int | str = secrets.randbits(62) + 1 if id is None else id
@@ -47,7 +47,7 @@ class _Progress:
 
 
 class AsyncSequence(_Progress):
-    """Call it like its model, one call at a time, with `end=True` on the last call if it is known.
+    """Called like its model, one call at a time, with `end=True` on the last call if it is known.
 
     Leaving the `async with` block ends a sequence that no call has ended: it sends the last inputs again,
     marked as the end, and drops the result. A failed call does not advance the sequence.
@@ -74,7 +74,7 @@ class AsyncSequence(_Progress):
             try:
                 await self(*last[0], end=True, **last[1])
             except BacklineError:
-                self._ended = True  # the server ends an idle sequence
+                self._ended = True  # the server will end the idle sequence
 
 
 class RequestSequence(_Progress):

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Runner(Protocol):
-    """Runs a client's coroutines for threads that wait for the results."""
+    """Runs coroutines on behalf of threads that wait for their results."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
 
@@ -91,7 +91,7 @@ class Client:
     ) -> None:
         """Loads a model, or one version of it, and returns when it is ready.
 
-        Changed versions are reloaded, new before old.
+        A version whose files changed is reloaded; the old one serves until the new one is ready.
 
         `config` (a mapping or its JSON, with the names of config.pbtxt) replaces the repository's
         configuration, and `files` ({"1/model.onnx": bytes or a pathlib.Path}) its files. If the load fails,
@@ -107,7 +107,7 @@ class Client:
         dependents: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Takes a model, or one version, out of service; `dependents` are described at AsyncClient.unload."""
+        """Takes a model, or one version, out of service; see AsyncClient.unload for `dependents`."""
         self._loop.run(self._client.unload(name, version, dependents=dependents, timeout=timeout))
 
     def labels(self, name: str, timeout: float | None = None) -> dict[str, str]:
@@ -123,7 +123,7 @@ class Client:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version; with `expected`, only if it points there now ("": if it is new)."""
+        """Points a label to a version. `expected`: the version it must point to now ("" for a new label)."""
         return self._loop.run(
             self._client.set_label(name, label, version, expected=expected, timeout=timeout)
         )
@@ -131,7 +131,7 @@ class Client:
     def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
-        """Removes a label; with `expected`, only if it points there now."""
+        """Removes a label; with `expected`, only if it points to that version."""
         return self._loop.run(self._client.remove_label(name, label, expected=expected, timeout=timeout))
 
     def promote(
@@ -224,7 +224,7 @@ class Model:
         """Runs the model and yields its responses as they arrive: one, or any number if it is decoupled.
 
         The arguments are those of a call, but the timeout in seconds limits the wait for each response. The
-        model waits while the caller takes none; leaving early cancels it.
+        model pauses until the caller takes the next response. Leaving the loop early cancels the request.
 
         >>> for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
         """

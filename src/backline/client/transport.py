@@ -31,7 +31,7 @@ class Transport(ABC):
 
     Every method raises BacklineError, such as DeadlineExceeded after `timeout` seconds.
 
-    Belongs to the event loop on which it is opened.
+    A transport belongs to the event loop on which it is opened.
     """
 
     async def open(self) -> None:  # noqa: B027 - most transports connect with the first request
@@ -55,7 +55,7 @@ class Transport(ABC):
 
     @abstractmethod
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
-        """Encodes a call for sending many times; answers are checked for errors, but not decoded."""
+        """Encodes a call once, and returns what sends it; answers are checked for errors but not decoded."""
 
     @abstractmethod
     async def server_live(self, timeout: float) -> bool: ...
@@ -82,4 +82,4 @@ class Transport(ABC):
 
     @abstractmethod
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
-        """Names, versions, states and reasons, which every server of the protocol reports."""
+        """All versions with name, state and reason, which every server of the protocol reports."""

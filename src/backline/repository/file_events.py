@@ -20,13 +20,13 @@ _SETTLED = 0.25
 _LONGEST = 10.0
 #: Milliseconds between fetches of events while they arrive.
 _STEP_MS = 50
-#: Seconds between checks that a path still leads to the file or folder being watched.
+#: Seconds between checks that a path still leads to the watched file or folder (links may change).
 _CHECK = 5.0
 #: Seconds after which to scan without an event: the system drops events when too many arrive at once.
 _LOST_EVENTS = 60.0
-#: Linux' table of mounts (proc(5)).
+#: Linux's table of mounts (proc(5)).
 MOUNTS = Path("/proc/self/mounts")
-#: File systems that other machines write to: Linux' names, then those of macOS and of desktop containers.
+#: File systems that other machines write to: Linux's names, then those of macOS and of desktop containers.
 _REMOTE = re.compile(
     r"nfs4?|cifs|smb2|smb3|smbfs|ncpfs|afs|9p|v9fs|ceph|glusterfs|lustre|gpfs|beegfs|fuse\..*"
     r"|virtiofs|vboxsf|prl_fs|vmhgfs|fakeowner|grpcfuse|afpfs|webdav|(osx|mac)fuse.*"
@@ -82,7 +82,7 @@ def _can_watch(paths: Sequence[Path]) -> bool:
 
 
 async def _events(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
-    """Yields on changes until a path leads elsewhere. Raises FileNotFoundError when a place is missing."""
+    """Yields on changes until a place is replaced. Raises FileNotFoundError when a place is missing."""
     watched = _inodes(places())
     event = asyncio.Event()
     event.set()  # scan once for what changed before the watch began
@@ -136,7 +136,7 @@ def _inodes(paths: Sequence[Path]) -> list[tuple[Path, int, int]]:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path is on a file system that other machines write to; the parent's, if it is missing."""
+    """Whether a path (its parent, if it is missing) is on a file system that other machines write to."""
     real = os.path.realpath(path)
     best, kind = "", ""
     for point, mounted in mounts():

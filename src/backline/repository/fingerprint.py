@@ -11,7 +11,7 @@ from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
 #: Fields that apply to loaded versions, or only decide when and which versions are loaded. A change to any
-#: other field causes a load. `declared` repeats the others, and also has fields without effect.
+#: other field causes a load. `declared` only repeats other fields, and adds some without effect.
 _APPLIED_WITHOUT_LOAD = frozenset(
     {
         "version_policy",

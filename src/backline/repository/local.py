@@ -30,7 +30,7 @@ from backline.repository.walk import identity, reason, walk, walk_file
 
 #: A file larger than this, in bytes, is not a list of models.
 _MAX_LIST = 1024 * 1024
-#: Seconds for which files must not have been written before the watch loads them.
+#: Seconds for which files must have been unchanged before the watch loads them.
 _AT_REST = 1.0
 
 
@@ -63,10 +63,9 @@ class LocalRepository:
         return await asyncio.to_thread(self.scan_now)
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
-        """The files where they are. Raises Unavailable when they have changed since the scan.
+        """Returns the original files, not copies. Raises Unavailable if they have changed since the scan.
 
-        A load that nobody but the watch asked for waits for files just written, which may be half a copy, to
-        be at rest.
+        While the repository is watched, waits a second if a file was just written: a copy may be in progress.
         """
         if self._is_watched and await asyncio.to_thread(self._is_fresh, version):
             await asyncio.sleep(_AT_REST)
@@ -80,7 +79,7 @@ class LocalRepository:
         return changes(lambda: self._watched, interval)
 
     async def close(self) -> None:
-        """Nothing to release: the caller ends its iteration over changes()."""
+        """Does nothing: the watch ends when the caller stops iterating over changes()."""
 
     def scan_now(self) -> list[FoundModel]:
         """Like `scan`, on the calling thread."""
@@ -110,8 +109,8 @@ class LocalRepository:
         if not is_list(text):
             raise InvalidArgument(
                 f"model repository '{self._path}' is a file, not a folder that holds"
-                " <model>/<version>/<file>; neither is it the file of a"
-                f" model ({', '.join(f'*{suffix}' for suffix in suffixes)}) nor a model_config_list of"
+                " <model>/<version>/<file>; it is neither a model file"
+                f" ({', '.join(f'*{suffix}' for suffix in suffixes)}) nor a model_config_list of"
                 " TensorFlow Serving"
             )
         if self._name:
@@ -161,10 +160,10 @@ class LocalRepository:
         return self._path.parent if self._path.is_file() else self._path
 
     def _is_fresh(self, version: FoundVersion) -> bool:
-        """Whether a file was written just now, or, by another machine's clock, in the future."""
+        """Whether a file was written within a second, or in the future (by another machine's clock)."""
         newest = time.time() - _AT_REST
         for path in version.files:
-            with contextlib.suppress(OSError):  # it is gone, as _check will say
+            with contextlib.suppress(OSError):  # the file is gone; _check reports it
                 if (self._root() / path).stat().st_mtime > newest:
                     return True
         return False

@@ -1,4 +1,4 @@
-"""Opens the repository at a location, of the kind that the location names."""
+"""Opens the repository at a path or URL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _OBJECT_STORES = ("s3", "gs", "az", "as")
 _ARCHIVES = ("http", "https")
 _SCHEMES = (*_OBJECT_STORES, *_ARCHIVES, "hf")
-#: Other tools' names for these schemes.
+#: The names that other tools use for the supported schemes.
 _ALIASES = {
     "gcs": "gs",
     "s3a": "s3",
@@ -42,7 +42,7 @@ def open_repository(
 ) -> Repository:
     """The repository at `location`: a path, or a URL whose files are cached below `cache`.
 
-    Scans it only on request.
+    Opening a repository does not scan it.
 
     `name`, if given, replaces the path's last part as the name of a single model. Raises InvalidArgument for
     a location that is neither a path nor a supported URL.

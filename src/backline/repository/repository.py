@@ -68,7 +68,7 @@ class Repository(Protocol):
     async def scan(self) -> list[FoundModel]:
         """The models it holds now, by name.
 
-        A fault in one is noted in its `problem` and does not affect the others.
+        A fault in one model is noted in its `problem` and does not affect the others.
 
         Raises BacklineError, saying what to do, when the repository does not exist or cannot be reached.
         """

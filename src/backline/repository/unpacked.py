@@ -42,7 +42,7 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | 
 
 
 def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> None:
-    """Unpacks all or nothing, even if another process does the same at once."""
+    """Unpacks all or nothing, even if another process does the same at the same time."""
     kind = "zip" if zipfile.is_zipfile(archive) else "gz"
     place = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
     try:

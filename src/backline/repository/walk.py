@@ -12,9 +12,9 @@ from backline.engine.names import IGNORED_FOLDERS, PYTHON_VERSION
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.names import printable
 
-#: Levels of nested folders; far more than any layout has.
+#: The most levels of nested folders; far more than any layout has.
 MAX_DEPTH = 16
-#: Files and folders in all: scans repeat and must end soon, and a home folder is not a repository.
+#: The most files and folders in all: scans repeat and must be quick; a home folder is not a repository.
 MAX_ENTRIES = 100_000
 #: The largest file, in bytes, that `Listing.read` reads; configurations and labels are far smaller.
 MAX_READ = 16 * 1024 * 1024
@@ -23,10 +23,10 @@ MAX_READ = 16 * 1024 * 1024
 def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listing:
     """All files and folders below `root`, following links.
 
-    Names that start with a dot (except PYTHON_VERSION) and IGNORED_FOLDERS are left out. What cannot be used
-    has a problem: a link that leads out of `root`, to nowhere or in a circle, a file that is unreadable or
-    not regular, a name with characters that do not belong on a terminal. Inodes are part of a file's identity
-    if they are `stable_inodes`, which those of some network file systems are not. Raises NotFound or
+    Names that start with a dot (except PYTHON_VERSION) and IGNORED_FOLDERS are left out. An entry that cannot
+    be used has a problem: a link that leads out of `root`, to nowhere or in a circle, a file that is
+    unreadable or not regular, a name with characters that do not belong on a terminal. Inodes are part of a
+    file's identity only if `stable_inodes`: some network file systems change them. Raises NotFound or
     InvalidArgument if `root` cannot be read.
     """
     location = location or str(root)
@@ -55,8 +55,8 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
 def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
     """The listing of the folder of the model `file`, with only that file and those that belong to it.
 
-    Those start with its name but end in another suffix (external weights: net.onnx, net.onnx.data,
-    net_weights.bin). Links are followed wherever they lead, as the user named the file. Raises NotFound or
+    A file belongs to net.onnx if its name starts with "net" and has another suffix, as external weights do
+    (net.onnx.data, net_weights.bin). Links may lead anywhere, as the user named the file. Raises NotFound or
     InvalidArgument when it cannot be read.
     """
     folder = file.parent
@@ -103,7 +103,7 @@ class _Walk:
     folders: set[str] = field(default_factory=set)
 
     def enter(self, folder: str, prefix: str, chain: tuple[str, ...]) -> None:
-        """Notes the entries of `folder`; `chain` has the folders down to and including it, links resolved."""
+        """Records the entries of `folder`; `chain` has the folders down to it, inclusive, links resolved."""
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name == PYTHON_VERSION or not (
@@ -180,7 +180,7 @@ def _may_be_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir() or (entry.is_symlink() and not entry.is_file())
     except OSError:
-        return True  # unreadable: its model has a problem that should be reported
+        return True  # unreadable: counted as a folder, so that its model reports the problem
 
 
 def _read(location: str, root: Path, files: dict[str, FileEntry], path: str) -> bytes:

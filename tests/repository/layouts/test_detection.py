@@ -128,7 +128,7 @@ def test_a_single_file_can_be_a_link_with_a_given_name(tmp_path: Path) -> None:
 def test_the_error_for_a_file_that_is_not_a_model_lists_the_formats(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidArgument,
-        match=r"is a file, not a folder .* neither is it the file of a model \(\*\.onnx, .*model_config_list",
+        match=r"is a file, not a folder .* it is neither a model file \(\*\.onnx, .*model_config_list",
     ):
         scan(put(tmp_path / "README.md"))
 

@@ -52,7 +52,7 @@ def test_serving_and_the_next_start_survive_the_loss_of_the_store(
     assert {answer.constant for answer in answers} == {5.0}
     with serve(store.location("prod"), tmp_path / "log2", *options) as again:
         assert _constant(again) == 5.0
-        assert "Serving what the cache" in again.output
+        assert "Serving the files in the cache" in again.output
         # Once the store is back, its changes are seen.
         store.relay.mend()
         store.put(f"prod/{MODEL}/2/model.onnx", network(7.0))

@@ -1,4 +1,4 @@
-"""`backline bench`: puts load on a model, step by step, and measures it."""
+"""`backline bench`: measures a model under load, in steps of concurrency or rate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Examples:
   backline bench silero_vad --input-shape input:1,576 --html report.html
   backline bench add1 --url inproc:///path/to/repository --json numbers.json
 
-Each step of --concurrency has that many callers, each waiting for its response (closed loop). With --rate,
+Each step of --concurrency has that many callers, which wait for each response (closed loop). With --rate,
 requests are sent at that rate regardless of responses (open loop), and latency counts from when each request
 was due."""
 
@@ -81,7 +81,7 @@ class Numbers(click.ParamType):
     type=Numbers(int),
     default="1,2,4,8,16,32",
     show_default=True,
-    help="Requests in flight, one step each.",
+    help="Numbers of requests in flight, one step each.",
 )
 @click.option(
     "--rate", type=Numbers(float), help="Requests per second, one step each, instead of --concurrency."
@@ -126,7 +126,7 @@ class Numbers(click.ParamType):
     "--html",
     "html_path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page with plot and table.",
+    help="Write an HTML page with plot and table.",
 )
 @click.option("--png", "png_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot.")
 @connection_options
@@ -199,7 +199,7 @@ async def _measure(
             raise nearest_model(plan.model, await client.models(), error) from None
         tensors = _tensors(metadata, shapes, data)
         call = InferCall(plan.model, tensors, plan.version, timeout=options.timeout)
-        await transport.infer(call)  # an error shows here once, not a thousand times
+        await transport.infer(call)  # reports an error once, before the load starts
         inputs = ", ".join(f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in tensors)
         server = await transport.server_metadata(options.timeout)
         print(f"{plan.model} at {client.address.url} ({server.name} {server.version}): {inputs}", flush=True)
@@ -228,7 +228,7 @@ async def _step(
 
 
 async def _statistics(transport: Transport, plan: _Plan, timeout: float) -> list[dict[str, Any]]:
-    """The model's counters; empty if the server lacks this extension."""
+    """The model's counters; empty if the server does not report statistics."""
     try:
         return await transport.statistics(plan.model, plan.version, timeout)
     except BacklineError:

@@ -19,9 +19,9 @@ Send = Callable[[], Awaitable[None]]
 Arrivals = Literal["poisson", "constant"]
 
 SECOND = 1_000_000_000
-#: The loop's timers are accurate to a millisecond; before a due time, the rest is spent polling the clock.
+#: The last nanoseconds before a request is due are spent polling the clock: timers are less precise.
 SPIN_NS = 1_200_000
-#: Requests that an open loop may have outstanding; beyond it the server does not keep up, and the step ends.
+#: The most outstanding requests of an open loop; with more, the server does not keep up, and the step ends.
 MAX_BEHIND = 20_000
 
 
@@ -29,7 +29,7 @@ MAX_BEHIND = 20_000
 class LoadResult:
     """Measurements of one step. Times are in nanoseconds; latencies are of successful requests only.
 
-    `seconds` lasts until the last response. `lateness` is how much later than planned an open loop sent each
+    `seconds` ends with the last response. `lateness` is how much later than planned an open loop sent each
     request, which is part of its latency.
     """
 
@@ -61,7 +61,7 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResul
                 await send()
             except BacklineError as error:
                 load.fail(error)
-                await asyncio.sleep(0.001)  # do not hammer a server that refuses
+                await asyncio.sleep(0.001)  # do not flood a server that refuses requests
                 now = perf_counter_ns()
             else:
                 done = perf_counter_ns()
@@ -118,7 +118,7 @@ async def _until(due: int) -> None:
     if left > SPIN_NS:
         await asyncio.sleep((left - SPIN_NS) / SECOND)
     elif left <= 0:
-        await asyncio.sleep(0)  # already late, but responses must be read too
+        await asyncio.sleep(0)  # the request is late, but responses must be read too
     while perf_counter_ns() < due:  # noqa: ASYNC110 - polls the clock
         await asyncio.sleep(0)
 

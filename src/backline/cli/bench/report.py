@@ -28,7 +28,7 @@ LATE_US = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """The steps of a benchmark, and what was measured."""
+    """The results of a benchmark: what was measured, and the steps."""
 
     model: str
     url: str

@@ -41,14 +41,14 @@ _POLL_SECONDS = 0.25
     type=click.IntRange(1),
     default=64 << 20,
     show_default=True,
-    help="Limit on the inputs of all recorded requests, in bytes.",
+    help="The most bytes that the inputs of all recorded requests may take.",
 )
 @click.option(
     "--wait",
     type=click.FloatRange(0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds to wait for requests.",
+    help="Seconds to wait for the requests to arrive.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
@@ -65,7 +65,7 @@ def record_requests(
     """Record the next requests that a model answers, to warm it up at its next load.
 
     The inputs of live requests go to the server's state folder and replace the previous recording. If fewer
-    requests arrive in time, or on Ctrl-C, the recording keeps what it has.
+    requests arrive in time, or on Ctrl-C, the recording keeps those that did.
     """
     recording = ServerRecording(url, options, name, model_version)
     state = asyncio.run(recording.run({"count": count, "max_bytes": max_bytes}, wait))
@@ -113,7 +113,7 @@ class ServerRecording:
                     while state["state"] in ("recording", "writing"):
                         await asyncio.sleep(_POLL_SECONDS)
                         state = await self._ask(transport, b"GET")
-            except (TimeoutError, asyncio.CancelledError):  # the second is Ctrl-C
+            except (TimeoutError, asyncio.CancelledError):  # CancelledError: Ctrl-C
                 state = await self._ask(transport, b"DELETE")
             return state
 

@@ -22,9 +22,7 @@ def document(entry: ModelIndex) -> dict[str, Any]:
 
 
 def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
-    """The labels of a version, and "(default)" if it is the one of several that serves requests without a
-    version.
-    """
+    """The labels of a version, with "(default)" if, of several, it serves requests that name no version."""
     others = any(other.ready for other in index if other.name == entry.name and other is not entry)
     return (
         ", ".join(
@@ -47,9 +45,9 @@ def reason_text(entry: ModelIndex) -> str:
 
 
 def progress_text(progress: Progress) -> str:
-    """ "fetch, 12 MiB of 90 MiB, 3 s"."""
+    """The progress of a load, such as "fetch, 12 MiB of 90 MiB, 3 s"."""
     parts = [progress.phase]
-    if progress.bytes_done < progress.bytes_total:  # not once everything is fetched
+    if progress.bytes_done < progress.bytes_total:  # left out once everything is fetched
         parts.append(f"{format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}")
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 
@@ -57,7 +55,7 @@ def progress_text(progress: Progress) -> str:
 def explain(
     error: BacklineError, index: Sequence[ModelIndex], model: str, version: str = ""
 ) -> BacklineError:
-    """For an error about an unknown name, adds the nearest model, version or label."""
+    """Adds the nearest model, version or label to an error about an unknown name."""
     if not isinstance(error, (NotFound, InvalidArgument)) or "Did you mean" in error.message:
         return error
     models = sorted({entry.name for entry in index})

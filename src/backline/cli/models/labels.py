@@ -117,7 +117,7 @@ def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: flo
 
 
 def move_text(change: Change) -> str:
-    """ "3 -> 4"; "(none)" for a new or removed label."""
+    """The versions before and after, such as "3 -> 4"; "(none)" for a new or removed label."""
     return f"{change.before or '(none)'} -> {change.version or '(none)'}"
 
 
@@ -160,7 +160,7 @@ Examples:
     type=click.IntRange(1, 10_000),
     default=20,
     show_default=True,
-    help="Number of changes, latest first.",
+    help="The number of changes to show, latest first.",
 )
 @json_option
 @connection_options

@@ -21,7 +21,7 @@ wait_option = click.option(
     type=click.FloatRange(0, min_open=True),
     default=3600.0,
     show_default=True,
-    help="Seconds to wait for a load, which continues after that.",
+    help="Seconds to wait for a load, which continues in the server afterwards.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -68,7 +68,7 @@ def load_model(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Load a model, or reload what has changed: the new version is loaded before the old one is dropped."""
+    """Load a model, or reload its changed versions; an old one serves until the new one is ready."""
     if files and config is None:
         raise click.UsageError("--file needs --config; use '{}' if the files need no configuration")
     text, contents = None if config is None else _config(config), dict(map(_file, files))
@@ -83,7 +83,11 @@ def load_model(
 @click.command("unload", epilog=_UNLOAD_EPILOG)
 @click.argument("name")
 @click.option("--model-version", default="", help="The version; default: all.")
-@click.option("--dependents", is_flag=True, help="Also unload the models that need it.")
+@click.option(
+    "--dependents",
+    is_flag=True,
+    help="Also unload the models that this ensemble calls and no other model needs.",
+)
 @json_option
 @connection_options
 def unload_model(

@@ -14,7 +14,7 @@ from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
 from backline.engine.errors import BacklineError
 
-#: Seconds between requests for the progress: the first is early, as many loads are short.
+#: Seconds before the first request for the progress, early as many loads are short, and between others.
 FIRST_POLL, POLL = 0.05, 0.25
 Result = TypeVar("Result")
 
@@ -83,7 +83,7 @@ async def _shown(
             pause = POLL
             try:
                 index = await client.models()
-            except BacklineError:  # only the display is affected; the change goes on
+            except BacklineError:  # only the display is affected; the change continues
                 continue
             display.update(
                 [entry for entry in index if entry.progress is not None and model in ("", entry.name)]

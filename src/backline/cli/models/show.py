@@ -106,7 +106,7 @@ def _give_reason(client: Client, name: str, error: BacklineError) -> None:
 
 
 def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Configuration and counters, which not every server has."""
+    """A model's configuration and counters, empty if the server does not provide them."""
     try:
         return model.config(), model.statistics()
     except BacklineError:
@@ -141,7 +141,7 @@ def _show(
         ("platform", metadata.platform or config.get("backend", "")),
         ("largest batch", str(config.get("max_batch_size") or "no batching")),
     ]
-    if groups:  # an ensemble has none
+    if groups:  # an ensemble has no instance groups
         facts.append(("instances", str(sum(map(_instances, groups)))))
         facts.append(
             ("device", ", ".join(dict.fromkeys(name for group in groups for name in _devices(group))) or "?")
@@ -179,7 +179,7 @@ def _instances(group: dict[str, Any]) -> int:
 
 
 def _devices(group: dict[str, Any]) -> list[str]:
-    """The devices of an instance group, as the server placed it."""
+    """The devices on which the server placed an instance group."""
     if group.get("passive"):
         return []
     if group.get("gpus"):

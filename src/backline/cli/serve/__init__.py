@@ -49,29 +49,28 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--log-level",
         type=click.Choice(LEVELS, case_sensitive=False),
         default="warning",
-        help="The least severity that is logged.",
+        help="The lowest severity that is logged.",
     ),
-    _severity("--log-info", "Log informational lines, whatever --log-level says."),
-    _severity("--log-warning", "The same for warnings."),
-    _severity("--log-error", "The same for errors."),
+    _severity("--log-info", "Whether to log informational lines, regardless of --log-level."),
+    _severity("--log-warning", "Whether to log warnings, regardless of --log-level."),
+    _severity("--log-error", "Whether to log errors, regardless of --log-level."),
     option(
         "--log-verbose",
         type=click.IntRange(0),
         metavar="LEVEL",
-        help="1: also a line per request, and verbose messages from models; 2: everything. Default: 0, or 2"
-        " with"
+        help="1 also logs each request and verbose messages from models, 2 everything. Default: 0, or 2 with"
         " --log-level debug.",
     ),
     option(
         "--log-file",
         type=click.Path(path_type=Path),
-        help="Log to this file instead of stderr; reopened when it is moved away.",
+        help="Log to this file instead of stderr; it is reopened when it is moved away.",
     ),
     option(
         "--log-format",
         type=click.Choice(FORMATS, case_sensitive=False),
         default="default",
-        help="The format of lines.",
+        help="The format of log lines.",
     ),
 )
 
@@ -153,7 +152,7 @@ def lasting_output() -> Iterator[None]:
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
-    """A stream that never raises; replaced streams (as in tests) are kept, closed ones lead nowhere."""
+    """A stream that never raises; replaced streams (as in tests) are kept, closed ones discard output."""
     if stream is None:
         return io.TextIOWrapper(io.BufferedWriter(LastingOutput(-1)))
     if not isinstance(stream, io.TextIOWrapper) or stream.closed:
@@ -168,13 +167,13 @@ def _lasting(stream: TextIO | None) -> TextIO:
 
 log = logging.getLogger("backline.serve")
 
-#: Open files other than connections: models, worker processes, the log, late imports.
+#: Open files reserved for other uses than connections: models, worker processes, the log, late imports.
 RESERVED = 256
 
 
 def within_open_files(limits: Limits) -> Limits:
-    """Raises the process's limit of open files as far as allowed; returns limits with the connections that
-    fit.
+    """Raises the process's limit on open files as far as allowed; returns `limits` with as many connections
+    as fit it.
 
     Without a free descriptor a connection could not even be refused, and no model could be read.
     """
@@ -206,9 +205,9 @@ def within_open_files(limits: Limits) -> Limits:
     return replace(limits, max_connections=fitting)
 
 
-#: What stops the server: a request of the system, Ctrl-C, a closed terminal.
+#: Signals that stop the server: from a service manager, by Ctrl-C, by closing the terminal.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: Seconds for runs in progress and unloading, once all connections are closed.
+#: Seconds that runs in progress and unloading may take once all connections are closed.
 REST_WITHIN = 5.0
 
 _EPILOG = """\b
@@ -241,9 +240,8 @@ Every port speaks HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     metavar="MODEL",
     envvar="BACKLINE_DEBUG_MODEL",
     show_envvar=True,
-    help="Run this Python model in the server's process: breakpoints work, nothing times out, edits reload"
-    " it."
-    " Without REPO, the path of its folder or file.",
+    help="Run this Python model in the server's process: breakpoints work, nothing times out, and edits"
+    " reload it. Without REPO, give the path of its folder or file.",
 )
 @log_options
 def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
@@ -256,7 +254,7 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
         raise click.UsageError("No repository was given. Name a folder of models: backline serve models/")
     if debug is not None:
         options = debugged_options(options, debug)
-        log = replace(log, info=True)  # shows reloads
+        log = replace(log, info=True)  # informational lines report reloads
     with (
         lasting_output(),
         installed_log(log) as server_log,
@@ -325,7 +323,7 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
 
 
 async def _stop(server: Server, options: ServerOptions) -> bool:
-    """Stops the server; returns whether all runs have ended. No client waits for those that have not."""
+    """Stops the server; returns whether all runs have ended. No client waits for a run that has not."""
     # A request at a breakpoint may never end.
     limit = STOPPED_WITHIN if options.lifecycle.debugged_model else options.limits.drain_timeout + REST_WITHIN
     try:
@@ -351,7 +349,7 @@ def _port_in_use(error: OSError, options: ServerOptions) -> str:
                     f" port: {name} {port + 10 if port < 65000 else 8000}, or {name} 0 for any"
                 )
             if error.errno == errno.EACCES:
-                return f"port {port} may not be opened by this user. Choose one above 1023: {name} 8000"
+                return f"port {port} needs more rights than this user has. Choose one above 1023: {name} 8000"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{text}. Choose an address of this machine with --host, for example 127.0.0.1 or 0.0.0.0"
     return text

@@ -1,4 +1,4 @@
-"""`backline serve --debug`: what changes while one model is debugged."""
+"""`backline serve --debug`: settings of a server on which one model is debugged."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from backline.server import ServerOptions
 
 #: Seconds between scans of the files, if the system does not report changes.
 _LOOK = 1.0
-#: Seconds for the requests of a replaced version, which may be at a breakpoint.
+#: Seconds to wait for requests of a replaced version, which may be at a breakpoint: in effect forever.
 _ANY_TIME = 1e8
-#: Seconds for requests in flight when the server stops, and for the whole stop.
+#: Seconds that a stopping server waits for requests in flight, and that the whole stop may take.
 _MOMENT = 0.5
 STOPPED_WITHIN = 2.0
 
@@ -77,10 +77,10 @@ def check_debugged(engine: Engine, name: str) -> None:
 
 
 def banner(name: str) -> str:
-    """Printed when the server is ready."""
+    """The text printed once the server is ready."""
     text = (
         f"Debugging {name}: it runs in this process, breakpoint() stops in this terminal, nothing times out,"
-        " and edits of its files reload it."
+        " and editing its files reloads it."
     )
     if not sys.stdin.isatty():
         text += " Standard input is not a terminal: pdb cannot prompt here; attach another debugger."

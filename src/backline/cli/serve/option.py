@@ -1,4 +1,4 @@
-"""How the options of `backline serve` are made: each is also an environment variable."""
+"""Builds the options of `backline serve`; each can also be set by an environment variable."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _DEFAULTS = {
 
 
 def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option that sets a field of ServerOptions, LifecycleOptions or Limits, and has its default."""
+    """An option that sets a field of ServerOptions, LifecycleOptions or Limits, whose default it shares."""
     default = _DEFAULTS[field]
     return option(
         name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}

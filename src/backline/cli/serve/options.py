@@ -1,6 +1,4 @@
-"""The options of `backline serve`, with the field of ServerOptions, LifecycleOptions or Limits that each
-sets.
-"""
+"""The options of `backline serve`, each with the ServerOptions, LifecycleOptions or Limits field it sets."""
 
 from __future__ import annotations
 
@@ -86,7 +84,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     flag(
         "--model-namespacing",
         "namespacing",
-        "Call models <repository>.<model>, so that repositories may hold the same names.",
+        "Name models <repository>.<model>, so that repositories may hold models with the same name.",
     ),
     fills(
         "--model-config-name",
@@ -108,7 +106,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     fills(
         "--strict-readiness/--no-strict-readiness",
         "strict_readiness",
-        help="Ready only when all models are, or as soon as all have been tried.",
+        help="Report ready only when all models are ready, or once every load has been attempted.",
     ),
     flag(
         "--trust-pickle",
@@ -131,21 +129,21 @@ _OPTIONS: tuple[Decorator, ...] = (
     count(
         "--model-load-retry-count",
         "load_retries",
-        "Further attempts after a failed load, with pauses.",
+        "Number of retries after a failed load, with pauses.",
         least=0,
     ),
     seconds(
         "--drain-timeout-secs",
         "drain_seconds",
-        "Seconds for the requests of a version that is being unloaded.",
+        "Seconds that requests of a version may take to finish when it is unloaded.",
     ),
     fills(
         "--memory-budget",
         "memory_budget",
         type=Size(),
         metavar="SIZE",
-        help="Resident memory of the server at most, such as 2GiB: idle models are evicted, and loaded on"
-        " demand.",
+        help="The most resident memory the server may use, such as 2GiB: idle models are evicted, and loaded"
+        " on demand.",
     ),
     count(
         "--max-queued-requests",
@@ -165,8 +163,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     count(
         "--compute-threads",
         "compute_threads",
-        "Threads that compute at once, over all models in this process; default: the number of cores; 0: no"
-        " limit.",
+        "The most threads computing at once for all models in this process; default: the number of cores;"
+        " 0: no limit.",
         least=0,
         metavar="COUNT",
     ),
@@ -181,17 +179,17 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--rate-limit-resource",
         multiple=True,
         metavar="NAME:COUNT[:DEVICE]",
-        help="Units of a resource; default: as many as the instance that needs the most; repeatable.",
+        help="Units of a resource; default: the most that any one instance needs; repeatable.",
     ),
     path(
         "--state-dir",
         "state_folder",
-        "Keeps labels, the audit log and recorded requests; default: a folder for this set of repositories.",
+        "Folder for labels, the audit log and recorded requests; default: one for this set of repositories.",
     ),
     path(
         "--cache-dir",
         "cache_folder",
-        "Keeps files of remote repositories and environments of models; default: the user's cache folder.",
+        "Folder for files of remote repositories, and for environments; default: the user's cache folder.",
     ),
     fills(
         "--host",
@@ -226,16 +224,16 @@ _OPTIONS: tuple[Decorator, ...] = (
         "Largest request body or gRPC message in bytes, before and after decompression.",
     ),
     count("--max-header-size", "max_header_size", "Largest request header in bytes."),
-    count("--max-connections", "max_connections", "Open connections."),
+    count("--max-connections", "max_connections", "The most open connections."),
     count(
         "--max-concurrent-requests",
         "max_concurrent_requests",
-        "Requests in flight; beyond it they get 503.",
+        "The most requests in flight; further requests get 503.",
     ),
     count(
         "--max-streams",
         "max_streams",
-        "Open streaming gRPC calls; beyond it they get RESOURCE_EXHAUSTED.",
+        "The most open streaming gRPC calls; further calls get RESOURCE_EXHAUSTED.",
     ),
     fills(
         "--max-peer-share",
@@ -244,19 +242,21 @@ _OPTIONS: tuple[Decorator, ...] = (
         metavar="SHARE",
         help="Share of connections, requests and streams that one client address may hold; 1 behind a proxy.",
     ),
-    seconds("--header-timeout", "header_timeout", "Seconds for a request's header to arrive."),
+    seconds("--header-timeout", "header_timeout", "Seconds that the header of a request may take to arrive."),
     seconds(
         "--progress-timeout",
         "progress_timeout",
-        "Seconds without a byte while a body arrives or a response leaves.",
+        "Seconds that a body or a response may stall before its connection is closed.",
     ),
-    seconds("--idle-timeout", "idle_timeout", "Seconds of a connection without a request."),
+    seconds(
+        "--idle-timeout", "idle_timeout", "Seconds after which a connection without a request is closed."
+    ),
     seconds(
         "--stream-idle-timeout",
         "stream_idle_timeout",
-        "Seconds of a streaming gRPC call without a message in either direction.",
+        "Seconds without a message in either direction after which a streaming gRPC call ends.",
     ),
-    seconds("--exit-timeout-secs", "drain_timeout", "Seconds for requests in flight when the server stops."),
+    seconds("--exit-timeout-secs", "drain_timeout", "Seconds to finish requests in flight on shutdown."),
     fills(
         "--cors-origin",
         "cors_origins",
@@ -271,7 +271,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         multiple=True,
         callback=parsed(parse_host_name),
         metavar="NAME",
-        help="A further name that clients reach the server by, or *.example.org for all names below it;"
+        help="Another name by which clients reach the server, or *.example.org for all names below it;"
         " repeatable.",
     ),
     fills(
@@ -287,7 +287,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         "allow_client_shm",
         type=bool,
         metavar="true|false",
-        help="Let clients on this machine share memory for inputs and outputs (Linux).",
+        help="Let clients on this machine pass inputs and outputs in shared memory (Linux).",
     ),
     fills(
         "--trace-config",
@@ -304,7 +304,7 @@ _OPTIONS: tuple[Decorator, ...] = (
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of a server to a command, which receives them as `options`, a ServerOptions.
 
-    There may be no repositories. Raises UsageError for contradictory options.
+    The options may name no repository. Raises UsageError for contradictory options.
     """
 
     @wraps(command)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def exposure(options: ServerOptions) -> str:
-    """A warning for a server that other machines can reach without a client certificate; else empty.
+    """A warning if other machines can reach the server without a client certificate; else empty.
 
     A Unix socket is protected by the permissions of its folder.
     """
@@ -68,19 +68,19 @@ def _is_loopback(host: str) -> bool:
 
 log = logging.getLogger("backline.serve")
 
-#: Seconds before loads show a progress bar on a terminal; faster starts never import rich.
+#: Seconds after which loads show a progress bar on a terminal; faster starts need not import rich.
 PROGRESS_AFTER = 0.7
 #: Seconds between updates of the progress, and the number of loads whose phase is shown.
 PROGRESS_EVERY = 0.2
 MAX_PHASES = 2
-#: Seconds before a load gets its own line: it may hang.
+#: Seconds after which a line reports that a load is still running: it may hang.
 LONG_LOAD = 30.0
 #: A sample request with more elements is not printed as JSON.
 MAX_PRINTED = 32
 
 
 class LoadReport:
-    """Prints a line per loaded or failed model and per environment being built.
+    """Prints a line for each loaded or failed model, and each environment being built.
 
     On a terminal, a bar shows the phases of loads that take long.
     """
@@ -175,7 +175,7 @@ class LoadReport:
 
 
 def _phase(progress: LoadProgress) -> str:
-    """ "environment, 12 MiB of 90 MiB"."""
+    """The phase of a load and its download, such as "environment, 12 MiB of 90 MiB"."""
     if progress.bytes_done >= progress.bytes_total:
         return progress.phase
     return f"{progress.phase}, {format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}"
@@ -326,7 +326,7 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
 
 
 def _effort(model: Model) -> tuple[bool, bool, bool, int]:
-    """Sort key for the sample: fixed shapes first, then short but not empty requests."""
+    """Sort key for choosing the sample model: fixed shapes first, then short but not empty requests."""
     shapes = [_shape(model, spec) for spec in model.signature.inputs]
     varies = any(-1 in spec.shape[1 if model.max_batch_size else 0 :] for spec in model.signature.inputs)
     sizes = [element_count(shape) for shape in shapes]
@@ -341,12 +341,12 @@ def _printable(model: Model) -> bool:
     inputs = model.signature.inputs
     half = any(
         spec.datatype in (DataType.FP16, DataType.BF16) for spec in inputs
-    )  # JSON has no form for these
+    )  # JSON cannot represent these
     return not half and sum(element_count(_shape(model, spec)) for spec in inputs) <= MAX_PRINTED
 
 
 def curl_line(model: Model, url: str, certificate: str | None = None) -> str:
-    """A working curl command: JSON if short, else binary zeros for a single input, else the metadata."""
+    """A curl command that sends JSON if short, else binary zeros for a single input, else gets metadata."""
     curl = "curl" if certificate is None else f"curl --cacert {shlex.quote(certificate)}"
     target = f"{url}/v2/models/{model.name}"
     if _printable(model):
@@ -379,7 +379,7 @@ def _json_input(model: Model, spec: TensorSpec) -> str:
 
 
 def python_line(model: Model, url: str, certificate: str | None = None) -> str:
-    """A working Python command."""
+    """A shell command that runs the model from Python."""
     inputs = ", ".join(f"{spec.name!r}: {_numpy(model, spec)}" for spec in model.signature.inputs)
     if len(model.signature.inputs) == 1:
         inputs = _numpy(model, model.signature.inputs[0])

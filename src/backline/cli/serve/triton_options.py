@@ -1,4 +1,4 @@
-"""Command lines written for tritonserver: flags with a value, and options with another name here or none."""
+"""Accepts command lines written for tritonserver, and explains its options that do not exist here."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ _SECTIONS = {
 
 
 class ServeCommand(click.Command):
-    """Accepts flags with a value, like tritonserver's `--exit-on-error=false`, and explains its other
-    options.
-    """
+    """Accepts flags with a value, such as `--exit-on-error=false`; explains options that only Triton has."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -102,5 +100,5 @@ class ServeCommand(click.Command):
             else:
                 kept.append(arg)
         rest = super().parse_args(ctx, kept)
-        ctx.params.update(switched)  # overrides the environment
+        ctx.params.update(switched)  # the command line takes precedence over the environment
         return rest

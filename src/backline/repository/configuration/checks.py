@@ -13,11 +13,11 @@ from backline.repository.configuration.document import Document
 from backline.repository.configuration.ensemble_checks import ensemble_faults
 from backline.repository.configuration.sequences import sequence_faults
 
-#: What is wrong, and the path of the field.
+#: A description of what is wrong, and the path of the field.
 Fault = tuple[str, str]
 
 _DELAY = 1
-#: What may follow the `_` in the name of a metric's label; Triton exits on anything else.
+#: The characters of a metric tag, which becomes part of a label name; Triton exits on any other.
 _TAG = re.compile(r"[a-zA-Z0-9_]+")
 #: TYPE_INT32 and TYPE_FP32.
 _BATCH_INPUT_TYPES = frozenset({8, 11})
@@ -266,7 +266,7 @@ def _objective_faults(message: Any, name: str) -> Iterator[Fault]:
     path = f"parameters[{_OBJECTIVE}]"
     if message.HasField("sequence_batching"):
         reason = (
-            f"an objective may refuse single requests, which would break the sequences of {name}: remove it"
+            f"an objective may refuse some requests, which would break the sequences of {name}: remove it"
             " or sequence_batching"
         )
         yield reason, path

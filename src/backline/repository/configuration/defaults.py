@@ -26,7 +26,7 @@ def fill_defaults(config: Any, name: str, filename: str) -> None:
 
 
 def fill_places(config: Any, places: Places) -> None:
-    """Sets where the instance groups of the inference.ModelConfig are; adds the group if there is none."""
+    """Sets the devices of the inference.ModelConfig's instance groups; adds a group if there is none."""
     kinds = message("inference.ModelInstanceGroup")
     for placed in places.groups:
         group = (

@@ -14,7 +14,7 @@ from backline.repository.names import printable
 
 #: Line and column, both from 1.
 Place = tuple[int, int]
-#: Names of datatypes in other frameworks, and here.
+#: Names of datatypes in other frameworks, and their names in a configuration.
 _ALIASES = {
     "TYPE_FLOAT": "TYPE_FP32",
     "TYPE_FLOAT32": "TYPE_FP32",
@@ -26,7 +26,7 @@ _ALIASES = {
     "TYPE_BYTES": "TYPE_STRING",
     "TYPE_INT": "TYPE_INT32",
 }
-#: Values that nobody means to set.
+#: Valid values that are never suggested.
 _NEVER_MEANT = frozenset({"TYPE_INVALID"})
 
 

@@ -65,11 +65,11 @@ SUPPORTED: Final = frozenset(
         "model_metrics.metric_control",
     }
 )
-#: The messages that contain them.
+#: The messages that contain the supported fields.
 _SECTIONS: Final = frozenset(
     name[: match.start()] for name in SUPPORTED for match in re.finditer(r"\.", name)
 )
-#: Sections that mean nothing when they are empty.
+#: Sections that have no effect when they are empty, and then cause no warning.
 _OFF: Final = frozenset({"model_repository_agents"})
 
 #: How a model runs: in this process, in worker processes, as streams on threads, or only through its steps.
@@ -86,7 +86,7 @@ _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
         (*_OF_RUNS, "idempotent", "batch_axis", "constant_input", *_OF_WORKERS),
     ),
 }
-#: The fields of ModelConfig for settings with another name.
+#: Settings whose field of ModelConfig has a different name.
 _FIELDS: Final = {"batch_axis": "batch_axes", "constant_input": "constant_inputs"}
 
 

@@ -1,4 +1,4 @@
-"""Checks of ensemble_scheduling: Triton's, in its words (core/src/ensemble_utils.cc), and for dead steps."""
+"""Checks ensemble_scheduling in Triton's words (core/src/ensemble_utils.cc), and for steps that never run."""
 
 from __future__ import annotations
 

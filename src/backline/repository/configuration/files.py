@@ -18,7 +18,7 @@ MODEL_TOML = "model.toml"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """Which files configure models: configs/<name>.*, if present; whether they must be `complete`."""
+    """`name`: read configs/<name>.* where present. `complete`: inputs and outputs must be named."""
 
     name: str = ""
     complete: bool = False

@@ -63,10 +63,10 @@ def _cores(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
         if not all(end.isascii() and end.isdigit() and int(end) < 4096 for end in ends):
-            raise ValueError("expected numbers of cores, as 0,2 or 0-3")
+            raise ValueError("expected core numbers such as 0,2 or 0-3")
         cores.update(range(int(ends[0]), int(ends[1]) + 1))
     if not cores:
-        raise ValueError("expected numbers of cores, as 0,2 or 0-3")
+        raise ValueError("expected core numbers such as 0,2 or 0-3")
     return tuple(sorted(cores))
 
 
@@ -144,9 +144,9 @@ _PLAIN_NAMES: Final = {
 class Setting:
     """A setting. `read` parses its value from a parameter's text, or raises ValueError with what it expects.
 
-    `plain` has the types that model.toml may use. If `by_key`, the setting is a table, each entry a parameter
-    `backline.<name>.<key>`; `keys`, if given, are the only valid keys. With `fields`, each entry is a table
-    too, whose entries are parameters `backline.<name>.<key>.<field>`.
+    `plain` has the types that its value may have in model.toml. If `by_key`, the setting is a table, each
+    entry a parameter `backline.<name>.<key>`; `keys`, if given, are the only valid keys. With `fields`, each
+    entry is a table too, whose entries are parameters `backline.<name>.<key>.<field>`.
     """
 
     name: str
@@ -157,7 +157,7 @@ class Setting:
     keys: tuple[str, ...] = ()
 
     def field(self, name: str) -> Setting | None:
-        """The field of that name."""
+        """The field `name` of an entry; None if there is no such field."""
         return next((field for field in self.fields if field.name == name), None)
 
     def paths(self, entry: str = "KEY") -> list[str]:
@@ -169,7 +169,7 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """The types that model.toml may use, for messages."""
+        """The types that the value may have in model.toml, for messages."""
         return " or ".join(_PLAIN_NAMES[kind] for kind in self.plain)
 
 
@@ -239,7 +239,7 @@ _AS_THEY_ARE: Final = (
     "python",
     "default_deadline_seconds",
 )
-#: Settings that need a thread or a process, and why.
+#: Settings that contradict the lane `inline`, and why.
 _NOT_INLINE: Final = (
     ("execution_timeout_seconds", "a run on the event loop cannot be abandoned"),
     ("cpus", "the event loop is not bound to cores"),

@@ -28,7 +28,7 @@ class Value:
 def origins(
     document: Document | None, described: Any, complete: Any, *, model_file: str = "", override: bool = False
 ) -> list[Value]:
-    """The values of the message `complete`, in its order.
+    """The values of the message `complete`, in the order of its fields.
 
     `document` is the configuration as written; `described` adds what the server found in `model_file` and
     decided.

@@ -61,7 +61,7 @@ def read_override(
 
     A `complete` configuration must name the inputs and outputs. `own` is what the model's files declare
     (ModelConfig.declared). Raises InvalidArgument, with the path of the field, for a configuration that is
-    not valid, contradicts itself, or names what only `own` may name.
+    not valid, contradicts itself, or names a place on the server that `own` does not name.
     """
     document = parse(text)
     if complete:
@@ -71,7 +71,7 @@ def read_override(
 
 
 def _check_places(document: Document, own: bytes) -> None:
-    """Raises InvalidArgument if a request makes the server run, load, read or write what the request names.
+    """Raises InvalidArgument if a request names files or programs for the server to read, write or run.
 
     Only the model's own files may do that. A request may repeat what they say, so that clients can send back
     a configuration that they received, with a change.

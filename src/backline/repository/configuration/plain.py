@@ -33,8 +33,8 @@ def read_plain(
 
     Raises InvalidArgument with what was expected, and where.
 
-    A section with one field may be written as that field's value (`latest = 2`), a list of one as its
-    element, and an enumeration's value without its prefix ("FP32"). Native settings are keys next to the
+    A section with one field may be written as that field's value (`latest = 2`), a list of one element as
+    that element, and an enumeration's value without its prefix ("FP32"). Native settings are keys next to the
     fields. JSON may have camelCase names, numbers as strings, and null, as in protobuf's JSON form.
     """
     reader = _PlainReader(source, places, is_json)

@@ -131,7 +131,7 @@ def _path(document: Document, setting: str) -> str:
     return next((path for path in document.places if path.startswith(f"parameters[{parameter(setting)}")), "")
 
 
-#: Far more than cores: a typo must not exhaust the machine.
+#: Far more than any machine has cores: a typo must not exhaust the machine.
 MAX_INSTANCES = 256
 
 
@@ -238,8 +238,8 @@ class _Reader:
     def _max_batch_size(self) -> int | None:
         if "max_batch_size" in self._document.places:
             return int(self._message.max_batch_size)
-        # Triton's default is 0: shapes of named tensors then have no batch dimension, and another default
-        # misreads them.
+        # Triton's default, with which the shapes of named tensors have no batch dimension; any other default
+        # would misread them.
         return 0 if self._message.input or self._message.output else None
 
     def _input(self, tensor: Any) -> TensorSpec:

@@ -30,7 +30,7 @@ _EITHER = "'int32_false_true', 'fp32_false_true' or 'bool_false_true'"
 _CORRELATION = "CONTROL_SEQUENCE_CORRID"
 _CORRELATION_TYPES = ("TYPE_UINT64", "TYPE_INT64", "TYPE_UINT32", "TYPE_INT32", "TYPE_STRING")
 _SECTION = "sequence_batching"
-#: The largest batch of sequences, whose slots exist whether they are used or not.
+#: The most slots in a batch of sequences; each takes memory even when it is empty.
 MAX_PLACES = 65_536
 
 
@@ -82,7 +82,7 @@ def _state(state: Any) -> SequenceState:
 
 
 def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str, str]]:
-    """What is wrong, and the path of the field, in Triton's order and words; `limit` is max_batch_size."""
+    """Yields each fault and the path of its field, in Triton's order and words; `limit` is max_batch_size."""
     if batching.HasField("oldest"):
         for size in batching.oldest.preferred_batch_size:
             path = f"{_SECTION}.oldest.preferred_batch_size"

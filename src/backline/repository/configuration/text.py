@@ -126,7 +126,7 @@ class _FieldPlaces:
     def _skip_scalar(self) -> None:
         tokens = self._tokens
         if tokens.token[:1] in {'"', "'"}:
-            while tokens.token[:1] in {'"', "'"}:  # adjacent strings are one
+            while tokens.token[:1] in {'"', "'"}:  # adjacent strings are joined
                 tokens.NextToken()
             return
         while tokens.token == "-":

@@ -135,7 +135,7 @@ def _pairs(message: Any) -> list[str]:
 
 
 def _set_fields(message: Any) -> Iterator[tuple[FieldDescriptor, Any]]:
-    """All set fields, including the choice of a oneof whose value is a default, which still matters."""
+    """All set fields, including the chosen field of a oneof even if its value is the default."""
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if message.HasField(field.name) if field.has_presence else value or (_is_map(field) and len(value)):
@@ -163,7 +163,7 @@ def _single(field: FieldDescriptor, value: Any) -> str:
     if field.message_type is not None:
         fields = field.message_type.fields
         if len(fields) == 1 and not _is_map(fields[0]) and (value.ListFields() or fields[0].is_repeated):
-            return _value(fields[0], getattr(value, fields[0].name))  # the value stands for the section
+            return _value(fields[0], getattr(value, fields[0].name))  # in place of the section
         pairs = _pairs(value)
         return "{ " + ", ".join(pairs) + " }" if pairs else "{}"
     if field.enum_type is not None:

@@ -38,10 +38,9 @@ from backline.repository.repository import FoundModel, FoundVersion
 
 #: The configuration files, whose presence marks a model's folder.
 CONFIG_FILES = ("config.pbtxt", "model.toml")
-#: The version of a model whose files name none.
+#: The version of a model without version folders.
 FIRST_VERSION = "1"
-#: Folders next to the versions that hold something else (Triton's names), and those of them that a load
-#: needs.
+#: Triton's folders next to the versions that are not versions, and those of them that a load needs.
 _OTHER_FOLDERS = frozenset({"configs", "warmup", "initial_state"})
 _NEEDED_FOLDERS = ("warmup/", "initial_state/")
 #: Folder names that are almost certainly versions: numbers, dotted numbers, dates.
@@ -184,7 +183,7 @@ def read_version(
 
 
 def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder is clearly a model's: it has a configuration, or has versions but is not one."""
+    """Whether a folder is clearly a model's: it has a configuration, or versions (and is not a version)."""
     if has_config(place):
         return True
     return not candidates(place.listing, formats) and any(
@@ -195,7 +194,7 @@ def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
 
 
 def is_version_folder(name: str, place: Folder, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder is clearly a version's: it has the name of one, and holds a model."""
+    """Whether a folder is clearly a version's: it is named like one and holds a model."""
     return is_version_name(name) and bool(candidates(place.listing, formats))
 
 
@@ -236,7 +235,7 @@ def _read_versions(
 def _is_version(
     name: str, listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat], suffixes: frozenset[str]
 ) -> bool:
-    """Whether a folder is a version, and not, say, that of a tokenizer with a file that has a model's suffix.
+    """Whether a folder is a version, rather than, say, a tokenizer with a file that has a model's suffix.
 
     `suffixes` are those of the models in the folders that are clearly versions.
     """

@@ -21,7 +21,7 @@ from backline.repository.listing import Folder
 from backline.repository.names import check_name
 from backline.repository.repository import FoundModel
 
-#: The platform of every SavedModel, which needs no backend to be named.
+#: The platform of every SavedModel; it implies the backend.
 _SAVED_MODEL_PLATFORM = "tensorflow"
 
 

@@ -28,7 +28,7 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
     formats = sorted(formats, key=lambda form: form.backend != config.backend)
     for form in formats:
         if not form.filenames and not form.suffixes and form.backend == config.backend:
-            return ""  # a format that is never recognised, only configured
+            return ""  # the format has no files to recognise and must be configured
         for filename in form.filenames:
             if filename in listing.files:
                 return dirname(_usable(listing, filename)) if form.folder else _usable(listing, filename)
@@ -46,7 +46,7 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
 
 
 def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files directly in a folder with the suffix of a format (the first that has any), by name."""
+    """The files directly in a folder with a format's suffix, sorted; the first format with any wins."""
     loose = sorted(path for path in listing.files if "/" not in path)
     for form in formats:
         if found := [path for path in loose if suffix_of(path) in form.suffixes]:

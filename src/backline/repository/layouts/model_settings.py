@@ -30,7 +30,7 @@ from backline.repository.names import check_name, printable
 from backline.repository.repository import FoundModel, FoundVersion
 
 SETTINGS_FILE = "model-settings.json"
-#: The backends for MLServer's implementations.
+#: The backend for each of MLServer's values of `implementation`.
 _BACKENDS = {
     "mlserver_sklearn.SKLearnModel": "sklearn",
     "mlserver_xgboost.XGBoostModel": "xgboost",
@@ -103,7 +103,7 @@ def _read_folder(place: Folder, formats: Sequence[ModelFormat], configs: ConfigF
 
 
 def _follow_uri(place: Folder, uri: str, config: ModelConfig) -> tuple[Folder, ModelConfig]:
-    """The version's folder and the configuration, by `parameters.uri`. Raises InvalidArgument."""
+    """The folder and configuration of the version that `parameters.uri` points to. Raises InvalidArgument."""
     where = f"{place.location}/{SETTINGS_FILE}"
     path = posixpath.normpath(uri) if uri else "."
     if "://" in uri or path.startswith(("/", "..")) or not path.isprintable():
@@ -127,7 +127,7 @@ def _parse(place: Folder) -> _Settings:
         check_size(content, where)
         settings = msgspec.json.decode(content)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidArgument(f"{where}: is not valid JSON: {error}") from None
+        raise InvalidArgument(f"{where} is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise InvalidArgument(
             f"{where}: must be an object, such as"
@@ -174,7 +174,7 @@ def _text(section: dict[str, Any], key: str, where: str) -> str:
 
 
 def _join(models: list[FoundModel]) -> FoundModel:
-    """One model from its folders; a folder's problem is only a warning if there are others."""
+    """Joins the folders of one model. A folder's problem becomes a warning if other folders are usable."""
     if len(models) == 1:
         return models[0]
     versions: dict[str, list[tuple[FoundModel, FoundVersion]]] = {}

@@ -35,12 +35,12 @@ def scan_listing(
 ) -> list[FoundModel]:
     """The models of a repository, by name.
 
-    A fault in one is noted in its `problem` and does not affect the others.
+    A fault in one model is noted in its `problem` and does not affect the others.
 
-    `formats` are those that can be loaded, in order of preference. `name` is that of a model that is the
-    whole repository, by default the last part of the location. `configs` says which files configure models.
-    `known` is kept between scans of a repository, so that only changed models are read again. Raises
-    InvalidArgument when the files are not a repository.
+    `formats` are those that can be loaded, in order of preference. `name` is that of the model if the
+    repository is a single model; the default is the last part of the location. `configs` says which files
+    configure models. `known` is kept between scans of a repository, so that only changed models are read
+    again. Raises InvalidArgument when the files are not a repository.
     """
     root = Folder(listing, "", listing.location)
     folders = root.folders()
@@ -65,7 +65,7 @@ def scan_listing(
         model = read_model(root, name, formats, configs)
         if model.config.ensemble is not None or any(
             not version.problem for version in model.versions
-        ):  # its backend needs no file
+        ):  # the backend of this model needs no file
             return [model]
         config_file = next(file for file in CONFIG_FILES if file in listing.files)
         above = root.location.rstrip("/").rpartition("/")[0]

@@ -19,13 +19,13 @@ from backline.repository.remote.http_client import HttpClient, WebResponse, with
 from backline.repository.remote.remote import RemoteRepository
 from backline.repository.remote.unpack import ARCHIVES, UnpackLimits, archive_kind, members
 
-#: Statuses after which GET is tried: a server may lack HEAD, and a signed URL may be valid for GET only.
+#: Statuses of HEAD after which GET is tried: a server may lack HEAD, or a signed URL be valid for GET only.
 _NO_HEAD = frozenset({403, 405, 501})
 _DENIED = "put user and password into the URL (https://user:password@host/...), or use a signed URL"
 
 
 class ArchiveRepository(RemoteRepository):
-    """The models in https://host/models.zip (or another of ARCHIVES), or the one in https://host/model.onnx.
+    """The models in https://host/models.zip (or another of ARCHIVES), or the model https://host/model.onnx.
 
     `#folder` after an archive's URL names the folder in it that is the repository. Raises InvalidArgument for
     an invalid URL.
@@ -95,7 +95,8 @@ class _WebFile:
         length = answer.headers.get("Content-Length", "")
         if not length.isdigit():
             raise Unavailable(
-                f"'{self._location}': the server does not report its size; use one that sends Content-Length"
+                f"'{self._location}': the server does not report its size; use a server that sends"
+                " Content-Length"
             )
         # Without an ETag or date, a change of equal size goes unnoticed; downloading the file on every scan
         # would be worse.
@@ -113,7 +114,7 @@ class _WebFile:
         return self._client.open_from(self._url, offset, check)
 
     def close(self) -> None:
-        """No connection is kept open."""
+        """Does nothing: no connection is kept open."""
 
 
 class _WebArchive(_WebFile):
@@ -183,7 +184,7 @@ class _WebArchive(_WebFile):
 
 
 def _identity(answer: WebResponse) -> str:
-    """A text that changes with the file, from the final response's headers; empty if it has neither."""
+    """A text that changes with the file, from the final response's headers; empty without ETag and date."""
     if etag := answer.headers.get("ETag", ""):
         return f"etag:{etag}"
     modified = answer.headers.get("Last-Modified", "")

@@ -2,7 +2,7 @@
 
     blobs/<2 digits>/<SHA-256>    the contents, read-only
     index/<key>                   the content of a remote file, by location, path, identity and size
-    trees/<SHA-256>/...           folders to load models from: links to blobs; complete if they have this name
+    trees/<SHA-256>/...           folders to load models from: links to blobs; renamed to this when complete
     listings/<key>.json           what a location held when it was last reached
     partial/, locks/              work in progress, and its locks
 
@@ -34,9 +34,9 @@ from backline.system.file_lock import locked
 
 log = logging.getLogger("backline.repository")
 
-#: Entries unused for this long are removed when a repository is opened.
+#: Entries unused for this many seconds are removed when a repository is opened.
 KEEP_SECONDS = 30 * 24 * 3600
-#: Work in progress is written to all the time; anything older was left by a crash.
+#: Seconds after which partial files were left by a crash: work in progress is written to all the time.
 _PARTIAL_SECONDS = 24 * 3600
 _USE_SECONDS = 3600
 _CHUNK = 1 << 20
@@ -65,7 +65,7 @@ class _Remembered(msgspec.Struct, frozen=True):
 
 
 class ContentCache:
-    """The folder described above. Methods block, are thread-safe, and raise BacklineError for OSError."""
+    """The cache described above. Methods block, are thread-safe, and raise BacklineError for OSError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -102,7 +102,7 @@ class ContentCache:
         if needed > shutil.disk_usage(self.folder).free:
             raise self.full("hold the files of the version", needed)
 
-    # -- contents
+    # -- contents of files
 
     def find(self, location: str, path: str, entry: FileEntry) -> CachedContent | None:
         """The content of a remote file, if it is in the cache and intact."""
@@ -125,7 +125,7 @@ class ContentCache:
             return self._blob(content.sha256).read_bytes()
 
     def path(self, content: CachedContent) -> Path:
-        """The path of a content, for reading."""
+        """The cached file with a content, for reading."""
         return self._blob(content.sha256)
 
     def take(self, source: Readable, name: str) -> CachedContent:
@@ -145,14 +145,14 @@ class ContentCache:
         return content
 
     def discard(self, content: CachedContent) -> None:
-        """Removes a content that was only needed to produce others."""
+        """Removes a content that is no longer needed, such as an archive once it is unpacked."""
         with self.explained("be tidied up"):
             self._blob(content.sha256).unlink(missing_ok=True)
 
     def store(
         self, partial: Path, content: CachedContent, location: str, path: str, entry: FileEntry
     ) -> None:
-        """Takes over a complete file with this content."""
+        """Moves the complete file `partial` with this content into the cache."""
         with self.explained(f"store '{path}'"):
             self.store_blob(partial, content)
             name = self.key(location, path, entry)
@@ -181,7 +181,7 @@ class ContentCache:
         except FileNotFoundError:
             return ""
         except OSError:
-            return ""  # it is downloaded again, and writing reports the failure
+            return ""  # the file is downloaded again; writing it reports the failure
         return text if len(text) == 64 and text.isalnum() else ""
 
     def _intact(self, file: Path, sha256: str, size: int) -> bool:
@@ -204,7 +204,7 @@ class ContentCache:
         status = file.stat()
         self._verified[status.st_dev, status.st_ino] = (status.st_size, status.st_mtime_ns, sha256)
 
-    # -- trees
+    # -- folders to load models from
 
     def tree(self, files: Mapping[str, CachedContent]) -> Path:
         """A folder with these files, whose contents are in the cache."""
@@ -232,14 +232,14 @@ class ContentCache:
                 file = made / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 _link(self._blob(content.sha256), file)
-            if tree.exists():  # damaged; files that are open stay usable
+            if tree.exists():  # a damaged tree; open files of it stay usable
                 tree.rename(made.with_name(made.name + "-old"))
             made.rename(tree)
         finally:
             shutil.rmtree(made, ignore_errors=True)
             shutil.rmtree(made.with_name(made.name + "-old"), ignore_errors=True)
 
-    # -- what is being made
+    # -- work in progress
 
     def partial(self, name: str) -> Path:
         return self.folder / "partial" / name
@@ -263,7 +263,7 @@ class ContentCache:
             os.unlink(name)
             raise
 
-    # -- listings
+    # -- records of what locations hold
 
     def remember(self, location: str, files: Mapping[str, FileEntry], source: str = "") -> None:
         """Records what a location, or the archive `source` at it, holds, for a start without a connection."""
@@ -294,7 +294,7 @@ class ContentCache:
         key = f"{location}\0{source}" if source else location
         return self.folder / "listings" / f"{_digest(key)}.json"
 
-    # -- age
+    # -- removing old entries
 
     def prune(self, now: float | None = None) -> None:
         """Removes what was not used for KEEP_SECONDS: trees first, then contents that no tree links to."""
@@ -344,8 +344,8 @@ def _older(path: Path, moment: float, links: int = 0) -> bool:
 
 
 def _note_use(blob: Path) -> None:
-    """Sets the access time, as the modification time shows damage; once an hour is enough."""
+    """Sets the access time, at most hourly; a changed modification time would mean damage."""
     status = blob.stat()
     if status.st_atime < time.time() - _USE_SECONDS:
-        with contextlib.suppress(OSError):  # another user's file, which its links keep
+        with contextlib.suppress(OSError):  # another user's file: links to it protect it
             os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))

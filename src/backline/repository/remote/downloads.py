@@ -18,11 +18,11 @@ from backline.repository.remote.files import GIT, MD5, SHA256, RemoteFiles, Unre
 from backline.repository.repository import OnBytes
 from backline.system.file_lock import Stopped
 
-#: Attempts without a single byte in between after which a download fails.
+#: A download fails after this many attempts in a row that received nothing.
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.2
 
-#: Called with the number of bytes that arrived since the last call; negative for bytes that must come again.
+#: Called with the number of bytes received since the last call; negative when bytes must be received again.
 OnArrived = Callable[[int], None]
 
 
@@ -32,8 +32,7 @@ class Downloads:
     def __init__(self, files: RemoteFiles, cache: ContentCache) -> None:
         self._files = files
         self._cache = cache
-        #: Whether the place's MD5s are not those of the contents, as in a bucket with customer keys; detected
-        #: once.
+        #: Whether the place's MD5s proved not to be those of the contents (encrypted with customer keys).
         self._md5_misleads = False
 
     def fetch(
@@ -88,7 +87,7 @@ class Downloads:
     def _receive(
         self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event
     ) -> _Received:
-        """Downloads the file to `partial` in full length, resuming where a connection was cut."""
+        """Downloads the whole file to `partial`, resuming where a connection was cut."""
         with self._cache.explained(f"store '{path}'"), partial.open("wb") as file:
             hashes = _Hashes(entry)
             failures = 0
@@ -179,7 +178,7 @@ class DownloadProgress:
 
 
 def _say_nothing(here: int, total: int) -> None:
-    """Replaces the callback after the end."""
+    """Replaces the callback once the download has ended."""
 
 
 class _Writable(Protocol):
@@ -197,7 +196,7 @@ class _Received:
 
 
 class _Hashes:
-    """The digests of a file as it arrives, only those that are needed."""
+    """Computes the digests that a file's identity needs while the file arrives."""
 
     def __init__(self, entry: FileEntry) -> None:
         self._entry = entry

@@ -38,17 +38,17 @@ class RemoteFiles(Protocol):
 
     @property
     def location(self) -> str:
-        """As the user gave it, without secrets."""
+        """The location as the user gave it, without secrets."""
 
     @property
     def name(self) -> str:
-        """The name of a model that is the whole place."""
+        """The name of the model if the place is a single model."""
 
     def files(self) -> Mapping[str, FileEntry]:
         """All files by path."""
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        """The content of a file from `offset` on. Raises Unavailable if it is no longer that of `entry`."""
+        """The content of a file from `offset` on. Raises Unavailable if the file differs from `entry`."""
 
     def close(self) -> None: ...
 

@@ -78,7 +78,7 @@ class HttpClient:
         )
 
     def open_from(self, url: str, offset: int, check: Callable[[WebResponse], None]) -> Opened:
-        """The body from `offset`, or from 0 if the server cannot resume; `check` may raise to refuse it."""
+        """The body from `offset`, or from 0 if the server cannot resume; `check` may refuse by raising."""
         stack = contextlib.ExitStack()
         try:
             answer = stack.enter_context(
@@ -110,7 +110,7 @@ class HttpClient:
         try:
             response: http.client.HTTPResponse = self._opener.open(request, timeout=_TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
-            # Also a response, with a readable body.
+            # An error status is a response too, with a readable body.
             return error  # type: ignore[return-value]
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unreachable(

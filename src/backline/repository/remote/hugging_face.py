@@ -22,7 +22,7 @@ from backline.repository.remote.remote import RemoteRepository
 _HUB = "https://huggingface.co"
 _FORM = "expected hf://owner/repo, hf://owner/repo@revision or hf://owner/repo@revision/path"
 _NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
-#: A page of a listing has at most 1,000 files of a few hundred bytes.
+#: A page of a listing describes at most 1,000 files, in a few hundred bytes each.
 _MAX_PAGE = 64 << 20
 _MAX_FILES = 100_000
 _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
@@ -174,7 +174,7 @@ class HubFiles:
         )
 
     def close(self) -> None:
-        """No connection is kept open."""
+        """Does nothing: no connection is kept open."""
 
 
 def _accept(answer: WebResponse) -> None:
@@ -182,7 +182,7 @@ def _accept(answer: WebResponse) -> None:
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:
-    """A file's entry, identified by the SHA-256 of a large file's content and git's hash of any other."""
+    """A file's entry, identified by the SHA-256 of its content if it is large, else by git's hash."""
     large = item.get("lfs")
     if isinstance(large, dict) and large.get("oid"):
         return FileEntry(

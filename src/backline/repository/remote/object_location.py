@@ -84,7 +84,7 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
         endpoint, rest = f"{scheme or 'http'}://{host}", rest.partition("/")[2]
         if not _ENDPOINT.fullmatch(endpoint):
             raise InvalidArgument(
-                f"'{location}' names no endpoint: '{host}'; expected s3://host:port/bucket/prefix"
+                f"'{host}' in '{location}' is not a valid endpoint; expected s3://host:port/bucket/prefix"
             )
     bucket, prefix = _split(location, rest, "s3://bucket/prefix or s3://https://host:port/bucket/prefix")
     if endpoint:
@@ -107,7 +107,7 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
 
 
 def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Keys and region of a profile in AWS's two files; empty if there are none and no profile was named."""
+    """Keys and region from AWS's credentials and config files; empty if they lack the default profile."""
     name = profile or "default"
     home = Path(environment.get("HOME", "~")).expanduser() / ".aws"
     paths = (
@@ -171,7 +171,7 @@ def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]
         place = f"as://{container}/{prefix}"
     text = environment.get("AZURE_STORAGE_CONNECTION_STRING", "")
     connection = _connection_string(text) if text else {}
-    if connection and account in {"", connection["account_name"]}:  # it does not apply to another account
+    if connection and account in {"", connection["account_name"]}:  # not for another account
         options |= connection
     elif given := _given("as", place, environment):
         options["account_name"] = given.get("account_str", options.get("account_name", ""))

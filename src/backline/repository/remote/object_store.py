@@ -27,7 +27,7 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS = 15
 _RETRIES = 2
 _RETRY_SECONDS = 10
-#: The library limits the time of a whole request; a large file may take long as long as bytes arrive.
+#: The library limits the time of a whole request, but a large file may take any time while bytes arrive.
 _REQUEST_DAYS = 7
 _CHUNK = 1 << 20
 #: A bucket with more objects than this is not a model repository.
@@ -37,7 +37,7 @@ _MD5_ETAG = re.compile(r"[0-9a-f]{32}")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<\n]+)")
-#: The causes of "error sending request", in the debugging part of a message.
+#: Find the cause of "error sending request" in the debugging part of a message.
 _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
 _CAUSES = (
     re.compile(r'\bmessage: "([^"]+)"'),
@@ -57,7 +57,7 @@ _NOT_THERE = ("NoSuchBucket", "ContainerNotFound")
 
 
 class ObjectStoreRepository(RemoteRepository):
-    """The models below a prefix of a bucket; see `parse_location` for its forms and errors."""
+    """The models below a prefix of a bucket; see `parse_location` for forms of the URL, and errors."""
 
     def __init__(
         self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None
@@ -143,7 +143,7 @@ class ObjectFiles:
                 yield bytes(chunk)
 
     def close(self) -> None:
-        """The store closes its connections when it is collected."""
+        """Does nothing: garbage collection of the store closes its connections."""
 
     @property
     def _bucket(self) -> str:
@@ -183,7 +183,7 @@ class ObjectFiles:
                 " name or the endpoint"
             )
         if isinstance(error, FileNotFoundError) or status == 404:
-            return NotFound(f"{where}: object '{key}' does not exist (any more)")
+            return NotFound(f"{where}: object '{key}' does not exist, or was removed")
         if status in {401, 403} or isinstance(
             error,
             obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError | PermissionError,

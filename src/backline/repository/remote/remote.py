@@ -27,15 +27,15 @@ from backline.system.file_lock import Stopped
 log = logging.getLogger("backline.repository")
 T = TypeVar("T")
 
-#: Parallel downloads of one repository: one stream rarely fills the line, and many slow each other down.
+#: The most parallel downloads of one repository: one rarely fills the line, and many slow each other down.
 PARALLEL = 8
 _THREADS = 4
 #: The files that a scan reads are small; larger ones are not fetched in advance.
 _SMALL = 1 << 20
 _READ_AT_SCAN = (".pbtxt", ".toml", "model-settings.json", "settings.json", ".config")
-#: Seconds between marks on the trees in use, far below the cache's KEEP_SECONDS.
+#: Seconds between marking the cached folders in use, far below the cache's KEEP_SECONDS.
 _KEEP_SECONDS = 3600.0
-#: Seconds between records that a place was reached, while nothing changes.
+#: Seconds between records that a place was reached, while its files stay the same.
 _REMEMBER_SECONDS = 60.0
 #: Seconds between warnings that a place has been unreachable since the start.
 _WARN_SECONDS = 600.0
@@ -77,7 +77,7 @@ class RemoteRepository:
     def location(self) -> str:
         return self._files.location
 
-    # -- scan
+    # -- scanning
 
     async def scan(self) -> list[FoundModel]:
         self._refuse_if_closed()
@@ -138,13 +138,13 @@ class RemoteRepository:
         if time.monotonic() - self._warned_at >= _WARN_SECONDS:
             self._warned_at = time.monotonic()
             log.warning(
-                "%s. Serving what the cache '%s' holds of it, as recorded %s ago",
+                "%s. Serving the files in the cache '%s', recorded %s ago",
                 error.message, self._cache.folder, _age(time.time() - seen),
             )  # fmt: skip
         return files
 
     def _read_ahead(self, files: Mapping[str, FileEntry]) -> None:
-        """Fetches in parallel what the scan is about to read, which then reports the failures."""
+        """Fetches in parallel the files that the scan is about to read; the scan reports failures."""
         missing = [
             path
             for path, entry in files.items()
@@ -181,13 +181,13 @@ class RemoteRepository:
 
     @contextlib.contextmanager
     def _lenient(self) -> Iterator[None]:
-        """For work that a repository can do without: logs a failure of the cache."""
+        """Logs a failure of the cache instead of raising it, in work that is not essential."""
         try:
             yield
         except BacklineError as error:
             log.warning("%s", error.message)
 
-    # -- fetch
+    # -- fetching versions
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
         self._refuse_if_closed()
@@ -251,7 +251,7 @@ class RemoteRepository:
         future: Future[T] = self._threads.submit(function, *arguments)
         return await asyncio.wrap_future(future)
 
-    # -- changes and end
+    # -- polling and closing
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
         """Yields every `interval` seconds: stores do not report changes, and an idle scan is one request."""
@@ -284,7 +284,7 @@ class RemoteRepository:
 
 
 class _Either(threading.Event):
-    """Set when either of two events is."""
+    """An event that is set when either of two others is."""
 
     def __init__(self, one: threading.Event, other: threading.Event) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ ARCHIVES: Final = {
     ".tar.xz": "xz",
     ".tar.zst": "zst",
 }
-#: Larger headers of a member, its name included, are an attack on memory.
+#: The most bytes in a member's headers, its name included; larger ones are an attack on memory.
 _MAX_HEADER: Final = 1 << 20
 _DAMAGED: Final = (
     tarfile.TarError,
@@ -46,9 +46,9 @@ _DAMAGED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class UnpackLimits:
-    """What an archive may unpack to: `files` members, and `size` bytes or less.
+    """What an archive may unpack to: at most `files` members and `size` bytes.
 
-    Above `harmless` bytes, it must not grow to more than `ratio` times its own size.
+    Above `harmless` bytes, they must be at most `ratio` times the size of the archive.
     """
 
     files: int = 100_000
@@ -95,7 +95,9 @@ def _explained(place: str) -> Iterator[None]:
     except BacklineError:
         raise
     except (OSError, *_DAMAGED) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk; gzip's errors have no errno
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # a disk error; those of gzip have no errno
             raise
         raise InvalidArgument(
             f"archive '{place}' is damaged, or not what its name says: {error}; upload it again"
@@ -115,7 +117,7 @@ class _Content:
 
 
 class _Names:
-    """The names so far, and what remains of the limits."""
+    """Checks the names of members, and counts them against the limits."""
 
     def __init__(self, place: str, limits: UnpackLimits, size: int) -> None:
         self.place = place
@@ -130,7 +132,7 @@ class _Names:
         return InvalidArgument(f"archive '{self.place}': member '{printable(name)}' is refused: {reason}")
 
     def accept(self, name: str, size: int) -> str:
-        """The path of a member. Raises InvalidArgument."""
+        """The path to unpack a member to. Raises InvalidArgument if the member is not allowed."""
         path = name.removeprefix("./")
         if problem := name_problem(path):
             raise self.error(name, problem)
@@ -147,7 +149,7 @@ class _Names:
         if self._left < 0:
             raise self.error(
                 name,
-                f"with it the archive unpacks to more than the {self._size:,} bytes allowed for its size;"
+                f"the archive unpacks to more than the {self._size:,} bytes allowed for its size;"
                 " check it, or split it",
             )
         return path
@@ -230,7 +232,7 @@ def _decompressed(archive: Path, kind: str, place: str) -> Iterator[IO[bytes]]:
 
 
 class _Forward:
-    """A stream that tarfile can read and skip in, but without large headers, which would fill the memory."""
+    """A forward-only stream for tarfile that refuses large headers, which would fill the memory."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
