@@ -1,8 +1,8 @@
-"""Which requests of web pages are let in: a pure function of a route's scope and a request's header fields.
+"""Decides which requests of web pages to admit, from the route's scope and the request's header fields.
 
 Every page in a developer's browser can reach a server on the developer's machine: it cannot read responses
-from another origin, but it can send requests. Without keys, only the header fields set by the browser tell
-the page from the developer.
+from another origin, but it can send requests. As clients need no keys, only the header fields set by
+the browser distinguish the page from the developer.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _is_address(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class BrowserPolicy:
-    """`hosts` are the names of this server; `origins` are the allowed origins, as browsers write them."""
+    """What web pages may do. `hosts` are the server's names; `origins` those allowed, as browsers write them."""
 
     hosts: HostNames = field(default_factory=HostNames)
     origins: frozenset[bytes] = frozenset()
@@ -103,12 +103,13 @@ class BrowserPolicy:
         return cls(HostNames.of(hosts), frozenset(parse_origin(origin).encode() for origin in origins))
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes], *, local: bool) -> str | None:
-        """Why a request is refused, None if it is allowed. `headers` has lower-case names; `local` means a
-        Unix socket.
+        """Why a request is refused; None if it is allowed.
+
+        `headers` has lower-case names; `local` means that the connection is over a Unix socket.
 
         The rules rely on fields that browsers always send and scripts cannot set: Origin on every request
-        that is not GET or HEAD (Fetch standard, "append a request `Origin` header"; no guarded route is
-        either), and Sec-Fetch-Site to the loopback or over TLS. Other clients send neither, nor Referer, so
+        that is not GET or HEAD (Fetch standard, "append a request `Origin` header"; guarded routes
+        take neither), and Sec-Fetch-Site to the loopback or over TLS. Other clients send none of these, so
         all they need is a known Host, and that only to change something: `curl -d`, which labels JSON as a
         form, is allowed.
         """

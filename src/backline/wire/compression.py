@@ -114,7 +114,7 @@ def _has_zlib_header(body: Buffer) -> bool:
 
 
 class ResponseCoding:
-    """A content coding for responses."""
+    """A content coding for responses: its name, and the `wbits` argument that selects it in zlib."""
 
     __slots__ = ("name", "window")
 
@@ -209,7 +209,7 @@ class Inflation:
     """The queue of bodies too large to be inflated on the event loop; one at a time for the whole server.
 
     Invariants: a body takes its inflated size only when its turn comes, after that size was counted against
-    the limits. So the size must be known first: gzip announces it, which is tried first; any other body is
+    the limits. So the size must be known first: for gzip, the announced size is tried; any other body is
     inflated twice, once only to measure it.
     """
 

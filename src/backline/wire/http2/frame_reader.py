@@ -24,7 +24,7 @@ log = logging.getLogger("backline.wire")
 _MAX_CONTINUATIONS = 8
 #: A connection that used up its turn defers reads above this size to its next turn.
 _SMALL_READ = 8 * KIB
-#: After a read this large, the client may already have disconnected.
+#: Bytes per read from which the reader checks whether the client has already disconnected.
 _ASK_FROM = 32 * KIB
 
 
@@ -35,13 +35,13 @@ class FrameHandler(Protocol):
     """
 
     def open(self, number: int, head: RequestHead, ends: int) -> None:
-        """A request on a new stream whose header block is known."""
+        """Opens a stream for a request whose header block is known from an earlier one."""
 
     def headers(self, number: int, block: bytes, ends: int) -> None:
-        """Any other complete header block."""
+        """Handles any other complete header block."""
 
     def control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        """A complete frame of any type but DATA, HEADERS and CONTINUATION."""
+        """Handles a complete frame of any type but DATA, HEADERS and CONTINUATION."""
 
     def spend(self, cost: float) -> None:
         """Charges for a frame that carries nothing. Raises ConnectionFailure when the client floods."""
@@ -49,7 +49,7 @@ class FrameHandler(Protocol):
     def send_reset(self, number: int, code: int) -> None: ...
 
     def expect_acknowledgement(self) -> None:
-        """The reader sent SETTINGS."""
+        """Called when the reader has sent SETTINGS, which the client must acknowledge."""
 
     def fail_stream(self, number: int, failure: StreamFailure) -> None: ...
 
@@ -128,10 +128,10 @@ class FrameReader:
         self._continuations = 0
         self._write_blocked = False
         self._read_paused = False
-        #: What still arrives is dropped.
+        #: Whether arriving bytes are dropped.
         self._stopped = False
         self._lost = False
-        #: Calls of data_received, for the sweep.
+        #: The number of calls of data_received, by which the sweep detects progress.
         self.reads = 0
 
     @property
@@ -144,10 +144,7 @@ class FrameReader:
         return self._write_blocked
 
     def stop(self) -> None:
-        """Drops what arrives from now on.
-
-        It is still read: closing with unread bytes would reset the connection.
-        """
+        """Reads and drops all further bytes: closing with unread bytes would reset the connection."""
         self._stopped = True
         self._update_reading()
 
@@ -168,7 +165,7 @@ class FrameReader:
         self._write_blocked = False
 
     def resume(self) -> None:
-        """After `end_write_pause` and sending what was queued, which may have blocked again."""
+        """Resumes reading after `end_write_pause`, unless sending what was queued has blocked again."""
         self._update_reading()
         if self._held is not None and not self._write_blocked:
             self._turns.wait(self)
@@ -178,7 +175,7 @@ class FrameReader:
             return
         self.reads += 1
         if type(data) is not bytes:
-            # TLS may deliver other buffers, but header blocks are keys of a dictionary.
+            # TLS may deliver other types of buffer, but header blocks are used as dictionary keys.
             data = bytes(data)
         if self._held is not None:
             held, at = self._held
@@ -391,8 +388,8 @@ class FrameReader:
             begin += 5
         if begin > end:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority longer than the frame")
-        # A stream that depends on itself fails alone: its block must still be decoded, to keep the HPACK
-        # tables in step.
+        # A stream that depends on itself does not end the connection, so its block must still be decoded, to
+        # keep the HPACK tables in step.
         failure = None
         if flags & frames.PRIORITISED:
             try:
