@@ -92,7 +92,7 @@ def _is_address(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class BrowserPolicy:
-    """What web pages may do. `hosts` are the server's names; `origins` those allowed, as browsers write them."""
+    """Decides what web pages may do. `hosts` are the server's names, `origins` the origins allowed."""
 
     hosts: HostNames = field(default_factory=HostNames)
     origins: frozenset[bytes] = frozenset()
@@ -109,9 +109,9 @@ class BrowserPolicy:
 
         The rules rely on fields that browsers always send and scripts cannot set: Origin on every request
         that is not GET or HEAD (Fetch standard, "append a request `Origin` header"; guarded routes
-        take neither), and Sec-Fetch-Site to the loopback or over TLS. Other clients send none of these, so
-        all they need is a known Host, and that only to change something: `curl -d`, which labels JSON as a
-        form, is allowed.
+        take neither), and Sec-Fetch-Site to the loopback or over TLS. Other clients send neither, nor
+        Referer, so all they need is a known Host, and that only to change something: `curl -d`, which labels
+        JSON as a form, is allowed.
         """
         if scope not in GUARDED:
             return None

@@ -82,7 +82,7 @@ class HealthService:
 
 
 class ReflectionService:
-    """Lists the services and serves the files that describe them.
+    """Lists the gRPC services and sends the protobuf files that describe them.
 
     Versions 1 and 1alpha differ only in the package name, so the messages of version 1 serve both.
     """

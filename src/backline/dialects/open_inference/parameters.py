@@ -1,4 +1,4 @@
-"""The parameters of requests, on their plans."""
+"""Applies the parameters of a request to its plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_CLASSES = 1_000_000
 
 
 def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
-    """Sets a request's parameters on its plan. Raises as engine.parameters.read_parameters."""
+    """Sets a request's parameters on its plan. Raises InvalidArgument or Unsupported."""
     read = read_parameters(given)
     plan.binary_default = read.binary_output
     plan.empty_final = read.empty_final

@@ -18,7 +18,7 @@ _REQUEST_ID = 3 << 3 | 2
 _RAW_INPUT = 7 << 3 | 2
 _INPUT = 5 << 3 | 2
 _OUTPUT = 6 << 3 | 2
-#: Within an input, and within its contents.
+#: Tags within an input, and within its contents.
 _CONTENTS = 5 << 3 | 2
 _STRING = 8 << 3 | 2
 _RESPONSE_ID = b"\x1a"
