@@ -43,7 +43,7 @@ class HostNames:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> HostNames:
-        """From names in the form of the command-line option. Raises InvalidArgument."""
+        """Builds it from host names as on the command line. Raises InvalidArgument."""
         known = [parse_host_name(name) for name in names]
         return cls(
             frozenset(name for name in known if name[0] != "*"),
@@ -99,7 +99,7 @@ class BrowserPolicy:
 
     @classmethod
     def of(cls, *, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> BrowserPolicy:
-        """From strings in the form of the command-line options. Raises InvalidArgument."""
+        """Builds a policy from host names and origins as on the command line. Raises InvalidArgument."""
         return cls(HostNames.of(hosts), frozenset(parse_origin(origin).encode() for origin in origins))
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes], *, local: bool) -> str | None:
@@ -170,7 +170,7 @@ def _host_refusal(host: bytes) -> str:
 
 
 def _page_refusal(name: str, value: bytes, origin: bytes | None) -> str:
-    """`origin` is the page's, if known."""
+    """The error text for a page of another origin, which is `origin` if known."""
     allowed = "ORIGIN" if origin in (None, b"null") else _shown(origin or b"")
     return (
         f"{name} '{_shown(value)}' belongs to a web page of another origin, which may not use this route;"

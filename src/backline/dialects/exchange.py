@@ -198,7 +198,7 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         self._write = write
         self._off_loop = off_loop
         self._decoupled = decoupled
-        #: See RequestIntake.take.
+        #: Takes a request, see RequestIntake.take.
         self.take = RequestIntake(engine, carrier, read, self._submit, off_loop).take
 
     def _submit(

@@ -262,7 +262,7 @@ class Inflation:
         reserve: Callable[[int], bool],
         wanted: Callable[[], bool],
     ) -> Buffer | None:
-        """None if the body is no longer wanted, or larger than `size`."""
+        """The inflated body; None if it is no longer wanted, or turns out larger than `size`."""
         self._check_ratio(size, body)
         if not wanted():
             return None

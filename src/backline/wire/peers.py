@@ -41,7 +41,7 @@ class Peers:
         self.max_streams = _share(limits.max_streams, limits)
 
     def join(self, transport: asyncio.BaseTransport) -> Peer:
-        """Counts a connection of its peer, until `leave`."""
+        """Counts a new connection toward its peer, until `leave`."""
         address = _address(transport)
         peer = self._known.get(address)
         if peer is None:

@@ -9,7 +9,7 @@ from backline.dialects.open_inference.plan import InferPlan
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.parameters import read_parameters, shown
 
-#: Marks the final response to a request on a stream.
+#: The parameter that marks the final response to a request on a stream.
 FINAL = "triton_final_response"
 MAX_CLASSES = 1_000_000
 

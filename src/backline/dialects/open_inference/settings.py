@@ -148,7 +148,7 @@ def _given(setting: Any) -> object:
 
 
 class RecordDocument(Struct, forbid_unknown_fields=True):
-    """Record `count` requests, at most `max_bytes` in total."""
+    """Asks to record `count` requests, at most `max_bytes` in total."""
 
     count: int = 8
     max_bytes: int = DEFAULT_BYTES

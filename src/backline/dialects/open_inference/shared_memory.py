@@ -80,7 +80,7 @@ class SharedInput(InputPlan):
         memory: SharedMemory,
         model: str,
     ) -> None:
-        """`model` is used in errors."""
+        """`model` is the name that error texts show."""
         super().__init__(name, datatype_name, shape)
         self.model = model
         self.place = place

@@ -64,7 +64,7 @@ class Http1Connection(Connection):
         self._remembered_at = 0
         #: Received bytes waiting for their turn.
         self.held: memoryview | None = None
-        #: Whether the previous turn was used up.
+        #: Whether the connection used up its previous turn.
         self._used_up = False
         #: Whether reading is paused until the next turn.
         self._resting = False
@@ -105,7 +105,7 @@ class Http1Connection(Connection):
         self.receiver.close()
         self.pipeline.lost()
         self.wire.peers.leave(self.peer)
-        # Breaks reference cycles: otherwise their memory would wait for the cycle collector.
+        # Breaks reference cycles, so that memory need not wait for the cycle collector.
         del self.receiver, self.pipeline
 
     def abort(self) -> None:
@@ -127,7 +127,7 @@ class Http1Connection(Connection):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is in the application or waiting for it."""
+        """Whether the application is handling a request, or requests are waiting."""
         return self.pipeline.current is not None or bool(self.pipeline.waiting)
 
     # receiving

@@ -63,7 +63,7 @@ class Pipeline:
     # requests
 
     def put(self, entry: Entry) -> None:
-        """Dispatches an entry, or appends it if others come first."""
+        """Dispatches an entry, or queues it if others come first."""
         if (
             self.current is None
             and not self.waiting
@@ -81,7 +81,7 @@ class Pipeline:
             self.advance()
 
     def queue(self, entry: Entry) -> None:
-        """Appends an entry, for the next `advance`."""
+        """Queues an entry for the next `advance`."""
         self.waiting.append(entry)
 
     def advance(self) -> None:

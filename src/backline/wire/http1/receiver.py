@@ -122,7 +122,7 @@ class Receiver:
 
     @property
     def announced(self) -> int:
-        """The announced size of the body being received; 0 if there is none."""
+        """The size announced for the body being received; 0 if there is no body or no announced size."""
         return 0 if self._chunked or self._entry is None else self._length
 
     @property

@@ -57,7 +57,7 @@ class Http2Connection(Connection):
         #: Prefix of the next header block sent: sets the size of the client's dynamic table, which we do not
         #: use, to 0.
         self.block_prefix = b""
-        #: Held while a streaming call takes a large message.
+        #: Held while the handler of a streaming call waits for a large message.
         self.large_messages = asyncio.Lock()
         self._allowance = FrameAllowance(wire.limits)
         self.max_requests = wire.peers.max_requests
@@ -270,7 +270,7 @@ class Http2Connection(Connection):
             self.streams.note(number)
             self.open(number, self._blocks.request(block), ends)
         else:
-            # Decode it anyway, to keep the HPACK tables in step.
+            # The block is decoded anyway, to keep the HPACK tables in step.
             self._blocks.fields(block)
             self.spend(1)
             if self.streams.was_reset_by_client(number):

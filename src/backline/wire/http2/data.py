@@ -87,7 +87,7 @@ class DataReceiver:
         if flags & frames.PADDED:
             padding = data[begin] if length else 0
             if padding >= length:
-                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding longer than the frame")
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding is longer than the frame")
             begin += 1
             payload -= 1 + padding
         stream = self._streams.open.get(number)

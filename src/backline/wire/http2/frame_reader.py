@@ -205,7 +205,7 @@ class FrameReader:
         except ConnectionFailure as failure:
             self._handler.fail(failure)
         except Exception:
-            log.exception("an internal error closes an HTTP/2 connection")
+            log.exception("closing an HTTP/2 connection after an internal error")
             self._handler.fail(ConnectionFailure(frames.INTERNAL_ERROR, "internal error"))
         if self._output.parts:
             self._output.flush()
@@ -251,12 +251,12 @@ class FrameReader:
             length = word >> 8
             number &= 0x7FFFFFFF
             if length > payload.max_frame_size:
-                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a frame above MAX_FRAME_SIZE")
+                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a frame is larger than MAX_FRAME_SIZE")
             begin = at + 9
             end = begin + length
             try:
                 if self._block is not None and (kind != frames.CONTINUATION or number != self._block_stream):
-                    raise ConnectionFailure(frames.PROTOCOL_ERROR, "a header block is interrupted")
+                    raise ConnectionFailure(frames.PROTOCOL_ERROR, "another frame interrupts a header block")
                 if not kind:  # DATA
                     stream = streams.get(number)
                     if (
@@ -311,19 +311,19 @@ class FrameReader:
     def _read_preface(self, data: bytes, size: int) -> int:
         if size < 24 + 4:
             if not PREFACE.startswith(data[:24]):
-                raise ConnectionFailure(frames.PROTOCOL_ERROR, "not the preface of HTTP/2")
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "the HTTP/2 preface is wrong")
             self._pending = bytearray(data)
             self._needed = size + 1
             return -1
         if data[:24] != PREFACE or data[27] != frames.SETTINGS:
             raise ConnectionFailure(
-                frames.PROTOCOL_ERROR, "not the preface of HTTP/2, or no SETTINGS frame after it"
+                frames.PROTOCOL_ERROR, "the HTTP/2 preface is wrong, or no SETTINGS frame follows it"
             )
         self.preface_done = True
         return 24
 
     def _hold(self, data: bytes, at: int) -> None:
-        """Keeps the rest for the next turn."""
+        """Keeps data[at:] for the next turn."""
         self._held = (data, at)
         self._busy = True
         self._update_reading()
@@ -387,7 +387,7 @@ class FrameReader:
         if flags & frames.PRIORITISED:
             begin += 5
         if begin > end:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority longer than the frame")
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority is longer than the frame")
         # A stream that depends on itself does not end the connection, so its block must still be decoded, to
         # keep the HPACK tables in step.
         failure = None
@@ -431,4 +431,4 @@ class FrameReader:
 def check_dependency(priority: bytes, number: int) -> None:
     """Raises StreamFailure if a stream's priority names the stream itself as its parent."""
     if int.from_bytes(priority[:4], "big") & 0x7FFFFFFF == number:
-        raise StreamFailure(frames.PROTOCOL_ERROR, "a stream that depends on itself")
+        raise StreamFailure(frames.PROTOCOL_ERROR, "a stream depends on itself")

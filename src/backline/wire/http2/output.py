@@ -66,7 +66,7 @@ class Output:
         self.window = frames.DEFAULT_WINDOW
         self.initial_window = frames.DEFAULT_WINDOW
         self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
-        #: The transport's write buffer is full.
+        #: Whether the transport's write buffer is full.
         self.paused = False
         self.parts: list[Buffer] = []
         self.scheduled = False

@@ -143,7 +143,7 @@ def join_response(head: bytes, id: str, outputs: Iterable[Buffer]) -> bytes:
 
 
 def length_prefix(length: int) -> bytes:
-    """A length as a varint."""
+    """Encodes a length as a protobuf varint."""
     if length < 128:
         return _SHORT[length]
     digits = bytearray()
