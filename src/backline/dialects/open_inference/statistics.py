@@ -82,7 +82,7 @@ def _details(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
-    """Counters by the index of a response to its request; always 0 unless the model is decoupled."""
+    """Counters by the position of a response among those to its request: 0 unless the model is decoupled."""
     if counters.responses is None:
         return {
             "0": {
