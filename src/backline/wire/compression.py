@@ -208,9 +208,9 @@ _MAX_RATIO = 1032
 class Inflation:
     """The queue of bodies too large to be inflated on the event loop; one at a time for the whole server.
 
-    Invariants: memory for an inflated body is allocated only when its turn comes, after that size was counted against
-    the limits. So the size must be known first: for gzip, the announced size is tried; any other body is
-    inflated twice, once only to measure it.
+    Invariants: memory for an inflated body is allocated only when its turn comes, after its inflated size was
+    counted against the limits. So the size must be known first: for gzip, the announced size is tried; any
+    other body is inflated twice, once only to measure it.
     """
 
     __slots__ = ("_slot", "_wire")

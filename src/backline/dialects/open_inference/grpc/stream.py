@@ -331,7 +331,7 @@ class StreamBudget:
             self._expected[model] = self._expected.get(model, 0) + 1
 
     def ended(self, size: int, model: str | None, answer: int | None) -> None:
-        """Counts a request of `size` bytes as ended. `answer` is the size of its response, None for an error."""
+        """Counts a request of `size` bytes as ended; `answer` is its response's size, None for an error."""
         self._requests -= 1
         self._request_bytes -= size
         if model is None:
