@@ -1,8 +1,8 @@
-"""Which requests of web pages are let in: a pure function of a route's scope and a request's header fields.
+"""Decides which requests of web pages to admit, from the route's scope and the request's header fields.
 
 Every page in a developer's browser can reach a server on the developer's machine: it cannot read responses
-from another origin, but it can send requests. Without keys, only the header fields set by the browser tell
-the page from the developer.
+from another origin, but it can send requests. As clients need no keys, only the header fields set by
+the browser distinguish the page from the developer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class HostNames:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> HostNames:
-        """From names in the form of the command-line option. Raises InvalidArgument."""
+        """Builds it from host names as on the command line. Raises InvalidArgument."""
         known = [parse_host_name(name) for name in names]
         return cls(
             frozenset(name for name in known if name[0] != "*"),
@@ -92,25 +92,26 @@ def _is_address(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class BrowserPolicy:
-    """`hosts` are the names of this server; `origins` are the allowed origins, as browsers write them."""
+    """Decides what web pages may do. `hosts` are the server's names, `origins` the origins allowed."""
 
     hosts: HostNames = field(default_factory=HostNames)
     origins: frozenset[bytes] = frozenset()
 
     @classmethod
     def of(cls, *, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> BrowserPolicy:
-        """From strings in the form of the command-line options. Raises InvalidArgument."""
+        """Builds a policy from host names and origins as on the command line. Raises InvalidArgument."""
         return cls(HostNames.of(hosts), frozenset(parse_origin(origin).encode() for origin in origins))
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes], *, local: bool) -> str | None:
-        """Why a request is refused, None if it is allowed. `headers` has lower-case names; `local` means a
-        Unix socket.
+        """Why a request is refused; None if it is allowed.
+
+        `headers` has lower-case names; `local` means that the connection is over a Unix socket.
 
         The rules rely on fields that browsers always send and scripts cannot set: Origin on every request
-        that is not GET or HEAD (Fetch standard, "append a request `Origin` header"; no guarded route is
-        either), and Sec-Fetch-Site to the loopback or over TLS. Other clients send neither, nor Referer, so
-        all they need is a known Host, and that only to change something: `curl -d`, which labels JSON as a
-        form, is allowed.
+        that is not GET or HEAD (Fetch standard, "append a request `Origin` header"; guarded routes
+        take neither), and Sec-Fetch-Site to the loopback or over TLS. Other clients send neither, nor
+        Referer, so all they need is a known Host, and that only to change something: `curl -d`, which labels
+        JSON as a form, is allowed.
         """
         if scope not in GUARDED:
             return None
@@ -169,7 +170,7 @@ def _host_refusal(host: bytes) -> str:
 
 
 def _page_refusal(name: str, value: bytes, origin: bytes | None) -> str:
-    """`origin` is the page's, if known."""
+    """The error text for a page of another origin, which is `origin` if known."""
     allowed = "ORIGIN" if origin in (None, b"null") else _shown(origin or b"")
     return (
         f"{name} '{_shown(value)}' belongs to a web page of another origin, which may not use this route;"

@@ -1,4 +1,4 @@
-"""Between wire and dialects: the gate, which refuses requests by their heads, and cross-origin sharing."""
+"""The gate, which refuses requests by their heads, and cross-origin sharing: between wire and dialects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from backline.access.browsers import BrowserPolicy
 from backline.access.scope import Scope
 from backline.wire.application import Buffer, Fields, Gate, HttpRequest, ResponseStream
 
-#: How many Host values are cached, of each kind; clients may send any number of different ones.
+#: How many known and how many unknown Host values are cached; clients may send any number of them.
 _MAX_HOSTS = 64
 #: How many seconds a browser may cache a preflight response.
 _MAX_AGE = b"600"
@@ -16,7 +16,7 @@ _METHODS = b"GET, HEAD, POST, PUT, DELETE"
 
 
 class ScopeGate(Gate):
-    """Applies the policy to the scope of the route. A request without a route is let through, to its 404."""
+    """Applies the policy to the scope of the route. A request without a route passes and gets its 404."""
 
     def __init__(self, policy: BrowserPolicy, scope_of: Callable[[bytes, bytes], Scope | None]) -> None:
         self._policy = policy

@@ -1,4 +1,4 @@
-"""What a route or gRPC method lets its caller do, named when it is registered."""
+"""What a route or gRPC method lets its caller do; each is registered with its scope."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class Scope(StrEnum):
 
 #: The scopes whose routes change something that outlives the request.
 CHANGING = frozenset((Scope.MANAGE, Scope.ADMIN))
-#: The scopes denied to web pages: the above, and running models, which costs compute.
+#: The scopes denied to web pages by default: CHANGING, and INFER, since running models costs compute.
 GUARDED = CHANGING | {Scope.INFER}

@@ -102,7 +102,7 @@ def unary_method(
     answer: Callable[[Any], Any],
     when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None,
 ) -> UnaryMethod:
-    """The method with this descriptor; `answer` returns the fields of the response to a request message.
+    """A method with this protobuf descriptor; `answer` maps a request message to the response's fields.
 
     `when(asked, call, reply)` calls `reply` once `answer` may be called; by default that is immediately.
     """

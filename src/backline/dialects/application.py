@@ -24,7 +24,7 @@ from backline.wire.application import Application, Buffer, HttpRequest
 
 #: Returns the content type of the metrics and their text, in pieces.
 Page: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[bytes, Sequence[Buffer]]]]
-#: No cross-origin pages, and no host names except those of the loopback.
+#: Admits no pages of other origins, and no host names except those of the loopback.
 _LOOPBACK_ONLY = BrowserPolicy()
 
 
@@ -71,7 +71,7 @@ def build_application(
     )
 
 
-#: Answered under any load, because orchestrators and load balancers act on these and must not take load for
+#: Paths that are served under any load, because orchestrators and load balancers must not take load for
 #: failure.
 _VITAL = frozenset(
     (

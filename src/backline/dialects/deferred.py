@@ -1,4 +1,4 @@
-"""Requests that are answered when a coroutine ends, most of them changes to the models."""
+"""Responses to requests that take a coroutine to handle, most of which change the models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DeferredAnswers:
         work: Coroutine[Any, Any, Result],
         then: Callable[[Result], None],
     ) -> None:
-        """Runs `work` and passes its result to `then`, which answers; an error of either is the answer."""
+        """Runs `work` and passes its result to `then`, which responds; an error of either is the response."""
         task = asyncio.get_running_loop().create_task(_run(caller, work, then))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -58,7 +58,7 @@ async def _run(
     except BacklineError as error:
         _fail(caller, error)
     except Exception as error:
-        _fail(caller, hidden_error("a request answered later", error))
+        _fail(caller, hidden_error("a deferred request", error))
 
 
 def _fail(caller: HttpRequest | UnaryCall, error: BacklineError) -> None:

@@ -1,7 +1,4 @@
-"""Small requests, read strictly: JSON documents, URL queries and protobuf messages.
-
-An unknown key is an error.
-"""
+"""Reads small requests: JSON and URL queries, where unknown keys are errors, and protobuf messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Server-sent events, one per response (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+"""Streams responses as server-sent events, one per response
+(https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 from __future__ import annotations
 
@@ -37,14 +38,14 @@ class EventStreams:
         """Sends an event per response. A disconnect cancels the request; a client that does not read makes
         the model wait.
 
-        The first response decides the status; a later error is sent as a last event, {"error": message}.
+        The first response decides the status; a later error is sent as the last event, {"error": message}.
         """
         self.run(request, model, responses, _send(request, model, responses, encode, self._off_loop))
 
     def run(
         self, request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]
     ) -> None:
-        """Runs `answering`, which answers `request` from `responses`; a disconnect closes the responses."""
+        """Runs `answering`, which responds to `request` from `responses`; a disconnect closes `responses`."""
         request.on_abandon = responses.close
         task = asyncio.get_running_loop().create_task(_guarded(request, model, responses, answering))
         self._tasks.add(task)
@@ -59,7 +60,7 @@ async def _guarded(
     except ConnectionResetError:
         pass  # the client has disconnected
     except Exception as error:
-        respond_error(request, hidden_error(f"the answer of model '{model}'", error))
+        respond_error(request, hidden_error(f"the response of model '{model}'", error))
     finally:
         responses.close()
         request.on_abandon = None  # breaks a reference cycle
@@ -86,7 +87,7 @@ async def _send(
         except BacklineError as failure:
             error, data = failure, error_body(failure.public_message)
         except Exception as failure:
-            error = hidden_error(f"the answer of model '{model}'", failure)
+            error = hidden_error(f"the response of model '{model}'", failure)
             data = error_body(error.public_message)
         if stream is None:
             stream = _begin(request, error)

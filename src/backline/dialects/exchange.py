@@ -1,4 +1,4 @@
-"""The way of an inference request from bytes to the engine and back, shared by all dialects.
+"""The path of an inference request from bytes to the engine and back, shared by all dialects.
 
 A dialect supplies a reader, from bytes to a plan and inputs, and a writer, from an InferResponse to bytes.
 Large requests and responses are read and written off the event loop.
@@ -30,8 +30,8 @@ from backline.engine.values.tensor import Tensor
 from backline.wire.application import Buffer, Fields, HttpRequest, UnaryCall
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 
-#: gRPC's field, which gateways between HTTP and gRPC pass on: up to eight digits and a unit ("250m" is 250
-#: ms).
+#: The timeout of gRPC, which gateways from HTTP to gRPC pass on: up to eight digits and a unit, so "250m"
+#: is 250 ms.
 GRPC_TIMEOUT = b"grpc-timeout"
 #: Added by Envoy to requests it forwards: how many milliseconds Envoy will wait.
 ENVOY_TIMEOUT = b"x-envoy-expected-rq-timeout-ms"
@@ -77,7 +77,7 @@ class Carrier(Generic[Caller, Written]):
     """The differences between HTTP and gRPC that matter to an exchange."""
 
     protocol: TraceProtocol
-    #: Whether the wire itself ends a call at its deadline, so that only the queue needs to know it.
+    #: Whether the wire itself ends a call at its deadline, so that only the queue needs the deadline.
     ends_at_deadline: bool
     reply: Callable[[Caller, Written], None]
     fail: Callable[[Caller, BacklineError], None]
@@ -198,7 +198,7 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         self._write = write
         self._off_loop = off_loop
         self._decoupled = decoupled
-        #: See RequestIntake.take.
+        #: Takes a request, see RequestIntake.take.
         self.take = RequestIntake(engine, carrier, read, self._submit, off_loop).take
 
     def _submit(
@@ -257,11 +257,11 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         except Exception as failure:
             self._fail(caller, hidden_answer(model, failure))
         finally:
-            del written  # as in RequestIntake._taken
+            del written  # the future holds the error, whose traceback holds this frame
 
 
 def cancel(ticket: Ticket) -> None:
-    """Cancels the request of a client that has gone away."""
+    """Cancels a request whose client has disconnected."""
     ticket.context = None
     ticket.cancel()
 
@@ -274,7 +274,7 @@ def hidden_answer(model: str, cause: BaseException) -> BacklineError:
 def trace_arrival(
     engine: Engine, protocol: TraceProtocol, model: str, fields: Mapping[bytes, bytes], began: int
 ) -> Trace | None:
-    """The trace of a request that arrived at `began` (time.monotonic_ns()), 0 if tracing was off then."""
+    """The trace of a request that arrived at `began`, in time.monotonic_ns(); None if `began` is 0."""
     tracer = engine.tracer
     return tracer.arrived(protocol, model, fields, began) if began and tracer is not None else None
 

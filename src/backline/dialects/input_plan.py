@@ -8,7 +8,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
 
-#: The limit of the oldest supported numpy, 1.26.
+#: The most dimensions of an input: the limit of numpy 1.26, the oldest that is supported.
 MAX_RANK = 32
 _from_buffer = np.frombuffer
 _MAX_DIMENSION = 2**63 - 1
@@ -17,7 +17,7 @@ _MAX_DIMENSION = 2**63 - 1
 class InputPlan:
     """An input's name, datatype and shape.
 
-    `size` is its length in binary form in bytes, -1 for BYTES, which varies.
+    `size` is its length in binary form in bytes; -1 for BYTES, whose length varies.
     """
 
     __slots__ = ("count", "datatype", "dtype", "name", "shape", "size")

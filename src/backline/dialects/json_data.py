@@ -17,6 +17,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor
 
+#: The most levels of nested lists.
 MAX_DEPTH = 100
 #: A list with more characters than this is decoded in pieces of this size.
 LARGE = 64 * 1024
@@ -112,10 +113,7 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
 
 
 def _decode_pieces(spec: InputPlan, raw: bytes, depth: int) -> np.ndarray:
-    """The elements of a large list without blanks. Decoding piece by piece saves memory:
-
-    Python numbers are large.
-    """
+    """The elements of a large list without blanks, decoded in pieces, as Python numbers take much memory."""
     array = np.empty(spec.count, spec.dtype)
     end = 0
     for piece, piece_depth in _pieces(raw, depth):

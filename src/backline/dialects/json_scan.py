@@ -1,8 +1,8 @@
 """Counting in JSON without decoding it, to bound the cost of decoding.
 
 Decoding holds the interpreter's lock until it is done, on whichever thread, and a key of five bytes becomes
-objects of a hundred. Whatever a client may send by the million is counted here first, in steps between which
-the event loop can run.
+Python objects of a hundred. What a client may send by the million is counted here first, in steps between
+which the event loop can run.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.engine.values.tensor import Buffer
 
-#: Keys of all objects in one request; decoding this many takes about 10 ms.
+#: The most keys of all objects in one request; decoding this many takes about 10 ms.
 MAX_KEYS = 16_384
-#: Bytes of a request without tensors and files, such as one for settings or labels.
+#: The most bytes of a request without tensors and files, such as one for settings or labels.
 MAX_DOCUMENT = 64 * 1024
 #: Bytes scanned without a pause.
 STEP = 256 * 1024
@@ -28,9 +28,9 @@ TOO_DEEP = "failed to parse the request JSON: it is nested too deeply"
 
 
 def check_keys(text: Buffer) -> None:
-    """Raises PayloadTooLarge for more than MAX_KEYS keys; the contents of strings do not count.
+    """Raises PayloadTooLarge for JSON with more than MAX_KEYS keys; the contents of strings do not count.
 
-    Raises InvalidArgument if they are nested deeper than any decoder goes.
+    Raises InvalidArgument instead if such JSON is also nested more than MAX_DEPTH levels deep.
     """
     # Most texts have few colons, and counting colons is twenty times faster than counting keys.
     if count(text, _COLON) > MAX_KEYS and count_keys(text) > MAX_KEYS:
@@ -51,7 +51,7 @@ def check_document(body: Buffer) -> None:
 
 
 def count(text: Buffer, byte: int) -> int:
-    """How many times a byte occurs."""
+    """How many times a byte occurs in `text`."""
     array = np.frombuffer(text, np.uint8)
     return sum(
         int(np.count_nonzero(array[start : start + STEP] == byte)) for start in range(0, len(array), STEP)

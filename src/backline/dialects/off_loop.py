@@ -1,4 +1,4 @@
-"""Work on requests that would block the event loop, such as megabytes of JSON, done on a thread."""
+"""A thread for work that would block the event loop, such as decoding megabytes of JSON."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TypeVar
 #: blocks it for less than 5 ms. Anything larger is decoded on a thread, in steps between which the loop can
 #: run.
 LARGE = 64 * 1024
-#: The most elements of a tensor encoded as JSON or BYTES on the event loop; a thread encodes more, in such
-#: pieces.
+#: The most elements of a tensor encoded as JSON or BYTES on the event loop; a thread encodes larger ones in
+#: pieces of this size.
 PIECE = 8 * 1024
 Result = TypeVar("Result")
 

@@ -1,4 +1,4 @@
-"""Finds the handler of a path and method."""
+"""Finds the handler of an HTTP request by its path and method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backline.memo import Memo
 from backline.wire.application import HttpRequest
 
 Handler: TypeAlias = Callable[[HttpRequest], None]
-#: The longest resolved paths that are cached, and how many.
+#: The most bytes of a path whose handlers are cached, and the number of cached paths.
 _MAX_REMEMBERED_SIZE = 512
 _MAX_REMEMBERED = 4096
 
@@ -59,9 +59,7 @@ class Router:
         percent-decoded.
 
         `scope` is what the route lets a caller do; whether a caller may do it is up to the gate, not the
-        router.
-
-        Raises ValueError for a route that is already taken.
+        router. Raises ValueError for a route that is already taken.
         """
         segments = tuple(pattern.strip("/").split("/"))
         methods = self._patterns.setdefault(segments, {})

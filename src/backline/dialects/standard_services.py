@@ -82,7 +82,7 @@ class HealthService:
 
 
 class ReflectionService:
-    """Lists the services and serves the files that describe them.
+    """Lists the gRPC services and sends the protobuf files that describe them.
 
     Versions 1 and 1alpha differ only in the package name, so the messages of version 1 serve both.
     """
@@ -120,7 +120,7 @@ class ReflectionService:
             elif kind in ("file_containing_extension", "all_extension_numbers_of_type"):
                 return _fail(answer, NotFound.grpc_code, "no message of this server has extensions")
             else:
-                return _fail(answer, Unsupported.grpc_code, "unknown kind of request")
+                return _fail(answer, Unsupported.grpc_code, "unknown kind of reflection request")
         except KeyError:
             return _fail(answer, NotFound.grpc_code, f"not found: {getattr(asked, kind)}")
         answer.file_descriptor_response.file_descriptor_proto.extend(_with_dependencies(file))

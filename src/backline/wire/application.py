@@ -83,7 +83,7 @@ class RpcError(Exception):
 class Call(ABC):
     """One gRPC call.
 
-        `metadata` has lower-case names and values as received (a `-bin` value is base64). `deadline`, from
+    `metadata` has lower-case names and values as received (a `-bin` value is base64). `deadline`, from
     grpc-timeout, is in seconds of time.monotonic(); when it passes, the wire replies DEADLINE_EXCEEDED. The
     wire calls `on_abandon` once if the call ends before the application has ended it (reset, disconnect,
     deadline); replies given afterwards are silently dropped.
@@ -158,7 +158,7 @@ class StreamMethod:
     scope: str
 
 
-#: Fields that only browsers send. A request with any of them goes through the gate.
+#: Fields that only browsers send. A request with any of them must pass the gate.
 BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 
 
@@ -178,7 +178,7 @@ class Gate(ABC):
     ) -> str | None:
         """Why the request is refused (403, PERMISSION_DENIED); None to admit it.
 
-        `local`: over a Unix socket.
+        `local` means that the connection is over a Unix socket.
         """
 
 

@@ -11,7 +11,7 @@ from backline.wire.limits import KIB
 
 #: Bodies up to this size stay in a bytearray; larger ones move to a memory map.
 SMALL = 64 * KIB
-#: The size of the first map.
+#: The initial size of the memory map.
 FIRST_MAP = 256 * KIB
 
 
@@ -66,7 +66,7 @@ class GrowingBuffer:
 
 
 def _map(size: int) -> mmap.mmap:
-    # Not shared, the default: a shared map cannot grow, and writing beyond its initial size raises SIGBUS.
+    # Private, since a shared map (the default) cannot grow: writing beyond its initial size raises SIGBUS.
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 

@@ -114,7 +114,7 @@ def _has_zlib_header(body: Buffer) -> bool:
 
 
 class ResponseCoding:
-    """A content coding for responses."""
+    """A content coding for responses: its name, and the `wbits` argument that selects it in zlib."""
 
     __slots__ = ("name", "window")
 
@@ -208,9 +208,9 @@ _MAX_RATIO = 1032
 class Inflation:
     """The queue of bodies too large to be inflated on the event loop; one at a time for the whole server.
 
-    Invariants: a body takes its inflated size only when its turn comes, after that size was counted against
-    the limits. So the size must be known first: gzip announces it, which is tried first; any other body is
-    inflated twice, once only to measure it.
+    Invariants: memory for an inflated body is allocated only when its turn comes, after its inflated size was
+    counted against the limits. So the size must be known first: for gzip, the announced size is tried; any
+    other body is inflated twice, once only to measure it.
     """
 
     __slots__ = ("_slot", "_wire")
@@ -262,7 +262,7 @@ class Inflation:
         reserve: Callable[[int], bool],
         wanted: Callable[[], bool],
     ) -> Buffer | None:
-        """None if the body is no longer wanted, or larger than `size`."""
+        """The inflated body; None if it is no longer wanted, or turns out larger than `size`."""
         self._check_ratio(size, body)
         if not wanted():
             return None

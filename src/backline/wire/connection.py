@@ -50,12 +50,12 @@ class Wire:
         #: Open streaming calls.
         self.streams = 0
         self.peers = Peers(limits)
-        #: Bytes of the bodies of those requests, and of responses waiting to be sent (see `Unsent`).
+        #: Bytes of bodies of unanswered requests, and of responses waiting to be sent (see `Unsent`).
         self.buffered_bytes = 0
         #: Bytes of HTTP/2 responses waiting to be sent.
         self.held_answer_bytes = 0
-        #: Sizes of recent HTTP/2 responses by kind of request, for connections without their own (see
-        #: `Admission`).
+        #: Sizes of recent HTTP/2 responses by kind of request, for connections without
+        #: such a response yet (see `Admission`).
         self.answer_sizes: dict[int, int] = {}
         self.draining = False
         #: Connections whose received bytes wait while others are served.
@@ -65,7 +65,7 @@ class Wire:
         self.inflation = Inflation(self)
 
     def may_connect(self, transport: asyncio.BaseTransport, spared: int = 0) -> bool:
-        """Whether another connection leaves `spared` free, of the server's limit and of its peer's share."""
+        """Whether one more connection leaves `spared` of the server's limit and of the peer's share free."""
         peers = self.peers
         return (
             len(self.connections) < self.limits.max_connections - spared
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
         self.max_requests = -1
 
     def overload(self, path: bytes) -> str | None:
-        """What the server has too many of to accept this request (already counted); None to accept it.
+        """Names what there are too many of, counting this request; None if it can be accepted.
 
         Call this if `wire.requests` exceeds `max_requests`; otherwise no peer can exceed its share.
         """
@@ -118,10 +118,7 @@ class Connection(asyncio.Protocol):
 
     @abstractmethod
     def drain(self) -> None:
-        """Closes once the requests in flight are answered, and accepts no new ones.
-
-        The server is shutting down.
-        """
+        """Accepts no new requests, as the server shuts down; closes once those in flight are answered."""
 
     @abstractmethod
     def abort(self) -> None:

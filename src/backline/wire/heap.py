@@ -1,4 +1,4 @@
-"""Returns memory to the system that large requests and responses used and the C library keeps."""
+"""Returns memory to the system that the C library keeps after large requests and responses."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ class Heap:
     def _give_back(self) -> None:
         """Runs on a thread: trimming blocks the C library's allocator, but not the interpreter."""
         trim()
-        # What could not be returned is in use. The part that models use becomes the new base line; the part
+        # What could not be returned is in use. The part that models use becomes the new baseline; the part
         # that bodies and responses use is worth another trim once they are gone.
         self._lowest = max(0, resident_bytes() - self._wire.buffered_bytes)

@@ -33,29 +33,29 @@ class Limits:
     max_peer_share: float = 0.75
     #: Concurrent streams per HTTP/2 connection.
     max_concurrent_streams: int = 128
-    #: Until the first byte, and from the first byte until the header is complete.
+    #: Time until a connection's first byte, and from a request's first byte until its header is complete.
     header_timeout: float = 10.0
-    #: Without progress while a body is received or a response is sent.
+    #: Time without progress while a body is received or a response is sent.
     progress_timeout: float = 30.0
-    #: Without a request on a connection.
+    #: Time without a request on a connection.
     idle_timeout: float = 120.0
-    #: Without a message in either direction of a streaming gRPC call.
+    #: Time without a message in either direction of a streaming gRPC call.
     stream_idle_timeout: float = 3600.0
-    #: For requests in flight when the server stops.
+    #: Time for requests in flight to finish when the server stops.
     drain_timeout: float = 30.0
     #: What one connection may use before the others get their turn: bytes, frames, or time.
     bytes_per_turn: int = 256 * KIB
     frames_per_turn: int = 256
     seconds_per_turn: float = 0.002
-    #: HTTP/2 frames that carry no work (SETTINGS, PING, PRIORITY, empty DATA, unknown types), and early
-    #: resets.
+    #: HTTP/2 frames that carry nothing (SETTINGS, PING, PRIORITY, empty DATA, unknown types) and early
+    #: resets: the sustained rate, and how many may exceed it in a burst.
     max_idle_frames_rate: float = 500.0
     idle_frames_burst: int = 2000
-    #: Responses queued for a client that does not read them. Above this the server stops reading its
-    #: requests; HTTP/2 connections are closed at four times as much.
+    #: Bytes of responses queued for a client that does not read them. Above this, the server stops reading
+    #: its requests; at four times this, it closes HTTP/2 connections.
     max_unsent_bytes: int = 1 * MIB
-    #: Responses of one HTTP/2 connection that are expected or waiting to be sent. Further requests wait; a
-    #: single response may exceed it. It shrinks as the total over all connections exceeds half of it.
+    #: Bytes of responses of one HTTP/2 connection, expected or waiting to be sent; above this, requests wait.
+    #: A single response may exceed it. It shrinks once the total over all connections exceeds half of it.
     max_held_answer_bytes: int = 8 * MIB
     #: Bytes per second, over progress_timeout, that a client with more than max_unsent_bytes queued must
     #: read.

@@ -135,7 +135,7 @@ class Listeners:
     async def _gone(self, timeout: float) -> None:
         """Waits until no connection is left.
 
-        Polls a plain set: an event would cost every closing connection.
+        Polls a plain set: an asyncio.Event would add work to every closing connection.
         """
         deadline = monotonic() + timeout
         while self._wire.connections and monotonic() < deadline:  # noqa: ASYNC110
@@ -211,7 +211,7 @@ logger = logging.getLogger(__name__)
 
 #: Connections accepted per iteration of the event loop.
 ACCEPTS_PER_TURN = 64
-#: Seconds to stop accepting for when the process has run out of file descriptors.
+#: Seconds for which accepting stops when the process has run out of file descriptors.
 EXHAUSTED_PAUSE = 0.5
 
 
@@ -251,7 +251,7 @@ class TlsAcceptor:
                 self._pause = loop.call_later(EXHAUSTED_PAUSE, loop.add_reader, self._listening, self._accept)
                 return
             if len(self._wire.connections) + len(self._handshakes) >= self._wire.limits.max_connections:
-                # A response would need the handshake first.
+                # Responding with an error would need a handshake first.
                 accepted.close()
                 continue
             accepted.setblocking(False)

@@ -8,7 +8,7 @@ from math import ceil
 
 from backline.wire.limits import Limits
 
-#: A host commonly gets a whole /64 of IPv6, so all addresses in one count as one peer (RFC 6177).
+#: Leading bytes of an IPv6 address that identify a peer: a host commonly gets a whole /64 (RFC 6177).
 _IPV6_PREFIX = 8
 
 
@@ -30,8 +30,8 @@ class Peers:
     """All connected peers, and the share of each limit that one of them may use.
 
     Invariant: a peer at its share leaves `1 - max_peer_share` of the limit (rounded down) to others, so that
-    no address can lock out the rest. Clients that share an address, such as that of a proxy, also share its
-    share.
+    no address can lock out the rest. Clients that share an address, such as that of a proxy, count as one
+    peer.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -41,7 +41,7 @@ class Peers:
         self.max_streams = _share(limits.max_streams, limits)
 
     def join(self, transport: asyncio.BaseTransport) -> Peer:
-        """Counts a connection of its peer, until `leave`."""
+        """Counts a new connection toward its peer, until `leave`."""
         address = _address(transport)
         peer = self._known.get(address)
         if peer is None:

@@ -13,7 +13,7 @@ from backline.wire.http2.connection import Http2Connection
 from backline.wire.http2.frames import PREFACE
 from backline.wire.peers import Peer
 
-#: The first byte of a TLS handshake record (RFC 8446, section 5.1): TLS on a plaintext port.
+#: The first byte of a TLS handshake record (RFC 8446, section 5.1), sent to a plaintext port by mistake.
 TLS_HANDSHAKE = 0x16
 #: The last connections up to max_connections, and the last of each peer's share, accept only vital requests,
 #: so that health probes are answered while all other connections are in use: this many, but at most 1 in
@@ -47,7 +47,7 @@ class Sniffer(Connection):
         reserve = min(RESERVE, wire.limits.max_connections // RESERVE_PART)
         self.reserved = not wire.may_connect(transport, reserve)
         if self.reserved:
-            # Security: clients must not keep the reserve. A probe takes far less time.
+            # Security: a client must not occupy the reserve for long. A probe takes far less time.
             wire.loop.call_later(RESERVED_TIME, transport.abort)
         join_writelines(transport)
         self.attach(transport, b"")

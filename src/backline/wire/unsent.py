@@ -19,7 +19,7 @@ class _Backlog:
 
     def __init__(self, since: float) -> None:
         self.size = 0
-        #: The part of `size` that this ledger has added to `wire.buffered_bytes`.
+        #: The part of `size` that `Unsent` has added to `wire.buffered_bytes`.
         self.counted = 0
         #: When the client was last seen reading, or when the backlog began.
         self.since = since

@@ -31,7 +31,7 @@ def complete(described: Any) -> Any:
 
 
 def describe(model: Model) -> Any:
-    """The configuration in the model's files, completed by what the server found in the model and decided."""
+    """The configuration in the model's files, completed with what the server detected and decided."""
     given = model.config
     config = message("inference.ModelConfig").FromString(given.declared)
     config.name = model.name
@@ -59,7 +59,7 @@ def describe(model: Model) -> Any:
     for key, value in given.parameters.items():
         config.parameters[key].string_value = value
     if placement is not None:
-        # Where people and tools already look for values of backends.
+        # People and tools already look for backend settings among the parameters.
         config.parameters[native.parameter("lane")].string_value = placement.lane
         config.parameters[native.PLACEMENT].string_value = placement.reason
     if model.scheduling:

@@ -13,7 +13,7 @@ from backline.engine.values.tensor import Shape
 from backline.version import __version__
 
 SERVER_NAME = "backline"
-#: Always available.
+#: Extensions of every server.
 EXTENSIONS = (
     "classification",
     "sequence",
@@ -24,17 +24,17 @@ EXTENSIONS = (
     "statistics",
     "generate",
 )
-#: Available where models may be changed by request.
+#: Extensions where models may be changed by request.
 CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
-#: Available where clients may share memory with the server.
+#: Extensions where clients may share memory with the server.
 MEMORY_EXTENSIONS = ("system_shared_memory",)
-#: Available where the log belongs to the server, not to an embedding program.
+#: Extensions where the log belongs to the server, not to an embedding program.
 LOG_EXTENSIONS = ("logging",)
-#: Available where clients may change what is traced.
+#: Extensions where clients may change what is traced.
 TRACE_EXTENSIONS = ("trace",)
 
 #: The shape shown for a scalar input, as in Triton, because perf_analyzer needs a dimension. Requests may use
-#: either.
+#: [] or [1].
 SCALAR: Shape = (1,)
 
 
@@ -82,7 +82,7 @@ def model_index(engine: Engine, *, only_ready: bool) -> list[dict[str, str]]:
 def model_listing(engine: Engine) -> list[dict[str, Any]]:
     """All versions of all models with state, reason, labels, memory and load progress.
 
-    `ready` is whether the version takes requests, `default` whether it gets those without a version.
+    `ready` is whether the version takes requests, `default` whether it gets those that name no version.
     `progress` is present only during a load; its seconds count from the start of the load, its bytes are
     those fetched from the repository.
     """

@@ -1,4 +1,4 @@
-"""The parameters of requests, on their plans."""
+"""Applies the parameters of a request to its plan."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from backline.dialects.open_inference.plan import InferPlan
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.parameters import read_parameters, shown
 
-#: Marks the final response to a request on a stream.
+#: The parameter that marks the final response to a request on a stream.
 FINAL = "triton_final_response"
 MAX_CLASSES = 1_000_000
 
 
 def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
-    """Sets a request's parameters on its plan. Raises as engine.parameters.read_parameters."""
+    """Sets a request's parameters on its plan. Raises InvalidArgument or Unsupported."""
     read = read_parameters(given)
     plan.binary_default = read.binary_output
     plan.empty_final = read.empty_final

@@ -32,8 +32,8 @@ _NO_DATA = np.empty(1, np.uint8)
 class PlanBuilder:
     """Collects the inputs and outputs of a request and checks them as far as possible without the model.
 
-    Every method raises InvalidArgument, and Unsupported where clients may not share memory. `model` is used
-    in errors.
+    Every method raises InvalidArgument, and Unsupported where clients may not share memory. `model` is the
+    name that error texts show.
     """
 
     def __init__(self, model: str, memory: SharedMemory | None) -> None:
@@ -45,7 +45,7 @@ class PlanBuilder:
         self._slices: dict[str, RegionSlice] = {}
 
     def input_slice(self, name: str, parameters: Mapping[str, Any]) -> RegionSlice | None:
-        """The shared memory that a new input's parameters refer to, None for none."""
+        """The shared memory that a new input's parameters refer to; None if they name no region."""
         if name in self._names:
             raise InvalidArgument(f"input '{name}' already exists in request")
         self._names.add(name)
@@ -65,7 +65,7 @@ class PlanBuilder:
     ) -> None:
         """Adds a requested output to the plan.
 
-        With `binary` its parameters choose between JSON and binary form.
+        With `binary`, the output's parameters choose between JSON and binary form.
         """
         if name in self._outputs:
             raise InvalidArgument(f"output '{name}' already exists in request")

@@ -1,7 +1,4 @@
-"""Changing models by request:
-
-Triton's model repository extension, and beyond it versions, labels and the history.
-"""
+"""Changing models by request: Triton's model repository extension, plus versions, labels and history."""
 
 from __future__ import annotations
 
@@ -52,13 +49,13 @@ class ParametersDocument(Struct, forbid_unknown_fields=True):
 
 
 class LoadDocument(Struct, forbid_unknown_fields=True):
-    """Values may be large files: those that are not strings stay undecoded."""
+    """The parameters of a load; their values stay undecoded at first, as they may be large files."""
 
     parameters: dict[str, Raw] = {}
 
 
 class VersionDocument(Struct, forbid_unknown_fields=True):
-    """Versions may be numbers or strings."""
+    """A label's new version, and the version expected before; both may be numbers or strings."""
 
     version: str | int
     expected: str | int = ANY_VERSION
@@ -100,7 +97,7 @@ class RepositoryRoutes:
         router.add(Scope.MANAGE, "POST", "/v2/models/{}/promote", self._promote)
         router.add(Scope.MANAGE, "POST", "/v2/models/{}/rollback", self._rollback)
 
-    # Triton's
+    # Triton's routes
 
     def _index(self, request: HttpRequest) -> None:
         asked = read_document(IndexDocument, request.body if request.method == b"POST" else b"")
@@ -109,7 +106,7 @@ class RepositoryRoutes:
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
         who, body = _who(request), request.body
-        request.body = b""  # may be as large as the model: not kept while the model loads
+        request.body = b""  # it may be as large as the model, so it is freed before the load
 
         async def load() -> None:
             nonlocal body
@@ -125,7 +122,7 @@ class RepositoryRoutes:
         change = control.unload(model, version, dependents=dependents, who=_who(request))
         self._deferred.answer(request, change, partial(_respond_empty, request))
 
-    # beyond Triton
+    # routes that Triton lacks
 
     def _refresh(self, request: HttpRequest) -> None:
         control = control_of(self._engine, "refreshing the repository by request")

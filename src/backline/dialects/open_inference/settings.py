@@ -62,7 +62,7 @@ class TraceSettings:
         respond_json(request, control.settings(model))
 
     def answer(self, asked: Any) -> dict[str, Any]:
-        """Applies a TraceSettingRequest and returns the response's fields. No value clears a setting."""
+        """Applies a TraceSettingRequest, clearing settings without a value. Returns the response's fields."""
         control = self._control
         if asked.settings:
             changes = {name: _value(name, list(given.value)) for name, given in asked.settings.items()}
@@ -82,7 +82,7 @@ def _value(name: str, values: list[str]) -> SettingValue | None:
 
 
 def _read(body: Buffer) -> dict[str, SettingValue | None]:
-    """The changes in a body, none if it is empty. Raises InvalidArgument, PayloadTooLarge."""
+    """The changed settings in a body, {} if the body is empty. Raises InvalidArgument, PayloadTooLarge."""
     check_document(body)
     try:
         return _trace_decoder.decode(body or b"{}")
@@ -94,7 +94,7 @@ def _read(body: Buffer) -> dict[str, SettingValue | None]:
 
 
 class LoggingExtension:
-    """The logging extension over REST and gRPC. Every response has all settings, after any change."""
+    """The logging extension over REST and gRPC. Every response has all current settings."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -148,14 +148,14 @@ def _given(setting: Any) -> object:
 
 
 class RecordDocument(Struct, forbid_unknown_fields=True):
-    """Record `count` requests, at most `max_bytes` in total."""
+    """Asks to record `count` requests, at most `max_bytes` in total."""
 
     count: int = 8
     max_bytes: int = DEFAULT_BYTES
 
 
 class RecordingRoutes:
-    """Recording a model's requests for its warm-up. Every response is a RecordingState."""
+    """Routes that record a model's requests for its warm-up. Every response is a RecordingState."""
 
     def __init__(self, recorder: Recorder, deferred: DeferredAnswers) -> None:
         self._recorder = recorder

@@ -44,9 +44,9 @@ class RegionSlice:
 def read_slice(
     kind: str, name: str, parameters: Mapping[str, Any], memory: SharedMemory | None
 ) -> RegionSlice | None:
-    """The slice that the parameters of an input or output refer to, None for none.
+    """The slice that the parameters of an input or output refer to; None if they name no region.
 
-    Raises Unsupported where clients may not share memory, InvalidArgument.
+    Raises InvalidArgument, or Unsupported where clients may not share memory.
     """
     if REGION not in parameters:
         return None
@@ -80,14 +80,14 @@ class SharedInput(InputPlan):
         memory: SharedMemory,
         model: str,
     ) -> None:
-        """`model` is used in errors."""
+        """`model` is the name that error texts show."""
         super().__init__(name, datatype_name, shape)
         self.model = model
         self.place = place
         self.memory = memory
 
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
-        """Copies the tensor from the region that has the name now; the arguments are unused.
+        """Copies the tensor from the region that currently has its name; the arguments are unused.
 
         Raises BacklineError.
         """
@@ -182,7 +182,7 @@ class SharedMemoryRegions:
         return self._engine.shared_memory
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """All regions, or the named one. Raises NotFound."""
+        """Describes the named region, or all if `name` is empty. Raises NotFound."""
         memory = self.memory
         found = [region for region in memory.regions() if name in ("", region.name)]
         if name and not found:
@@ -193,7 +193,7 @@ class SharedMemoryRegions:
         self.memory.register(name, key, offset, byte_size)
 
     def unregister(self, name: str) -> None:
-        """Unregisters the named region, or all."""
+        """Unregisters the named region, or all if `name` is empty."""
         if name:
             self.memory.unregister(name)
         else:
@@ -207,7 +207,7 @@ class CudaRegions:
         self._system = system
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """An empty list. Raises NotFound for a name."""
+        """Returns an empty list, as no region can exist. Raises NotFound if `name` is not empty."""
         self._allowed()
         if name:
             raise NotFound(f"Unable to find cuda shared memory region: '{name}'")
@@ -245,7 +245,7 @@ class CudaDocument(Struct, forbid_unknown_fields=True):
 
 
 class SharedMemoryRoutes:
-    """The handlers of the routes."""
+    """The REST routes that register, unregister and list regions."""
 
     def __init__(self, engine: Engine) -> None:
         self._system = SharedMemoryRegions(engine)

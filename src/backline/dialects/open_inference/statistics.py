@@ -82,7 +82,7 @@ def _details(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
-    """Counters by the index of a response in its stream; models with one response per request use index 0."""
+    """Counters by the position of a response among those to its request: 0 unless the model is decoupled."""
     if counters.responses is None:
         return {
             "0": {
@@ -108,7 +108,7 @@ def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _failed(counters: ModelStatistics) -> dict[str, int]:
-    """Failed requests, with cancelled and timed-out ones as in Triton, without those that a queue refused."""
+    """Failed requests, with cancelled and timed-out ones as in Triton, except those that a queue refused."""
     failed, given_up = counters.fail, counters.given_up
     return {"count": failed.count + given_up.count, "ns": failed.ns + given_up.ns}
 

@@ -1,4 +1,4 @@
-"""A gRPC call on a stream: what unary and streaming calls have in common."""
+"""What unary and streaming gRPC calls have in common: checks of the head, the deadline, and the status."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class GrpcExchange(Stream):
     metadata: Mapping[bytes, bytes]
     deadline: float | None
     on_abandon: Callable[[], None] | None
-    #: Response headers were sent, so the trailers carry only the status.
+    #: Whether response headers were sent; if so, the trailers carry only the status.
     started = False
 
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
@@ -64,7 +64,7 @@ class GrpcExchange(Stream):
             path = head.path.decode("utf-8", "replace")
             self.end(
                 UNIMPLEMENTED,
-                f"unknown method {path[:200]}; check the names of service and method",
+                f"unknown method {path[:200]}; check the service and method names",
             )
         elif (what := self._overload()) is not None:
             self.end(RESOURCE_EXHAUSTED, f"the server has too many {what}; try again later")
@@ -86,7 +86,7 @@ class GrpcExchange(Stream):
                 self.connection.deadlines.add(self.deadline, self)
 
     def _overload(self) -> str | None:
-        """What the server, or this peer, has too many of to accept the call, which is already counted."""
+        """Names what there are too many of, counting this call; None if the call can be accepted."""
         connection = self.connection
         wire = connection.wire
         if not self.streaming:

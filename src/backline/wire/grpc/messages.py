@@ -23,7 +23,7 @@ UNIMPLEMENTED = 12
 INTERNAL = 13
 UNAVAILABLE = 14
 
-#: Longer messages are truncated, so that the trailers fit the limit of clients (8 KiB in grpcio).
+#: Bytes after which status messages are cut, so that trailers fit the limit of clients (8 KiB in grpcio).
 MAX_MESSAGE = 4096
 
 #: The header blocks before the first message of a response and, on success, after the last.
@@ -40,13 +40,13 @@ _TO_ESCAPE = re.compile(rb"[^\x20-\x24\x26-\x7e]")
 
 
 def escape(message: str) -> bytes:
-    """The value of grpc-message: percent-encoded UTF-8."""
+    """Encodes a status message for the grpc-message field: percent-encoded UTF-8."""
     text = message.encode("utf-8", "replace")[:MAX_MESSAGE].strip(b" ")
     return _TO_ESCAPE.sub(lambda match: b"%%%02X" % match[0][0], text)
 
 
 def status_block(code: int, message: str, trailers: Fields, started: bool) -> bytes:
-    """The block that ends a call; with response headers in it (Trailers-Only) unless they were sent."""
+    """The header block that ends a call; with the response headers (Trailers-Only) if not `started`."""
     if trailers:
         return _status_block(code, message, started) + frames.encode_fields(trailers)
     return _status_block(code, message, started)

@@ -38,8 +38,8 @@ class StreamExchange(GrpcExchange, StreamCall):
     """A streaming call.
 
     Invariant: received messages wait in `_messages`, and the stream's window is replenished only as the
-    handler takes them. So a client can make the server hold at most one window and the message whose length
-    was granted.
+    handler takes them. So a client can make the server hold at most one window, plus one large message for
+    which the window was extended.
     """
 
     streaming = True
@@ -50,8 +50,8 @@ class StreamExchange(GrpcExchange, StreamCall):
         self._assembler = MessageAssembler(
             head.encoding, connection.wire.limits.max_body_size, self._announced
         )
-        #: Bytes granted beyond the ordinary window for a large message; they are not granted again when it is
-        #: taken.
+        #: Bytes granted beyond the ordinary window for a large message; they are not granted again when the
+        #: handler takes the message.
         self._borrowed = 0
         self._consumed = 0
         self._receiver: asyncio.Future[None] | None = None
@@ -87,12 +87,12 @@ class StreamExchange(GrpcExchange, StreamCall):
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         self.check_length(end - begin, ended)
         if end - begin < PREFIX_SIZE and not ended:
-            # Less than an empty message.
+            # Security: a piece smaller than a message prefix counts as a frame that carries nothing.
             self.connection.spend(1)
         if ended:
             self.remote_open = False
         if self.answered:
-            # No handler takes this; the stream is reset once the response is sent.
+            # The call has ended: the data is dropped, and the stream is reset once the response is sent.
             return
         try:
             self._take(data, begin, end, ended)
@@ -158,7 +158,7 @@ class StreamExchange(GrpcExchange, StreamCall):
             raise asyncio.CancelledError("the call is over")
 
     def _return_window(self, size: int) -> None:
-        """Lets the client send as much as the handler took."""
+        """Extends the window by the `size` bytes that the handler took, without those granted in advance."""
         borrowed = min(size, self._borrowed)
         self._borrowed -= borrowed
         self._consumed += size - borrowed
@@ -233,7 +233,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         except ConnectionResetError:
             raise asyncio.CancelledError("the call is over") from None
 
-    # Ends before the response
+    # Cancellation and timeouts
 
     def cancelled(self) -> None:
         super().cancelled()

@@ -1,4 +1,4 @@
-"""Deadlines of calls: the grpc-timeout field, and one heap with one timer per connection."""
+"""Deadlines of gRPC calls: the grpc-timeout field, and one timer for all calls of a connection."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Expiring(Protocol):
 class Deadlines:
     """Calls `expire` on entries that are still open at their deadline.
 
-    Invariant: closed entries never exceed the `live` ones by more than a constant factor, since they are
-    purged as the heap grows.
+    Invariant: the heap stays proportional to the number of open entries, which `live` returns, because closed
+    ones are purged as it grows.
     """
 
     __slots__ = ("_count", "_heap", "_live", "_loop", "_timer", "_timer_at")
@@ -52,7 +52,7 @@ class Deadlines:
         self._timer_at = 0.0
 
     def add(self, deadline: float, entry: Expiring) -> None:
-        """`deadline` in seconds of time.monotonic()."""
+        """Adds an entry that expires at `deadline`, in seconds of time.monotonic()."""
         self._count += 1
         heap = self._heap
         heappush(heap, (deadline, self._count, entry))

@@ -1,4 +1,4 @@
-"""A unary gRPC call: the hot path."""
+"""Unary gRPC calls, the hot path of the server."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ _CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 class UnaryExchange(GrpcExchange, UnaryCall):
-    """One request message, one response message.
+    """A call with one request message and one response message.
 
-    A message within one DATA frame takes the fast path in `feed`.
+    A message that fits one DATA frame takes the fast path in `feed`.
     """
 
     _assembler: MessageAssembler | None = None

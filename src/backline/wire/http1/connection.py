@@ -64,7 +64,7 @@ class Http1Connection(Connection):
         self._remembered_at = 0
         #: Received bytes waiting for their turn.
         self.held: memoryview | None = None
-        #: Whether the previous turn was used up.
+        #: Whether the connection used up its previous turn.
         self._used_up = False
         #: Whether reading is paused until the next turn.
         self._resting = False
@@ -76,7 +76,7 @@ class Http1Connection(Connection):
         self.lingering = False
         self._linger_bytes = 0
 
-    # life
+    # opening and closing
 
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self.transport = self.pipeline.transport = transport
@@ -105,7 +105,7 @@ class Http1Connection(Connection):
         self.receiver.close()
         self.pipeline.lost()
         self.wire.peers.leave(self.peer)
-        # Both refer to this connection: without this, their memory would wait for the cycle collector.
+        # Breaks reference cycles, so that memory need not wait for the cycle collector.
         del self.receiver, self.pipeline
 
     def abort(self) -> None:
@@ -127,10 +127,10 @@ class Http1Connection(Connection):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is in the application or waiting for it."""
+        """Whether the application is handling a request, or requests are waiting."""
         return self.pipeline.current is not None or bool(self.pipeline.waiting)
 
-    # bytes in
+    # receiving
 
     def data_received(self, data: bytes) -> None:
         pipeline = self.pipeline
@@ -159,10 +159,7 @@ class Http1Connection(Connection):
                 self._remember(data, head)
 
     def _remember(self, data: bytes, head: Head) -> None:
-        """Remembers `head` if `data` is exactly one request.
-
-        A connection where heads never repeat gives up.
-        """
+        """Remembers `head` if `data` is exactly one request; gives up if heads never repeat."""
         answers = self.pipeline.answers
         self._in_vain = self._in_vain + 1 if answers == self._remembered_at + 1 else 0
         self._remembered_at = answers
@@ -204,7 +201,7 @@ class Http1Connection(Connection):
             self.wire.turns.wait(self)
 
     def end_turn(self) -> None:
-        """Leaves the rest for the next turn."""
+        """Leaves the remaining bytes or requests for the next turn."""
         self._used_up = True
         self.wire.turns.wait(self)
 
@@ -231,7 +228,7 @@ class Http1Connection(Connection):
         self._update_reading()
 
     def received_again(self, data: bytes) -> None:
-        """Takes back bytes, to be parsed before those held."""
+        """Takes bytes back from the receiver, to be parsed before those held."""
         held, self.held = self.held, None
         self.data_received(data if held is None else b"".join((data, held)))
 
@@ -250,10 +247,10 @@ class Http1Connection(Connection):
         self._same_size = 0
         self.receiver.last_head = None
 
-    # after responses
+    # responses and refusals
 
     def advanced(self) -> None:
-        """The pipeline has dispatched what it could."""
+        """Called when the pipeline has dispatched all requests that it can for now."""
         if self.held is not None and not self.busy:
             self.wire.turns.wait(self)
         self._update_reading()

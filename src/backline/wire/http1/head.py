@@ -29,7 +29,7 @@ def response_head(status: int) -> bytes:
 
 
 def refresh_date() -> None:
-    """Call this about once a second."""
+    """Clears the cached heads, whose date is stale. Call it about once a second."""
     _heads.clear()
 
 
@@ -38,7 +38,7 @@ def has_no_body(status: int) -> bool:
     return status in {204, 304} or status < 200
 
 
-#: For 503, in seconds.
+#: The Retry-After field of 503 responses, in seconds.
 RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
 
 

@@ -41,12 +41,12 @@ class Pipeline:
         self._connection = connection
         self._http = wire.application.http
         self.wire = wire
-        #: Both are set when the connection is attached to its transport.
+        #: `transport` and `peer` are set when the connection is attached to its transport.
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self.peer: Peer = None  # type: ignore[assignment]
         #: The request that the application is working on.
         self.current: Http1Request | None = None
-        #: Its response, if that is a stream.
+        #: The response to the current request, if it is streamed.
         self.open_stream: Http1Stream | None = None
         self.waiting: deque[Entry] = deque()
         self._running = False
@@ -63,7 +63,7 @@ class Pipeline:
     # requests
 
     def put(self, entry: Entry) -> None:
-        """Dispatches an entry, or appends it if others come first."""
+        """Dispatches an entry, or queues it if others come first."""
         if (
             self.current is None
             and not self.waiting
@@ -81,7 +81,7 @@ class Pipeline:
             self.advance()
 
     def queue(self, entry: Entry) -> None:
-        """Appends an entry, for the next `advance`."""
+        """Queues an entry for the next `advance`."""
         self.waiting.append(entry)
 
     def advance(self) -> None:
@@ -138,7 +138,7 @@ class Pipeline:
         request.counted_bytes = 0
 
     def lost(self) -> None:
-        """The client has disconnected: cancels the current request and drops those waiting."""
+        """Called when the client has disconnected: cancels the current request and drops those waiting."""
         current, self.current = self.current, None
         stream, self.open_stream = self.open_stream, None
         if current is not None:
@@ -163,7 +163,7 @@ class Pipeline:
     # responses
 
     def answered(self, request: Http1Request) -> None:
-        """The response to the current request has been written."""
+        """Called when the response to the current request has been written."""
         self.answers += 1
         self.current = None
         if request.counted_bytes:
@@ -204,11 +204,11 @@ class Pipeline:
     # backpressure
 
     def pause(self) -> None:
-        """The client leaves responses unread."""
+        """Stops dispatching while the client leaves responses unread."""
         self.write_paused = True
 
     def wrote_much(self) -> None:
-        """A large response was written, which may remain in the transport's buffer."""
+        """Called after a large response was written, which may remain in the transport's buffer."""
         self.wire.unsent.watch(self._connection)
 
     def resume(self) -> None:

@@ -52,8 +52,8 @@ class Refused(Exception):
 class Receiver:
     """Assembles requests and passes them to the pipeline, or refuses them.
 
-    The parser (llhttp in strict mode) rejects malformed messages; the receiver rejects what the parser leaves
-    to its user. The parser calls the methods named `on_...`.
+    The parser (llhttp in strict mode) rejects malformed messages; the receiver rejects what the parser
+    accepts but RFC 9112 or a limit forbids. The parser calls the methods named `on_...`.
 
     Invariant: heads, bodies and chunk framing are checked against their limits slice by slice, as they
     arrive.
@@ -86,7 +86,7 @@ class Receiver:
         #: The request target; not empty from the first bytes of a request to its last.
         self.target = b""
         self._headers: dict[bytes, bytes] = {}
-        #: Repeated fields.
+        #: The number of repeated header fields.
         self._repeated = 0
         #: Bytes of the incomplete head so far.
         self._head_size = 0
@@ -114,7 +114,7 @@ class Receiver:
             self._pipeline.release(self._entry)
         self._forget()
 
-    # for the connection
+    # state that the connection reads
 
     @property
     def in_body(self) -> bool:
@@ -122,7 +122,7 @@ class Receiver:
 
     @property
     def announced(self) -> int:
-        """The announced size of the body being received; 0 if there is none."""
+        """The size announced for the body being received; 0 if there is no body or no announced size."""
         return 0 if self._chunked or self._entry is None else self._length
 
     @property
@@ -133,7 +133,7 @@ class Receiver:
         body = self._body
         return body.size if isinstance(body, GrowingBuffer) else len(body or b""), self._raw_size
 
-    # bytes
+    # parsing
 
     def feed(self, data: bytes | memoryview) -> Head | None:
         """Parses bytes, which may hold several requests.
@@ -146,7 +146,7 @@ class Receiver:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Also raised after CONNECT was refused.
+            # The parser raises this also after CONNECT was refused.
             if self._upgrade:
                 self._parse_without_upgrade(memoryview(data)[upgrade.args[0] :])
             else:
@@ -190,7 +190,7 @@ class Receiver:
             return
         if fault is None:
             context = error.__context__
-            # After an ignored upgrade, an error in the following bytes has it as its context.
+            # An error in the bytes after an ignored upgrade has HttpParserUpgrade as its context.
             if context is not None and not isinstance(context, (Refused, httptools.HttpParserUpgrade)):
                 logger.error("reading a request failed", exc_info=context)
             if self._pipeline.answers == 0 and not self.target and not speaks_http(data):
@@ -299,7 +299,7 @@ class Receiver:
                 self._complete(entry)
             return
         if self._body is not None:
-            # `entry` is a request: refusals are unusual.
+            # `entry` is not a Refusal here, since those are unusual.
             body = self._body
             entry.body = body if type(body) is bytes else body.take()  # type: ignore[union-attr]
             self._body = None
@@ -427,7 +427,7 @@ class Receiver:
         self._body.append(data)
 
     def large_body_grew(self, nbytes: int) -> None:
-        """More bytes of the large body have arrived."""
+        """Called when `nbytes` more bytes of the large body have arrived."""
         large = self.large
         if large is None:
             # The request was refused or the connection closed meanwhile: the bytes are dropped.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Responses and chunks up to this size are joined into one write; larger buffers are written without a copy.
 JOINED_SIZE = 16 * 1024
-#: Smaller bodies are not worth compressing.
+#: Bodies below this many bytes are not worth compressing.
 WORTH_COMPRESSING = 1024
 
 
@@ -119,7 +119,7 @@ class Http1Request(HttpRequest):
         coded = (*fields, (b"content-encoding", coding.name), (b"vary", b"accept-encoding"))
         if size <= coding.INLINE_SIZE:
             packed = compress(coding, body)
-            # This is not compressed again, since the fields now name a coding.
+            # `respond` does not compress again, since the fields now name a coding.
             self.respond(status, coded, (packed,))
             return True
         if self.version_1_0:
@@ -157,7 +157,7 @@ class Http1Request(HttpRequest):
         return stream
 
     def gone(self) -> None:
-        """The client has disconnected."""
+        """Called when the client has disconnected."""
         if self._pipeline is None:
             return
         self._pipeline = None
@@ -206,7 +206,7 @@ class Http1Stream(ResponseStream):
         pipeline.answered(self._request)
 
     def gone(self) -> None:
-        """The client has disconnected: the next `send` raises."""
+        """Called when the client has disconnected: the next `send` raises."""
         self._pipeline = None
         if self._request.on_abandon is not None:
             self._request.on_abandon()

@@ -36,7 +36,7 @@ class TimeLimits:
         self._since = 0.0
 
     def check(self, connection: Http1Connection, now: float) -> None:
-        """`now` in seconds of time.monotonic()."""
+        """Ends the connection if its time limit has passed; `now` is in seconds of time.monotonic()."""
         awaited, progress, limit = _look(connection)
         if (awaited, progress) != self._mark:
             self._mark = (awaited, progress)
@@ -46,7 +46,7 @@ class TimeLimits:
 
 
 def _look(connection: Http1Connection) -> tuple[Awaited, object, float]:
-    """What the connection waits for, a value that changes with progress, and the seconds without a change."""
+    """What the connection waits for, a value that changes with progress, and the limit in seconds."""
     pipeline = connection.pipeline
     receiver = connection.receiver
     limits = connection.wire.limits

@@ -1,4 +1,4 @@
-"""Limits the requests of a connection in the application by the memory that their responses may take."""
+"""Limits how many requests of a connection run at once, by the memory that their responses may take."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from backline.wire.http2.stream import Stream
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: Kinds of compressed requests start here: their size says little about the request.
+#: The first kind of compressed requests, which get their own: their size says little about the request.
 _COMPRESSED = 64
-#: Without experience, a response is expected to take this fraction of the budget. That admits several
+#: While no response is known, each is expected to take the budget divided by this. That admits several
 #: requests, since a server's first ones may be slow or wait for each other in a batch.
 _UNKNOWN = 16
 
@@ -82,7 +82,7 @@ class Admission:
         self.stir()
 
     def stir(self) -> None:
-        """Checks soon whether there is room for waiting requests."""
+        """Schedules a check whether there is room for waiting requests."""
         if (self.waiting or self._pausing) and not self._scheduled:
             self._scheduled = True
             self._wire.loop.call_soon(self._admit)

@@ -38,7 +38,7 @@ class Http2Connection(Connection):
     `open` to `remove`.
     """
 
-    #: Set by `attach`.
+    #: These four are set by `attach`.
     transport: asyncio.Transport
     output: Output
     admission: Admission
@@ -51,13 +51,13 @@ class Http2Connection(Connection):
         self._max_streams = wire.limits.max_concurrent_streams
         self._closing = False
         self._lost = False
-        #: Requests whose response has been sent.
+        #: The number of requests whose response has been sent.
         self.answered = 0
         self.deadlines = Deadlines(wire.loop, self.streams.open.__len__)
         #: Prefix of the next header block sent: sets the size of the client's dynamic table, which we do not
         #: use, to 0.
         self.block_prefix = b""
-        #: Held while a streaming call takes a large message.
+        #: Held while the handler of a streaming call waits for a large message.
         self.large_messages = asyncio.Lock()
         self._allowance = FrameAllowance(wire.limits)
         self.max_requests = wire.peers.max_requests
@@ -68,7 +68,7 @@ class Http2Connection(Connection):
         #: The last stream to be served, once the final GOAWAY is sent.
         self._final_stream: int | None = None
         self._swept_reads = -1
-        #: `output.sent` when the client was last found to read fast enough, at `_took_enough`.
+        #: `output.sent` when the client was last found to read fast enough; that time is `_took_enough`.
         self._swept_sent = 0
         self._quiet_since = self._idle_since = self._opened = self._took_enough = time.monotonic()
         self._keepalive_sent = False
@@ -141,8 +141,8 @@ class Http2Connection(Connection):
         if not self.reader.preface_done:
             self._close()
             return
-        # Requests in transit are still served: once the client acknowledges the PING, no earlier one can
-        # arrive.
+        # Requests in transit are still served: once the client acknowledges the PING, all that it sent before
+        # have arrived.
         self.output.write(
             frames.goaway(frames.MAX_WINDOW, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING)
         )
@@ -270,7 +270,7 @@ class Http2Connection(Connection):
             self.streams.note(number)
             self.open(number, self._blocks.request(block), ends)
         else:
-            # Decode it anyway, to keep the HPACK tables in step.
+            # The block is decoded anyway, to keep the HPACK tables in step.
             self._blocks.fields(block)
             self.spend(1)
             if self.streams.was_reset_by_client(number):
@@ -321,7 +321,7 @@ class Http2Connection(Connection):
         return frames.header_frames(number, block, flags, self.output.max_frame_size)
 
     def finished(self, stream: Stream) -> None:
-        """The response has been sent completely."""
+        """Removes a stream whose response has been sent completely."""
         self.answered += 1
         self.remove(stream)
         if stream.remote_open:
@@ -353,7 +353,7 @@ class Http2Connection(Connection):
             self.loop.call_soon(self._close)
 
     def reset(self, stream: Stream, code: int) -> None:
-        """Resets a stream."""
+        """Resets a stream unless it is closed, and abandons its request."""
         if not stream.closed:
             self.remove(stream)
             self.send_reset(stream.number, code)
@@ -404,7 +404,7 @@ class Http2Connection(Connection):
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
             if len(payload) < 8:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "GOAWAY shorter than 8 octets")
-            # The client is closing: its open requests are still answered.
+            # The client is closing the connection: its open requests are still answered.
             self._drained()
         elif kind == frames.PUSH_PROMISE:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
@@ -468,7 +468,7 @@ class Http2Connection(Connection):
         output.pump()
 
     def _change_windows(self, initial: int) -> None:
-        """Applies INITIAL_WINDOW_SIZE. It adjusts every stream, so its cost grows with their number."""
+        """Applies INITIAL_WINDOW_SIZE to every open stream, so the charge grows with their number."""
         self.spend(len(self.streams.open) / 8)
         output = self.output
         output.initial_window = initial

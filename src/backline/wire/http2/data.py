@@ -59,11 +59,11 @@ class DataReceiver:
         self.padding_left = 0
         #: The stream that receives the payload; None if it is dropped.
         self._stream: Stream | None = None
-        #: END_STREAM of the current frame.
+        #: The END_STREAM flag of the current frame.
         self._ends = 0
 
     def lose(self) -> None:
-        """The connection is closed: frees the stream."""
+        """Frees the stream, as the connection is closed."""
         self._stream = None
 
     def check_windows(self, stream: Stream | None) -> None:
@@ -87,7 +87,7 @@ class DataReceiver:
         if flags & frames.PADDED:
             padding = data[begin] if length else 0
             if padding >= length:
-                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding longer than the frame")
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding is longer than the frame")
             begin += 1
             payload -= 1 + padding
         stream = self._streams.open.get(number)

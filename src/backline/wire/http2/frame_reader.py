@@ -24,7 +24,7 @@ log = logging.getLogger("backline.wire")
 _MAX_CONTINUATIONS = 8
 #: A connection that used up its turn defers reads above this size to its next turn.
 _SMALL_READ = 8 * KIB
-#: After a read this large, the client may already have disconnected.
+#: Bytes per read from which the reader checks whether the client has already disconnected.
 _ASK_FROM = 32 * KIB
 
 
@@ -35,13 +35,13 @@ class FrameHandler(Protocol):
     """
 
     def open(self, number: int, head: RequestHead, ends: int) -> None:
-        """A request on a new stream whose header block is known."""
+        """Opens a stream for a request whose header block is known from an earlier one."""
 
     def headers(self, number: int, block: bytes, ends: int) -> None:
-        """Any other complete header block."""
+        """Handles any other complete header block."""
 
     def control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        """A complete frame of any type but DATA, HEADERS and CONTINUATION."""
+        """Handles a complete frame of any type but DATA, HEADERS and CONTINUATION."""
 
     def spend(self, cost: float) -> None:
         """Charges for a frame that carries nothing. Raises ConnectionFailure when the client floods."""
@@ -49,7 +49,7 @@ class FrameHandler(Protocol):
     def send_reset(self, number: int, code: int) -> None: ...
 
     def expect_acknowledgement(self) -> None:
-        """The reader sent SETTINGS."""
+        """Called when the reader has sent SETTINGS, which the client must acknowledge."""
 
     def fail_stream(self, number: int, failure: StreamFailure) -> None: ...
 
@@ -128,10 +128,10 @@ class FrameReader:
         self._continuations = 0
         self._write_blocked = False
         self._read_paused = False
-        #: What still arrives is dropped.
+        #: Whether arriving bytes are dropped.
         self._stopped = False
         self._lost = False
-        #: Calls of data_received, for the sweep.
+        #: The number of calls of data_received, by which the sweep detects progress.
         self.reads = 0
 
     @property
@@ -144,10 +144,7 @@ class FrameReader:
         return self._write_blocked
 
     def stop(self) -> None:
-        """Drops what arrives from now on.
-
-        It is still read: closing with unread bytes would reset the connection.
-        """
+        """Reads and drops all further bytes: closing with unread bytes would reset the connection."""
         self._stopped = True
         self._update_reading()
 
@@ -168,7 +165,7 @@ class FrameReader:
         self._write_blocked = False
 
     def resume(self) -> None:
-        """After `end_write_pause` and sending what was queued, which may have blocked again."""
+        """Resumes reading after `end_write_pause`, unless sending what was queued has blocked again."""
         self._update_reading()
         if self._held is not None and not self._write_blocked:
             self._turns.wait(self)
@@ -178,7 +175,7 @@ class FrameReader:
             return
         self.reads += 1
         if type(data) is not bytes:
-            # TLS may deliver other buffers, but header blocks are keys of a dictionary.
+            # TLS may deliver other types of buffer, but header blocks are used as dictionary keys.
             data = bytes(data)
         if self._held is not None:
             held, at = self._held
@@ -208,7 +205,7 @@ class FrameReader:
         except ConnectionFailure as failure:
             self._handler.fail(failure)
         except Exception:
-            log.exception("an internal error closes an HTTP/2 connection")
+            log.exception("closing an HTTP/2 connection after an internal error")
             self._handler.fail(ConnectionFailure(frames.INTERNAL_ERROR, "internal error"))
         if self._output.parts:
             self._output.flush()
@@ -254,12 +251,12 @@ class FrameReader:
             length = word >> 8
             number &= 0x7FFFFFFF
             if length > payload.max_frame_size:
-                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a frame above MAX_FRAME_SIZE")
+                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a frame is larger than MAX_FRAME_SIZE")
             begin = at + 9
             end = begin + length
             try:
                 if self._block is not None and (kind != frames.CONTINUATION or number != self._block_stream):
-                    raise ConnectionFailure(frames.PROTOCOL_ERROR, "a header block is interrupted")
+                    raise ConnectionFailure(frames.PROTOCOL_ERROR, "another frame interrupts a header block")
                 if not kind:  # DATA
                     stream = streams.get(number)
                     if (
@@ -314,19 +311,19 @@ class FrameReader:
     def _read_preface(self, data: bytes, size: int) -> int:
         if size < 24 + 4:
             if not PREFACE.startswith(data[:24]):
-                raise ConnectionFailure(frames.PROTOCOL_ERROR, "not the preface of HTTP/2")
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "the HTTP/2 preface is wrong")
             self._pending = bytearray(data)
             self._needed = size + 1
             return -1
         if data[:24] != PREFACE or data[27] != frames.SETTINGS:
             raise ConnectionFailure(
-                frames.PROTOCOL_ERROR, "not the preface of HTTP/2, or no SETTINGS frame after it"
+                frames.PROTOCOL_ERROR, "the HTTP/2 preface is wrong, or no SETTINGS frame follows it"
             )
         self.preface_done = True
         return 24
 
     def _hold(self, data: bytes, at: int) -> None:
-        """Keeps the rest for the next turn."""
+        """Keeps data[at:] for the next turn."""
         self._held = (data, at)
         self._busy = True
         self._update_reading()
@@ -390,9 +387,9 @@ class FrameReader:
         if flags & frames.PRIORITISED:
             begin += 5
         if begin > end:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority longer than the frame")
-        # A stream that depends on itself fails alone: its block must still be decoded, to keep the HPACK
-        # tables in step.
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority is longer than the frame")
+        # A stream that depends on itself does not end the connection, so its block must still be decoded, to
+        # keep the HPACK tables in step.
         failure = None
         if flags & frames.PRIORITISED:
             try:
@@ -434,4 +431,4 @@ class FrameReader:
 def check_dependency(priority: bytes, number: int) -> None:
     """Raises StreamFailure if a stream's priority names the stream itself as its parent."""
     if int.from_bytes(priority[:4], "big") & 0x7FFFFFFF == number:
-        raise StreamFailure(frames.PROTOCOL_ERROR, "a stream that depends on itself")
+        raise StreamFailure(frames.PROTOCOL_ERROR, "a stream depends on itself")

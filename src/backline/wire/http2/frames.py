@@ -107,8 +107,8 @@ def header_frames(stream: int, block: bytes, flags: int, max_frame_size: int) ->
     return b"".join(out)
 
 
-#: Announced when a large body arrives, so that it needs few frames. Not earlier, since it also applies to
-#: HEADERS.
+#: The MAX_FRAME_SIZE announced when a body above LARGE_BODY bytes arrives, so that it needs few frames. It
+#: is not announced earlier, since it also applies to HEADERS.
 LARGE_MAX_FRAME_SIZE = 1 * MIB
 LARGE_BODY = 64 * KIB
 #: The receive window of a stream until the length of its message is known and granted.
@@ -147,8 +147,8 @@ def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     return known
 
 
-#: Idle frames earned by work: clients acknowledge DATA with WINDOW_UPDATE for stream and connection, and
-#: probe the bandwidth with PING.
+#: Idle frames that a client earns per answered request and per DATA frame: clients acknowledge DATA with
+#: WINDOW_UPDATE for stream and connection, and probe the bandwidth with PING.
 PER_REQUEST = 6
 PER_DATA_FRAME = 4
 

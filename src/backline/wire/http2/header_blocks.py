@@ -89,7 +89,7 @@ class HeaderBlocks:
     def fields(self, block: bytes) -> Sequence[tuple[bytes, bytes]]:
         """Decodes any block.
 
-        Raises ConnectionFailure if that fails, since the two dynamic tables would then differ.
+        Raises ConnectionFailure if that fails, since the dynamic tables of both sides would then differ.
         """
         table = self._table
         table.changed = False
@@ -109,7 +109,7 @@ class HeaderBlocks:
 
 
 def exchange_for(head: RequestHead) -> tuple[Callable[[Http2Connection, int, RequestHead], Stream], bool]:
-    """The class for requests with this head, and whether it acts before the body arrives (`begin`)."""
+    """The Stream subclass for this head, and whether its `begin` must run before the body arrives."""
     if not head.is_grpc or head.method != b"POST":
         return HttpExchange, True
     if head.rpc is None or head.too_large is not None or head.refusal is not None:

@@ -41,7 +41,7 @@ _NOT_IN_HTTP2 = frozenset(
         b"date",
     )
 )
-#: Smaller bodies are not worth compressing.
+#: Bodies below this many bytes are not worth compressing.
 _WORTH_COMPRESSING = 1024
 
 
@@ -51,7 +51,7 @@ class HttpExchange(Stream, HttpRequest):
     body: Buffer
     _gathered: Body | None = None
     _responding = False
-    #: The event loop keeps only weak references to tasks.
+    #: Keeps the task alive: the event loop has only a weak reference.
     _task: asyncio.Task[None] | None = None
 
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
@@ -260,7 +260,7 @@ class HttpExchange(Stream, HttpRequest):
             block += frames.encode_fields([(b"content-length", b"%d" % size)])
         return block + frames.encode_fields([(b"date", http_date())])
 
-    # Ends before the response
+    # Cancellation and timeouts
 
     def lost(self) -> None:
         self.answered = True

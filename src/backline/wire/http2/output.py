@@ -16,7 +16,7 @@ from backline.wire.limits import KIB
 _QUANTUM = 128 * KIB
 #: Above this, bytes are written immediately rather than at the end of the event loop's iteration.
 _WRITE_AT = 64 * KIB
-#: Smaller DATA frames count as work (see `FrameAllowance`) only if they finish what is queued.
+#: Smaller DATA frames count as work (see `FrameAllowance`) only if they complete what is queued.
 _CRUMB = 1 * KIB
 
 
@@ -66,7 +66,7 @@ class Output:
         self.window = frames.DEFAULT_WINDOW
         self.initial_window = frames.DEFAULT_WINDOW
         self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
-        #: The transport's write buffer is full.
+        #: Whether the transport's write buffer is full.
         self.paused = False
         self.parts: list[Buffer] = []
         self.scheduled = False
@@ -76,7 +76,7 @@ class Output:
         self.data_frames = 0
         #: Bytes of responses waiting for windows or the socket, or being compressed.
         self.held = 0
-        #: Total bytes sent that had waited.
+        #: Total bytes sent of responses that had to wait.
         self.sent = 0
 
     def write(self, frame: Buffer) -> None:
@@ -141,7 +141,7 @@ class Output:
         self.pump()
 
     def finish(self, stream: Stream) -> None:
-        """Ends the response (`tail` or `ends_with_data`), after what is queued."""
+        """Ends a complete response after its queued data, with `stream.tail` or with its last DATA frame."""
         if stream.pending_bytes:
             self.enqueue(stream)
         else:
@@ -191,7 +191,7 @@ class Output:
         stream.pending_bytes = stream.compressing = 0
 
     def compressing(self, stream: Stream, size: int) -> None:
-        """Counts a response of this size while it is being compressed; 0 when that is done."""
+        """Counts a response of `size` bytes while it is compressed; call it with 0 afterwards."""
         if not stream.closed:
             self._hold(stream, size - stream.compressing)
             stream.compressing = size
@@ -216,8 +216,8 @@ class Output:
             last = stream.ends_with_data and not stream.pending_bytes
             stream.end_sent = last
             parts.append(FRAME_HEADER.pack(size << 8, frames.END_STREAM if last else 0, stream.number))
-            # Security: a client that opens its window a few bytes at a time must not earn idle frames with
-            # each.
+            # Security: a client that opens its window a few bytes at a time must not earn an allowance of
+            # idle frames each time.
             if size >= _CRUMB or not stream.pending_bytes:
                 self.data_frames += 1
             while size:

@@ -76,7 +76,7 @@ class RequestHead:
         self.accept_encoding = frozenset(
             name.strip().lower() for name in headers.get(b"grpc-accept-encoding", b"").split(b",")
         )
-        #: The class of the exchange, and whether it acts before the body arrives. `HeaderBlocks` sets both.
+        #: The Stream subclass to use, and whether it acts before the body arrives. `HeaderBlocks` sets both.
         self.exchange: Callable[[Http2Connection, int, RequestHead], Stream]
         self.prompt = True
         #: Why the header list is too large, if it is.

@@ -15,9 +15,9 @@ from backline.wire.http2.request_head import RequestHead
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
 
-#: Smaller pieces of a body, unless they are the last, are charged like frames that carry nothing.
+#: Pieces of a body below this many bytes, unless they are the last, are charged like empty frames.
 CRUMB = 64
-#: A sender waits while its stream has more than this queued.
+#: A sender waits while its stream has more bytes than this queued.
 HIGH_WATER = 64 * 1024
 
 
@@ -28,7 +28,7 @@ class Stream:
     object.
     """
 
-    #: Counts toward `wire.streams` rather than `wire.requests`.
+    #: Whether the stream counts toward `wire.streams` rather than `wire.requests`.
     streaming = False
     #: The client may still send DATA or trailers.
     remote_open = True
@@ -54,7 +54,7 @@ class Stream:
     end_sent = False
     #: The complete request waits in `Admission`.
     waiting = False
-    #: The kind of request, for `Admission`.
+    #: The kind of request, from which `Admission` predicts the size of the response.
     kind = 0
     #: Bytes of a response being compressed; part of `Output.held`.
     compressing = 0
@@ -74,7 +74,7 @@ class Stream:
 
     @abstractmethod
     def begin(self) -> None:
-        """The head has arrived. May respond immediately."""
+        """Called when the head has arrived. May respond immediately."""
 
     @abstractmethod
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
@@ -82,11 +82,11 @@ class Stream:
 
     def dispatch(self) -> None:
         """Passes the complete request to the application."""
-        raise NotImplementedError(f"{type(self).__name__} has no complete requests")
+        raise NotImplementedError(f"{type(self).__name__} does not collect complete requests")
 
     @abstractmethod
     def lost(self) -> None:
-        """The client reset the stream or disconnected before the response was complete."""
+        """Called when the client resets the stream or disconnects before the response is complete."""
 
     @abstractmethod
     def awaits_client(self) -> bool:
@@ -94,10 +94,10 @@ class Stream:
 
     @abstractmethod
     def timed_out(self) -> None:
-        """The client has made no progress for too long."""
+        """Called when the client has made no progress for too long."""
 
     def idle_too_long(self) -> None:
-        """A streaming call has had no message in either direction for too long."""
+        """Called when a streaming call has had no message in either direction for too long."""
         raise NotImplementedError(f"{type(self).__name__} is not a streaming call")
 
     def check_length(self, more: int, ended: int) -> None:
@@ -130,7 +130,7 @@ class Stream:
         self.connection.wire.buffered_bytes -= size
 
     async def wait_drained(self) -> None:
-        """Waits until the queue is short. Raises ConnectionResetError if the stream closes meanwhile."""
+        """Waits until HIGH_WATER bytes or less are queued. ConnectionResetError if the stream closes."""
         while self.pending_bytes > HIGH_WATER and not self.closed:
             if self.drained is None:
                 self.drained = self.connection.wire.loop.create_future()
@@ -152,9 +152,9 @@ class StreamTable:
     """The streams of one connection: those open, and what is known about the others.
 
     Frames for a stream that the server reset may have been in flight: they are dropped. Frames for a stream
-    that the client reset or ended are its error (RFC 9113, section 5.1). A number below `last` that is
-    neither open, reset nor skipped belongs to a stream that ended normally. Both memories are bounded, oldest
-    first out.
+    that the client reset or ended are an error of the client (RFC 9113, section 5.1). A number below `last`
+    that is neither open, reset nor skipped belongs to a stream that ended normally. Only the latest resets
+    and skipped numbers are remembered.
     """
 
     __slots__ = ("_resets", "_skipped", "last", "open")
@@ -168,7 +168,7 @@ class StreamTable:
         self._skipped: list[range] = []
 
     def note(self, number: int) -> None:
-        """The client opens stream `number`; the lower numbers it left out can no longer be used."""
+        """Records that the client opened `number`; lower numbers that it skipped can no longer be used."""
         if number > self.last + 2:
             self._skipped.append(range(self.last + 1, number))
             del self._skipped[:-_REMEMBERED]

@@ -8,12 +8,12 @@ from backline.dialects.open_inference.grpc.messages import GrpcReader, GrpcWrite
 from backline.engine.engine import Engine
 from backline.wire.application import Buffer, UnaryCall
 
-#: Triton's text.
+#: Triton's error text.
 _DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction policy"
 
 
 class GrpcInference:
-    """The handler of ModelInfer. Streams share its reader, writer and thread."""
+    """The handler of ModelInfer. ModelStreamInfer shares its reader, writer and thread."""
 
     def __init__(self, engine: Engine) -> None:
         self.write = GrpcWriter(engine).write

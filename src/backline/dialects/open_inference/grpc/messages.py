@@ -30,7 +30,7 @@ from backline.engine.values.tensor import Buffer, Tensor, encode_tensor
 from backline.memo import Memo
 from backline.protos import message
 
-#: The longest messages (without contents) whose plans are cached, and how many plans and response heads are.
+#: The most bytes of a message without contents whose plan is cached; the number of cached plans and heads.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
 
@@ -74,7 +74,7 @@ class ModelPlan(InferPlan):
     def request(
         self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
     ) -> InferRequest:
-        """See InferPlan; the model is the plan's own."""
+        """As in InferPlan, but `model` and `version` are unused: the plan names the model."""
         return InferRequest(
             self.model_name,
             inputs,
@@ -89,7 +89,7 @@ class ModelPlan(InferPlan):
         )
 
     def is_binary(self, output: str) -> bool:
-        """gRPC has no JSON."""
+        """Always true: gRPC has no JSON form of tensors."""
         return True
 
 
@@ -108,7 +108,7 @@ class GrpcReader:
     def read(
         self, received: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
-        """The request in a message, which names the model. See ReadRequest."""
+        """Reads a request. `model` and `version` are unused, as the message names both. See ReadRequest."""
         rest, id, places = split_request(received)
         plan = self._plans.get(rest)
         if plan is None:
@@ -200,7 +200,7 @@ def _parameters(given: Any) -> dict[str, Parameter]:
 
 
 def _with_shared(plan: ModelPlan, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The places of all inputs; those in shared memory have no raw_input_contents and get an empty one."""
+    """The (start, end) of each input; those in shared memory have no contents in the message: (0, 0)."""
     carried = iter(places)
     found = [(0, 0) if isinstance(spec, SharedInput) else next(carried, None) for spec in plan.inputs]
     return [*(place for place in found if place is not None), *carried]
@@ -311,7 +311,7 @@ class GrpcWriter:
 
 
 def set_parameter(entry: Any, value: Parameter) -> None:
-    """Sets an inference.InferParameter."""
+    """Sets the field of an inference.InferParameter that fits the type of `value`."""
     if isinstance(value, bool):
         entry.bool_param = value
     elif isinstance(value, int):

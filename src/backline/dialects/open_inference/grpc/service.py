@@ -99,7 +99,7 @@ class InferenceService:
         self._deferred.when_known(asked.name, asked.version, call, answer)
 
     def _statistics(self, method: Any, call: UnaryCall, received: Buffer) -> None:
-        """Concatenated protobuf messages merge into one with all their models."""
+        """Joins the encoded statistics of the models: concatenated protobuf messages merge into one."""
         asked = read_message(method.input_type.full_name, received)
         response_type = message(method.output_type.full_name)
         told = model_statistics(self._engine, asked.name, asked.version)

@@ -40,16 +40,16 @@ class Asked:
     __slots__ = ("answer", "error", "flow", "ordered", "over", "plan", "request", "size", "ticket")
 
     def __init__(self, size: int) -> None:
-        #: The length of its message in bytes.
+        #: The length of the request message in bytes.
         self.size = size
         self.request: InferRequest | None = None
         self.ticket: Ticket | None = None
         self.plan: ModelPlan | None = None
-        #: For a decoupled model.
+        #: Pauses a decoupled model; None for other models.
         self.flow: ResponseFlow | None = None
         self.ordered = True
         self.answer = b""
-        #: The error that the answer reports, with which some clients want the stream to end.
+        #: The error that `answer` reports; some clients want the stream to end with it (see `serve`).
         self.error: BacklineError | None = None
         self.over = False
 
@@ -90,7 +90,7 @@ class _Stream:
         self._inference = inference
         self._call = call
         self._budget = StreamBudget(answer_sizes)
-        #: Requests in order, and those to decoupled models.
+        #: Requests in flight whose responses keep their order, and those to decoupled models.
         self._turns: deque[Asked] = deque()
         self._decoupled: set[Asked] = set()
         #: Messages to send, each with the error it reports.
@@ -101,7 +101,7 @@ class _Stream:
         self._room = asyncio.Event()
         self._strict = call.metadata.get(b"triton_grpc_error", b"").lower() == b"true"
         self._response = message("inference.ModelStreamInferResponse")
-        # Marks a response as the last one to its request or not. Concatenated protobuf messages merge.
+        # Appended to a response, since concatenated protobuf messages merge: whether it is the last one.
         part = message("inference.ModelInferResponse")
         self._last: bytes = part(parameters={FINAL: {"bool_param": True}}).SerializeToString()
         self._not_last: bytes = part(parameters={FINAL: {"bool_param": False}}).SerializeToString()
@@ -207,7 +207,7 @@ class _Stream:
             self._begin_ordered(asked)
         self._over(asked, self._error_answer(asked, error), error)
 
-    # answers
+    # responses
 
     def _respond(self, ticket: Ticket, response: InferResponse) -> None:
         """Sends a response of a decoupled model; more may follow."""
@@ -281,7 +281,7 @@ class _Stream:
             if asked.flow is not None and asked.flow.paused:
                 asked.flow.resume()
 
-    # messages
+    # encoding of responses
 
     def _infer_answer(self, plan: ModelPlan, response: InferResponse, mark: bytes) -> bytes:
         answer = self._inference.write(plan, response)
@@ -321,7 +321,7 @@ class StreamBudget:
         self._waiting_bytes = 0
 
     def begun(self, size: int, model: str | None) -> None:
-        """A request of `size` bytes is in flight.
+        """Counts a request of `size` bytes as in flight.
 
         `model` is None for decoupled models, whose responses can be paused.
         """
@@ -331,7 +331,7 @@ class StreamBudget:
             self._expected[model] = self._expected.get(model, 0) + 1
 
     def ended(self, size: int, model: str | None, answer: int | None) -> None:
-        """That request has ended. `answer` is the size of its response, None for an error."""
+        """Counts a request of `size` bytes as ended; `answer` is its response's size, None for an error."""
         self._requests -= 1
         self._request_bytes -= size
         if model is None:
@@ -344,12 +344,12 @@ class StreamBudget:
             self._answer_sizes.keep(model, answer)
 
     def waits(self, size: int) -> None:
-        """A response of `size` bytes waits to be sent."""
+        """Counts a response of `size` bytes that waits to be sent."""
         self._waiting += 1
         self._waiting_bytes += size
 
     def sent(self, size: int) -> None:
-        """It was sent."""
+        """Counts a waiting response of `size` bytes as sent."""
         self._waiting -= 1
         self._waiting_bytes -= size
 

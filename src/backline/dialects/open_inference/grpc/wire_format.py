@@ -18,7 +18,7 @@ _REQUEST_ID = 3 << 3 | 2
 _RAW_INPUT = 7 << 3 | 2
 _INPUT = 5 << 3 | 2
 _OUTPUT = 6 << 3 | 2
-#: Within an input, and within its contents.
+#: Tags within an input, and within its contents.
 _CONTENTS = 5 << 3 | 2
 _STRING = 8 << 3 | 2
 _RESPONSE_ID = b"\x1a"
@@ -143,7 +143,7 @@ def join_response(head: bytes, id: str, outputs: Iterable[Buffer]) -> bytes:
 
 
 def length_prefix(length: int) -> bytes:
-    """A length as a varint."""
+    """Encodes a length as a protobuf varint."""
     if length < 128:
         return _SHORT[length]
     digits = bytearray()

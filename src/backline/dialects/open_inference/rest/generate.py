@@ -1,6 +1,7 @@
 """The generate extension, and inference as a stream of events: `generate`, `generate_stream`, `infer_stream`.
 
-Its JSON has inputs and outputs as keys and their elements as values; all other keys are parameters.
+The JSON of the generate extension has inputs and outputs as keys and their elements as values; all other keys
+are parameters.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ NOT_ONE = (
 )
 
 
-#: The only key whose value is an object.
+#: The only key whose value may be an object.
 _PARAMETERS = "parameters"
 _encode = msgspec.json.Encoder().encode
 _KINDS = {
@@ -59,7 +60,7 @@ _KINDS = {
 
 
 class Generate:
-    """The handlers of the routes."""
+    """Handles the routes `generate`, `generate_stream` and `infer_stream`."""
 
     def __init__(self, engine: Engine, deferred: DeferredAnswers, inference: RestInference) -> None:
         self._engine = engine
@@ -96,7 +97,7 @@ class Generate:
     def _read(
         self, body: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
-        """See ReadRequest."""
+        """Reads a request of the generate extension. See ReadRequest."""
         served = self._engine.find_ready(model, version)
         if on_loop and len(body) > LARGE:
             raise LargeRequest
@@ -204,7 +205,7 @@ def read_generate(body: Buffer, model: Model) -> Decoded:
     plan = InferPlan(())
     reserved = {
         key: value for key, value in parameters.items() if key.startswith("triton_")
-    }  # Triton accepts them here
+    }  # unlike `infer`, Triton's generate extension accepts these
     apply_parameters(plan, {key: value for key, value in parameters.items() if key not in reserved})
     if reserved:
         plan.parameters = {**(plan.parameters or {}), **reserved}

@@ -17,7 +17,7 @@ from backline.dialects.open_inference.rest.messages import HEADER_LENGTH, RestRe
 from backline.engine.engine import Engine
 from backline.wire.application import HttpRequest
 
-#: Triton's text.
+#: Triton's error text.
 _DECOUPLED = "HTTP end point doesn't support models with decoupled transaction policy"
 
 

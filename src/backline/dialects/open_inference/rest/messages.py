@@ -30,8 +30,7 @@ from backline.memo import Memo
 from backline.wire.application import Fields
 
 HEADER_LENGTH = b"inference-header-content-length"
-#: The longest JSON headers whose plans are cached, and how many plans and response headers are.
-#: The longest JSON headers whose plans are cached, and how many plans and response headers are.
+#: The most bytes of a JSON header whose plan is cached; the number of cached plans and response headers.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
 _JSON_FIELDS: Fields = ((b"content-type", b"application/json"),)
@@ -209,10 +208,9 @@ class RestReader:
 
 
 def split_id(header: bytes) -> tuple[str, bytes]:
-    """Splits the id off a JSON header that starts with it, without blanks and escapes; otherwise "" and the
-    header.
+    """Splits a JSON header into its id and the rest, if it starts with the id, as most clients write it.
 
-    Most clients write the id like this.
+    Returns "" and the header if it does not, or if the id is written with blanks or escapes.
     """
     if header.startswith(_ID_FIRST):
         end = header.find(b'"', len(_ID_FIRST))
