@@ -75,7 +75,7 @@ def test_the_bounds_of_requests_are_listed() -> None:
 
 
 def test_the_default_queue_size_is_stated() -> None:
-    assert f"a queue of its own: {DEFAULT_QUEUE_SIZE} requests" in read(PAGE)
+    assert f"its own queue: {DEFAULT_QUEUE_SIZE} requests" in read(PAGE)
 
 
 def _get(url: str) -> tuple[int, str]:

@@ -158,8 +158,8 @@ def test_every_datatype_is_listed() -> None:
 def test_the_pages_numbers_are_current() -> None:
     page = read(PAGE)
 
-    assert f"up to {stream.MAX_IN_FLIGHT} are in flight" in page
-    assert f"`{SERVER_NAME}`, and only what works" in page
+    assert f"Up to {stream.MAX_IN_FLIGHT} requests of one stream are in flight" in page
+    assert f"`{SERVER_NAME}`, and only the extensions that work" in page
 
 
 @pytest.mark.parametrize(
