@@ -2,8 +2,8 @@
 
 The network takes 43,844 samples (1.99 s) and returns 172 frames, one per 256 samples, frame k centred on
 sample 256 k. It lacks context near both ends of a window, so windows overlap and 15 frames are cut from each
-end of an output. Windows start 142 frames apart, the rest of an output, so the joined frames form one even grid
-without drift.
+end of an output. Windows start 142 frames apart, the rest of an output, so the joined frames form one even
+grid without drift.
 """
 
 from __future__ import annotations

@@ -294,8 +294,8 @@ def test_a_failing_node_is_the_models_fault_and_prints_nothing(file: Path) -> No
     )
     program = (
         "import sys; from pathlib import Path; import numpy as np\n"
-        "from backline.backends.onnxruntime import OnnxRuntime; from backline.engine.config.model_config import"
-        " ModelConfig\n"
+        "from backline.backends.onnxruntime import OnnxRuntime\n"
+        "from backline.engine.config.model_config import ModelConfig\n"
         "model = OnnxRuntime().load(Path(sys.argv[1]), ModelConfig('m'))\n"
         "try: model.run({'X': np.zeros((3, 4), np.float32)}, ['Y'])\n"
         "except Exception as error: print(type(error).__name__, error)\n"

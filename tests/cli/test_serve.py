@@ -422,7 +422,7 @@ def test_connections_stay_below_the_open_file_limit(
 
     assert limits.max_connections == connections
     assert given == ([] if allowed[0] == allowed[1] == 8448 else [(min(8448, allowed[1]), allowed[1])])
-    assert ("raise its limit (ulimit -n 8448)" in caplog.text) == (connections < 8192)
+    assert ("raise the limit (ulimit -n 8448)" in caplog.text) == (connections < 8192)
 
 
 def test_the_open_file_limit_is_raised_for_the_connections(repository: Path, tmp_path: Path) -> None:

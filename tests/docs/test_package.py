@@ -55,7 +55,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 @pytest.mark.parametrize(
-    "name", ["py.typed", "protos/descriptors.binpb", "protos/inference.proto", "cli/serve/process.py"]
+    "name", ["py.typed", "protos/descriptors.binpb", "protos/inference.proto", "cli/serve/options.py"]
 )
 def test_the_wheel_contains_what_the_program_needs(wheel: zipfile.ZipFile, name: str) -> None:
     assert f"backline/{name}" in wheel.namelist()

@@ -50,7 +50,7 @@ class LargeBody(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self.filled += nbytes
         self._receiver.large_body_grew(nbytes)
-        if nbytes == READ and self.filled < self.size:
+        if nbytes == READ and self.size - self.filled > READ:  # one more read costs less than a pause
             self._connection.rest()
 
     def eof_received(self) -> bool | None:

@@ -173,15 +173,17 @@ class Http1Connection(Connection):
         """Takes a large read, or bytes that follow held ones; defers it if the last turn was used up."""
         first = self.held is None
         self.held = memoryview(data if self.held is None else b"".join((self.held, data)))
-        if len(data) >= LARGE_READ:
-            self._resting = True
+        rests = len(data) >= LARGE_READ
         if self._used_up and len(data) > SMALL_READ:
             self._update_reading()
             self.wire.turns.wait(self)
         elif first:
             self._used_up = False
             self._feed_held()
-        if self._resting:
+            # A body that is received into its own buffer rests by itself, after reads of READ bytes: resting
+            # here too would cost every upload a turn of the loop.
+            rests = rests and (self.receiver.large is None or self.held is not None)
+        if rests or self._resting:
             self.rest()
 
     def take_turn(self) -> bool:
