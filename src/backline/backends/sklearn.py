@@ -164,7 +164,11 @@ def _unpickle(path: Path, what: str, *, trusted: bool) -> Any:
 
 
 def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
-    """The input: strings or rows of features, in the configured precision; fully as configured if unknown."""
+    """The model's input: strings, or rows of features in the configured precision.
+
+    If the estimator does not say how many features it takes, the input is the configured one. Raises
+    InvalidArgument if none is configured.
+    """
     given = config.inputs[0] if len(config.inputs) == 1 else None
     count = getattr(estimator, "n_features_in_", None)
     first = estimator.steps[0][1] if hasattr(estimator, "steps") else estimator

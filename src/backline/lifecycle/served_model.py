@@ -374,6 +374,6 @@ class ServedModels:
         return name not in self._models or self._models[name].settled
 
     def close(self) -> None:
-        """Ends all steps; waiters raise Unavailable."""
+        """Makes present and later waits raise Unavailable, unless their condition holds: the server stops."""
         self._closed = True
         self.stepped()

@@ -24,13 +24,13 @@ EXTENSIONS = (
     "statistics",
     "generate",
 )
-#: Extensions where models may be changed by request.
+#: Extensions that are listed only if clients may load and unload models.
 CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
-#: Extensions where clients may share memory with the server.
+#: Extensions that are listed only if clients may share memory with the server.
 MEMORY_EXTENSIONS = ("system_shared_memory",)
-#: Extensions where the log belongs to the server, not to an embedding program.
+#: Extensions that are listed only if the log is the server's, not that of an embedding program.
 LOG_EXTENSIONS = ("logging",)
-#: Extensions where clients may change what is traced.
+#: Extensions that are listed only if clients may change what is traced.
 TRACE_EXTENSIONS = ("trace",)
 
 #: The shape shown for a scalar input, as in Triton, because perf_analyzer needs a dimension. Requests may use
