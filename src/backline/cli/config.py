@@ -208,7 +208,10 @@ def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> N
 
 
 def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple[str, ...]]:
-    """The configuration completed from the model, then also with defaults, and the warnings of the load."""
+    """The configuration, the same with defaults filled in, and the warnings of the load.
+
+    With `inspect` it is first completed from the model's files.
+    """
     model, warnings = (
         loaded_model(folder) if inspect else (unloaded_model(folder.found.name, folder.found.config), ())
     )

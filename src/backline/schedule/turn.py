@@ -32,8 +32,8 @@ class Turn:
     def soon(self, dispatch: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
         """Calls `dispatch`, which forms a batch, at the end of this turn.
 
-        While a step of an ensemble is submitted, `dispatch` is instead called right after the completions of the
-        current batch.
+        While a step of an ensemble is submitted, `dispatch` is instead called right after the completions of
+        the current batch.
         """
         if self._following:
             self._next.append(dispatch)

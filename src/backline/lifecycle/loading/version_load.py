@@ -128,7 +128,7 @@ class VersionLoad:
             self._starter.cancel()
 
     def forget_calls(self) -> None:
-        """Removes the custom metrics of the model, which makes no more calls."""
+        """Removes the model's custom metrics. Call it once the model can make no more calls to the server."""
         if self._starter is not None:
             self._starter.calls.forget()
 

@@ -344,7 +344,7 @@ class Measures:
         self._tell(Measure(action, name, dict(labels), list(bounds), value))
 
     def value(self, name: str, labels: Mapping[str, str]) -> float:
-        """The sum over all workers, which the server keeps. Waits for the server."""
+        """The metric's current value, summed over all workers by the server. Waits for the server."""
         value: Any = self._caller.measure(Measure("value", name, dict(labels)))
         return float(value)
 

@@ -45,7 +45,7 @@ def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
     if isinstance(mapping, dict) and isinstance(mapping.get("object_type_names"), list):
         mapping = dict(enumerate(mapping["object_type_names"]))
     if not isinstance(mapping, dict):
-        raise ValueError(f"{path.name} must be an object from class indices to names")
+        raise ValueError(f"{path.name} must be a JSON object that maps class indices to names")
     names = {
         str(number): name[-1] if isinstance(name, list) and name else name for number, name in mapping.items()
     }
