@@ -58,7 +58,7 @@ def test_another_file_of_that_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.jax").write_bytes(b"something else altogether, and long enough to be read" * 10)
 
     with pytest.raises(
-        InvalidArgument, match=r"cannot be loaded by JAX .* expected what jax\.export\.export"
+        InvalidArgument, match=r"cannot be loaded by JAX .* expected the result of jax\.export\.export"
     ):
         load(tmp_path / "model.jax")
 

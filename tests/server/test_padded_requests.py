@@ -168,7 +168,7 @@ def test_a_python_model_gets_a_mask_and_only_allowed_batch_sizes(server: ServerP
 def test_a_model_whose_answers_depend_on_padding_is_warned_about(server: ServerProcess) -> None:
     assert (
         "max_batch_size is 8, but joining requests changes outputs: "
-        "output 'y' of a request depends on the others" in server.output
+        "output 'y' of a request depends on the other requests" in server.output
     )
 
 

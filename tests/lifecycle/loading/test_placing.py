@@ -69,7 +69,8 @@ def test_an_unusable_gpu_is_reported_and_the_cpu_used() -> None:
 def test_a_strict_server_refuses_in_the_words_of_triton(one: InstanceGroup) -> None:
     with pytest.raises(
         InvalidArgument,
-        match="instance group m_0 of model m has kind KIND_GPU but no GPUs are available: the runtime is",
+        match="instance group m_0 of model m has kind KIND_GPU but no GPUs are available:"
+        " the runtime supports only the CPU",
     ):
         place(config(one), NONE, strict=True)
 

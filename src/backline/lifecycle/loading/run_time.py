@@ -112,7 +112,7 @@ def plan(
             where,
             max(1, min(max_batch, LARGEST_BATCH)),
             count,
-            "the model ran with no trial input, so its run time is unknown",
+            "no trial input could be run, so the run time is not known",
         )
     single = times.seconds[1]
     quick = single <= INLINE_RUN and times.grown <= INLINE_GROWN
