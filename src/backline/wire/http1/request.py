@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
-from backline.wire.compression import ResponseCoding, compress, compress_in_steps, negotiate
+from backline.wire.compression import (
+    ACCEPTED,
+    CodingError,
+    ResponseCoding,
+    compress,
+    compress_in_steps,
+    inflate_small,
+    negotiate,
+)
 from backline.wire.connection import peer_address
 from backline.wire.http1.head import has_no_body, response_head
-
-if TYPE_CHECKING:
-    from backline.wire.http1.pipeline import Pipeline
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from backline.wire.http1.pipeline import Pipeline
-from typing import TYPE_CHECKING
-
-from backline.wire.compression import ACCEPTED, CodingError, inflate_small
 from backline.wire.turns import peer_is_gone
 
 if TYPE_CHECKING:
