@@ -80,6 +80,8 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--max-streams", "7"), "limits.max_streams", 7),
     (("--max-peer-share", "0.5"), "limits.max_peer_share", 0.5),
     (("--exit-timeout-secs", "7"), "limits.drain_timeout", 7.0),
+    (("--auth", "auth.toml"), "auth", Path("auth.toml")),
+    (("--insecure-open",), "insecure_open", True),
     (("--cors-origin", "HTTP://localhost:80"), "cors_origins", ("http://localhost",)),
     (("--allowed-host", "*.Example.org"), "allowed_hosts", ("*.example.org",)),
     (("--not-ready-status", "400"), "not_ready_status", 400),

@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
+from backline.access.gate import Target
 from backline.access.scope import Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
 from backline.memo import Memo
@@ -37,9 +38,9 @@ class _Route(NamedTuple):
 
 
 class _Methods(dict[bytes, Handler]):
-    """The handlers of a path by method, with their scopes."""
+    """The handlers of a path by method, with what they are about."""
 
-    scopes: Mapping[bytes, Scope] = {}
+    targets: Mapping[bytes, Target] = {}
 
 
 class Router:
@@ -81,13 +82,13 @@ class Router:
             handler = self._other_method(request, methods)
         return handler
 
-    def scope(self, method: bytes, path: bytes) -> Scope | None:
-        """The scope that a request needs; None if no handler takes it."""
+    def target(self, method: bytes, path: bytes) -> Target | None:
+        """What a request is about; None if no handler takes it."""
         try:
             methods = self._resolved.get(path) or self._resolve(method, path)
         except BacklineError:
             return None
-        return methods.scopes.get(method)
+        return methods.targets.get(method)
 
     def _resolve(self, method: bytes, path: bytes) -> _Methods:
         if path == b"*":
@@ -105,7 +106,8 @@ class Router:
                         (name, partial(route.handler, *names, *route.further))
                         for name, route in methods.items()
                     )
-                    bound.scopes = {name: route.scope for name, route in methods.items()}
+                    model = _model(pattern, segments)
+                    bound.targets = {name: Target(route.scope, model) for name, route in methods.items()}
                     self._remember(bytes(path), bound)
                     return bound
         raise NotFound(self._not_found(method, segments))
@@ -137,6 +139,14 @@ class Router:
                 candidates.append("/" + "/".join(filled))
         near = get_close_matches(asked, candidates, n=1, cutoff=0.8) if len(asked) <= 256 else []
         return f"{text} (did you mean {near[0]}?)" if near else text
+
+
+def _model(pattern: tuple[str, ...], segments: list[str]) -> str | None:
+    """The name of the model in a path: the variable segment that follows "models"."""
+    for before, expected, segment in zip(pattern, pattern[1:], segments[1:], strict=False):
+        if before == "models" and expected == "{}":
+            return segment
+    return None
 
 
 def _segments(path: bytes) -> list[str]:

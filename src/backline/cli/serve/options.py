@@ -257,6 +257,16 @@ _OPTIONS: tuple[Decorator, ...] = (
         "Seconds without a message in either direction after which a streaming gRPC call ends.",
     ),
     seconds("--exit-timeout-secs", "drain_timeout", "Seconds to finish requests in flight on shutdown."),
+    path(
+        "--auth",
+        "auth",
+        "TOML file of keys and what each may do, see 'backline keys'; it is read again when it changes.",
+    ),
+    flag(
+        "--insecure-open",
+        "insecure_open",
+        "Let everybody change models and settings without a key, on any address.",
+    ),
     fills(
         "--cors-origin",
         "cors_origins",

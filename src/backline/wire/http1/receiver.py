@@ -261,9 +261,9 @@ class Receiver:
         # Security: the memo skips this check for repeated heads. That is safe because the gate depends on the
         # head alone and a refused head is unusual, so it is never remembered.
         if (self._unusual or headers[b"host"] not in self._own_hosts) and (
-            reason := self._gate.refusal(method, path, headers, local=self.local)
+            denial := self._gate.refusal(method, path, headers, local=self.local)
         ) is not None:
-            self._turn_away(request, 403, reason)
+            self._turn_away(request, denial.status, denial.message, denial.fields)
         elif wire.requests > self._connection.max_requests and (what := self._connection.overload(path)):
             self._turn_away(request, 503, f"The server has too many {what}; try again later", RETRY_AFTER)
         length = headers.get(b"content-length")
