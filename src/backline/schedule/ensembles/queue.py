@@ -51,7 +51,7 @@ class EnsembleQueue:
         self.turn = turn or Turn()
         self.statistics = statistics
         #: The call statistics of each step.
-        self.calls = tuple(statistics.calls_of(step.model) for step in ensemble.steps)
+        self.calls = tuple(statistics.calls[step.model] for step in ensemble.steps)
         self.models: tuple[StepModel, ...] = (StepModel(),) * len(ensemble.steps)
         self.max_inflight = ensemble.max_inflight or _MAX_INFLIGHT
         #: The ensemble described like the model of a step, to adapt its outputs.
