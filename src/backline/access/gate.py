@@ -1,4 +1,4 @@
-"""The gate, which refuses requests by their heads, and cross-origin sharing: between wire and dialects."""
+"""What stands between wire and dialects: the gate, which refuses requests by their header, and CORS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from backline.access.browsers import BrowserPolicy
 from backline.access.scope import Scope
 from backline.wire.application import Buffer, Fields, Gate, HttpRequest, ResponseStream
 
-#: How many known and how many unknown Host values are cached; clients may send any number of them.
+#: The maximum number of Host values cached as known, and as unknown. Clients may send any number of values.
 _MAX_HOSTS = 64
 #: How many seconds a browser may cache a preflight response.
 _MAX_AGE = b"600"
@@ -16,7 +16,10 @@ _METHODS = b"GET, HEAD, POST, PUT, DELETE"
 
 
 class ScopeGate(Gate):
-    """Applies the policy to the scope of the route. A request without a route passes and gets its 404."""
+    """Applies a browser policy to each request, by the scope of its route.
+
+    A request that matches no route passes, and a dialect responds with 404.
+    """
 
     def __init__(self, policy: BrowserPolicy, scope_of: Callable[[bytes, bytes], Scope | None]) -> None:
         self._policy = policy
@@ -38,11 +41,11 @@ class ScopeGate(Gate):
 
 
 class CrossOrigin:
-    """Wraps the HTTP handler for allowed origins (Fetch standard, "HTTP-CORS protocol"): preflights and
-    response fields.
+    """Wraps the HTTP handler `http` so that web pages of the allowed `origins` can use it.
 
-    Credentials are not allowed, so "*" exposes all response fields, such as those that separate binary
-    tensors from JSON.
+    It responds to preflight requests and adds access-control fields to responses (Fetch standard, "HTTP-CORS
+    protocol"). Credentials are not allowed, so "*" exposes all response fields, such as those that separate
+    binary tensors from JSON.
     """
 
     def __init__(self, http: Callable[[HttpRequest], None], origins: frozenset[bytes]) -> None:

@@ -101,7 +101,7 @@ def encode_tensor(tensor: Tensor) -> Buffer:
 def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:
     view = memoryview(raw).cast("B")
     total = len(view)
-    # each element has a length of 4 bytes, so a shape much larger than the data is refused before allocation
+    # Each element has a 4-byte length, so a shape too large for the data is refused before allocation.
     if count * 4 > total:
         raise InvalidArgument(
             f"input '{name}' declares {count} BYTES elements, but its {total} bytes cannot hold that many"
