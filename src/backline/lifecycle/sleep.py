@@ -83,7 +83,7 @@ class Sleep:
             version,
             target.source.config,
             VersionPhase.ASLEEP,
-            f"{reason}; loaded again when a request comes" if reason else "loaded when a request comes",
+            f"{reason}; the next request loads it" if reason else "loaded by its first request",
         )
         served.take_over(asleep)
         model = asleep.model
@@ -130,8 +130,8 @@ class OnDemandQueue:
     """Holds requests for `model` while `load` loads it. Lives on the event loop.
 
     `load` sets `model.check` and `model.queue` to those of the loaded version, which then get the held
-    requests. If it raises, every held request gets its error. Requests that expire or are cancelled leave,
-    and the load goes on.
+    requests. If `load` raises an error, every held request gets that error. The load continues even if all
+    requests expire or are cancelled.
     """
 
     def __init__(
@@ -200,12 +200,8 @@ class OnDemandQueue:
             self._fail(error)
         except Exception as error:
             log.exception("loading '%s' version %s failed", self._model.name, self._model.version)
-            self._fail(
-                Internal(
-                    f"loading '{self._model.name}' version {self._model.version} failed:"
-                    f" {type(error).__name__}: {error}"
-                )
-            )
+            what = f"loading '{self._model.name}' version {self._model.version} failed"
+            self._fail(Internal(f"{what}: {type(error).__name__}: {error}"))
         else:
             self._hand_over()
         finally:
@@ -218,11 +214,8 @@ class OnDemandQueue:
         self._refuse(error)
 
     def _raise_recent_failure(self) -> None:
-        if (
-            self._loading is None
-            and self._failure is not None
-            and monotonic() - self._failed_at < FAILURE_PAUSE
-        ):
+        recent = monotonic() - self._failed_at < FAILURE_PAUSE
+        if self._loading is None and self._failure is not None and recent:
             raise _again(self._failure)
 
     def _hand_over(self) -> None:
@@ -263,9 +256,8 @@ class OnDemandQueue:
         if self._timer is not None:
             self._timer.cancel()
         self._expiry = deadline
-        self._timer = asyncio.get_running_loop().call_later(
-            max(deadline - monotonic(), _SHORTEST_WAIT), self._expire
-        )
+        delay = max(deadline - monotonic(), _SHORTEST_WAIT)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
 
     def _expire(self) -> None:
         self._timer, self._expiry = None, inf

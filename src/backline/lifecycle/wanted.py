@@ -29,7 +29,7 @@ class Source:
     name: str
     found: FoundModel
     repository: Repository
-    #: Whether its files belong to this machine's owner: neither remote nor brought by a load.
+    #: Whether the files are in a local repository, rather than remote or sent with a load request.
     own_files: bool = True
     #: The models of an ensemble's repository, which its steps name without the namespace.
     siblings: frozenset[str] = frozenset()
@@ -69,7 +69,7 @@ class Source:
 class Target:
     """What should be served of one model.
 
-    These are the versions that the version policy selects, those `added` by load requests, without those
+    The versions are those that the version policy selects, plus those `added` by load requests, minus those
     `removed` by unload requests. `trouble` says why the model's current files cannot be used; `source` then
     describes the previous files.
     """
@@ -148,7 +148,7 @@ class Sources:
 
     With `namespacing` a model is named <repository>.<model>, after the last part of the repository's
     location, so that repositories may share model names; steps of an ensemble may omit their own repository.
-    Without it such models get a problem, as in Triton.
+    Without `namespacing`, models that share a name cannot be served, as in Triton.
     """
 
     def __init__(self, repositories: Sequence[Repository], *, namespacing: bool) -> None:
@@ -269,7 +269,7 @@ def _check_apart(prefixes: dict[str, str]) -> None:
 
 
 def _refuse_same(same: list[Source]) -> Source:
-    """A model with a problem instead of several that share a name, since any of them could be meant."""
+    """A source with a problem, in place of several models that share a name: any of them could be meant."""
     folders = ", ".join(f"'{source.found.namespace.rstrip('/')}/{source.found.folder}'" for source in same)
     problem = (
         f"model '{same[0].name}' is in more than one repository: {folders}; rename or remove all but one, or"

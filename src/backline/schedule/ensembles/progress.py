@@ -46,7 +46,10 @@ class _Rounds:
 
 
 class _InTurn:
-    """The rounds that a decoupled step still has to run, one after the other."""
+    """The rounds that a decoupled step still has to run, one after the other.
+
+    `number` is the round that is `busy` or comes next; `early` has later rounds whose inputs are available.
+    """
 
     __slots__ = ("busy", "early", "number")
 

@@ -118,7 +118,7 @@ class ObjectiveQueue(Owner):
             after = own.items * (len(own.dues) - bisect_right(own.dues, due)) // len(own.dues)
         size = ticket.batch_size
         late = finish(line, free, ahead - after, size, usual=sizing.usual, first=first) + sizing.margin - due
-        # the new request must not make those after it late
+        # The new request must not make those after it late.
         if after and own is not None and late <= 0:
             late = (
                 finish(line, free, ahead, size, usual=sizing.usual, first=first)
@@ -182,7 +182,7 @@ class ObjectiveQueue(Owner):
         left = dues[0] - now
         limit = line.largest(left, max_items)
         if limit < wanted and limit < len(dues):
-            # A small batch would serve the first requests in time: would the remaining ones still be, too?
+            # A smaller batch would be in time for the first requests. Would a second one be for the others?
             if limit and dues[limit] >= now + line.seconds(limit) + line.seconds(
                 min(wanted, level.items - limit)
             ):

@@ -166,7 +166,7 @@ class RateLimits:
     def _short(self, holders: Collection[Owner]) -> set[Key]:
         """The resources that may run short while the `holders` hold what they claim."""
         held: Counter[Key] = Counter()
-        # the largest claim of any other instance
+        # The largest claim of any other instance.
         most: Counter[Key] = Counter()
         for claimant in self._claimants:
             for key, wanted in claimant.claim.resources.items():
@@ -175,7 +175,7 @@ class RateLimits:
                 else:
                     most[key] = max(most[key], wanted)
         short = {key for key in held | most if self._limits[key] - held[key] < most[key]}
-        # an instance waiting for one of them blocks the others that it needs
+        # An instance that waits for a resource blocks the other resources that it needs.
         while further := self._kept_back(short):
             short |= further
         return short

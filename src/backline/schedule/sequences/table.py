@@ -75,7 +75,10 @@ class SequenceTable:
         return not self.open and not self._placed and not self._unplaced
 
     def resize(self, lanes: int, slots: int) -> list[LiveSequence]:
-        """Changes the number of places; those that had one come first. Returns the sequences with a place."""
+        """Changes the number of places, and assigns them again, first to the sequences that had one.
+
+        Returns the sequences that have a place now.
+        """
         before = [*self._placed, *self._unplaced]
         self._later = ([(slot, lane) for lane in range(lanes)] for slot in range(slots))
         self._free = next(self._later, [])
@@ -135,7 +138,7 @@ class SequenceTable:
 
     def _heard(self, sequence: LiveSequence, now_ns: int) -> None:
         sequence.last_ns = now_ns
-        # move it to the end, after those idle for longer
+        # Move the sequence to the end, after those idle for longer.
         if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
             self.open[sequence.id] = sequence
