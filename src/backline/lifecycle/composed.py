@@ -112,7 +112,7 @@ class ComposedServable(Servable):
         return RequestKeys(self.model.name, self.model.version, f"steps {uuid4()}")
 
     def _take_models(self, asked: tuple[Model, ...], models: tuple[StepModel, ...]) -> None:
-        """Notes the models that the steps call now. One decoupled step makes the ensemble decoupled (Triton)."""
+        """Notes the models that the steps call now. If one is decoupled, so is the ensemble, as in Triton."""
         assert self._composed is not None, "it is loaded"
         model = self.model
         self._asked = asked

@@ -113,7 +113,7 @@ class StandIn(ShownVersion):
     def hold_requests(
         self, check: Callable[[Ticket], None], queue: RequestQueue, wake: Callable[[], Awaitable[None]]
     ) -> None:
-        """Makes clients' requests wait in `queue` for the load; `wake` loads the version without a request."""
+        """Lets clients' requests wait in `queue` for the load; `wake` loads the version without one."""
         model = self.model
         model.on_demand = True
         model.check, model.queue, model.wake = check, queue, wake

@@ -107,17 +107,17 @@ class Arrange(Stage):
 
     @property
     def inner(self) -> ModelConfig:
-        # The backend gets no signature to check; `fit` compares the arranged one with the configuration.
         if not self.changes_runs:
             return self.outer
+        # The backend gets no signature to check; `fit` compares the arranged one with the configuration.
         return replace(self.outer, inputs=(), outputs=(), max_batch_size=None)
 
     def refuse(self, kind: str) -> None:
-        """Raises InvalidArgument if the configuration arranges a kind of model that cannot be arranged."""
+        """Raises InvalidArgument if the configuration arranges tensors, which this `kind` of model cannot."""
         if self.changes_runs:
             raise InvalidArgument(
                 f"model '{self.outer.name}': {self.outer.source} gives batch_axis or constant_input, which"
-                f" {kind} do not take"
+                f" {kind} do not take: remove them"
             )
 
     def fit(self, inner: Signature) -> Signature:
