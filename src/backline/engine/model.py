@@ -71,7 +71,8 @@ class Placement:
 class LoadProgress:
     """The progress of a load, which `began` at a time.monotonic().
 
-    `phase` is fetch, environment, load, probe or warm-up. In "environment" bytes are those of packages.
+    `phase` is fetch, environment, load, probe or warm-up. In the phase "environment", the bytes are those of
+    downloaded packages.
     """
 
     phase: str
@@ -84,8 +85,8 @@ class LoadProgress:
 class Model:
     """One version of one model.
 
-    `signature` has full shapes; `max_batch_size` is 0 if no dimension is a batch. An `on_demand` model is not
-    loaded, but its queue accepts requests, which wait for the load.
+    `signature` has full shapes; `max_batch_size` is 0 if there is no batch dimension. An `on_demand` model is
+    not loaded, but its queue accepts requests, which wait for the load.
     """
 
     name: str

@@ -205,13 +205,7 @@ def _open(name: str, key: str) -> int:
             f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved"
             f" prefix '{RESERVED_PREFIX}'"
         )
-    if (
-        not bare
-        or bare in (".", "..")
-        or "/" in bare
-        or "\0" in bare
-        or len(os.fsencode(bare)) > _LONGEST_NAME
-    ):
+    if bare in ("", ".", "..") or {"/", "\0"} & set(bare) or len(os.fsencode(bare)) > _LONGEST_NAME:
         raise _cannot_open(key)
     try:
         # Non-blocking, since the file may be a pipe.

@@ -173,20 +173,14 @@ class Executor:
     async def _load(self, served: ServedModel, one: Servable) -> None:
         model = one.model
         began = time.monotonic()
-        known = self._measured.get((model.name, model.version))
-        evict = (
-            model.config.pinned
-            or one.another_serves
-            or served.change is not None
-            or model.version in served.awake
-        )
+        fingerprint, measured = self._measured.get((model.name, model.version), ("", None))
+        known = measured if fingerprint == one.fingerprint else None
+        requested = served.change is not None or model.version in served.awake
+        evict = model.config.pinned or one.another_serves or requested
+        what = f"model '{model.name}' version {model.version}"
         try:
-            async with self._residency.room(
-                f"model '{model.name}' version {model.version}", one.file_bytes, evict=evict
-            ):
-                await one.load(
-                    self._threads, known[1] if known is not None and known[0] == one.fingerprint else None
-                )
+            async with self._residency.room(what, one.file_bytes, evict=evict):
+                await one.load(self._threads, known)
         except asyncio.CancelledError:
             served.held.pop(one.key, None)
         except NoRoom as error:

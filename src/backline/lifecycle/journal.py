@@ -111,16 +111,11 @@ class Journal:
                 )
             )
         elif self._audit_steps:
-            others = (
-                []
-                if served is None
-                else [one for one in served.ready_versions if step.kind == "reloaded" or one != model.version]
-            )
-            before = (
-                model.version
-                if step.kind in ("updated", "unloaded")
-                else max(others, key=version_order, default="")
-            )
+            before = model.version
+            if step.kind not in ("updated", "unloaded"):
+                ready = set() if served is None else served.ready_versions
+                others = ready if step.kind == "reloaded" else ready - {model.version}
+                before = max(others, key=version_order, default="")
             who, reason = _cause(step, served)
             self._audit_step(who, _AUDITED[step.kind], model, before, reason)
 

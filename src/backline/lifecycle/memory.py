@@ -25,13 +25,11 @@ _FIRST_RATIO = 1.2
 _WEIGHT = 0.2
 
 
+@dataclass(slots=True, eq=False)
 class LoadMemory:
     """The memory that a load took, in bytes; 0 until the measured block ends, or if it raised."""
 
-    __slots__ = ("memory",)
-
-    def __init__(self) -> None:
-        self.memory = 0
+    memory: int = 0
 
 
 class LoadMeter:

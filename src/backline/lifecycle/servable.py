@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import LoadProgress, Model
 from backline.engine.statistics import FIRST_RESPONSE_BOUNDS_MS, ModelStatistics
 from backline.engine.values.signature import DecoupledCheck
@@ -29,6 +29,7 @@ from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import Held
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
+from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.version_queue import InstancesQueue, with_deadline
 from backline.workers.here.instances import InlineInstance
 from backline.workers.here.streaming import StreamPool
@@ -341,7 +342,7 @@ class Servable(ShownVersion):
 
     def _end_streams(self, streams: StreamPool) -> None:
         """Ends streams that outlast the drain; they may be endless."""
-        streams.end_all(Unavailable(f"model '{self.model.name}' is being unloaded", retry_after=1))
+        streams.end_all(being_unloaded(self.model.name))
 
     def _move_to_threads(self) -> None:
         """Moves a model to threads because its runs block the event loop for longer than was measured."""

@@ -18,6 +18,7 @@ from backline.lifecycle.phase import StandIn, VersionPhase
 from backline.lifecycle.served_model import ServedModel, ServedModels
 from backline.schedule.queues.priority import make_queue
 from backline.schedule.queues.queue import QueueSettings, QueueTotal
+from backline.schedule.turn import Alarm
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -146,8 +147,7 @@ class OnDemandQueue:
         self._loading: asyncio.Task[None] | None = None
         self._failure: BacklineError | None = None
         self._failed_at = -inf
-        self._expiry = inf
-        self._timer: asyncio.TimerHandle | None = None
+        self._expiry = Alarm(self._expire, asyncio.get_running_loop(), pause=_SHORTEST_WAIT)
 
     @property
     def pending(self) -> int:
@@ -170,8 +170,8 @@ class OnDemandQueue:
                 retry_after=1,
             )
         self._total.waiting += 1
-        if ticket.deadline is not None and ticket.deadline < self._expiry:
-            self._wait_for(ticket.deadline)
+        if ticket.deadline is not None:
+            self._expiry.set(ticket.deadline)
         self._begin()
 
     async def wake(self) -> None:
@@ -223,9 +223,8 @@ class OnDemandQueue:
         statistics = model.statistics
         check, queue = model.check, model.queue
         if check is None or queue is None or queue is self:
-            self._refuse(
-                Unavailable(f"model '{model.name}' version {model.version} was unloaded again", retry_after=1)
-            )
+            what = f"model '{model.name}' version {model.version}"
+            self._refuse(Unavailable(f"{what} was unloaded again, try again later", retry_after=1))
             return
         for ticket in self._take_all():
             try:
@@ -241,9 +240,7 @@ class OnDemandQueue:
             ticket.complete(None, _again(error))
 
     def _take_all(self) -> list[Ticket]:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer, self._expiry = None, inf
+        self._expiry.stop()
         held = self._held.clear()
         self._total.waiting -= len(held)
         return held
@@ -252,19 +249,9 @@ class OnDemandQueue:
         self._total.waiting -= 1
         self._model.statistics.record_cancelled(ticket)
 
-    def _wait_for(self, deadline: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._expiry = deadline
-        delay = max(deadline - monotonic(), _SHORTEST_WAIT)
-        self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
-
     def _expire(self) -> None:
-        self._timer, self._expiry = None, inf
         now = monotonic()
-        nearest = self._held.sweep(now)
-        if nearest < inf:
-            self._wait_for(nearest)
+        self._expiry.set(self._held.sweep(now))
         expired, self._held.expired = self._held.expired, []
         self._total.waiting -= len(expired)
         for ticket in expired:

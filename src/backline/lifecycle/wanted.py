@@ -44,12 +44,8 @@ class Source:
         if ensemble is not None and self.siblings:
             prefix = self.name.removesuffix(self.found.name)
             renamed = {name: prefix + name for name in ensemble.models & self.siblings}
-            ensemble = replace(
-                ensemble,
-                steps=tuple(
-                    replace(step, model=renamed.get(step.model, step.model)) for step in ensemble.steps
-                ),
-            )
+            steps = (replace(step, model=renamed.get(step.model, step.model)) for step in ensemble.steps)
+            ensemble = replace(ensemble, steps=tuple(steps))
         return replace(config, name=self.name, ensemble=ensemble)
 
     @property
@@ -90,11 +86,8 @@ class Target:
             names = (self.added | set(selected) | set(labelled)) - self.removed
             if missing and not names and not selected:
                 place = posixpath.join(found.namespace, found.folder).rstrip("/")
-                chosen.append(
-                    FoundVersion(
-                        NO_VERSION, None, problem=none_selected(place, self.source.versions, missing)
-                    )
-                )
+                problem = none_selected(place, self.source.versions, missing)
+                chosen.append(FoundVersion(NO_VERSION, None, problem=problem))
             chosen += [version for version in reversed(found.versions) if version.version in names]
         return chosen
 
@@ -167,11 +160,8 @@ class Sources:
 
     def missing(self, name: str, problem: str) -> Source:
         """A wanted model that no repository holds."""
-        return Source(
-            name,
-            FoundModel(name, "", "", ModelConfig(name), problem=problem),
-            next(iter(self._repositories.values())),
-        )
+        found = FoundModel(name, "", "", ModelConfig(name), problem=problem)
+        return Source(name, found, next(iter(self._repositories.values())))
 
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
         """The models of the repositories, by name.

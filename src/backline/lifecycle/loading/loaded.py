@@ -90,7 +90,10 @@ class LoadedVersion(ABC):
 
     @abstractmethod
     def lone_runs(self) -> Iterable[Run]:
-        """One function per copy of the model that runs one request, for warm-up; needs `states.prepare`."""
+        """For warm-up: one function for each copy of the model, which runs a single request.
+
+        Call `states.prepare` first.
+        """
 
     def resident_bytes(self, measured: int) -> int:
         """The model's memory in bytes; `measured` is the growth of this process during the load."""
@@ -226,7 +229,7 @@ def loaded_workers(
 
 
 def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
-    """The most items of a batch; 1 for a model that gets batches only if configured, and is not."""
+    """The most items of a batch; 1 if the model joins requests only when configured to, and is not."""
     said = model.loaded
     alone = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
     return min(1, said.max_batch_size) if alone else said.max_batch_size

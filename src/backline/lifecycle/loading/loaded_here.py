@@ -163,11 +163,9 @@ def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:
 
 
 def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
-    advice = (
-        "Set max_batch_size to 0"
-        if config.joining is None
-        else "Correct how requests are joined (padding, cut, batch_input)"
-    )
+    advice = "Correct how requests are joined (padding, cut, batch_input)"
+    if config.joining is None:
+        advice = "Set max_batch_size to 0"
     return (
         f"{config.source or config.name}: max_batch_size is {config.max_batch_size}, but joining requests"
         f" changes outputs: {probe.reason}. {advice} unless this is intended"

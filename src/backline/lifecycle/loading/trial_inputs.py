@@ -93,11 +93,9 @@ def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
         if sum(element_count(trial_shape(s, {}, rows)) for s in signature.inputs) <= MAX_FIXED_ELEMENTS:
             yield {}
         return
-    masks = (
-        list(product((True, False), repeat=len(free)))
-        if len(free) <= _MAX_FREE_DIMENSIONS
-        else [(True,) * len(free)]
-    )
+    masks: list[tuple[bool, ...]] = [(True,) * len(free)]
+    if len(free) <= _MAX_FREE_DIMENSIONS:
+        masks = list(product((True, False), repeat=len(free)))
     if not batched:
         masks.sort(
             key=lambda mask: (

@@ -247,7 +247,7 @@ Result = TypeVar("Result")
 
 
 def loads_running() -> bool:
-    """Whether a load is running in this process: a runtime that is loading can crash an orderly exit."""
+    """Whether a load is running in this process. An orderly exit might then crash in the model's runtime."""
     return any(isinstance(thread, _LoadThread) for thread in threading.enumerate())
 
 

@@ -49,7 +49,7 @@ class WorkerStarter:
     """Starts the workers of one version, in an environment built for the model if it asks for one.
 
     `folder` is the model's folder, which holds its versions. `on_phase` is called with "environment" before
-    one is built, and `on_bytes` while its packages are downloaded.
+    an environment is built, and `on_bytes` while its packages are downloaded.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class WorkerStarter:
         self._folder = folder
         self._loop = loop
         self._may_complete = not shared.options.complete_configs
-        #: A debugged model runs in this process.
+        #: Whether the model runs in this process, to be debugged.
         self._debugged = config.name == shared.options.debugged_model
         self._environments = _environments(default_folder(shared.options.cache_folder))
         self._on_phase = on_phase
@@ -81,9 +81,9 @@ class WorkerStarter:
         self._cancelled = False
 
     def start(self, hosted: HostedModel, placed: Places) -> tuple[WorkerPool, ModelConfig]:
-        """Starts the workers, as StartWorkers in loader.py says.
+        """Starts the workers; see StartWorkers in loader.py.
 
-        If the model completes its configuration, it does so in a first worker, which is then closed.
+        A model that completes its configuration does so in a first worker, which is then closed.
         """
         if hosted.packed is not None:
             from backline.repository.unpacked import unpacked

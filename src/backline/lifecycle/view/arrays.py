@@ -174,13 +174,9 @@ def _constant(where: str, spec: TensorSpec, text: str) -> np.ndarray:
     if spec.datatype is DataType.BYTES:
         return np.full(shape, text.encode(), np.object_)
     try:
-        number = (
-            {"true": 1, "false": 0}.get(text)
-            if spec.datatype is DataType.BOOL
-            else float(text)
-            if "." in text
-            else int(text)
-        )
+        number: float | None = {"true": 1, "false": 0}.get(text)
+        if spec.datatype is not DataType.BOOL:
+            number = float(text) if "." in text else int(text)
         if number is None or spec.datatype is DataType.BF16:
             raise ValueError
         return np.full(shape, np.array(number, spec.datatype.dtype))

@@ -80,8 +80,9 @@ class Flight(Owner):
         #: How long the lookup took.
         self.lookup_ns = 0
         self.run: Ticket | None = None
-        #: Whether its request is still being submitted, and the error that refused it.
+        #: Whether `submit` has yet to return for the first request.
         self.submitting = True
+        #: The error with which `submit` refuses the first request, if any.
         self.refusal: BacklineError | None = None
         #: Timers that expire requests at their deadlines.
         self.timers: dict[Ticket, TimerHandle] = {}

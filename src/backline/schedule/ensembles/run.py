@@ -88,12 +88,10 @@ class EnsembleRun(Owner):
         outputs = []
         for name in self._plan.outputs:
             tensor = tensors.get(name)
-            if tensor is not None:
-                outputs.append(
-                    queue.itself.fit(name, tensor)
-                    if queue.mixed
-                    else Tensor(name, tensor.datatype, tensor.shape, tensor.data)
-                )
+            if tensor is not None and queue.mixed:
+                outputs.append(queue.itself.fit(name, tensor))
+            elif tensor is not None:
+                outputs.append(Tensor(name, tensor.datatype, tensor.shape, tensor.data))
         return InferResponse(queue.name, queue.version, self._ticket.request.id, outputs)
 
     def _finish(self, response: InferResponse | None) -> None:

@@ -54,19 +54,17 @@ def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
     return Claim(MappingProxyType(resources), group.priority)
 
 
+@dataclass(slots=True, eq=False)
 class Claimant:
     """An instance that may want to run, and its place in the order."""
 
-    __slots__ = ("claim", "number", "owner", "passed")
-
-    def __init__(self, claim: Claim, owner: Owner | None = None) -> None:
-        self.claim = claim
-        #: The model that the instance belongs to.
-        self.owner = owner
-        #: The instance's pass, see the top of this file.
-        self.passed = 0
-        #: Orders instances with equal passes: the one staged first comes first.
-        self.number = 0
+    claim: Claim
+    #: The model that the instance belongs to.
+    owner: Owner | None = None
+    #: The instance's pass, see the top of this file.
+    passed: int = 0
+    #: Orders instances with equal passes: the one staged first comes first.
+    number: int = 0
 
     def __lt__(self, other: Claimant) -> bool:
         return (self.passed, self.number) < (other.passed, other.number)

@@ -46,18 +46,16 @@ class Lane(Protocol):
         """Finishes its requests within `limit` seconds, refuses the rest, and closes the instance."""
 
 
+@dataclass(slots=True, eq=False)
 class Passage:
     """Links the stand-in that runs on an instance to the original ticket and its sequence.
 
     `instance` is set if the model keeps state of the sequence that may be lost.
     """
 
-    __slots__ = ("instance", "sequence", "ticket")
-
-    def __init__(self, sequence: LiveSequence, ticket: Ticket, instance: Remembers | None) -> None:
-        self.sequence = sequence
-        self.ticket = ticket
-        self.instance = instance
+    sequence: LiveSequence
+    ticket: Ticket
+    instance: Remembers | None
 
     def is_remembered(self, *, begins: bool) -> bool:
         """Whether the model still has the state of the sequence; a request that `begins` it needs none."""

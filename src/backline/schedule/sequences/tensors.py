@@ -62,11 +62,8 @@ class SequenceTensors:
     def add(self, inputs: dict[str, Tensor], step: SequenceStep, state: State | None) -> None:
         """Adds the controls and `state`, which the previous request left, to the inputs of a request."""
         for kind, name, no, yes in self._flags:
-            inputs[name] = (
-                yes
-                if kind == "ready" or (kind == "start" and step.start) or (kind == "end" and step.end)
-                else no
-            )
+            applies = kind == "ready" or (kind == "start" and step.start) or (kind == "end" and step.end)
+            inputs[name] = yes if applies else no
         for control, shape in self._ids:
             value = str(step.id).encode() if control.datatype is DataType.BYTES else step.id
             inputs[control.name] = _filled(control, shape, value)
@@ -173,7 +170,7 @@ class SequenceStates:
 
     def forget_if_over(self, sequence: LiveSequence) -> None:
         """Drops the state of a sequence that has ended and has nothing left to run."""
-        if sequence.ended and not sequence.waiting and sequence.running is None:
+        if sequence.over:
             self.forget(sequence)
 
     def _is_open(self, sequence: LiveSequence) -> bool:
