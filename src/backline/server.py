@@ -50,14 +50,15 @@ FQDN_TIMEOUT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How to serve. A port of None is not opened, and 0 takes any free one; every port speaks all protocols.
+    """What a server serves, and where it listens.
 
-    `repositories` are paths or URLs.
+    `repositories` are paths or URLs. A port of None is not opened; 0 takes any free port. Every port speaks
+    all protocols.
     """
 
     repositories: tuple[str | Path, ...]
     lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
-    #: Each model is configured by its configs/<config_name>.pbtxt; if empty, by its config.pbtxt.
+    #: Models are configured by their configs/<config_name>.pbtxt, or by config.pbtxt if this is empty.
     config_name: str = ""
     #: The name of the model, if the only repository is a single model; empty to take it from the path.
     model_name: str = ""
@@ -103,9 +104,11 @@ def _access(options: ServerOptions) -> Access | None:
 
 
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
-    """Accepts the host, the machine's name and, unless only the loopback is served, its full name.
+    """The policy for requests from web pages, which must use a known name of this server.
 
-    Raises InvalidArgument for an invalid host name or origin.
+    Known are `allowed_hosts`, the host that the server listens on, the machine's name and, unless only the
+    loopback is served, the machine's fully qualified name. Raises InvalidArgument for an invalid host name or
+    origin.
     """
     names = {options.host, socket.gethostname()} - {""}
     if not options.host.startswith("127.") and options.host not in ("localhost", "::1"):
@@ -195,24 +198,16 @@ class Server:
 
     async def _open(self, listeners: Listeners) -> None:
         options = self.options
-        scheme = "https" if listeners.secure else "http"
-        for label, port in (
-            ("HTTP", options.http_port),
-            ("gRPC", options.grpc_port),
-            ("metrics", options.metrics_port),
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        secure = "s" if listeners.secure else ""
+        for label, port, scheme, path in (
+            ("HTTP", options.http_port, "http", ""),
+            ("gRPC", options.grpc_port, "grpc", ""),
+            ("metrics", options.metrics_port, "http", "/metrics"),
         ):
             if port is not None:
                 opened = await listeners.open_tcp(options.host, port)
-                path = "/metrics" if label == "metrics" else ""
-                host = f"[{options.host}]" if ":" in options.host else options.host
-                self.urls.append(
-                    (
-                        label,
-                        f"{'grpcs' if listeners.secure else 'grpc'}://{host}:{opened}"
-                        if label == "gRPC"
-                        else f"{scheme}://{host}:{opened}{path}",
-                    )
-                )
+                self.urls.append((label, f"{scheme}{secure}://{host}:{opened}{path}"))
         if options.unix_socket is not None:
             await listeners.open_unix(options.unix_socket)
             self.urls.append(("Unix socket", f"unix:{options.unix_socket}"))

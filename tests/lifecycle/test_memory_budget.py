@@ -83,7 +83,7 @@ def test_a_model_that_does_not_fit_is_loaded_on_request_and_the_server_is_ready(
     assert ready
     assert asleep
     assert all(entry["memory_bytes"] >= 4 * MB for entry in ready)
-    assert all(entry["ready"] and "loaded again when a request comes" in entry["reason"] for entry in asleep)
+    assert all(entry["ready"] and "the next request loads it" in entry["reason"] for entry in asleep)
 
 
 def test_all_models_answer_within_the_budget(crowded: tuple[ServerProcess, int]) -> None:
@@ -154,7 +154,7 @@ def test_a_model_that_is_idle_sleeps_and_wakes_with_its_counters(home: Any, repo
             assert await server.answer() == 1
             await server.until(lambda: server.engine.find("add1").on_demand)
             asleep = server.engine.find("add1")
-            assert asleep.reason == "unloaded after it was idle; loaded again when a request comes"
+            assert asleep.reason == "unloaded after it was idle; the next request loads it"
             assert [spec.name for spec in asleep.signature.inputs] == ["INPUT0"]
             assert await server.answer() == 1
             assert server.engine.find("add1").statistics.inference_count == 2

@@ -1,4 +1,4 @@
-"""The gate, which refuses requests by their heads, and cross-origin sharing: between wire and dialects."""
+"""What stands between wire and dialects: the gate, which refuses requests by their header, and CORS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backline.access.scope import Scope
 from backline.engine.errors import BacklineError, Forbidden
 from backline.wire.application import Buffer, Denial, Fields, Gate, HttpRequest, ResponseStream
 
-#: How many known and how many unknown Host values are cached; clients may send any number of them.
+#: The maximum number of Host values cached as known, and as unknown. Clients may send any number of values.
 _MAX_HOSTS = 64
 #: How many seconds a browser may cache a preflight response.
 _MAX_AGE = b"600"
@@ -79,11 +79,11 @@ class ScopeGate(Gate):
 
 
 class CrossOrigin:
-    """Wraps the HTTP handler for allowed origins (Fetch standard, "HTTP-CORS protocol"): preflights and
-    response fields.
+    """Wraps the HTTP handler `http` so that web pages of the allowed `origins` can use it.
 
-    Credentials are not allowed, so "*" exposes all response fields, such as those that separate binary
-    tensors from JSON.
+    It responds to preflight requests and adds access-control fields to responses (Fetch standard, "HTTP-CORS
+    protocol"). Credentials are not allowed, so "*" exposes all response fields, such as those that separate
+    binary tensors from JSON.
     """
 
     def __init__(self, http: Callable[[HttpRequest], None], origins: frozenset[bytes]) -> None:

@@ -38,7 +38,7 @@ class BacklineError(Exception):
 
     @property
     def public_message(self) -> str:
-        """The message as clients see it; see private_places."""
+        """The message as clients see it, with the paths of the server's private folders replaced."""
         return for_clients(self.message)
 
     #: After how many seconds a retry makes sense; None if it does not.

@@ -1,4 +1,4 @@
-"""The models that the repositories hold, and the targets set from them."""
+"""The models that the repositories hold, and the targets that follow from them."""
 
 from __future__ import annotations
 

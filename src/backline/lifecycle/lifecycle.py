@@ -31,7 +31,9 @@ class Lifecycle:
     def __init__(
         self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None
     ) -> None:
-        """Raises BacklineError for damaged labels, equal namespaces, or a missing package of the cache."""
+        """Raises BacklineError if stored labels are damaged, two repositories have the same namespace, or the
+        response cache needs a package that is not installed.
+        """
         self._engine = engine
         self._options = options = options or LifecycleOptions()
         self._sources = Sources(repositories, namespacing=options.namespacing)
@@ -171,7 +173,7 @@ class Lifecycle:
         return source
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
-        """Unloads a model or version; with `dependents`, also the models only this ensemble calls."""
+        """Unloads a model or version; with `dependents`, also the models that no other ensemble calls."""
         self._check_loading()
         if not version:
             self._executor.changes.end(model)

@@ -1,4 +1,4 @@
-"""Plans steps from existing loads to wanted versions, in a pure function that tests can try in any order."""
+"""Plans the next actions, given the versions that are wanted and those that are loaded. A pure function."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backline.lifecycle.phase import VersionPhase
 class Wanted:
     """A version that should be served. A new `fingerprint` needs another load, new `settings` do not.
 
-    With `loaded` False it is only registered, to be loaded on request. With `serve` False it is loaded but
-    not opened to requests yet: it belongs to an all-or-nothing change.
+    Without `loaded` the version is only registered, to be loaded on request. Without `serve` it is loaded but
+    not opened to requests yet, because it belongs to an all-or-nothing change.
     """
 
     name: str
@@ -121,7 +121,7 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
 
 def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Action]:
     ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is VersionPhase.READY}
-    #: The wanted versions that can take requests now.
+    # The wanted versions that can take requests now.
     answering = {
         (goal.name, goal.version)
         for identity, goal in goals.items()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import LoadProgress, Model
 from backline.engine.statistics import FIRST_RESPONSE_BOUNDS_MS, ModelStatistics
 from backline.engine.values.signature import DecoupledCheck
@@ -29,6 +29,7 @@ from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import Held
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
+from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.version_queue import InstancesQueue, with_deadline
 from backline.workers.here.instances import InlineInstance
 from backline.workers.here.streaming import StreamPool
@@ -59,18 +60,21 @@ class Servable(ShownVersion):
         may_run_code: bool,
         on_given_up: Callable[[Model, str], None],
     ) -> None:
-        """`statistics` are those of the load to replace; `on_given_up` reports stuck, replaced instances."""
+        """`statistics` are those of the load to replace.
+
+        `on_given_up` is called with the model and the reason when an instance hung and was replaced.
+        """
         super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
         self.attempt = attempt
         #: Whether another version of the model served when this load began.
         self.another_serves = another_serves
-        #: Whether it is one of the initial loads.
+        #: Whether this load began before the server's start was complete.
         self.at_start = not shared.started
-        #: The size of its files, in bytes.
+        #: The size of the version's files, in bytes.
         self.file_bytes = sum(file.size for file in version.files.values())
-        #: When it was opened to requests, by time.time().
+        #: When the version was opened to requests, by time.time().
         self.ready_at = 0.0
         #: When a failed load is retried, by time.monotonic().
         self.retry_at: float | None = None
@@ -82,7 +86,7 @@ class Servable(ShownVersion):
         if statistics is not None:
             self.model.statistics = statistics
         self._shared = shared
-        #: The configuration as stated, without what the model completed.
+        #: The configuration as stated, without settings that the model's own code completed.
         self._config = config
         self._version = version
         self._fetch = fetch
@@ -102,7 +106,10 @@ class Servable(ShownVersion):
         )
 
     async def load(self, threads: Threads, known: Measured | None) -> None:
-        """Fetches, loads and warms up; `known` is from a load of the same files. Raises BacklineError."""
+        """Fetches, loads and warms up the version. Raises BacklineError if that fails.
+
+        `known` are the measurements of an earlier load of the same files.
+        """
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = time.monotonic()
@@ -225,13 +232,13 @@ class Servable(ShownVersion):
             self._shared.engine.refresh()
 
     def _on_ready(self, reason: str) -> None:
-        """Called with a reason when the model declares itself not ready (it still serves), "" when ready."""
+        """Called with a reason when the model declares itself not ready, though it serves; "" when ready."""
         self.model.unready = reason
         if self.phase is VersionPhase.READY:
             self._shared.engine.refresh()
 
     def review(self) -> bool:
-        """For ensembles: whether changes to called models took it out of service, or allow another load."""
+        """For an ensemble: whether changes to called models took it out of service, or allow another load."""
         return False
 
     @property
@@ -245,12 +252,9 @@ class Servable(ShownVersion):
         self.ready_at = time.time()
 
     def show_newer(self, failure: str, progress: LoadProgress | None) -> None:
-        """Shows, while it serves, why newer files cannot be served, and the progress of their load."""
-        self._show(
-            f"the current files cannot be served, so the previous ones still are: {failure}"
-            if failure
-            else ""
-        )
+        """Shows on a version that serves why its newer files cannot be served, and how far their load is."""
+        reason = f"the current files cannot be served, so the previous ones still are: {failure}"
+        self._show(reason if failure else "")
         self.model.progress = progress
 
     @property
@@ -287,10 +291,8 @@ class Servable(ShownVersion):
                 later,
             )
         instances = None
-        if (loaded.lane, loaded.instances) != (
-            before.lane,
-            before.instances,
-        ) or config.instance_groups != groups:
+        moved = (loaded.lane, loaded.instances) != (before.lane, before.instances)
+        if moved or config.instance_groups != groups:
             instances = self._maker.make(loaded)
         self._queue.update(settings_of(config, loaded), instances=instances)
         self._tell(loaded)
@@ -313,11 +315,9 @@ class Servable(ShownVersion):
         """Finishes its requests, for at most `limit` seconds, and frees the model."""
         if self._queue is not None:
             streams = None if self._maker is None else self._maker.streams
-            ending = (
-                None
-                if streams is None
-                else asyncio.get_running_loop().call_later(limit, self._end_streams, streams)
-            )
+            ending = None
+            if streams is not None:
+                ending = asyncio.get_running_loop().call_later(limit, self._end_streams, streams)
             await self._queue.drain(limit)
             if ending is not None:
                 ending.cancel()
@@ -337,15 +337,15 @@ class Servable(ShownVersion):
         self.model.memory_bytes = 0
 
     def end(self) -> None:
-        """Marks it as unloaded. Only for a load that is no longer held: the planner knows no such phase."""
+        """Marks the load as unloaded. The planner does not know this phase, so it must not hold the load."""
         self.enter(VersionPhase.UNLOADED, "unloaded")
 
     def _end_streams(self, streams: StreamPool) -> None:
         """Ends streams that outlast the drain; they may be endless."""
-        streams.end_all(Unavailable(f"model '{self.model.name}' is being unloaded", retry_after=1))
+        streams.end_all(being_unloaded(self.model.name))
 
     def _move_to_threads(self) -> None:
-        """Moves a model that blocks the event loop for longer than was measured to threads."""
+        """Moves a model to threads because its runs block the event loop for longer than was measured."""
         if self.phase is not VersionPhase.READY:
             return
         assert self._loaded is not None, "what is ready is loaded"

@@ -21,7 +21,10 @@ MakeAsleep = Callable[[str], StandIn]
 
 
 class ServedModel:
-    """One model. After changing a public attribute, call the executor's `advance`."""
+    """One model: its target, its loads, and what clients see of them.
+
+    After changing a public attribute, call the executor's `advance`.
+    """
 
     def __init__(self, name: str, *, strict_readiness: bool = True) -> None:
         self.name = name
@@ -39,7 +42,7 @@ class ServedModel:
         self.known_versions: frozenset[str] = frozenset()
         #: On-demand versions that a request has woken.
         self.awake: set[str] = set()
-        #: Versions that were unloaded until a request comes, and why.
+        #: Versions that stay unloaded until a request needs them, and why they were unloaded.
         self.resting: dict[str, str] = {}
         #: Why the last change failed, by version.
         self.failures: dict[str, StandIn] = {}
@@ -53,7 +56,7 @@ class ServedModel:
         return {*self.labels.values(), *self._pointing.values()}
 
     def move_labels(self) -> None:
-        """Moves labels, but never from a version that takes requests to one that does not."""
+        """Points labels to new versions, but never from one that takes requests to one that does not."""
         pointing: dict[str, str] = {}
         for label, version in self.labels.items():
             before = self._pointing.get(label, version)
@@ -100,7 +103,7 @@ class ServedModel:
             for version in target.versions(self._labelled):
                 if (version.version, identity(version)) == (goal.version, goal.fingerprint):
                     return target, version
-        # Cannot happen: the planner only loads versions from `wanted`.
+        # This cannot happen, because the planner only loads versions from `wanted`.
         raise LookupError(f"{goal.name} {goal.version} is not wanted")
 
     @property
@@ -153,14 +156,11 @@ class ServedModel:
 
     def ready(self, version: str) -> Servable | None:
         """The load that serves a version, if any."""
-        return next(
-            (
-                one
-                for one in self.held.values()
-                if one.phase is VersionPhase.READY and one.model.version == version
-            ),
-            None,
-        )
+        return self._in_phase(version, VersionPhase.READY)
+
+    def _in_phase(self, version: str, phase: VersionPhase) -> Servable | None:
+        held = self.held.values()
+        return next((one for one in held if one.phase is phase and one.model.version == version), None)
 
     def may_rest(self, one: Servable) -> bool:
         """Whether a ready version may be unloaded: it can be reloaded later, and no load is in progress."""
@@ -185,11 +185,9 @@ class ServedModel:
 
     def take_over(self, asleep: StandIn) -> None:
         """Makes the stand-in show the signature and statistics of the version's last load."""
+        loaded = (VersionPhase.READY, VersionPhase.DRAINING)
         for one in self.held.values():
-            if one.model.version == asleep.model.version and one.phase in (
-                VersionPhase.READY,
-                VersionPhase.DRAINING,
-            ):
+            if one.model.version == asleep.model.version and one.phase in loaded:
                 asleep.resemble(one.model)
 
     @property
@@ -259,10 +257,9 @@ class ServedModel:
         """Shows loads of newer files on serving versions, and loads of sleeping versions on stand-ins."""
         for version, asleep in self._asleep.items():
             if shown.get(version) is asleep:
-                load = self._load_of(version)
-                asleep.show_load(
-                    loading=load is not None, progress=None if load is None else load.model.progress
-                )
+                load = self._in_phase(version, VersionPhase.LOADING)
+                progress = None if load is None else load.model.progress
+                asleep.show_load(loading=load is not None, progress=progress)
         for one in self.held.values():
             version = one.model.version
             # A version whose instances are all unavailable keeps showing that reason.
@@ -275,19 +272,8 @@ class ServedModel:
             ]
             if not failed and version in self.failures:
                 failed = [self.failures[version].model.reason]
-            load = self._load_of(version)
+            load = self._in_phase(version, VersionPhase.LOADING)
             one.show_newer(failed[0] if failed else "", None if load is None else load.model.progress)
-
-    def _load_of(self, version: str) -> Servable | None:
-        """The running load of a version."""
-        return next(
-            (
-                one
-                for one in self.held.values()
-                if one.model.version == version and one.phase is VersionPhase.LOADING
-            ),
-            None,
-        )
 
     def _placeholder(self, version: str) -> StandIn:
         target = self.target or self.change
@@ -296,10 +282,9 @@ class ServedModel:
 
     def note_failures(self, target: Target, reasons: Mapping[str, str]) -> None:
         """Shows why a change failed, by version."""
+        config = target.source.config
         for version, reason in reasons.items():
-            self.failures[version] = StandIn(
-                self.name, version, target.source.config, VersionPhase.FAILED, reason
-            )
+            self.failures[version] = StandIn(self.name, version, config, VersionPhase.FAILED, reason)
 
     def _unloaded_versions(self) -> Mapping[str, Servable]:
         """Versions that served before and are still in the repository, to be listed as unloaded."""
@@ -374,6 +359,6 @@ class ServedModels:
         return name not in self._models or self._models[name].settled
 
     def close(self) -> None:
-        """Makes present and later waits raise Unavailable, unless their condition holds: the server stops."""
+        """Makes present and later waits raise Unavailable, because the server stops."""
         self._closed = True
         self.stepped()

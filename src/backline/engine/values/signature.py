@@ -13,7 +13,7 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class DecoupledCheck:
-    """Checks requests to a decoupled model before the model's usual check."""
+    """Checks that a caller takes any number of responses, then runs the decoupled model's usual check."""
 
     def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
         self._model = model

@@ -30,7 +30,7 @@ from backline.lifecycle.view.stage import StagedModel
 _SEARCH_BUDGET = 0.1
 #: Seconds after which no further combination of items is run.
 _BUDGET = 0.15
-#: Models with runs slower than this, in seconds, are tried with only three items, or with only two.
+#: Models with a slow run (in seconds) are tried with only three items, those with a very slow one with two.
 _SLOW_RUN = 0.004
 _VERY_SLOW_RUN = 0.05
 #: Tolerated difference, relative to the largest magnitude of the row: batched kernels sum in another order.
@@ -116,8 +116,8 @@ class _Prober:
         if seconds < _VERY_SLOW_RUN and free_dimensions(self._signature, batched=True):
             self._prove_elsewhere(trial.sizes, wanted)
         return (
-            f"the first dimension is a batch: items gave the same outputs together as alone ({self._compared}"
-            " comparisons)"
+            "the first dimension is a batch: items gave the same outputs together as alone"
+            f" ({self._compared} comparisons)"
         )
 
     def _prove_elsewhere(self, proved: Sizes, wanted: list[tuple[ValueFamily, int]]) -> None:
@@ -270,23 +270,19 @@ class _WithoutFilling(JoinRequests):
 def probe_joining(seen: LoadedModel, model: LoadedModel, join: JoinRequests) -> BatchProbe:
     """Proves that `join` does not change results: runs requests of different lengths alone and together.
 
-    `seen` is the model before the stage `join`, as requests see it; `model` is the model after that stage.
+    `seen` is the model as requests see it, on the outer side of the stage `join`; `model` is the model on its
+    inner side.
     """
     apart = StagedModel(model, _WithoutFilling(join.outer, join.path))
     trial = find_trial(apart, batched=True, deadline=perf_counter() + _SEARCH_BUDGET)
     if trial is None:
         return BatchProbe(False, "no input that was tried could be run, so nothing is known about batches")
     names = [spec.name for spec in seen.signature.outputs]
-    varying = [
-        (name, axis)
-        for name, axis in free_dimensions(seen.signature, batched=True)
-        if join.may_differ(name, axis)
-    ]
+    varying = [place for place in free_dimensions(seen.signature, batched=True) if join.may_differ(*place)]
     requests: list[Arrays] = []
     alone: list[list[np.ndarray]] = []
-    for number, family in enumerate(
-        (trial.family, *(other for other in FAMILIES if other is not trial.family))
-    ):
+    families = (trial.family, *(other for other in FAMILIES if other is not trial.family))
+    for number, family in enumerate(families):
         sizes: Sizes = {
             place: max(1, trial.sizes[place] - (number if place in varying else 0)) for place in trial.sizes
         }

@@ -48,7 +48,7 @@ class LoadedHere(LoadedVersion):
             return [maker.inline(self._execution(maker, self.placed.devices[0]))]
         threads = self.model.threads_per_run
         places = self.places
-        if self.lane != "thread":  # it was planned for the event loop, but blocked it
+        if self.lane != "thread":  # the model was planned for the event loop, but blocked it
             places = self.placed.spread(spare_instances(usable_cores(), threads))
         instances = []
         for number, place in enumerate(places):
@@ -163,11 +163,9 @@ def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:
 
 
 def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
-    advice = (
-        "Set max_batch_size to 0"
-        if config.joining is None
-        else "Correct how requests are joined (padding, cut, batch_input)"
-    )
+    advice = "Correct how requests are joined (padding, cut, batch_input)"
+    if config.joining is None:
+        advice = "Set max_batch_size to 0"
     return (
         f"{config.source or config.name}: max_batch_size is {config.max_batch_size}, but joining requests"
         f" changes outputs: {probe.reason}. {advice} unless this is intended"

@@ -30,7 +30,7 @@ _INLINE_DISPATCH = 0.000004
 _GAIN = 0.05
 _SLOW_GAIN = 0.15
 _SLOW_RUN = 0.005
-#: Seconds for all measurements of a model; up to three times as long while each larger batch saves time.
+#: Seconds for all measurements of a model. They may take three times as long while larger batches save time.
 _BUDGET = 0.05
 #: Seconds to search for sizes that the model accepts.
 _SEARCH_BUDGET = 0.1
@@ -49,9 +49,9 @@ _WAITING = 0.1
 class RunTimes:
     """The measured duration of a run, in `seconds` by batch size, including the copy that joins the batch.
 
-    Batch sizes are powers of two, up to where larger ones save no time; empty if the model ran with no trial
-    input. `grown` is the seconds of the longest run with enlarged variable dimensions, 0 if none was timed.
-    `elements` is the number of input elements of one item.
+    Batch sizes are powers of two, up to where larger ones save no time; `seconds` is empty if the model
+    accepted no trial input. `grown` is the seconds of the longest run with enlarged variable dimensions, 0 if
+    none was timed. `elements` is the number of input elements of one item.
     """
 
     seconds: dict[int, float]
@@ -108,12 +108,8 @@ def plan(
     if not times.seconds:
         where: Lane = lane or "thread"
         count = 1 if where == "inline" else instances or spare
-        return RunPlan(
-            where,
-            max(1, min(max_batch, LARGEST_BATCH)),
-            count,
-            "no trial input could be run, so the run time is not known",
-        )
+        limit = max(1, min(max_batch, LARGEST_BATCH))
+        return RunPlan(where, limit, count, "no trial input could be run, so the run time is not known")
     single = times.seconds[1]
     quick = single <= INLINE_RUN and times.grown <= INLINE_GROWN
     if lane is None:
@@ -157,11 +153,10 @@ def _time_batches(
     size, idle = 2, 0
     while size <= min(max_batch, LARGEST_BATCH):
         parts = {name: [array] * size for name, array in item.items()}
-        batch = partial(_run_joined, model, parts, names)
-        seconds[size] = _time(batch)
-        gained = (seconds[size] + _INLINE_DISPATCH) / size < (seconds[size // 2] + _INLINE_DISPATCH) / (
-            size // 2
-        ) * (1 - _GAIN)
+        seconds[size] = _time(partial(_run_joined, model, parts, names))
+        half = size // 2
+        before = (seconds[half] + _INLINE_DISPATCH) / half
+        gained = (seconds[size] + _INLINE_DISPATCH) / size < before * (1 - _GAIN)
         idle = 0 if gained else idle + 1
         spent = perf_counter() - started
         if idle == 2 or spent > 3 * _BUDGET or (idle and spent > _BUDGET):
@@ -223,10 +218,8 @@ def _time(run: Callable[[], object]) -> float:
 
 def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched: bool) -> str:
     single = times.seconds[1]
-    where = (
-        "on the event loop" if lane == "inline" else f"on {instances} thread{'s' if instances > 1 else ''}"
-    )
-    text = f"a run takes {format_seconds(single)}: {where}"
+    threads = f"{instances} thread{'s' if instances > 1 else ''}"
+    text = f"a run takes {format_seconds(single)}: on {'the event loop' if lane == 'inline' else threads}"
     if not batched:
         return text
     if limit == 1:

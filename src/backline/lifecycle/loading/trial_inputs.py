@@ -31,7 +31,7 @@ _MAX_FREE_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class ValueFamily:
-    """Values to try: floats spread evenly over `offset` ± `scale`, integers in `lowest`..`top`, strings."""
+    """Values to try: floats spread evenly over `offset` ± `scale`, integers from `lowest` to `top`, words."""
 
     scale: float
     offset: float
@@ -58,9 +58,8 @@ def make_inputs(
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
         shape = trial_shape(spec, sizes, rows)
-        arrays[spec.name] = make_values(
-            spec.datatype, element_count(shape), family, seed * 31 + index
-        ).reshape(shape)
+        values = make_values(spec.datatype, element_count(shape), family, seed * 31 + index)
+        arrays[spec.name] = values.reshape(shape)
     return arrays
 
 
@@ -94,11 +93,9 @@ def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
         if sum(element_count(trial_shape(s, {}, rows)) for s in signature.inputs) <= MAX_FIXED_ELEMENTS:
             yield {}
         return
-    masks = (
-        list(product((True, False), repeat=len(free)))
-        if len(free) <= _MAX_FREE_DIMENSIONS
-        else [(True,) * len(free)]
-    )
+    masks: list[tuple[bool, ...]] = [(True,) * len(free)]
+    if len(free) <= _MAX_FREE_DIMENSIONS:
+        masks = list(product((True, False), repeat=len(free)))
     if not batched:
         masks.sort(
             key=lambda mask: (
@@ -135,11 +132,8 @@ def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial |
     signature = model.signature
     outputs = [spec.name for spec in signature.outputs]
     rows = 1 if batched else None
-    integers = [
-        spec
-        for spec in signature.inputs
-        if spec.datatype not in _FLOATS and spec.datatype is not DataType.BOOL
-    ]
+    others = {*_FLOATS, DataType.BOOL}
+    integers = [spec for spec in signature.inputs if spec.datatype not in others]
     rounds: list[tuple[ValueFamily, ...]] = [
         (NORMAL, SAMPLING_RATE) if any(not spec.shape for spec in integers) else (NORMAL,)
     ]
@@ -168,15 +162,13 @@ def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) 
     """`count` values of a family, as a flat array; the same seed gives the same values."""
     if datatype is DataType.BYTES:
         words = np.empty(count, np.object_)
-        words[:] = [
-            family.words[index] for index in (_scramble(count, seed) % np.uint32(len(family.words))).tolist()
-        ]
+        indexes = _scramble(count, seed) % np.uint32(len(family.words))
+        words[:] = [family.words[index] for index in indexes.tolist()]
         return words
     if datatype in _FLOATS:
         # Not numpy.random, whose import would slow down the start.
-        values = (_scramble(count, seed) / np.float32(2**31) - np.float32(1)) * np.float32(
-            family.scale
-        ) + np.float32(family.offset)
+        spread = _scramble(count, seed) / np.float32(2**31) - np.float32(1)
+        values = spread * np.float32(family.scale) + np.float32(family.offset)
         if datatype is DataType.BF16:
             return (values.astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
         with np.errstate(over="ignore"):
@@ -192,9 +184,8 @@ def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) 
 
 def _scramble(count: int, seed: int) -> np.ndarray:
     """`count` well-mixed 32-bit numbers; the same seed gives the same numbers."""
-    mixed = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(
-        seed * 2246822519 & 0xFFFFFFFF
-    )
+    mixed = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(2654435761)
+    mixed += np.uint32(seed * 2246822519 & 0xFFFFFFFF)
     for _ in range(2):
         mixed ^= mixed >> np.uint32(16)
         mixed *= np.uint32(0x45D9F3B)

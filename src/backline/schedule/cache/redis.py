@@ -71,11 +71,8 @@ class RedisCache:
             raise InvalidArgument(
                 "a response cache in Redis needs the package redis: pip install 'backline[redis]'"
             ) from None
-        certificates: dict[str, Any] = (
-            {"ssl_certfile": options.cert, "ssl_keyfile": options.key, "ssl_ca_certs": options.cacert}
-            if options.tls
-            else {}
-        )
+        given = {"ssl_certfile": options.cert, "ssl_keyfile": options.key, "ssl_ca_certs": options.cacert}
+        certificates: dict[str, Any] = given if options.tls else {}
         pool = BlockingConnectionPool(
             max_connections=options.pool_size,
             timeout=options.wait_timeout,

@@ -1,4 +1,4 @@
-"""The queues of a model: PlainQueue, and PriorityQueue for priority levels or requests kept when late."""
+"""The queues of a model: PlainQueue, or PriorityQueue with levels or if late requests stay queued."""
 
 from __future__ import annotations
 

@@ -241,7 +241,8 @@ class SequenceBatcher:
         passage = passage_of(inner)
         sequence, ticket = passage.sequence, passage.ticket
         refused: list[Ticket] = []
-        # `start` is checked on the stand-in: the process may also have been replaced before the run
+        # If the process was replaced before the run, a request that starts the sequence has started it in the
+        # new process.
         begun_here = error is None and step_of(inner).start
         if not passage.is_remembered(begins=begun_here):
             response, error = None, error or self._lost(sequence)
@@ -257,11 +258,11 @@ class SequenceBatcher:
                 self._states.take_out(sequence, response, ticket.request.outputs)
             except Internal as failure:
                 response, error = None, failure
-        # each request of an iterative model is a whole sequence
+        # Each request to an iterative model is a whole sequence.
         if self._tensors.iterative and not sequence.waiting:
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
-        # the first request of the sequence has not run
+        # In these cases the first request of the sequence has not run.
         if step_of(ticket).start and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
             self._lose_beginning(sequence)
         self._states.forget_if_over(sequence)
@@ -370,9 +371,8 @@ class SequenceBatcher:
         now = monotonic()
         expired, nearest = self._table.expired(now)
         for sequence, ticket in expired:
-            # already refused, together with the first request of its sequence
             if ticket not in sequence.waiting:
-                continue
+                continue  # already refused, together with the first request of its sequence
             self._drop(sequence, ticket)
             self._statistics.record_expired(ticket)
             by_policy = waited_too_long(ticket, self._policy, now)
