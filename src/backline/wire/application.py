@@ -45,10 +45,10 @@ class HttpRequest(ABC):
 
     @abstractmethod
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
-        """Sends a response with the concatenation of `body`; large buffers are not copied. Call it once.
+        """Sends a response whose body is the concatenation of `body`, without copying large buffers.
 
-        The wire adds content-length and date, compresses the body if the client accepts that, and omits it
-        for HEAD.
+        Call it once. The wire adds content-length and date, compresses the body if the client accepts that,
+        and omits the body for HEAD.
         """
 
     @abstractmethod
@@ -61,10 +61,7 @@ class ResponseStream(ABC):
 
     @abstractmethod
     async def send(self, chunk: Buffer) -> None:
-        """Sends a chunk; waits while the client does not read.
-
-        Raises ConnectionResetError if it has disconnected.
-        """
+        """Sends a chunk; waits while the client does not read. ConnectionResetError if it disconnected."""
 
     @abstractmethod
     def close(self) -> None:
@@ -143,7 +140,7 @@ class StreamCall(Call):
 class UnaryMethod:
     """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
 
-    The handler may raise RpcError. `scope` is the permission that the method needs; only the gate reads it.
+    The handler may raise RpcError. `scope` is the permission that a caller of the method needs.
     """
 
     handler: Callable[[UnaryCall, Buffer], None]
@@ -158,7 +155,7 @@ class StreamMethod:
     scope: str
 
 
-#: Fields that only browsers send. A request with any of them must pass the gate.
+#: Fields that only browsers send. A request with any of these fields must pass the gate.
 BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 
 
@@ -189,8 +186,8 @@ class Application:
     `http` responds to an HTTP request; it must not raise. `rpc` maps gRPC paths (b"/package.Service/Method")
     to methods. `render_error(status, message)` returns the content type and body of an error detected by the
     wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` tells whether
-    a request is served under any load, such as a health probe: an orchestrator would restart a busy server
-    that refuses it. Vital requests must be cheap.
+    a request, such as a health probe, is served under any load: an orchestrator would restart a busy server
+    that refuses its probes. Vital requests must be cheap.
     """
 
     http: Callable[[HttpRequest], None]

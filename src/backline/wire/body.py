@@ -40,8 +40,7 @@ class GrowingBuffer:
         if self._map is None and end <= SMALL:
             self._small += piece
         else:
-            target = self._room_for(end)
-            target[self.size : end] = piece
+            self._room_for(end)[self.size : end] = piece
         self.size = end
 
     def take(self) -> Buffer:
@@ -76,10 +75,7 @@ def _power_of_two(size: int) -> int:
 
 
 class Body:
-    """A body that arrives in pieces.
-
-    If its size is known, it gets one buffer, committed page by page as it fills.
-    """
+    """A body that arrives in pieces. If its size is known, all pieces go into one preallocated buffer."""
 
     __slots__ = ("_buffer", "_growing", "filled", "size")
 

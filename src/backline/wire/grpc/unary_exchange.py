@@ -16,10 +16,10 @@ from backline.wire.grpc.messages import (
     OK_BLOCK,
     PREFIX,
     PREFIX_SIZE,
-    RESOURCE_EXHAUSTED,
     RESPONSE_BLOCK,
     MessageAssembler,
     as_rpc_error,
+    overfull,
 )
 from backline.wire.http2 import frames
 from backline.wire.http2.stream import CRUMB
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
     from backline.wire.http2.request_head import RequestHead
 
-#: Packs a response's HEADERS frame, DATA frame header and message prefix in one call. Arguments: frame start,
-#: stream, header block, DATA length << 8, stream, message length.
 _HEADERS_START = frames.FRAME_HEADER.pack(len(RESPONSE_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[
     :5
 ]
+#: Packs a response's HEADERS frame, DATA frame header and message prefix in one call. The arguments are
+#: _HEADERS_START, the stream, the header block, the DATA length << 8, the stream and the message length.
 _HEADERS_AND_PREFIX = Struct(f">5sI{len(RESPONSE_BLOCK)}sIxIxI").pack
 _OK_START = frames.FRAME_HEADER.pack(
     len(OK_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0
@@ -108,9 +108,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             assembler = self._assembler = MessageAssembler(self.head.encoding, limit, self._announced)
         if self._message is None and begin < end:
             if not self.buffer(end - begin):
-                raise RpcError(
-                    RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later"
-                )
+                raise overfull()
             begin, complete = assembler.feed(data, begin, end)
             if complete is not None:
                 self._compressed, self._message = complete
@@ -147,7 +145,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         elif self.buffer(len(inflated)):
             self._handle(inflated)
         else:
-            self.end(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later")
+            self._refuse(overfull())
 
     async def _inflate_in_turn(self, message: Buffer) -> None:
         try:

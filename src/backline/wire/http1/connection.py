@@ -16,8 +16,7 @@ from backline.wire.limits import KIB
 from backline.wire.peers import Peer
 from backline.wire.turns import LARGE_READ
 
-#: Bytes per call of the parser, which cannot be paused: bounds how many pipelined requests one call can
-#: yield.
+#: Bytes per call of the parser. The parser cannot be paused, so this bounds the requests that a call yields.
 SLICE = 4 * KIB
 #: A connection that used up its turn defers reads above this size to its next turn.
 SMALL_READ = 8 * KIB
@@ -170,7 +169,7 @@ class Http1Connection(Connection):
             self._same_size = len(data)
 
     def _receive_much(self, data: bytes) -> None:
-        """Takes a large read, or bytes that follow held ones; defers it if the last turn was used up."""
+        """Takes a large read, or any read while bytes are held; defers it if the last turn was used up."""
         first = self.held is None
         self.held = memoryview(data if self.held is None else b"".join((self.held, data)))
         rests = len(data) >= LARGE_READ

@@ -44,10 +44,7 @@ RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The response to a request that does not reach the application.
-
-    With `close` it is the connection's last.
-    """
+    """The response to a request that does not reach the application. `close` ends the connection after it."""
 
     status: int
     message: str
@@ -55,7 +52,6 @@ class Refusal:
     fields: Fields = ()
 
     def render(self, wire: Wire, *, close: bool) -> bytes:
-        """Renders the complete response."""
         kind, body = wire.application.render_error(self.status, self.message)
         lines = [response_head(self.status), b"content-type: %b\r\n" % kind]
         lines += (b"%b: %b\r\n" % field for field in self.fields)
@@ -118,7 +114,7 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
             )
     coding = headers.get(b"transfer-encoding")
     if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
-        return Refusal(400, "Transfer-Encoding must be 'chunked', in HTTP/1.1")
+        return Refusal(400, "Transfer-Encoding must be 'chunked', and requires HTTP/1.1")
     expect = headers.get(b"expect")
     if expect is not None and version == "1.1" and expect.lower() != b"100-continue":
         return Refusal(417, f"Expect: {expect.decode('latin-1')[:64]} is not supported; only 100-continue is")

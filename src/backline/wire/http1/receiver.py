@@ -43,10 +43,7 @@ Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
 
 
 class Refused(Exception):
-    """Stops the parser.
-
-    The response is in the receiver's `_fault`, since the parser may replace exceptions.
-    """
+    """Stops the parser. The parser may replace exceptions, so the response is in the receiver's `_fault`."""
 
 
 class Receiver:
@@ -55,8 +52,7 @@ class Receiver:
     The parser (llhttp in strict mode) rejects malformed messages; the receiver rejects what the parser
     accepts but RFC 9112 or a limit forbids. The parser calls the methods named `on_...`.
 
-    Invariant: heads, bodies and chunk framing are checked against their limits slice by slice, as they
-    arrive.
+    Invariant: heads, bodies and chunk framing are checked against their limits as they arrive.
     """
 
     def __init__(self, connection: Http1Connection, wire: Wire, pipeline: Pipeline) -> None:
@@ -172,7 +168,8 @@ class Receiver:
             self._raw_size += self._fed
             if self._raw_size > 2 * self._length + CHUNK_OVERHEAD:
                 message = (
-                    f"The chunked request body is mostly framing: {self._raw_size} bytes for {self._length}"
+                    f"The chunked request body takes {self._raw_size} bytes for {self._length} bytes of "
+                    "data; send larger chunks"
                 )
                 self._connection.refuse(Refusal(400, message))
         elif self.large is not None:
@@ -315,7 +312,7 @@ class Receiver:
     # unusual requests
 
     def _special(self, request: Http1Request) -> None:
-        """Handles other versions, and fields about the connection or the framing of the body."""
+        """Handles HTTP/1.0, and fields about the connection or the framing of the body."""
         parser = self._parser
         version = parser.get_http_version()
         self._upgrade = parser.should_upgrade()
@@ -359,7 +356,7 @@ class Receiver:
             self._pipeline.put(entry)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
-        """Parses the request again without Upgrade, which makes the parser expect another protocol."""
+        """Parses the request again without Upgrade, with which the parser expects another protocol."""
         request = self._entry
         assert isinstance(request, Http1Request)
         head = head_without_upgrade(request.method, self.target, request.headers)
@@ -391,7 +388,7 @@ class Receiver:
             self._unusual = True
 
     def _overfull(self) -> Refused:
-        # Unread responses may be taking up the room.
+        # Unread responses may be taking up the memory.
         self._wire.unsent.watch(self._connection)
         return self._refused(
             Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER)

@@ -147,8 +147,8 @@ def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     return known
 
 
-#: Idle frames that a client earns per answered request and per DATA frame: clients acknowledge DATA with
-#: WINDOW_UPDATE for stream and connection, and probe the bandwidth with PING.
+#: Idle frames that a client earns per answered request and per DATA frame sent to it: clients acknowledge
+#: DATA with WINDOW_UPDATE for stream and connection, and probe the bandwidth with PING.
 PER_REQUEST = 6
 PER_DATA_FRAME = 4
 
@@ -171,8 +171,7 @@ class FrameAllowance:
     def spend(self, cost: float, requests: int, data_frames: int) -> None:
         """Takes tokens. Raises ConnectionFailure if the client floods.
 
-        `requests` is the number of requests answered, and `data_frames` the number of DATA frames sent, so
-        far.
+        `requests` counts the requests answered so far, and `data_frames` the DATA frames sent.
         """
         self._tokens -= cost
         if self._tokens >= 0:
@@ -205,12 +204,8 @@ def encode_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([_encode_field(name, value) for name, value in fields])
 
 
-def encode_status(status: int) -> bytes:
-    return _encode_status(status)
-
-
 @lru_cache(maxsize=64)
-def _encode_status(status: int) -> bytes:
+def encode_status(status: int) -> bytes:
     return _encode_field(b":status", str(status).encode())
 
 

@@ -11,6 +11,7 @@ from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStrea
 from backline.wire.body import Body
 from backline.wire.compression import (
     INLINE,
+    WORTH_COMPRESSING,
     CodingError,
     ResponseCoding,
     compress,
@@ -41,8 +42,6 @@ _NOT_IN_HTTP2 = frozenset(
         b"date",
     )
 )
-#: Bodies below this many bytes are not worth compressing.
-_WORTH_COMPRESSING = 1024
 
 
 class HttpExchange(Stream, HttpRequest):
@@ -173,7 +172,7 @@ class HttpExchange(Stream, HttpRequest):
         if size > admission.passes or self.kind:
             admission.learn(self, size)
         coding = None
-        if size >= _WORTH_COMPRESSING and b"accept-encoding" in self.headers and self.method != b"HEAD":
+        if size >= WORTH_COMPRESSING and b"accept-encoding" in self.headers and self.method != b"HEAD":
             coding = negotiate(self.headers[b"accept-encoding"], fields)
         if coding is None:
             self._send(status, fields, body, size)
@@ -247,10 +246,7 @@ class HttpExchange(Stream, HttpRequest):
 
     def _too_large(self) -> None:
         limit = self.connection.wire.limits.max_body_size
-        self.refuse(
-            413,
-            f"The request body is larger than the server's limit of {limit} bytes",
-        )
+        self.refuse(413, f"The request body is larger than the server's limit of {limit} bytes")
 
     def _response_head(self, status: int, fields: Fields, size: int | None) -> bytes:
         block = frames.encode_status(status) + frames.encode_fields(
