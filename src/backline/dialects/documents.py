@@ -22,7 +22,7 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -> Document:
     """The JSON object in a body; an empty body is an empty object. Raises InvalidArgument.
 
-    A `bounded` document is decoded on the event loop: it raises PayloadTooLarge above MAX_DOCUMENT bytes.
+    A `bounded` document is decoded on the event loop, so more than MAX_DOCUMENT bytes raise PayloadTooLarge.
     """
     if bounded:
         check_document(body)

@@ -55,11 +55,10 @@ class Router:
     def add(
         self, scope: Scope, method: str, pattern: str, handler: Callable[..., None], *further: str
     ) -> None:
-        """Routes `method` on `pattern` to `handler(*names, *further, request)`, with the names
-        percent-decoded.
+        """Routes `method` on `pattern` to `handler(*names, *further, request)`.
 
-        `scope` is what the route lets a caller do; whether a caller may do it is up to the gate, not the
-        router. Raises ValueError for a route that is already taken.
+        `names` are the percent-decoded segments at each `{}`. `scope` is what the route lets a caller do; the
+        gate, not the router, checks it. Raises ValueError for a route that is already taken.
         """
         segments = tuple(pattern.strip("/").split("/"))
         methods = self._patterns.setdefault(segments, {})
@@ -94,25 +93,19 @@ class Router:
             return _Methods()
         segments = _segments(path)
         for pattern, methods in self._patterns.items():
-            if len(pattern) == len(segments):
-                names = [
-                    segment for expected, segment in zip(pattern, segments, strict=True) if expected == "{}"
-                ]
-                if all(
-                    expected in ("{}", segment) for expected, segment in zip(pattern, segments, strict=True)
-                ) and all(names):
-                    bound = _Methods(
-                        (name, partial(route.handler, *names, *route.further))
-                        for name, route in methods.items()
-                    )
-                    bound.scopes = {name: route.scope for name, route in methods.items()}
-                    self._remember(bytes(path), bound)
-                    return bound
+            if len(pattern) != len(segments):
+                continue
+            pairs = list(zip(pattern, segments, strict=True))
+            names = [segment for expected, segment in pairs if expected == "{}"]
+            if all(names) and all(expected in ("{}", segment) for expected, segment in pairs):
+                bound = _Methods(
+                    (name, partial(route.handler, *names, *route.further)) for name, route in methods.items()
+                )
+                bound.scopes = {name: route.scope for name, route in methods.items()}
+                if len(path) <= _MAX_REMEMBERED_SIZE:
+                    self._resolved.keep(bytes(path), bound)
+                return bound
         raise NotFound(self._not_found(method, segments))
-
-    def _remember(self, path: bytes, bound: _Methods) -> None:
-        if len(path) <= _MAX_REMEMBERED_SIZE:
-            self._resolved.keep(path, bound)
 
     def _other_method(self, request: HttpRequest, methods: dict[bytes, Handler]) -> Handler:
         allow = b", ".join(
