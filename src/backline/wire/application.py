@@ -61,7 +61,7 @@ class ResponseStream(ABC):
 
     @abstractmethod
     async def send(self, chunk: Buffer) -> None:
-        """Sends a chunk; waits while the client does not read. ConnectionResetError if it disconnected."""
+        """Sends a chunk; waits while the client does not read. Raises ConnectionResetError on disconnect."""
 
     @abstractmethod
     def close(self) -> None:
@@ -119,7 +119,7 @@ class UnaryCall(Call):
 class StreamCall(Call):
     """A call that streams requests, responses or both.
 
-    It ends with OK when its handler returns, and with the status of an RpcError that its handler raises.
+    The call ends with OK when its handler returns, or with the status of an RpcError that the handler raises.
     """
 
     __slots__ = ()
@@ -149,7 +149,7 @@ class UnaryMethod:
 
 @dataclass(frozen=True, slots=True)
 class StreamMethod:
-    """A streaming gRPC method: a coroutine that takes a StreamCall. `scope` is as in `UnaryMethod`."""
+    """A streaming gRPC method: a coroutine that takes a StreamCall. Callers need the permission `scope`."""
 
     handler: Callable[[StreamCall], Awaitable[None]]
     scope: str

@@ -21,8 +21,8 @@ class GrowingBuffer:
     Invariants:
 
     * A full map doubles in size. Linux moves its pages instead of copying them (mremap(2)), so each byte is
-      copied once and no call blocks the event loop for longer than its piece needs. Pages beyond `size` are
-      never touched.
+      copied once and no call blocks the event loop for longer than copying its piece takes. Pages beyond
+      `size` are never touched.
     * No view of the map exists while it grows (a map with exported buffers cannot be resized): `take` is the
       last call.
     * The system gets a map back as soon as its last view is gone; the C library's allocator is not involved.

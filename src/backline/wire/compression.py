@@ -69,7 +69,7 @@ class Inflater:
         self.output = bytearray()
 
     def step(self) -> bool:
-        """Produces up to STEP more bytes; True when the body is complete.
+        """Appends up to STEP bytes to `output`. Returns True when the body is complete.
 
         Raises CodingError 400 if the body is malformed, 413 if it is too large.
         """
@@ -111,7 +111,7 @@ class Inflater:
 
 
 def _has_zlib_header(body: Buffer) -> bool:
-    """RFC 1950, section 2.2: the method is 8, and the first two bytes are a multiple of 31."""
+    """Whether the method is 8 and the first two bytes are a multiple of 31 (RFC 1950, section 2.2)."""
     return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
 
 
@@ -133,9 +133,9 @@ DEFLATE = ResponseCoding(b"deflate", zlib.MAX_WBITS)
 
 
 def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | None:
-    """The coding for a response (RFC 9110, section 12.5.3); None if it must be sent as it is.
+    """The coding for a response (RFC 9110, section 12.5.3).
 
-    That is the case if the client prefers no coding, or if `fields` already include a content-encoding.
+    Returns None if the client prefers no coding, or if `fields` already include a content-encoding.
     """
     for name, _ in fields:
         if name == b"content-encoding":

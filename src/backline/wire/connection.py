@@ -62,7 +62,7 @@ class Wire:
         self.inflation = Inflation(self)
 
     def may_connect(self, transport: asyncio.BaseTransport, spared: int = 0) -> bool:
-        """Whether the server and this peer may open one more connection and then still `spared` others."""
+        """Whether the limits allow this connection and `spared` more, in total and for its peer."""
         peers = self.peers
         return (
             len(self.connections) < self.limits.max_connections - spared

@@ -58,7 +58,7 @@ class Limits:
     #: would exceed this waits, unless it is the only one. While responses of all connections together take
     #: more than half of this, the limit of each connection is lower.
     max_held_answer_bytes: int = 8 * MIB
-    #: The least rate, averaged over progress_timeout, at which a client reads while more than
+    #: The least rate, averaged over progress_timeout, at which a client must read while more than
     #: max_unsent_bytes are queued for it.
     min_taking_rate: float = 1 * KIB
     listen_backlog: int = 4096

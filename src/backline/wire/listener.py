@@ -22,14 +22,14 @@ from backline.wire.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between sweeps over all connections; the shorter interval applies if a time limit is below
-#: SHORT_LIMIT.
+#: Seconds between checks of the time limits of all connections; the shorter interval applies if a time limit
+#: is below SHORT_LIMIT.
 SWEEP_INTERVAL = 1.0
 SHORT_SWEEP_INTERVAL = 0.25
 SHORT_LIMIT = 4.0
-#: Connections swept per iteration of the event loop.
+#: Connections checked per iteration of the event loop.
 SWEEP_SLICE = 256
-#: Seconds between checks whether any connection is left while the server stops.
+#: Seconds between checks for remaining connections while the server stops.
 DRAIN_POLL = 0.01
 
 

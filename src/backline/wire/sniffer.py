@@ -1,4 +1,4 @@
-"""Detects the protocol of a new connection and hands it over."""
+"""Detects the protocol of a new connection, which continues as an HTTP/1.1 or HTTP/2 connection."""
 
 from __future__ import annotations
 

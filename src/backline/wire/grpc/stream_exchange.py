@@ -183,7 +183,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         return inflated
 
     def _has_room_for(self, size: int) -> bool:
-        # Not counted: the handler owns the message as soon as it is inflated.
+        # The bytes are not counted, because the handler owns the message as soon as it is inflated.
         wire = self.connection.wire
         return wire.buffered_bytes + size <= wire.limits.max_buffered_bytes
 

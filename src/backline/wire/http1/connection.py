@@ -179,8 +179,8 @@ class Http1Connection(Connection):
         elif first:
             self._used_up = False
             self._feed_held()
-            # A body that is received into its own buffer rests by itself, after reads of READ bytes: resting
-            # here too would cost every upload a turn of the loop.
+            # A large body pauses reading itself, after reads of READ bytes: another pause here would cost
+            # every upload a turn of the loop.
             rests = rests and (self.receiver.large is None or self.held is not None)
         if rests or self._resting:
             self.rest()
@@ -234,7 +234,7 @@ class Http1Connection(Connection):
         self.data_received(data if held is None else b"".join((data, held)))
 
     def receive_into(self, large: LargeBody) -> None:
-        """Lets the transport write the rest of this body into its buffer."""
+        """Lets the transport write the rest of a body directly into the body's buffer."""
         if self.held is None:
             self.transport.set_protocol(large)
 

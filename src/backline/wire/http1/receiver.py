@@ -254,7 +254,7 @@ class Receiver:
             self._unusual = True
             self._special(request)
             if self._upgrade:
-                return  # parsed again without Upgrade
+                return  # the request is parsed again without Upgrade
         # Security: the memo skips this check for repeated heads. That is safe because the gate depends on the
         # head alone and a refused head is unusual, so it is never remembered.
         if (self._unusual or headers[b"host"] not in self._own_hosts) and (
@@ -356,7 +356,7 @@ class Receiver:
             self._pipeline.put(entry)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
-        """Parses the request again without Upgrade, with which the parser expects another protocol."""
+        """Parses the request again without Upgrade: that field makes the parser expect another protocol."""
         request = self._entry
         assert isinstance(request, Http1Request)
         head = head_without_upgrade(request.method, self.target, request.headers)

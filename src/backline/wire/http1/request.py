@@ -107,7 +107,7 @@ class Http1Request(HttpRequest):
         body: Sequence[Buffer],
         size: int,
     ) -> bool:
-        """Compresses the response, on a thread if it is large; returns False if that is not allowed."""
+        """Sends the response compressed, on a thread if it is large; False if it must not be compressed."""
         if has_no_body(status) or self.method == b"HEAD":
             return False
         coded = (*fields, (b"content-encoding", coding.name), (b"vary", b"accept-encoding"))
@@ -160,7 +160,7 @@ class Http1Request(HttpRequest):
 
 
 class Http1Stream(ResponseStream):
-    """A response body of unknown length: chunked, or until the connection closes."""
+    """A response body of unknown length: sent in chunks, or ended by closing the connection."""
 
     __slots__ = ("_pipeline", "_request", "bodiless")
 

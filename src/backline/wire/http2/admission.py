@@ -50,7 +50,7 @@ class Admission:
         self._streams = streams
         self._output = output
         self._budget = wire.limits.max_held_answer_bytes
-        #: All concurrent streams together may have responses of this size within the budget.
+        #: The budget suffices for a response of this size on every concurrent stream.
         self._small = self._budget // wire.limits.max_concurrent_streams
         #: The size of the largest recent response by kind of request, decaying slowly.
         self._sizes: dict[int, int] = {}

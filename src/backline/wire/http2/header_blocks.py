@@ -73,7 +73,7 @@ class HeaderBlocks:
         self._decoder.header_table = self._table
 
     def request(self, block: bytes) -> RequestHead:
-        """Decodes a request's block. Raises StreamFailure if it is malformed; otherwise as `fields`."""
+        """Decodes a request's block. Raises StreamFailure for a malformed request, or ConnectionFailure."""
         head = parse_head(self.fields(block), self._application, self._limits)
         head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, local=self._local)
         head.exchange, head.prompt = exchange_for(head)

@@ -126,7 +126,7 @@ class Stream:
         self.connection.wire.buffered_bytes -= size
 
     async def wait_drained(self) -> None:
-        """Waits until HIGH_WATER bytes or less are queued. ConnectionResetError if the stream closes."""
+        """Waits until at most HIGH_WATER bytes are queued. Raises ConnectionResetError when closed."""
         while self.pending_bytes > HIGH_WATER and not self.closed:
             if self.drained is None:
                 self.drained = self.connection.wire.loop.create_future()
