@@ -63,12 +63,9 @@ def read_message(name: str, received: Buffer) -> Any:
 
 def suggestion(name: str, known: tuple[str, ...]) -> str:
     """A hint after an unknown name: the closest known name, or all of them."""
-    near = get_close_matches(name, known, 1)
-    return (
-        f"Did you mean '{near[0]}'?"
-        if near
-        else f"Expected {' or '.join(repr(one) for one in known) or 'nothing'}."
-    )
+    if near := get_close_matches(name, known, 1):
+        return f"Did you mean '{near[0]}'?"
+    return f"Expected {' or '.join(repr(one) for one in known) or 'nothing'}."
 
 
 def _explain(kind: type[msgspec.Struct], text: str) -> str:

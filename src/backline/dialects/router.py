@@ -68,10 +68,7 @@ class Router:
             methods[name] = _Route(scope, handler, further)
 
     def resolve(self, request: HttpRequest) -> Handler:
-        """The handler of a request.
-
-        Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path.
-        """
+        """A request's handler. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
         methods = self._resolved.get(request.path)
         if methods is None:
             methods = self._resolve(request.method, request.path)

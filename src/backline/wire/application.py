@@ -126,10 +126,7 @@ class StreamCall(Call):
 
     @abstractmethod
     async def receive(self) -> Buffer | None:
-        """The next request message; None after the last.
-
-        Raises asyncio.CancelledError if the call was cancelled.
-        """
+        """The next request message; None after the last. Raises CancelledError if the call was cancelled."""
 
     @abstractmethod
     async def send(self, message: Buffer) -> None:

@@ -103,12 +103,6 @@ class Inflater:
         self._inflate = zlib.decompressobj(self._window)
         return False
 
-    def finish(self) -> bytearray:
-        """Inflates the rest, and returns the whole body. Raises CodingError."""
-        while not self.step():
-            pass
-        return self.output
-
 
 def _has_zlib_header(body: Buffer) -> bool:
     """Whether the method is 8 and the first two bytes are a multiple of 31 (RFC 1950, section 2.2)."""
@@ -130,6 +124,8 @@ class ResponseCoding:
 
 GZIP = ResponseCoding(b"gzip", 16 + zlib.MAX_WBITS)
 DEFLATE = ResponseCoding(b"deflate", zlib.MAX_WBITS)
+#: The codings of gRPC messages, by the names in grpc-encoding.
+GRPC_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | None:
@@ -175,7 +171,6 @@ def _weight(number: bytes) -> float:
 
 
 def compress(coding: ResponseCoding, body: Sequence[Buffer]) -> bytes:
-    """The whole body, compressed in one call."""
     packer = zlib.compressobj(LEVEL, zlib.DEFLATED, coding.window)
     return b"".join((*(packer.compress(part) for part in body), packer.flush()))
 
@@ -290,7 +285,8 @@ class Inflation:
         if size > RATIO_FROM and size > ratio * len(body):
             raise CodingError(
                 413,
-                f"The inflated request body exceeds {RATIO_FROM >> 20} MiB and {ratio:g} times what was sent",
+                f"The inflated request body exceeds {RATIO_FROM >> 20} MiB and {ratio:g} times its compressed"
+                " size; send it uncompressed",
             )
 
 

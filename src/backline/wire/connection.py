@@ -8,12 +8,15 @@ import time
 from abc import abstractmethod
 from types import MethodType
 
-from backline.wire.application import Application
+from backline.wire.application import Application, Fields
 from backline.wire.compression import Inflation
 from backline.wire.limits import Limits
 from backline.wire.peers import Peer, Peers
 from backline.wire.turns import Turns
 from backline.wire.unsent import Unsent
+
+#: The Retry-After field of 503 responses, in seconds.
+RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
 
 
 class Wire:

@@ -109,5 +109,5 @@ class Unsent:
             connection.abort()
         if closed:
             log.warning(
-                "closed %d connections that left responses unread: too many bytes are buffered", closed
+                "closed %d connections that left responses unread: max_buffered_bytes was exceeded", closed
             )

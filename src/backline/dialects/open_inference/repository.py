@@ -184,8 +184,8 @@ def _is_string(raw: Raw) -> bool:
     return bytes(memoryview(raw)[:1]) == b'"'
 
 
-def _who(request: HttpRequest) -> str:
-    return caller_name(request.peer, request.headers)
+def _who(caller: HttpRequest | UnaryCall) -> str:
+    return caller_name(caller.peer, caller.headers if isinstance(caller, HttpRequest) else caller.metadata)
 
 
 def _respond_empty(request: HttpRequest, _: None) -> None:
@@ -207,18 +207,14 @@ class RepositoryCalls:
         asked = _read_message("RepositoryModelLoadRequest", received)
         control = control_of(self._engine, _LOADING)
         overrides = overrides_from_message(asked.parameters)
-        change = control.load(
-            asked.model_name, overrides=overrides, who=caller_name(call.peer, call.metadata)
-        )
+        change = control.load(asked.model_name, overrides=overrides, who=_who(call))
         self._deferred.answer(call, change, lambda _: call.reply(b""))
 
     def unload(self, call: UnaryCall, received: Buffer) -> None:
         asked = _read_message("RepositoryModelUnloadRequest", received)
         control = control_of(self._engine, _LOADING)
         dependents = dependents_from_message(asked.parameters)
-        change = control.unload(
-            asked.model_name, dependents=dependents, who=caller_name(call.peer, call.metadata)
-        )
+        change = control.unload(asked.model_name, dependents=dependents, who=_who(call))
         self._deferred.answer(call, change, lambda _: call.reply(b""))
 
 

@@ -185,7 +185,10 @@ class SharedMemoryRegions:
         found = [region for region in memory.regions() if name in ("", region.name)]
         if name and not found:
             raise NotFound(f"Unable to find system shared memory region: '{name}'")
-        return [_status(region) for region in found]
+        return [
+            {"name": one.name, "key": one.key, "offset": one.offset, "byte_size": one.byte_size}
+            for one in found
+        ]
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         self.memory.register(name, key, offset, byte_size)
@@ -224,10 +227,6 @@ class CudaRegions:
 
     def _allowed(self) -> None:
         _ = self._system.memory
-
-
-def _status(region: Region) -> dict[str, Any]:
-    return {"name": region.name, "key": region.key, "offset": region.offset, "byte_size": region.byte_size}
 
 
 class SystemDocument(Struct, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, RpcError, StreamCall, StreamMethod
-from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, compress, inflate_small
+from backline.wire.compression import GRPC_CODINGS, INLINE, CodingError, compress, inflate_small
 from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import (
     CANCELLED,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 #: The most buffers that a handler queues before it yields to the event loop.
 _PARTS_WITHOUT_PAUSE = 128
-_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 class StreamExchange(GrpcExchange, StreamCall):
@@ -195,7 +194,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         self.started = True
         encoding = self.head.encoding
         block = RESPONSE_BLOCK
-        if encoding in _CODINGS and encoding in self.head.accept_encoding:
+        if encoding in GRPC_CODINGS and encoding in self.head.accept_encoding:
             self._compress_with = encoding
             block = COMPRESSED_RESPONSE_BLOCKS[encoding]
         self.connection.output.write(self.connection.header_frames(self.number, block))
@@ -207,7 +206,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         flag = 0
         if self._compress_with is not None:
             flag = 1
-            coding = _CODINGS[self._compress_with]
+            coding = GRPC_CODINGS[self._compress_with]
             if size <= INLINE:
                 message = compress(coding, (message,))
             else:

@@ -7,7 +7,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, RpcError, UnaryCall, UnaryMethod
-from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, compress, inflate_small
+from backline.wire.compression import GRPC_CODINGS, INLINE, CodingError, compress, inflate_small
 from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import (
     COMPRESSED_RESPONSE_BLOCKS,
@@ -38,7 +38,6 @@ _OK_START = frames.FRAME_HEADER.pack(
     len(OK_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0
 )[:5]
 _TRAILERS = Struct(f">5sI{len(OK_BLOCK)}s").pack
-_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 class UnaryExchange(GrpcExchange, UnaryCall):
@@ -113,7 +112,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             if complete is not None:
                 self._compressed, self._message = complete
         if begin < end:
-            raise RpcError(INVALID_ARGUMENT, "a unary call has more than one message, or bytes after it")
+            raise RpcError(INVALID_ARGUMENT, "a unary call must send one message, with no bytes after it")
         if not ended:
             return
         if self._message is None:
@@ -210,7 +209,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     def _reply_compressed(self, message: Buffer, size: int) -> None:
         if size <= INLINE:
-            self._send_compressed(compress(_CODINGS[self.head.encoding], (message,)))
+            self._send_compressed(compress(GRPC_CODINGS[self.head.encoding], (message,)))
         else:
             self.answered = True
             self.connection.output.compressing(self, size)
@@ -218,7 +217,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     async def _compress_on_thread(self, message: Buffer) -> None:
         packed = await self.connection.loop.run_in_executor(
-            None, compress, _CODINGS[self.head.encoding], (message,)
+            None, compress, GRPC_CODINGS[self.head.encoding], (message,)
         )
         if not self.closed:
             self.connection.output.compressing(self, 0)

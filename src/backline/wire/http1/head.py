@@ -38,10 +38,6 @@ def has_no_body(status: int) -> bool:
     return status in {204, 304} or status < 200
 
 
-#: The Retry-After field of 503 responses, in seconds.
-RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """The response to a request that does not reach the application. `close` ends the connection after it."""
@@ -102,16 +98,13 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
     if version not in ("1.1", "1.0"):
         return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")
     if version == "1.1" and b"host" not in headers:
-        return Refusal(400, "The request has no Host field")
+        return Refusal(400, "The request must have a Host field")
     if upgrade:
         protocols = headers.get(b"upgrade", b"")
-        if version == "1.0" or any(
-            name.strip().lower() not in (b"h2c", b"h2", b"") for name in protocols.split(b",")
-        ):
-            return Refusal(
-                400,
-                f"Upgrade to '{protocols.decode('latin-1')[:64]}' is refused; leave the Upgrade field out",
-            )
+        names = {name.strip() for name in protocols.lower().split(b",")}
+        if version == "1.0" or not names <= {b"h2c", b"h2", b""}:
+            shown = protocols.decode("latin-1")[:64]
+            return Refusal(400, f"Upgrade to '{shown}' is refused; leave the Upgrade field out")
     coding = headers.get(b"transfer-encoding")
     if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
         return Refusal(400, "Transfer-Encoding must be 'chunked', and requires HTTP/1.1")

@@ -11,10 +11,9 @@ import httptools
 
 from backline.wire.application import Buffer, Fields
 from backline.wire.body import GrowingBuffer
-from backline.wire.connection import Wire
+from backline.wire.connection import RETRY_AFTER, Wire
 from backline.wire.http1.body import LargeBody
 from backline.wire.http1.head import (
-    RETRY_AFTER,
     SPECIAL_FIELDS,
     Refusal,
     check_size,
@@ -132,10 +131,7 @@ class Receiver:
     # parsing
 
     def feed(self, data: bytes | memoryview) -> Head | None:
-        """Parses bytes, which may hold several requests.
-
-        Returns the last head if nothing about it was unusual.
-        """
+        """Parses bytes of one or more requests. Returns the last head, or None if it was unusual."""
         self._fed = len(data)
         self._put = False
         self.last_head = None
@@ -218,7 +214,7 @@ class Receiver:
         if refusal is not None:
             raise self._refused(refusal)
         if name == b"host":
-            raise self._refused(Refusal(400, "The request has more than one Host field"))
+            raise self._refused(Refusal(400, "The request must have exactly one Host field"))
         self._headers[name] = b"%b, %b" % (self._headers[name], value)
 
     def on_headers_complete(self) -> None:
@@ -268,9 +264,7 @@ class Receiver:
             try:
                 self._length = int(length)
             except ValueError:
-                raise self._refused(
-                    Refusal(400, "The request's Content-Length is not a number of bytes")
-                ) from None
+                raise self._refused(Refusal(400, "Content-Length is not a number of bytes")) from None
             if self._length > self._small:
                 self._announced(self._length)
         if self._unusual:
@@ -369,10 +363,9 @@ class Receiver:
     def _announced(self, length: int) -> None:
         """Prepares for a body that is not small. Raises Refused if it exceeds a limit."""
         wire = self._wire
-        if length > wire.limits.max_body_size:
-            message = (
-                f"The request body of {length} bytes exceeds the maximum of {wire.limits.max_body_size} bytes"
-            )
+        limit = wire.limits.max_body_size
+        if length > limit:
+            message = f"The request body of {length} bytes exceeds the maximum of {limit} bytes"
             raise self._refused(Refusal(413, message))
         if wire.buffered_bytes + length > wire.limits.max_buffered_bytes:
             raise self._overfull()
@@ -410,10 +403,9 @@ class Receiver:
             return
         if self._chunked:
             self._length += len(data)
-            if self._length > self._wire.limits.max_body_size:
-                message = (
-                    f"The chunked request body exceeds the maximum of {self._wire.limits.max_body_size} bytes"
-                )
+            limit = self._wire.limits.max_body_size
+            if self._length > limit:
+                message = f"The chunked request body exceeds the maximum of {limit} bytes"
                 raise self._refused(Refusal(413, message))
         if isinstance(self._entry, Refusal):
             return

@@ -204,26 +204,20 @@ class Http2Connection(Connection):
                 now - (self._quiet_since if self.reader.preface_done else self._opened)
                 > limits.header_timeout
             ):
-                self.fail(
-                    ConnectionFailure(frames.PROTOCOL_ERROR, "the client did not complete a frame in time")
-                )
+                self.fail(ConnectionFailure(frames.PROTOCOL_ERROR, "a frame did not arrive in time"))
             return
         if self._unacknowledged and now - self._unacknowledged_since > limits.header_timeout:
-            self.fail(
-                ConnectionFailure(frames.SETTINGS_TIMEOUT, "the client did not acknowledge SETTINGS in time")
-            )
+            self.fail(ConnectionFailure(frames.SETTINGS_TIMEOUT, "SETTINGS was not acknowledged in time"))
             return
-        if self.reader.write_blocked and quiet and now - self._quiet_since > limits.progress_timeout:
-            self.abort()
-            return
-        if self._reads_too_slowly(now):
+        stuck = self.reader.write_blocked and quiet and now - self._quiet_since > limits.progress_timeout
+        if stuck or self._reads_too_slowly(now):
             self.abort()
             return
         if self.streams.open:
             self._idle_since = now
         else:
             if quiet and now - max(self._quiet_since, self._idle_since) > limits.idle_timeout:
-                self.fail(ConnectionFailure(frames.NO_ERROR, "idle"))
+                self.fail(ConnectionFailure(frames.NO_ERROR, "the connection was idle for too long"))
             return
         if now - self._quiet_since > limits.idle_timeout + limits.progress_timeout:
             self.abort()
@@ -306,9 +300,7 @@ class Http2Connection(Connection):
             self.peer.requests += 1
         if head.prompt or wire.requests > self.max_requests:
             stream.begin()
-        if ends:
-            if stream.closed:
-                return
+        if ends and not stream.closed:
             stream.feed(b"", 0, 0, 1)
 
     def header_frames(self, number: int, block: bytes, flags: int = 0) -> bytes:
@@ -401,7 +393,7 @@ class Http2Connection(Connection):
             if number:
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
             if len(payload) < 8:
-                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "GOAWAY shorter than 8 octets")
+                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 octets")
             # The client is closing the connection: its open requests are still answered.
             self._drained()
         elif kind == frames.PUSH_PROMISE:

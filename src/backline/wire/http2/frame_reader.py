@@ -382,23 +382,20 @@ class FrameReader:
             begin += 5
         if begin > end:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority is longer than the frame")
-        # A stream that depends on itself does not end the connection, so its block must still be decoded:
-        # otherwise the HPACK tables of both sides would differ.
-        failure = None
+        block = payload[begin:end]
+        ends = flags & frames.END_STREAM
         if flags & frames.PRIORITISED:
             try:
                 check_dependency(payload[priority:begin], number)
-            except StreamFailure as caught:
-                failure = caught
-        block = payload[begin:end]
-        ends = flags & frames.END_STREAM
-        if failure is not None:
-            if number > self._streams.last:
-                self._streams.note(number)
-            if flags & frames.END_HEADERS:
+            except StreamFailure as failure:
+                if number > self._streams.last:
+                    self._streams.note(number)
+                if not flags & frames.END_HEADERS:
+                    raise ConnectionFailure(failure.code, failure.reason) from None
+                # The connection continues, so the block must still be decoded: otherwise the HPACK tables of
+                # both sides would differ.
                 self._blocks.fields(block)
-                raise failure
-            raise ConnectionFailure(failure.code, failure.reason)
+                raise
         if flags & frames.END_HEADERS:
             self._handler.headers(number, block, ends)
         else:

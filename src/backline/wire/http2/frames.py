@@ -58,22 +58,19 @@ _RST_STREAM = Struct(">IBII")
 _GOAWAY = Struct(">IBIII")
 
 
-class ConnectionFailure(Exception):
+class _Failure(Exception):
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class ConnectionFailure(_Failure):
     """Ends the connection with GOAWAY and this error code (RFC 9113, section 5.4.1)."""
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
 
-
-class StreamFailure(Exception):
+class StreamFailure(_Failure):
     """Ends the stream with RST_STREAM and this error code (RFC 9113, section 5.4.2)."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

@@ -19,7 +19,7 @@ from backline.wire.compression import (
     inflate_small,
     negotiate,
 )
-from backline.wire.connection import http_date, peer_address
+from backline.wire.connection import RETRY_AFTER, http_date, peer_address
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline.wire.http2.request_head import RequestHead
@@ -72,7 +72,7 @@ class HttpExchange(Stream, HttpRequest):
         elif head.refusal is not None:
             self.refuse(403, head.refusal)
         elif wire.requests > connection.max_requests and (what := connection.overload(head.path)):
-            self.refuse(503, f"The server has too many {what}; try again later", ((b"retry-after", b"1"),))
+            self.refuse(503, f"The server has too many {what}; try again later", RETRY_AFTER)
         elif head.is_grpc:
             self.refuse(405, "gRPC calls must use POST", ((b"allow", b"POST"),))
         elif head.rpc is not None:
@@ -117,9 +117,7 @@ class HttpExchange(Stream, HttpRequest):
             self._too_large()
             return False
         if not self.buffer(end - begin):
-            self.refuse(
-                503, "The server holds too many bytes of requests; try again later", ((b"retry-after", b"1"),)
-            )
+            self.refuse(503, "The server holds too many bytes of requests; try again later", RETRY_AFTER)
             return False
         gathered.add(data, begin, end)
         if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -35,14 +35,11 @@ _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
 
 
-class ContentsField:
+class ContentsField(NamedTuple):
     """The InferTensorContents field of a datatype, with limits if the datatype is narrower than the field."""
 
-    __slots__ = ("limits", "name")
-
-    def __init__(self, name: str, limits: tuple[int, int] | None = None) -> None:
-        self.name = name
-        self.limits = limits
+    name: str
+    limits: tuple[int, int] | None = None
 
 
 _CONTENTS = {

@@ -381,14 +381,17 @@ class RestWriter:
         documents = []
         buffers: list[Buffer] = [b""]
         for tensor in outputs:
-            document = OutputDocument(tensor.name, tensor.datatype.name, tensor.shape)
-            documents.append(document)
+            parameters: dict[str, int] | UnsetType = UNSET
+            elements: list[Any] | Raw | UnsetType = UNSET
             if plan.is_binary(tensor.name):
                 data = encode_tensor(tensor)
                 buffers.append(data)
-                document.parameters = {"binary_data_size": len(data)}
+                parameters = {"binary_data_size": len(data)}
             elif not isinstance(tensor, StoredTensor):
-                document.data = encode_data(tensor)
+                elements = encode_data(tensor)
+            documents.append(
+                OutputDocument(tensor.name, tensor.datatype.name, tensor.shape, parameters, elements)
+            )
         header = self._encode(
             ResponseDocument(
                 response.id or UNSET,
