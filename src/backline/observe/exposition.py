@@ -35,8 +35,8 @@ def number(value: float) -> str:
     return "NaN" if isnan(value) else repr(value)
 
 
-#: What a label's name cannot contain. It is replaced, since one model's bad label must not make the whole
-#: page unreadable.
+#: What a label's name cannot contain. Such characters are replaced, since one model's bad label must not make
+#: the whole page unreadable.
 _INVALID = re.compile(r"^(?=\d)|[^a-zA-Z0-9_]")
 
 

@@ -54,7 +54,7 @@ class LoadDocument(Struct, forbid_unknown_fields=True):
 
 
 class VersionDocument(Struct, forbid_unknown_fields=True):
-    """A label's new version, and the version expected before; both may be numbers or strings."""
+    """A label's new version, and its expected current version; both may be numbers or strings."""
 
     version: str | int
     expected: str | int = ANY_VERSION

@@ -13,7 +13,7 @@ from backline.wire.http2.stream import Stream
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: Kinds from this on are for compressed requests, whose size says little about their content.
+#: Kinds from this number on are for compressed requests, whose size says little about their content.
 _COMPRESSED = 64
 #: Until a response to a request of this kind has been seen, the expected size is the budget divided by this.
 #: Several requests are admitted then, since a server's first requests may be slow or wait for a batch.
