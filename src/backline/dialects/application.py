@@ -49,7 +49,7 @@ def build_application(
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
     access: Access | None = None,
 ) -> Application:
-    """The application of an engine; with a `recorder` it can record requests.
+    """The application that serves an engine. With a `recorder`, clients can record requests.
 
     `metrics` produces the response to GET /metrics, on every port. `not_ready_status` is the HTTP status of a
     failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
@@ -88,7 +88,7 @@ def build_application(
     )
 
 
-#: Paths that are served under any load, because orchestrators and load balancers must not take load for
+#: Paths that are served under any load, so that orchestrators and load balancers do not mistake load for
 #: failure.
 _VITAL = frozenset(
     (
@@ -102,7 +102,6 @@ _VITAL = frozenset(
 
 
 def _is_vital(path: bytes) -> bool:
-    """Whether a path belongs to a health check or the metrics."""
     return path in _VITAL or (path.startswith(b"/v2/models/") and path.endswith(b"/ready"))
 
 

@@ -56,11 +56,10 @@ class Router:
     def add(
         self, scope: Scope, method: str, pattern: str, handler: Callable[..., None], *further: str
     ) -> None:
-        """Routes `method` on `pattern` to `handler(*names, *further, request)`, with the names
-        percent-decoded.
+        """Routes `method` on `pattern` to `handler(*names, *further, request)`.
 
-        `scope` is what the route lets a caller do; whether a caller may do it is up to the gate, not the
-        router. Raises ValueError for a route that is already taken.
+        `names` are the percent-decoded segments at each `{}`. `scope` is what the route lets a caller do; the
+        gate, not the router, checks it. Raises ValueError for a route that is already taken.
         """
         segments = tuple(pattern.strip("/").split("/"))
         methods = self._patterns.setdefault(segments, {})
@@ -70,10 +69,7 @@ class Router:
             methods[name] = _Route(scope, handler, further)
 
     def resolve(self, request: HttpRequest) -> Handler:
-        """The handler of a request.
-
-        Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path.
-        """
+        """A request's handler. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
         methods = self._resolved.get(request.path)
         if methods is None:
             methods = self._resolve(request.method, request.path)
@@ -95,26 +91,20 @@ class Router:
             return _Methods()
         segments = _segments(path)
         for pattern, methods in self._patterns.items():
-            if len(pattern) == len(segments):
-                names = [
-                    segment for expected, segment in zip(pattern, segments, strict=True) if expected == "{}"
-                ]
-                if all(
-                    expected in ("{}", segment) for expected, segment in zip(pattern, segments, strict=True)
-                ) and all(names):
-                    bound = _Methods(
-                        (name, partial(route.handler, *names, *route.further))
-                        for name, route in methods.items()
-                    )
-                    model = _model(pattern, segments)
-                    bound.targets = {name: Target(route.scope, model) for name, route in methods.items()}
-                    self._remember(bytes(path), bound)
-                    return bound
+            if len(pattern) != len(segments):
+                continue
+            pairs = list(zip(pattern, segments, strict=True))
+            names = [segment for expected, segment in pairs if expected == "{}"]
+            if all(names) and all(expected in ("{}", segment) for expected, segment in pairs):
+                bound = _Methods(
+                    (name, partial(route.handler, *names, *route.further)) for name, route in methods.items()
+                )
+                model = _model(pattern, segments)
+                bound.targets = {name: Target(route.scope, model) for name, route in methods.items()}
+                if len(path) <= _MAX_REMEMBERED_SIZE:
+                    self._resolved.keep(bytes(path), bound)
+                return bound
         raise NotFound(self._not_found(method, segments))
-
-    def _remember(self, path: bytes, bound: _Methods) -> None:
-        if len(path) <= _MAX_REMEMBERED_SIZE:
-            self._resolved.keep(path, bound)
 
     def _other_method(self, request: HttpRequest, methods: dict[bytes, Handler]) -> Handler:
         allow = b", ".join(

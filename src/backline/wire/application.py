@@ -48,10 +48,10 @@ class HttpRequest(ABC):
 
     @abstractmethod
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
-        """Sends a response with the concatenation of `body`; large buffers are not copied. Call it once.
+        """Sends a response whose body is the concatenation of `body`, without copying large buffers.
 
-        The wire adds content-length and date, compresses the body if the client accepts that, and omits it
-        for HEAD.
+        Call it once. The wire adds content-length and date, compresses the body if the client accepts that,
+        and omits the body for HEAD.
         """
 
     @abstractmethod
@@ -64,10 +64,7 @@ class ResponseStream(ABC):
 
     @abstractmethod
     async def send(self, chunk: Buffer) -> None:
-        """Sends a chunk; waits while the client does not read.
-
-        Raises ConnectionResetError if it has disconnected.
-        """
+        """Sends a chunk; waits while the client does not read. Raises ConnectionResetError on disconnect."""
 
     @abstractmethod
     def close(self) -> None:
@@ -128,17 +125,14 @@ class UnaryCall(Call):
 class StreamCall(Call):
     """A call that streams requests, responses or both.
 
-    It ends with OK when its handler returns, and with the status of an RpcError that its handler raises.
+    The call ends with OK when its handler returns, or with the status of an RpcError that the handler raises.
     """
 
     __slots__ = ()
 
     @abstractmethod
     async def receive(self) -> Buffer | None:
-        """The next request message; None after the last.
-
-        Raises asyncio.CancelledError if the call was cancelled.
-        """
+        """The next request message; None after the last. Raises CancelledError if the call was cancelled."""
 
     @abstractmethod
     async def send(self, message: Buffer) -> None:
@@ -160,7 +154,7 @@ class UnaryMethod:
 
 @dataclass(frozen=True, slots=True)
 class StreamMethod:
-    """A streaming gRPC method: a coroutine that takes a StreamCall. `scope` is as in `UnaryMethod`."""
+    """A streaming gRPC method: a coroutine that takes a StreamCall. Callers need the permission `scope`."""
 
     handler: Callable[[StreamCall], Awaitable[None]]
     scope: str
@@ -207,8 +201,8 @@ class Application:
     `http` responds to an HTTP request; it must not raise. `rpc` maps gRPC paths (b"/package.Service/Method")
     to methods. `render_error(status, message)` returns the content type and body of an error detected by the
     wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` tells whether
-    a request is served under any load, such as a health probe: an orchestrator would restart a busy server
-    that refuses it. Vital requests must be cheap.
+    a request, such as a health probe, is served under any load: an orchestrator would restart a busy server
+    that refuses its probes. Vital requests must be cheap.
     """
 
     http: Callable[[HttpRequest], None]

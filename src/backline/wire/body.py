@@ -21,8 +21,8 @@ class GrowingBuffer:
     Invariants:
 
     * A full map doubles in size. Linux moves its pages instead of copying them (mremap(2)), so each byte is
-      copied once and no call blocks the event loop for longer than its piece needs. Pages beyond `size` are
-      never touched.
+      copied once and no call blocks the event loop for longer than copying its piece takes. Pages beyond
+      `size` are never touched.
     * No view of the map exists while it grows (a map with exported buffers cannot be resized): `take` is the
       last call.
     * The system gets a map back as soon as its last view is gone; the C library's allocator is not involved.
@@ -40,8 +40,7 @@ class GrowingBuffer:
         if self._map is None and end <= SMALL:
             self._small += piece
         else:
-            target = self._room_for(end)
-            target[self.size : end] = piece
+            self._room_for(end)[self.size : end] = piece
         self.size = end
 
     def take(self) -> Buffer:
@@ -76,10 +75,7 @@ def _power_of_two(size: int) -> int:
 
 
 class Body:
-    """A body that arrives in pieces.
-
-    If its size is known, it gets one buffer, committed page by page as it fills.
-    """
+    """A body that arrives in pieces. If its size is known, all pieces go into one preallocated buffer."""
 
     __slots__ = ("_buffer", "filled", "size")
 

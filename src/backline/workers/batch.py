@@ -24,11 +24,11 @@ class Batch:
 
     __slots__ = (
         "abandoned",
-        "beside_loop",
         "ended_ns",
         "executed",
         "gathered_ns",
         "items",
+        "off_loop",
         "on_abandon",
         "on_vacated",
         "outcomes",
@@ -39,14 +39,12 @@ class Batch:
         "tickets",
     )
 
-    def __init__(
-        self, tickets: list[Ticket], items: int, started_ns: int, *, beside_loop: bool = False
-    ) -> None:
+    def __init__(self, tickets: list[Ticket], items: int, started_ns: int, *, off_loop: bool = False) -> None:
         self.tickets = tickets
         self.items = items
         self.started_ns = started_ns
         #: Whether the batch runs off the event loop, so that it can be abandoned meanwhile.
-        self.beside_loop = beside_loop
+        self.off_loop = off_loop
         self.gathered_ns = 0
         self.ran_ns = 0
         self.ended_ns = 0

@@ -15,7 +15,7 @@ class Instance(Protocol):
     """Runs one batch at a time: on the event loop, on a thread, or in a worker process."""
 
     #: Whether `run` returns at once and the batch runs off the event loop.
-    beside_loop: ClassVar[bool]
+    off_loop: ClassVar[bool]
 
     def run(self, batch: Batch, finished: Finished) -> None:
         """Starts a batch; the instance must be free. May call `finished` before it returns."""

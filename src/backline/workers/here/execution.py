@@ -78,7 +78,7 @@ class Execution:
         batch.ended_ns = monotonic_ns()
 
     def _run_alone(self, ticket: Ticket, whole: Batch) -> Batch:
-        part = Batch([ticket], ticket.batch_size, monotonic_ns(), beside_loop=whole.beside_loop)
+        part = Batch([ticket], ticket.batch_size, monotonic_ns(), off_loop=whole.off_loop)
         whole.on_abandon = part.abandon
         if whole.abandoned:
             part.abandoned = True
@@ -130,7 +130,7 @@ class Execution:
         return self._split(tickets, names, arrays)
 
     def _run_of(self, batch: Batch) -> Run:
-        if self._cancellable is None or not batch.beside_loop:
+        if self._cancellable is None or not batch.off_loop:
             return self._run_model
         run, batch.on_abandon = self._cancellable()
         if batch.abandoned:

@@ -41,7 +41,7 @@ class InlineInstance:
     following runs, which decides.
     """
 
-    beside_loop: ClassVar[bool] = False
+    off_loop: ClassVar[bool] = False
     #: Nanoseconds above which a run counts as slow.
     LONG_RUN_NS = 5_000_000
     #: The number of runs whose processor time is measured after a slow one.
@@ -85,7 +85,7 @@ class InlineInstance:
 class ThreadInstance:
     """Runs batches on a dedicated thread, for runtimes that release the GIL while they compute."""
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(
         self, execute: RunBatch, loop: asyncio.AbstractEventLoop, name: str, cores: Collection[int] = ()
@@ -188,7 +188,7 @@ class TimedInstance:
     cannot interrupt it.
     """
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class _TimedRun:
 
     def _run(self, tickets: list[Ticket], items: int) -> None:
         self._running = batch = Batch(
-            tickets, items, monotonic_ns() if self._again else self._whole.started_ns, beside_loop=True
+            tickets, items, monotonic_ns() if self._again else self._whole.started_ns, off_loop=True
         )
         self._whole.on_abandon = batch.abandon
         if self._whole.abandoned and not self._again:

@@ -316,7 +316,7 @@ class StreamPool:
 class StreamInstance:
     """An instance that runs one stream at a time on the pool's threads."""
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(self, pool: StreamPool) -> None:
         self._pool = pool

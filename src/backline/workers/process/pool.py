@@ -64,7 +64,7 @@ class PoolOptions:
 class ProcessInstance:
     """A slot for one batch at a time on the worker of a seat, or on the worker that replaces it."""
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(self, pool: WorkerPool, seat: Seat) -> None:
         self._pool = pool

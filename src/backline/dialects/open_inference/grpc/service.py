@@ -15,12 +15,11 @@ from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.grpc.inference import GrpcInference
 from backline.dialects.open_inference.grpc.stream import StreamInference
 from backline.dialects.open_inference.metadata import model_index, model_metadata, server_metadata
-from backline.dialects.open_inference.repository import RepositoryCalls
+from backline.dialects.open_inference.repository import RepositoryCalls, refuse_repository
 from backline.dialects.open_inference.settings import LoggingExtension, TraceSettings
 from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMemoryRegions
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.engine.engine import Engine
-from backline.engine.errors import Unsupported
 from backline.engine.values.tensor import in_pieces
 from backline.protos import message, pool
 from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
@@ -141,7 +140,7 @@ class InferenceService:
 
     def _index(self, asked: Any) -> dict[str, Any]:
         if asked.repository_name:
-            raise Unsupported("'repository_name' specification is not supported")
+            refuse_repository()
         return {"models": model_index(self._engine, only_ready=asked.ready)}
 
 
