@@ -31,7 +31,7 @@ READY_POLL = 0.1
 
 
 def open_transport(address: Address, options: ClientOptions) -> Transport:
-    """The transport for an address. Raises InvalidArgument when an extra is missing."""
+    """The transport for an address. Raises InvalidArgument if a package that it needs is not installed."""
     if address.protocol == "http":
         from backline.client.http_transport import HttpTransport
 
@@ -40,7 +40,7 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
         from backline.client.grpc_transport import GrpcTransport
 
         return GrpcTransport(address, options)
-    # Imported here, as it pulls in the whole server, which clients of a remote server do not need.
+    # Imported here, because it imports the whole server, which clients of a remote server do not need.
     from backline.embedded.transport import InprocTransport
 
     return InprocTransport(address)
@@ -94,7 +94,7 @@ class AsyncClient:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> AsyncModel:
-        """A model, by default at the version the server picks. Raises InvalidArgument if `name` is empty."""
+        """A model, by default in the version that the server picks. An empty name is refused."""
         if not name:
             raise InvalidArgument("the name of a model is empty")
         key = name, str(version)
@@ -112,7 +112,7 @@ class AsyncClient:
         return await (await self.transport()).server_ready(self._limit(timeout))
 
     async def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits for a ready server, even if not started yet. Raises DeadlineExceeded with the last reason."""
+        """Waits until the server has started and is ready. Raises DeadlineExceeded with the last reason."""
         limit = self._limit(timeout)
         end = monotonic() + limit
         reason = ""
@@ -124,7 +124,7 @@ class AsyncClient:
             except Unavailable as error:
                 reason = error.message
             except DeadlineExceeded as error:
-                # Our own timeout cut this check short: the reason from an earlier one says more.
+                # Our own timeout cut this check short, so the reason from an earlier check says more.
                 reason = reason or error.message
             await asyncio.sleep(min(READY_POLL, max(end - monotonic(), 0)))
         raise DeadlineExceeded(
@@ -132,7 +132,7 @@ class AsyncClient:
         )
 
     async def _unready(self, timeout: float) -> str:
-        """Which models are not ready, and why; empty when the server does not say."""
+        """Says which models are not ready, and why; empty if the server does not report it."""
         try:
             index = await (await self.transport()).repository_index(timeout)
         except BacklineError:
@@ -149,11 +149,11 @@ class AsyncClient:
         return await (await self.transport()).server_metadata(self._limit(timeout))
 
     async def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """All models and versions the server knows, with state, reason, labels, memory and load progress."""
+        """All models and versions that the server knows: state, reason, labels, memory and load progress."""
         return await (await self._control()).models(self._limit(timeout))
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of all models, in the statistics extension's form; durations are in nanoseconds."""
+        """The counters of all models, as in Triton's statistics extension; durations are in nanoseconds."""
         return await (await self.transport()).statistics("", "", self._limit(timeout))
 
     async def load(
@@ -171,7 +171,8 @@ class AsyncClient:
 
         `config` (a mapping or its JSON, with the names of config.pbtxt) replaces the repository's
         configuration, and `files` ({"1/model.onnx": bytes or a pathlib.Path}) its files. If the load fails,
-        the versions in service stay, and the reason is raised. After DeadlineExceeded the load continues.
+        an error is raised with the reason, and the versions in service stay. After DeadlineExceeded, the load
+        continues.
         """
         overrides = to_overrides(config, files)
         limit = self._limit(timeout)
@@ -210,7 +211,7 @@ class AsyncClient:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version. `expected`: the version it must point to now ("" for a new label)."""
+        """Points a label to a version; with `expected`, only if it points to that one now ("" for none)."""
         move = LabelMove("label", name, label, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -234,7 +235,7 @@ class AsyncClient:
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
-        """Points a label back to the version it had before its last move."""
+        """Points a label back to the version that it pointed to before its last move."""
         move = LabelMove("rollback", name, label)
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -243,7 +244,7 @@ class AsyncClient:
         return await (await self._control()).history(name, limit, self._limit(timeout))
 
     async def refresh(self, timeout: float | None = None) -> None:
-        """Makes the server scan its repositories; returns when everything found is served or has failed."""
+        """Makes the server scan its repositories; returns once all models found serve or have failed."""
         await (await self._control()).refresh(self._limit(timeout))
 
     async def _control(self) -> ModelControl:
@@ -298,10 +299,9 @@ class AsyncModel:
     ) -> InferResult:
         """Runs the model.
 
-        Inputs are positional, by name, or one mapping (when an input shares its name with an option).
-
+        Pass inputs by position, by name, or as one mapping, for inputs that share a name with an option.
         `outputs` names the outputs to return, by default all. Shapes are those of the model's metadata,
-        including the batch dimension. The timeout in seconds covers everything, connecting included. Raises
+        including the batch dimension. The timeout, in seconds, covers everything, even connecting. Raises
         BacklineError.
         """
         if version is not None and str(version) != self.version:
@@ -372,7 +372,7 @@ class AsyncModel:
             # The model may have changed since its metadata was fetched.
             metadata = await self._known(limit, again=True)
             tensors = _tensors(metadata, inputs, named)
-        if outputs is not None and isinstance(outputs, str):
+        if isinstance(outputs, str):
             raise InvalidArgument(
                 f"outputs is the string {outputs!r}, expected a list of names: [{outputs!r}]"
             )
@@ -403,7 +403,7 @@ class AsyncModel:
         )
 
     async def ready(self, timeout: float | None = None) -> bool:
-        """Whether the model can answer."""
+        """Whether the model can serve."""
         return await (await self._client.transport()).model_ready(
             self.name, self.version, self._client._limit(timeout)
         )
@@ -464,7 +464,7 @@ def _tensors(
             raise InvalidArgument(
                 f"model '{metadata.name}' has no input '{name}'. {_expected_inputs(metadata)}"
             )
-    # Missing inputs are left to the server: only it knows which are optional.
+    # The server checks for missing inputs, because only the server knows which are optional.
     if not values and specs:
         raise InvalidArgument(
             f"model '{metadata.name}' was called without inputs. {_expected_inputs(metadata)}"

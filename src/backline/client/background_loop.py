@@ -37,7 +37,7 @@ class BackgroundLoop:
             self._thread.join(_ENDS_WITHIN)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the loop and waits for it; interrupting the waiting thread cancels it."""
+        """Runs a coroutine on the loop and waits; interrupting the waiting thread cancels the coroutine."""
         if self._pid != os.getpid():
             coroutine.close()
             raise Unavailable(

@@ -12,13 +12,11 @@ from backline.engine.errors import InvalidArgument
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """`timeout` and `connect_timeout` are in seconds.
+    """The options of a client. `timeout` and `connect_timeout` are in seconds.
 
-    `headers` are sent with every request (over gRPC, as metadata).
-
-    `ca`, `certificate` and `key` are paths of PEM files; `verify=False` accepts any server certificate (https
-    only). `retries` counts further attempts to connect; a request is never repeated once any part of it was
-    sent.
+    `headers` are sent with every request (over gRPC, as metadata). `ca`, `certificate` and `key` are paths of
+    PEM files; `verify=False` accepts any server certificate (https only). `retries` counts further attempts
+    to connect; a request is never repeated once any part of it was sent.
     """
 
     timeout: float = 60.0

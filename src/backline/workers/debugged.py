@@ -89,7 +89,8 @@ def forget_modules(folder: Path) -> None:
     """Forgets the modules that models imported from a folder and its subfolders; their next import reads the
     files again.
     """
-    # Cached bytecode is matched by seconds and size, which a quick edit may not change.
+    # Python trusts cached bytecode if the source's size and its time in seconds match, and a quick edit may
+    # change neither.
     sys.dont_write_bytecode = True
     root = str(folder.resolve()) + os.sep
     for name, module in list(sys.modules.items()):

@@ -1,4 +1,4 @@
-"""The seam between workers and the server's functions that models may call."""
+"""The seam between workers and what the server does for their models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Calls(Protocol):
     """
 
     def submit(self, ticket: Ticket) -> None:
-        """Submits a call like Engine.submit, but refuses one that would wait for its own caller."""
+        """Submits a call like Engine.submit, but refuses a call that would wait for its own caller."""
 
     def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:
         """Reports that a call ended after `ns` nanoseconds."""

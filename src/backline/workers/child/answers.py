@@ -83,7 +83,7 @@ def response_of(heard: Heard) -> InferResponse:
     """The response of a model that is not decoupled. Raises the BacklineError that arrived instead."""
     if isinstance(heard, InferResponse):
         return heard
-    raise heard if isinstance(heard, BacklineError) else Internal("a model that gives one response gave none")
+    raise heard if isinstance(heard, BacklineError) else Internal("the called model ended without a response")
 
 
 def value_of(heard: Heard) -> Any:
@@ -169,8 +169,8 @@ class ChannelReader:
 
 
 class CallStream:
-    """An iterator over the responses to a call. The called model waits while they are not read; close the
-    stream to stop early.
+    """An iterator over the responses to a call. The called model waits while its responses are not read;
+    close the stream to stop early.
     """
 
     def __init__(self, caller: Caller, number: int, heard: Mailbox) -> None:
@@ -232,7 +232,7 @@ class AsyncCallStream:
 
 
 class _Credit:
-    """Counts the responses that are read, and grants credit for as many more, half a window at a time."""
+    """Counts the responses that are read, and grants credit for as many new ones, half a window at a time."""
 
     def __init__(self, caller: Caller, number: int) -> None:
         self._caller = caller

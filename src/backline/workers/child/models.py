@@ -1,5 +1,5 @@
-"""Clients inside a worker process, whose transport is the worker's channel: a model with a parameter `Models`
-calls others through them.
+"""Clients inside a worker process: a model with a parameter `Models` calls other models through them. Their
+transport is the worker's channel.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class WorkerTransport(Transport):
             responses.close()
 
     def _call(self, call: InferCall, *, whole: bool = True) -> ModelCall:
-        """Converts a call. `whole` means the timeout covers the whole call rather than each response."""
+        """Converts a call. With `whole`, the timeout covers the whole call, otherwise each response."""
         parameters = read_parameters(call.parameters or {})
         step = parameters.sequence or SequenceStep(0)
         note = RequestNote(
@@ -196,7 +196,7 @@ class WorkerControl(ModelControl):
         raise _for_clients("the history of changes")
 
     async def refresh(self, timeout: float) -> None:
-        raise _for_clients("refreshing the repositories")
+        raise _for_clients("the refresh of repositories")
 
 
 def _specs(specs: Sequence[Spec]) -> tuple[TensorSpec, ...]:
@@ -208,6 +208,6 @@ def _specs(specs: Sequence[Spec]) -> tuple[TensorSpec, ...]:
 
 def _for_clients(what: str) -> Unsupported:
     return Unsupported(
-        f"a model calls, loads and unloads other models; {what} are for clients of the server:"
-        " use backline.connect(url)"
+        f"{what}: not available to a model, which can only call, load and unload other models;"
+        " connect to the server with backline.connect(url)"
     )

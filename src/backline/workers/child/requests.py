@@ -73,7 +73,7 @@ class WorkerRequest:
         self._inputs = inputs
         self._first = first
         self.number = number
-        #: The number of its rows in the batch; 1 if the model takes no batches.
+        #: How many rows of the batch are the request's; 1 if the model takes no batches.
         self.rows = rows
         #: Whether the request is cancelled; set on another thread.
         self.cancelled = False
@@ -130,7 +130,7 @@ class WorkerRequest:
 
     @property
     def queue_timeout_us(self) -> int:
-        """The longest time that it could wait in a queue, in microseconds; 0 for any time."""
+        """The longest time that it was allowed to wait in a queue, in microseconds; 0 for no limit."""
         return self._note.queue_timeout_us
 
     @property
@@ -180,7 +180,7 @@ class WorkerRequest:
         return True
 
     def may_send(self, count: int) -> None:
-        """Adds credit for further responses, which the server grants."""
+        """Adds credit that the server has granted for further responses."""
         with self._batch.credits:
             self._credit += count
             self._batch.credits.notify_all()
@@ -230,25 +230,20 @@ class _Outcome:
 
 
 class RequestBatch:
-    """A batch of requests, as the model gets it. `columns` are the inputs concatenated along the first
-    dimension.
-    """
+    """A batch of requests, as the model gets it."""
 
     def __init__(self, connection: DataChannel, number: int, block: np.ndarray | None, block_at: int) -> None:
         self._connection = connection
-        self._number = number
+        self.number = number
         #: The shared memory that holds the inputs, if they are large.
         self._block = block
         self._block_at = block_at
         self._outcome = _Outcome()
         self._executing = True
         self.requests: list[WorkerRequest] = []
-        #: Concatenated inputs by name; None if shapes or names differ, or the model takes no batches.
+        #: The inputs by name, concatenated along the first dimension; None if the requests' names or shapes
+        #: differ, or if the model takes no batches.
         self.columns: Mapping[str, Tensor] | None = None
-
-    @property
-    def number(self) -> int:
-        return self._number
 
     @property
     def credits(self) -> threading.Condition:
@@ -327,12 +322,11 @@ class RequestBatch:
         outcome.answers.clear()
         kept = False
         if done and self._block is not None:
-            payload = list(
-                map(bytes, payload)
-            )  # copied, because they may be views of the block released below
+            # Copied, because the payload may consist of views of the block that is released below.
+            payload = list(map(bytes, payload))
             kept = self._let_go()
         result = Result(
-            self._number,
+            self.number,
             parts,
             outcome.failures,
             outcome.ended,

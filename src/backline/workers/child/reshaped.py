@@ -1,4 +1,4 @@
-"""Inputs and outputs whose shape in the model differs from that at the server, because the configuration has
+"""Inputs and outputs whose shapes in the model differ from those at the server, because the configuration has
 a `reshape`.
 """
 

@@ -56,14 +56,16 @@ _UNSERVED = ("sequenceBatching", "continuousBatching", "asyncCommunication")
 
 class ArchiveSettings:
     """The settings in model-config.yaml. `document` is the whole file, which handlers read as well. Raises
-    InvalidArgument for values of the wrong type.
+    InvalidArgument for unsupported settings and values of the wrong type.
     """
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
         wrong = next((key for key in _UNSERVED if document.get(key)), None)
         if wrong is not None:
-            raise InvalidArgument(f"model-config.yaml: {wrong} is not served here")
+            raise InvalidArgument(
+                f"model-config.yaml: {wrong} is not supported; remove it if the model works without it"
+            )
         #: The most requests in a batch; 0 for single requests without a batch dimension.
         self.batch_size = size if (size := self._number("batchSize", 1)) > 1 else 0
         self.max_queue_delay_us = self._number("maxBatchDelay", 0) * 1000 if self.batch_size else 0
@@ -174,7 +176,7 @@ def _built_in(name: str) -> Any:
 
 
 class TorchServeModel:
-    """A handler; its rows are made from input tensors, and its results become output tensors."""
+    """Runs a handler on rows made from input tensors. The handler's results become the output tensor."""
 
     def __init__(
         self, handle: Handle, context: Context, message: WorkerLoad, settings: ArchiveSettings, batch: int
@@ -288,11 +290,11 @@ class TorchServeModel:
             raise
         if not isinstance(answers, list):
             raise Internal(
-                f"the handler gave a {type(answers).__name__},"
+                f"the handler returned a {type(answers).__name__},"
                 f" expected a list with an answer for each of {len(rows)} requests"
             )
         if len(answers) != len(rows):
-            raise Internal(f"the handler gave {len(answers)} answers to {len(rows)} requests")
+            raise Internal(f"the handler returned {len(answers)} answers to {len(rows)} requests")
         return answers
 
     def _complete(
@@ -371,7 +373,7 @@ def _encoded(answer: Any) -> bytes:
         return json.dumps(answer, ensure_ascii=False, default=_plain).encode()
     except (TypeError, ValueError) as error:
         raise Internal(
-            f"the handler gave a {type(answer).__name__} that is neither bytes, text nor JSON: {error}"
+            f"the handler returned a {type(answer).__name__} that is neither bytes, text nor JSON: {error}"
         ) from None
 
 

@@ -112,18 +112,11 @@ class TypedValue:
             value = self._file(self.media, value)
         elif self.kind in (dict, list):
             value = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-        elif self.kind is str:
-            if not isinstance(value, str):
-                raise TypeError(
-                    f"output '{self.name}' is a {type(value).__name__}, but the type hint says str"
-                )
-            value = value.encode()
-        elif self.kind is bytes:
-            if not isinstance(value, (bytes, bytearray, memoryview)):
-                raise TypeError(
-                    f"output '{self.name}' is a {type(value).__name__}, but the type hint says bytes"
-                )
-            value = bytes(value)
+        elif self.kind in (str, bytes):
+            if not isinstance(value, str if self.kind is str else (bytes, bytearray, memoryview)):
+                got, expected = type(value).__name__, self.kind.__name__
+                raise TypeError(f"output '{self.name}' is a {got}, but the type hint says {expected}")
+            value = value.encode() if isinstance(value, str) else bytes(value)
         data = np.empty(1, self.datatype.dtype)
         data[0] = value
         return Tensor(self.name, self.datatype, (1,), data)
@@ -161,7 +154,5 @@ class TypedValue:
             size in (-1, got) for size, got in zip(expected, data.shape, strict=True)
         )
         if not fits:
-            raise ValueError(
-                f"output '{self.name}' has shape {list(data.shape)}, but expected was {list(expected)}"
-            )
+            raise ValueError(f"output '{self.name}' has shape {list(data.shape)}, expected {list(expected)}")
         return Tensor(self.name, self.datatype, data.shape, data)

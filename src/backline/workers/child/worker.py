@@ -216,7 +216,7 @@ class Worker:
             return
         for request in batch.requests:
             if not request.answered:
-                request.fail(Internal("the model gave no answer"))
+                request.fail(Internal("the model returned without responding to the request"))
 
     def _fail(self, batch: RequestBatch, error: BaseException) -> None:
         if isinstance(error, BacklineError):

@@ -1,4 +1,4 @@
-"""Runs of models in this process: gathers the inputs of a batch, runs the model and splits its outputs. All
+"""Runs a model in this process: gathers the inputs of a batch, calls the model and splits its outputs. All
 runs on threads share a budget of cores, so that busy models do not oversubscribe them.
 """
 
@@ -23,8 +23,8 @@ from backline.workers.joiner import Joiner
 
 log = logging.getLogger("backline.workers")
 
-#: Seconds after which a waiting run starts even if no core is free, because the operating system shares cores
-#: with long runs better than a queue does.
+#: Seconds after which a waiting run starts even if no core is free: the operating system shares cores between
+#: long runs better than a queue does.
 PATIENCE = 0.02
 
 
@@ -59,7 +59,7 @@ class Execution:
         """Runs a batch and records its outcomes. Never raises.
 
         If a batch of several requests fails, each is run again alone, so that an invalid request fails alone.
-        An abandoned batch is not run, or is interrupted if the runtime can do that.
+        An abandoned batch is not started, or is interrupted if the runtime can interrupt a run.
         """
         tickets = batch.tickets
         try:

@@ -25,10 +25,10 @@ from backline.workers.instance import Finished, Instance
 
 log = logging.getLogger("backline.workers")
 
-#: The most responses, and bytes, of one stream on their way to the event loop.
+#: The most responses of one stream that may be on their way to the event loop, and the most bytes of them.
 MAX_HANDED = 16
 MAX_HANDED_BYTES = 1024 * 1024
-#: The most open streams per model version (most wait for their clients); further requests queue.
+#: The most open streams per model version, most of which wait for their clients. Further requests queue.
 MAX_STREAMS = 128
 
 
@@ -186,7 +186,7 @@ class GeneratorStream:
     def _tensor(self, name: str, array: np.ndarray) -> Tensor:
         known = self._pool.datatypes.get(name)
         if known is None:
-            raise Internal(f"model '{self._pool.name}' gave an output '{name}' that it does not declare")
+            raise Internal(f"model '{self._pool.name}' returned an output '{name}' that it does not declare")
         datatype, dtype = known
         if array.dtype != dtype:  # the file declares a datatype that the model does not return
             datatype = DataType.from_dtype(array.dtype)
@@ -219,7 +219,7 @@ class GeneratorStream:
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         try:
             self._pool.loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop was closed
+        except RuntimeError:
             log.debug("the event loop was closed while model '%s' made responses", self._pool.name)
 
 

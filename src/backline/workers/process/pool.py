@@ -38,7 +38,7 @@ log = logging.getLogger("backline.workers")
 #: Seconds before a worker that ended without any RESULT is restarted: the first pause, and the longest one.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
-#: Seconds without any worker after which a model is not ready. For a shorter time, requests wait.
+#: Seconds without any worker after which a model is not ready. Until then, requests wait.
 _GRACE = 2.0
 #: Seconds that a batch may take by default, so that a worker that hangs forever is replaced eventually.
 EXECUTION_TIMEOUT = 300.0
@@ -95,7 +95,6 @@ class WorkerPool(ModelInWorkers):
         """`calls` serves the model's calls of other models; without it, these fail."""
         self.calls = calls
         self.placed = placed
-        #: The place of each worker.
         self.places: tuple[Place, ...] = placed.spread()[:1]
         self.command = command
         self.options = options
@@ -248,8 +247,8 @@ class WorkerPool(ModelInWorkers):
         return next((seat for seat in self._seats if seat.free and self._may_go(job, seat)), None)
 
     def retry(self, jobs: Sequence[Job], reason: str) -> None:
-        """Retries each request of jobs whose worker has ended separately, so that the request that crashed it
-        cannot fail others again.
+        """Retries the requests of jobs whose worker has ended, one by one, so that the request that crashed
+        the worker cannot fail others again.
         """
         for job in jobs:
             ended = f"{self.label}: its worker process {reason}"
@@ -258,8 +257,8 @@ class WorkerPool(ModelInWorkers):
             )
 
     def refused(self, job: Job, error: Exception) -> None:
-        """Sends the requests of a batch that cannot be encoded for the worker one by one; fails a single
-        one.
+        """Handles a job that cannot be encoded for the worker: sends its requests one by one, or fails a
+        single request.
         """
         if len(job.open) > 1:
             self._place_again(job.apart())

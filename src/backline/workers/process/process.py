@@ -1,4 +1,4 @@
-"""One worker process as the server sees it: starts it, exchanges messages, watches its health, ends it."""
+"""The server's side of one worker process: starts, watches and ends it, and exchanges messages with it."""
 
 from __future__ import annotations
 
@@ -162,9 +162,8 @@ class WorkerProcess:
         try:
             return await asyncio.shield(self._loading)
         except asyncio.CancelledError:
-            self._loading.add_done_callback(
-                lambda loading: loading.exception()
-            )  # retrieves the exception, which asyncio would otherwise log
+            # Retrieves the exception, which asyncio would otherwise log.
+            self._loading.add_done_callback(lambda loading: loading.exception())
             self.kill("was no longer needed")
             raise
 
@@ -280,9 +279,8 @@ class WorkerProcess:
     # watching the worker's health
 
     def _beat(self) -> None:
-        if stood_still(
-            self._timers["heartbeat"], self._loop
-        ):  # the server was suspended, so its worker's silence means nothing
+        # After a suspension of the server, the worker's silence means nothing.
+        if stood_still(self._timers["heartbeat"], self._loop):
             self._heard = monotonic()
         silent = monotonic() - self._heard
         if silent > HEARTBEAT_TIMEOUT:

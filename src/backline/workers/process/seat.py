@@ -1,4 +1,4 @@
-"""A seat, the place of one worker in its pool: its current process, and the batches sent to it."""
+"""The seats of a pool of workers."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 _MAX_HELD = 1 << 28
 #: The number of requests without a last response up to which a worker gets the next batch.
 _OPEN_REQUESTS = 1024
-#: The cap of a queue timeout: one of nearly 2**64, converted to a float, would overflow the message's field.
+#: The longest queue timeout, in microseconds, that the message's field can hold. As a float, a timeout just
+#: below 2**64 is rounded up to 2**64.
 _LONGEST_QUEUE_TIMEOUT = 2**64 - 1
 
 
 class Seat:
-    """Use only on the event loop. `usable` means its worker has loaded the model, `free` that it can take a
-    batch.
+    """The place of one worker in its pool: the current process, and the batches sent to it. Use only on the
+    event loop. `usable` means that the worker has loaded the model, `free` that it can take a batch.
     """
 
     def __init__(self, pool: WorkerPool, index: int) -> None:
         self._pool = pool
         self._index = index
         self.process: WorkerProcess | None = None
-        #: See Remembers: a new object for each worker, because the state of sequences is lost with the
-        #: worker.
+        #: A new object for each worker, because the state of sequences is lost with the worker (Remembers).
         self.memory: object = None
         self.usable = False
         #: The number of consecutive workers of this seat that ended without any RESULT.
@@ -58,8 +58,7 @@ class Seat:
         self._started: dict[int, float] = {}
         #: The job of each request without an outcome, by number of the request.
         self._open: dict[int, Job] = {}
-        #: The credit withheld from each request whose client is paused, in responses, by number of the
-        #: request.
+        #: How many responses of credit are withheld from each request whose client is paused, by number.
         self._owed: dict[int, int] = {}
         self._watch: asyncio.TimerHandle | None = None
 
@@ -110,13 +109,8 @@ class Seat:
         if self._pool.apart:
             parts = [Part([number], [], own) for number, own in zip(numbers, packed, strict=True)]
         else:
-            parts = [
-                Part(
-                    numbers,
-                    [ticket.batch_size for ticket in tickets] if len(tickets) > 1 else [],
-                    packed[0],
-                )
-            ]
+            rows = [ticket.batch_size for ticket in tickets] if len(tickets) > 1 else []
+            parts = [Part(numbers, rows, packed[0])]
         job.run.batch.executed = True
         self._batches += 1
         batch = self._batches
@@ -135,11 +129,8 @@ class Seat:
                 ticket.flow.on_resume = lambda number=number: self._resumed(number)
         try:
             process.execute(Execute(batch, parts, notes, block), payload)
-        except (
-            OverflowError,
-            TypeError,
-            UnicodeEncodeError,
-        ) as error:  # from values of an embedding program, which no dialect validates
+        except (OverflowError, TypeError, UnicodeEncodeError) as error:
+            # No dialect has validated the values that an embedding program passes.
             self._take_back(batch, numbers)
             self._pool.refused(job, error)
 
@@ -188,8 +179,8 @@ class Seat:
             self._vacate(job)
 
     def _vacate(self, job: Job) -> None:
-        """Lets the worker take the next batch, although it still owes responses to this one, unless it owes
-        too many.
+        """Lets the worker take the next batch while it still owes responses to this one, unless it owes too
+        many.
         """
         if len(self._open) < _OPEN_REQUESTS:
             job.run.vacate()
@@ -203,9 +194,7 @@ class Seat:
                 outputs = [_rows(tensor, start, end) for tensor in outputs]
                 start = end
             job = self._open.get(number)
-            if (
-                job is None
-            ):  # answered before, or an invented number: a worker may answer only its own requests
+            if job is None:  # the request has had its last response, or the worker made up the number
                 continue
             ticket = job.run.batch.tickets[job.by_number[number]]
             if ticket.request.outputs is not None:
@@ -276,9 +265,8 @@ class Seat:
         if not self._started or self.process is None:
             return
         now = monotonic()
-        if watch is not None and stood_still(
-            watch, self._pool.loop
-        ):  # this process was suspended: results may be waiting in the socket
+        # After a suspension of the server, results may be waiting in the socket.
+        if watch is not None and stood_still(watch, self._pool.loop):
             self._started = dict.fromkeys(self._started, now)
         left = min(self._started.values()) + limit - now
         if left <= 0:

@@ -317,7 +317,7 @@ class InferenceRequest:
         self._flags = flags
 
     def timeout(self) -> int:
-        """The longest time that the request may wait in a queue, in microseconds; 0 for any time."""
+        """The longest time that the request may wait in a queue, in microseconds; 0 for no limit."""
         return self._timeout
 
     def parameters(self) -> str:
