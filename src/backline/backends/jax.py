@@ -20,7 +20,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.device import CPU, Device, Gpus
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: The environment variable with the number of XLA's threads (default: one per core), read at first use.
+#: The environment variable with the number of XLA's threads, one per core by default. XLA reads it once.
 _THREADS = "NPROC"
 _WHAT = "JAX models need JAX"
 #: The environment variable that, when false, keeps JAX from reserving most of a GPU's memory at first use.
@@ -28,7 +28,7 @@ _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 #: The platforms of functions that run on GPUs.
 _GPU_PLATFORMS = frozenset({"cuda", "rocm"})
 #: Custom calls that jump to an address given by the file (jax.pure_callback). jax.export refuses to write
-#: them, but an attacker could craft a file. The bytecode contains their names as plain text.
+#: such calls, but an attacker could craft a file with one. The bytecode has their names as plain text.
 _CALLBACK = re.compile(rb"xla_(?:ffi_)?(?:partitioned_)?python_\w*callback")
 
 
@@ -38,7 +38,7 @@ class Jax:
     name: ClassVar[str] = "jax"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend: JAX's GPUs, if the function was exported for them."""
+        """The GPUs that JAX can use, if the function was exported for GPUs; see GpuBackend."""
         jax = _import()
         exported = _read(jax, path)
         if not _GPU_PLATFORMS.intersection(exported.platforms):
@@ -177,7 +177,7 @@ class JaxModel:
 
 
 def _names(tree: Any, structure: Any, prefix: str) -> list[str]:
-    """A name for each tensor of an argument tree: the keys that lead to it, or its index without keys."""
+    """A name for each tensor of an argument tree: the keys that lead to it, or else its index."""
     leaves = tree.tree_flatten_with_path(tree.tree_unflatten(structure, list(range(structure.num_leaves))))[0]
     names = []
     for index, (path, _) in enumerate(leaves):

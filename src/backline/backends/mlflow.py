@@ -46,8 +46,8 @@ class MlFlow:
         Raises InvalidArgument if no flavour of the folder can be served; pickles need `trust_pickle`.
         """
         backend, file = _served(path)
-        # All backends in _FLAVOURS return a LoadedModel.
         config = replace(config, backend=backend.name)
+        # All backends in _FLAVOURS return a LoadedModel.
         return backend.load(file, config, options)  # type: ignore[return-value]
 
 
@@ -100,6 +100,6 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
 
 
 def _backend(name: str) -> Backend:
-    from backline.backends.registry import BACKENDS  # imported late, since it lists this backend too
+    from backline.backends.registry import BACKENDS  # imported late, because it lists this backend too
 
     return next(entry for entry in BACKENDS if entry.name == name).backend()

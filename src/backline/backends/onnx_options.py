@@ -108,7 +108,7 @@ class SessionSettings:
 
 
 def read_settings(config: ModelConfig) -> SessionSettings:
-    """Reads the settings from `config.parameters`; unknown keys give `warnings`.
+    """Reads the settings from `config.parameters`; `warnings` reports unknown keys.
 
     Raises InvalidArgument for an invalid value, and for a session option that a model may not set.
     """
@@ -125,9 +125,8 @@ def read_settings(config: ModelConfig) -> SessionSettings:
                 f"parameter '{key}' of model '{config.name}' is '{given[key]}', expected {expected}"
             ) from None
 
-    threads = read(
-        "intra_op_thread_count", _count, default.intra_op_threads, "a number of threads, 0 for one per core"
-    )
+    a_count = "a number of threads, 0 for one per core"
+    threads = read("intra_op_thread_count", _count, default.intra_op_threads, a_count)
     if config.cpus and threads == 0:
         threads = len(config.cpus)
     own = {key: value for key, value in given.items() if key.startswith(_SESSION_PREFIXES)}
@@ -137,12 +136,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
     session_entries = {**default.session_entries, **_affinities(config.cpus, threads), **own}
     return SessionSettings(
         intra_op_threads=threads,
-        inter_op_threads=read(
-            "inter_op_thread_count",
-            _count,
-            default.inter_op_threads,
-            "a number of threads, 0 for one per core",
-        ),
+        inter_op_threads=read("inter_op_thread_count", _count, default.inter_op_threads, a_count),
         execution_mode=read(
             "execution_mode",
             _EXECUTION_MODES.__getitem__,

@@ -62,12 +62,12 @@ class OpenVino:
     name: ClassVar[str] = "openvino"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. GPUs are used only if configured, as most are integrated and no faster."""
+        """See GpuBackend. GPUs are used only if configured, because most are integrated and no faster."""
         core = _import().Core()
         indexes = gpu_indexes(core.available_devices)
         if not indexes:
             return Gpus(
-                reason=f"OpenVINO has no GPU on this machine, but {', '.join(core.available_devices)}",
+                reason=f"OpenVINO finds no GPU on this machine, only {', '.join(core.available_devices)}",
                 by_default=False,
             )
         return Gpus(indexes, by_default=False)

@@ -36,7 +36,7 @@ class Pytorch:
     name: ClassVar[str] = "pytorch"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. AOTInductor packages only run on the kind of device they were compiled for."""
+        """See GpuBackend. An AOTInductor package runs only on the kind of device that it is compiled for."""
         if identify(path) is PytorchKind.COMPILED and (kind := compiled_for(path)) != "cuda":
             return Gpus(reason=f"'{path}' was compiled for {kind or 'the CPU'}")
         return usable_gpus(import_runtime("torch", what=_WHAT, extra="torch"))
@@ -147,7 +147,7 @@ class PytorchModel:
             value = answer[name] if isinstance(answer, dict) and name in answer else flat[position]
         except IndexError:
             raise Internal(
-                f"model '{self._name}' gave no output '{name}'; it gave {len(flat)} outputs"
+                f"model '{self._name}' returned {len(flat)} outputs, and no '{name}' among them"
             ) from None
         if not isinstance(value, self._torch.Tensor):
             return encode(np.array(value, object)) if isinstance(value, (list, str)) else np.asarray(value)
@@ -173,7 +173,7 @@ class PytorchModel:
 
 
 def _own(array: np.ndarray) -> np.ndarray:
-    """The array, or a copy if it is read-only as those of requests: PyTorch has no read-only tensors."""
+    """The array, or a copy if it is read-only, as arrays of requests are: PyTorch has no such tensors."""
     return array if array.flags.writeable else array.copy()
 
 
@@ -196,9 +196,8 @@ def _name_inputs(
     if not given:
         if program.inputs is None:
             raise InvalidArgument(_says_nothing(path, kind, program, config))
-        return [
-            (spec.name, argument) for spec, argument in zip(program.inputs, arguments, strict=True)
-        ], program.inputs
+        names = [spec.name for spec in program.inputs]
+        return list(zip(names, arguments, strict=True)), program.inputs
     by_name = {argument.name: index for index, argument in enumerate(arguments)}
     if all(spec.name in by_name for spec in given):
         indexes = [by_name[spec.name] for spec in given]
@@ -206,10 +205,10 @@ def _name_inputs(
         indexes = _indexes([spec.name for spec in given])
     required = sum(argument.required for argument in arguments)
     if sorted(indexes) != list(range(len(given))) or not required <= len(given) <= len(arguments):
-        names = ", ".join(f"'{argument.name}'" for argument in arguments)
+        taken = ", ".join(f"'{argument.name}'" for argument in arguments)
         raise InvalidArgument(
             f"model '{config.name}': {config.source} names the inputs"
-            f" {', '.join(repr(spec.name) for spec in given)}, but '{path}' takes {names}; use these names or"
+            f" {', '.join(repr(spec.name) for spec in given)}, but '{path}' takes {taken}; use these names or"
             " INPUT__0, INPUT__1 and so on"
         )
     order = sorted(zip(indexes, given, strict=True), key=lambda pair: pair[0])

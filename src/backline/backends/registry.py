@@ -56,7 +56,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
 def choose(config: ModelConfig, path: Path) -> BackendEntry:
     """The backend for the model in the file or folder `path`: as configured, otherwise by its format.
 
-    Does not import the backend's module. Raises InvalidArgument if there is none.
+    Does not import the backend's module. Raises InvalidArgument if no backend has that name or format.
     """
     entry = _configured(config)
     if entry is None:
@@ -93,7 +93,7 @@ def _is_in(folder: Path, filename: str) -> bool:
 
 
 def _format_of(path: Path) -> ModelFormat | None:
-    """The format of a file or folder, if known. Full names are tried first, as they are more specific."""
+    """The format of a file or folder, if known. Full names, which are more specific, precede suffixes."""
     if path.is_dir():
         return next(
             (f for f in FORMATS if f.folder and any(_is_in(path, name) for name in f.filenames)), None

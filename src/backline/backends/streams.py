@@ -76,7 +76,7 @@ class Repeat:
     name: ClassVar[str] = "repeat"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RepeatModel:
-        """A model that sends each element of IN as OUT, with its index as IDX, after DELAY milliseconds.
+        """Loads a model that sends each element of IN as OUT, and its index as IDX, after DELAY ms.
 
         Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
         """
@@ -114,7 +114,7 @@ class Square:
     name: ClassVar[str] = "square"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SquareModel:
-        """A model that sends n responses with OUT = n for IN = n.
+        """Loads a model that sends n responses with OUT = n for IN = n.
 
         Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
         """
@@ -123,7 +123,7 @@ class Square:
 
 
 class SquareModel(DeclaredModel):
-    """Sends the number in its input as many times as it says."""
+    """Sends the number n of its input n times."""
 
     streams_at_once = 1
 

@@ -172,7 +172,7 @@ def _import() -> Any:
 
 
 def _load(session: Any, folder: Path, tag: str) -> Any:
-    """Does what v1.saved_model.load does, but checks the graph in between. The checked graph is what runs."""
+    """Loads like v1.saved_model.load, but checks the graph first: only a checked graph runs."""
     loader = import_module("tensorflow.python.saved_model.loader_impl").SavedModelLoader(str(folder))
     check_operations(folder, loader.get_meta_graph_def_from_tags([tag]))
     return loader.load(session, [tag])

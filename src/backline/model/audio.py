@@ -57,7 +57,7 @@ class AudioHint(OrNone):
 
     def _mixed(self, samples: np.ndarray) -> np.ndarray:
         """Converts to the expected number of channels: mixes all into one, or copies one to all. Raises
-        InvalidArgument for other numbers.
+        InvalidArgument for any other conversion.
         """
         found = samples.shape[1]
         if found == self.channels:
@@ -84,7 +84,7 @@ class AudioHint(OrNone):
                 f" got {list(array.shape)}"
             )
         if not np.isfinite(array).all():
-            raise ValueError("a sound has finite samples only, got infinity or NaN")
+            raise ValueError("the samples of a sound are finite, got infinity or NaN")
         content = io.BytesIO()
         _soundfile().write(content, array.astype(np.float32).T, self.rate, format=self.format or "WAV")
         return content.getvalue()
@@ -110,7 +110,8 @@ class Audio(_Array):
             and format in ("", *_WRITTEN)
         ):
             raise TypeError(
-                f"Audio[{given!r}]: expected a rate, channels, and for an output one of {', '.join(_WRITTEN)}"
+                f"Audio[{given!r}]: expected a rate, and optionally the number of channels and the file"
+                f" format of an output, one of {', '.join(_WRITTEN)}"
             )
         return AudioHint(rate, channels, format)
 

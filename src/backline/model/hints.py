@@ -61,7 +61,7 @@ class _Typed(_Array):
     def __class_getitem__(cls, shape: int | tuple[int, ...]) -> Any:
         dims = shape if isinstance(shape, tuple) else (shape,)
         if not all(isinstance(dim, int) and dim >= -1 for dim in dims):
-            raise TypeError(f"{cls.__name__}{list(dims)}: a shape has sizes, and -1 for any size")
+            raise TypeError(f"{cls.__name__}{list(dims)}: expected sizes, or -1 for any size")
         return ArrayHint(cls.datatype, dims)
 
 
@@ -142,12 +142,12 @@ class Request:
 
     id: str = ""
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    #: The id of its sequence, 0 for none, and whether it is the first or the last request there.
+    #: The id of the request's sequence, 0 for none, and whether it is the first or the last request there.
     sequence: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
-    #: Its trace context, for the model's own spans (`opentelemetry.propagate.extract`); empty if it is not
-    #: traced.
+    #: The request's trace context, for the model's own spans (`opentelemetry.propagate.extract`); empty if
+    #: the request is not traced.
     trace: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -172,8 +172,8 @@ class Media(Protocol):
     """Decodes a file into the value that `predict` gets, and encodes the value it returns as a file."""
 
     def check(self, *, output: bool) -> None:
-        """Raises InvalidArgument if the hint is invalid for an input (or `output`), Internal if a library is
-        missing.
+        """Raises InvalidArgument if the hint is invalid for an input, or for an output if `output` is set;
+        Internal if a library is missing.
         """
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:

@@ -113,8 +113,8 @@ class Image(_Array):
         mode, format = given if isinstance(given, tuple) else (given, "")
         if mode not in _CHANNELS or format not in ("", *_WRITTEN):
             raise TypeError(
-                f"Image[{given!r}]: expected one of {', '.join(_CHANNELS)},"
-                f" and for an output one of {', '.join(_WRITTEN)}"
+                f"Image[{given!r}]: expected one of {', '.join(_CHANNELS)}, and optionally the file format of"
+                f" an output, one of {', '.join(_WRITTEN)}"
             )
         return ImageHint(mode, format)
 

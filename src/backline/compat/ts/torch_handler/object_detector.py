@@ -22,7 +22,7 @@ class ObjectDetector(VisionHandler):
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """A list of tensors, because detectors take images of different sizes."""
+        """Returns a list of tensors, because detectors take images of different sizes."""
         return [self._tensor(row.get("data") or row.get("body")).to(self.device) for row in data]
 
     @timed
@@ -31,9 +31,8 @@ class ObjectDetector(VisionHandler):
 
         with torch.inference_mode():
             found = self.model(data, *args, **kwargs)
-        return (
-            found[1] if isinstance(found, tuple) else found
-        )  # TorchScript detectors return (losses, detections)
+        # TorchScript detectors return (losses, detections).
+        return found[1] if isinstance(found, tuple) else found
 
     @timed
     def postprocess(self, data: Any) -> Any:
