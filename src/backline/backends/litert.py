@@ -62,9 +62,7 @@ class LiteRt:
 
 
 class _Program:
-    """An interpreter that runs one of its signatures, or the main graph if `key` is None. Runs one batch at
-    a time.
-    """
+    """An interpreter that runs the signature `key`, or the main graph for None, one batch at a time."""
 
     def __init__(self, interpreter: Any, key: str | None) -> None:
         self._interpreter = interpreter

@@ -13,9 +13,7 @@ MAX_THREADS = 1024
 
 
 class Parameters:
-    """The parameters of one model. Methods raise InvalidArgument for invalid values; `warnings` reports
-    unknown keys.
-    """
+    """A model's parameters. Methods raise InvalidArgument for bad values; `warnings` reports unknown keys."""
 
     def __init__(self, config: ModelConfig, backend: str, known: Sequence[str]) -> None:
         self._model = config.name

@@ -50,9 +50,7 @@ class Transport(ABC):
 
     @abstractmethod
     def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
-        """Yields a model's responses. `call.timeout` limits the wait for each response; closing the generator
-        cancels the request.
-        """
+        """Yields a model's responses, each within `call.timeout`. Closing the generator cancels the call."""
 
     @abstractmethod
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:

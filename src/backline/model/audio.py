@@ -37,9 +37,7 @@ class AudioHint(OrNone):
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:
-        """Decodes, mixes and resamples a file: FP32 [samples], or [channels, samples] for several
-        channels.
-        """
+        """Decodes, mixes and resamples a file: FP32 [samples] for one channel, else [channels, samples]."""
         soundfile = _soundfile()
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -70,9 +68,7 @@ class AudioHint(OrNone):
         raise InvalidArgument(f"the sound has {found} channels, expected {self.channels} or 1")
 
     def encode(self, value: Any) -> bytes:
-        """Encodes an array of floats from -1 to 1 ([samples], or [channels, samples]) as a file of 16-bit
-        samples.
-        """
+        """Encodes floats from -1 to 1, [samples] or [channels, samples], as a file of 16-bit samples."""
         array = np.asarray(value)
         if array.dtype.kind != "f":
             raise TypeError(f"a sound is an array of floats from -1 to 1, got {array.dtype}")
@@ -117,9 +113,7 @@ class Audio(_Array):
 
 
 def audio_hint(hint: Any) -> AudioHint | None:
-    """The AudioHint for a hint of sound; None for any other hint. Raises InvalidArgument for Audio without
-    a rate.
-    """
+    """The AudioHint for a hint of sound, else None. Raises InvalidArgument for Audio without a rate."""
     if hint is Audio:
         raise InvalidArgument("Audio needs a rate, as in Audio[16000]")
     return hint if isinstance(hint, AudioHint) else None

@@ -24,9 +24,7 @@ _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 
 @dataclass(frozen=True, slots=True)
 class ImageHint(OrNone):
-    """An image as an array of Pillow's `mode`, or as a Pillow image. `format` is the file format of an
-    output; empty for PNG.
-    """
+    """An array of Pillow's `mode`, or a Pillow image. `format` is an output's file format, PNG if empty."""
 
     mode: str = "RGB"
     format: str = ""

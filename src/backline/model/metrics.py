@@ -38,9 +38,7 @@ class _Server:
 
 
 def connect(page: Page, **labels: str) -> None:
-    """Sends all values recorded from now on to the server's page, with these labels added. Called by the
-    worker process.
-    """
+    """Sends all values recorded from now on to the server's page, with these labels. Workers call this."""
     _Server.page, _Server.labels = page, labels
 
 

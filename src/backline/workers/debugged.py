@@ -1,6 +1,4 @@
-"""A worker on a thread of the server's process, so that its model can be debugged. It uses the same channels
-as a worker process.
-"""
+"""A worker on a thread of the server's process, for debuggers, with the channels of a worker process."""
 
 from __future__ import annotations
 
@@ -86,9 +84,7 @@ class DebuggedWorker(WorkerProcess):
 
 
 def forget_modules(folder: Path) -> None:
-    """Forgets the modules that models imported from a folder and its subfolders; their next import reads the
-    files again.
-    """
+    """Forgets the modules imported from a folder, so that their next import reads the files again."""
     # Python trusts cached bytecode if the source's size and its time in seconds match, and a quick edit may
     # change neither.
     sys.dont_write_bytecode = True

@@ -147,9 +147,7 @@ class Joiner:
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
 
     def not_filled_up(self) -> Joiner:
-        """Returns a joiner that neither pads to buckets nor fills up batches, so that a single request stays
-        unchanged.
-        """
+        """Returns a joiner without buckets and filled-up batches, which leaves a single request unchanged."""
         where, signature, scattered, reshapes = self._made_of
         padding = {
             name: replace(padding, buckets=padding.buckets if padding.most else ())

@@ -151,9 +151,7 @@ class WorkerLoaded(msgspec.Struct, array_like=True):
 
 
 class Failed(msgspec.Struct, array_like=True):
-    """FAILED: why a load failed. `message` is for people and names the line in the model's file; `details` is
-    the whole traceback.
-    """
+    """FAILED: a failed load. `message` names the line in the model's file; `details` is the traceback."""
 
     message: str
     details: str = ""
@@ -426,9 +424,7 @@ class FrameSplitter:
         self._needed = 0
 
     def feed(self, data: bytes | bytearray) -> list[tuple[Kind, Any, memoryview]]:
-        """Returns the frames completed by `data`, as (kind, header, payload). Raises WorkerProtocolError for
-        an invalid frame.
-        """
+        """Returns the frames that `data` completes: kind, header, payload. Raises WorkerProtocolError."""
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:

@@ -27,9 +27,7 @@ Take: TypeAlias = Callable[[Kind, Any, memoryview], None]
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a call's responses, or the answer to a question. `alone` means that the last response came
-    in an earlier message.
-    """
+    """The end of a call, or the answer to a question. `alone` means that no response comes with it."""
 
     value: Any = None
     alone: bool = True
@@ -187,9 +185,7 @@ class CallStream:
         return response
 
     def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None after the last. Raises DeadlineExceeded if none arrives within `timeout`
-        seconds.
-        """
+        """The next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
 
     def close(self) -> None:
@@ -220,9 +216,7 @@ class AsyncCallStream:
         return response
 
     async def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None after the last. Raises DeadlineExceeded if none arrives within `timeout`
-        seconds.
-        """
+        """The next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
 
     def close(self) -> None:

@@ -105,9 +105,7 @@ class _PendingCall:
 
 
 class Caller:
-    """The worker's end of the calls channel. All methods may be called on any thread, and may raise
-    BacklineError.
-    """
+    """The worker's end of the calls channel, for any thread. Methods may raise BacklineError."""
 
     def __init__(self, channel: socket, connection: DataChannel) -> None:
         self._channel = channel

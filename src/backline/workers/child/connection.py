@@ -49,9 +49,7 @@ class DataChannel:
         self.let_go: deque[int] = deque()
 
     def reshape(self, inputs: Reshapes, outputs: Reshapes) -> None:
-        """Reshapes inputs and outputs from now on, because their shapes in the model differ from those at
-        the server.
-        """
+        """Reshapes inputs and outputs from now on, because the model sees other shapes than the server."""
 
         def unpack(*given: Any) -> tuple[dict[str, Tensor], int]:
             tensors, offset = unpack_columns(*given)

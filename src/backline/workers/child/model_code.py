@@ -72,9 +72,7 @@ class ModelCode:
 
 
 def import_file(path: Path, folder: Path) -> ModuleType:
-    """Imports a file as a module. The file can import modules of its own folder, even relatively, and of
-    the model's folder.
-    """
+    """Imports a file as a module that can import from its folder, even relatively, and from `folder`."""
     for place in (folder, path.parent):
         sys.path.insert(0, str(place))
     # Named by the version, as in Triton: a number cannot clash with the name of a real module.

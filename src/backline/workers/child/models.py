@@ -34,9 +34,7 @@ _URL = "inproc:server"
 
 
 class ModelsOfServer:
-    """Creates the model's clients, one per request or batch. They share a cache of the server's model
-    metadata.
-    """
+    """Creates the model's clients, one per request or batch. They share a cache of model metadata."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -52,9 +50,7 @@ class ModelsOfServer:
 
 
 class CallingThread:
-    """Runs a client's coroutines on the calling thread. With a BlockingTransport they never wait for an event
-    loop.
-    """
+    """Runs a client's coroutines on the calling thread. A BlockingTransport never waits for an event loop."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine to its end. Raises Unsupported if it waits."""

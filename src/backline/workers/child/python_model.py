@@ -174,9 +174,7 @@ class PythonModel:
             )
 
     def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
-        """The outputs, from the return hint `answer`, and whether the hint is one value rather than a class
-        with several.
-        """
+        """The outputs in the return hint `answer`, and whether it is a single value rather than a class."""
         is_class = (
             typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
         )

@@ -256,9 +256,7 @@ class RequestBatch:
         outputs: Outputs,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
-        """Responds to one request, or to several: their outputs are then concatenated as the inputs are in
-        `columns`.
-        """
+        """Responds to requests. The outputs of several are concatenated, as the inputs are in `columns`."""
         rows = [request.rows for request in requests] if len(requests) > 1 else []
         self._add(
             requests,

@@ -133,9 +133,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 def _handler(name: str, folder: Path, context: Context) -> Handle:
-    """The function that handles batches, initialised: a function of the module, or a method of its only
-    class.
-    """
+    """The initialised function that handles batches: the module's, or a method of its only class."""
     module_name, _, function = name.partition(":")
     module_name = module_name.rpartition("/")[2].removesuffix(".py")
     if (folder / f"{module_name}.py").is_file() or (folder / module_name).is_dir():
@@ -318,9 +316,7 @@ class TorchServeModel:
             request.answer([self._tensor(encoded)], parameters)
 
     def _send(self, request: WorkerRequest, answer: Any) -> None:
-        """Sends a response other than the last one. Raises Cancelled if the request is cancelled, to end the
-        handler.
-        """
+        """Sends a response before the last. Raises Cancelled, to end the handler of a cancelled request."""
         if request.cancelled:
             raise Cancelled("the request was cancelled")
         request.send([self._tensor([_encoded(answer)])])

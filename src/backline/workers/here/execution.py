@@ -258,8 +258,6 @@ class BudgetedExecution:
             self.release(batch)
 
     def release(self, batch: Batch) -> None:
-        """Frees the cores of a batch that has ended, or whose thread was abandoned. Called on any thread,
-        possibly twice.
-        """
+        """Frees the cores of a batch that ended, or whose thread was abandoned. Thread-safe, idempotent."""
         if self._held.pop(batch, batch) is None:
             self._budget.give(self._cores)

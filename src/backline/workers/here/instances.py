@@ -1,6 +1,4 @@
-"""Instances that run one batch at a time in this process: inline on the event loop, on a thread, or on a
-thread with a time limit.
-"""
+"""Instances that run one batch at a time in this process: on the event loop, or on a thread."""
 
 from __future__ import annotations
 
@@ -184,9 +182,7 @@ class RunLimit:
 
 
 class TimedInstance:
-    """Runs batches on a thread, which is abandoned and replaced if a run exceeds the limit and the runtime
-    cannot interrupt it.
-    """
+    """Runs batches on a thread, which is replaced if a run exceeds the limit and cannot be interrupted."""
 
     beside_loop: ClassVar[bool] = True
 

@@ -105,9 +105,7 @@ def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
 
 
 def fault_place(lines: Sequence[str], folder: str) -> str:
-    """The place of a crash in the model's files, from faulthandler's output: "model.py, line 12, in predict".
-    Empty if unknown.
-    """
+    """Where the model crashed, from faulthandler's output: "model.py, line 12, in predict"; "" if unknown."""
     for line in lines:
         found = _FAULT_LINE.match(line)
         if found and found[1].startswith(folder):

@@ -257,9 +257,7 @@ class WorkerPool(ModelInWorkers):
             )
 
     def refused(self, job: Job, error: Exception) -> None:
-        """Handles a job that cannot be encoded for the worker: sends its requests one by one, or fails a
-        single request.
-        """
+        """Handles a job that cannot be encoded: sends its requests one by one, or fails a single request."""
         if len(job.open) > 1:
             self._place_again(job.apart())
         else:

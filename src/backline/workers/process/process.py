@@ -336,9 +336,7 @@ class WorkerProcess:
                 os.kill(self._process.pid, number)
 
     async def stop(self) -> None:
-        """Lets the model finish its batches and unload, for `farewell` seconds; returns once the process has
-        ended.
-        """
+        """Lets the model finish and unload, for `farewell` seconds; returns once the process has ended."""
         if not self.alive:
             return
         self._why = self._why or "was stopped"

@@ -257,9 +257,7 @@ class Seat:
     # handling hangs and crashes
 
     def _look_at_time(self) -> None:
-        """Kills a worker whose batch exceeds the execution timeout; otherwise sets the timer for the next
-        batch.
-        """
+        """Kills a worker whose batch exceeds the execution timeout; otherwise sets the timer for the next."""
         watch, self._watch = self._watch, None
         limit = self._pool.execution_timeout
         if not self._started or self.process is None:

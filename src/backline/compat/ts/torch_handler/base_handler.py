@@ -15,9 +15,7 @@ from backline.compat.ts.utils.util import list_classes_from_module, load_label_m
 
 
 class BaseHandler(abc.ABC):  # no method is abstract: handlers override what they need
-    """`initialize` loads the model that the manifest names; `handle` calls `preprocess`, `inference` and
-    `postprocess`.
-    """
+    """`initialize` loads the manifest's model; `handle` calls `preprocess`, `inference` and `postprocess`."""
 
     def __init__(self) -> None:
         self.model: Any = None

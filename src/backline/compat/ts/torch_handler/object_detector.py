@@ -13,9 +13,7 @@ from .vision_handler import VisionHandler
 
 
 class ObjectDetector(VisionHandler):
-    """Returns for each image a list of {class name: box, "score": score}, for the objects with a score of at
-    least `threshold`.
-    """
+    """Returns for each image a list of {class name: box, "score": score}, for scores from `threshold` up."""
 
     threshold = 0.5
     image_processing = transforms.Compose([transforms.ToTensor()])

@@ -157,9 +157,7 @@ class InferenceTrace:
 
     @property
     def requests(self) -> tuple[int, ...]:
-        """The numbers of the requests whose traces a call with this trace belongs to: by default the
-        requests that `execute` runs.
-        """
+        """The numbers of the requests whose traces a call belongs to; by default those `execute` runs."""
         return (self._number,) if self._number else _SERVED.get()
 
 
@@ -209,9 +207,7 @@ class PreferredMemory:
 
 
 class InferenceRequest:
-    """A request. `correlation_id` is the id of its sequence, a number or a string; 0 for none. `timeout` is
-    in microseconds.
-    """
+    """A request. `correlation_id` is the id of its sequence, 0 for none; `timeout` is in microseconds."""
 
     __slots__ = (
         "_correlation_id",

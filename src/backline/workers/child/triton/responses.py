@@ -163,9 +163,7 @@ def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) 
 
 
 def read_parameters(given: Any) -> dict[str, Parameter]:
-    """Reads parameters from a dict, a JSON object or None. Raises TritonModelException for keys or values of
-    unsupported types.
-    """
+    """Reads parameters from a dict, a JSON object or None. Raises TritonModelException for other types."""
     if given is None or given == "":
         return {}
     if isinstance(given, str):

@@ -1,6 +1,4 @@
-"""State of the worker process for `triton_python_backend_utils`: its model, its channel to the server, its
-log.
-"""
+"""State of the worker process for `triton_python_backend_utils`: its model, its channel and its log."""
 
 from __future__ import annotations
 
