@@ -68,18 +68,11 @@ class Jax:
                 f"'{path}' was exported for {', '.join(exported.platforms)}; export it with platforms=['cpu']"
                 " as well"
             )
-        tree = jax.tree_util
-        names = _names(tree, exported.in_tree, "INPUT")
+        inputs = _names(jax.tree_util, exported.in_tree, "INPUT")
+        outputs = _names(jax.tree_util, exported.out_tree, "OUTPUT")
         file = Signature(
-            tuple(
-                _spec(path, "input", name, aval) for name, aval in zip(names, exported.in_avals, strict=True)
-            ),
-            tuple(
-                _spec(path, "output", name, aval)
-                for name, aval in zip(
-                    _names(tree, exported.out_tree, "OUTPUT"), exported.out_avals, strict=True
-                )
-            ),
+            tuple(_spec(path, "input", *pair) for pair in zip(inputs, exported.in_avals, strict=True)),
+            tuple(_spec(path, "output", *pair) for pair in zip(outputs, exported.out_avals, strict=True)),
         )
         return JaxModel(
             config.name,

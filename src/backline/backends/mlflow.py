@@ -16,8 +16,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.device import Gpus
 
 _FILE = "MLmodel"
-#: Flavours, the settings that may name the model's file, and the backends. The first flavour that a folder
-#: has is served.
+#: Flavours in order of preference, the settings that may name the model's file, and the backends.
 _FLAVOURS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("onnx", ("data",), "onnxruntime"),
     ("tensorflow", ("saved_model_dir",), "tensorflow"),

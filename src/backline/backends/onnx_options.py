@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from backline.backends.onnx_providers import PARAMETER as PROVIDERS
+from backline.backends.parameters import unknown_parameter
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 
 Value = TypeVar("Value")
 
-#: Prefixes of parameters that are passed to the session unchanged
-#: (onnxruntime_session_options_config_keys.h).
+#: Prefixes of parameters that are passed unchanged to the session (onnxruntime_session_options_config_keys.h)
 _SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
 #: The session options that a model may set: they only change how a run is computed. Others read or write
 #: files with the server's rights (collect_node_memory_stats_to_file, optimized_model_filepath,
@@ -154,7 +154,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
         session_entries=MappingProxyType(session_entries),
         run_entries=MappingProxyType({key: given[key] for key in _RUN_KEYS if key in given}),
         warnings=tuple(
-            _unknown(config.name, key)
+            unknown_parameter(config.name, "onnxruntime", key, _KEYS)
             for key in given
             if key not in _KEYS and not key.startswith(_SESSION_PREFIXES)
         ),
@@ -180,10 +180,3 @@ def _refused(model: str, key: str) -> str:
     near = difflib.get_close_matches(key, _SESSION_KEYS, 1)
     hint = f"did you mean '{near[0]}'?" if near else "remove it"
     return f"parameter '{key}' of model '{model}' is not a session option that a model may set; {hint}"
-
-
-def _unknown(model: str, key: str) -> str:
-    near = difflib.get_close_matches(key, _KEYS, 1)
-    hint = f", did you mean '{near[0]}'?" if near else ""
-    text = f"parameter '{key}' of model '{model}' is not known to the onnxruntime backend and has no effect"
-    return text + hint

@@ -136,8 +136,7 @@ class OnnxModel:
         self.threads_per_run = settings.intra_op_threads
 
     def _runner(self) -> Callable[..., Any]:
-        # Bypasses the Python wrapper, whose checks are repeated in C++ and take a third of the run time of a
-        # small model.
+        # Bypasses the Python wrapper, whose checks cost a third of a small model's run and are repeated in C++.
         return getattr(self._session, "_sess", self._session).run  # type: ignore[no-any-return]
 
     def run(

@@ -198,17 +198,10 @@ def _folder(path: Path) -> Path:
 def _choose_signature(folder: Path, signatures: Mapping[str, Any], wanted: str) -> tuple[str, Any]:
     keys = sorted(key for key in signatures if key != _INIT_SIGNATURE)
     listed = ", ".join(f"'{key}'" for key in keys) or "none"
-    if not wanted:
-        wanted = keys[0] if len(keys) == 1 else _DEFAULT_SIGNATURE
-        if wanted not in keys:
-            raise InvalidArgument(
-                f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of"
-                f" {listed}"
-            )
-    elif wanted not in keys:
+    wanted = wanted or (keys[0] if len(keys) == 1 else _DEFAULT_SIGNATURE)
+    if wanted not in keys:
         raise InvalidArgument(
-            f"'{folder}' has no signature '{wanted}', which the parameter TF_SIGNATURE_DEF names; it has"
-            f" {listed}"
+            f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of {listed}"
         )
     return wanted, signatures[wanted]
 

@@ -304,25 +304,16 @@ class AsyncModel:
         including the batch dimension. The timeout, in seconds, covers everything, even connecting. Raises
         BacklineError.
         """
-        if version is not None and str(version) != self.version:
-            model = self._client.model(self.name, version)
-            return await model(
-                *inputs,
-                timeout=timeout,
-                outputs=outputs,
-                parameters=parameters,
-                request_id=request_id,
-                **named,
-            )
+        model = self if version is None else self._client.model(self.name, version)
         started = monotonic()
         limit = self._client._limit(timeout)
         transport = await self._client.transport()
-        call = await self._call(inputs, named, outputs, parameters, request_id, limit)
+        call = await model._call(inputs, named, outputs, parameters, request_id, limit)
         call = replace(call, timeout=max(limit - (monotonic() - started), 0.001))
         try:
             response: InferResponse = await transport.infer(call)
         except (InvalidArgument, NotFound):
-            self._client._known.pop(self._key, None)  # perhaps another version is served by now
+            self._client._known.pop(model._key, None)  # perhaps another version is served by now
             raise
         return InferResult(response)
 

@@ -15,8 +15,7 @@ from backline.engine.errors import Unavailable
 
 T = TypeVar("T")
 
-#: Seconds that an exiting program waits for work on the loop, such as a running model of an embedded
-#: repository.
+#: Seconds that an exiting program waits for work on the loop, such as a run in an embedded repository.
 _ENDS_WITHIN = 1.0
 
 

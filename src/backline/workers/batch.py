@@ -61,8 +61,7 @@ class Batch:
         self.abandoned = False
         #: Ends the run early. The instance sets it, on its thread, if the runtime can interrupt a run.
         self.on_abandon: Callable[[], None] | None = None
-        #: Called if the instance can take another batch before this one has all outcomes; None after the
-        #: call.
+        #: Called once, then cleared, if the instance can take a batch before this one has all outcomes.
         self.on_vacated: Callable[[Instance, Batch], None] | None = None
 
     def abandon(self) -> None:

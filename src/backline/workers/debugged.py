@@ -85,8 +85,7 @@ class DebuggedWorker(WorkerProcess):
 
 def forget_modules(folder: Path) -> None:
     """Forgets the modules imported from a folder, so that their next import reads the files again."""
-    # Python trusts cached bytecode if the source's size and its time in seconds match, and a quick edit may
-    # change neither.
+    # Python trusts cached bytecode if the source's size and second match, which a quick edit may not change.
     sys.dont_write_bytecode = True
     root = str(folder.resolve()) + os.sep
     for name, module in list(sys.modules.items()):

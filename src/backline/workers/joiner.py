@@ -38,60 +38,32 @@ def mask(
     return (np.arange(inputs[name].shape[axis]) < real[:, np.newaxis]).astype(dtype)
 
 
-def _element_counts(batch_input: BatchInput, requests: Sequence[Arrays]) -> list[int]:
-    return [request[batch_input.source].size for request in requests]
+def _counts(sources: Sequence[np.ndarray]) -> list[int]:
+    return [source.size for source in sources]
 
 
-def _element_count(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
-    return np.array(_element_counts(batch_input, requests), dtype)
-
-
-def _accumulated(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
-    return np.cumsum(_element_counts(batch_input, requests)).astype(dtype)
-
-
-def _accumulated_with_zero(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
-    return np.array([0, *accumulate(_element_counts(batch_input, requests))], dtype)
-
-
-def _max_as_shape(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
-    """Returns as many zeros as the largest request has elements; the model reads only the shape."""
-    return np.zeros(max(_element_counts(batch_input, requests)), dtype)
-
-
-def _item_shape(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
+def _item_shape(sources: Sequence[np.ndarray]) -> np.ndarray:
     """The shape of each item, with one row per item of the batch rather than per request."""
-    sources = [request[batch_input.source] for request in requests]
-    shapes = [np.tile(np.array(source.shape[1:], dtype), (len(source), 1)) for source in sources]
-    return np.concatenate(shapes)
+    return np.concatenate([np.tile(source.shape[1:], (len(source), 1)) for source in sources])
 
 
-def _item_shape_flat(
+#: Triton's kinds of batch inputs as functions of the requests' source arrays (backend_input_collector.cc).
+BATCH_INPUTS: Mapping[str, Callable[[Sequence[np.ndarray]], object]] = {
+    "BATCH_ELEMENT_COUNT": _counts,
+    "BATCH_ACCUMULATED_ELEMENT_COUNT": lambda sources: np.cumsum(_counts(sources)),
+    "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": lambda sources: [0, *accumulate(_counts(sources))],
+    # The model reads only the shape: as many elements as the largest request has.
+    "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE": lambda sources: np.zeros(max(_counts(sources))),
+    "BATCH_ITEM_SHAPE": _item_shape,
+    "BATCH_ITEM_SHAPE_FLATTEN": lambda sources: _item_shape(sources).reshape(-1),
+}
+
+
+def _batch_input(
     batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
 ) -> np.ndarray:
-    return _item_shape(batch_input, dtype, requests).reshape(-1)
-
-
-#: Triton's kinds of batch inputs, each a function of the BatchInput, its dtype and the requests
-#: (backend/src/backend_input_collector.cc).
-BATCH_INPUTS: Mapping[str, Callable[..., np.ndarray]] = {
-    "BATCH_ELEMENT_COUNT": _element_count,
-    "BATCH_ACCUMULATED_ELEMENT_COUNT": _accumulated,
-    "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": _accumulated_with_zero,
-    "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE": _max_as_shape,
-    "BATCH_ITEM_SHAPE": _item_shape,
-    "BATCH_ITEM_SHAPE_FLATTEN": _item_shape_flat,
-}
+    sources = [request[batch_input.source] for request in requests]
+    return np.asarray(BATCH_INPUTS[batch_input.kind](sources), dtype)
 
 
 #: Combines the arrays of one input of all requests.
@@ -138,7 +110,7 @@ class Joiner:
             rank = 2 if batch_input.kind == "BATCH_ITEM_SHAPE" else 1
             for target in batch_input.targets:
                 dtype = _described_dtype(where, specs[target], rank, batch_input.datatype)
-                make: Describe = partial(BATCH_INPUTS[batch_input.kind], batch_input, dtype)
+                make: Describe = partial(_batch_input, batch_input, dtype)
                 if batch_input.source in reshapes:
                     make = partial(_reshaped, make, reshapes)
                 self._made.append((target, batch_input.source, make))

@@ -44,8 +44,7 @@ class DataChannel:
         #: Functions that decode requests; `reshape` replaces them.
         self._unpack: Unpack = unpack_columns
         self._make_batch: MakeBatch = RequestBatch
-        #: The server's blocks that the model kept after its batch and has freed since. The next message
-        #: returns them.
+        #: Blocks that the model kept after its batch and has freed since; the next message returns them.
         self.let_go: deque[int] = deque()
 
     def reshape(self, inputs: Reshapes, outputs: Reshapes) -> None:

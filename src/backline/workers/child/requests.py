@@ -107,10 +107,6 @@ class WorkerRequest:
         return self._note.outputs
 
     @property
-    def priority(self) -> int:
-        return self._note.priority
-
-    @property
     def sequence(self) -> int | str:
         """The id of its sequence, 0 for none."""
         return self._note.sequence
@@ -122,11 +118,6 @@ class WorkerRequest:
     @property
     def sequence_end(self) -> bool:
         return self._note.sequence_end
-
-    @property
-    def timeout(self) -> float:
-        """Seconds to its deadline when the worker received it; 0 for no deadline."""
-        return self._note.timeout
 
     @property
     def queue_timeout_us(self) -> int:

@@ -67,12 +67,11 @@ class Execution:
                 batch.outcomes = self._run(batch, tickets)
         except Exception as error:
             if len(tickets) == 1 and not batch.abandoned:
-                batch.outcomes = [self._error(error)]
+                batch.outcomes = [failure_of(self._name, self._version, error)]
         if not batch.outcomes and batch.abandoned:
             batch.outcomes = [Cancelled(f"the request to model '{self._name}' was cancelled")] * len(tickets)
         elif not batch.outcomes:
-            # Not in the except clause: the parts' errors would be chained to the whole batch's error, which
-            # holds its tensors.
+            # Outside the except clause, because errors chained to the batch's error would keep its tensors.
             batch.parts = [self._run_alone(ticket, batch) for ticket in tickets]
             batch.outcomes = [part.outcomes[0] for part in batch.parts]
         batch.ended_ns = monotonic_ns()
@@ -84,14 +83,6 @@ class Execution:
             part.abandoned = True
         self(part)
         return part
-
-    def _error(self, error: Exception) -> BacklineError:
-        if isinstance(error, BacklineError):
-            return error
-        log.error("model '%s' version %s failed", self._name, self._version, exc_info=error)
-        return Internal(
-            f"model '{self._name}' version {self._version} failed: {type(error).__name__}: {error}"
-        )
 
     def _run(self, batch: Batch, tickets: Sequence[Ticket]) -> list[InferResponse | BacklineError | None]:
         first = tickets[0]
@@ -184,6 +175,14 @@ class Execution:
         pairs = zip(names, arrays, strict=True)
         tensors = [self._tensor(name, array) for name, array in pairs if wanted is None or name in wanted]
         return InferResponse(self._name, self._version, ticket.request.id, tensors)
+
+
+def failure_of(model: str, version: str, error: Exception) -> BacklineError:
+    """The outcome of a request whose run raised `error`, which is logged unless it is a BacklineError."""
+    if isinstance(error, BacklineError):
+        return error
+    log.error("model '%s' version %s failed", model, version, exc_info=error)
+    return Internal(f"model '{model}' version {version} failed: {type(error).__name__}: {error}")
 
 
 class _WaitingRun:

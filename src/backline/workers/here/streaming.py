@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from queue import SimpleQueue
 from time import monotonic_ns
 from typing import ClassVar
@@ -21,6 +22,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
+from backline.workers.here.execution import failure_of
 from backline.workers.instance import Finished, Instance
 
 log = logging.getLogger("backline.workers")
@@ -32,17 +34,14 @@ MAX_HANDED_BYTES = 1024 * 1024
 MAX_STREAMS = 128
 
 
+@dataclass(slots=True)
 class _Handed:
     """A response on its way to the event loop, with timestamps."""
 
-    __slots__ = ("empty", "ended", "ran", "response", "started")
-
-    def __init__(self, response: InferResponse, started: int, ran: int, ended: int) -> None:
-        self.response = response
-        self.empty = not response.outputs
-        self.started = started
-        self.ran = ran
-        self.ended = ended
+    response: InferResponse
+    started: int
+    ran: int
+    ended: int
 
 
 class GeneratorStream:
@@ -101,7 +100,12 @@ class GeneratorStream:
                 statistics.cancelled(self._index, one.started, one.ended)
             else:
                 statistics.succeeded(
-                    self._index, ticket.request.arrived_ns, one.started, one.ran, one.ended, empty=one.empty
+                    self._index,
+                    ticket.request.arrived_ns,
+                    one.started,
+                    one.ran,
+                    one.ended,
+                    empty=not one.response.outputs,
                 )
                 ticket.respond(one.response)
             self._index += 1
@@ -208,11 +212,7 @@ class GeneratorStream:
         self._call(self._finish, error)
 
     def _error(self, error: Exception) -> BacklineError:
-        if isinstance(error, BacklineError):
-            return error
-        pool = self._pool
-        log.error("model '%s' version %s failed", pool.name, pool.version, exc_info=error)
-        return Internal(f"model '{pool.name}' version {pool.version} failed: {type(error).__name__}: {error}")
+        return failure_of(self._pool.name, self._pool.version, error)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         try:

@@ -119,10 +119,6 @@ class WorkerPool(ModelInWorkers):
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def worker(self) -> type[WorkerProcess]:
-        return self.options.worker
-
-    @property
     def debugged(self) -> bool:
         return self.options.worker.debugged
 
@@ -184,21 +180,19 @@ class WorkerPool(ModelInWorkers):
         each = (
             _OPEN_STREAMS if self.loaded.decoupled and not self.loaded.deferred else self.loaded.concurrency
         )
-        # The scheduler takes the instance that became free last; alternating seats spreads the load over
-        # workers.
+        # The scheduler takes the instance that became free last; alternating seats spreads the load.
         return [ProcessInstance(self, seat) for _ in range(each) for seat in self._seats]
 
     @property
     def pids(self) -> list[int]:
-        return [seat.process.pid for seat in self._seats if seat.process is not None and seat.process.alive]
+        return [process.pid for process in self._running()]
 
     @property
     def resident_bytes(self) -> int:
-        return sum(
-            seat.process.resident_bytes
-            for seat in self._seats
-            if seat.process is not None and seat.process.alive
-        )
+        return sum(process.resident_bytes for process in self._running())
+
+    def _running(self) -> list[WorkerProcess]:
+        return [seat.process for seat in self._seats if seat.process is not None and seat.process.alive]
 
     def command_for(self, index: int) -> WorkerCommand:
         """The command that starts the worker of one seat."""
@@ -286,10 +280,7 @@ class WorkerPool(ModelInWorkers):
 
     def look_at_readiness(self) -> None:
         """Updates the readiness that the model reports: it is ready if all of its workers report that."""
-        reasons = [
-            seat.process.unready for seat in self._seats if seat.process is not None and seat.process.unready
-        ]
-        unready = reasons[0] if reasons else ""
+        unready = next((process.unready for process in self._running() if process.unready), "")
         if unready == self.unready:
             return
         self.unready = unready

@@ -51,8 +51,7 @@ class Seat:
         #: Why the last worker ended.
         self.reason = ""
         self._batches = 0
-        #: For each batch in the worker, by number: its job, the shared memory that holds its inputs, and the
-        #: time when it began.
+        #: The job, the shared memory with the inputs, and the start time of each batch, by its number.
         self._jobs: dict[int, Job] = {}
         self._blocks: dict[int, int] = {}
         self._started: dict[int, float] = {}
@@ -70,7 +69,7 @@ class Seat:
         """Starts a worker for this seat. Raises Internal with the reason if it cannot load the model."""
         pool = self._pool
         calls = CallChannel(pool.calls, self._open_requests, pool.loop)
-        self.process = process = pool.worker(
+        self.process = process = pool.options.worker(
             pool.command_for(self._index), pool.loop, self._result, self._ended, calls
         )
         process.on_ready = pool.look_at_readiness
@@ -173,16 +172,12 @@ class Seat:
             self._failure(failure)
         for number in result.ended:
             self._end(number)
+        load = self._pool.command.load
         for number in result.rescheduled:
-            self._reschedule(number)
-        if result.done and job is not None and job.open and self._pool.loaded.deferred:
-            self._vacate(job)
-
-    def _vacate(self, job: Job) -> None:
-        """Lets the worker take the next batch while it still owes responses to this one, unless it owes too
-        many.
-        """
-        if len(self._open) < _OPEN_REQUESTS:
+            self._settle(number, Rescheduled(load.name, load.version, "", []))
+        # A deferred model takes the next batch while it owes responses to this one, unless it owes too many.
+        owes = result.done and job is not None and job.open and self._pool.loaded.deferred
+        if job is not None and owes and len(self._open) < _OPEN_REQUESTS:
             job.run.vacate()
 
     def _part(self, part: Part, tensors: dict[str, Tensor]) -> None:
@@ -226,11 +221,6 @@ class Seat:
             error: BacklineError = kind(failure.message)
             error.retry_after = failure.retry_after
             self._settle(failure.number, error)
-
-    def _reschedule(self, number: int) -> None:
-        """Gives a request the outcome that the scheduler must run it once more."""
-        load = self._pool.command.load
-        self._settle(number, Rescheduled(load.name, load.version, "", []))
 
     def _end(self, number: int) -> None:
         """Ends a request that gets no further response."""
@@ -295,8 +285,6 @@ def _says_something(ticket: Ticket) -> bool:
         or ticket.request.parameters
         or ticket.request.outputs is not None
         or ticket.request.sequence is not None
-        or ticket.waits_until is not None
-        or ticket.level
         or ticket.request.timeout
         or ticket.trace is not None
     )
@@ -308,8 +296,6 @@ def _note(ticket: Ticket) -> RequestNote:
         ticket.request.id,
         ticket.request.parameters or {},
         None if ticket.request.outputs is None else list(ticket.request.outputs),
-        timeout=0.0 if ticket.waits_until is None else max(ticket.waits_until - monotonic(), 0.001),
-        priority=ticket.level,
         queue_timeout_us=min(round((ticket.request.timeout or 0.0) * 1e6), _LONGEST_QUEUE_TIMEOUT),
         trace="" if ticket.trace is None else ticket.trace.context,
     )
