@@ -136,7 +136,7 @@ class OnnxModel:
         self.threads_per_run = settings.intra_op_threads
 
     def _runner(self) -> Callable[..., Any]:
-        # Bypasses the Python wrapper, whose checks cost a third of a small model's run and are repeated in C++.
+        # Bypasses the Python wrapper, whose checks cost a third of a small model's run; C++ repeats them.
         return getattr(self._session, "_sess", self._session).run  # type: ignore[no-any-return]
 
     def run(

@@ -173,7 +173,7 @@ class PytorchModel:
 
 
 def _own(array: np.ndarray) -> np.ndarray:
-    """The array, or a copy if it is read-only, as arrays of requests are: PyTorch has no such tensors."""
+    """The array, or a copy of a read-only one, such as a request's: PyTorch has no read-only tensors."""
     return array if array.flags.writeable else array.copy()
 
 

@@ -129,7 +129,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @cache
 def cuda_gpus() -> Gpus:
-    """The GPUs that the NVIDIA driver reports, which respects CUDA_VISIBLE_DEVICES. Asks it only once."""
+    """The GPUs that the NVIDIA driver reports, within CUDA_VISIBLE_DEVICES. Asks the driver only once."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:

@@ -211,7 +211,7 @@ class AsyncClient:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version; with `expected`, only if it points to that one now ("" for none)."""
+        """Points a label to a version; with `expected`, only if it points to that one ("" if it is new)."""
         move = LabelMove("label", name, label, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 

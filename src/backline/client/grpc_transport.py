@@ -256,7 +256,7 @@ class GrpcTransport(Transport):
     async def call(
         self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> Any:
-        """The response of a method of the inference service. `metadata` is added to the client's."""
+        """Calls a method of the inference service. `metadata` is added to what the client always sends."""
         call = self._calls.get(method)
         if call is None:
             call = self._calls[method] = self._channel.unary_unary(

@@ -23,7 +23,7 @@ ALIGNMENT = 64
 
 
 class HttpAnswer:
-    """Status, header fields (lower-case names) and body."""
+    """An answer: its status, its header fields by lower-case name, and its body."""
 
     __slots__ = ("body", "headers", "status")
 

@@ -116,7 +116,7 @@ class Client:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version; with `expected`, only if it points to that one now ("" for none)."""
+        """Points a label to a version; with `expected`, only if it points to that one ("" if it is new)."""
         return self._loop.run(
             self._client.set_label(name, label, version, expected=expected, timeout=timeout)
         )

@@ -54,7 +54,7 @@ class ArrayHint(OrNone):
 
 
 class _Typed(_Array):
-    """An array of one datatype, as `FP32[3, 224, 224]`; -1 is any size. `FP32` alone means `FP32[-1]`."""
+    """An array of one datatype, like `FP32[3, 224, 224]`; -1 is any size. `FP32` alone means `FP32[-1]`."""
 
     datatype: ClassVar[DataType]
 

@@ -1,4 +1,4 @@
-"""A worker on a thread of the server's process, for debuggers, with the channels of a worker process."""
+"""A worker on a thread of the server's process, so that its model can be debugged there."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from backline.workers.channel.protocol import Buffer, Column
 #: Bytes of address space for each side.
 HALF = 1 << 35
 #: Bytes below which a batch travels in its frame, because two copies through the socket then cost no more
-#: than lending a block. The break-even point depends on the machine; this is below it on all measured ones.
+#: than lending a block. The break-even point depends on the machine, and was higher on all measured ones.
 INLINE_LIMIT = 1 << 15
 #: The size of the smallest block, in bytes.
 _SMALLEST = 1 << 16

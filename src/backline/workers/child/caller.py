@@ -328,7 +328,7 @@ class Measures:
         self._caller = caller
 
     def declare(self, name: str, kind: MetricKind, description: str) -> None:
-        """Adds a metric. Waits for the server; raises its InvalidArgument or AlreadyExists."""
+        """Adds a metric. Waits for the server, which may refuse with InvalidArgument or AlreadyExists."""
         self._caller.measure(Measure("declare", name, kind=kind, description=description))
 
     def create(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> None:

@@ -28,7 +28,7 @@ from backline.workers.child.caller import Caller, ModelCall, Question
 from backline.workers.child.requests import WorkerRequest
 
 T = TypeVar("T")
-#: No timeout: a call has the deadline of the request that it is made for, unless the model sets another.
+#: Without a timeout from the model, a call has the deadline of the request that it is made for.
 _OPTIONS = ClientOptions(timeout=inf)
 _URL = "inproc:server"
 

@@ -173,7 +173,7 @@ class RunLimit:
             self._on_available(self.reason)
 
     def came_back(self) -> None:
-        """Uncounts an abandoned thread, because its run ended after all."""
+        """Stops counting an abandoned thread, because its run has ended after all."""
         self._statistics.stuck -= 1
         self.stuck -= 1
         if self.reason and self.stuck < MAX_STUCK:

@@ -45,7 +45,7 @@ class _Handed:
 
 
 class GeneratorStream:
-    """The responses to a request: `advance` generates them on a thread, `_deliver` runs on the event loop."""
+    """A request's responses: `advance` generates them on a thread, `_deliver` delivers them on the loop."""
 
     def __init__(self, pool: StreamPool, instance: Instance, batch: Batch, finished: Finished) -> None:
         self._pool = pool

@@ -306,7 +306,7 @@ class InferenceRequest:
         return self._correlation_id
 
     def flags(self) -> int:
-        """The sum of TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END, as far as they apply."""
+        """The flags TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END that are set, as a sum."""
         return self._flags
 
     def set_flags(self, flags: int) -> None:
