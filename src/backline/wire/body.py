@@ -81,21 +81,21 @@ class Body:
     If its size is known, it gets one buffer, committed page by page as it fills.
     """
 
-    __slots__ = ("_buffer", "_growing", "filled", "size")
+    __slots__ = ("_buffer", "filled", "size")
 
     def __init__(self, size: int | None) -> None:
         self.size = size
         self.filled = 0
-        self._growing = GrowingBuffer()
-        self._buffer = np.empty(size, np.uint8).data if size is not None else None
+        self._buffer = GrowingBuffer() if size is None else np.empty(size, np.uint8).data
 
     def add(self, data: Buffer, begin: int, end: int) -> None:
         """Appends data[begin:end], which must fit."""
         piece = memoryview(data)[begin:end]
-        if self._buffer is None:
-            self._growing.append(piece)
+        buffer = self._buffer
+        if isinstance(buffer, GrowingBuffer):
+            buffer.append(piece)
         else:
-            self._buffer[self.filled : self.filled + end - begin] = piece
+            buffer[self.filled : self.filled + end - begin] = piece
         self.filled += end - begin
 
     @property
@@ -108,4 +108,5 @@ class Body:
         return self.filled == self.size
 
     def take(self) -> Buffer:
-        return self._growing.take() if self._buffer is None else self._buffer
+        buffer = self._buffer
+        return buffer.take() if isinstance(buffer, GrowingBuffer) else buffer

@@ -63,17 +63,18 @@ class UnaryExchange(GrpcExchange, UnaryCall):
     # Receiving
 
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
+        length = end - begin
         if (
             ended
             and self._assembler is None
-            and end - begin >= PREFIX_SIZE
-            and self.head.content_length is None
+            and length >= PREFIX_SIZE
+            and self.head.content_length in (None, length)
             and not self.answered
         ):
             flag, size = PREFIX.unpack_from(data, begin)
             if (
                 not flag
-                and size == end - begin - PREFIX_SIZE
+                and size == length - PREFIX_SIZE
                 and size <= self.connection.wire.limits.max_body_size
             ):
                 self.remote_open = False
