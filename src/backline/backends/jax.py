@@ -13,7 +13,7 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line, read_start, unservable
+from backline.backends.runtime import failed_run, import_runtime, one_line, read_start, unservable
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -159,10 +159,9 @@ class JaxModel:
         try:
             answers = tree.tree_leaves(self._call(*arguments, **keywords))
             arrays = [np.asarray(answers[self._positions[name]]) for name in outputs]
-        except (ValueError, TypeError) as error:  # JAX raises these for shapes that do not match the export
-            raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
         except Exception as error:
-            raise Internal(f"model '{self._name}' failed: {one_line(error)}") from None
+            refused = isinstance(error, (ValueError, TypeError))  # for shapes that do not match the export
+            raise failed_run(self._name, one_line(error), refused=refused) from None
         return [array.view(np.uint16) if array.dtype.name == "bfloat16" else array for array in arrays]
 
     def close(self) -> None:

@@ -103,9 +103,7 @@ def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> l
         check_range("tree_sizes", sizes, 0, len(content) + 1)
         starts = [first, *(first + np.cumsum(sizes)).tolist()]
     else:
-        starts = [
-            first + found.start() for found in re.finditer(rb"^Tree=", content[first:end], re.MULTILINE)
-        ]
+        starts = [first + tree.start() for tree in re.finditer(rb"^Tree=", content[first:end], re.MULTILINE)]
         starts.append(end)
     trees = [content[start:stop] for start, stop in pairwise(starts)]
     if starts[-1] != end or any(not tree.startswith(b"Tree=") for tree in trees):

@@ -12,7 +12,7 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, loading, one_line, read_start, unservable
+from backline.backends.runtime import failed_run, import_runtime, loading, one_line, read_start, unservable
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -128,9 +128,8 @@ class LiteRtModel:
             answers = program.run(inputs, outputs)
         except Exception as error:  # the interpreter is dropped: a failed resize may have broken it
             reason = one_line(error)
-            if isinstance(error, ValueError) or "failed to prepare" in reason:
-                raise InvalidArgument(f"model '{self._name}' refuses the input: {reason}") from None
-            raise Internal(f"model '{self._name}' failed: {reason}") from None
+            refused = isinstance(error, ValueError) or "failed to prepare" in reason
+            raise failed_run(self._name, reason, refused=refused) from None
         self._idle.append(program)
         return answers
 

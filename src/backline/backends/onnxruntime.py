@@ -27,6 +27,7 @@ from backline.backends.onnx_providers import (
 from backline.backends.runtime import (
     decode,
     encode,
+    failed_run,
     import_runtime,
     loading,
     one_line,
@@ -176,9 +177,8 @@ class OnnxModel:
             return error
         # ONNX Runtime's exceptions have no common base class, so they are told apart by name. This one means
         # that the inputs do not fit the model or one of its nodes.
-        if type(error).__name__ == "InvalidArgument":
-            return InvalidArgument(f"model '{self._name}' refuses the input: {_one_line(error)}")
-        return Internal(f"model '{self._name}' failed: {_one_line(error)}")
+        refused = type(error).__name__ == "InvalidArgument"
+        return failed_run(self._name, _one_line(error), refused=refused)
 
 
 class StringModel(OnnxModel):

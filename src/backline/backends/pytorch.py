@@ -16,7 +16,7 @@ from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.pytorch_files import PytorchKind, compiled_for, identify
 from backline.backends.pytorch_programs import Argument, Program, device_name, moving, usable_gpus
-from backline.backends.runtime import decode, encode, import_runtime, one_line, require_trust
+from backline.backends.runtime import decode, encode, failed_run, import_runtime, one_line, require_trust
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -146,9 +146,7 @@ class PytorchModel:
         try:
             value = answer[name] if isinstance(answer, dict) and name in answer else flat[position]
         except IndexError:
-            raise Internal(
-                f"model '{self._name}' returned {len(flat)} outputs, and no '{name}' among them"
-            ) from None
+            raise Internal(f"model '{self._name}' returned {len(flat)} outputs, without '{name}'") from None
         if not isinstance(value, self._torch.Tensor):
             return encode(np.array(value, object)) if isinstance(value, (list, str)) else np.asarray(value)
         value = value.detach().cpu()
@@ -167,9 +165,8 @@ class PytorchModel:
     def _failure(self, error: Exception) -> BacklineError:
         reason = one_line(_innermost(error))
         # Exported programs check shapes with assertions; PyTorch raises RuntimeError for most other errors.
-        if isinstance(error, AssertionError) or "Guard failed" in reason or "shape" in reason:
-            return InvalidArgument(f"model '{self._name}' refuses the input: {reason}")
-        return Internal(f"model '{self._name}' failed: {reason}")
+        refused = isinstance(error, AssertionError) or "Guard failed" in reason or "shape" in reason
+        return failed_run(self._name, reason, refused=refused)
 
 
 def _own(array: np.ndarray) -> np.ndarray:

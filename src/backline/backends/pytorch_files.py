@@ -37,9 +37,7 @@ def identify(path: Path) -> PytorchKind:
     if start[:1] == b"\x80":  # the format of torch.save before PyTorch 1.6: a bare pickle
         raise _checkpoint(path)
     if start[:2] != b"PK":
-        raise InvalidArgument(
-            f"'{path}' is not a file of PyTorch: it is neither a zip archive nor a checkpoint"
-        )
+        raise InvalidArgument(f"'{path}' is not a file of PyTorch: neither a zip archive nor a checkpoint")
     try:
         with ZipFile(path) as archive:
             # Without the top folder, which is named after the file as it was first saved.

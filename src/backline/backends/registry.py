@@ -61,9 +61,7 @@ def choose(config: ModelConfig, path: Path) -> BackendEntry:
     entry = _configured(config)
     if entry is None:
         format = _format_of(path)
-        entry = next(
-            (entry for entry in BACKENDS if format is not None and entry.name == format.backend), None
-        )
+        entry = next((one for one in BACKENDS if format is not None and one.name == format.backend), None)
     if entry is None:
         raise InvalidArgument(
             f"'{path}' has an unknown format; name its `backend` in the configuration: {_names()}"
@@ -95,9 +93,7 @@ def _is_in(folder: Path, filename: str) -> bool:
 def _format_of(path: Path) -> ModelFormat | None:
     """The format of a file or folder, if known. Full names, which are more specific, precede suffixes."""
     if path.is_dir():
-        return next(
-            (f for f in FORMATS if f.folder and any(_is_in(path, name) for name in f.filenames)), None
-        )
+        return next((f for f in FORMATS if f.folder and any(_is_in(path, one) for one in f.filenames)), None)
     for format in FORMATS:
         if any(name.rpartition("/")[2] == path.name for name in format.filenames):
             return format

@@ -77,9 +77,7 @@ class SklearnModel:
         self._name = config.name
         self._input = spec.name
         self._text = spec.datatype is DataType.BYTES
-        self._methods: dict[str, Callable[[Any], Any]] = {
-            method: getattr(estimator, method) for method in methods
-        }
+        self._methods: dict[str, Callable[[Any], Any]] = {name: getattr(estimator, name) for name in methods}
         self.warnings = warnings
         rows = (
             np.array([b"a text", b"more"], object)

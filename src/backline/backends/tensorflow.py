@@ -14,7 +14,15 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import LLVM_IMPORT, cuda_gpus, encode, import_runtime, loading, one_line
+from backline.backends.runtime import (
+    LLVM_IMPORT,
+    cuda_gpus,
+    encode,
+    failed_run,
+    import_runtime,
+    loading,
+    one_line,
+)
 from backline.backends.tensorflow_operations import check_operations
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
@@ -238,6 +246,5 @@ def _array(value: Any) -> np.ndarray:
 def _failure(model: str, error: Exception) -> BacklineError:
     reason = one_line(getattr(error, "message", None) or error)
     # The session raises ValueError for an impossible shape, an operation raises InvalidArgumentError.
-    if isinstance(error, ValueError) or type(error).__name__ == "InvalidArgumentError":
-        return InvalidArgument(f"model '{model}' refuses the input: {reason}")
-    return Internal(f"model '{model}' failed: {reason}")
+    refused = isinstance(error, ValueError) or type(error).__name__ == "InvalidArgumentError"
+    return failed_run(model, reason, refused=refused)

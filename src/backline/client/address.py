@@ -76,13 +76,9 @@ class Address:
                 "the URL contains a user name or password: pass headers={'authorization': '...'} instead"
             )
         if parts.query or parts.fragment:
-            raise InvalidArgument(
-                f"'{url}' has a query or a fragment, which servers do not have: leave it out"
-            )
+            raise InvalidArgument(f"'{url}' has a query or a fragment, but servers have none: leave it out")
         if protocol == "grpc" and parts.path not in ("", "/"):
-            raise InvalidArgument(
-                f"'{url}' has the path '{parts.path}', which gRPC does not support: leave it out"
-            )
+            raise InvalidArgument(f"'{url}' has the path '{parts.path}', which gRPC cannot use: leave it out")
         return cls(text, protocol, host, port, parts.path.rstrip("/"), tls)
 
     @property

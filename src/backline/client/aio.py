@@ -297,13 +297,7 @@ class AsyncModel:
         request_id: str = "",
         **named: Any,
     ) -> InferResult:
-        """Runs the model.
-
-        Pass inputs by position, by name, or as one mapping, for inputs that share a name with an option.
-        `outputs` names the outputs to return, by default all. Shapes are those of the model's metadata,
-        including the batch dimension. The timeout, in seconds, covers everything, even connecting. Raises
-        BacklineError.
-        """
+        """Runs the model; the arguments and errors are those of the synchronous Model.__call__."""
         model = self if version is None else self._client.model(self.name, version)
         started = monotonic()
         limit = self._client._limit(timeout)
@@ -364,9 +358,7 @@ class AsyncModel:
             metadata = await self._known(limit, again=True)
             tensors = _tensors(metadata, inputs, named)
         if isinstance(outputs, str):
-            raise InvalidArgument(
-                f"outputs is the string {outputs!r}, expected a list of names: [{outputs!r}]"
-            )
+            raise InvalidArgument(f"outputs is the string {outputs!r}, expected a list: [{outputs!r}]")
         if parameters:
             _check_parameters(parameters)
         return InferCall(
@@ -389,21 +381,18 @@ class AsyncModel:
 
     async def config(self, timeout: float | None = None) -> dict[str, Any]:
         """The configuration, with the field names of config.pbtxt."""
-        return await (await self._client.transport()).model_config(
-            self.name, self.version, self._client._limit(timeout)
-        )
+        transport = await self._client.transport()
+        return await transport.model_config(self.name, self.version, self._client._limit(timeout))
 
     async def ready(self, timeout: float | None = None) -> bool:
         """Whether the model can serve."""
-        return await (await self._client.transport()).model_ready(
-            self.name, self.version, self._client._limit(timeout)
-        )
+        transport = await self._client.transport()
+        return await transport.model_ready(self.name, self.version, self._client._limit(timeout))
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
         """The counters of each version; durations are in nanoseconds."""
-        return await (await self._client.transport()).statistics(
-            self.name, self.version, self._client._limit(timeout)
-        )
+        transport = await self._client.transport()
+        return await transport.statistics(self.name, self.version, self._client._limit(timeout))
 
     async def _known(self, limit: float, *, again: bool = False) -> ModelMetadata:
         known = self._client._known
@@ -440,8 +429,7 @@ def _tensors(
     else:
         if len(inputs) > len(specs):
             raise InvalidArgument(
-                f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}."
-                f" {_expected_inputs(metadata)}"
+                f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}. {_expects(metadata)}"
             )
         values.update(zip(specs, inputs, strict=False))
     for name, value in named.items():
@@ -452,17 +440,13 @@ def _tensors(
         values[name] = value
     for name in values:
         if name not in specs:
-            raise InvalidArgument(
-                f"model '{metadata.name}' has no input '{name}'. {_expected_inputs(metadata)}"
-            )
+            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}'. {_expects(metadata)}")
     # The server checks for missing inputs, because only the server knows which are optional.
     if not values and specs:
-        raise InvalidArgument(
-            f"model '{metadata.name}' was called without inputs. {_expected_inputs(metadata)}"
-        )
+        raise InvalidArgument(f"model '{metadata.name}' was called without inputs. {_expects(metadata)}")
     return tuple(to_tensor(metadata.name, specs[name], value) for name, value in values.items())
 
 
-def _expected_inputs(metadata: ModelMetadata) -> str:
+def _expects(metadata: ModelMetadata) -> str:
     expected = ", ".join(f"{spec.name} {spec.datatype.name}{list(spec.shape)}" for spec in metadata.inputs)
     return f"It expects {expected}"

@@ -40,9 +40,7 @@ def _from_array(where: str, datatype: DataType, value: Any) -> np.ndarray:
     try:
         data = np.asarray(value)
     except Exception as error:  # for example for a torch tensor on a GPU; the message says what to do
-        raise InvalidArgument(
-            f"{where}: {type(value).__name__} cannot become a numpy array: {error}"
-        ) from None
+        raise InvalidArgument(f"{where}: {type(value).__name__} cannot become an array: {error}") from None
     if datatype is DataType.BF16 and data.dtype.name == "bfloat16":
         return data.view(np.uint16)
     target = datatype.dtype

@@ -270,9 +270,7 @@ class HttpTransport(Transport):
         try:
             return msgspec.json.decode(answer.body)
         except msgspec.DecodeError as error:
-            raise ProtocolError(
-                f"{self._url}{path.decode()} sent an answer that is not JSON: {error}"
-            ) from None
+            raise ProtocolError(f"{self._url}{path.decode()} did not answer with JSON: {error}") from None
 
     async def exchange(
         self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b""

@@ -49,9 +49,7 @@ class ClientOptions:
                     " are one line"
                 )
         if self.key is not None and self.certificate is None:
-            raise InvalidArgument(
-                "a key was given without its certificate: pass certificate='client.crt' too"
-            )
+            raise InvalidArgument("a key was given without a certificate: pass certificate='client.crt' too")
 
     def ssl_context(self) -> ssl.SSLContext:
         """The TLS context for an https URL. Raises InvalidArgument for files that cannot be read."""

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from backline.engine.errors import InvalidArgument
-from backline.model.hints import DECODED_LIMIT, OrNone, library
-
-if TYPE_CHECKING:
-    _Array = np.ndarray
-else:
-    _Array = object
+from backline.model.hints import DECODED_LIMIT, Array, OrNone, library
 
 _WRITTEN: Final = ("WAV", "FLAC", "OGG")
 _ITEM = np.dtype(np.float32).itemsize
@@ -86,7 +81,7 @@ class AudioHint(OrNone):
         return content.getvalue()
 
 
-class Audio(_Array):
+class Audio(Array):
     """Sound, sent as a file (WAV, FLAC, OGG, MP3 or another format of libsndfile) and passed to the model as
     an FP32 array.
 

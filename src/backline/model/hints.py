@@ -13,10 +13,11 @@ import numpy as np
 from backline.engine.errors import Internal
 from backline.engine.values.datatypes import DataType
 
+#: The base class of hints that type checkers take for arrays.
 if TYPE_CHECKING:
-    _Array = np.ndarray
+    Array = np.ndarray
 else:
-    _Array = object
+    Array = object
 #: The default limit for a decoded image or sound, in bytes: a small file may decode to a huge array.
 DECODED_LIMIT: Final = 256 << 20
 
@@ -53,7 +54,7 @@ class ArrayHint(OrNone):
     shape: tuple[int, ...]
 
 
-class _Typed(_Array):
+class _Typed(Array):
     """An array of one datatype, like `FP32[3, 224, 224]`; -1 is any size. `FP32` alone means `FP32[-1]`."""
 
     datatype: ClassVar[DataType]

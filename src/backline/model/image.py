@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from backline.engine.errors import InvalidArgument
-from backline.model.hints import DECODED_LIMIT, OrNone, library
-
-if TYPE_CHECKING:
-    _Array = np.ndarray
-else:
-    _Array = object
+from backline.model.hints import DECODED_LIMIT, Array, OrNone, library
 
 #: The formats that are decoded. No others, because Pillow starts external programs for some of them.
 _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -98,7 +93,7 @@ class ImageHint(OrNone):
         return np.ascontiguousarray(value)
 
 
-class Image(_Array):
+class Image(Array):
     """An image, sent as a file (PNG, JPEG, WebP, GIF, BMP, TIFF) and passed to the model as UINT8 [height,
     width, 3].
 

@@ -117,14 +117,8 @@ class DataChannel:
                 batch.columns = tensors
             start = 0
             for number, count in zip(part.numbers, rows, strict=True):
-                request = WorkerRequest(
-                    batch,
-                    number,
-                    next(notes, NO_NOTE),
-                    tensors,
-                    start if len(part.numbers) > 1 else -1,
-                    count,
-                )
+                first = start if len(part.numbers) > 1 else -1
+                request = WorkerRequest(batch, number, next(notes, NO_NOTE), tensors, first, count)
                 start += count
                 batch.requests.append(request)
                 self._arrived(request)

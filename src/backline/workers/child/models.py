@@ -59,9 +59,7 @@ class CallingThread:
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         coroutine.close()
-        raise Unsupported(
-            "a model that is not asynchronous cannot wait for this: make its predict an `async def`"
-        )
+        raise Unsupported("only an asynchronous model can wait for this: make its predict an `async def`")
 
 
 class WorkerTransport(Transport):

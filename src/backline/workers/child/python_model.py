@@ -343,9 +343,7 @@ class PythonModel:
             values = answer._asdict() if hasattr(answer, "_asdict") else getattr(answer, "__dict__", {})
         missing = [output.name for output in self._outputs if output.name not in values]
         if missing:
-            raise Internal(
-                f"{self._where} returned a {type(answer).__name__} without the output '{missing[0]}'"
-            )
+            raise Internal(f"{self._where} returned a {type(answer).__name__} without output '{missing[0]}'")
         try:
             return [
                 output.to_flat(values[output.name])

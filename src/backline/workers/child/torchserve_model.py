@@ -144,9 +144,7 @@ def _handler(name: str, folder: Path, context: Context) -> Handle:
     if callable(entry):
         entry(None, context)
         return entry  # type: ignore[no-any-return]
-    classes = [
-        found for found in list_classes_from_module(module) if callable(getattr(found, "handle", None))
-    ]
+    classes = [one for one in list_classes_from_module(module) if callable(getattr(one, "handle", None))]
     if len(classes) != 1:
         found = ", ".join(one.__name__ for one in classes) or "none"
         raise InvalidArgument(
@@ -194,9 +192,8 @@ class TorchServeModel:
             )
         self._output = outputs[0].name
         self._batched = batch > 0
-        self._decoupled = bool(
-            json.loads(message.configuration or "{}").get("model_transaction_policy", {}).get("decoupled")
-        )
+        policy = json.loads(message.configuration or "{}").get("model_transaction_policy", {})
+        self._decoupled = bool(policy.get("decoupled"))
         if self._decoupled and self._batched:
             raise InvalidArgument(
                 "a model archive that is decoupled takes one request at a time: set max_batch_size to 0"
@@ -232,11 +229,8 @@ class TorchServeModel:
                 except Exception as error:
                     if len(batch.requests) == 1:
                         raise
-                    request.fail(
-                        error
-                        if isinstance(error, BacklineError)
-                        else Internal(f"{type(error).__name__}: {error}")
-                    )
+                    said = f"{type(error).__name__}: {error}"
+                    request.fail(error if isinstance(error, BacklineError) else Internal(said))
 
     def _answer(self, requests: Sequence[WorkerRequest]) -> None:
         rows: list[dict[str, Any]] = []
@@ -302,11 +296,8 @@ class TorchServeModel:
         for content, processor in zip(encoded, processors, strict=True):
             status = processor.get_response_status_code()
             if status >= 400:
-                request.fail(
-                    _error(
-                        status, processor.get_response_status_phrase() or content.decode("utf-8", "replace")
-                    )
-                )
+                phrase = processor.get_response_status_phrase() or content.decode("utf-8", "replace")
+                request.fail(_error(status, phrase))
                 return
         parameters = processors[0].get_response_headers()
         if self._decoupled:
@@ -343,12 +334,8 @@ def _in_envelope(name: str, handle: Handle) -> Handle:
 
 def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
     """Decodes a body as JSON, text or bytes, by its content type. Raises InvalidArgument if it is invalid."""
-    kind = (
-        next((text for name, text in header.items() if name.lower() == "content-type"), "")
-        .partition(";")[0]
-        .strip()
-        .lower()
-    )
+    given = next((text for name, text in header.items() if name.lower() == "content-type"), "")
+    kind = given.partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
             return json.loads(value)

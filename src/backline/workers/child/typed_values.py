@@ -109,7 +109,10 @@ class TypedValue:
         if self.kind is None:
             return self._array(value, rows)
         if self.media is not None:
-            value = self._file(self.media, value)
+            try:
+                value = self.media.encode(value)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"output '{self.name}': {error}") from None
         elif self.kind in (dict, list):
             value = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         elif self.kind in (str, bytes):
@@ -120,12 +123,6 @@ class TypedValue:
         data = np.empty(1, self.datatype.dtype)
         data[0] = value
         return Tensor(self.name, self.datatype, (1,), data)
-
-    def _file(self, media: Media, value: Any) -> bytes:
-        try:
-            return media.encode(value)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"output '{self.name}': {error}") from None
 
     def to_flat(self, value: Any) -> Tensor:
         """The flat tensor for an array that the model returned for several requests. Raises TypeError if the

@@ -303,19 +303,17 @@ class _TimedRun:
         for ticket in tickets:
             if ticket.cancelled:
                 self._settle(ticket, Cancelled("the request was cancelled"))
-            elif again:
-                self._settle(ticket, Internal(f"{self._limit.exceeded}, nor when it was retried"))
+                continue
+            if again:
+                why = ", nor when it was retried"
             elif not self._limit.idempotent:
-                self._settle(
-                    ticket,
-                    Internal(f"{self._limit.exceeded}; it is not tried again: the model is not idempotent"),
-                )
+                why = "; it is not tried again: the model is not idempotent"
             elif ticket.request.sequence is not None:
-                self._settle(
-                    ticket, Internal(f"{self._limit.exceeded}, and the state of its sequence may be lost")
-                )
+                why = ", and the state of its sequence may be lost"
             else:
                 self._rest.append(ticket)
+                continue
+            self._settle(ticket, Internal(self._limit.exceeded + why))
         self._next()
 
     def _next(self) -> None:

@@ -358,12 +358,8 @@ class WorkerPool(ModelInWorkers):
         ticket = Ticket(request, lambda *_: None, lambda _, response: last.append(response))
         if self.loaded.max_batch_size:
             ticket.batch_size = next((tensor.shape[0] for tensor in inputs.values()), 1)
-        run = BatchRun(
-            Batch([ticket], ticket.batch_size, monotonic_ns()),
-            None,
-            lambda _, batch: done.set_result(batch),
-        )
-        self.place(run, self._seats[0])
+        batch = Batch([ticket], ticket.batch_size, monotonic_ns())
+        self.place(BatchRun(batch, None, lambda _, ran: done.set_result(ran)), self._seats[0])
         outcome = (await done).outcomes[0]
         if isinstance(outcome, BacklineError):
             raise outcome

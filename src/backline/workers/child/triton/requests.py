@@ -25,27 +25,6 @@ from backline.workers.child.triton.responses import (
 from backline.workers.child.triton.tensor import Tensor
 
 
-def infer(call: ModelCall) -> InferenceResponse:
-    """Calls a model and returns its only response, which carries the error if the call fails. Blocks."""
-    try:
-        return _response(worker.caller().infer(call))
-    except BacklineError as error:
-        return _failure(call, error)
-
-
-async def infer_async(call: ModelCall) -> InferenceResponse:
-    """`infer` for coroutines."""
-    try:
-        return _response(await worker.caller().infer_async(call))
-    except BacklineError as error:
-        return _failure(call, error)
-
-
-def stream(call: ModelCall) -> ResponseIterator:
-    """Calls a model and returns an iterator over its responses. The call starts at once."""
-    return ResponseIterator(call, worker.caller().stream(call))
-
-
 class ResponseIterator:
     """An iterator over the responses to a call; a failed call ends with a response that has an error.
 
@@ -348,11 +327,23 @@ class InferenceRequest:
         """Calls the model, and waits for its response; with `decoupled` returns an iterator over responses.
         If the call fails, the response has an error.
         """
-        return stream(self._call()) if decoupled else infer(self._call())
+        call = self._call()
+        if decoupled:
+            return ResponseIterator(call, worker.caller().stream(call))
+        try:
+            return _response(worker.caller().infer(call))
+        except BacklineError as error:
+            return _failure(call, error)
 
     async def async_exec(self, decoupled: bool = False) -> InferenceResponse | ResponseIterator:
         """`exec` for coroutines."""
-        return stream(self._call()) if decoupled else await infer_async(self._call())
+        call = self._call()
+        if decoupled:
+            return ResponseIterator(call, worker.caller().stream(call))
+        try:
+            return _response(await worker.caller().infer_async(call))
+        except BacklineError as error:
+            return _failure(call, error)
 
     def _call(self) -> ModelCall:
         note = RequestNote(
