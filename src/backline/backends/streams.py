@@ -16,6 +16,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import Parameter
 from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import fits
 
 
 def check_tensors(
@@ -37,10 +38,7 @@ def check_tensors(
             raise InvalidArgument(f"{where} needs the {kind}s {_names(expected)}, got {_names(given)}")
         for spec in expected:
             found = known[spec.name]
-            fits = len(found.shape) == len(spec.shape) and all(
-                size in (-1, got) for size, got in zip(spec.shape, found.shape, strict=True)
-            )
-            if found.datatype is not spec.datatype or not fits:
+            if found.datatype is not spec.datatype or not fits(spec.shape, found.shape):
                 raise InvalidArgument(
                     f"{where} expects {kind} '{spec.name}' to be {spec.datatype.name} with dims"
                     f" {list(spec.shape)}, got {found.datatype.name} with dims {list(found.shape)}"

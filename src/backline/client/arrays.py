@@ -10,7 +10,7 @@ import numpy as np
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
-from backline.engine.values.tensor import Tensor
+from backline.engine.values.tensor import Tensor, fits
 
 
 def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
@@ -166,14 +166,8 @@ def _object_array(where: str, value: Any) -> np.ndarray:
 def _check_shape(where: str, spec: TensorSpec, got: tuple[int, ...]) -> None:
     expected = spec.shape
     # The server itself checks an empty shape, which means a scalar or a shape that it does not know.
-    if not expected or _fits(expected, got):
+    if not expected or fits(expected, got):
         return
     missing = ". The first dimension, usually the batch, is missing: pass x[None]"
-    hint = missing if _fits(expected[1:], got) else ""
+    hint = missing if fits(expected[1:], got) else ""
     raise InvalidArgument(f"{where} expects shape {list(expected)}, got {list(got)}{hint}")
-
-
-def _fits(expected: tuple[int, ...], got: tuple[int, ...]) -> bool:
-    return len(got) == len(expected) and all(
-        want in (-1, have) for want, have in zip(expected, got, strict=True)
-    )

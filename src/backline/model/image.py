@@ -14,6 +14,8 @@ from backline.model.hints import DECODED_LIMIT, Array, OrNone, library
 #: The formats that are decoded. No others, because Pillow starts external programs for some of them.
 _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _WRITTEN: Final = ("PNG", "JPEG", "WEBP")
+#: What Pillow raises for a file that it cannot decode, apart from its own exceptions.
+_UNREADABLE: Final = (OSError, SyntaxError, ValueError, EOFError, OverflowError)
 _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 
 
@@ -51,19 +53,9 @@ class ImageHint(OrNone):
                 if self.as_object:
                     return upright
                 return np.array(_in_eight_bits(upright).convert(self.mode))
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            EOFError,
-            OverflowError,
-            pillow.DecompressionBombError,
-        ) as error:
-            reason = (
-                f"it is none of {' '.join(_READ)}"
-                if isinstance(error, pillow.UnidentifiedImageError)
-                else str(error)
-            )
+        except (*_UNREADABLE, pillow.DecompressionBombError) as error:
+            unknown = isinstance(error, pillow.UnidentifiedImageError)
+            reason = f"it is none of {' '.join(_READ)}" if unknown else str(error)
             raise InvalidArgument(f"the image cannot be decoded: {reason}") from None
 
     def encode(self, value: Any) -> bytes:

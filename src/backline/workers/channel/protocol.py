@@ -41,7 +41,9 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from backline.engine import errors
 from backline.engine.config.joining import Joining
+from backline.engine.errors import BacklineError, Internal
 
 Parameter: TypeAlias = str | int | float | bool
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -399,6 +401,16 @@ _KINDS = {kind.value: kind for kind in Kind}
 _encode = msgspec.msgpack.Encoder().encode
 
 Message = TypeVar("Message", bound=msgspec.Struct)
+
+
+def failure_of(message: RequestFailure | Ended) -> BacklineError:
+    """The error that a message describes; Internal for an unknown kind."""
+    kind = getattr(errors, message.kind, None)
+    if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
+        kind = Internal
+    error: BacklineError = kind(message.message)
+    error.retry_after = message.retry_after
+    return error
 
 
 class WorkerProtocolError(Exception):

@@ -14,10 +14,9 @@ from queue import Empty, SimpleQueue
 from socket import socket
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from backline.engine import errors
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal
 from backline.engine.values.messages import InferResponse
-from backline.workers.channel.protocol import WINDOW, Ended, FrameSplitter, Kind
+from backline.workers.channel.protocol import WINDOW, FrameSplitter, Kind
 
 if TYPE_CHECKING:
     from backline.workers.child.caller import Caller
@@ -89,16 +88,6 @@ def value_of(heard: Heard) -> Any:
     if isinstance(heard, End):
         return heard.value
     raise heard if isinstance(heard, BacklineError) else Internal("a question was answered by a response")
-
-
-def failure_of(message: Ended) -> BacklineError:
-    """The error that a message describes; Internal for an unknown kind."""
-    kind = getattr(errors, message.kind, None)
-    if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
-        kind = Internal
-    error: BacklineError = kind(message.message)
-    error.retry_after = message.retry_after
-    return error
 
 
 class ChannelReader:

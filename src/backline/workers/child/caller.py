@@ -33,6 +33,7 @@ from backline.workers.channel.protocol import (
     Response,
     WorkerCall,
     WorkerProtocolError,
+    failure_of,
     frame,
 )
 from backline.workers.child.answers import (
@@ -44,7 +45,6 @@ from backline.workers.child.answers import (
     End,
     Heard,
     Mailbox,
-    failure_of,
     response_of,
     value_of,
 )

@@ -11,7 +11,7 @@ import numpy as np
 
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor
+from backline.engine.values.tensor import Tensor, fits
 from backline.model.audio import audio_hint
 from backline.model.hints import DECODED_LIMIT, Media, array_hint
 from backline.model.image import image_hint
@@ -147,9 +147,6 @@ class TypedValue:
     def _array(self, value: Any, rows: int | None) -> Tensor:
         data = self._typed(value)
         expected = self.shape if rows is None else (rows, *self.shape)
-        fits = data.ndim == len(expected) and all(
-            size in (-1, got) for size, got in zip(expected, data.shape, strict=True)
-        )
-        if not fits:
+        if not fits(expected, data.shape):
             raise ValueError(f"output '{self.name}' has shape {list(data.shape)}, expected {list(expected)}")
         return Tensor(self.name, self.datatype, data.shape, data)

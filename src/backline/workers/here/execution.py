@@ -67,7 +67,7 @@ class Execution:
                 batch.outcomes = self._run(batch, tickets)
         except Exception as error:
             if len(tickets) == 1 and not batch.abandoned:
-                batch.outcomes = [failure_of(self._name, self._version, error)]
+                batch.outcomes = [outcome_of(self._name, self._version, error)]
         if not batch.outcomes and batch.abandoned:
             batch.outcomes = [Cancelled(f"the request to model '{self._name}' was cancelled")] * len(tickets)
         elif not batch.outcomes:
@@ -177,7 +177,7 @@ class Execution:
         return InferResponse(self._name, self._version, ticket.request.id, tensors)
 
 
-def failure_of(model: str, version: str, error: Exception) -> BacklineError:
+def outcome_of(model: str, version: str, error: Exception) -> BacklineError:
     """The outcome of a request whose run raised `error`, which is logged unless it is a BacklineError."""
     if isinstance(error, BacklineError):
         return error

@@ -22,7 +22,7 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
-from backline.workers.here.execution import failure_of
+from backline.workers.here.execution import outcome_of
 from backline.workers.instance import Finished, Instance
 
 log = logging.getLogger("backline.workers")
@@ -212,7 +212,7 @@ class GeneratorStream:
         self._call(self._finish, error)
 
     def _error(self, error: Exception) -> BacklineError:
-        return failure_of(self._pool.name, self._pool.version, error)
+        return outcome_of(self._pool.name, self._pool.version, error)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         try:

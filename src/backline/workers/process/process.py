@@ -29,7 +29,6 @@ from backline.workers.channel.arena import Arena
 from backline.workers.channel.protocol import (
     Empty,
     Execute,
-    Failed,
     Kind,
     NumberList,
     Result,
@@ -261,14 +260,12 @@ class WorkerProcess:
             self._heard = monotonic()
             self._later("heartbeat", HEARTBEAT, self._beat)
         elif kind is Kind.FAILED:
-            self._fail_load(message)
+            if message.details:
+                log.warning("%s: %s", self.command.label, message.details)
+            why = f"{self.command.label} cannot be loaded: {message.message}"
+            self._loading.set_exception(Internal(why))
         else:
             raise WorkerProtocolError(f"a frame of kind {kind.name}")
-
-    def _fail_load(self, message: Failed) -> None:
-        if message.details:
-            log.warning("%s: %s", self.command.label, message.details)
-        self._loading.set_exception(Internal(f"{self.command.label} cannot be loaded: {message.message}"))
 
     def _take_control(self, kind: Kind, message: Any, _: memoryview) -> None:
         self._heard = monotonic()

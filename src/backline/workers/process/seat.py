@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backline.engine import errors
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferResponse, Rescheduled
 from backline.engine.values.tensor import Tensor
 from backline.system.standstill import stood_still
 from backline.workers.channel.arena import pack_columns, unpack_columns
-from backline.workers.channel.protocol import Execute, Part, RequestFailure, RequestNote, Result, WorkerLoaded
+from backline.workers.channel.protocol import (
+    Execute,
+    Part,
+    RequestFailure,
+    RequestNote,
+    Result,
+    WorkerLoaded,
+    failure_of,
+)
 from backline.workers.process.call_channel import CallChannel
 from backline.workers.process.job import Job
 from backline.workers.process.process import WorkerProcess
@@ -214,13 +221,10 @@ class Seat:
             self._owed[number] = self._owed.get(number, 0) + 1
 
     def _failure(self, failure: RequestFailure) -> None:
-        kind = getattr(errors, failure.kind, None)
-        if not (isinstance(kind, type) and issubclass(kind, BacklineError)) or kind is Internal:
-            self._settle(failure.number, Internal(f"{self._pool.label} failed: {failure.message}"))
-        else:
-            error: BacklineError = kind(failure.message)
-            error.retry_after = failure.retry_after
-            self._settle(failure.number, error)
+        error = failure_of(failure)
+        if type(error) is Internal:
+            error = Internal(f"{self._pool.label} failed: {failure.message}")
+        self._settle(failure.number, error)
 
     def _end(self, number: int) -> None:
         """Ends a request that gets no further response."""
