@@ -87,11 +87,12 @@ class Executor:
     def _advance(self, served: ServedModel) -> None:
         while True:
             served.move_labels()
+            served.follow_target()
             own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
             actions = plan(
                 served.wanted(),
-                [one.held() for one in served.held.values()],
+                served.planned(),
                 now=time.monotonic(),
                 load_slots=slots,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 from backline.engine.engine import Engine
@@ -11,7 +12,7 @@ from backline.engine.errors import Unavailable
 from backline.engine.model import ModelState
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
-from backline.lifecycle.plan import Wanted
+from backline.lifecycle.plan import Held, Wanted, replacements
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
@@ -35,6 +36,9 @@ class ServedModel:
         #: The versions that labels point to now; each label moves when its new version is ready.
         self._pointing: Mapping[str, str] = {}
         self.held: dict[int, Servable] = {}
+        #: The versions that the target selected at the last step, and what replaces those that left it.
+        self._selected: frozenset[str] = frozenset()
+        self._replaced_by: Mapping[str, frozenset[str]] = {}
         #: The versions that the repository holds.
         self.known_versions: frozenset[str] = frozenset()
         #: On-demand versions that a request has woken.
@@ -62,6 +66,37 @@ class ServedModel:
 
     def _answers(self, version: str) -> bool:
         return self.ready(version) is not None or version in self._asleep
+
+    def follow_target(self) -> None:
+        """Notes which versions left the target since the last step, and which ones replace them."""
+        target = self.target
+        goals = [] if target is None else target.wanted()
+        selected = frozenset(goal.version for goal in goals)
+        if selected == self._selected:
+            return
+        identities = {(goal.version, goal.fingerprint) for goal in goals}
+        failed = {
+            one.model.version
+            for one in self.held.values()
+            if one.phase is VersionPhase.FAILED and (one.model.version, one.fingerprint) in identities
+        }
+        asleep = frozenset() if target is None else self._sleeping(target)
+        self._replaced_by = replacements(
+            self._replaced_by,
+            selected_before=self._selected - (frozenset() if target is None else target.removed),
+            selected=selected - asleep,
+            ready=self.ready_versions,
+            failed=failed,
+        )
+        self._selected = selected
+
+    def planned(self) -> list[Held]:
+        """The existing loads as the planner sees them."""
+        nothing: frozenset[str] = frozenset()
+        return [
+            replace(one.held(), replaced_by=self._replaced_by.get(one.model.version, nothing))
+            for one in self.held.values()
+        ]
 
     def wanted(self) -> list[Wanted]:
         """What the planner should reach: the target, the change in progress, and versions kept by labels."""
