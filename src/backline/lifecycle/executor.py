@@ -219,7 +219,7 @@ class Executor:
             model.config.load_retries if model.config.load_retries is not None else self._options.load_retries
         )
         again = None
-        if one.attempt <= retries and not self._closed:
+        if one.attempt <= retries and not one.hopeless and not self._closed:
             pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
             again = time.monotonic() + pause
             loop = asyncio.get_running_loop()

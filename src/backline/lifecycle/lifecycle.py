@@ -132,7 +132,7 @@ class Lifecycle:
             self._journal.note("fail", who, model, version, before=before, detail=error.message)
             raise
         self._overriding.loaded(source)  # from here on the files are in use, whatever happens to the caller
-        await self._models.settle(self._executor.dependencies.asking(model))
+        await self._models.settle((model, *self._executor.dependencies.asking(model)))
         self._holdings.warn(source)
         self._journal.note("load", who, model, version or _newest(served), before=before)
 

@@ -68,6 +68,8 @@ class Servable(ShownVersion):
         self.another_serves = another_serves
         #: Whether it is one of the initial loads.
         self.at_start = not shared.started
+        #: Whether its load will fail however often it is tried, because what a scan found cannot be loaded.
+        self.hopeless = bool(version.problem)
         #: The size of its files, in bytes.
         self.file_bytes = sum(file.size for file in version.files.values())
         #: When it was opened to requests, by time.time().
@@ -244,12 +246,12 @@ class Servable(ShownVersion):
         self.enter(VersionPhase.READY)
         self.ready_at = time.time()
 
-    def show_newer(self, failure: str, progress: LoadProgress | None) -> None:
-        """Shows, while it serves, why newer files cannot be served, and the progress of their load."""
+    def show_newer(self, failure: str, progress: LoadProgress | None, remark: str = "") -> None:
+        """Shows, while it serves, why newer files cannot be served, else a `remark`; and their progress."""
         self._show(
             f"the current files cannot be served, so the previous ones still are: {failure}"
             if failure
-            else ""
+            else remark
         )
         self.model.progress = progress
 

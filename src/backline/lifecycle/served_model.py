@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 
+from backline.engine.control import STABLE
 from backline.engine.engine import Engine
 from backline.engine.errors import Unavailable
 from backline.engine.model import ModelState
@@ -104,6 +105,11 @@ class ServedModel:
         if self.target is not None:
             goals = self.target.wanted(self._labelled, asleep=self._sleeping(self.target))
             goals += self._held_by_labels({goal.version for goal in goals})
+            config = self.target.source.config
+            goals += [
+                Wanted(self.name, version.version, identity(version), config)
+                for version in self._missing({goal.version for goal in goals})
+            ]
         if self.change is not None:
             present = {(goal.version, goal.fingerprint) for goal in goals}
             goals += [
@@ -122,10 +128,28 @@ class ServedModel:
         """Versions that left the repository but keep serving while a label points to them."""
         labelled = self._labelled - wanted
         return [
-            Wanted(self.name, one.model.version, one.fingerprint, one.model.config)
+            Wanted(self.name, one.model.version, one.fingerprint, one.held().settings)
             for one in self.held.values()
             if one.phase is VersionPhase.READY and one.model.version in labelled
         ]
+
+    def _missing(self, present: Set[str]) -> list[FoundVersion]:
+        """Versions that a label points to and that exist nowhere: their loads fail and say so.
+
+        Requests to such a label, and those without a version if it is "stable", are refused. They must not
+        go to a version that nobody promoted.
+        """
+        target = self.target
+        if target is None or target.source.found.problem:
+            return []
+        missing = sorted(set(self.labels.values()) - present - set(target.source.versions))
+        return [
+            FoundVersion(version, None, problem=missing_text(self.name, version, self._labels_of(version)))
+            for version in missing
+        ]
+
+    def _labels_of(self, version: str) -> list[str]:
+        return sorted(label for label, labelled in self.labels.items() if labelled == version)
 
     def find(self, goal: Wanted) -> tuple[Target, FoundVersion]:
         """The target and files of a wanted version."""
@@ -135,6 +159,10 @@ class ServedModel:
             for version in target.versions(self._labelled):
                 if (version.version, identity(version)) == (goal.version, goal.fingerprint):
                     return target, version
+        if self.target is not None:
+            for version in self._missing(set()):
+                if (version.version, identity(version)) == (goal.version, goal.fingerprint):
+                    return self.target, version
         # Cannot happen: the planner only loads versions from `wanted`.
         raise LookupError(f"{goal.name} {goal.version} is not wanted")
 
@@ -311,7 +339,20 @@ class ServedModel:
             if not failed and version in self.failures:
                 failed = [self.failures[version].model.reason]
             load = self._load_of(version)
-            one.show_newer(failed[0] if failed else "", None if load is None else load.model.progress)
+            progress = None if load is None else load.model.progress
+            one.show_newer(failed[0] if failed else "", progress, self._remark(version))
+
+    def _remark(self, version: str) -> str:
+        """What a user should know about a version that serves; usually nothing."""
+        return self.files_gone.get(version, "")
+
+    @property
+    def files_gone(self) -> dict[str, str]:
+        """The versions that serve only because a label points to them, each with what becomes of it."""
+        if self.target is None or self.target.source.found.problem:
+            return {}
+        gone = set(self.labels.values()) & self.ready_versions - set(self.target.source.versions)
+        return {version: _files_gone_text(version, self._labels_of(version)) for version in gone}
 
     def _load_of(self, version: str) -> Servable | None:
         """The running load of a version."""
@@ -355,6 +396,28 @@ class ServedModel:
     def gone(self) -> bool:
         """Whether the model is neither wanted, loaded nor in a repository, and can be forgotten."""
         return self.target is None and self.change is None and not self.held and not self.known_versions
+
+
+def missing_text(model: str, version: str, labels: Sequence[str]) -> str:
+    """Why no load of a version that `labels` point to is possible, what follows, and what to do."""
+    refused = "requests without a version" if STABLE in labels else "requests to it"
+    return (
+        f"{_pointing(labels)} to version {version}, which no repository holds, so {refused} are refused."
+        f" Restore the version, or choose another one: backline models label {model} {labels[0]} VERSION"
+    )
+
+
+def _files_gone_text(version: str, labels: Sequence[str]) -> str:
+    """What becomes of a version that serves although its files are gone, because `labels` point to it."""
+    return (
+        f"{_pointing(labels)} to version {version}, whose files are gone from the repository. It is served"
+        " until the label moves or the server stops, and cannot be loaded again"
+    )
+
+
+def _pointing(labels: Sequence[str]) -> str:
+    named = ", ".join(f"'{label}'" for label in labels)
+    return f"label {named} points" if len(labels) == 1 else f"labels {named} point"
 
 
 class ServedModels:
