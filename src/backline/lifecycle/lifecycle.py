@@ -47,6 +47,7 @@ class Lifecycle:
             LabelStore(folder),
             self._audit,
             self._journal,
+            keep_seconds=options.keep_previous_seconds,
             check=lambda: self.check_changeable("labels"),
             changing=self._changing,
             versions_now=self._versions_now,
@@ -192,6 +193,7 @@ class Lifecycle:
                     removed=served.target.removed | {version},
                 )
                 served.awake.discard(version)
+                served.kept.drop(version)
             else:
                 served.target = None
                 served.known_versions = self._holdings.versions(model)
@@ -206,6 +208,8 @@ class Lifecycle:
                 await self.unload(name, dependents=True, who=who)
 
     def _check_unload(self, served: ServedModel, target: Target, version: str) -> None:
+        if served.only_kept(version):
+            return
         labels = [label for label, labelled in served.labels.items() if labelled == version]
         if labels:
             raise InvalidArgument(

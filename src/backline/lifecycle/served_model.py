@@ -12,6 +12,7 @@ from backline.engine.engine import Engine
 from backline.engine.errors import Unavailable
 from backline.engine.model import ModelState
 from backline.engine.statistics import ModelStatistics
+from backline.lifecycle.kept_versions import KeptVersions
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
 from backline.lifecycle.plan import Held, Wanted, replacements
 from backline.lifecycle.servable import Servable
@@ -36,6 +37,8 @@ class ServedModel:
         self.labels: Mapping[str, str] = {}
         #: The versions that labels point to now; each label moves when its new version is ready.
         self._pointing: Mapping[str, str] = {}
+        #: The versions that stay loaded for rollbacks.
+        self.kept = KeptVersions()
         self.held: dict[int, Servable] = {}
         #: The versions that the target selected at the last step, and what replaces those that left it.
         self._selected: frozenset[str] = frozenset()
@@ -104,7 +107,8 @@ class ServedModel:
         goals: list[Wanted] = []
         if self.target is not None:
             goals = self.target.wanted(self._labelled, asleep=self._sleeping(self.target))
-            goals += self._held_by_labels({goal.version for goal in goals})
+            goals += self._kept(self._labelled - {goal.version for goal in goals})
+            goals += self._kept(self.kept.versions - {goal.version for goal in goals})
             config = self.target.source.config
             goals += [
                 Wanted(self.name, version.version, identity(version), config)
@@ -124,13 +128,26 @@ class ServedModel:
         on_demand = target.source.versions if target.source.found.config.on_demand else ()
         return (frozenset(on_demand) - self.awake) | frozenset(self.resting)
 
-    def _held_by_labels(self, wanted: set[str]) -> list[Wanted]:
-        """Versions that left the repository but keep serving while a label points to them."""
-        labelled = self._labelled - wanted
+    def only_kept(self, version: str) -> bool:
+        """Whether a version is loaded only so that a label can return to it."""
+        return (
+            version in self.kept.versions and version not in self._labelled and version not in self._selected
+        )
+
+    def may_give_up(self, version: str) -> bool:
+        """Whether a version is `only_kept`, and the planner would unload it at once without that."""
+        return (
+            self.only_kept(version)
+            and version not in self._replaced_by
+            and any(self._answers(other) for other in self._selected | self._labelled)
+        )
+
+    def _kept(self, versions: Set[str]) -> list[Wanted]:
+        """Goals for versions that keep serving as they are, such as those that left the repository."""
         return [
             Wanted(self.name, one.model.version, one.fingerprint, one.held().settings)
             for one in self.held.values()
-            if one.phase is VersionPhase.READY and one.model.version in labelled
+            if one.phase is VersionPhase.READY and one.model.version in versions
         ]
 
     def _missing(self, present: Set[str]) -> list[FoundVersion]:
@@ -231,14 +248,19 @@ class ServedModel:
             other.phase in (VersionPhase.LOADING, VersionPhase.LOADED) for other in self.held.values()
         ):
             return False
+        if self.may_give_up(one.model.version):
+            return True
         mine = (one.model.version, one.fingerprint)
         return self.target is not None and any(
             (version.version, identity(version)) == mine for version in self.target.versions(self._labelled)
         )
 
     def rest(self, version: str, reason: str) -> None:
-        """Marks a version to be unloaded until a request asks for it."""
+        """Marks a version to be unloaded until a request asks for it, or for good if it was `only_kept`."""
         self.awake.discard(version)
+        if self.only_kept(version):
+            self.kept.drop(version)
+            return
         self.resting[version] = reason
 
     def statistics(self, version: str) -> ModelStatistics | None:
@@ -344,6 +366,9 @@ class ServedModel:
 
     def _remark(self, version: str) -> str:
         """What a user should know about a version that serves; usually nothing."""
+        if self.only_kept(version):
+            labels = ", ".join(f"'{label}'" for label in self.kept.labels_of(version))
+            return f"stays loaded for a while, for a rollback of {labels}"
         return self.files_gone.get(version, "")
 
     @property
