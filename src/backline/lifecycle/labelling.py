@@ -21,7 +21,8 @@ from backline.lifecycle.wanted import Source, Target, listed
 class Labelling:
     """The labels of all models, from requests and configurations.
 
-    The version that a label leaves stays loaded for `keep_seconds`, so that a rollback needs no load. `check` raises if this server does not allow changes of labels, `changing` locks a model for a change, and
+    The version that a label leaves stays loaded for `keep_seconds`, so that a rollback needs no load. `check`
+    raises if this server does not allow changes of labels, `changing` locks a model for a change, and
     `versions_now` returns the versions that a label may point to.
     """
 

@@ -142,8 +142,8 @@ _OPTIONS: tuple[Decorator, ...] = (
         "keep_previous_seconds",
         type=click.FloatRange(0),
         metavar="SECONDS",
-        help="Seconds for which the version that a label leaves stays loaded, so that a rollback needs no load;"
-        " 0: unload it at once.",
+        help="Seconds for which the version that a label leaves stays loaded, so that a rollback needs no"
+        " load; 0: unload it at once.",
     ),
     fills(
         "--memory-budget",
