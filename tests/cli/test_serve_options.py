@@ -51,6 +51,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--model-load-thread-count", "7"), "lifecycle.load_threads", 7),
     (("--model-load-retry-count", "7"), "lifecycle.load_retries", 7),
     (("--drain-timeout-secs", "7"), "lifecycle.drain_seconds", 7.0),
+    (("--keep-previous-secs", "0"), "lifecycle.keep_previous_seconds", 0.0),
     (("--memory-budget", "2GiB"), "lifecycle.memory_budget", 2 << 30),
     (("--max-queued-requests", "7"), "lifecycle.max_queued_requests", 7),
     (("--cache-config", "local,size=64MiB"), "lifecycle.response_cache.size", 64 << 20),

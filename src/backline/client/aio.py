@@ -235,7 +235,10 @@ class AsyncClient:
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
-        """Points a label back to the version that it pointed to before its last move."""
+        """Points a label back to the version it had before its last move.
+
+        A second rollback goes back one move further.
+        """
         move = LabelMove("rollback", name, label)
         return await (await self._control()).move_label(move, self._limit(timeout))
 

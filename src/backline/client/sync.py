@@ -139,7 +139,10 @@ class Client:
         return self._loop.run(self._client.promote(name, version, expected=expected, timeout=timeout))
 
     def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
-        """Points a label back to the version that it pointed to before its last move."""
+        """Points a label back to the version it had before its last move.
+
+        A second rollback goes back one move further.
+        """
         return self._loop.run(self._client.rollback(name, label, timeout))
 
     def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:

@@ -87,11 +87,12 @@ class Executor:
     def _advance(self, served: ServedModel) -> None:
         while True:
             served.move_labels()
+            served.follow_target()
             own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
             actions = plan(
                 served.wanted(),
-                [one.held() for one in served.held.values()],
+                served.planned(),
                 now=time.monotonic(),
                 load_slots=slots,
             )
@@ -211,7 +212,7 @@ class Executor:
         configured = model.config.load_retries
         retries = self._options.load_retries if configured is None else configured
         again = None
-        if one.attempt <= retries and not self._closed:
+        if one.attempt <= retries and not one.hopeless and not self._closed:
             pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
             again = time.monotonic() + pause
             loop = asyncio.get_running_loop()

@@ -138,6 +138,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         "Seconds that requests of a version may take to finish when it is unloaded.",
     ),
     fills(
+        "--keep-previous-secs",
+        "keep_previous_seconds",
+        type=click.FloatRange(0),
+        metavar="SECONDS",
+        help="Seconds for which the version that a label leaves stays loaded, so that a rollback needs no"
+        " load; 0: unload it at once.",
+    ),
+    fills(
         "--memory-budget",
         "memory_budget",
         type=Size(),
