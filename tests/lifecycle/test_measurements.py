@@ -1,4 +1,4 @@
-"""What trial runs found out about a slow model outlives the server; a configured batch is checked."""
+"""What follows from a proof, and from a configured batch; and that a slow model is proved only once."""
 
 from __future__ import annotations
 
@@ -120,3 +120,30 @@ def test_an_answer_without_the_configured_batch_is_an_error_that_says_so(
     text = asyncio.run(scenario())
     assert "output 'Y' of model 'wrong' has shape [5] for a batch of" in text
     assert "although its configuration sets max_batch_size to 8: set it to 0" in text
+
+
+def test_a_model_whose_batch_was_proved_still_broadcasts_its_inputs(home: Homes, repository: Path) -> None:
+    inputs = [("A", FLOAT, ["N", 4]), ("B", FLOAT, ["M", 4])]
+    build(
+        repository / "mul" / "1" / "model.onnx",
+        [node("Mul", ["A", "B"], ["Y"])],
+        inputs,
+        [("Y", FLOAT, ["N", 4])],
+    )
+
+    def request(rows: int, others: int) -> InferRequest:
+        arrays = {"A": np.full((rows, 4), rows, np.float32), "B": np.full((others, 4), others, np.float32)}
+        return InferRequest(
+            "mul", {name: Tensor(name, DataType.FP32, array.shape, array) for name, array in arrays.items()}
+        )
+
+    async def scenario() -> None:
+        async with home(repository) as server:
+            assert server.engine.find("mul").max_batch_size > 0
+            pairs = [(1, 3), (2, 2), (3, 1), (1, 3), (2, 2)]
+            answers = await asyncio.gather(*(server.engine.infer(request(*pair)) for pair in pairs))
+            for (rows, others), answer in zip(pairs, answers, strict=True):
+                product = np.full((max(rows, others), 4), rows * others, np.float32)
+                np.testing.assert_array_equal(answer.outputs[0].data, product)
+
+    asyncio.run(scenario())

@@ -233,7 +233,9 @@ class VersionContent:
 def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
     """The check that raises InvalidArgument for requests that do not match the loaded model."""
     limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
-    check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
+    strict, probe = config.max_batch_size is not None, loaded.measured.probe
+    proved = not strict and probe is not None and probe.batched
+    check = RequestCheck(config.name, loaded.signature, limit, strict=strict, proved=proved)
     if loaded.joining is None:
         return check
     return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
