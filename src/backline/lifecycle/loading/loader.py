@@ -40,7 +40,6 @@ def load(
     on_phase: Callable[[str], None] = lambda _: None,
     start_workers: StartWorkers | None = None,
     options: LoadOptions = DEFAULT_OPTIONS,
-    *,
     samples: Samples = (),
     recall: Callable[[Places], Measured | None] = lambda _: None,
 ) -> LoadedVersion:

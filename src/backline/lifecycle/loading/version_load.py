@@ -114,8 +114,8 @@ class VersionLoad:
                     may_run_code=self._may_run_code,
                     strict_devices=options.strict_devices,
                 ),
-                samples=warm_up_items(config, self._fetched.model_folder),
-                recall=kept.recall,
+                warm_up_items(config, self._fetched.model_folder),
+                kept.recall,
             )
             if self._known is None:
                 kept.keep(loaded.measured, loaded.placed)
