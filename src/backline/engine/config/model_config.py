@@ -197,7 +197,8 @@ class ModelConfig:
     idle_unload_seconds: float | None = None
     #: The time limit of a run; None if the model decides, as for the next two.
     execution_timeout_seconds: float | None = None
-    #: Whether requests are retried when their worker ends or exceeds the time limit.
+    #: Whether a request may run twice. Requests are retried when their worker ends, unless this is False, and
+    #: when a run exceeds the time limit only if it is True.
     idempotent: bool | None = None
     #: The limit of a worker's resident memory.
     memory_limit_bytes: int | None = None
