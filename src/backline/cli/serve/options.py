@@ -192,7 +192,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     path(
         "--state-dir",
         "state_folder",
-        "Folder for labels, the audit log and recorded requests; default: one for this set of repositories.",
+        "Folder for labels, the audit log, recorded requests and measurements; default: one for this set of"
+        " repositories.",
     ),
     path(
         "--cache-dir",
