@@ -117,9 +117,9 @@ class ComposedServable(Servable):
         model = self.model
         self._asked = asked
         self._composed.update(models)
-        if self._cached is not None:
-            self._cached.answer_for(self._keys())
         model.decoupled = any(step.decoupled for step in models)
+        if self._cached is not None:
+            self._cached.answer_for(self._keys(), decoupled=model.decoupled)
         if model.decoupled != (model.statistics.responses is not None):
             model.statistics.responses = ResponseStatistics() if model.decoupled else None
         self._time_first_responses()
