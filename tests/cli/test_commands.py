@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TypeAlias
 
 import numpy as np
 import pytest
+import tritonclient.http
 
 from support import models
 from support.repositories import put
@@ -77,6 +78,69 @@ def test_a_single_request_is_a_complete_sequence(backline: Run, tmp_path: Path) 
             done = backline("infer", "kept", "-u", url, "-i", "x=[[3]]")
             assert "[[3.]]" in done.stdout, done.stderr
     assert "[[3.]]" in backline("run", tmp_path / "models" / "kept", "-i", "x=[[3]]").stdout
+
+
+REPEATED = """
+def repeated(text: str, times: int = 2) -> str:
+    return text * times
+
+def counted(times: int = 2) -> int:
+    return times
+"""
+
+
+@pytest.fixture(scope="module")
+def optional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Serves `repeated`, with the optional input `times`, and `counted`, which has no other input."""
+    folder = tmp_path_factory.mktemp("optional")
+    repeated, counted = REPEATED.strip().split("\n\n")
+    put(folder / "models" / "repeated" / "1" / "model.py", repeated)
+    put(folder / "models" / "counted" / "1" / "model.py", counted)
+    with serve(folder / "models", folder / "log") as server:
+        yield server
+
+
+@pytest.mark.parametrize("address", ["url", "grpc_url"])
+def test_infer_does_not_demand_optional_inputs(backline: Run, optional: ServerProcess, address: str) -> None:
+    url = getattr(optional, address)
+
+    def outputs(*arguments: str) -> object:
+        done = backline("infer", *arguments, "-u", url, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["outputs"]["output"]["data"]
+
+    assert outputs("repeated", "-i", "text=ab") == ["abab"]
+    assert outputs("repeated", "-i", "ab") == ["abab"]
+    assert outputs("repeated", "-i", "text=ab", "-i", "times=[3]") == ["ababab"]
+    assert outputs("counted") == [2]
+    assert (
+        "no value for text. It expects text BYTES[1], times INT64[1] (optional). For example --input"
+        " text=random\n" in backline("infer", "repeated", "-u", url, "-i", "times=[3]").stderr
+    )
+
+
+@pytest.mark.parametrize("address", ["url", "grpc_url"])
+def test_a_shown_model_says_which_inputs_are_optional(
+    backline: Run, optional: ServerProcess, address: str
+) -> None:
+    url = getattr(optional, address)
+
+    shown = backline("models", "show", "repeated", "-u", url).stdout
+    document = json.loads(backline("models", "show", "repeated", "-u", url, "--json").stdout)
+
+    assert "\ninput           text" in shown
+    assert "\noptional input  times" in shown
+    assert [entry.get("optional") for entry in document["inputs"]] == [None, True]
+
+
+def test_metadata_over_http_marks_optional_inputs(optional: ServerProcess) -> None:
+    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{optional.http_port}") as client:
+        inputs = client.get_model_metadata("repeated")["inputs"]
+
+    assert inputs == [
+        {"name": "text", "datatype": "BYTES", "shape": [1]},
+        {"name": "times", "datatype": "INT64", "shape": [1], "parameters": {"optional": True}},
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])

@@ -23,11 +23,12 @@ FORMS = (
 
 
 def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]:
-    """Parses NAME=VALUE items to values by input name; with a single input, NAME= may be omitted.
+    """Parses NAME=VALUE items to values by input name; with a single required input, NAME= may be omitted.
 
     An item may also be a file, see `read_files_inputs`. Raises InvalidArgument.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
+    required = _required(metadata)
     values: dict[str, Any] = {}
     for item in given:
         if item.partition("=")[0] not in specs and is_file(item):
@@ -35,9 +36,9 @@ def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]
             continue
         name, equals, text = item.partition("=")
         if name not in specs:
-            if len(specs) != 1 or (equals and name.isidentifier()):
+            if len(required) != 1 or (equals and name.isidentifier()):
                 raise InvalidArgument(f"model '{metadata.name}' has no input '{name}'. {usage(metadata)}")
-            name, text = next(iter(specs)), item
+            name, text = required[0].name, item
         if name in values:
             raise InvalidArgument(f"input '{name}' was given twice")
         values[name] = read_value(specs[name], text)
@@ -57,9 +58,14 @@ def is_file(item: str) -> bool:
 
 def usage(metadata: ModelMetadata) -> str:
     """How to write the inputs of a model."""
-    inputs = ", ".join(f"{spec.name} {spec.datatype.name}{list(spec.shape)}" for spec in metadata.inputs)
-    example = " ".join(f"--input {spec.name}={_example(spec)}" for spec in metadata.inputs)
+    inputs = ", ".join(map(str, metadata.inputs))
+    example = " ".join(f"--input {spec.name}={_example(spec)}" for spec in _required(metadata))
     return f"It expects {inputs}. For example {example}"
+
+
+def _required(metadata: ModelMetadata) -> Sequence[TensorSpec]:
+    """The inputs that a request must have; all inputs if it needs none of them."""
+    return [spec for spec in metadata.inputs if not spec.optional] or metadata.inputs
 
 
 def _example(spec: TensorSpec) -> str:
@@ -149,7 +155,8 @@ def input_option(function: Callable[..., Any]) -> Callable[..., Any]:
         "inputs",
         multiple=True,
         metavar="NAME=VALUE",
-        help=f"An input: {FORMS}. For a single input, NAME= may be omitted; a .npz may hold all inputs.",
+        help=f"An input: {FORMS}. For the only required input, NAME= may be omitted; a .npz may hold all"
+        " inputs.",
     )(function)
 
 
@@ -178,7 +185,7 @@ def read_files_inputs(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
         found = _json(path, path.name)
         if isinstance(found, dict) and found and found.keys() <= specs.keys():
             return found
-    required = [spec for spec in specs.values() if not spec.optional] or list(specs.values())
+    required = _required(metadata)
     if len(required) != 1:
         names = ", ".join(specs)
         raise InvalidArgument(
