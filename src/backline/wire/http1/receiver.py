@@ -25,7 +25,7 @@ from backline.wire.http1.head import (
 )
 from backline.wire.http1.pipeline import Continue, Pipeline
 from backline.wire.http1.request import Http1Request
-from backline.wire.limits import KIB
+from backline.wire.limits import INCREASE_BODY_LIMIT, KIB
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
@@ -374,7 +374,8 @@ class Receiver:
         wire = self._wire
         if length > wire.limits.max_body_size:
             message = (
-                f"The request body of {length} bytes exceeds the maximum of {wire.limits.max_body_size} bytes"
+                f"The request body of {length} bytes exceeds the maximum of"
+                f" {wire.limits.max_body_size} bytes. {INCREASE_BODY_LIMIT}"
             )
             raise self._refused(Refusal(413, message))
         if wire.buffered_bytes + length > wire.limits.max_buffered_bytes:
@@ -415,7 +416,8 @@ class Receiver:
             self._length += len(data)
             if self._length > self._wire.limits.max_body_size:
                 message = (
-                    f"The chunked request body exceeds the maximum of {self._wire.limits.max_body_size} bytes"
+                    "The chunked request body exceeds the maximum of"
+                    f" {self._wire.limits.max_body_size} bytes. {INCREASE_BODY_LIMIT}"
                 )
                 raise self._refused(Refusal(413, message))
         if isinstance(self._entry, Refusal):
