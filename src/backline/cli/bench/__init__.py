@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -27,6 +27,7 @@ from backline.cli.bench.report import (
 from backline.cli.command import run
 from backline.cli.connection import connection_options, nearest_model
 from backline.cli.inputs import generate, given_inputs, input_option, parse_shape
+from backline.cli.numbers import Number, Numbers
 from backline.client.aio import AsyncClient
 from backline.client.arrays import to_tensor
 from backline.client.options import ClientOptions
@@ -51,28 +52,6 @@ requests are sent at that rate regardless of responses (open loop), and latency 
 was due."""
 
 
-class Numbers(click.ParamType):
-    """Comma-separated positive numbers."""
-
-    name = "numbers"
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self._kind = kind
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(self._kind(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or min(numbers) <= 0:
-            self.fail(f"{value!r} is not a list of positive numbers such as 1,2,4", param, ctx)
-        return numbers
-
-
 @click.command(epilog=_EPILOG)
 @click.argument("model")
 @click.option(
@@ -95,14 +74,14 @@ class Numbers(click.ParamType):
 )
 @click.option(
     "--duration",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=5.0,
     show_default=True,
     help="Seconds per step.",
 )
 @click.option(
     "--warm-up",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.5,
     show_default=True,
     help="Seconds of load before each step that are not measured.",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from backline.cli.command import run
+from backline.cli.numbers import WholeNumber
 from backline.cli.serve.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
 from backline.cli.serve.option import Decorator, decorated, option
 from backline.cli.serve.options import server_options
@@ -56,7 +57,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     _severity("--log-error", "Whether to log errors, regardless of --log-level."),
     option(
         "--log-verbose",
-        type=click.IntRange(0),
+        type=WholeNumber(0),
         metavar="LEVEL",
         help="1 also logs each request and verbose messages from models, 2 everything. Default: 0, or 2 with"
         " --log-level debug.",

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import click
 
+from backline.cli.numbers import Number, WholeNumber
 from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import LifecycleOptions
@@ -54,15 +55,15 @@ def flag(name: str, field: str, text: str) -> Decorator:
 
 def port(field: str, what: str) -> Decorator:
     name = f"--{field.replace('_', '-')}"
-    return fills(name, field, type=click.IntRange(0, 65535), help=f"Port for {what}; 0 picks any free port.")
+    return fills(name, field, type=WholeNumber(0, 65535), help=f"Port for {what}; 0 picks any free port.")
 
 
 def seconds(name: str, field: str, text: str) -> Decorator:
-    return fills(name, field, type=click.FloatRange(0, min_open=True), metavar="SECONDS", help=text)
+    return fills(name, field, type=Number(0, min_open=True), metavar="SECONDS", help=text)
 
 
 def count(name: str, field: str, text: str, *, least: int = 1, metavar: str | None = None) -> Decorator:
-    return fills(name, field, type=click.IntRange(least), metavar=metavar, help=text)
+    return fills(name, field, type=WholeNumber(least), metavar=metavar, help=text)
 
 
 def path(name: str, field: str, text: str) -> Decorator:
