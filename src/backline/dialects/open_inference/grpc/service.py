@@ -27,8 +27,8 @@ from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMeth
 SERVICE = "inference.GRPCInferenceService"
 #: LogSettings and TraceSetting both read and change settings, so they need the stronger scope.
 _SCOPES = {
-    "ServerLive": Scope.READ,
-    "ServerReady": Scope.READ,
+    "ServerLive": Scope.HEALTH,
+    "ServerReady": Scope.HEALTH,
     "ModelReady": Scope.READ,
     "ServerMetadata": Scope.READ,
     "ModelMetadata": Scope.READ,

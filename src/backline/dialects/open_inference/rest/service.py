@@ -39,8 +39,8 @@ class RestService:
 
     def add_routes(self, router: Router) -> None:
         router.add(Scope.READ, "GET", "/v2", self._server_metadata)
-        router.add(Scope.READ, "GET", "/v2/health/live", self._live)
-        router.add(Scope.READ, "GET", "/v2/health/ready", self._ready)
+        router.add(Scope.HEALTH, "GET", "/v2/health/live", self._live)
+        router.add(Scope.HEALTH, "GET", "/v2/health/ready", self._ready)
         router.add(Scope.READ, "GET", "/v2/models", self._models)
         router.add(Scope.READ, "GET", "/v2/models/stats", self._statistics, "", "")
         for pattern, version in ((_MODEL, ("",)), (_VERSION, ())):
