@@ -51,6 +51,10 @@ class TensorSpec:
     labels: tuple[str, ...] = ()
     reshape: Shape | None = None
 
+    def __str__(self) -> str:
+        """Such as "x FP32[-1, 4]", for a message."""
+        return f"{self.name} {self.datatype.name}{list(self.shape)}{' (optional)' * self.optional}"
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
