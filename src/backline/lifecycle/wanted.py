@@ -149,7 +149,10 @@ class Sources:
         self._repositories = {repository.location: repository for repository in repositories}
         self._prefixes = dict.fromkeys(self._repositories, "")
         if namespacing:
-            self._prefixes = {location: f"{_last_part(location)}." for location in self._repositories}
+            self._prefixes = {
+                location: f"{PurePath(location.rstrip('/')).name or 'root'}."
+                for location in self._repositories
+            }
             _check_apart(self._prefixes)
         self._found: dict[str, list[FoundModel]] = {}
         self._troubles: dict[str, str] = {}
@@ -241,10 +244,6 @@ def _as_composed(model: FoundModel, siblings: frozenset[str]) -> FoundModel:
         replace(version, fingerprint=f"{version.fingerprint} with {own}") for version in model.versions
     )
     return replace(model, versions=versions)
-
-
-def _last_part(location: str) -> str:
-    return PurePath(location.rstrip("/")).name or "root"
 
 
 def _check_apart(prefixes: dict[str, str]) -> None:

@@ -158,13 +158,8 @@ class VersionLoad:
         try:
             return VersionContent(root, self._version.files)
         except OSError as error:
-            model = self._model
-            log.warning(
-                "responses of model '%s' version %s are cached for this load only: %s",
-                model.name,
-                model.version,
-                error,
-            )
+            text = "responses of model '%s' version %s are cached for this load only: %s"
+            log.warning(text, self._model.name, self._model.version, error)
             return None
 
     def _warm_up(self, config: ModelConfig, loaded: LoadedVersion) -> tuple[Check, SequenceTensors | None]:

@@ -166,11 +166,8 @@ class RedisCache:
             return decode_entry(key, raw)
         except DamagedEntry as error:
             if not self._damaged:  # log once: if one entry is damaged, others may be too
-                log.warning(
-                    "the response cache at %s has an entry that cannot be read; ignoring it: %s",
-                    self._where,
-                    error,
-                )
+                text = "the response cache at %s has an entry that cannot be read and is ignored: %s"
+                log.warning(text, self._where, error)
             self._damaged = True
             return None
 
