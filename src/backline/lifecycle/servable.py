@@ -251,7 +251,7 @@ class Servable(ShownVersion):
 
     @property
     def busy(self) -> bool:
-        """Whether it has requests in flight, or open sequences."""
+        """Whether the version has requests in flight, or open sequences."""
         queue, sequences = self._queue, self.model.sequences
         return queue is not None and (
             queue.pending > 0 or queue.running > 0 or (sequences is not None and sequences.open_sequences > 0)
@@ -259,7 +259,7 @@ class Servable(ShownVersion):
 
     @property
     def last_used(self) -> float:
-        """When it last responded to a request, or was opened to requests, by time.time()."""
+        """When the version last responded to a request, or was opened to requests, by time.time()."""
         return max(self.ready_at, self.model.statistics.last_inference_ms / 1000)
 
     def update(self, config: ModelConfig) -> None:
@@ -299,7 +299,7 @@ class Servable(ShownVersion):
         self.enter(VersionPhase.DRAINING)
 
     async def drain(self, limit: float) -> None:
-        """Finishes its requests, for at most `limit` seconds, and frees the model."""
+        """Lets requests in flight finish, for at most `limit` seconds, and frees the model."""
         if self._queue is not None:
             streams = None if self._maker is None else self._maker.streams
             ending = None

@@ -162,7 +162,7 @@ class Sources:
         return list(self._repositories)
 
     def missing(self, name: str, problem: str) -> Source:
-        """A wanted model that no repository holds."""
+        """A source for a wanted model that no repository holds; clients see the `problem`."""
         found = FoundModel(name, "", "", ModelConfig(name), problem=problem)
         return Source(name, found, next(iter(self._repositories.values())))
 

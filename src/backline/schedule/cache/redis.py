@@ -177,7 +177,7 @@ class RedisCache:
             log.warning(
                 "the response cache at %s does not respond; requests run without it: %s", self._where, why
             )
-        elif not self._trying:  # other operations that were in progress at the failure
+        elif not self._trying:  # the operation was in progress when another one failed
             return
         self._trying = False
         self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
