@@ -432,7 +432,8 @@ def _tensors(
     else:
         if len(inputs) > len(specs):
             raise InvalidArgument(
-                f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}. {_expected_inputs(metadata)}"
+                f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}."
+                f" {_expected_inputs(metadata)}"
             )
         values.update(zip(specs, inputs, strict=False))
     for name, value in named.items():

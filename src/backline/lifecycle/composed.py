@@ -183,7 +183,7 @@ class ComposedServable(Servable):
 
     @property
     def busy(self) -> bool:
-        """Whether it has requests in flight."""
+        """Whether the ensemble has requests in flight."""
         return self._composed is not None and self._composed.running > 0
 
     def update(self, config: ModelConfig) -> None:
@@ -192,7 +192,7 @@ class ComposedServable(Servable):
         self._time_first_responses()
 
     async def drain(self, limit: float) -> None:
-        """Finishes its requests, for at most `limit` seconds."""
+        """Lets requests in flight finish, for at most `limit` seconds."""
         queue = self._cached or self._composed
         if queue is not None:
             await queue.drain(limit)

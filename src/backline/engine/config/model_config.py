@@ -57,7 +57,7 @@ class Ensemble:
 
     @property
     def models(self) -> frozenset[str]:
-        """The names of the models used."""
+        """The names of the models that the steps call."""
         return frozenset(step.model for step in self.steps)
 
 

@@ -118,11 +118,8 @@ def _is_there(recorded: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        log.warning(
-            "'%s' cannot be read (%s), so warm-up runs without the requests recorded there",
-            recorded,
-            error.strerror,
-        )
+        text = "'%s' cannot be read (%s), so warm-up runs without the requests recorded there"
+        log.warning(text, recorded, error.strerror)
         return False
     return True
 
@@ -133,12 +130,8 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[WarmUpRequest]:
             log.warning("'%s' has more than %d records; the rest is not run", file, MAX_RECORDS)
             return
         if request.other:
-            log.warning(
-                "'%s', record %d: a %s is not run, only predict requests are",
-                file,
-                request.number,
-                request.other,
-            )
+            text = "'%s', record %d: a %s is not run, only predict requests are"
+            log.warning(text, file, request.number, request.other)
             continue
         label = f"warm-up request {request.number} of '{file}'"
         yield WarmUpRequest(label, request.inputs, outputs=request.outputs, must_fit=must_fit)
