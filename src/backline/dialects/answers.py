@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from backline.access.gate import CHALLENGE
 from backline.access.scope import Scope
 from backline.dialects.documents import read_message
 from backline.engine.errors import BacklineError, Internal, Unavailable
@@ -33,7 +34,7 @@ def respond_encoded(request: HttpRequest, document: bytes, status: int = 200) ->
 
 def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = ()) -> None:
     """Responds with the error's status and {"error": message}."""
-    answer = [*_JSON_FIELDS, *fields, *retry_fields(error)]
+    answer = [*_JSON_FIELDS, *fields, *retry_fields(error), *(CHALLENGE if error.http_status == 401 else ())]
     request.respond(error.http_status, answer, [error_body(error.public_message)])
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from time import monotonic, monotonic_ns
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+from backline.access.scope import Scope
 from backline.dialects.answers import fail_call, hidden_error, respond_error
 from backline.dialects.off_loop import LargeRequest, OffLoop
 from backline.engine.engine import Engine
@@ -138,6 +139,8 @@ class RequestIntake(Generic[Caller, Plan]):
             request, deadline = plan.request(model, version, id, inputs, deadline), None
         else:
             request = plan.request(model, version, id, inputs, None)
+        if caller.identity is not None:
+            caller.identity.require(Scope.INFER, request.model_name)
         trace = (
             trace_arrival(self._engine, self._protocol, request.model_name, fields, began) if began else None
         )
@@ -161,6 +164,8 @@ class RequestIntake(Generic[Caller, Plan]):
                 raise
             ends_at_deadline = self._ends_at_deadline
             request = plan.request(model, version, id, inputs, deadline if ends_at_deadline else None)
+            if caller.identity is not None:
+                caller.identity.require(Scope.INFER, request.model_name)
             trace = trace_arrival(self._engine, self._protocol, request.model_name, fields, began)
             self._then(caller, None if ends_at_deadline else deadline, trace, request, plan)
         except BacklineError as error:

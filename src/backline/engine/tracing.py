@@ -41,7 +41,7 @@ class RunMoments(Protocol):
 class Trace(Protocol):
     """Traces one request, or the exchange with a client that requests belong to. Lives on the event loop.
 
-    Until a request is submitted, its ticket has the trace of its parent; `follow` then replaces that.
+    Until a request is submitted, its ticket has the trace of its parent, from which `follow` derives its own.
     """
 
     @property

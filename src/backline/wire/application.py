@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 #: Header fields with lower-case names, in order.
@@ -26,7 +26,9 @@ class HttpRequest(ABC):
     before the response; responses given afterwards are silently dropped.
     """
 
-    __slots__ = ("body", "headers", "method", "on_abandon", "path", "query")
+    __slots__ = ("body", "headers", "identity", "method", "on_abandon", "path", "query")
+    #: Who sends it, for the application's use; the wire leaves it alone.
+    identity: Any
 
     def __init__(
         self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes], body: Buffer
@@ -36,6 +38,7 @@ class HttpRequest(ABC):
         self.query = query
         self.headers = headers
         self.body = body
+        self.identity = None
         self.on_abandon: Callable[[], None] | None = None
 
     @property
@@ -86,10 +89,13 @@ class Call(ABC):
     deadline); replies given afterwards are silently dropped.
     """
 
-    __slots__ = ("deadline", "metadata", "on_abandon")
+    __slots__ = ("deadline", "identity", "metadata", "on_abandon")
+    #: Who calls, for the application's use; the wire leaves it alone.
+    identity: Any
 
     def __init__(self, metadata: Mapping[bytes, bytes], deadline: float | None) -> None:
         self.metadata = metadata
+        self.identity = None
         self.deadline = deadline
         self.on_abandon: Callable[[], None] | None = None
 
@@ -137,11 +143,13 @@ class StreamCall(Call):
 class UnaryMethod:
     """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
 
-    The handler may raise RpcError. `scope` is the permission that a caller of the method needs.
+    The handler may raise RpcError. The wire does not use the rest: `scope` is the permission that the method
+    needs, and `model_of` reads the name of the model from a message that concerns one.
     """
 
     handler: Callable[[UnaryCall, Buffer], None]
     scope: str
+    model_of: Callable[[Buffer], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +160,17 @@ class StreamMethod:
     scope: str
 
 
-#: Fields that only browsers send. A request with any of these fields must pass the gate.
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Why the gate refuses a request: the HTTP status and further fields, or the gRPC status code."""
+
+    status: int
+    grpc_code: int
+    message: str
+    fields: Fields = ()
+
+
+#: Fields that only browsers send. A request with any of them must pass the gate.
 BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 
 
@@ -160,8 +178,8 @@ class Gate(ABC):
     """Decides from the head of a request whether it may reach the application, before its body is received.
 
     The decision must depend on the head and on `local` alone, since the wire reuses it for identical heads of
-    a connection. Over HTTP/1.1 the wire skips the gate if Host is in `own_hosts` and no field is in
-    BROWSER_FIELDS.
+    a connection; what may change meanwhile, such as a key, the application checks again. Over HTTP/1.1 the
+    wire skips the gate if Host is in `own_hosts` and no field is in BROWSER_FIELDS.
     """
 
     own_hosts: set[bytes]
@@ -169,8 +187,8 @@ class Gate(ABC):
     @abstractmethod
     def refusal(
         self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, local: bool
-    ) -> str | None:
-        """Why the request is refused (403, PERMISSION_DENIED); None to admit it.
+    ) -> Denial | None:
+        """Why the request is refused; None to admit it.
 
         `local` means that the connection is over a Unix socket.
         """

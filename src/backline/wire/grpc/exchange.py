@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backline.wire.application import Fields
 from backline.wire.connection import peer_address
 from backline.wire.grpc.messages import (
     DEADLINE_EXCEEDED,
     INVALID_ARGUMENT,
-    PERMISSION_DENIED,
     RESOURCE_EXHAUSTED,
     UNIMPLEMENTED,
     status_block,
@@ -31,11 +30,15 @@ ACCEPTED_ENCODINGS = b"identity, deflate, gzip"
 
 
 class GrpcExchange(Stream):
-    """One call, from its head to its status. It has the attributes of `application.Call`."""
+    """One call, from its head to its status.
+
+    `deadline`, `identity`, `metadata` and `on_abandon` are as in `application.Call`.
+    """
 
     metadata: Mapping[bytes, bytes]
     deadline: float | None
     on_abandon: Callable[[], None] | None
+    identity: Any = None
     #: Whether response headers were sent; if so, the trailers carry only the status.
     started = False
 
@@ -56,7 +59,7 @@ class GrpcExchange(Stream):
         if head.too_large is not None:
             self.end(RESOURCE_EXHAUSTED, head.too_large)
         elif head.refusal is not None:
-            self.end(PERMISSION_DENIED, head.refusal)
+            self.end(head.refusal.grpc_code, head.refusal.message)
         elif head.rpc is None:
             path = head.path.decode("utf-8", "replace")
             self.end(UNIMPLEMENTED, f"unknown method {path[:200]}; check the service and method names")

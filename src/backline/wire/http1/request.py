@@ -46,6 +46,7 @@ class Http1Request(HttpRequest):
         self.query = query
         self.headers = headers
         self.body = body
+        self.identity = None
         self.on_abandon = None
         #: None once the request is answered or the client has disconnected.
         self._pipeline: Pipeline | None = pipeline

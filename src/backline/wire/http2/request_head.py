@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from backline.wire.application import Application, StreamMethod, UnaryMethod
+from backline.wire.application import Application, Denial, StreamMethod, UnaryMethod
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import StreamFailure
@@ -80,7 +80,7 @@ class RequestHead:
         #: Why the header list is too large, if it is.
         self.too_large: str | None = None
         #: Why the gate refuses the request, if it does.
-        self.refusal: str | None = None
+        self.refusal: Denial | None = None
         self.timeout: float | None = None
         self.timeout_error: str | None = None
         if self.is_grpc and b"grpc-timeout" in headers:

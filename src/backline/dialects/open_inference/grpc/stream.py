@@ -8,6 +8,7 @@ from functools import partial
 from time import monotonic_ns
 from typing import Any
 
+from backline.access.scope import Scope
 from backline.dialects.answers import hidden_error
 from backline.dialects.exchange import cancel, hidden_answer, trace_arrival, trace_refusal
 from backline.dialects.off_loop import LargeRequest
@@ -167,6 +168,8 @@ class _Stream:
                     partial(self._inference.read, received, metadata, "", "", False)
                 )
             request = plan.request("", "", id, inputs, self._call.deadline)
+            if self._call.identity is not None:
+                self._call.identity.require(Scope.INFER, request.model_name)
             asked.request, asked.plan = request, plan
             trace = trace_arrival(self._engine, "GRPC", request.model_name, metadata, began)
             if self._is_decoupled(plan):
