@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, RpcError, UnaryCall, UnaryMethod
 from backline.wire.compression import GRPC_CODINGS, INLINE, CodingError, compress, inflate_small
@@ -23,10 +22,6 @@ from backline.wire.grpc.messages import (
 )
 from backline.wire.http2 import frames
 from backline.wire.http2.stream import CRUMB
-
-if TYPE_CHECKING:
-    from backline.wire.http2.connection import Http2Connection
-    from backline.wire.http2.request_head import RequestHead
 
 _HEADERS_START = frames.FRAME_HEADER.pack(len(RESPONSE_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[
     :5
@@ -50,14 +45,6 @@ class UnaryExchange(GrpcExchange, UnaryCall):
     _message: Buffer | None = None
     _compressed = False
     _task: asyncio.Task[None] | None = None
-
-    def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
-        self.connection = connection
-        self.number = number
-        self.head = head
-        self.metadata = head.metadata
-        self.deadline = None
-        self.on_abandon = None
 
     # Receiving
 
