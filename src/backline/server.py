@@ -122,7 +122,7 @@ async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
 
 
 class Server:
-    """An engine and its listeners."""
+    """A model server: an engine, and the listeners through which clients reach it."""
 
     def __init__(self, options: ServerOptions, log: ServerLog | None = None) -> None:
         """`log` is the program's log; pass it to let clients change its settings."""

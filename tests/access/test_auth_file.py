@@ -10,11 +10,12 @@ import pytest
 from backline.access import auth_file
 from backline.access.access import Access
 from backline.access.auth_file import AuthDocument, AuthFileWatch, make_policy, read_auth_file
-from backline.access.keys import generate_key, hash_key
+from backline.access.keys import hash_key
 from backline.access.scope import Scope
 from backline.engine.errors import InvalidArgument, Unauthenticated
 
-KEY = generate_key()
+#: Fixed, as workers of one test run must collect the same tests.
+KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"
 VALID = f'[[keys]]\nname = "app"\nsha256 = "{hash_key(KEY)}"\nscopes = ["infer"]\n'
 
 

@@ -12,8 +12,9 @@ from backline.access.keys import MAX_LENGTH, generate_key, hash_key
 from backline.access.scope import Scope
 from backline.engine.errors import Forbidden, Unauthenticated
 
-KEY = generate_key()
-OTHER = generate_key()
+#: Fixed, as workers of one test run must collect the same tests.
+KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"
+OTHER = "bk_6nLeMIjxcEfRsy1hlbrDtxvFbRxIqXvqdX7mHtL2Gug"
 
 
 def identity(*scopes: Scope, models: tuple[str, ...] = ("*",), expires: float | None = None) -> Identity:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -12,6 +11,7 @@ from backline.backends.onnx_providers import PARAMETER as PROVIDERS
 from backline.backends.parameters import unknown_parameter
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 
 Value = TypeVar("Value")
 
@@ -177,6 +177,6 @@ def _count(text: str) -> int:
 
 
 def _refused(model: str, key: str) -> str:
-    near = difflib.get_close_matches(key, _SESSION_KEYS, 1)
+    near = nearest(key, _SESSION_KEYS, 1)
     hint = f"did you mean '{near[0]}'?" if near else "remove it"
     return f"parameter '{key}' of model '{model}' is not a session option that a model may set; {hint}"

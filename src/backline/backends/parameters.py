@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 MAX_THREADS = 1024
@@ -60,7 +60,7 @@ class Parameters:
 
 def unknown_parameter(model: str, backend: str, key: str, known: Sequence[str]) -> str:
     """The warning about a parameter that a backend does not know."""
-    near = difflib.get_close_matches(key, known, 1)
+    near = nearest(key, known, 1)
     hint = f", did you mean '{near[0]}'?" if near else ""
     return (
         f"parameter '{key}' of model '{model}' is not known to the {backend} backend and has no effect{hint}"

@@ -5,7 +5,6 @@ The module of a backend is only imported when a model needs it.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from backline.backends.backend import Backend
 from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 
 __all__ = ["BACKENDS", "FORMATS", "BackendEntry", "choose"]
 
@@ -76,7 +76,7 @@ def _configured(config: ModelConfig) -> BackendEntry | None:
     for entry in BACKENDS:
         if wanted in (entry.name, entry.platform):
             return entry
-    near = difflib.get_close_matches(wanted, [entry.name for entry in BACKENDS], 1)
+    near = nearest(wanted, [entry.name for entry in BACKENDS], 1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {_names()}"
     raise InvalidArgument(f"{config.source or config.name}: there is no backend '{wanted}', {hint}")
 

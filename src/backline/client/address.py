@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 
 Protocol = Literal["http", "grpc", "inproc"]
 
@@ -51,7 +51,7 @@ class Address:
             scheme, rest, text = "http", f"//{text}", f"http://{text}"
         scheme = scheme.lower()
         if scheme not in _SCHEMES:
-            near = get_close_matches(scheme, _SCHEMES, 1)
+            near = nearest(scheme, _SCHEMES, 1)
             hint = f"did you mean {near[0]}:? " if near else ""
             raise InvalidArgument(
                 f"unknown scheme '{scheme}:' in '{url}': {hint}Use, for example, {_EXAMPLES}"

@@ -432,7 +432,8 @@ def _tensors(
     else:
         if len(inputs) > len(specs):
             raise InvalidArgument(
-                f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}. {_expects(metadata)}"
+                f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}."
+                f" {_expected_inputs(metadata)}"
             )
         values.update(zip(specs, inputs, strict=False))
     for name, value in named.items():
@@ -443,13 +444,12 @@ def _tensors(
         values[name] = value
     for name in values:
         if name not in specs:
-            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}'. {_expects(metadata)}")
-    # The server checks for missing inputs, because only the server knows which are optional.
-    if not values and specs:
-        raise InvalidArgument(f"model '{metadata.name}' was called without inputs. {_expects(metadata)}")
+            raise InvalidArgument(
+                f"model '{metadata.name}' has no input '{name}'. {_expected_inputs(metadata)}"
+            )
+    # Missing inputs are left to the server: metadata does not always say which are optional.
     return tuple(to_tensor(metadata.name, specs[name], value) for name, value in values.items())
 
 
-def _expects(metadata: ModelMetadata) -> str:
-    expected = ", ".join(f"{spec.name} {spec.datatype.name}{list(spec.shape)}" for spec in metadata.inputs)
-    return f"It expects {expected}"
+def _expected_inputs(metadata: ModelMetadata) -> str:
+    return "It expects " + ", ".join(map(str, metadata.inputs))

@@ -313,7 +313,10 @@ def _model_path(model: str, version: str) -> bytes:
 def _specs(entries: Iterable[dict[str, Any]]) -> Sequence[TensorSpec]:
     return [
         TensorSpec(
-            entry["name"], DataType.from_name(entry["datatype"]), tuple(int(dim) for dim in entry["shape"])
+            entry["name"],
+            DataType.from_name(entry["datatype"]),
+            tuple(int(dim) for dim in entry["shape"]),
+            optional=(entry.get("parameters") or {}).get("optional") is True,
         )
         for entry in entries
     ]

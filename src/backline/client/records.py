@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -20,13 +22,22 @@ class ServerMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """A model's inputs and outputs, with full shapes (-1 for variable dimensions), and serving versions."""
+    """A model's inputs and outputs, with full shapes (-1 for variable dimensions), and served versions.
+
+    Over gRPC, and from Triton, metadata does not say which inputs are optional; see `completed`.
+    """
 
     name: str
     versions: tuple[str, ...]
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def completed(self, config: Mapping[str, Any]) -> ModelMetadata:
+        """The same metadata, in which inputs that are optional in the model's configuration are marked so."""
+        optional = {entry["name"] for entry in config.get("input", ()) if entry.get("optional")}
+        inputs = tuple(replace(spec, optional=spec.optional or spec.name in optional) for spec in self.inputs)
+        return replace(self, inputs=inputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -12,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from backline.dialects.json_scan import check_document
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 from backline.engine.values.tensor import Buffer
 from backline.protos import message
 
@@ -63,7 +63,7 @@ def read_message(name: str, received: Buffer) -> Any:
 
 def suggestion(name: str, known: tuple[str, ...]) -> str:
     """A hint after an unknown name: the closest known name, or all of them."""
-    if near := get_close_matches(name, known, 1):
+    if near := nearest(name, known, 1):
         return f"Did you mean '{near[0]}'?"
     return f"Expected {' or '.join(repr(one) for one in known) or 'nothing'}."
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
@@ -11,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 from backline.access.gate import Target
 from backline.access.scope import Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
+from backline.engine.spelling import nearest
 from backline.memo import Memo
 from backline.wire.application import HttpRequest
 
@@ -117,17 +117,24 @@ class Router:
         raise MethodNotAllowed(f"Method Not Allowed: {method} {path} (allowed: {allow.decode()})", allow)
 
     def _not_found(self, method: bytes, segments: list[str]) -> str:
+        """The error text, with the nearest route that takes this method."""
         asked = "/" + "/".join(segments)
         text = f"Not Found: {method[:32].decode('latin-1')} {asked[:256]}"
-        candidates = []
-        for pattern in self._patterns:
-            if len(pattern) == len(segments):
-                filled = [
-                    segment if expected == "{}" else expected
-                    for expected, segment in zip(pattern, segments, strict=True)
-                ]
-                candidates.append("/" + "/".join(filled))
-        near = get_close_matches(asked, candidates, n=1, cutoff=0.8) if len(asked) <= 256 else []
+        if segments[:2] == ["v1", "models"] and len(segments) > 2:
+            return f"{text}. {_instead_of_v1(segments[2:])}"
+        # Names of models may be long and resemble anything: only the fixed segments are compared.
+        routes: dict[str, str] = {}
+        for pattern, methods in self._patterns.items():
+            if len(pattern) != len(segments) or method not in methods:
+                continue
+            pairs = list(zip(pattern, segments, strict=True))
+            fixed = "/".join(segment for expected, segment in pairs if expected != "{}")
+            if nearest(fixed, ["/".join(part for part in pattern if part != "{}")], 1, 0.8, whole=True):
+                filled = "/" + "/".join(
+                    segment if expected == "{}" else expected for expected, segment in pairs
+                )
+                routes[filled] = filled
+        near = nearest(asked, routes, whole=True) if len(asked) <= 256 else []
         return f"{text} (did you mean {near[0]}?)" if near else text
 
 
@@ -137,6 +144,24 @@ def _model(pattern: tuple[str, ...], segments: list[str]) -> str | None:
         if before == "models" and expected == "{}":
             return segment
     return None
+
+
+def _instead_of_v1(segments: list[str]) -> str:
+    """What to request instead of a route of TensorFlow Serving, given its segments after /v1/models."""
+    model, *more = (segment.partition(":")[0] for segment in segments)
+    route = f"/v2/models/{model}"
+    if len(more) > 1 and more[0] in {"versions", "labels"}:
+        route += f"/versions/{more[1]}"
+    if ":" in segments[-1]:
+        instead = f"inference is POST {route}/infer"
+    elif segments[-1] == "metadata":
+        instead = f"metadata is GET {route}"
+    else:
+        instead = f"the state of a model is GET {route}/ready"
+    return (
+        "The REST protocol of TensorFlow Serving (v1 of KServe) is not served;"
+        f" in the Open Inference Protocol, {instead}"
+    )
 
 
 def _segments(path: bytes) -> list[str]:

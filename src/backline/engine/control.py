@@ -18,7 +18,7 @@ class LogControl(Protocol):
     """
 
     def settings(self) -> Mapping[str, LogValue]:
-        """All settings, in the order above."""
+        """All settings, in the order given for this class."""
 
     def update(self, changes: Mapping[str, object]) -> None:
         """Changes some settings, all of them or none.

@@ -250,7 +250,7 @@ class Engine:
         versions[model.version] = model
 
     def declare(self, name: str) -> None:
-        """Adds a model by name, possibly without versions."""
+        """Makes the name of a model known, even if the model has no versions."""
         self._models.setdefault(name, {})
 
     def remove(self, model: Model) -> None:

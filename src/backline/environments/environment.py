@@ -17,7 +17,7 @@ _UNSET = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A complete environment in a folder."""
+    """A built environment: a folder with a Python interpreter and packages."""
 
     folder: Path
 

@@ -12,7 +12,7 @@ from backline.engine.control import Change, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name, version_order
-from backline.lifecycle.executor import Executor, Step, composed_of
+from backline.lifecycle.executor import Executor, composed_of
 from backline.lifecycle.holdings import Holdings
 from backline.lifecycle.journal import Journal, OnEvent
 from backline.lifecycle.labelling import Labelling
@@ -41,7 +41,9 @@ class Lifecycle:
         self._audit = AuditLog(folder)
         self._journal = Journal(self._audit, audit_steps=options.mode == "poll")
         self._shared = Shared(engine, options, folder)
-        self._executor = Executor(self._shared, self._on_step)
+        self._executor = Executor(
+            self._shared, lambda step: self._journal.on_step(step, self._models.find(step.model.name))
+        )
         self._models = self._executor.models
         self._labelling = Labelling(
             engine,
@@ -95,9 +97,6 @@ class Lifecycle:
             await self._shared.cache.close()
         await self._sources.close()
         self._overriding.close()
-
-    def _on_step(self, step: Step) -> None:
-        self._journal.on_step(step, self._models.find(step.model.name))
 
     async def refresh(self) -> None:
         await self._holdings.look()

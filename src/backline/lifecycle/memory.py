@@ -21,13 +21,13 @@ log = logging.getLogger("backline.lifecycle")
 _MODULES_OF_A_RUNTIME = 8
 #: The ratio of memory to file size before any measurement.
 _FIRST_RATIO = 1.2
-#: The weight of a new measurement in the ratio.
+#: The weight of a new measurement in the mean ratio of memory to file size.
 _WEIGHT = 0.2
 
 
 @dataclass(slots=True, eq=False)
 class LoadMemory:
-    """The memory that a load took, in bytes; 0 until the measured block ends, or if it raised."""
+    """The memory that a load took, in bytes; 0 while it runs, or if it failed."""
 
     memory: int = 0
 
@@ -54,7 +54,7 @@ class LoadMeter:
 
     @contextmanager
     def measure(self, file_bytes: int) -> Iterator[LoadMemory]:
-        """Measures the load in the block."""
+        """Measures the memory of the load that runs within the context."""
         measured = LoadMemory()
         with self._lock:
             alone = not self._running

@@ -43,7 +43,7 @@ class OverridingFiles:
         """With `complete`, configurations must name all inputs and outputs."""
         self._complete = complete
         self._root: Path | None = None
-        #: The root's descriptor, locked while this process lives.
+        #: A descriptor of the root folder, locked for as long as this process lives.
         self._lock = -1
         self._folders: dict[str, Path] = {}
 

@@ -106,7 +106,7 @@ class LabelStore:
     """The labels of all models. A change is on disk when the call returns; nothing changes if it raises."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises InvalidArgument, naming the file, when it is damaged."""
+        """Raises InvalidArgument, with the file's path, if the stored labels are damaged."""
         self._file = folder / _LABELS_FILE
         self._labels = _read(self._file)
         self._stamp = _stamp(self._file)

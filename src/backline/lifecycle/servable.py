@@ -155,7 +155,9 @@ class Servable(ShownVersion):
         model, shared = self.model, self._shared
         self._completion = warm.completion
         model.config = self._completed(self._config)
-        self._warn(loaded)
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
+        self._warn_of_cache()
         self._loaded = loaded
         self.measured = loaded.measured
         self._maker = maker = InstanceMaker(
@@ -175,14 +177,9 @@ class Servable(ShownVersion):
         else:
             # Without a digest of the files, responses are cached for this load only.
             content = warm.content or f"load {uuid4()}"
+            turn, cache = shared.turn, shared.cache
             self._queue = build_queue(
-                model,
-                loaded,
-                instances,
-                shared.total,
-                turn=shared.turn,
-                cache=shared.cache,
-                fingerprint=content,
+                model, loaded, instances, shared.total, turn=turn, cache=cache, fingerprint=content
             )
         model.backend = loaded.backend
         model.platform = loaded.platform
@@ -212,11 +209,6 @@ class Servable(ShownVersion):
 
     def _completed(self, config: ModelConfig) -> ModelConfig:
         return config if self._completion is None else self._completion.apply(config)
-
-    def _warn(self, loaded: LoadedVersion) -> None:
-        for warning in loaded.warnings:
-            log.warning("%s", warning)
-        self._warn_of_cache()
 
     def _warn_of_cache(self) -> None:
         if self.model.config.response_cache and self._shared.cache is None:
@@ -264,7 +256,7 @@ class Servable(ShownVersion):
 
     @property
     def busy(self) -> bool:
-        """Whether it has requests in flight, or open sequences."""
+        """Whether the version has requests in flight, or open sequences."""
         queue, sequences = self._queue, self.model.sequences
         return queue is not None and (
             queue.pending > 0 or queue.running > 0 or (sequences is not None and sequences.open_sequences > 0)
@@ -272,7 +264,7 @@ class Servable(ShownVersion):
 
     @property
     def last_used(self) -> float:
-        """When it last responded to a request, or was opened to requests, by time.time()."""
+        """When the version last responded to a request, or was opened to requests, by time.time()."""
         return max(self.ready_at, self.model.statistics.last_inference_ms / 1000)
 
     def update(self, config: ModelConfig) -> None:
@@ -288,13 +280,8 @@ class Servable(ShownVersion):
         if not loaded.resizable and config.instance_groups != groups:
             workers = f"{loaded.instances} worker process{'es' if loaded.instances > 1 else ''}"
             later = "the new instance_group takes effect at its next load"
-            log.warning(
-                "model '%s' version %s keeps running in %s: %s",
-                self.model.name,
-                self.model.version,
-                workers,
-                later,
-            )
+            name, version = self.model.name, self.model.version
+            log.warning("model '%s' version %s keeps running in %s: %s", name, version, workers, later)
         instances = None
         moved = (loaded.lane, loaded.instances) != (before.lane, before.instances)
         if moved or config.instance_groups != groups:
@@ -317,7 +304,7 @@ class Servable(ShownVersion):
         self.enter(VersionPhase.DRAINING)
 
     async def drain(self, limit: float) -> None:
-        """Finishes its requests, for at most `limit` seconds, and frees the model."""
+        """Lets requests in flight finish, for at most `limit` seconds, and frees the model."""
         if self._queue is not None:
             streams = None if self._maker is None else self._maker.streams
             ending = None

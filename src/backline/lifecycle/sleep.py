@@ -41,7 +41,7 @@ class Sleep:
         self._reasons: dict[int, str] = {}
 
     def tenants(self) -> list[Tenant]:
-        """The loaded versions, for Residency."""
+        """The loaded versions, as Residency needs to know them."""
         return [
             Tenant(
                 (served.name, one.key),

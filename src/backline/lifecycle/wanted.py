@@ -149,7 +149,10 @@ class Sources:
         self._repositories = {repository.location: repository for repository in repositories}
         self._prefixes = dict.fromkeys(self._repositories, "")
         if namespacing:
-            self._prefixes = {location: f"{_last_part(location)}." for location in self._repositories}
+            self._prefixes = {
+                location: f"{PurePath(location.rstrip('/')).name or 'root'}."
+                for location in self._repositories
+            }
             _check_apart(self._prefixes)
         self._found: dict[str, list[FoundModel]] = {}
         self._troubles: dict[str, str] = {}
@@ -159,7 +162,7 @@ class Sources:
         return list(self._repositories)
 
     def missing(self, name: str, problem: str) -> Source:
-        """A wanted model that no repository holds."""
+        """A source for a wanted model that no repository holds; clients see the `problem`."""
         found = FoundModel(name, "", "", ModelConfig(name), problem=problem)
         return Source(name, found, next(iter(self._repositories.values())))
 
@@ -241,10 +244,6 @@ def _as_composed(model: FoundModel, siblings: frozenset[str]) -> FoundModel:
         replace(version, fingerprint=f"{version.fingerprint} with {own}") for version in model.versions
     )
     return replace(model, versions=versions)
-
-
-def _last_part(location: str) -> str:
-    return PurePath(location.rstrip("/")).name or "root"
 
 
 def _check_apart(prefixes: dict[str, str]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.repository import Repository
@@ -78,7 +78,7 @@ def _scheme(location: str) -> str:
         return scheme
     if scheme == "file":
         raise InvalidArgument(f"model repository '{location}': name the folder without 'file://'")
-    near = [_ALIASES[scheme]] if scheme in _ALIASES else difflib.get_close_matches(scheme, _SCHEMES, 1, 0.5)
+    near = [_ALIASES[scheme]] if scheme in _ALIASES else nearest(scheme, _SCHEMES, 1, 0.5)
     known = ", ".join(f"{known}://" for known in _SCHEMES)
     hint = f"did you mean '{near[0]}://'?" if near else f"expected a path or one of {known}"
     raise InvalidArgument(f"model repository '{location}' has the unknown scheme '{scheme}://'; {hint}")

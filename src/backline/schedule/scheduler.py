@@ -96,7 +96,7 @@ class Scheduler(Owner):
         self._queue.on_left = self._left
         self._order = ResponseOrder() if preserve_ordering else None
         self._take_instances(instances)
-        #: Batches that run off the loop.
+        #: Batches that run outside the event loop.
         self._busy: set[Batch] = set()
         self._statistics = statistics
         self.tally = Tally(statistics)
@@ -107,12 +107,12 @@ class Scheduler(Owner):
         self._scheduled = False
         #: While the first requests wait for a larger batch, how many items are missing; otherwise 0.
         self._lacking = 0
-        #: The batch key of these requests.
+        #: The batch key of the requests that wait for a larger batch.
         self._key: object = None
         self._company = Alarm(self._dispatch, loop)
         self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)
         self._sweep_after = 0.0
-        #: Resolved once nothing is queued or running.
+        #: Set during a drain; resolved once nothing is queued or running.
         self._rest: asyncio.Future[None] | None = None
 
     @property

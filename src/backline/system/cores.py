@@ -22,7 +22,7 @@ def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
     try:
         allowed, period = quota.read_text().split()
         limit = ceil(int(allowed) / int(period))
-    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max": no quota
+    except (OSError, ValueError, ZeroDivisionError):  # no quota: the file is missing or says "max"
         return affinity
     return max(1, min(affinity, limit))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from backline.wire.application import Buffer, Fields
-from backline.wire.limits import KIB, MIB
+from backline.wire.limits import INCREASE_BODY_LIMIT, KIB, MIB
 
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
@@ -83,7 +83,7 @@ class Inflater:
         except zlib.error as error:
             raise CodingError(400, f"The request body is not valid {self._coding}: {error}") from None
         if len(piece) > room:
-            raise CodingError(413, f"The inflated request body exceeds the maximum of {self._limit} bytes")
+            raise _too_large(self._limit)
         self.output += piece
         if self._inflate.eof:
             return self._next_member()
@@ -250,7 +250,7 @@ class Inflation:
             produced, done = await self._wire.loop.run_in_executor(None, _count, inflater)
             size += produced
             if size > limit:
-                raise CodingError(413, f"The inflated request body exceeds the maximum of {limit} bytes")
+                raise _too_large(limit)
             self._check_ratio(size, body)
         return size
 
@@ -288,6 +288,12 @@ class Inflation:
                 f"The inflated request body exceeds {RATIO_FROM >> 20} MiB and {ratio:g} times its compressed"
                 " size; send it uncompressed",
             )
+
+
+def _too_large(limit: int) -> CodingError:
+    return CodingError(
+        413, f"The inflated request body exceeds the maximum of {limit} bytes. {INCREASE_BODY_LIMIT}"
+    )
 
 
 def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: What to do about a body that exceeds `max_body_size`; Triton's text for its option of that name.
+INCREASE_BODY_LIMIT = "Use --http-max-input-size to increase the limit."
 KIB = 1024
 MIB = 1024 * KIB
 

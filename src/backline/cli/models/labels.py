@@ -12,6 +12,7 @@ from backline.cli.connection import connection_options
 from backline.cli.models.entries import explain
 from backline.cli.models.load import json_option, wait_option
 from backline.cli.models.progress import run_change
+from backline.cli.numbers import WholeNumber
 from backline.cli.table import print_table
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
@@ -161,7 +162,7 @@ Examples:
 @click.argument("name", required=False, default="")
 @click.option(
     "--limit",
-    type=click.IntRange(1, 10_000),
+    type=WholeNumber(1, 10_000),
     default=20,
     show_default=True,
     help="The number of changes to show, latest first.",

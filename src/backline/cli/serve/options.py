@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from backline.access.browsers import parse_host_name, parse_origin
+from backline.cli.numbers import Number
 from backline.cli.serve.option import (
     Decorator,
     Size,
@@ -192,7 +193,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     path(
         "--state-dir",
         "state_folder",
-        "Folder for labels, the audit log and recorded requests; default: one for this set of repositories.",
+        "Folder for labels, the audit log, recorded requests and measurements; default: one for this set of"
+        " repositories.",
     ),
     path(
         "--cache-dir",
@@ -246,7 +248,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     fills(
         "--max-peer-share",
         "max_peer_share",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Number(0, 1, min_open=True),
         metavar="SHARE",
         help="Share of connections, requests and streams that one client address may hold; 1 behind a proxy.",
     ),

@@ -44,7 +44,7 @@ def server_metadata(engine: Engine) -> dict[str, Any]:
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
-    """Name, versions, platform, inputs and outputs with full shapes.
+    """Name, versions, platform, inputs and outputs with full shapes: all that the gRPC message holds.
 
     Raises NotFound, or Unavailable when the version is not ready.
     """
@@ -56,6 +56,17 @@ def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
         "inputs": [_tensor(spec, spec.shape or SCALAR) for spec in model.signature.inputs],
         "outputs": [_tensor(spec, spec.shape) for spec in model.signature.outputs],
     }
+
+
+def rest_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
+    """The same metadata, in which each optional input has the parameter `optional`."""
+    document = model_metadata(engine, name, version)
+    for entry, spec in zip(
+        document["inputs"], engine.find_ready(name, version).signature.inputs, strict=True
+    ):
+        if spec.optional:
+            entry["parameters"] = {"optional": True}
+    return document
 
 
 def model_index(engine: Engine, *, only_ready: bool) -> list[dict[str, str]]:

@@ -77,7 +77,7 @@ class Cut:
     window: int = 1
 
     def length(self, given: int) -> int:
-        """The output steps for this many input steps."""
+        """The number of output steps for `given` input steps."""
         return max(0, (given - self.window) // self.hop + 1)
 
 

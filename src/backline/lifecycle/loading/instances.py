@@ -83,8 +83,9 @@ def _devices(
     if group.kind == "auto" and not group.gpus:
         return _automatic(config, gpus)
     if config.lane == "inline":
+        asked = "KIND_GPU" if group.kind == "gpu" else "gpus"
         raise InvalidArgument(
-            f"model '{config.name}': lane inline and {_kind(group)} contradict each other, because the event"
+            f"model '{config.name}': lane inline and {asked} contradict each other, because the event"
             " loop must not wait for a GPU: remove one"
         )
     wrong = [index for index in group.gpus if index not in gpus.indexes]
@@ -116,10 +117,6 @@ def _name(config: ModelConfig, index: int, group: InstanceGroup) -> str:
 
 def _where(config: ModelConfig, group: str) -> str:
     return f"instance group {group} of model {config.name}"
-
-
-def _kind(group: InstanceGroup) -> str:
-    return "KIND_GPU" if group.kind == "gpu" else "gpus"
 
 
 class InstanceMaker:
@@ -219,7 +216,7 @@ class InstanceMaker:
                 f"model '{self.model.name}' version {self.model.version}",
                 config.execution_timeout_seconds,
                 self.model.statistics,
-                idempotent=config.idempotent is not False,
+                idempotent=config.idempotent,
                 on_given_up=self._on_given_up,
                 on_available=self._on_available,
             )

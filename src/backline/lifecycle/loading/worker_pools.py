@@ -144,12 +144,8 @@ class WorkerStarter:
             )
         others = [] if environment is None else borrow(environment)
         if others:
-            log.warning(
-                "%s is debugged with the server's versions of packages, which differ from its environment's:"
-                " %s",
-                label,
-                ", ".join(others),
-            )
+            text = "with the server's versions of packages, which differ from its environment's"
+            log.warning("%s is debugged %s: %s", label, text, ", ".join(others))
 
     def _environment(self, hosted: HostedModel) -> Environment | None:
         """The environment that the model's files ask for, built if necessary; None if they ask for none."""
@@ -160,12 +156,8 @@ class WorkerStarter:
         if requirements is None:
             return None
         for ignored in requirements.ignored:
-            log.warning(
-                "model '%s': '%s' is ignored, because %s takes precedence",
-                self._config.name,
-                ignored,
-                requirements.file,
-            )
+            text = "model '%s': '%s' is ignored, because %s takes precedence"
+            log.warning(text, self._config.name, ignored, requirements.file)
         user = User(self._config.name, str(folder), str(self._folder), self._config.python)
         while (environment := self._environments.find(requirements, user)) is None:
             self._build(requirements, user)
@@ -176,12 +168,8 @@ class WorkerStarter:
         self._uv = uv = Uv()
         if self._cancelled:
             uv.cancel()
-        log.info(
-            "model '%s' version %s: building its environment from %s",
-            self._config.name,
-            self._version,
-            requirements.source,
-        )
+        text = "model '%s' version %s: building its environment from %s"
+        log.info(text, self._config.name, self._version, requirements.source)
         try:
             self._environments.build(
                 requirements, uv, user, on_bytes=self._on_bytes, stop=lambda: self._cancelled

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias, get_args
 
 from backline.engine.control import LogValue
 from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.spelling import nearest
 
 LogFormat: TypeAlias = Literal["default", "ISO8601", "json"]
 FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
@@ -70,7 +70,7 @@ class LogSettings:
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> str:
-    near = get_close_matches(name[:64], known, 1)
+    near = nearest(name[:64], known, 1)
     hint = f"Did you mean '{near[0]}'?" if near else f"Expected one of {', '.join(known)}"
     return f"unknown log setting '{_short(name)}'. {hint}"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.spelling import nearest
 from backline.engine.tracing import SettingValue
 
 Level: TypeAlias = Literal["TIMESTAMPS", "TENSORS"]
@@ -266,7 +266,7 @@ def _split(text: str) -> tuple[str, str]:
     name = name.strip()
     known = [*_GLOBAL, *(f"triton,{one}" for one in _TRITON), *(f"opentelemetry,{one}" for one in _SPANS)]
     if name not in known:
-        close = get_close_matches(name, known, 1)
+        close = nearest(name, known, 1)
         hint = f"did you mean '{close[0]}'?" if close else f"expected one of {'; '.join(known)}"
         raise InvalidArgument(f"unknown trace setting '{name}': {hint}")
     return name, value.strip()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 from backline.engine.values.datatypes import DataType
 from backline.repository.names import printable
 
@@ -61,7 +61,7 @@ class Document:
 def suggest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown `name`: ", did you mean 'x'?", or a list of the known names."""
     names = [known_name for known_name in known if known_name not in _NEVER_MEANT]
-    near = [_ALIASES[name]] if _ALIASES.get(name) in names else difflib.get_close_matches(name, names, 1)
+    near = [_ALIASES[name]] if _ALIASES.get(name) in names else nearest(name, names, 1)
     return f", did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(names)}"
 
 

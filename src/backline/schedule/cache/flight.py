@@ -77,7 +77,7 @@ class Flight(Owner):
         self.key = b""
         self.waiting = [ticket]
         self.began_ns = now_ns
-        #: How long the lookup took.
+        #: How long the lookup took, in nanoseconds.
         self.lookup_ns = 0
         self.run: Ticket | None = None
         #: Whether `submit` has yet to return for the first request.
@@ -92,7 +92,7 @@ class Flight(Owner):
 
     @property
     def waits(self) -> bool:
-        """Whether its run has not started yet."""
+        """Whether the shared run has yet to start."""
         return self.run is None or self.run.state is QUEUED
 
     def admits(self, ticket: Ticket, settings: QueueSettings) -> bool:

@@ -166,11 +166,8 @@ class RedisCache:
             return decode_entry(key, raw)
         except DamagedEntry as error:
             if not self._damaged:  # log once: if one entry is damaged, others may be too
-                log.warning(
-                    "the response cache at %s has an entry that cannot be read; ignoring it: %s",
-                    self._where,
-                    error,
-                )
+                text = "the response cache at %s has an entry that cannot be read and is ignored: %s"
+                log.warning(text, self._where, error)
             self._damaged = True
             return None
 
@@ -180,7 +177,7 @@ class RedisCache:
             log.warning(
                 "the response cache at %s does not respond; requests run without it: %s", self._where, why
             )
-        elif not self._trying:  # other operations that were in progress at the failure
+        elif not self._trying:  # the operation was in progress when another one failed
             return
         self._trying = False
         self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)

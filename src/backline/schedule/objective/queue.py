@@ -85,7 +85,7 @@ class ObjectiveQueue(Owner):
         return self._size
 
     def due(self, ticket: Ticket) -> float:
-        """When a request is due."""
+        """When a request is due, by time.monotonic()."""
         due = ticket.request.arrived_ns / 1e9 + self._objective
         deadline = ticket.deadline
         return due if deadline is None or deadline > due else deadline
@@ -169,7 +169,7 @@ class ObjectiveQueue(Owner):
         return taken, items
 
     def _limit(self, level: DueList, now: float, max_items: int) -> int:
-        """The maximum size of the next batch."""
+        """The maximum number of items in the next batch."""
         line = self._outlook.latency.line(item_size(level.waiting[0]))
         dues = level.dues
         sizing = self._sizing

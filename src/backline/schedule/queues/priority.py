@@ -160,7 +160,7 @@ class Levels(dict[Any, L], Generic[L]):
     def __init__(self, make: Callable[[Any], L]) -> None:
         super().__init__()
         self._make = make
-        #: Sorted by rank, the lowest first.
+        #: The levels, sorted by rank, the lowest first.
         self.ordered: list[L] = []
 
     def __missing__(self, rank: Any) -> L:

@@ -197,7 +197,7 @@ class _PermittedRun:
         self._has_waited = False
         self._timer: asyncio.TimerHandle | None = None
         self._on_vacated = batch.on_vacated
-        #: Whether the instance is already free again.
+        #: Whether the instance is free for its next batch, although responses may still follow.
         self._over = False
 
     def waits(self) -> None:

@@ -106,6 +106,7 @@ class SequenceBatcher:
         self._alarm = Alarm(self._look, loop, pause=_SHORTEST_WAIT)
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
+        #: Ids for requests that are whole sequences.
         self._ids = count(1)
         #: Tasks that drain replaced lanes or fetch states.
         self._tasks: set[asyncio.Future[object]] = set()
@@ -138,7 +139,8 @@ class SequenceBatcher:
         """
         step = ticket.request.sequence
         if (step is None or not step.id) and self._tensors.iterative:
-            step = SequenceStep(self._unused_id(), start=True, end=False)
+            unused = next(number for number in self._ids if number not in self._table.open)
+            step = SequenceStep(unused, start=True, end=False)
             ticket.request = derive(ticket.request, sequence=step)
         if step is None or not step.id:
             raise InvalidArgument(
@@ -188,10 +190,6 @@ class SequenceBatcher:
         ticket.enqueue(_SequenceBacklog(self, sequence))
         if ticket.deadline is not None:
             self._look_at(ticket.deadline)
-
-    def _unused_id(self) -> int:
-        """An unused id for a request that is a whole sequence."""
-        return next(number for number in self._ids if number not in self._table.open)
 
     def _check_room(self, step: SequenceStep) -> None:
         if self._total is not None and self._total.full and not self._table.runs_at_once(step):
@@ -379,12 +377,8 @@ class SequenceBatcher:
             ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=by_policy))
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
-            log.info(
-                "sequence %s of model '%s' has ended after %g idle seconds",
-                sequence.id,
-                self._name,
-                self._idle_seconds,
-            )
+            text = "sequence %s of model '%s' has ended after %g idle seconds"
+            log.info(text, sequence.id, self._name, self._idle_seconds)
             self._states.forget(sequence)
         self._run_all(runnable)
         self._look_at(min(nearest, self._table.next_idle_ns() / 1e9))

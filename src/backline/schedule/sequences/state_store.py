@@ -45,7 +45,7 @@ class StateStore(Protocol):
 
 
 class MemoryStateStore:
-    """A store in this process."""
+    """Keeps states in the memory of this process."""
 
     def __init__(self) -> None:
         self._states: dict[StateKey, tuple[State, float]] = {}

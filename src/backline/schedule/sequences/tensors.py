@@ -84,9 +84,11 @@ class SequenceTensors:
 
     def empty(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs of an empty slot: zeros in the shapes of another request, and not ready."""
-        return {name: _zeros(tensor) for name, tensor in like.items()} | {
-            name: no for _, name, no, _ in self._flags
+        zeros = {
+            name: Tensor(name, tensor.datatype, tensor.shape, _blank(tensor.datatype, tensor.shape))
+            for name, tensor in like.items()
         }
+        return zeros | {name: no for _, name, no, _ in self._flags}
 
     def take_state(self, response: InferResponse, wanted: tuple[str, ...] | None) -> State | None:
         """Removes and returns the states in a response to a request for the outputs `wanted` (None for all).
@@ -195,10 +197,6 @@ def initial_state(batching: SequenceBatching, files: Mapping[str, np.ndarray], *
 
 def _blank(datatype: DataType, shape: Shape) -> np.ndarray:
     return np.full(shape, b"", np.object_) if datatype is DataType.BYTES else np.zeros(shape, datatype.dtype)
-
-
-def _zeros(tensor: Tensor) -> Tensor:
-    return Tensor(tensor.name, tensor.datatype, tensor.shape, _blank(tensor.datatype, tensor.shape))
 
 
 def _filled(control: SequenceControl, shape: Shape, value: object) -> Tensor:

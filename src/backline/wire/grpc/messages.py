@@ -11,6 +11,7 @@ from backline.wire.application import Buffer, Fields, RpcError
 from backline.wire.body import Body
 from backline.wire.compression import CodingError
 from backline.wire.http2 import frames
+from backline.wire.limits import INCREASE_BODY_LIMIT
 
 OK = 0
 CANCELLED = 1
@@ -127,7 +128,8 @@ def check_prefix(flag: int, size: int, encoding: bytes, limit: int) -> None:
     if size > limit:
         raise RpcError(
             RESOURCE_EXHAUSTED,
-            f"a message of {size} bytes is larger than the server's limit of {limit} bytes",
+            f"a message of {size} bytes is larger than the server's limit of {limit} bytes."
+            f" {INCREASE_BODY_LIMIT}",
         )
 
 

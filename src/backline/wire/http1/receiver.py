@@ -24,7 +24,7 @@ from backline.wire.http1.head import (
 )
 from backline.wire.http1.pipeline import Continue, Pipeline
 from backline.wire.http1.request import Http1Request
-from backline.wire.limits import KIB
+from backline.wire.limits import INCREASE_BODY_LIMIT, KIB
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
@@ -365,8 +365,8 @@ class Receiver:
         wire = self._wire
         limit = wire.limits.max_body_size
         if length > limit:
-            message = f"The request body of {length} bytes exceeds the maximum of {limit} bytes"
-            raise self._refused(Refusal(413, message))
+            message = f"The request body of {length} bytes exceeds the maximum of {limit} bytes."
+            raise self._refused(Refusal(413, f"{message} {INCREASE_BODY_LIMIT}"))
         if wire.buffered_bytes + length > wire.limits.max_buffered_bytes:
             raise self._overfull()
         if length > LARGE:
@@ -405,7 +405,9 @@ class Receiver:
             self._length += len(data)
             limit = self._wire.limits.max_body_size
             if self._length > limit:
-                message = f"The chunked request body exceeds the maximum of {limit} bytes"
+                message = (
+                    f"The chunked request body exceeds the maximum of {limit} bytes. {INCREASE_BODY_LIMIT}"
+                )
                 raise self._refused(Refusal(413, message))
         if isinstance(self._entry, Refusal):
             return

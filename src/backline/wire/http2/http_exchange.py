@@ -24,6 +24,7 @@ from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.stream import CRUMB, Stream
+from backline.wire.limits import INCREASE_BODY_LIMIT
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -244,7 +245,10 @@ class HttpExchange(Stream, HttpRequest):
 
     def _too_large(self) -> None:
         limit = self.connection.wire.limits.max_body_size
-        self.refuse(413, f"The request body is larger than the server's limit of {limit} bytes")
+        self.refuse(
+            413,
+            f"The request body exceeds the maximum of {limit} bytes. {INCREASE_BODY_LIMIT}",
+        )
 
     def _response_head(self, status: int, fields: Fields, size: int | None) -> bytes:
         block = frames.encode_status(status) + frames.encode_fields(

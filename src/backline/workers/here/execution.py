@@ -28,11 +28,19 @@ log = logging.getLogger("backline.workers")
 PATIENCE = 0.02
 
 
+class _NotABatch(Internal):
+    """The outputs of a model do not have the batch that its configuration declares.
+
+    Running the requests of the batch alone would hide that the configuration is wrong.
+    """
+
+
 class Execution:
     """Runs the batches of one model version. Thread-safe.
 
     `joiner` joins and splits requests; without one they are concatenated along the first dimension.
-    `outputs` are returned for requests that name none; by default all outputs of the model.
+    `outputs` are returned for requests that name none; by default all outputs of the model. `declared_batch`
+    is the `max_batch_size` of the configuration, 0 if it has none.
     """
 
     def __init__(
@@ -43,7 +51,9 @@ class Execution:
         *,
         joiner: Joiner | None = None,
         outputs: tuple[str, ...] | None = None,
+        declared_batch: int = 0,
     ) -> None:
+        self._declared_batch = declared_batch
         self._name = name
         self._version = version
         self._run_model = model.run
@@ -65,6 +75,8 @@ class Execution:
         try:
             if not batch.abandoned:
                 batch.outcomes = self._run(batch, tickets)
+        except _NotABatch as error:
+            batch.outcomes = [error] * len(tickets)
         except Exception as error:
             if len(tickets) == 1 and not batch.abandoned:
                 batch.outcomes = [outcome_of(self._name, self._version, error)]
@@ -109,6 +121,8 @@ class Execution:
         if joiner is not None:
             outputs = joiner.split(given, rows, names, arrays)
             return [self._response(ticket, names, own) for ticket, own in zip(tickets, outputs, strict=True)]
+        if self._declared_batch:
+            self._check_rows(names, arrays, sum(ticket.batch_size for ticket in tickets))
         if alone:
             return [
                 InferResponse(
@@ -145,6 +159,15 @@ class Execution:
         if array.dtype != dtype:  # the file declares a datatype that the model does not return
             datatype = DataType.from_dtype(array.dtype)
         return Tensor(name, datatype, array.shape, array)
+
+    def _check_rows(self, names: tuple[str, ...], arrays: list[np.ndarray], items: int) -> None:
+        for name, array in zip(names, arrays, strict=True):
+            if array.ndim == 0 or array.shape[0] != items:
+                raise _NotABatch(
+                    f"output '{name}' of model '{self._name}' has shape {list(array.shape)} for a batch of"
+                    f" {items}, so its first dimension is not a batch, although its configuration sets"
+                    f" max_batch_size to {self._declared_batch}: set it to 0"
+                )
 
     def _split(
         self, tickets: Sequence[Ticket], names: tuple[str, ...], arrays: list[np.ndarray]

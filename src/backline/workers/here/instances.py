@@ -118,8 +118,9 @@ class RunLimit:
     """The time limit of one model version's runs, and the effects of exceeding it. Use only on the event
     loop.
 
-    `idempotent` requests are retried. `on_given_up` is called for each abandoned thread; `on_available` with
-    a reason once there are MAX_STUCK of them, and with "" when there are fewer again.
+    Requests are retried if the model is declared `idempotent`; None means that it does not say. `on_given_up`
+    is called for each abandoned thread; `on_available` with a reason once there are MAX_STUCK of them, and
+    with "" when there are fewer again.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class RunLimit:
         seconds: float,
         statistics: ModelStatistics,
         *,
-        idempotent: bool,
+        idempotent: bool | None,
         on_given_up: Callable[[str], None],
         on_available: Callable[[str], None],
     ) -> None:
@@ -147,6 +148,13 @@ class RunLimit:
     def exceeded(self) -> str:
         """The message for a run that exceeds the limit."""
         return f"{self.label} did not finish within {self.seconds:g} s"
+
+    @property
+    def why_not_again(self) -> str:
+        """The end of the message for a run that is not retried."""
+        if self.idempotent is None:
+            return "it is not tried again unless the model is declared idempotent"
+        return "it is not tried again: the model is not idempotent"
 
     def late(self, *, can_be_ended: bool) -> None:
         """Counts a run that exceeds the limit."""
@@ -218,9 +226,9 @@ class TimedInstance:
 class _TimedRun:
     """One batch, and the outcomes of its requests so far.
 
-    If the batch exceeds the limit, each request is retried alone, so that the request at fault cannot fail
-    others again. A thread never gets the whole batch's object, because an abandoned thread may still write to
-    the Batch that it runs.
+    If the batch of an idempotent model exceeds the limit, each request is retried alone, so that the request
+    at fault cannot fail others again. Threads always get a separate Batch object, because an abandoned thread
+    may still write to it.
     """
 
     def __init__(self, instance: TimedInstance, batch: Batch, finished: Finished) -> None:
@@ -307,7 +315,7 @@ class _TimedRun:
             if again:
                 why = ", nor when it was retried"
             elif not self._limit.idempotent:
-                why = "; it is not tried again: the model is not idempotent"
+                why = f"; {self._limit.why_not_again}"
             elif ticket.request.sequence is not None:
                 why = ", and the state of its sequence may be lost"
             else:

@@ -169,10 +169,11 @@ class Job:
         """Splits the job: yields one job for each request without an outcome."""
         return (Job(self.run, (position,), self.seat, again=self.again) for position in sorted(self.open))
 
-    def once_more(self, ended: str, *, idempotent: bool, remembers: bool) -> Iterator[Job]:
+    def once_more(self, ended: str, *, idempotent: bool | None, hung: bool, remembers: bool) -> Iterator[Job]:
         """Yields a job for each request that may be retried; fails the others.
 
-        `ended` says how the worker ended. If it `remembers`, it held the state of sequences, which is lost.
+        `ended` says how the worker ended; the job may have `hung`. If the worker `remembers`, it held the
+        state of sequences, which is lost.
         """
         tickets = self.run.batch.tickets
         for position in sorted(self.open):
@@ -181,7 +182,10 @@ class Job:
                 error = Cancelled("the request was cancelled")
             elif self.again:
                 error = Internal(f"{ended} while it ran this request, as had the worker before it")
-            elif not idempotent:
+            elif hung and idempotent is None:
+                why = "which is not tried again unless the model is declared idempotent"
+                error = Internal(f"{ended} while it ran this request, {why}")
+            elif idempotent is False:
                 why = "which is not tried again: the model is not idempotent"
                 error = Internal(f"{ended} while it ran this request, {why}")
             elif remembers:

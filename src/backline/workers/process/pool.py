@@ -6,7 +6,7 @@ import asyncio
 import logging
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from time import monotonic_ns
@@ -50,8 +50,9 @@ _OPEN_STREAMS = 128
 class PoolOptions:
     """How to run workers; None means the model's own setting, or the default.
 
-    `execution_timeout` is in seconds. With `idempotent`, requests are retried if their worker ends. With
-    `remembers`, requests belong to sequences whose state is only in the worker that started them.
+    `execution_timeout` is in seconds. Requests whose worker ends are retried unless `idempotent` is False;
+    those that do not finish in time only if it is True. With `remembers`, requests belong
+    to sequences whose state is only in the worker that started them.
     """
 
     execution_timeout: float | None = None
@@ -103,7 +104,8 @@ class WorkerPool(ModelInWorkers):
         self.unready = ""
         self.signature = Signature((), ())
         self.execution_timeout = EXECUTION_TIMEOUT
-        self.idempotent = True
+        #: Whether the model declares that a request may run twice; None if it does not say.
+        self.idempotent: bool | None = None
         self.warnings = ()
         self.responses = None
         self.loop = self._loop = loop
@@ -174,7 +176,7 @@ class WorkerPool(ModelInWorkers):
         self.execution_timeout = _first(
             options.execution_timeout, loaded.execution_timeout_seconds, EXECUTION_TIMEOUT
         )
-        self.idempotent = _first(options.idempotent, loaded.idempotent, True)
+        self.idempotent = loaded.idempotent if options.idempotent is None else options.idempotent
 
     def instances(self) -> list[ProcessInstance]:
         each = (
@@ -240,14 +242,20 @@ class WorkerPool(ModelInWorkers):
     def _free_seat_for(self, job: Job) -> Seat | None:
         return next((seat for seat in self._seats if seat.free and self._may_go(job, seat)), None)
 
-    def retry(self, jobs: Sequence[Job], reason: str) -> None:
-        """Retries the requests of jobs whose worker has ended, one by one, so that the request that crashed
-        the worker cannot fail others again.
+    def retry(self, jobs: Sequence[Job], reason: str, hung: Collection[Job] = ()) -> None:
+        """Retries each request of jobs whose worker has ended separately, so that the request that crashed it
+        cannot fail others again. Requests of `hung` jobs, which did not finish in time, are retried only if
+        the model declares itself idempotent.
         """
         for job in jobs:
             ended = f"{self.label}: its worker process {reason}"
             self._place_again(
-                job.once_more(ended, idempotent=self.idempotent, remembers=self.options.remembers)
+                job.once_more(
+                    ended,
+                    idempotent=self.idempotent,
+                    hung=job in hung,
+                    remembers=self.options.remembers,
+                )
             )
 
     def refused(self, job: Job, error: Exception) -> None:

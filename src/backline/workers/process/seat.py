@@ -62,6 +62,8 @@ class Seat:
         self._jobs: dict[int, Job] = {}
         self._blocks: dict[int, int] = {}
         self._started: dict[int, float] = {}
+        #: The jobs that exceeded the execution timeout, for which the worker is being killed.
+        self._late: list[Job] = []
         #: The job of each request without an outcome, by number of the request.
         self._open: dict[int, Job] = {}
         #: How many responses of credit are withheld from each request whose client is paused, by number.
@@ -262,6 +264,7 @@ class Seat:
             self._started = dict.fromkeys(self._started, now)
         left = min(self._started.values()) + limit - now
         if left <= 0:
+            self._late = [job for batch, job in self._jobs.items() if self._started[batch] + limit <= now]
             self.process.hang(f"did not finish within {limit:g} s and was killed")
         else:
             self._watch = self._pool.loop.call_later(left, self._look_at_time)
@@ -276,11 +279,12 @@ class Seat:
             self._watch.cancel()
             self._watch = None
         jobs = list(dict.fromkeys(self._open.values()))
+        hung, self._late = self._late, []
         for state in (self._jobs, self._blocks, self._started, self._open, self._owed):
             state.clear()
         if was_usable:
             self._pool.ended(self, reason, proved=process.proved)
-        self._pool.retry(jobs, reason)
+        self._pool.retry(jobs, reason, hung)
 
 
 def _says_something(ticket: Ticket) -> bool:
