@@ -111,7 +111,7 @@ class _KeyFile:
         try:
             with os.fdopen(handle, "w") as file:
                 file.write(self._document.as_string())
-            make_policy(read_auth_file(Path(temporary)), environment={})
+            make_policy(read_auth_file(Path(temporary)), {}, folder)
             Path(temporary).replace(self.path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

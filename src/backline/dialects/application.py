@@ -136,7 +136,7 @@ class _IdentifyingHandler(_HttpHandler):
         target = self._target(request.method, request.path)
         if target is not None:
             try:
-                request.identity = self._identify(request.headers)
+                request.identity = self._identify(request.headers, request)
                 request.identity.require(target.scope, target.model)
             except BacklineError as error:
                 respond_error(request, error)
@@ -160,7 +160,7 @@ def _identifying(method: UnaryMethod | StreamMethod, access: Access) -> UnaryMet
 
     async def serve(call: StreamCall) -> None:
         try:
-            call.identity = access.identify(call.metadata)
+            call.identity = access.identify(call.metadata, call)
             call.identity.require(scope, model)
         except BacklineError as error:
             raise RpcError(error.grpc_code, error.public_message) from None
@@ -176,7 +176,7 @@ def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
 
     def handle(call: UnaryCall, received: Buffer) -> None:
         try:
-            identity = call.identity = identify(call.metadata)
+            identity = call.identity = identify(call.metadata, call)
             identity.require(scope, model if model_of is None else model_of(received) or None)
         except BacklineError as error:
             fail_call(call, error)
