@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +17,7 @@ from backline.access.scope import Scope
 from backline.cli.command import CommandGroup
 from backline.cli.table import print_table
 from backline.engine.errors import AlreadyExists, NotFound, Unsupported
+from backline.system.private_file import replace_private
 
 #: The scopes that a key can have.
 _SCOPES = tuple(scope.value for scope in Scope if scope is not Scope.HEALTH)
@@ -105,17 +104,11 @@ class _KeyFile:
 
     def save(self) -> None:
         """Replaces the file, readable by its owner only. Raises InvalidArgument if a value is invalid."""
-        folder = self.path.absolute().parent
-        # Created with mode 0600, and renamed over the file, so a server never reads half of it.
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{self.path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(self._document.as_string())
-            make_policy(read_auth_file(Path(temporary)), {}, folder)
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_private(
+            self.path,
+            self._document.as_string().encode(),
+            lambda file: make_policy(read_auth_file(file), {}, file.parent),
+        )
 
 
 def _show_key(key: str, name: str, *, as_json: bool, **more: Any) -> None:
