@@ -22,7 +22,6 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from support import models
 from support.server import serve
 
-
 CHECK = ("openssl", "verify", "-x509_strict")
 
 

@@ -367,6 +367,30 @@ def test_a_request_knows_the_certificate_of_its_client(
         assert 1.9 < (found.expires - time.time()) / 86400 < 2.1
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_resumed_session_keeps_the_certificate_of_its_client(
+    start: Start, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    authority = Authority(tmp_path)
+    issued, presented = authority.issue("server"), authority.issue("app")
+    server = start(TlsFiles(issued.certificate, issued.key, authority.certificate, "optional"))
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    context.load_cert_chain(presented.certificate, presented.key)
+    context.minimum_version = context.maximum_version = version
+    session = None
+    for resumed in (False, True):
+        with context.wrap_socket(server.connect(), server_hostname="localhost", session=session) as client:
+            assert client.session_reused is resumed
+            client.sendall(HELD)
+            assert server.echo.arrived.acquire(timeout=10)
+            found = server.echo.held[-1].certificate
+            assert found is not None
+            assert "CN=app" in found.subject
+            server.release(server.echo.held[-1])
+            assert read_answer(client)[0] == 200
+            session = client.session
+
+
 def test_an_optional_certificate_may_be_missing_but_not_be_foreign(start: Start, tmp_path: Path) -> None:
     authority, other = Authority(tmp_path / "mine"), Authority(tmp_path / "other")
     issued, foreign = authority.issue("server"), other.issue("client")
