@@ -1,4 +1,4 @@
-"""Inputs on a command line: values, generated data, and files (arrays, JSON, text, images, audio)."""
+"""Reads inputs from the command line: values, generated data and files (arrays, JSON, images, audio)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ FORMS = (
 
 
 def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]:
-    """Parses NAME=VALUE items to values by input name; with a single input, NAME= may be omitted.
+    """Parses items of the form NAME=VALUE; returns values by input name.
 
-    An item may also be a file, see `read_files_inputs`. Raises InvalidArgument.
+    If the model has a single input, NAME= may be omitted. An item may also be a file, see
+    `read_files_inputs`. Raises InvalidArgument.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
     values: dict[str, Any] = {}
@@ -56,7 +57,7 @@ def is_file(item: str) -> bool:
 
 
 def usage(metadata: ModelMetadata) -> str:
-    """How to write the inputs of a model."""
+    """A sentence with the inputs that a model expects, and an example of how to write them."""
     inputs = ", ".join(f"{spec.name} {spec.datatype.name}{list(spec.shape)}" for spec in metadata.inputs)
     example = " ".join(f"--input {spec.name}={_example(spec)}" for spec in metadata.inputs)
     return f"It expects {inputs}. For example {example}"
@@ -71,7 +72,7 @@ def _example(spec: TensorSpec) -> str:
 
 
 def read_value(spec: TensorSpec, text: str) -> Any:
-    """The value of one input. Raises InvalidArgument, naming the input and the accepted forms."""
+    """The value of one input. Raises InvalidArgument, which names the input and the accepted forms."""
     kind, _, dims = text.partition(":")
     if kind in ("random", "zeros"):
         return generate(spec, kind, _shape(spec, dims))
@@ -81,16 +82,15 @@ def read_value(spec: TensorSpec, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         if spec.datatype is DataType.BYTES:
-            return np.full(
-                tuple(1 if dim < 0 else dim for dim in spec.shape), text, object
-            )  # a bare word is taken as a string
+            # A bare word is taken as a string.
+            return np.full(tuple(1 if dim < 0 else dim for dim in spec.shape), text, object)
         raise InvalidArgument(
             f"the value of input '{spec.name}' is not JSON ({error}). Write {FORMS}"
         ) from None
 
 
 def parse_shape(name: str, dims: str) -> tuple[int, ...]:
-    """Parses a shape such as "1,16" or "1x16"."""
+    """Parses a shape such as "1,16" or "1x16" for the input `name`. Raises InvalidArgument."""
     try:
         shape = tuple(int(part) for part in dims.replace("x", ",").split(",") if part.strip())
     except ValueError:
@@ -115,7 +115,7 @@ def _shape(spec: TensorSpec, dims: str) -> tuple[int, ...]:
 
 
 def generate(spec: TensorSpec, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros, or reproducible random values: floats from 0 to 1, integers from 0 to 9, short strings."""
+    """Zeros, or reproducible random values: floats from 0 to 1, integers from 0 to 9, or short strings."""
     try:
         return _generate(spec.datatype, kind, shape)
     except (MemoryError, ValueError) as error:
@@ -142,7 +142,7 @@ def _generate(datatype: DataType, kind: str, shape: tuple[int, ...]) -> np.ndarr
 
 
 def input_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --input; the command receives `inputs`, a tuple of NAME=VALUE."""
+    """Adds --input; the command receives `inputs`, a tuple of items for `read_inputs`."""
     return click.option(
         "--input",
         "-i",
@@ -159,9 +159,9 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def read_files_inputs(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
-    """Inputs from a file given without an input's name.
+    """Reads inputs, by name, from a file that was given without the name of an input.
 
-    A .npz or a JSON object holds inputs by name; any other file is for the only input. Raises
+    A .npz or a JSON object holds inputs by name; any other file is the value of the only input. Raises
     InvalidArgument, which says what the model expects.
     """
     specs = {spec.name: spec for spec in metadata.inputs}
@@ -188,7 +188,7 @@ def read_files_inputs(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
 
 
 def read_file(spec: TensorSpec, path: Path) -> Any:
-    """The value of one input, read from a file. Raises InvalidArgument, naming both."""
+    """The value of one input, read from a file. Raises InvalidArgument, which names both."""
     suffix = path.suffix.lower()
     where = f"'{path}' for input '{spec.name}'"
     try:
@@ -213,12 +213,12 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """The reason alone, without the error number and file name of an OSError."""
+    """The reason of an error, without the number and the file name that an OSError has."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _is_json_itself(spec: TensorSpec) -> bool:
-    """Whether the model takes the JSON text itself: its input is a single string."""
+    """Whether the input takes the JSON text itself, because it is a single string."""
     return spec.datatype is DataType.BYTES and spec.shape in ((1,), (-1,), ())
 
 
@@ -244,7 +244,7 @@ def _only(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray:
 
 
 def _image(spec: TensorSpec, path: Path) -> np.ndarray:
-    """Decodes an image for the input's shape: channels last or first, resized if needed, values 0 to 255."""
+    """Decodes an image to values from 0 to 255, in the input's size and with its channels first or last."""
     try:
         from PIL import Image
     except ImportError:
@@ -301,7 +301,7 @@ def _missing(path: Path, package: str, extra: str) -> InvalidArgument:
 
 
 def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
-    """Parameters for a single request: to a sequence model, it is a complete sequence."""
+    """The parameters of a single request. For a sequence model, they make it a complete sequence."""
     batching = config.get("sequence_batching")
     if not batching or batching.get("iterative_sequence"):
         return {}

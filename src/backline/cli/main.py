@@ -1,4 +1,4 @@
-"""The command `backline`. Subcommands are imported when called, so that `serve` starts without the client."""
+"""The command `backline`. Subcommands are imported when they are called, so that each starts quickly."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _bench() -> click.Command:
     return command
 
 
-#: What each command does, and how it is imported.
+#: For each command, what it does and a function that imports it.
 COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "serve": ("Serve the models of one or more repositories.", _serve),
     "new": ("Create a Python model to start from.", _new),
@@ -77,7 +77,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
 
 
 class LazyCommands(CommandGroup):
-    """Imports each command only when it is called."""
+    """A group that imports a command only when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -121,8 +121,9 @@ def main() -> NoReturn:
     """
     _open_standard_streams()
     debug = os.environ.get("BACKLINE_DEBUG", "") not in ("", "0")
-    # Objects created by imports live forever. Scanning them repeatedly took a tenth of the start-up time, and
-    # later delayed requests: LazyCommands freezes them, then enables the collector.
+    # Objects that imports create live forever. While the garbage collector scanned them again and again, it
+    # took a tenth of the start-up time and later delayed requests. LazyCommands freezes these objects and
+    # then enables the collector.
     gc.disable()
     try:
         status = command.main(prog_name="backline", standalone_mode=False)
@@ -157,7 +158,7 @@ def main() -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Opens closed standard streams to /dev/null: otherwise a socket could receive what is printed."""
+    """Opens closed standard streams on /dev/null, as a socket could otherwise get their number and output."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ was due."""
 
 
 class Numbers(click.ParamType):
-    """Comma-separated positive numbers."""
+    """A list of positive numbers, separated by commas."""
 
     name = "numbers"
 
@@ -81,10 +82,12 @@ class Numbers(click.ParamType):
     type=Numbers(int),
     default="1,2,4,8,16,32",
     show_default=True,
-    help="Numbers of requests in flight, one step each.",
+    help="Numbers of requests in flight; each number is one step.",
 )
 @click.option(
-    "--rate", type=Numbers(float), help="Requests per second, one step each, instead of --concurrency."
+    "--rate",
+    type=Numbers(float),
+    help="Requests per second, instead of --concurrency; each number is one step.",
 )
 @click.option(
     "--arrivals",
@@ -151,8 +154,11 @@ def command(
         require_matplotlib()
     for path in (json_path, html_path, png_path):
         if path is not None and not path.absolute().parent.is_dir():
-            raise click.BadParameter(f"'{path}' cannot be written: its folder does not exist")
-    plan = _Plan(model, model_version, concurrency, rate, arrivals, duration, warm_up)
+            raise click.BadParameter(f"'{path}' cannot be written: create its folder first")
+    steps: list[tuple[int | None, float | None]] = (
+        [(None, each) for each in rate] if rate else [(int(each), None) for each in concurrency]
+    )
+    plan = _Plan(model, model_version, steps, arrivals, duration, warm_up)
     report = run(_measure(url, options, plan, input_shape, data))
     print_bench(report)
     if json_path is not None:
@@ -165,27 +171,16 @@ def command(
         raise click.exceptions.Exit(1)
 
 
+@dataclass(frozen=True, slots=True)
 class _Plan:
-    """The steps to measure."""
+    """What to measure. A step is a number of requests in flight, or else a number of requests per second."""
 
-    def __init__(
-        self,
-        model: str,
-        version: str,
-        concurrency: Sequence[int],
-        rates: Sequence[float] | None,
-        arrivals: Arrivals,
-        duration: float,
-        warm_up: float,
-    ) -> None:
-        self.model = model
-        self.version = version
-        self.steps: list[tuple[int | None, float | None]] = (
-            [(None, rate) for rate in rates] if rates else [(count, None) for count in concurrency]
-        )
-        self.arrivals = arrivals
-        self.duration = duration
-        self.warm_up = warm_up
+    model: str
+    version: str
+    steps: list[tuple[int | None, float | None]]
+    arrivals: Arrivals
+    duration: float
+    warm_up: float
 
 
 async def _measure(
@@ -199,7 +194,7 @@ async def _measure(
             raise nearest_model(plan.model, await client.models(), error) from None
         tensors = _tensors(metadata, shapes, data)
         call = InferCall(plan.model, tensors, plan.version, timeout=options.timeout)
-        await transport.infer(call)  # reports an error once, before the load starts
+        await transport.infer(call)  # so that an error is raised once, before the load starts
         inputs = ", ".join(f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in tensors)
         server = await transport.server_metadata(options.timeout)
         print(f"{plan.model} at {client.address.url} ({server.name} {server.version}): {inputs}", flush=True)
@@ -228,7 +223,7 @@ async def _step(
 
 
 async def _statistics(transport: Transport, plan: _Plan, timeout: float) -> list[dict[str, Any]]:
-    """The model's counters; empty if the server does not report statistics."""
+    """The model's counters; empty if the server reports none."""
     try:
         return await transport.statistics(plan.model, plan.version, timeout)
     except BacklineError:

@@ -20,7 +20,7 @@ Decorator: TypeAlias = Callable[[Function], Function]
 
 
 def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option that can also be set by an environment variable: --http-port by BACKLINE_HTTP_PORT."""
+    """An option that an environment variable can also set, such as BACKLINE_HTTP_PORT for --http-port."""
     variable = "BACKLINE_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     shown = settings.get("default") not in (None, "")
     return click.option(
@@ -29,7 +29,7 @@ def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
 
 
 def decorated(function: Function, options: Sequence[Decorator]) -> Function:
-    """Adds options to a function; `--help` shows them in this order."""
+    """Adds options to a function, in the order in which `--help` shows them."""
     for add in reversed(options):
         function = add(function)
     return function
@@ -41,7 +41,7 @@ _DEFAULTS = {
 
 
 def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option that sets a field of ServerOptions, LifecycleOptions or Limits, whose default it shares."""
+    """An option for a field of ServerOptions, LifecycleOptions or Limits; it has the field's default."""
     default = _DEFAULTS[field]
     return option(
         name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}
