@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from typing import NoReturn
 
 import click
@@ -14,65 +14,16 @@ import backline
 from backline.cli.command import CommandGroup
 from backline.engine.errors import BacklineError
 
-
-def _serve() -> click.Command:
-    from backline.cli.serve import command
-
-    return command
-
-
-def _new() -> click.Command:
-    from backline.cli.new import command
-
-    return command
-
-
-def _run() -> click.Command:
-    from backline.cli.run import command
-
-    return command
-
-
-def _infer() -> click.Command:
-    from backline.cli.infer import command
-
-    return command
-
-
-def _models() -> click.Command:
-    from backline.cli.models import command
-
-    return command
-
-
-def _config() -> click.Command:
-    from backline.cli.config import command
-
-    return command
-
-
-def _env() -> click.Command:
-    from backline.cli.env import command
-
-    return command
-
-
-def _bench() -> click.Command:
-    from backline.cli.bench import command
-
-    return command
-
-
-#: For each command, what it does and a function that imports it.
-COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
-    "serve": ("Serve the models of one or more repositories.", _serve),
-    "new": ("Create a Python model to start from.", _new),
-    "run": ("Run a model once, without a server.", _run),
-    "infer": ("Send one request to a model on a server.", _infer),
-    "models": ("Show, load, unload and label the models on a server.", _models),
-    "config": ("Show, check, explain and convert the configuration of models on disk.", _config),
-    "env": ("Show, build and remove the environments of Python models.", _env),
-    "bench": ("Measure a model on a server under load.", _bench),
+#: What each command does. A command is the object `command` in the module backline.cli.NAME.
+COMMANDS = {
+    "serve": "Serve the models of one or more repositories.",
+    "new": "Create a Python model to start from.",
+    "run": "Run a model once, without a server.",
+    "infer": "Send one request to a model on a server.",
+    "models": "Show, load, unload and label the models on a server.",
+    "config": "Show, check, explain and convert the configuration of models on disk.",
+    "env": "Show, build and remove the environments of Python models.",
+    "bench": "Measure a model on a server under load.",
 }
 
 
@@ -85,7 +36,7 @@ class LazyCommands(CommandGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found = COMMANDS[cmd_name][1]()
+        found: click.Command = import_module(f"backline.cli.{cmd_name}").command
         if not gc.isenabled():  # main() disabled it
             gc.freeze()
             gc.enable()
@@ -93,7 +44,7 @@ class LazyCommands(CommandGroup):
 
     def help_lines(self) -> list[tuple[str, str]]:
         # Read from COMMANDS, so that --help imports no command.
-        return [(name, what) for name, (what, _) in COMMANDS.items()]
+        return list(COMMANDS.items())
 
 
 @click.group(
