@@ -287,7 +287,7 @@ def test_unknown_names_get_a_hint(
     [
         (("lod", "x"), "No such command 'lod'. Did you mean 'load'?"),
         (("load", "x", "--file", "1/model.onnx=x"), "--file needs --config"),
-        (("load", "x", "--config", "{"), "this is not JSON"),
+        (("load", "x", "--config", "{"), "the configuration is not JSON"),
         (("load", "x", "--config", "[]"), "expected an object"),
         (("load", "x", "--config", "@/nowhere.json"), "cannot read '/nowhere.json'"),
         (("load", "x", "--config", "{}", "--file", "1/model.onnx"), "is not of the form PATH=FILE"),

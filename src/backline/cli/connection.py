@@ -1,4 +1,4 @@
-"""Options to connect to a server, and hints for names it does not know."""
+"""Adds the options to connect to a server, and hints for model names that the server does not know."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backline.engine.spelling import nearest
 
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --url and other connection options; the command receives `url` and `options` (ClientOptions)."""
+    """Adds --url and other connection options. The command receives `url`, and `options` as ClientOptions."""
 
     @click.option(
         "--url",
@@ -27,8 +27,7 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         default="http://localhost:8000",
         show_default=True,
         help="http://, https://, grpc://, grpcs://, unix:PATH, or inproc:///path/to/repository to load the"
-        " models"
-        " in this process.",
+        " models in this process.",
     )
     @click.option(
         "--timeout",
@@ -93,7 +92,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
-    """The error with a hint: the server's nearest model name, or all of them."""
+    """The error with a hint added: the nearest model name on the server, or all names."""
     try:
         return nearest_model(name, client.models(), error)
     except BacklineError:
@@ -101,7 +100,7 @@ def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
 
 
 def nearest_model(name: str, index: Sequence[ModelIndex], error: NotFound) -> NotFound:
-    """The error with a hint: the nearest name in `index`, or all of them."""
+    """The error with a hint added: the nearest model name in `index`, or all names."""
     known = sorted({entry.name for entry in index})
     if name in known:
         return error

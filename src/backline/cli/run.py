@@ -110,7 +110,7 @@ def command(
 
 
 def find_model(model: str, *, whole: bool) -> tuple[str, str]:
-    """The repository to open and the model in it, "" if the repository is a single model.
+    """The repository to open, and the name of the model in it, which is "" for a URL.
 
     With `whole`, and for ensembles, the repository is the folder that contains the model's folder, so that
     other models are found. Raises BacklineError if there is no such model.
@@ -147,7 +147,7 @@ def _near(path: Path) -> str:
 async def _run(
     embedded: Embedded, name: str, others: Sequence[str], version: str, inputs: Sequence[str]
 ) -> tuple[list[InferResult], float, float]:
-    """The responses, and the seconds that the load and the request took."""
+    """Loads the models and sends the request; returns the responses, and the seconds that each step took."""
     client = AsyncClient(_URL, ClientOptions(timeout=inf))
     transport = InprocTransport(client.address, embedded)
     began = perf_counter()

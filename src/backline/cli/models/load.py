@@ -1,4 +1,4 @@
-"""`backline models load`, `unload` and `refresh`."""
+"""`backline models load`, `unload` and `refresh`: change which models are loaded."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def load_model(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Load a model, or reload its changed versions; an old one serves until the new one is ready."""
+    """Load a model, or reload its changed versions. An old version serves until the new one is ready."""
     if files and config is None:
         raise click.UsageError("--file needs --config; use '{}' if the files need no configuration")
     text, contents = None if config is None else _config(config), dict(map(_file, files))
@@ -146,7 +146,7 @@ def _config(text: str) -> str:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise click.BadParameter(f"this is not JSON: {error}", param_hint="--config") from None
+        raise click.BadParameter(f"the configuration is not JSON: {error}", param_hint="--config") from None
     if not isinstance(found, dict):
         raise click.BadParameter(
             'expected an object, for example {"max_batch_size": 16}', param_hint="--config"

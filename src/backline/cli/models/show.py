@@ -1,4 +1,4 @@
-"""`backline models list` and `show`."""
+"""`backline models list` and `show`: show the models on a server."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ def show_model(url: str, options: ClientOptions, name: str, model_version: str, 
 
 
 def _give_reason(client: Client, name: str, error: BacklineError) -> None:
-    """Adds the reason why a model is not ready, from the server's list."""
+    """Adds to the error why the model is not ready, as the server's list says."""
     for entry in client.models():
         if entry.name == name and entry.reason and entry.reason not in error.message:
             error.message = f"{error.message} ({entry.state}: {entry.reason})"
 
 
 def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A model's configuration and counters, empty if the server does not provide them."""
+    """The model's configuration and counters; both are empty if the server does not provide them."""
     try:
         return model.config(), model.statistics()
     except BacklineError:
@@ -192,7 +192,7 @@ def _devices(group: dict[str, Any]) -> list[str]:
 
 
 def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Calls from a version to other models: the steps of a pipeline."""
+    """A row for each model that a version calls, such as the steps of a pipeline."""
     rows: list[tuple[str, ...]] = []
     for called, counts in entry.get("call_stats", {}).items():
         succeeded = int(counts["success"]["count"])

@@ -1,4 +1,4 @@
-"""The options of `backline serve`, each with the ServerOptions, LifecycleOptions or Limits field it sets."""
+"""Defines the options of `backline serve`, and the fields that they set."""
 
 from __future__ import annotations
 
@@ -322,9 +322,9 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a server to a command, which receives them as `options`, a ServerOptions.
+    """Adds the options of a server to a command, which receives `options`, a ServerOptions.
 
-    The options may name no repository. Raises UsageError for contradictory options.
+    The list of repositories may be empty. Raises UsageError for contradictory options.
     """
 
     @wraps(command)
@@ -360,7 +360,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filled(kind: Any, given: dict[str, Any]) -> Any:
-    """Creates the dataclass from `given`, and removes its fields from `given`."""
+    """Creates a dataclass of this kind from its fields in `given`, and removes these fields from `given`."""
     return kind(**{field.name: given.pop(field.name) for field in fields(kind) if field.name in given})
 
 
