@@ -58,12 +58,8 @@ class Sleep:
 
     async def put(self, keys: Collection[Hashable], reason: str) -> None:
         """Unloads the tenants with these keys, to be reloaded on request; returns when they are unloaded."""
-        leaving = [
-            (served, one)
-            for served in self._models
-            for one in served.held.values()
-            if (served.name, one.key) in keys
-        ]
+        held = [(served, one) for served in self._models for one in served.held.values()]
+        leaving = [(served, one) for served, one in held if (served.name, one.key) in keys]
         for served, one in leaving:
             served.rest(one.model.version, reason)
             self._reasons[one.key] = reason

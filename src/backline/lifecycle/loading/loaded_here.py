@@ -63,14 +63,10 @@ class LoadedHere(LoadedVersion):
         return instances
 
     def _execution(self, maker: InstanceMaker, device: Device) -> Execution:
-        join = self.view.stage(JoinRequests)
-        return Execution(
-            maker.model.name,
-            maker.model.version,
-            self.replicas[device],
-            joiner=join.joiner,
-            outputs=tuple(spec.name for spec in self.states.model.outputs),
-        )
+        name, version = maker.model.name, maker.model.version
+        joiner = self.view.stage(JoinRequests).joiner
+        outputs = tuple(spec.name for spec in self.states.model.outputs)
+        return Execution(name, version, self.replicas[device], joiner=joiner, outputs=outputs)
 
     def lone_runs(self) -> Iterable[Run]:
         return [self.view.alone(replica).run for replica in self.replicas.values()]

@@ -95,18 +95,11 @@ class VersionLoad:
         file_bytes = sum(file.size for file in self._version.files.values())
         check_cores(config.name, config.cpus)
         with self._shared.meter.measure(file_bytes) as measured, pinned(config.cpus):
-            loaded = load(
-                self._fetched.path,
-                config,
-                self._known,
-                self._on_phase,
-                self._start_workers,
-                LoadOptions(
-                    trust_pickle=options.trust_pickle,
-                    may_run_code=self._may_run_code,
-                    strict_devices=options.strict_devices,
-                ),
+            path, strict = self._fetched.path, options.strict_devices
+            given = LoadOptions(
+                trust_pickle=options.trust_pickle, may_run_code=self._may_run_code, strict_devices=strict
             )
+            loaded = load(path, config, self._known, self._on_phase, self._start_workers, given)
             completion = None if self._starter is None else self._starter.completion
             if completion is not None:
                 config = completion.apply(config)
