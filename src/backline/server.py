@@ -10,7 +10,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from backline.access.access import UNCONFIGURED, Access
+from backline.access.auth_file import (
+    AuthDocument,
+    AuthFileWatch,
+    environment_has_keys,
+    make_policy,
+    read_auth_file,
+)
 from backline.access.browsers import BrowserPolicy
+from backline.access.exposure import is_loopback
 from backline.dialects.application import build_application
 from backline.embedded.embedded import Embedded
 from backline.engine.engine import Engine
@@ -64,6 +73,10 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     #: Origins of web pages that may use the server, such as "https://console.example.org".
     cors_origins: tuple[str, ...] = ()
+    #: A file of keys and what each allows; None to admit only keys from environment variables, if any.
+    auth: Path | None = None
+    #: Whether callers without a key may do everything on any address, if no key is configured.
+    insecure_open: bool = False
     #: Further host names of the server; "*.example.org" is any name below example.org.
     allowed_hosts: tuple[str, ...] = ()
     #: The HTTP status of a failed health check: 503, or Triton's 400.
@@ -72,6 +85,22 @@ class ServerOptions:
     allow_client_shm: bool = False
     #: The initial trace settings.
     trace: TraceConfig = field(default_factory=TraceConfig)
+
+
+def _access(options: ServerOptions) -> Access | None:
+    """What limits callers; None if every caller may do everything.
+
+    Without keys, only this machine's programs and holders of a client certificate may change anything. Raises
+    InvalidArgument if the file is not valid.
+    """
+    if options.auth is not None:
+        return Access(make_policy(read_auth_file(options.auth)))
+    if environment_has_keys():
+        return Access(make_policy(AuthDocument()))
+    certified = options.tls is not None and options.tls.client_ca is not None
+    if options.insecure_open or certified or is_loopback(options.host):
+        return None
+    return Access(UNCONFIGURED)
 
 
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
@@ -114,7 +143,8 @@ class Server:
         self._tracing: Tracing | None = None
         self._listeners: Listeners | None = None
         self._heap: Heap | None = None
-        #: The name and URL of each open listener, such as ("HTTP", "http://127.0.0.1:8000").
+        self._auth_watch: AuthFileWatch | None = None
+        #: The open listeners, with their URLs, such as ("HTTP", "http://127.0.0.1:8000").
         self.urls: list[tuple[str, str]] = []
 
     @property
@@ -142,6 +172,9 @@ class Server:
         sys.setswitchinterval(SWITCH_INTERVAL)
         share_arena()
         options = self.options
+        access = _access(options)
+        if access is not None and options.auth is not None:
+            self._auth_watch = AuthFileWatch(options.auth, access, asyncio.get_running_loop())
         tracing = self._tracing = Tracing(self.engine, options.trace)
         if self._log is not None:
             requests = RequestLog()
@@ -155,6 +188,7 @@ class Server:
             recorder=recorder,
             not_ready_status=options.not_ready_status,
             browsers=await _browser_policy(options),
+            access=access,
         )
         wire = Wire(application, options.limits, asyncio.get_running_loop())
         self._listeners = Listeners(wire, options.tls)
@@ -185,6 +219,8 @@ class Server:
         self._embedded.stopping()
         if self._heap is not None:
             self._heap.close()
+        if self._auth_watch is not None:
+            self._auth_watch.close()
         try:
             if self._listeners is not None:
                 await self._listeners.close(self.options.limits.drain_timeout)

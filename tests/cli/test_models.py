@@ -294,7 +294,7 @@ def test_unknown_names_get_a_hint(
         (("label", "x", "canary"), "Give either a VERSION for the label, or --remove"),
         (("label", "x", "canary", "1", "--remove"), "Give either a VERSION for the label, or --remove"),
         (("label", "x", "--remove"), "--remove needs a LABEL"),
-        (("history", "--limit", "0"), "0 is not in the range"),
+        (("history", "--limit", "0"), "'0' is not a whole number from 1 to 10000"),
     ],
 )
 def test_wrong_usage(backline: Run, arguments: tuple[str, ...], text: str) -> None:

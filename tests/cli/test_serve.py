@@ -466,3 +466,27 @@ def test_namespaces_are_repository_names(tmp_path: Path) -> None:
         output = wait_report(server)
     assert re.search(r"^blue\.add1 +1 +READY", output, re.MULTILINE)
     assert re.search(r"^green\.add1 +1 +READY", output, re.MULTILINE)
+
+
+def test_a_misspelt_environment_variable_is_warned_of(tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    environment = {
+        "BACKLINE_MAX_CONECTIONS": "7",
+        "BACKLINE_COLOUR": "red",
+        "BACKLINE_URL": "http://localhost:8000",  # read by `backline infer`
+        "BACKLINE_PORT": "tcp://10.0.0.1:8000",  # set by Kubernetes, like the next ones
+        "BACKLINE_SERVICE_PORT_HTTP": "8000",
+        "BACKLINE_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "BACKLINE_IDLE_TIMEOUT": "60",
+    }
+    with serve(tmp_path / "models", tmp_path / "server.log", environment=environment) as server:
+        lines = [line for line in server.output.splitlines() if "environment variable" in line]
+
+    assert len(lines) == 2
+    assert lines[0].endswith(
+        "the environment variable BACKLINE_COLOUR has no effect; `backline serve --help` lists all"
+    )
+    assert lines[1].endswith(
+        "the environment variable BACKLINE_MAX_CONECTIONS has no effect;"
+        " did you mean BACKLINE_MAX_CONNECTIONS?"
+    )

@@ -1,8 +1,8 @@
 """Decides which requests of web pages to admit, from the route's scope and the request's header fields.
 
 Every page in a developer's browser can reach a server on the developer's machine: it cannot read responses
-from another origin, but it can send requests. As clients need no keys, only the header fields set by
-the browser distinguish the page from the developer.
+from another origin, unless it rebinds DNS, but it can send requests. As clients need no keys, only the header
+fields set by the browser distinguish the page from the developer.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 #: RFC 9110, section 7.2: a host with an optional port; IPv6 in brackets, with the optional zone that some
 #: clients send.
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)(?:%[a-z0-9._~-]+)?\]|([^\s\[\]:/@,]+))(?::[0-9]*)?").fullmatch
+#: Top-level domains that nobody can register, and the one of services in Kubernetes: RFC 6762, ICANN's
+#: resolution 2024.07.29.06.
+_PRIVATE = (".internal", ".local", ".svc")
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 
 
@@ -58,6 +61,17 @@ class HostNames:
         if name == "localhost" or name.endswith((".localhost", *self.suffixes)) or name in self.names:
             return True
         return _is_address(name)
+
+    def may_read(self, host: bytes) -> bool:
+        """Whether a Host field names this server, or can at least not be the name of a page on the internet.
+
+        Attackers need a name that they can register, so a single label and private domains are let in:
+        programs reach servers by such names in containers and clusters.
+        """
+        if self.include(host):
+            return True
+        name = host_name(host)
+        return name is not None and name != "" and ("." not in name or name.endswith(_PRIVATE))
 
 
 def host_name(host: bytes) -> str | None:
@@ -111,13 +125,20 @@ class BrowserPolicy:
         `headers` has lower-case names; `local` means that the connection is over a Unix socket.
 
         The rules rely on fields that browsers always send and scripts cannot set: Origin on every request
-        that is not GET or HEAD (Fetch standard, "append a request `Origin` header"; guarded routes accept
-        neither method), and Sec-Fetch-Site to the loopback or over TLS. Clients that are not browsers send
-        neither field, nor Referer. They need a known Host, and only to change something: `curl -d`, which
-        labels JSON as a form, is allowed.
+        that is not GET or HEAD (Fetch standard, "append a request `Origin` header"; guarded routes
+        take neither), and Sec-Fetch-Site to the loopback or over TLS. Other clients send neither, nor
+        Referer, so all they need is a known Host, and that only to change something: `curl -d`, which labels
+        JSON as a form, is allowed.
+
+        A page that rebinds DNS may send a GET without any of these fields, and read the response. So where
+        nothing is guarded but health, only Host counts, whoever sends it. Browsers keep responses from pages
+        of other origins.
         """
-        if scope not in GUARDED:
+        if scope is Scope.HEALTH:
             return None
+        if scope not in GUARDED:
+            host = headers.get(b"host")
+            return None if host is None or local or self.hosts.may_read(host) else _host_refusal(host)
         origin = headers.get(b"origin")
         site = headers.get(b"sec-fetch-site")
         # Sec-Fetch-Mode does not identify a browser, because Node's fetch sends it too.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import click
+
+from backline.engine.spelling import nearest
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, known = args[0], self.list_commands(ctx)
         if name not in known and not name.startswith("-"):
-            near = get_close_matches(name, known, 1)
+            near = nearest(name, known, 1)
             hint = f"Did you mean '{near[0]}'?" if near else f"The commands are {', '.join(known)}."
             raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
         return super().resolve_command(ctx, args)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
 import click
 
+from backline.cli.numbers import Number
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
 from backline.client.sync import Client
 from backline.engine.errors import BacklineError, NotFound
+from backline.engine.spelling import nearest
 
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,7 +32,7 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option(
         "--timeout",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         default=60.0,
         show_default=True,
         help="Seconds that each request may take.",
@@ -104,6 +105,6 @@ def nearest_model(name: str, index: Sequence[ModelIndex], error: NotFound) -> No
     known = sorted({entry.name for entry in index})
     if name in known:
         return error
-    near = get_close_matches(name, known, 1)
+    near = nearest(name, known, 1)
     hint = f"Did you mean '{near[0]}'?" if near else f"The server has {', '.join(known) or 'no model'}."
     return NotFound(f"{error.message.rstrip('.')}. {hint}")

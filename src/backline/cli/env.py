@@ -15,6 +15,7 @@ import click
 from backline.backends.registry import choose
 from backline.cli.command import CommandGroup
 from backline.cli.model_folder import open_models
+from backline.cli.numbers import Number
 from backline.cli.table import print_table
 from backline.engine.byte_size import format_bytes
 from backline.engine.errors import BacklineError
@@ -209,7 +210,7 @@ Examples:
 @click.command("prune", epilog=_PRUNE_EPILOG)
 @click.option(
     "--unused-for",
-    type=click.FloatRange(0),
+    type=Number(0),
     metavar="DAYS",
     help="Also remove environments unused for this many days.",
 )

@@ -61,8 +61,9 @@ def command(
     with Client(url, options) as client:
         handle = client.model(model, model_version)
         try:
-            values = read_inputs(handle.metadata(), inputs)
-            parameters = lone_parameters(_config(handle))
+            config = _config(handle)
+            values = read_inputs(handle.metadata().completed(config), inputs)
+            parameters = lone_parameters(config)
             began = perf_counter()
             try:
                 results = [handle(values, outputs=outputs or None, parameters=parameters)]

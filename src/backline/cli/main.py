@@ -13,6 +13,7 @@ import click
 import backline
 from backline.cli.command import CommandGroup
 from backline.engine.errors import BacklineError
+from backline.engine.spelling import nearest
 
 
 def _serve() -> click.Command:
@@ -57,6 +58,12 @@ def _env() -> click.Command:
     return command
 
 
+def _keys() -> click.Command:
+    from backline.cli.keys import command
+
+    return command
+
+
 def _bench() -> click.Command:
     from backline.cli.bench import command
 
@@ -72,6 +79,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "models": ("Show, load, unload and label the models on a server.", _models),
     "config": ("Show, check, explain and convert the configuration of models on disk.", _config),
     "env": ("Show, build and remove the environments of Python models.", _env),
+    "keys": ("Create, list, revoke and rotate the API keys of a server.", _keys),
     "bench": ("Measure a model on a server under load.", _bench),
 }
 
@@ -131,7 +139,7 @@ def main() -> NoReturn:
     except click.ClickException as error:
         if debug:
             raise
-        error.show()
+        _explain(error).show()
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         print(file=sys.stderr)
@@ -154,6 +162,16 @@ def main() -> NoReturn:
         click.echo(text, err=True)
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _explain(error: click.ClickException) -> click.ClickException:
+    """The error, with suggestions for an unknown option that also find a misspelt word of a longer one."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return error
+    known = [name for param in error.ctx.command.params for name in param.opts if name.startswith("--")]
+    near = nearest(error.option_name, known, 3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return click.UsageError(f"No such option '{error.option_name}'.{hint}", error.ctx)
 
 
 def _open_standard_streams() -> None:

@@ -6,7 +6,6 @@ import logging
 import sys
 import tempfile
 from collections.abc import Sequence
-from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +22,7 @@ from backline.client.result import InferResult
 from backline.embedded.embedded import Embedded
 from backline.embedded.transport import InprocTransport
 from backline.engine.errors import InvalidArgument, NotFound
+from backline.engine.spelling import nearest
 from backline.lifecycle.options import LifecycleOptions
 
 _URL = "inproc:once"
@@ -140,9 +140,7 @@ def find_model(model: str, *, whole: bool) -> tuple[str, str]:
 
 
 def _near(path: Path) -> str:
-    near = get_close_matches(
-        path.name, [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else [], 1
-    )
+    near = nearest(path.name, [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else [], 1)
     return f". Did you mean '{path.parent / near[0]}'?" if near else ""
 
 

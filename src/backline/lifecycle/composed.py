@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor as Threads
-from difflib import get_close_matches
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -14,6 +13,7 @@ from backline.engine.config.model_config import Ensemble, ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model
+from backline.engine.spelling import nearest
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.values.signature import DecoupledCheck, RequestCheck, Signature, TensorSpec
 from backline.engine.values.tensor import Shape
@@ -111,9 +111,9 @@ class ComposedServable(Servable):
         model = self.model
         self._asked = asked
         self._composed.update(models)
-        if self._cached is not None:
-            self._cached.answer_for(self._keys())
         model.decoupled = any(step.decoupled for step in models)
+        if self._cached is not None:
+            self._cached.answer_for(self._keys(), decoupled=model.decoupled)
         if model.decoupled != (model.statistics.responses is not None):
             model.statistics.responses = ResponseStatistics() if model.decoupled else None
         self._time_first_responses()
@@ -226,7 +226,7 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
     names = engine.names()
     missing = sorted(config.ensemble.models - set(names))
     if missing:
-        near = get_close_matches(missing[0], names, 1)
+        near = nearest(missing[0], names, 1)
         hint = f". Did you mean '{near[0]}'?" if near else ""
         text = f"ensemble {config.name} contains models that are not available or ambiguous"
         return f"{text}: {', '.join(missing)}{hint}"

@@ -84,10 +84,10 @@ class Executor:
     def _advance(self, served: ServedModel) -> None:
         while True:
             served.move_labels()
+            served.follow_target()
             own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
-            held = [one.held() for one in served.held.values()]
-            actions = plan(served.wanted(), held, now=time.monotonic(), load_slots=slots)
+            actions = plan(served.wanted(), served.planned(), now=time.monotonic(), load_slots=slots)
             if not sum(self._carry_out(served, action) for action in actions):
                 break
         there = {
@@ -204,7 +204,7 @@ class Executor:
         configured = model.config.load_retries
         retries = self._options.load_retries if configured is None else configured
         again = None
-        if one.attempt <= retries and not self._closed:
+        if one.attempt <= retries and not one.hopeless and not self._closed:
             pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
             again = time.monotonic() + pause
             loop = asyncio.get_running_loop()

@@ -51,6 +51,7 @@ class Lifecycle:
             LabelStore(folder),
             self._audit,
             self._journal,
+            keep_seconds=options.keep_previous_seconds,
             check=lambda: self.check_changeable("labels"),
             changing=self._changing,
             versions_now=self._versions_now,
@@ -133,7 +134,7 @@ class Lifecycle:
             self._journal.note("fail", who, model, version, before=before, detail=error.message)
             raise
         self._overriding.loaded(source)  # from here on the files are in use, whatever happens to the caller
-        await self._models.settle(self._executor.dependencies.asking(model))
+        await self._models.settle((model, *self._executor.dependencies.asking(model)))
         self._holdings.warn(source)
         self._journal.note("load", who, model, version or _newest(served), before=before)
 
@@ -193,6 +194,7 @@ class Lifecycle:
                     removed=served.target.removed | {version},
                 )
                 served.awake.discard(version)
+                served.kept.drop(version)
             else:
                 served.target = None
                 served.known_versions = self._holdings.versions(model)
@@ -207,6 +209,8 @@ class Lifecycle:
                 await self.unload(name, dependents=True, who=who)
 
     def _check_unload(self, served: ServedModel, target: Target, version: str) -> None:
+        if served.only_kept(version):
+            return
         labels = [label for label, labelled in served.labels.items() if labelled == version]
         if labels:
             raise InvalidArgument(

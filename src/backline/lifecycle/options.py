@@ -36,6 +36,9 @@ class LifecycleOptions:
     load_retries: int = 0
     #: Seconds that requests get to finish when their version is unloaded.
     drain_seconds: float = 30.0
+    #: Seconds for which the version that a label leaves stays loaded, so that a rollback needs no load; 0 for
+    #: none. With a memory budget such versions are the first to be evicted.
+    keep_previous_seconds: float = 600.0
     #: Whether the server is ready only when every wanted version is.
     strict_readiness: bool = True
     #: Whether to load files that can execute any code when they are loaded: pickles, machine code.

@@ -72,7 +72,9 @@ class Servable(ShownVersion):
         self.another_serves = another_serves
         #: Whether this load began before the server's start was complete.
         self.at_start = not shared.started
-        #: The size of the version's files, in bytes.
+        #: Whether its load will fail however often it is tried, because what a scan found cannot be loaded.
+        self.hopeless = bool(version.problem)
+        #: The size of its files, in bytes.
         self.file_bytes = sum(file.size for file in version.files.values())
         #: When the version was opened to requests, by time.time().
         self.ready_at = 0.0
@@ -243,10 +245,13 @@ class Servable(ShownVersion):
         self.enter(VersionPhase.READY)
         self.ready_at = time.time()
 
-    def show_newer(self, failure: str, progress: LoadProgress | None) -> None:
-        """Shows on a version that serves why its newer files cannot be served, and how far their load is."""
-        reason = f"the current files cannot be served, so the previous ones still are: {failure}"
-        self._show(reason if failure else "")
+    def show_newer(self, failure: str, progress: LoadProgress | None, remark: str = "") -> None:
+        """Shows, while it serves, why newer files cannot be served, else a `remark`; and their progress."""
+        self._show(
+            f"the current files cannot be served, so the previous ones still are: {failure}"
+            if failure
+            else remark
+        )
         self.model.progress = progress
 
     @property

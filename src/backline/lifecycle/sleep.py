@@ -46,10 +46,12 @@ class Sleep:
             Tenant(
                 (served.name, one.key),
                 one.model.memory_bytes,
-                one.last_used,
-                pinned=one.model.config.pinned,
+                0.0 if served.only_kept(one.model.version) else one.last_used,  # it is the first to go
+                pinned=one.model.config.pinned and not served.only_kept(one.model.version),
                 busy=one.busy or not served.may_rest(one),
-                idle_limit=one.model.config.idle_unload_seconds,
+                idle_limit=None
+                if served.only_kept(one.model.version)
+                else one.model.config.idle_unload_seconds,
             )
             for served in self._models
             for one in served.held.values()

@@ -261,8 +261,8 @@ class Scheduler(Owner):
             self._order.start(tickets)
         instance = self._idle.pop()
         batch = Batch(tickets, formed.items, now)
-        if instance.beside_loop:
-            batch.beside_loop = True
+        if instance.off_loop:
+            batch.off_loop = True
             batch.on_vacated = self._vacated
             self._busy.add(batch)
             start_all(tickets, self)
@@ -326,11 +326,11 @@ class Scheduler(Owner):
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
         # The instance becomes idle unless it was replaced during the run, or `_vacated` made it idle before.
-        if instance in self._instances and (batch.on_vacated is not None or not batch.beside_loop):
+        if instance in self._instances and (batch.on_vacated is not None or not batch.off_loop):
             self._idle.append(instance)
         tickets = batch.tickets
         self._running -= len(tickets)
-        if batch.beside_loop:
+        if batch.off_loop:
             self._busy.discard(batch)
             release_all(tickets)  # completing one request may cancel another, whose run is over
             if self._queue.size and not self._scheduled:

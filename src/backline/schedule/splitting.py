@@ -180,5 +180,6 @@ class _Whole(Owner):
     def end(self) -> None:
         """Cancels the parts that have not completed."""
         self._over = True
-        for part in self.parts:
+        # Backwards, as cancelling a running part can free its instance, which would start the next part.
+        for part in reversed(self.parts):
             part.cancel()  # no effect on completed ones

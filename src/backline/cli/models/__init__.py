@@ -15,6 +15,7 @@ from backline.cli.connection import connection_options
 from backline.cli.models.labels import label_model, promote_version, roll_back, show_history
 from backline.cli.models.load import load_model, refresh_models, unload_model
 from backline.cli.models.show import list_models, show_model
+from backline.cli.numbers import Number, WholeNumber
 from backline.client.aio import AsyncClient
 from backline.client.http_transport import HttpTransport
 from backline.client.options import ClientOptions
@@ -28,9 +29,7 @@ _POLL_SECONDS = 0.25
     "  backline models record add1 --wait 30 --json --url http://server:8000",
 )
 @click.argument("name")
-@click.option(
-    "--count", type=click.IntRange(1, 1000), default=8, show_default=True, help="Requests to record."
-)
+@click.option("--count", type=WholeNumber(1, 1000), default=8, show_default=True, help="Requests to record.")
 @click.option(
     "--model-version",
     default="",
@@ -38,14 +37,14 @@ _POLL_SECONDS = 0.25
 )
 @click.option(
     "--max-bytes",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     default=64 << 20,
     show_default=True,
     help="The most bytes that the inputs of all recorded requests may take.",
 )
 @click.option(
     "--wait",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=60.0,
     show_default=True,
     help="Seconds to wait for the requests to arrive.",

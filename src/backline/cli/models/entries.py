@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
 from typing import Any
 
 from backline.client.errors import BacklineError, InvalidArgument, NotFound
 from backline.client.records import ModelIndex, Progress
 from backline.engine.byte_size import format_bytes
 from backline.engine.control import STABLE
+from backline.engine.spelling import nearest
 
 
 def document(entry: ModelIndex) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def explain(
         name, has = version, "It has"
         if not version or version in known:
             return error
-    near = get_close_matches(name, known, 1)
+    near = nearest(name, known, 1)
     if near:
         hint = f"Did you mean '{near[0]}'?"
     elif "there are" in error.message or "there is" in error.message:  # the server already lists them

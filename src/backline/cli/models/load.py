@@ -11,6 +11,7 @@ import click
 from backline.cli.connection import connection_options
 from backline.cli.models.entries import document, memory_text, reason_text
 from backline.cli.models.progress import run_change
+from backline.cli.numbers import Number
 from backline.cli.table import print_table
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
@@ -18,7 +19,7 @@ from backline.client.records import ModelIndex
 
 wait_option = click.option(
     "--wait",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=3600.0,
     show_default=True,
     help="Seconds to wait for a load, which continues in the server afterwards.",

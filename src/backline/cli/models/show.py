@@ -89,6 +89,7 @@ def show_model(url: str, options: ClientOptions, name: str, model_version: str, 
             raise
         config, statistics = _optional(model)
         entries = [entry for entry in client.models() if entry.name == name]
+    metadata = metadata.completed(config)
     if as_json:
         states = [document(entry) for entry in entries]
         print(
@@ -116,7 +117,9 @@ def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _document(metadata: ModelMetadata) -> dict[str, Any]:
     def tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [
-            {"name": spec.name, "datatype": spec.datatype.name, "shape": list(spec.shape)} for spec in specs
+            {"name": spec.name, "datatype": spec.datatype.name, "shape": list(spec.shape)}
+            | ({"optional": True} if spec.optional else {})
+            for spec in specs
         ]
 
     return {
@@ -154,8 +157,9 @@ def _show(
     for label, value in facts:
         print(f"{label:14} {value}")
     print()
-    rows = [("input", spec.name, spec.datatype.name, str(list(spec.shape))) for spec in metadata.inputs]
-    rows += [("output", spec.name, spec.datatype.name, str(list(spec.shape))) for spec in metadata.outputs]
+    tensors = [("optional input" if spec.optional else "input", spec) for spec in metadata.inputs]
+    tensors += [("output", spec) for spec in metadata.outputs]
+    rows = [(kind, spec.name, spec.datatype.name, str(list(spec.shape))) for kind, spec in tensors]
     print_table(("tensor", "name", "datatype", "shape"), rows)
     print()
     states = [

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from backline.cli.command import run
+from backline.cli.numbers import WholeNumber
 from backline.cli.serve.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
-from backline.cli.serve.option import Decorator, decorated, option
+from backline.cli.serve.option import Decorator, decorated, option, unknown_variables
 from backline.cli.serve.options import server_options
 from backline.cli.serve.report import LoadReport, print_report
 from backline.cli.serve.triton_options import ServeCommand
@@ -56,7 +57,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     _severity("--log-error", "Whether to log errors, regardless of --log-level."),
     option(
         "--log-verbose",
-        type=click.IntRange(0),
+        type=WholeNumber(0),
         metavar="LEVEL",
         help="1 also logs each request and verbose messages from models, 2 everything. Default: 0, or 2 with"
         " --log-level debug.",
@@ -260,6 +261,8 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
         installed_log(log) as server_log,
         kept_terminal() if debug is not None else contextlib.nullcontext(),
     ):
+        for warning in unknown_variables(click.get_current_context().command, os.environ):
+            logging.getLogger("backline.serve").warning(warning)
         options = replace(options, limits=within_open_files(options.limits))
         rested = run(serve(options, server_log))
     if debug is not None:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import click
@@ -15,6 +14,7 @@ import click
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound
 from backline.engine.model import ModelState
+from backline.engine.spelling import nearest
 from backline.server import ServerOptions
 
 #: Seconds between scans of the files, if the system does not report changes.
@@ -57,7 +57,7 @@ def check_debugged(engine: Engine, name: str) -> None:
     """
     models = [model for model in engine.models() if model.name == name]
     if not models:
-        near = get_close_matches(name, engine.names(), 1)
+        near = nearest(name, engine.names(), 1)
         hint = (
             f"did you mean '{near[0]}'?"
             if near

@@ -196,7 +196,8 @@ class ModelConfig:
     idle_unload_seconds: float | None = None
     #: The time limit of a run in seconds; None if the model decides.
     execution_timeout_seconds: float | None = None
-    #: Whether requests are retried when their worker ends or exceeds the time limit; None: the model decides.
+    #: Whether a request may run twice. Requests are retried when their worker ends, unless this is False, and
+    #: when a run exceeds the time limit only if it is True.
     idempotent: bool | None = None
     #: The limit of a worker's resident memory; None if the model decides.
     memory_limit_bytes: int | None = None

@@ -65,6 +65,11 @@ def element_count(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
 
+def fits(expected: Shape, got: Shape) -> bool:
+    """Whether a shape fits an expected one, in which -1 is any size."""
+    return len(got) == len(expected) and all(a in (-1, b) for a, b in zip(expected, got, strict=True))
+
+
 def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> Tensor:
     """The tensor with the row-major little-endian bytes `raw`, without a copy. BYTES have a 4-byte length
     before each element.

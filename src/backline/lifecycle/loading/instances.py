@@ -216,7 +216,7 @@ class InstanceMaker:
                 f"model '{self.model.name}' version {self.model.version}",
                 config.execution_timeout_seconds,
                 self.model.statistics,
-                idempotent=config.idempotent is not False,
+                idempotent=config.idempotent,
                 on_given_up=self._on_given_up,
                 on_available=self._on_available,
             )

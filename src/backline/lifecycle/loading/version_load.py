@@ -24,8 +24,9 @@ from backline.engine.values.device import Places
 from backline.engine.values.signature import RequestCheck
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.loader import load
+from backline.lifecycle.loading.measurement_file import MeasurementFile
 from backline.lifecycle.loading.shared import Shared
-from backline.lifecycle.loading.warm_up import warm_up, warm_up_samples
+from backline.lifecycle.loading.warm_up import warm_up, warm_up_items, warm_up_samples
 from backline.observe.recording import recorded_file
 from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
@@ -90,16 +91,34 @@ class VersionLoad:
 
     def run(self) -> WarmModel:
         """Loads the model, which may take minutes. Raises BacklineError when the model cannot be served."""
-        content = self._content()
+        cached = self._shared.cache is not None and self._config.response_cache
+        content = self._content("its responses are cached for this load only") if cached else None
         config, options = self._config, self._shared.options
         file_bytes = sum(file.size for file in self._version.files.values())
         check_cores(config.name, config.cpus)
+        kept = MeasurementFile(
+            self._shared.state_folder,
+            config,
+            self._version.version,
+            lambda: content or self._content("it is measured at each start"),
+        )
         with self._shared.meter.measure(file_bytes) as measured, pinned(config.cpus):
-            path, strict = self._fetched.path, options.strict_devices
-            given = LoadOptions(
-                trust_pickle=options.trust_pickle, may_run_code=self._may_run_code, strict_devices=strict
+            loaded = load(
+                self._fetched.path,
+                config,
+                self._known,
+                self._on_phase,
+                self._start_workers,
+                LoadOptions(
+                    trust_pickle=options.trust_pickle,
+                    may_run_code=self._may_run_code,
+                    strict_devices=options.strict_devices,
+                ),
+                warm_up_items(config, self._fetched.model_folder),
+                kept.recall,
             )
-            loaded = load(path, config, self._known, self._on_phase, self._start_workers, given)
+            if self._known is None:
+                kept.keep(loaded.measured, loaded.placed)
             completion = None if self._starter is None else self._starter.completion
             if completion is not None:
                 config = completion.apply(config)
@@ -141,9 +160,12 @@ class VersionLoad:
             self._starter.cancel()
         return self._starter.start(hosted, placed)
 
-    def _content(self) -> VersionContent | None:
-        """The digest of the files if responses are cached, so that other files never give these responses."""
-        if self._shared.cache is None or not self._config.response_cache or self._version.path is None:
+    def _content(self, otherwise: str) -> VersionContent | None:
+        """A digest of the files: what is kept beyond this load must not be used for other files.
+
+        None if the version has no files, or if they cannot be read, with a warning that says `otherwise`.
+        """
+        if self._version.path is None:
             return None
         root = self._fetched.path
         for _ in PurePosixPath(self._version.path).parts:
@@ -151,8 +173,8 @@ class VersionLoad:
         try:
             return VersionContent(root, self._version.files)
         except OSError as error:
-            text = "responses of model '%s' version %s are cached for this load only: %s"
-            log.warning(text, self._model.name, self._model.version, error)
+            model = self._model
+            log.warning("model '%s' version %s: %s: %s", model.name, model.version, otherwise, error)
             return None
 
     def _warm_up(self, config: ModelConfig, loaded: LoadedVersion) -> tuple[Check, SequenceTensors | None]:
@@ -208,7 +230,9 @@ class VersionContent:
 def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
     """The check that raises InvalidArgument for requests that do not match the loaded model."""
     limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
-    check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
+    strict, probe = config.max_batch_size is not None, loaded.measured.probe
+    proved = not strict and probe is not None and probe.batched
+    check = RequestCheck(config.name, loaded.signature, limit, strict=strict, proved=proved)
     if loaded.joining is None:
         return check
     return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))

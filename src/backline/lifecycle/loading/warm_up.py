@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +135,24 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[WarmUpRequest]:
             continue
         label = f"warm-up request {request.number} of '{file}'"
         yield WarmUpRequest(label, request.inputs, outputs=request.outputs, must_fit=must_fit)
+
+
+#: How many configured samples are tried in trial runs.
+_MOST_ITEMS = 8
+
+
+def warm_up_items(config: ModelConfig, model_folder: Path) -> list[Mapping[str, Tensor]]:
+    """The inputs of the first configured samples, without a batch, for trial runs."""
+    items: list[Mapping[str, Tensor]] = []
+    for sample in config.warm_up[:_MOST_ITEMS]:
+        with suppress(InvalidArgument):  # the warm-up itself reports it
+            items.append(
+                {
+                    given.name: _tensor(sample.name, given, None, model_folder / WARM_UP_FOLDER, seed)
+                    for seed, given in enumerate(sample.inputs)
+                }
+            )
+    return items
 
 
 def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batched: bool) -> WarmUpRequest:

@@ -88,7 +88,7 @@ class ObjectiveScheduler(Scheduler):
         super()._vacated(instance, batch)
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        vacated = batch.beside_loop and batch.on_vacated is None
+        vacated = batch.off_loop and batch.on_vacated is None
         expected = None if vacated else self._outlook.ended(instance)
         learns = (
             expected is not None

@@ -128,7 +128,7 @@ class PermittedInstance:
     another.
     """
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(self, instance: Instance, permit: Permit, loop: asyncio.AbstractEventLoop) -> None:
         self._instance = instance
@@ -165,7 +165,7 @@ class PermittedInstance:
 
     def when_ready(self, begin: Callable[[], None]) -> None:
         """Calls `begin`, for an inline instance only after the sockets have had their turn."""
-        if self._instance.beside_loop:
+        if self._instance.off_loop:
             begin()
         else:
             self._loop.call_soon(begin)

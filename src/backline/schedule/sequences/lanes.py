@@ -209,7 +209,7 @@ class SlotLane(Owner):
             self._alarm.set(min([until / 1e9, *deadlines]) + _LATER)
             return
         tickets = self._take()
-        self._batch = Batch(tickets, len(tickets), now, beside_loop=self._instance.beside_loop)
+        self._batch = Batch(tickets, len(tickets), now, off_loop=self._instance.off_loop)
         self._instance.run(self._batch, self._finished)
 
     def _refuse_all(self) -> None:
