@@ -46,7 +46,9 @@ class Sleep:
             Tenant(
                 (served.name, one.key),
                 one.model.memory_bytes,
-                0.0 if served.only_kept(one.model.version) else one.last_used,  # it is the first to go
+                0.0
+                if served.only_kept(one.model.version)
+                else one.last_used,  # kept versions are evicted first
                 pinned=one.model.config.pinned and not served.only_kept(one.model.version),
                 busy=one.busy or not served.may_rest(one),
                 idle_limit=None

@@ -51,7 +51,7 @@ class BatchProbe:
     known: bool = True
 
 
-#: The end of the reasons why nothing is known.
+#: Advice that ends each reason why nothing is known about batches.
 _ADVICE = "give one as model_warmup, or set max_batch_size"
 
 
