@@ -26,7 +26,7 @@ ENVIRONMENT_KEYS: Mapping[str, frozenset[Scope]] = {
     "BACKLINE_API_KEY": frozenset((Scope.INFER, Scope.READ, Scope.METRICS)),
     "BACKLINE_ADMIN_KEY": frozenset(Scope),
 }
-#: Seconds between looks at the file.
+#: Seconds between checks whether the file has changed.
 WATCH_INTERVAL = 1.0
 _MAX_SIZE = 4 * 1024 * 1024
 
@@ -54,7 +54,7 @@ class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AuthDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole file."""
+    """The contents of an auth file."""
 
     anonymous: AnonymousEntry = msgspec.field(default_factory=AnonymousEntry)
     keys: list[KeyEntry] = msgspec.field(default_factory=list)
@@ -148,7 +148,7 @@ class AuthFileWatch:
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
-    """What changes with the file's content; None if there is no file."""
+    """A value that changes whenever the file is written; None if there is no file."""
     try:
         found = path.stat()
     except OSError:

@@ -55,12 +55,9 @@ class Executor:
         self.models = ServedModels(strict_readiness=options.strict_readiness)
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
-        self._sleep = Sleep(self.models, self.changes, shared.total, self.advance)
+        sleep = self._sleep = Sleep(self.models, self.changes, shared.total, self.advance)
         self._residency = Residency(
-            options.memory_budget,
-            tenants=self._sleep.tenants,
-            put_to_sleep=self._sleep.put,
-            meter=shared.meter,
+            options.memory_budget, tenants=sleep.tenants, put_to_sleep=sleep.put, meter=shared.meter
         )
         self._threads = LoadThreads()
         self._keys = count(1)
@@ -90,12 +87,7 @@ class Executor:
             served.follow_target()
             own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
-            actions = plan(
-                served.wanted(),
-                served.planned(),
-                now=time.monotonic(),
-                load_slots=slots,
-            )
+            actions = plan(served.wanted(), served.planned(), now=time.monotonic(), load_slots=slots)
             if not sum(self._carry_out(served, action) for action in actions):
                 break
         there = {
@@ -287,12 +279,8 @@ class Dependencies:
 
     def needed(self) -> set[str]:
         """The models that ensembles with a target call directly."""
-        return {
-            name
-            for served in self._models
-            if served.target
-            for name in composed_of(served.target.source.config)
-        }
+        sources = (served.target.source for served in self._models if served.target)
+        return {name for source in sources for name in composed_of(source.config)}
 
     def is_waiting(self, config: ModelConfig) -> bool:
         """Whether a model's load must wait for loads of models that it calls."""

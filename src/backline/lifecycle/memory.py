@@ -157,14 +157,8 @@ def make_room(
 
 def idle_too_long(tenants: Collection[Tenant], now: float) -> list[Hashable]:
     """The versions whose idle limit has passed at `now`."""
-    return [
-        one.key
-        for one in tenants
-        if one.idle_limit is not None
-        and not one.pinned
-        and not one.busy
-        and now - one.last_used >= one.idle_limit
-    ]
+    idle = (one for one in tenants if not one.pinned and not one.busy)
+    return [one.key for one in idle if one.idle_limit is not None and now - one.last_used >= one.idle_limit]
 
 
 #: Why a version was put to sleep.

@@ -246,12 +246,12 @@ class Servable(ShownVersion):
         self.ready_at = time.time()
 
     def show_newer(self, failure: str, progress: LoadProgress | None, remark: str = "") -> None:
-        """Shows, while it serves, why newer files cannot be served, else a `remark`; and their progress."""
-        self._show(
-            f"the current files cannot be served, so the previous ones still are: {failure}"
-            if failure
-            else remark
-        )
+        """Shows on a version that serves why its newer files cannot be served, or else a `remark`.
+
+        Also shows how far the load of the newer files is.
+        """
+        reason = f"the current files cannot be served, so the previous ones still are: {failure}"
+        self._show(reason if failure else remark)
         self.model.progress = progress
 
     @property

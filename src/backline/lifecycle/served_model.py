@@ -98,7 +98,7 @@ class ServedModel:
         self._selected = selected
 
     def planned(self) -> list[Held]:
-        """The existing loads as the planner sees them."""
+        """The existing loads, as the planner needs to know them."""
         nothing: frozenset[str] = frozenset()
         return [
             replace(one.held(), replaced_by=self._replaced_by.get(one.model.version, nothing))
@@ -138,7 +138,7 @@ class ServedModel:
         )
 
     def may_give_up(self, version: str) -> bool:
-        """Whether a version is `only_kept`, and the planner would unload it at once without that."""
+        """Whether a version is `only_kept`, so that the planner would otherwise unload it at once."""
         return (
             self.only_kept(version)
             and version not in self._replaced_by
@@ -362,7 +362,7 @@ class ServedModel:
             one.show_newer(failed[0] if failed else "", progress, self._remark(version))
 
     def _remark(self, version: str) -> str:
-        """What a user should know about a version that serves; usually nothing."""
+        """A text with what a user should know about a version that serves; usually empty."""
         if self.only_kept(version):
             labels = ", ".join(f"'{label}'" for label in self.kept.labels_of(version))
             return f"stays loaded for a while, for a rollback of {labels}"
@@ -370,7 +370,7 @@ class ServedModel:
 
     @property
     def files_gone(self) -> dict[str, str]:
-        """The versions that serve only because a label points to them, each with what becomes of it."""
+        """The versions that serve only because a label points to them, and texts on what becomes of each."""
         if self.target is None or self.target.source.found.problem:
             return {}
         gone = set(self.labels.values()) & self.ready_versions - set(self.target.source.versions)

@@ -46,7 +46,9 @@ class Sleep:
             Tenant(
                 (served.name, one.key),
                 one.model.memory_bytes,
-                0.0 if served.only_kept(one.model.version) else one.last_used,  # it is the first to go
+                0.0
+                if served.only_kept(one.model.version)
+                else one.last_used,  # kept versions are evicted first
                 pinned=one.model.config.pinned and not served.only_kept(one.model.version),
                 busy=one.busy or not served.may_rest(one),
                 idle_limit=None
@@ -60,12 +62,8 @@ class Sleep:
 
     async def put(self, keys: Collection[Hashable], reason: str) -> None:
         """Unloads the tenants with these keys, to be reloaded on request; returns when they are unloaded."""
-        leaving = [
-            (served, one)
-            for served in self._models
-            for one in served.held.values()
-            if (served.name, one.key) in keys
-        ]
+        held = [(served, one) for served in self._models for one in served.held.values()]
+        leaving = [(served, one) for served, one in held if (served.name, one.key) in keys]
         for served, one in leaving:
             served.rest(one.model.version, reason)
             self._reasons[one.key] = reason

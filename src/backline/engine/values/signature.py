@@ -52,7 +52,7 @@ class TensorSpec:
     reshape: Shape | None = None
 
     def __str__(self) -> str:
-        """Such as "x FP32[-1, 4]", for a message."""
+        """The tensor as messages show it, such as "x FP32[-1, 4]"."""
         return f"{self.name} {self.datatype.name}{list(self.shape)}{' (optional)' * self.optional}"
 
 
