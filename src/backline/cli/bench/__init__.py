@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -139,7 +140,10 @@ def command(
     for path in (json_path, html_path, png_path):
         if path is not None and not path.absolute().parent.is_dir():
             raise click.BadParameter(f"'{path}' cannot be written: create its folder first")
-    plan = _Plan(model, model_version, concurrency, rate, arrivals, duration, warm_up)
+    steps: list[tuple[int | None, float | None]] = (
+        [(None, each) for each in rate] if rate else [(int(each), None) for each in concurrency]
+    )
+    plan = _Plan(model, model_version, steps, arrivals, duration, warm_up)
     given = (*inputs, *(() if data is None else (f"@{data}",)))
     report = run(_measure(url, options, plan, input_shape, given))
     print_bench(report)
