@@ -43,7 +43,8 @@ class Progress:
 class ModelIndex:
     """One version of a model.
 
-    `state` is READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN, or empty if never loaded.
+    `state` is READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN, ON_DEMAND if a request loads it, or empty if
+    never loaded.
 
     Only Backline reports the fields after `reason`. `ready`: the version answers requests; `default`: it
     serves requests without a version; `labels`: those that point to it; `memory_bytes`: its size in memory
@@ -59,6 +60,11 @@ class ModelIndex:
     labels: tuple[str, ...] = ()
     memory_bytes: int = 0
     progress: Progress | None = None
+
+
+def answers(state: str) -> bool:
+    """Whether a version in this state answers requests, for servers whose index has only the state."""
+    return state in ("READY", "ON_DEMAND")
 
 
 class _Listing(msgspec.Struct):

@@ -74,6 +74,8 @@ class Servable(ShownVersion):
         self.file_bytes = sum(file.size for file in version.files.values())
         #: When it was opened to requests, by time.time().
         self.ready_at = 0.0
+        #: When it was unloaded, by time.monotonic().
+        self.ended_at = 0.0
         #: When a failed load is retried, by time.monotonic().
         self.retry_at: float | None = None
         #: Seconds after which a failed load might succeed if tried again; None if unknown.
@@ -341,6 +343,7 @@ class Servable(ShownVersion):
     def end(self) -> None:
         """Marks it as unloaded. Only for a load that is no longer held: the planner knows no such phase."""
         self.enter(VersionPhase.UNLOADED, "unloaded")
+        self.ended_at = time.monotonic()
 
     def _end_streams(self, streams: StreamPool) -> None:
         """Ends streams that outlast the drain; they may be endless."""

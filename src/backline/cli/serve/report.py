@@ -283,7 +283,7 @@ def _row(model: Model, labels: str) -> tuple[str, ...]:
         return (
             name,
             version,
-            "ON DEMAND" if model.on_demand else state,
+            state.replace("_", " "),
             labels,
             "-",
             "-",
