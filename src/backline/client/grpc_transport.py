@@ -16,7 +16,7 @@ from backline.client.control import ModelControl
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
 from backline.client.grpc_control import GrpcControl
 from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
 from backline.client.transport import InferCall, Transport
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.values.datatypes import DataType
@@ -246,7 +246,7 @@ class GrpcTransport(Transport):
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         found = await self._ask("RepositoryIndex", timeout)
         return [
-            ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=entry.state == "READY")
+            ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=answers(entry.state))
             for entry in found.models
         ]
 

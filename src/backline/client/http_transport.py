@@ -18,7 +18,7 @@ from backline.client.http_control import HttpControl
 from backline.client.http_pool import HttpPool
 from backline.client.http_stream import stream_events
 from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
 from backline.client.transport import InferCall, Transport
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -245,7 +245,7 @@ class HttpTransport(Transport):
                 str(entry.get("version", "")),
                 entry.get("state", ""),
                 entry.get("reason", ""),
-                ready=entry.get("state") == "READY",
+                ready=answers(entry.get("state", "")),
             )
             for entry in found
         ]

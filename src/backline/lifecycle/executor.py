@@ -22,7 +22,7 @@ from backline.lifecycle.memory import NoRoom, Residency
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.plan import Action, BeginLoad, Cancel, Forget, Serve, Unload, Update, Wanted, plan
 from backline.lifecycle.servable import Servable
-from backline.lifecycle.served_model import ServedModel, ServedModels
+from backline.lifecycle.served_model import UNLOADED_SHOWN_SECONDS, ServedModel, ServedModels
 from backline.lifecycle.sleep import Sleep
 from backline.repository.local import LocalRepository
 
@@ -207,9 +207,7 @@ class Executor:
         if one.attempt <= retries and not one.hopeless and not self._closed:
             pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
             again = time.monotonic() + pause
-            loop = asyncio.get_running_loop()
-            # A little later than `again`: the loop's timers may fire early.
-            loop.call_later(pause + 0.002, self.advance, (served.name,))
+            self._advance_later(pause, served)
             reason = f"{reason}; trying again in {pause:.0f} s (attempt {one.attempt + 1} of {retries + 1})"
         one.fail(reason, again)
         self._on_step(Step("failed", model, reason, again is not None))
@@ -221,8 +219,18 @@ class Executor:
             log.exception("unloading '%s' version %s failed", one.model.name, one.model.version)
         await self._residency.give_back()
         served.unloaded(one)
+        self._advance_later(UNLOADED_SHOWN_SECONDS, served)
         self._on_step(Step("unloaded", one.model, self._sleep.reason(one.key)))
         self.advance((served.name,))
+
+    def _advance_later(self, seconds: float, served: ServedModel) -> None:
+        # A little later: the loop's timers may fire early.
+        asyncio.get_running_loop().call_later(seconds + 0.002, self.advance_known, served)
+
+    def advance_known(self, served: ServedModel) -> None:
+        """Advances a model, unless it was forgotten by now, perhaps for another one with its name."""
+        if self.models.find(served.name) is served:
+            self.advance((served.name,))
 
     async def close(self) -> None:
         """Refuses new and queued requests, lets running ones finish, and frees the models."""

@@ -78,6 +78,8 @@ class Servable(ShownVersion):
         self.file_bytes = sum(file.size for file in version.files.values())
         #: When the version was opened to requests, by time.time().
         self.ready_at = 0.0
+        #: When it was unloaded, by time.monotonic().
+        self.ended_at = 0.0
         #: When a failed load is retried, by time.monotonic().
         self.retry_at: float | None = None
         #: Seconds after which a failed load might succeed if tried again; None if unknown.
@@ -331,6 +333,7 @@ class Servable(ShownVersion):
     def end(self) -> None:
         """Marks the load as unloaded. The planner does not know this phase, so it must not hold the load."""
         self.enter(VersionPhase.UNLOADED, "unloaded")
+        self.ended_at = time.monotonic()
 
     def _end_streams(self, streams: StreamPool) -> None:
         """Ends streams that outlast the drain; they may be endless."""

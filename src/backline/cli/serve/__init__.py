@@ -295,7 +295,12 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
     heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     for number in heard:
         loop.add_signal_handler(number, stop)
-    report = LoadReport(server.engine, bar=not options.lifecycle.debugged_model)
+    logged = log.settings()
+    report = LoadReport(
+        server.engine,
+        bar=not options.lifecycle.debugged_model,
+        failures=bool(logged["log_file"]) or not logged["log_error"],
+    )
     starting = asyncio.create_task(server.start(report.on_event))
     waiting = asyncio.create_task(stopping.wait())
     try:

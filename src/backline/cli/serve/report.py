@@ -79,9 +79,13 @@ class LoadReport:
     On a terminal, if loads take long, a bar shows their phases.
     """
 
-    def __init__(self, engine: Engine, *, bar: bool = True) -> None:
-        """`bar=False` prints only lines, so that a debugger can use the terminal."""
+    def __init__(self, engine: Engine, *, bar: bool = True, failures: bool = True) -> None:
+        """`bar=False` prints lines only, so that a debugger can use the terminal.
+
+        `failures=False` leaves failed loads to the log, for a log that goes to the same terminal.
+        """
         self._engine = engine
+        self._failures = failures
         self._built: set[tuple[str, str]] = set()
         self._long: set[tuple[str, str]] = set()
         self._bar: Any = None
@@ -102,10 +106,10 @@ class LoadReport:
         if event.state is ModelState.READY:
             state = click.style("loaded", fg="green")
             line = f"{state} {where} in {event.seconds:.2f} s ({event.done}/{event.total})"
-        else:
+            self._say(line)
+        elif self._failures:
             state = click.style("FAILED", fg="red", bold=True)
-            line = f"{state} {where} ({event.done}/{event.total}): {event.reason}"
-        self._say(line)
+            self._say(f"{state} {where} ({event.done}/{event.total}): {event.reason}")
         if self._bar is not None:
             self._bar.update(self._task, completed=event.done, total=event.total)
 
@@ -277,7 +281,7 @@ def _row(model: Model, labels: str) -> tuple[str, ...]:
         return (
             name,
             version,
-            "ON DEMAND" if model.on_demand else state,
+            state.replace("_", " "),
             labels,
             "-",
             "-",
