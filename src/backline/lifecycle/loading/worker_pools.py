@@ -163,7 +163,7 @@ class WorkerStarter:
         if hosted.python is not None:
             return None
         folder = hosted.path if hosted.path.is_dir() else hosted.path.parent
-        requirements = find_requirements(folder, self._folder, self._config.python)
+        requirements = find_requirements(folder, self._folder, self._config.python, on_top=hosted.on_top)
         if requirements is None:
             return None
         for ignored in requirements.ignored:
@@ -173,7 +173,7 @@ class WorkerStarter:
                 ignored,
                 requirements.file,
             )
-        user = User(self._config.name, str(folder), str(self._folder), self._config.python)
+        user = User(self._config.name, str(folder), str(self._folder), self._config.python, hosted.on_top)
         while (environment := self._environments.find(requirements, user)) is None:
             self._build(requirements, user)
         return environment
