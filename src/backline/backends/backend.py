@@ -109,6 +109,8 @@ class HostedModel:
     parameters: Mapping[str, str] = field(default_factory=dict)
     #: Instance groups from the model's own files, used if the configuration has none.
     groups: tuple[InstanceGroup, ...] = ()
+    #: Whether a requirements.txt adds to the server's packages; otherwise it lists all that the model needs.
+    on_top: bool = False
 
 
 @dataclass(frozen=True, slots=True)

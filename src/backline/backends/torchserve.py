@@ -28,6 +28,8 @@ class TorchServe:
     """The backend for model archives: zip and gzipped tar files, or folders with MAR-INF/MANIFEST.json."""
 
     name: ClassVar[str] = "torchserve"
+    #: As in TorchServe, requirements come on top of the packages that handlers run on.
+    on_top: ClassVar[bool] = True
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """All GPUs of the machine, because handlers decide how to use them; see GpuBackend."""
@@ -53,6 +55,7 @@ class TorchServe:
             packed=packed,
             parameters={SETTINGS: json.dumps(settings)},
             groups=_groups(settings),
+            on_top=self.on_top,
         )
 
 

@@ -152,13 +152,13 @@ class WorkerStarter:
         if hosted.python is not None:
             return None
         folder = hosted.path if hosted.path.is_dir() else hosted.path.parent
-        requirements = find_requirements(folder, self._folder, self._config.python)
+        requirements = find_requirements(folder, self._folder, self._config.python, on_top=hosted.on_top)
         if requirements is None:
             return None
         for ignored in requirements.ignored:
             text = "model '%s': '%s' is ignored, because %s takes precedence"
             log.warning(text, self._config.name, ignored, requirements.file)
-        user = User(self._config.name, str(folder), str(self._folder), self._config.python)
+        user = User(self._config.name, str(folder), str(self._folder), self._config.python, hosted.on_top)
         while (environment := self._environments.find(requirements, user)) is None:
             self._build(requirements, user)
         return environment
