@@ -35,6 +35,7 @@ EXTRAS = {
     "redis": "redis",
     "PIL": "image",
     "soundfile": "audio",
+    "av": "aac",
     "uv": "envs",
     "opentelemetry": "otel",
 }
