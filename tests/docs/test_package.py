@@ -33,6 +33,7 @@ EXTRAS = {
     "watchfiles": "watch",
     "obstore": "cloud",
     "redis": "redis",
+    "tomlkit": "auth",
     "PIL": "image",
     "soundfile": "audio",
     "av": "aac",

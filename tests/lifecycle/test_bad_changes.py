@@ -109,7 +109,7 @@ def test_a_retried_load_says_when_and_which_attempt(home: Homes, repository: Pat
             looking = asyncio.create_task(server.lifecycle.refresh())
             await server.until(lambda: server.states().get("2") == "UNAVAILABLE")
             (reason,) = [one.reason for one in server.engine.models() if one.version == "2"]
-            assert reason.endswith("; tried again in 1 s (attempt 2 of 3)")
+            assert reason.endswith("; trying again in 1 s (attempt 2 of 3)")
             assert await server.answer() == 1
             looking.cancel()
 

@@ -131,7 +131,10 @@ def test_an_array_that_is_not_a_sound_is_not_encoded(value: np.ndarray, text: st
 
 @pytest.mark.parametrize("given", [0, "16000", (16000, 0), (16000, 1, "MP4"), (1, 1, "WAV", 1)])
 def test_a_meaningless_hint_is_an_error(given: object) -> None:
-    with pytest.raises(TypeError, match="expected a rate, channels, and for an output one of WAV, FLAC, OGG"):
+    with pytest.raises(
+        TypeError,
+        match="optionally the number of channels and the file format of an output, one of WAV, FLAC, OGG",
+    ):
         Audio[given]
 
 

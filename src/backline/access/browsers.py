@@ -46,7 +46,7 @@ class HostNames:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> HostNames:
-        """Builds it from host names as on the command line. Raises InvalidArgument."""
+        """Builds it from host names given on the command line. Raises InvalidArgument for an invalid one."""
         known = [parse_host_name(name) for name in names]
         return cls(
             frozenset(name for name in known if name[0] != "*"),
@@ -86,7 +86,10 @@ def host_name(host: bytes) -> str | None:
 
 
 def parse_host_name(text: str) -> str:
-    """A host name of the server, in lower case; "*.example.org" is any name below. Raises InvalidArgument."""
+    """Returns a host name of the server in lower case; "*.example.org" means any name below example.org.
+
+    Raises InvalidArgument if `text` is not a host name.
+    """
     name = text.strip().lower().removesuffix(".")
     if _NAME(name) is None:
         raise InvalidArgument(
@@ -113,7 +116,7 @@ class BrowserPolicy:
 
     @classmethod
     def of(cls, *, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> BrowserPolicy:
-        """Builds a policy from host names and origins as on the command line. Raises InvalidArgument."""
+        """Builds a policy from host names and origins given on the command line. Raises InvalidArgument."""
         return cls(HostNames.of(hosts), frozenset(parse_origin(origin).encode() for origin in origins))
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes], *, local: bool) -> str | None:
@@ -138,7 +141,7 @@ class BrowserPolicy:
             return None if host is None or local or self.hosts.may_read(host) else _host_refusal(host)
         origin = headers.get(b"origin")
         site = headers.get(b"sec-fetch-site")
-        # Sec-Fetch-Mode does not prove a browser: Node's fetch sends it.
+        # Sec-Fetch-Mode does not identify a browser, because Node's fetch sends it too.
         browser = origin is not None or site is not None or b"referer" in headers
         if not browser and scope not in CHANGING:
             # Programs may infer under any host name, such as that of a service in a cluster.
@@ -150,8 +153,7 @@ class BrowserPolicy:
         if not own and not local:
             return _host_refusal(host or b"")
         if origin not in self.origins:
-            # Compared without the scheme, as a proxy may terminate TLS; Sec-Fetch-Site catches differing
-            # schemes.
+            # Schemes are not compared, as a proxy may terminate TLS; if they differ, Sec-Fetch-Site shows it.
             if origin is not None and not (own and _authority(origin) == (host or b"").lower()):
                 return _page_refusal("Origin", origin, origin)
             if site is not None and site not in _OWN_SITES:
@@ -160,9 +162,8 @@ class BrowserPolicy:
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if browser and kind in _FORM_TYPES:
             return (
-                f"Content-Type '{_shown(kind)}' is refused from browsers, because a form on any web"
-                " page can send it;"
-                " send application/json"
+                f"Content-Type '{_shown(kind)}' is refused from browsers, because a form on any web page can"
+                " send it; send application/json"
             )
         return None
 

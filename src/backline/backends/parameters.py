@@ -13,13 +13,15 @@ MAX_THREADS = 1024
 
 
 class Parameters:
-    """The parameters of one model. Methods raise InvalidArgument for invalid values; unknown keys warn."""
+    """A model's parameters. Methods raise InvalidArgument for bad values; `warnings` reports unknown keys."""
 
     def __init__(self, config: ModelConfig, backend: str, known: Sequence[str]) -> None:
         self._model = config.name
         self._given = config.parameters
         self.warnings = tuple(
-            _unknown(config.name, backend, key, known) for key in config.parameters if key not in known
+            unknown_parameter(config.name, backend, key, known)
+            for key in config.parameters
+            if key not in known
         )
 
     def text(self, key: str, default: str = "") -> str:
@@ -56,7 +58,8 @@ class Parameters:
         )
 
 
-def _unknown(model: str, backend: str, key: str, known: Sequence[str]) -> str:
+def unknown_parameter(model: str, backend: str, key: str, known: Sequence[str]) -> str:
+    """The warning about a parameter that a backend does not know."""
     near = nearest(key, known, 1)
     hint = f", did you mean '{near[0]}'?" if near else ""
     return (

@@ -58,6 +58,12 @@ def _env() -> click.Command:
     return command
 
 
+def _keys() -> click.Command:
+    from backline.cli.keys import command
+
+    return command
+
+
 def _bench() -> click.Command:
     from backline.cli.bench import command
 
@@ -73,6 +79,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "models": ("Show, load, unload and label the models on a server.", _models),
     "config": ("Show, check, explain and convert the configuration of models on disk.", _config),
     "env": ("Show, build and remove the environments of Python models.", _env),
+    "keys": ("Create, list, revoke and rotate the API keys of a server.", _keys),
     "bench": ("Measure a model on a server under load.", _bench),
 }
 

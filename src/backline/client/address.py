@@ -28,7 +28,9 @@ _EXAMPLES = (
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`path` is that of the socket or the repository; over TCP, the prefix that a proxy puts before /v2."""
+    """A server's address. `path` is the path of the socket or the repository; over TCP, it is the prefix that
+    a proxy puts before /v2.
+    """
 
     url: str
     protocol: Protocol
@@ -40,7 +42,7 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Parses a URL with one of the known schemes; "host:port" means http. Raises InvalidArgument."""
+        """Parses a URL; "host:port" means http. Raises InvalidArgument if the URL cannot be used."""
         text = url.strip()
         scheme, colon, rest = text.partition(":")
         if "://" not in text and (not colon or scheme.lower() not in _SCHEMES):
@@ -74,11 +76,9 @@ class Address:
                 "the URL contains a user name or password: pass headers={'authorization': '...'} instead"
             )
         if parts.query or parts.fragment:
-            raise InvalidArgument(f"'{url}' has a query or a fragment, which a server's URL cannot have")
+            raise InvalidArgument(f"'{url}' has a query or a fragment, but servers have none: leave it out")
         if protocol == "grpc" and parts.path not in ("", "/"):
-            raise InvalidArgument(
-                f"'{url}' has the path '{parts.path}', which gRPC does not support: leave it out"
-            )
+            raise InvalidArgument(f"'{url}' has the path '{parts.path}', which gRPC cannot use: leave it out")
         return cls(text, protocol, host, port, parts.path.rstrip("/"), tls)
 
     @property

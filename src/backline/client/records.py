@@ -52,13 +52,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ModelIndex:
-    """One version of a model.
+    """One version of a model. `state` is READY, LOADING, UNLOADING, UNAVAILABLE or UNKNOWN; empty if the
+    version was never loaded.
 
-    `state` is READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN, or empty if never loaded.
-
-    Only Backline reports the fields after `reason`. `ready`: the version answers requests; `default`: it
-    serves requests without a version; `labels`: those that point to it; `memory_bytes`: its size in memory
-    (0 if unknown); `progress`: set during a load.
+    Only Backline reports the fields after `reason`. `ready` means that the version serves requests, `default`
+    that it serves requests without a version. `labels` are the labels that point to it, `memory_bytes` is its
+    size in memory (0 if unknown), and `progress` is set during a load.
     """
 
     name: str
@@ -78,7 +77,7 @@ class _Listing(msgspec.Struct):
 
 
 def read_listing(body: bytes) -> list[ModelIndex] | None:
-    """The versions in an answer to GET /v2/models, sorted by model; None if the answer is not Backline's."""
+    """The versions in an answer to GET /v2/models, sorted by model; None for servers other than Backline."""
     try:
         found = msgspec.json.decode(body, type=_Listing)
     except (msgspec.DecodeError, UnicodeDecodeError):

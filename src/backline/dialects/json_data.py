@@ -55,7 +55,7 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
         commas = raw.count(b",") if len(raw) <= LARGE else count(raw, ord(","))
         _compare_count(spec, commas + 1 if _has_more(raw, b"[]" + _BLANK) else 0)
     elif spec.count * 3 - 1 > len(raw):  # a string and its comma take at least three characters
-        raise _count_error(_TOO_FEW, spec, f"but only {len(raw)} characters")
+        raise _count_error(_TOO_FEW, spec, f"but its data has only {len(raw)} characters")
     encoded = datatype is DataType.BYTES and _first_element(raw) == ord("{")
     if large and datatype is DataType.BYTES and not encoded:
         return Tensor(name, datatype, spec.shape, _decode_strings(spec, raw).reshape(spec.shape))
@@ -122,7 +122,7 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
 
 
 def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) -> np.ndarray:
-    """The elements of a large list without blanks, decoded in pieces, as Python numbers take much memory.
+    """The elements of a large list without blanks, decoded piece by piece to save memory.
 
     If they are `encoded`, none may be a plain string, which might have lost blanks.
     """
@@ -183,7 +183,7 @@ def _has_more(raw: bytes, characters: bytes) -> bool:
 
 
 def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:
-    """Cuts lists nested `depth` deep into lists of about LARGE characters, each with its own depth."""
+    """Cuts lists nested `depth` deep into lists of about LARGE characters; yields each with its depth."""
     inner = raw[1:-1]
     between = b"]" * (depth - 1) + b"," + b"[" * (depth - 1)
     start = 0
@@ -235,17 +235,12 @@ def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, spec.dtype)
+        # JSON has no infinity, so an infinite element has overflowed.
+        if spec.datatype is not DataType.FP32 or not np.isinf(array).any():
+            return array
     except OverflowError:
-        raise InvalidArgument(
-            f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold"
-        ) from None
-    if (
-        spec.datatype is DataType.FP32 and np.isinf(array).any()
-    ):  # JSON has no infinity: the number overflowed
-        raise InvalidArgument(
-            f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold"
-        )
-    return array
+        pass
+    raise InvalidArgument(f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold")
 
 
 class _Encoded(msgspec.Struct, forbid_unknown_fields=True):

@@ -95,16 +95,10 @@ class ComposedServable(Servable):
         model, cache = self.model, self._shared.cache
         self._warn_of_cache()
         if cache is not None:
-            loop = asyncio.get_running_loop()
+            keys, settings, loop = self._keys(), QueueSettings(), asyncio.get_running_loop()
+            name, version, statistics = model.name, model.version, model.statistics
             self._cached = CachedQueue(
-                queue,
-                cache,
-                self._keys(),
-                QueueSettings(),
-                model.statistics,
-                name=model.name,
-                version=model.version,
-                loop=loop,
+                queue, cache, keys, settings, statistics, name=name, version=version, loop=loop
             )
 
     def _keys(self) -> RequestKeys:
@@ -112,7 +106,7 @@ class ComposedServable(Servable):
         return RequestKeys(self.model.name, self.model.version, f"steps {uuid4()}")
 
     def _take_models(self, asked: tuple[Model, ...], models: tuple[StepModel, ...]) -> None:
-        """Notes the models that the steps call now. As in Triton, one decoupled step makes all decoupled."""
+        """Notes the models that the steps call now. If one is decoupled, so is the ensemble, as in Triton."""
         assert self._composed is not None, "it is loaded"
         model = self.model
         self._asked = asked
@@ -189,7 +183,7 @@ class ComposedServable(Servable):
 
     @property
     def busy(self) -> bool:
-        """Whether it has requests in flight."""
+        """Whether the ensemble has requests in flight."""
         return self._composed is not None and self._composed.running > 0
 
     def update(self, config: ModelConfig) -> None:
@@ -198,7 +192,7 @@ class ComposedServable(Servable):
         self._time_first_responses()
 
     async def drain(self, limit: float) -> None:
-        """Finishes its requests, for at most `limit` seconds."""
+        """Lets requests in flight finish, for at most `limit` seconds."""
         queue = self._cached or self._composed
         if queue is not None:
             await queue.drain(limit)
@@ -238,11 +232,9 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
         return f"{text}: {', '.join(missing)}{hint}"
     for step in config.ensemble.steps:
         try:
-            answers = (
-                engine.find(step.model, step.version).answers
-                if step.version
-                else bool(engine.served_versions(step.model))
-            )
+            answers = bool(engine.served_versions(step.model))
+            if step.version:
+                answers = engine.find(step.model, step.version).answers
         except BacklineError:
             answers = False
         depends = f"ensemble '{config.name}' depends on '{step.model}'"
@@ -272,12 +264,8 @@ def _circle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> li
 
 
 def _why(engine: Engine, name: str) -> str:
-    reasons = [
-        f"Version {model.version}: {model.reason}"
-        for model in engine.models()
-        if model.name == name and model.reason
-    ]
-    return reasons[-1] if reasons else ""
+    unserved = [model for model in engine.models() if model.name == name and model.reason]
+    return f"Version {unserved[-1].version}: {unserved[-1].reason}" if unserved else ""
 
 
 def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:

@@ -87,11 +87,12 @@ class Executor:
     def _advance(self, served: ServedModel) -> None:
         while True:
             served.move_labels()
+            served.follow_target()
             own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
             actions = plan(
                 served.wanted(),
-                [one.held() for one in served.held.values()],
+                served.planned(),
                 now=time.monotonic(),
                 load_slots=slots,
             )
@@ -173,27 +174,21 @@ class Executor:
     async def _load(self, served: ServedModel, one: Servable) -> None:
         model = one.model
         began = time.monotonic()
-        known = self._measured.get((model.name, model.version))
-        evict = (
-            model.config.pinned
-            or one.another_serves
-            or served.change is not None
-            or model.version in served.awake
-        )
+        fingerprint, measured = self._measured.get((model.name, model.version), ("", None))
+        known = measured if fingerprint == one.fingerprint else None
+        requested = served.change is not None or model.version in served.awake
+        evict = model.config.pinned or one.another_serves or requested
+        what = f"model '{model.name}' version {model.version}"
         try:
-            async with self._residency.room(
-                f"model '{model.name}' version {model.version}", one.file_bytes, evict=evict
-            ):
-                await one.load(
-                    self._threads, known[1] if known is not None and known[0] == one.fingerprint else None
-                )
+            async with self._residency.room(what, one.file_bytes, evict=evict):
+                await one.load(self._threads, known)
         except asyncio.CancelledError:
             served.held.pop(one.key, None)
         except NoRoom as error:
             if evict:
                 one.retry_after = error.retry_after
                 self._fail(served, one, error.message, time.monotonic() - began)
-            else:  # no request has asked for it
+            else:  # no request waits for this load
                 del served.held[one.key]
                 served.rest(model.version, "not loaded, as the memory budget is used up")
         except BacklineError as error:
@@ -214,17 +209,16 @@ class Executor:
     def _fail(self, served: ServedModel, one: Servable, reason: str, seconds: float) -> None:
         model = one.model
         self._engine.record_load(model.name, seconds, succeeded=False)
-        retries = (
-            model.config.load_retries if model.config.load_retries is not None else self._options.load_retries
-        )
+        configured = model.config.load_retries
+        retries = self._options.load_retries if configured is None else configured
         again = None
-        if one.attempt <= retries and not self._closed:
+        if one.attempt <= retries and not one.hopeless and not self._closed:
             pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
             again = time.monotonic() + pause
             loop = asyncio.get_running_loop()
             # A little later than `again`: the loop's timers may fire early.
             loop.call_later(pause + 0.002, self.advance, (served.name,))
-            reason = f"{reason}; tried again in {pause:.0f} s (attempt {one.attempt + 1} of {retries + 1})"
+            reason = f"{reason}; trying again in {pause:.0f} s (attempt {one.attempt + 1} of {retries + 1})"
         one.fail(reason, again)
         self._on_step(Step("failed", model, reason, again is not None))
 
@@ -268,7 +262,7 @@ def _config(goal: Wanted) -> ModelConfig:
 def _servable_class(config: ModelConfig) -> type[Servable]:
     if config.ensemble is None:
         return Servable
-    # Imported late: servers without ensembles need not import their queue.
+    # Imported late, so that servers without ensembles do not import their queue.
     from backline.lifecycle.composed import ComposedServable
 
     return ComposedServable

@@ -108,7 +108,11 @@ def promote_version(
 @json_option
 @connection_options
 def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: float, as_json: bool) -> None:
-    """Move a label back to its previous version."""
+    """Move a label back to the version before its last move; repeat it to go back further.
+
+    The server keeps that version loaded for a while (backline serve --keep-previous-secs), so that a rollback
+    takes effect at once. Later rollbacks load the version first.
+    """
 
     async def rollback(client: AsyncClient) -> Change:
         return await client.rollback(name, label, timeout=wait)

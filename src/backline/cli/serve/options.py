@@ -139,6 +139,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         "Seconds that requests of a version may take to finish when it is unloaded.",
     ),
     fills(
+        "--keep-previous-secs",
+        "keep_previous_seconds",
+        type=click.FloatRange(0),
+        metavar="SECONDS",
+        help="Seconds for which the version that a label leaves stays loaded, so that a rollback needs no"
+        " load; 0: unload it at once.",
+    ),
+    fills(
         "--memory-budget",
         "memory_budget",
         type=Size(),
@@ -185,7 +193,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     path(
         "--state-dir",
         "state_folder",
-        "Folder for labels, the audit log and recorded requests; default: one for this set of repositories.",
+        "Folder for labels, the audit log, recorded requests and measurements; default: one for this set of"
+        " repositories.",
     ),
     path(
         "--cache-dir",
@@ -258,6 +267,16 @@ _OPTIONS: tuple[Decorator, ...] = (
         "Seconds without a message in either direction after which a streaming gRPC call ends.",
     ),
     seconds("--exit-timeout-secs", "drain_timeout", "Seconds to finish requests in flight on shutdown."),
+    path(
+        "--auth",
+        "auth",
+        "TOML file of keys and what each may do, see 'backline keys'; it is read again when it changes.",
+    ),
+    flag(
+        "--insecure-open",
+        "insecure_open",
+        "Let everybody change models and settings without a key, on any address.",
+    ),
     fills(
         "--cors-origin",
         "cors_origins",

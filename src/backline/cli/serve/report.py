@@ -8,12 +8,13 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from ipaddress import ip_address
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from backline.access.auth_file import environment_has_keys
+from backline.access.exposure import is_loopback
 from backline.cli.serve.debugging import banner
 from backline.cli.table import print_table
 from backline.engine.byte_size import format_bytes
@@ -31,39 +32,31 @@ if TYPE_CHECKING:
 
 
 def exposure(options: ServerOptions) -> str:
-    """A warning if other machines can reach the server without a client certificate; else empty.
+    """A warning if other machines can reach the server without a key or a client certificate; else empty.
 
     A Unix socket is protected by the permissions of its folder.
     """
     ports = (options.http_port, options.grpc_port, options.metrics_port)
-    if _is_loopback(options.host) or ports == (None, None, None):
+    if is_loopback(options.host) or ports == (None, None, None):
         return ""
     if options.tls is not None and options.tls.client_ca is not None:
         return ""
-    may = {
-        "none": "use its models",
-        "poll": "use its models and move their labels",
-        "explicit": "use, load and unload its models",
-    }[options.lifecycle.mode]
+    keyed = options.auth is not None or environment_has_keys()
+    if keyed:
+        return "" if options.tls is not None else "keys and data are sent unencrypted: add --ssl-certificate"
+    may = "use its models, but change nothing"
+    if options.insecure_open:
+        may = {
+            "none": "use its models",
+            "poll": "use its models and move their labels",
+            "explicit": "use, load and unload its models",
+        }[options.lifecycle.mode]
     encrypted = "" if options.tls is not None else "; nothing is encrypted"
     return (
         f"anyone who can reach this server's address, {options.host}, may {may}{encrypted}."
-        " Admit only clients with a certificate (--ssl-certificate, --ssl-key, --ssl-client-ca),"
-        " put a proxy with authentication in front, or listen on 127.0.0.1 or a --unix-socket"
+        " Ask for keys (--auth, see 'backline keys create --help') or client certificates"
+        " (--ssl-certificate, --ssl-key, --ssl-client-ca), or listen on 127.0.0.1 or a --unix-socket"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address.
-
-    Names other than localhost may resolve to any address.
-    """
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 log = logging.getLogger("backline.serve")

@@ -24,15 +24,6 @@ EXTENSIONS = (
     "statistics",
     "generate",
 )
-#: Extensions that are listed only if clients may load and unload models.
-CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
-#: Extensions that are listed only if clients may share memory with the server.
-MEMORY_EXTENSIONS = ("system_shared_memory",)
-#: Extensions that are listed only if the log is the server's, not that of an embedding program.
-LOG_EXTENSIONS = ("logging",)
-#: Extensions that are listed only if clients may change what is traced.
-TRACE_EXTENSIONS = ("trace",)
-
 #: The shape shown for a scalar input, as in Triton, because perf_analyzer needs a dimension. Requests may use
 #: [] or [1].
 SCALAR: Shape = (1,)
@@ -40,14 +31,15 @@ SCALAR: Shape = (1,)
 
 def server_metadata(engine: Engine) -> dict[str, Any]:
     extensions = list(EXTENSIONS)
-    if engine.control is not None:
-        extensions += CONTROL_EXTENSIONS
-    if engine.shared_memory is not None:
-        extensions += MEMORY_EXTENSIONS
-    if engine.log_control is not None:
-        extensions += LOG_EXTENSIONS
-    if engine.trace_control is not None:
-        extensions += TRACE_EXTENSIONS
+    # Clients may use these extensions only if the engine has what they control.
+    for controlled, names in (
+        (engine.control, ("model_repository", "model_repository(unload_dependents)")),
+        (engine.shared_memory, ("system_shared_memory",)),
+        (engine.log_control, ("logging",)),
+        (engine.trace_control, ("trace",)),
+    ):
+        if controlled is not None:
+            extensions += names
     return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
 
 

@@ -207,7 +207,7 @@ class CachedQueue:
             return
         self._forget(flight)
         began = monotonic_ns()
-        # responses with parameters are not cached: parameters belong to the run
+        # Responses with parameters are not cached, because parameters belong to the run.
         if flight.key and not response.parameters:
             self._cache.insert(flight.key, response.outputs)
         now = monotonic_ns()
@@ -253,7 +253,7 @@ class CachedQueue:
 
     def _too_late(self, flight: Flight, ticket: Ticket) -> None:
         flight.timers.pop(ticket, None)
-        # a started run completes it; a request that has yet to be queued is checked by the queue
+        # A run that has started completes the request; the queue checks a request that has yet to enter it.
         if not flight.waits or (flight.run is None and len(flight.waiting) == 1):
             return
         flight.waiting.remove(ticket)

@@ -74,14 +74,11 @@ class ModelCode:
 
 
 def import_file(path: Path, folder: Path) -> ModuleType:
-    """Imports a file as a module. The file can import modules of its own folder, even relatively, and of
-    the model's folder.
-    """
+    """Imports a file as a module that can import from its folder, even relatively, and from `folder`."""
     for place in (folder, path.parent):
         sys.path.insert(0, str(place))
-    package = ModuleType(
-        path.parent.name if path.parent.name.isdecimal() else "_model"
-    )  # named by the version, as in Triton, which cannot clash with real modules
+    # Named by the version, as in Triton: a number cannot clash with the name of a real module.
+    package = ModuleType(path.parent.name if path.parent.name.isdecimal() else "_model")
     package.__path__ = [str(path.parent)]
     spec = spec_from_file_location(f"{package.__name__}.{path.stem}", path)
     if spec is None or spec.loader is None:

@@ -83,8 +83,8 @@ class WorkerOutput:
 
 
 def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
-    """Describes a returncode: "ended with exit status 3", "was killed by SIGSEGV (...)". The text completes
-    "its worker process ...".
+    """Says how a process ended, from its return code: "ended with exit status 3", "was killed by SIGSEGV
+    (...)". The text completes "its worker process ...".
     """
     if status == CONNECTION_LOST:
         return (
@@ -105,9 +105,7 @@ def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
 
 
 def fault_place(lines: Sequence[str], folder: str) -> str:
-    """The place of a crash in the model's files, from faulthandler's output: "model.py, line 12, in predict".
-    Empty if unknown.
-    """
+    """Where the model crashed, from faulthandler's output: "model.py, line 12, in predict"; "" if unknown."""
     for line in lines:
         found = _FAULT_LINE.match(line)
         if found and found[1].startswith(folder):
@@ -116,8 +114,8 @@ def fault_place(lines: Sequence[str], folder: str) -> str:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """The last lines that a process printed, joined into one, without stacks of Python and faulthandler,
-    which are in the log.
+    """The last lines that a process printed, joined into one. Leaves out the stacks that Python and
+    faulthandler printed, which are in the log.
     """
     printed: list[str] = []
     for line in lines:

@@ -40,15 +40,13 @@ from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Buffer, Shape, Tensor
 from backline.wire.application import HttpRequest
 
-_Answer: TypeAlias = Callable[[HttpRequest, float | None, Trace | None, InferRequest, InferPlan], None]
+_Answer: TypeAlias = Callable[[HttpRequest, str, Responses, InferPlan], None]
 _Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
 
 NOT_ONE = (
     "generate expects model to produce exactly 1 response, use generate stream for model that"
     " generates various number of responses"
 )
-
-
 #: The only key whose value may be an object.
 _PARAMETERS = "parameters"
 _encode = msgspec.json.Encoder().encode
@@ -85,11 +83,27 @@ class Generate:
 
     def infer_stream(self, model: str, version: str, request: HttpRequest) -> None:
         """Takes a request like `infer`; sends an event per response, each like a JSON response of `infer`."""
-
         self._when_known(model, version, request, self._take_infer)
 
-    def _intake(self, read: ReadRequest[InferPlan], then: _Answer) -> _Take:
-        return RequestIntake(self._engine, HTTP, read, then, self._off_loop).take
+    def _intake(self, read: ReadRequest[InferPlan], answer: _Answer) -> _Take:
+        def submit(
+            request: HttpRequest,
+            deadline: float | None,
+            trace: Trace | None,
+            asked: InferRequest,
+            plan: InferPlan,
+        ) -> None:
+            answer(request, asked.model_name, self._submit(asked, deadline, trace), plan)
+
+        return RequestIntake(self._engine, HTTP, read, submit, self._off_loop).take
+
+    def _submit(self, asked: InferRequest, deadline: float | None, trace: Trace | None) -> Responses:
+        """Submits a request. If an input is missing, the error says which key may be its misspelt name."""
+        try:
+            return self._engine.stream(asked, deadline, trace=trace)
+        except InvalidArgument as error:
+            model = self._engine.find(asked.model_name, asked.model_version)
+            raise InvalidArgument(error.message + _misspelt(asked, model)) from None
 
     def _when_known(self, model: str, version: str, request: HttpRequest, take: _Take) -> None:
         def known() -> None:
@@ -100,53 +114,24 @@ class Generate:
     def _read(
         self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
-        """Reads a request of the generate extension. See ReadRequest."""
+        """Reads a request of the generate extension (see ReadRequest)."""
         served = self._engine.find_ready(model, version)
         if on_loop and len(body) > LARGE:
             raise LargeRequest
         return read_generate(body, headers, served)
 
-    def _answer_with_one(
-        self,
-        request: HttpRequest,
-        deadline: float | None,
-        trace: Trace | None,
-        asked: InferRequest,
-        _: InferPlan,
-    ) -> None:
-        responses = self._submit(asked, deadline, trace)
-        answering = _answer_with_one(request, responses, self._off_loop)
-        self._streams.run(request, asked.model_name, responses, answering)
+    def _answer_with_one(self, request: HttpRequest, model: str, responses: Responses, _: InferPlan) -> None:
+        self._streams.run(request, model, responses, _answer_with_one(request, responses, self._off_loop))
 
     def _answer_with_events(
-        self,
-        request: HttpRequest,
-        deadline: float | None,
-        trace: Trace | None,
-        asked: InferRequest,
-        _: InferPlan,
+        self, request: HttpRequest, model: str, responses: Responses, _: InferPlan
     ) -> None:
-        responses = self._submit(asked, deadline, trace)
-        self._streams.answer(request, asked.model_name, responses, write_generate)
-
-    def _submit(self, asked: InferRequest, deadline: float | None, trace: Trace | None) -> Responses:
-        """Submits a request. If an input is missing, the error says which key may be its misspelt name."""
-        try:
-            return self._engine.stream(asked, deadline, trace=trace)
-        except InvalidArgument as error:
-            model = self._engine.find(asked.model_name, asked.model_version)
-            raise InvalidArgument(error.message + _misspelt(asked, model)) from None
+        self._streams.answer(request, model, responses, write_generate)
 
     def _answer_with_infer_events(
-        self,
-        request: HttpRequest,
-        deadline: float | None,
-        trace: Trace | None,
-        asked: InferRequest,
-        plan: InferPlan,
+        self, request: HttpRequest, model: str, responses: Responses, plan: InferPlan
     ) -> None:
-        responses = self._engine.stream(asked, deadline, trace=trace)
-        self._streams.answer(request, asked.model_name, responses, partial(self._infer_event, plan))
+        self._streams.answer(request, model, responses, partial(self._infer_event, plan))
 
     def _infer_event(self, plan: InferPlan, response: InferResponse) -> bytes:
         _, (body, *binary) = self._inference.write(plan, response)
@@ -198,8 +183,8 @@ _skip = msgspec.json.Decoder(Raw).decode
 def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) -> Decoded:
     """The request in `body`. Raises InvalidArgument, with Triton's texts.
 
-    Keys that name inputs are tensors, `id` is the request's id, all other keys and those in the object
-    `parameters` are parameters, as in Triton.
+    As in Triton, keys that name inputs are tensors, `id` is the request's id, and all other keys, as well as
+    those in the object `parameters`, are parameters.
     """
     if len(body) > LARGE:
         check_keys(body)
@@ -229,9 +214,8 @@ def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) ->
             f"'id' must be a string, got {'true or false' if isinstance(id, bool) else 'a number'}"
         )
     plan = InferPlan(())
-    reserved = {
-        key: value for key, value in parameters.items() if key.startswith("triton_")
-    }  # unlike `infer`, Triton's generate extension accepts these
+    # Unlike `infer`, Triton's generate extension accepts parameters with this prefix.
+    reserved = {key: value for key, value in parameters.items() if key.startswith("triton_")}
     apply_parameters(plan, {key: value for key, value in parameters.items() if key not in reserved})
     if reserved:
         plan.parameters = {**(plan.parameters or {}), **reserved}
@@ -253,7 +237,7 @@ def write_generate(response: InferResponse) -> bytes:
 
 
 def _parse(body: Buffer) -> dict[_Key, Raw]:
-    """The keys with their values undecoded: how to decode a tensor depends on the model's input."""
+    """The keys with their undecoded values: how to decode a tensor depends on the model's input."""
     if not body:
         raise InvalidArgument("the body is empty, expected a JSON object with the names of inputs")
     try:
@@ -318,7 +302,7 @@ def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
 
 
 def _shape(spec: TensorSpec, count: int) -> Shape:
-    """The shape of `count` elements: the innermost variable dimension takes all, other variable ones 1."""
+    """The shape of `count` elements: the innermost variable dimension takes them all, the others are 1."""
     shape = list(spec.shape or SCALAR)
     for dimension in shape:
         if dimension > 0:

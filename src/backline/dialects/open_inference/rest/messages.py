@@ -16,10 +16,7 @@ from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
-from backline.dialects.open_inference.shared_memory import (
-    REGION,
-    StoredTensor,
-)
+from backline.dialects.open_inference.shared_memory import REGION, StoredTensor
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
@@ -84,7 +81,7 @@ class RestReader:
     def read(
         self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
-        """The request in a body that starts with JSON. See ReadRequest."""
+        """Reads a request whose body starts with JSON (see ReadRequest)."""
         header_length = headers.get(HEADER_LENGTH)
         total = size = len(body)
         if header_length is not None:
@@ -177,7 +174,7 @@ class RestReader:
             raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
 
     def _read_raw(self, body: Buffer, model: str, version: str) -> Decoded:
-        """A raw request: the whole body is the data of the model's only input."""
+        """Reads a raw request: the whole body is the data of the model's only input."""
         served = self._engine.find_ready(model, version)
         inputs = served.signature.inputs
         if len(inputs) != 1:
@@ -414,22 +411,17 @@ class RestWriter:
         documents = []
         buffers: list[Buffer] = [b""]
         for tensor in outputs:
+            parameters: dict[str, int] | UnsetType = UNSET
+            elements: list[Any] | Raw | UnsetType = UNSET
             if plan.is_binary(tensor.name):
                 data = encode_tensor(tensor)
                 buffers.append(data)
-                documents.append(
-                    OutputDocument(
-                        tensor.name, tensor.datatype.name, tensor.shape, {"binary_data_size": len(data)}
-                    )
-                )
-            elif isinstance(tensor, StoredTensor):
-                documents.append(OutputDocument(tensor.name, tensor.datatype.name, tensor.shape))
-            else:
-                documents.append(
-                    OutputDocument(
-                        tensor.name, tensor.datatype.name, tensor.shape, UNSET, encode_data(tensor)
-                    )
-                )
+                parameters = {"binary_data_size": len(data)}
+            elif not isinstance(tensor, StoredTensor):
+                elements = encode_data(tensor)
+            documents.append(
+                OutputDocument(tensor.name, tensor.datatype.name, tensor.shape, parameters, elements)
+            )
         header = self._encode(
             ResponseDocument(
                 response.id or UNSET,
