@@ -489,6 +489,7 @@ def test_a_misspelt_environment_variable_is_warned_of(tmp_path: Path) -> None:
         "BACKLINE_SERVICE_PORT_HTTP": "8000",
         "BACKLINE_PORT_8000_TCP_ADDR": "10.0.0.1",
         "BACKLINE_IDLE_TIMEOUT": "60",
+        "BACKLINE_API_KEY": "a" * 40,
     }
     with serve(tmp_path / "models", tmp_path / "server.log", environment=environment) as server:
         lines = [line for line in server.output.splitlines() if "environment variable" in line]

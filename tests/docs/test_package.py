@@ -36,6 +36,7 @@ EXTRAS = {
     "tomlkit": "auth",
     "PIL": "image",
     "soundfile": "audio",
+    "av": "aac",
     "uv": "envs",
     "opentelemetry": "otel",
 }

@@ -1,7 +1,8 @@
 """The generate extension, and inference as a stream of events: `generate`, `generate_stream`, `infer_stream`.
 
 The JSON of the generate extension has inputs and outputs as keys and their elements as values; all other keys
-are parameters.
+are parameters. An element of a BYTES input is a string, or an object with base64 as in TensorFlow Serving:
+{"b64": "..."}.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from backline.dialects.open_inference.metadata import SCALAR
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix
 from backline.dialects.open_inference.rest.inference import RestInference
-from backline.dialects.open_inference.rest.messages import Decoded
+from backline.dialects.open_inference.rest.messages import Decoded, instead_of_json
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model import Model
 from backline.engine.responses import Responses
+from backline.engine.spelling import nearest
 from backline.engine.tracing import Trace
+from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, InferResponse, Parameter
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Buffer, Shape, Tensor
@@ -90,9 +93,17 @@ class Generate:
             asked: InferRequest,
             plan: InferPlan,
         ) -> None:
-            answer(request, asked.model_name, self._engine.stream(asked, deadline, trace=trace), plan)
+            answer(request, asked.model_name, self._submit(asked, deadline, trace), plan)
 
         return RequestIntake(self._engine, HTTP, read, submit, self._off_loop).take
+
+    def _submit(self, asked: InferRequest, deadline: float | None, trace: Trace | None) -> Responses:
+        """Submits a request. If an input is missing, the error says which key may be its misspelt name."""
+        try:
+            return self._engine.stream(asked, deadline, trace=trace)
+        except InvalidArgument as error:
+            model = self._engine.find(asked.model_name, asked.model_version)
+            raise InvalidArgument(error.message + _misspelt(asked, model)) from None
 
     def _when_known(self, model: str, version: str, request: HttpRequest, take: _Take) -> None:
         def known() -> None:
@@ -101,13 +112,13 @@ class Generate:
         self._deferred.when_known(model, version, request, known)
 
     def _read(
-        self, body: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
+        self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
         """Reads a request of the generate extension (see ReadRequest)."""
         served = self._engine.find_ready(model, version)
         if on_loop and len(body) > LARGE:
             raise LargeRequest
-        return read_generate(body, served)
+        return read_generate(body, headers, served)
 
     def _answer_with_one(self, request: HttpRequest, model: str, responses: Responses, _: InferPlan) -> None:
         self._streams.run(request, model, responses, _answer_with_one(request, responses, self._off_loop))
@@ -144,6 +155,18 @@ async def _answer_with_one(request: HttpRequest, responses: Responses, off_loop:
         request.respond(200, [(b"content-type", JSON)], [body])
 
 
+def _misspelt(asked: InferRequest, model: Model) -> str:
+    """The end of an error about missing inputs: which parameter was perhaps meant to be one; else empty."""
+    missing = [
+        spec.name for spec in model.signature.inputs if not spec.optional and spec.name not in asked.inputs
+    ]
+    return "".join(
+        f" '{key}' names no input, so it is a parameter: did you mean '{near[0]}'?"
+        for key in asked.parameters or ()
+        if (near := nearest(key, missing))
+    )
+
+
 class _Key:
     """A key of an object, equal only to itself, so that a dict keeps duplicate keys."""
 
@@ -157,7 +180,7 @@ _decode = msgspec.json.Decoder(dict[_Key, Raw], dec_hook=lambda _, text: _Key(te
 _skip = msgspec.json.Decoder(Raw).decode
 
 
-def read_generate(body: Buffer, model: Model) -> Decoded:
+def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) -> Decoded:
     """The request in `body`. Raises InvalidArgument, with Triton's texts.
 
     As in Triton, keys that name inputs are tensors, `id` is the request's id, and all other keys, as well as
@@ -165,7 +188,10 @@ def read_generate(body: Buffer, model: Model) -> Decoded:
     """
     if len(body) > LARGE:
         check_keys(body)
-    document = _parse(body)
+    try:
+        document = _parse(body)
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message + instead_of_json(body, headers)) from None
     inputs = {spec.name: spec for spec in model.signature.inputs}
     tensors: dict[str, Tensor] = {}
     parameters: dict[str, Any] = {}
@@ -250,6 +276,8 @@ def _take(
 
 def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     if _first(value) == b"{":
+        if spec.datatype is DataType.BYTES:
+            return _decoded(spec, 1, bytes(value))
         raise InvalidArgument(
             f"Unable to parse 'data' of input '{spec.name}': it is an object, expected one element"
             " or a list of them"
