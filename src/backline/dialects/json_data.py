@@ -70,7 +70,8 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
             _decode_pieces(spec, dense, depth, encoded=encoded).reshape(spec.shape),
         )
     try:
-        values = _decoder(datatype, depth).decode(raw)
+        mixed = datatype is DataType.BYTES and b"{" in raw
+        values = _decoder(str | _Encoded if mixed else _ELEMENTS[datatype], depth).decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         reason = str(error).replace("`$", "`" + path)
         hint = '. A string that is not UTF-8 is written as {"b64": "..."}' if encoded else ""
@@ -130,7 +131,7 @@ def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) ->
     end = 0
     for piece, piece_depth in _pieces(raw, depth):
         try:
-            values = _decoder(None if encoded else spec.datatype, piece_depth).decode(piece)
+            values = _decoder(_Encoded if encoded else _ELEMENTS[spec.datatype], piece_depth).decode(piece)
         except msgspec.DecodeError as error:
             reason = str(error).partition(" - at ")[0]
             raise InvalidArgument(
@@ -164,7 +165,7 @@ def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
         flat = left + part[kept].tobytes()
         whole, left = flat[: len(left) + cut] if cut else b"", flat[len(left) + cut if cut else 0 :]
         try:
-            values = _decoder(DataType.BYTES, 1).decode(b"[" + whole.strip(b",") + b"]")
+            values = _decoder(str, 1).decode(b"[" + whole.strip(b",") + b"]")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = str(error).partition(" - at ")[0]
             raise InvalidArgument(
@@ -250,9 +251,8 @@ class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @lru_cache(maxsize=256)
-def _decoder(datatype: DataType | None, depth: int) -> msgspec.json.Decoder[Any]:
-    """Decodes lists, nested `depth` deep, of elements of a datatype, or of encoded bytes for None."""
-    element: Any = _Encoded if datatype is None else _ELEMENTS[datatype]
+def _decoder(element: Any, depth: int) -> msgspec.json.Decoder[Any]:
+    """Decodes lists of elements of a type, nested `depth` deep."""
     for _ in range(depth):
         element = list[element]
     return msgspec.json.Decoder(element)
@@ -268,7 +268,7 @@ def _integer(datatype: DataType) -> Any:
 
 _ELEMENTS: dict[DataType, Any] = {
     DataType.BOOL: bool,
-    DataType.BYTES: str | _Encoded,
+    DataType.BYTES: str,
     DataType.FP32: float,
     DataType.FP64: float,
 } | {
