@@ -271,7 +271,15 @@ def _take(
         raise InvalidArgument(
             f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
         )
-    parameters[key] = msgspec.json.decode(value)
+    parameters[key] = _plain(f"parameter '{key}'", value)
+
+
+def _plain(what: str, text: Raw | bytes) -> Any:
+    """Decodes a value whose JSON is well-formed. Its numbers may still be out of range."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"Unable to parse the value of {what}: {error}") from None
 
 
 def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
@@ -285,7 +293,7 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     text = bytes(value)
     if len(text) > LARGE and _first(value) == b"[":
         return _decoded(spec, count_elements(text), text)
-    decoded = msgspec.json.decode(text)
+    decoded = _plain(f"input '{spec.name}'", text)
     elements = decoded if isinstance(decoded, list) else [decoded]
     for _ in range(MAX_DEPTH):
         if not any(isinstance(element, list) for element in elements):
