@@ -43,7 +43,7 @@ def scan_listing(
     root = Folder(listing, "", listing.location)
     folders = root.folders()
     configs = configs or ConfigFiles()
-    name = name or root.name
+    is_named, name = bool(name), name or root.name
     if has_settings(root):
         return read_settings(root, formats, configs)
     configured = has_config(root)
@@ -58,6 +58,12 @@ def scan_listing(
     if candidates(listing, formats) and not any(
         is_model_folder(place, formats) for place in folders.values()
     ):
+        if not is_named and is_version_name(name):
+            above = root.location.rstrip("/").rpartition("/")[0]
+            raise InvalidArgument(
+                f"'{root.location}' is not a model or a repository: by its name it is version {name} of a"
+                f" model. Name the model's folder, '{above}', or give the model a name with --model-name"
+            )
         return [read_single(root, name, formats, configs)]
     if configured:
         model = read_model(root, name, formats, configs)
