@@ -341,7 +341,7 @@ def test_requests_at_the_same_time_are_a_batch(archives: ServerProcess) -> None:
     [
         ("bad", 400, "a bad request"),
         ("broken", 500, "KeyError: 'it broke'"),
-        ("few", 500, "the handler gave 0 answers to 1 requests"),
+        ("few", 500, "the handler returned 0 answers to 1 requests"),
         ("teapot", 404, "no such tea"),
     ],
 )

@@ -6,7 +6,6 @@ import logging
 import sys
 import tempfile
 from collections.abc import Sequence
-from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +22,7 @@ from backline.client.result import InferResult
 from backline.embedded.embedded import Embedded
 from backline.embedded.transport import InprocTransport
 from backline.engine.errors import InvalidArgument, NotFound
+from backline.engine.spelling import nearest
 from backline.lifecycle.options import LifecycleOptions
 
 _URL = "inproc:once"
@@ -119,7 +119,7 @@ def command(
 
 
 def find_model(model: str, *, whole: bool) -> tuple[str, str]:
-    """The repository to open and the model in it, "" if the repository is a single model.
+    """The repository to open, and the name of the model in it, which is "" for a URL.
 
     With `whole`, and for ensembles, the repository is the folder that contains the model's folder, so that
     other models are found. Raises BacklineError if there is no such model.
@@ -149,16 +149,14 @@ def find_model(model: str, *, whole: bool) -> tuple[str, str]:
 
 
 def _near(path: Path) -> str:
-    near = get_close_matches(
-        path.name, [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else [], 1
-    )
+    near = nearest(path.name, [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else [], 1)
     return f". Did you mean '{path.parent / near[0]}'?" if near else ""
 
 
 async def _run(
     embedded: Embedded, name: str, others: Sequence[str], version: str, inputs: Sequence[str]
 ) -> tuple[list[InferResult], float, float]:
-    """The responses, and the seconds that the load and the request took."""
+    """Loads the models and sends the request; returns the responses, and the seconds that each step took."""
     client = AsyncClient(_URL, ClientOptions(timeout=inf))
     transport = InprocTransport(client.address, embedded)
     began = perf_counter()

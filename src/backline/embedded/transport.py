@@ -1,6 +1,4 @@
-"""The client's transport for inproc URLs: the engine runs inside the client's program, and gets tensors
-without a copy.
-"""
+"""The client's transport for inproc URLs: the engine runs in the client's program and shares its tensors."""
 
 from __future__ import annotations
 
@@ -65,7 +63,7 @@ class InprocTransport(Transport):
                 return await self._engine.infer(request)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"model '{call.model}' gave no answer within {call.timeout:.3g} s"
+                f"model '{call.model}' gave no response within {call.timeout:.3g} s"
             ) from None
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
@@ -140,7 +138,7 @@ class InprocControl(ModelControl):
         control = self._engine.control
         if control is None:
             raise Unsupported(
-                "the models of this repository cannot be changed: it was opened without a control"
+                "the models of this engine cannot be changed: it was created without a model control"
             )
         return control
 

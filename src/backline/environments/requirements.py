@@ -74,11 +74,9 @@ def find_requirements(
     if not files and not python:
         return None
     file, *ignored = files or [""]
-    requires = (
-        ""
-        if python or file not in (LOCK, PROJECT)
-        else str(_project(folder / PROJECT).get("requires-python", ""))
-    )
+    requires = ""
+    if not python and file in (LOCK, PROJECT):
+        requires = str(_project(folder / PROJECT).get("requires-python", ""))
     digest = hashlib.sha256()
     for part in (str(_FORM), _PLATFORM, python or f"{requires} {OWN_PYTHON}", *WORKER_PACKAGES, file):
         digest.update(part.encode() + b"\0")
@@ -136,11 +134,9 @@ def _read_list(file: Path, *, seen: set[Path]) -> Iterator[Path]:
     seen.add(file)
     yield file
     for line in _text(file).splitlines():
-        words = (
-            line.split("#", 1)[0].replace("=", " ").split()
-            if line.lstrip().startswith("-")
-            else line.split(" #", 1)[0].split()
-        )
+        words = line.split(" #", 1)[0].split()
+        if line.lstrip().startswith("-"):
+            words = line.split("#", 1)[0].replace("=", " ").split()
         for named in (
             file.parent / word.removeprefix("file:") for word in words if "/" in word or "." in word
         ):

@@ -78,9 +78,7 @@ class User(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class StoredEnvironment:
-    """An entry of the store. `users` are the models that require it now; `in_use` if a running server holds
-    it.
-    """
+    """An entry of the store. `users` are the models that require it; it is `in_use` if a server holds it."""
 
     digest: str
     about: About
@@ -90,9 +88,7 @@ class StoredEnvironment:
 
 
 class Environments:
-    """The store that the module describes. Methods block and are thread-safe; `build` and `remove` turn
-    OSErrors into Unavailable.
-    """
+    """The store in `folder`, which has the layout above. Methods block and are thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -109,7 +105,7 @@ class Environments:
         if not (environment.folder / _ABOUT).exists():
             return None
         self._hold(digest)
-        # Checked again under the lock: the environment may have been removed in between, or its interpreter.
+        # Checked again under the lock: the environment or its interpreter may have been removed in between.
         if not (environment.folder / _ABOUT).exists() or not environment.python.exists():
             return None
         self._note_use(environment, user)
@@ -144,7 +140,8 @@ class Environments:
         """Builds the environment, unless another process has built it meanwhile; `again` replaces an existing
         one. `stop` is polled while waiting for another build.
 
-        Raises Internal with the cause if the build fails, and Unavailable if `stop` is true or disk fails.
+        Raises Internal with the cause if the build fails, and Unavailable if `stop` returns true or the
+        store cannot be written.
         """
         digest = requirements.digest
         what = (
@@ -155,7 +152,8 @@ class Environments:
             with self._explained(), locked(self._lock(digest, "build"), stop):
                 if not again and self.find(requirements, user) is not None:
                     return
-                self._remove_leftovers(digest)
+                for left in self.folder.glob(f"{_BUILDING}{digest}-*"):
+                    shutil.rmtree(left, ignore_errors=True)
                 building = Path(tempfile.mkdtemp(prefix=f"{_BUILDING}{digest}-", dir=self.folder))
                 try:
                     _install(requirements, building, uv, on_bytes)
@@ -172,21 +170,12 @@ class Environments:
     def _publish(self, building: Path, digest: str) -> None:
         place = self.folder / digest
         with self._alone(digest) as alone:
-            if (
-                place.exists()
-                and (place / _ABOUT).exists()
-                and not alone
-                and Environment(place).python.exists()
-            ):
+            if not alone and (place / _ABOUT).exists() and Environment(place).python.exists():
                 raise Unavailable(
                     f"environment {digest} is in use by a running server: stop it, or build it again later"
                 )
             shutil.rmtree(place, ignore_errors=True)
             building.rename(place)
-
-    def _remove_leftovers(self, digest: str) -> None:
-        for left in self.folder.glob(f"{_BUILDING}{digest}-*"):
-            shutil.rmtree(left, ignore_errors=True)
 
     # listing and removal
 
@@ -207,7 +196,10 @@ class Environments:
             return StoredEnvironment(folder.name, about, last_used, tuple(users), in_use=not alone)
 
     def remove(self, digest: str) -> bool:
-        """Removes an environment unless a server holds it; returns whether it did."""
+        """Removes an environment unless a server holds it; returns whether it was removed.
+
+        Raises Unavailable if the store cannot be written.
+        """
         with self._explained(), self._alone(digest) as alone:
             if alone:
                 shutil.rmtree(self.folder / digest)
@@ -287,16 +279,8 @@ def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnByt
         install += ["--no-deps", "-r", "-"]
         packages = ()
     elif requirements.file == LOCK:
-        export = (
-            "export",
-            "--frozen",
-            "--no-emit-project",
-            "--no-dev",
-            "--no-header",
-            "--python",
-            str(environment.python),
-        )
-        locked_list = uv.run(*export, folder=folder)
+        export = ("export", "--frozen", "--no-emit-project", "--no-dev", "--no-header", "--python")
+        locked_list = uv.run(*export, str(environment.python), folder=folder)
         install += ["-r", "-"]
     elif requirements.file:
         install += ["-r", requirements.file]
@@ -322,19 +306,11 @@ def _additions(requirements: Requirements, environment: Environment, building: P
 
 def _make(requirements: Requirements, building: Path, uv: Uv) -> None:
     """Creates an environment without packages, for the first allowed Python that is installed."""
+    # Relocatable, because the environment is renamed once it is complete.
+    venv = ("venv", "--relocatable", "--allow-existing", "--no-project", "--python")
     for choice in python_choices(requirements):
         try:
-            # Relocatable, because it is renamed once it is complete.
-            uv.run(
-                "venv",
-                "--relocatable",
-                "--allow-existing",
-                "--no-project",
-                "--python",
-                choice,
-                str(building),
-                folder=requirements.folder,
-            )
+            uv.run(*venv, choice, str(building), folder=requirements.folder)
         except UvFailed as error:
             failed = error
         else:

@@ -21,17 +21,15 @@ log = logging.getLogger("backline.lifecycle")
 _MODULES_OF_A_RUNTIME = 8
 #: The ratio of memory to file size before any measurement.
 _FIRST_RATIO = 1.2
-#: The weight of a new measurement in the ratio.
+#: The weight of a new measurement in the mean ratio of memory to file size.
 _WEIGHT = 0.2
 
 
+@dataclass(slots=True, eq=False)
 class LoadMemory:
-    """The memory that a load took, in bytes; 0 until the measured block ends, or if it raised."""
+    """The memory that a load took, in bytes; 0 while it runs, or if it failed."""
 
-    __slots__ = ("memory",)
-
-    def __init__(self) -> None:
-        self.memory = 0
+    memory: int = 0
 
 
 class LoadMeter:
@@ -56,7 +54,7 @@ class LoadMeter:
 
     @contextmanager
     def measure(self, file_bytes: int) -> Iterator[LoadMemory]:
-        """Measures the load in the block."""
+        """Measures the memory of the load that runs within the context."""
         measured = LoadMemory()
         with self._lock:
             alone = not self._running
@@ -79,7 +77,7 @@ class LoadMeter:
                 return
             measured.memory = max(self._resident() - before, file_bytes)
             if file_bytes:
-                # the overhead of a small model says nothing about large ones
+                # Limited, because the overhead of a small model says nothing about large ones.
                 ratio = min(measured.memory / file_bytes, 4.0)
                 self._ratio += (ratio - self._ratio) * _WEIGHT
 
@@ -117,13 +115,13 @@ class Shortage:
         passes = self.resident + self.needed - self.budget <= self.idle + self.busy
         raise_it = "Pin fewer models, or raise --memory-budget" if self.pinned else "Raise --memory-budget"
         advice = "Try again" if passes else raise_it
-        text = (
+        return Unavailable(
             f"{what} needs {format_bytes(self.needed)}, and the memory budget of {format_bytes(self.budget)}"
             f" has no room for it: {format_bytes(self.resident)} are in use, {format_bytes(self.pinned)} of"
             f" it by pinned models and {format_bytes(self.busy)} by models with requests; unloading the idle"
-            f" ones frees {format_bytes(self.idle)}. {advice}"
+            f" ones frees {format_bytes(self.idle)}. {advice}",
+            retry_after=1 if passes else None,
         )
-        return Unavailable(text, retry_after=1 if passes else None)
 
 
 def make_room(
@@ -149,7 +147,7 @@ def make_room(
         pinned = sum(one.memory for one in tenants if one.pinned)
         busy = sum(one.memory for one in tenants if one.busy and not one.pinned)
         return Shortage(budget, resident, needed, pinned, busy, freed)
-    # Keep those that a later, larger one made unnecessary, most recently used first.
+    # Keep versions that a larger one, chosen later, made unnecessary to unload, most recently used first.
     for one in reversed(chosen):
         if freed - one.memory >= excess:
             chosen.remove(one)
@@ -159,27 +157,21 @@ def make_room(
 
 def idle_too_long(tenants: Collection[Tenant], now: float) -> list[Hashable]:
     """The versions whose idle limit has passed at `now`."""
-    return [
-        one.key
-        for one in tenants
-        if one.idle_limit is not None
-        and not one.pinned
-        and not one.busy
-        and now - one.last_used >= one.idle_limit
-    ]
+    idle = (one for one in tenants if not one.pinned and not one.busy)
+    return [one.key for one in idle if one.idle_limit is not None and now - one.last_used >= one.idle_limit]
 
 
 #: Why a version was put to sleep.
 TO_MAKE_ROOM = "unloaded to make room"
 WHEN_IDLE = "unloaded after it was idle"
-#: The longest and shortest interval between checks for idle versions, in seconds; it depends on the shortest
-#: limit.
+#: The longest and the shortest interval, in seconds, between checks for idle versions. It is a quarter of the
+#: shortest idle limit.
 _LONGEST_LOOK = 5.0
 _SHORTEST_LOOK = 0.05
 
 
 class NoRoom(Unavailable):
-    """A load does not fit, and nothing may be unloaded for it."""
+    """A load does not fit into the memory budget, and nothing may be unloaded for it."""
 
 
 class Residency:
@@ -252,8 +244,8 @@ class Residency:
             tenants = self._tenants()
             found = make_room(tenants if evict else (), budget=budget, resident=resident, needed=needed)
             if isinstance(found, Shortage) and self._promised:
-                # Running loads may already use their promised memory, which is then counted twice, and their
-                # versions can be evicted once loaded: only a shortage without running loads is final.
+                # A shortage is final only without running loads. Memory promised to a load may be in use
+                # already, and is then counted twice; and a version can be evicted once it is loaded.
                 self._load_ended.clear()
                 await self._load_ended.wait()
                 continue

@@ -13,7 +13,7 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class DecoupledCheck:
-    """Checks requests to a decoupled model before the model's usual check."""
+    """Checks that a caller takes any number of responses, then runs the decoupled model's usual check."""
 
     def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
         self._model = model
@@ -50,6 +50,10 @@ class TensorSpec:
     optional: bool = False
     labels: tuple[str, ...] = ()
     reshape: Shape | None = None
+
+    def __str__(self) -> str:
+        """The tensor as messages show it, such as "x FP32[-1, 4]"."""
+        return f"{self.name} {self.datatype.name}{list(self.shape)}{' (optional)' * self.optional}"
 
 
 @dataclass(frozen=True, slots=True)

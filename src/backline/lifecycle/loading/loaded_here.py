@@ -62,7 +62,7 @@ class LoadedHere(LoadedVersion):
             return [maker.inline(self._execution(maker, self.placed.devices[0]))]
         threads = self.model.threads_per_run
         places = self.places
-        if self.lane != "thread":  # it was planned for the event loop, but blocked it
+        if self.lane != "thread":  # the model was planned for the event loop, but blocked it
             places = self.placed.spread(spare_instances(usable_cores(), threads))
         instances = []
         for number, place in enumerate(places):

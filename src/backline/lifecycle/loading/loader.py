@@ -59,8 +59,8 @@ def load(
         if not entry.hosted:
             where = config.source or config.name
             raise InvalidArgument(
-                f"{where}: models of the {entry.name} backend run in the server's process: lane is inline or"
-                " thread"
+                f"{where}: lane is process, but models of the {entry.name} backend run in the server's"
+                " process: choose inline or thread"
             )
         config = replace(config, lane=None)  # hosted models always run in processes
     ignored = ignored_settings(config, "worker" if entry.hosted else "here")

@@ -30,7 +30,7 @@ _INLINE_DISPATCH = 0.000004
 _GAIN = 0.05
 _SLOW_GAIN = 0.15
 _SLOW_RUN = 0.005
-#: Seconds for all measurements of a model; up to three times as long while each larger batch saves time.
+#: Seconds for all measurements of a model. They may take three times as long while larger batches save time.
 _BUDGET = 0.05
 #: A model with runs longer than this, in seconds, is not run again only to be timed.
 LONG_RUN = 0.1
@@ -115,12 +115,8 @@ def plan(
     if not times.seconds:
         where: Lane = lane or "thread"
         count = 1 if where == "inline" else instances or spare
-        return RunPlan(
-            where,
-            max(1, min(max_batch, LARGEST_BATCH)),
-            count,
-            "no trial input could be run, so the run time is not known",
-        )
+        limit = max(1, min(max_batch, LARGEST_BATCH))
+        return RunPlan(where, limit, count, "no trial input could be run, so the run time is not known")
     single = times.seconds[1]
     quick = single <= INLINE_RUN and times.grown <= INLINE_GROWN
     if lane is None:
@@ -257,10 +253,8 @@ def _time(run: Callable[[], object]) -> float:
 
 def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched: bool) -> str:
     single = times.seconds[1]
-    where = (
-        "on the event loop" if lane == "inline" else f"on {instances} thread{'s' if instances > 1 else ''}"
-    )
-    text = f"a run takes {format_seconds(single)}: {where}"
+    threads = f"{instances} thread{'s' if instances > 1 else ''}"
+    text = f"a run takes {format_seconds(single)}: on {'the event loop' if lane == 'inline' else threads}"
     if not batched:
         return text
     if limit == 1:

@@ -28,7 +28,7 @@ _MAX_FREE_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class ValueFamily:
-    """Values to try: floats spread evenly over `offset` ± `scale`, integers in `lowest`..`top`, strings."""
+    """Values to try: floats spread evenly over `offset` ± `scale`, integers from `lowest` to `top`, words."""
 
     scale: float
     offset: float
@@ -55,9 +55,8 @@ def make_inputs(
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
         shape = trial_shape(spec, sizes, rows)
-        arrays[spec.name] = make_values(
-            spec.datatype, element_count(shape), family, seed * 31 + index
-        ).reshape(shape)
+        values = make_values(spec.datatype, element_count(shape), family, seed * 31 + index)
+        arrays[spec.name] = values.reshape(shape)
     return arrays
 
 
@@ -86,16 +85,14 @@ def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
     """
     free = free_dimensions(signature, batched=batched)
     if not free:
-        # These sizes are the model's own, so larger inputs are allowed, but configurations may be absurd.
+        # Sizes that the model itself specifies may be larger than guessed ones, but not absurdly large.
         rows = 1 if batched else None
         if sum(element_count(trial_shape(s, {}, rows)) for s in signature.inputs) <= MAX_FIXED_ELEMENTS:
             yield {}
         return
-    masks = (
-        list(product((True, False), repeat=len(free)))
-        if len(free) <= _MAX_FREE_DIMENSIONS
-        else [(True,) * len(free)]
-    )
+    masks: list[tuple[bool, ...]] = [(True,) * len(free)]
+    if len(free) <= _MAX_FREE_DIMENSIONS:
+        masks = list(product((True, False), repeat=len(free)))
     if not batched:
         masks.sort(
             key=lambda mask: (
@@ -123,15 +120,13 @@ def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) 
     """`count` values of a family, as a flat array; the same seed gives the same values."""
     if datatype is DataType.BYTES:
         words = np.empty(count, np.object_)
-        words[:] = [
-            family.words[index] for index in (_scramble(count, seed) % np.uint32(len(family.words))).tolist()
-        ]
+        indexes = _scramble(count, seed) % np.uint32(len(family.words))
+        words[:] = [family.words[index] for index in indexes.tolist()]
         return words
     if datatype in FLOATS:
         # Not numpy.random, whose import would slow down the start.
-        values = (_scramble(count, seed) / np.float32(2**31) - np.float32(1)) * np.float32(
-            family.scale
-        ) + np.float32(family.offset)
+        spread = _scramble(count, seed) / np.float32(2**31) - np.float32(1)
+        values = spread * np.float32(family.scale) + np.float32(family.offset)
         if datatype is DataType.BF16:
             return (values.astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
         with np.errstate(over="ignore"):
@@ -147,9 +142,8 @@ def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) 
 
 def _scramble(count: int, seed: int) -> np.ndarray:
     """`count` well-mixed 32-bit numbers; the same seed gives the same numbers."""
-    mixed = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(
-        seed * 2246822519 & 0xFFFFFFFF
-    )
+    mixed = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(2654435761)
+    mixed += np.uint32(seed * 2246822519 & 0xFFFFFFFF)
     for _ in range(2):
         mixed ^= mixed >> np.uint32(16)
         mixed *= np.uint32(0x45D9F3B)

@@ -129,9 +129,8 @@ class VersionLoad:
             except BaseException:
                 loaded.close()
                 raise
-        digest = (
-            "" if content is None or not content.unchanged else f"{load_key(self._config)} {content.digest}"
-        )
+        unchanged = content is not None and content.unchanged
+        digest = f"{load_key(self._config)} {content.digest}" if content is not None and unchanged else ""
         memory = loaded.resident_bytes(measured.memory)
         return WarmModel(loaded, check, memory, tensors, completion, digest)
 
@@ -147,7 +146,7 @@ class VersionLoad:
             self._starter.calls.forget()
 
     def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
-        # Imported late: a lot of code that only models in workers need.
+        # Imported late, because only models in workers need this code.
         from backline.lifecycle.loading.worker_pools import WorkerStarter
 
         self._starter = WorkerStarter(
@@ -210,7 +209,7 @@ class VersionLoad:
 
 
 class VersionContent:
-    """A digest of the files `names` below `root`, so that servers with a common cache know equal versions.
+    """A digest of the files `names` below `root`, by which servers with a common cache recognise equal files.
 
     For use on any thread. Raises OSError when a file cannot be read.
     """
@@ -221,10 +220,8 @@ class VersionContent:
         digest = hashlib.sha256()
         for name, path in self._files.items():
             with path.open("rb") as file:
-                digest.update(
-                    f"{name!r}:".encode("utf-8", "surrogatepass")
-                    + hashlib.file_digest(file, "sha256").digest()
-                )
+                digest.update(f"{name!r}:".encode("utf-8", "surrogatepass"))
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         self.digest = digest.hexdigest()
 
     @property
@@ -249,11 +246,14 @@ def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
 
 
 def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
-    """Raises InvalidArgument for settings that a decoupled model, known as such once loaded, cannot have."""
+    """Raises InvalidArgument for settings that a decoupled model cannot have."""
     if not loaded.decoupled:
         return
     if config.objective_seconds is not None:
-        raise InvalidArgument(f"model '{config.name}' is decoupled, so no latency objective can apply to it")
+        raise InvalidArgument(
+            f"model '{config.name}' is decoupled, so no latency objective can apply to it: remove it from the"
+            " configuration"
+        )
     if config.response_cache:  # Triton's text
         raise InvalidArgument(
             f"Response Cache does not currently support model {config.name} with 'decoupled' transaction"
@@ -266,7 +266,7 @@ Result = TypeVar("Result")
 
 
 def loads_running() -> bool:
-    """Whether a load is running in this process: a runtime that is loading can crash an orderly exit."""
+    """Whether a load is running in this process. An orderly exit might then crash in the model's runtime."""
     return any(isinstance(thread, _LoadThread) for thread in threading.enumerate())
 
 
@@ -277,7 +277,7 @@ class _LoadThread(threading.Thread):
 class LoadThreads(Executor):
     """Runs each call on its own daemon thread; the caller limits their number.
 
-    A runtime cannot be interrupted, so in a thread pool a load that never ends would occupy a thread for ever
+    A runtime cannot be interrupted. In a thread pool, a load that never ends would occupy a thread for ever
     and block the interpreter's exit.
     """
 

@@ -22,7 +22,7 @@ log = logging.getLogger("backline.workers")
 
 
 class BatchRun:
-    """A batch of the scheduler. It is finished once each of its requests has an outcome, from any worker.
+    """A batch of the scheduler on its way through workers. It is finished once every request has an outcome.
 
     `statistics` counts the responses of a decoupled model; None for other models.
     """
@@ -177,35 +177,22 @@ class Job:
         """
         tickets = self.run.batch.tickets
         for position in sorted(self.open):
-            ticket = tickets[position]
-            if ticket.cancelled:
-                self.settle(position, Cancelled("the request was cancelled"))
+            error: BacklineError
+            if tickets[position].cancelled:
+                error = Cancelled("the request was cancelled")
             elif self.again:
-                self.settle(
-                    position, Internal(f"{ended} while it ran this request, as had the worker before it")
-                )
+                error = Internal(f"{ended} while it ran this request, as had the worker before it")
             elif hung and idempotent is None:
-                self.settle(
-                    position,
-                    Internal(
-                        f"{ended} while it ran this request,"
-                        " which is not tried again unless the model is declared idempotent"
-                    ),
-                )
+                why = "which is not tried again unless the model is declared idempotent"
+                error = Internal(f"{ended} while it ran this request, {why}")
             elif idempotent is False:
-                self.settle(
-                    position,
-                    Internal(
-                        f"{ended} while it ran this request,"
-                        " which is not tried again: the model is not idempotent"
-                    ),
-                )
+                why = "which is not tried again: the model is not idempotent"
+                error = Internal(f"{ended} while it ran this request, {why}")
             elif remembers:
-                self.settle(
-                    position,
-                    Internal(f"{ended} while it ran this request, and the state of its sequence is lost"),
-                )
+                error = Internal(f"{ended} while it ran this request, and the state of its sequence is lost")
             elif self.run.has_responses(position):
-                self.settle(position, Internal(f"{ended} after the first responses"))
+                error = Internal(f"{ended} after the first responses")
             else:
                 yield Job(self.run, (position,), self.seat, again=True)
+                continue
+            self.settle(position, error)
