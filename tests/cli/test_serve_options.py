@@ -45,6 +45,12 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--model-name", "add1"), "model_name", "add1"),
     (("--no-strict-readiness",), "lifecycle.strict_readiness", False),
     (("--trust-pickle",), "lifecycle.trust_pickle", True),
+    (
+        ("--trust-pickle-model", "forest", "--trust-pickle-model", "risk-*"),
+        "lifecycle.trust_pickle_models",
+        ("forest", "risk-*"),
+    ),
+    (("--trust-skops-type", "a.B"), "lifecycle.trust_skops_types", ("a.B",)),
     (("--trust-remote-code",), "lifecycle.trust_remote_code", True),
     (("--strict-devices",), "lifecycle.strict_devices", True),
     (("--exit-on-error",), "exit_on_error", True),

@@ -120,6 +120,8 @@ class LoadOptions:
     device: Device = CPU
     #: Whether to load files that can execute anything when loaded: pickles, machine code.
     trust_pickle: bool = False
+    #: Types that a skops file may have, besides those that skops trusts.
+    trust_skops_types: frozenset[str] = frozenset()
     #: Whether code in the model's files may run: they are local, or the server trusts remote code.
     may_run_code: bool = False
     #: Whether a GPU that cannot be used is an error; otherwise the model runs on the CPU.

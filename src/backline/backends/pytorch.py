@@ -67,8 +67,8 @@ class Pytorch:
         else:
             raise InvalidArgument(
                 f"'{path}' is an AOTInductor package, whose machine code can do anything when it is loaded;"
-                " serve with --trust-pickle if you know where it comes from, or serve the torch.export"
-                " program it was made of"
+                f" serve with --trust-pickle-model {config.name} if you know where it comes from, or serve"
+                " the torch.export program it was made of"
             )
         if place is not None and options.device != CPU:
             program = replace(program, call=moving(torch, program.call, place))

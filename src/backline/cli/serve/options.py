@@ -114,6 +114,20 @@ _OPTIONS: tuple[Decorator, ...] = (
         "trust_pickle",
         "Load models that can execute code when loaded: pickles, machine code.",
     ),
+    fills(
+        "--trust-pickle-model",
+        "trust_pickle_models",
+        multiple=True,
+        metavar="PATTERN",
+        help="Like --trust-pickle, but only for models of this name, such as forest or risk-*; repeatable.",
+    ),
+    fills(
+        "--trust-skops-type",
+        "trust_skops_types",
+        multiple=True,
+        metavar="TYPE",
+        help="Load skops files with this type, such as sklearn.tree._tree.Tree; repeatable.",
+    ),
     flag(
         "--trust-remote-code",
         "trust_remote_code",
