@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +30,8 @@ from backline.engine.spelling import nearest
 from backline.lifecycle.options import LifecycleOptions
 
 _URL = "inproc:once"
+#: Seconds that unloading may take after Ctrl-C, as a run cannot be interrupted.
+_REST_WITHIN = 1.0
 _EPILOG = """\b
 Examples:
   backline run models/add1 --input x=[[1,2,3,4]]
@@ -100,13 +106,30 @@ def command(
             state_folder=Path(state),
         )
         embedded = Embedded([repository], options)
-        results, loaded, answered = run(_run(embedded, name, others, model_version, inputs))
-    present(results, destination, as_json=as_json)
-    version, responses = summary(results, model_version)
+        try:
+            ran = run(_run(embedded, repository, name, others, model_version, inputs))
+        except KeyboardInterrupt:
+            ran = None
+    if ran is None:
+        print(file=sys.stderr, flush=True)
+        os._exit(130)  # an orderly exit would wait for the threads of a load or a run in progress
+    present(ran.results, destination, as_json=as_json)
+    version, responses = summary(ran.results, model_version)
     print(
-        f"{name} version {version} loaded in {loaded:.2f} s and {responses} in {answered * 1000:.2f} ms",
+        f"{ran.name} version {version} loaded in {ran.loaded:.2f} s and {responses}"
+        f" in {ran.answered * 1000:.2f} ms",
         file=sys.stderr,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The responses of the model `name`, and the seconds that loading and the request took."""
+
+    name: str
+    results: list[InferResult]
+    loaded: float
+    answered: float
 
 
 def find_model(model: str, *, whole: bool) -> tuple[str, str]:
@@ -145,16 +168,22 @@ def _near(path: Path) -> str:
 
 
 async def _run(
-    embedded: Embedded, name: str, others: Sequence[str], version: str, inputs: Sequence[str]
-) -> tuple[list[InferResult], float, float]:
-    """Loads the models and sends the request; returns the responses, and the seconds that each step took."""
+    embedded: Embedded,
+    repository: str,
+    name: str,
+    others: Sequence[str],
+    version: str,
+    inputs: Sequence[str],
+) -> _Run:
+    """Loads the models and sends the request."""
     client = AsyncClient(_URL, ClientOptions(timeout=inf))
     transport = InprocTransport(client.address, embedded)
     began = perf_counter()
+    interrupted = False
     try:
         await transport.open()
         client = client.through(transport)
-        name = name or await _only(client)
+        name = name or await _only(client, repository)
         for each in (*others, name):
             await client.load(each, version if each == name else None)
         loaded = perf_counter()
@@ -163,16 +192,23 @@ async def _run(
         parameters = lone_parameters(await handle.config())
         sent = perf_counter()
         results = [result async for result in handle.stream(values, parameters=parameters)]
-        return results, loaded - began, perf_counter() - sent
+        return _Run(name, results, loaded - began, perf_counter() - sent)
+    except asyncio.CancelledError:
+        interrupted = True
+        raise
     finally:
-        await transport.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REST_WITHIN if interrupted else None):
+                await transport.close()
 
 
-async def _only(client: AsyncClient) -> str:
+async def _only(client: AsyncClient, repository: str) -> str:
+    """The name of the only model. Raises InvalidArgument if the repository has several, or none."""
     names = sorted({entry.name for entry in await client.models()})
     if len(names) != 1:
+        mark = "#" if repository.startswith(("http://", "https://")) and "#" not in repository else "/"
         raise InvalidArgument(
-            f"the repository is not a single model, it has {', '.join(names) or 'none'};"
-            " add a model's name to the URL"
+            f"'{repository}' is a repository, not a model; it holds {', '.join(names) or 'none'}: add the"
+            f" folder of one to the URL, after '{mark}'"
         )
     return names[0]
