@@ -36,6 +36,12 @@ def test_keys_get_their_scopes_models_and_expiry(tmp_path: Path) -> None:
     assert not policy.anonymous.may(Scope.INFER, None)
 
 
+def test_a_key_with_a_date_expires_at_midnight_utc(tmp_path: Path) -> None:
+    text = VALID + "expires = 2040-01-02\n"
+    (identity,) = make_policy(read_auth_file(write(tmp_path / "auth.toml", text)), {}).keys.values()
+    assert identity.expires == 2209075200
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from click.testing import CliRunner
 from backline.cli.run import command
 from support import models
 from support.repositories import put
+from support.waiting import until
 
 PYTHON = """
 from collections.abc import Iterator
@@ -198,6 +202,41 @@ def test_with_loads_the_models_it_calls(backline: Any, repository: Path) -> None
 
 def test_an_ensemble_loads_its_steps(backline: Any, repository: Path) -> None:
     assert outputs(backline("run", repository / "both", "--input", "a=hey", "--json")) == {"b": ["HEY"]}
+
+
+HANGING = """
+import pathlib, time
+
+class Model:
+    def load(self):
+        {load}
+
+    def predict(self, x: str) -> str:
+        {predict}
+        return x
+"""
+_HANG = "pathlib.Path({!r}).touch(); time.sleep(600)"
+
+
+@pytest.mark.parametrize("stage", ["load", "predict"])
+def test_ctrl_c_ends_the_command_without_a_traceback(stage: str, tmp_path: Path) -> None:
+    reached = tmp_path / "reached"
+    code = {"load": "pass", "predict": "pass", stage: _HANG.format(str(reached))}
+    put(tmp_path / "slow" / "1" / "model.py", HANGING.format(**code))
+    with subprocess.Popen(
+        [sys.executable, "-m", "backline", "run", str(tmp_path / "slow"), "--input", "x=a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            until(reached.exists)
+            process.send_signal(signal.SIGINT)
+            shown, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+
+    assert (process.returncode, shown.strip()) == (130, "")
 
 
 @pytest.mark.parametrize(

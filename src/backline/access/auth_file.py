@@ -7,9 +7,9 @@ import logging
 import os
 import tomllib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -72,9 +72,18 @@ def read_auth_file(path: Path) -> AuthDocument:
     try:
         text = content.decode()
         check_toml(text, str(path))
-        return msgspec.convert(tomllib.loads(text), AuthDocument)
+        return msgspec.convert(_with_times(tomllib.loads(text)), AuthDocument)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise InvalidArgument(f"--auth: '{path}' is not valid: {error}") from None
+
+
+def _with_times(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with each expiry that is a date replaced by the midnight, in UTC, with which it begins."""
+    keys = document.get("keys")
+    for entry in keys if isinstance(keys, list) else ():
+        if isinstance(entry, dict) and type(entry.get("expires")) is date:
+            entry["expires"] = datetime.combine(entry["expires"], time(), UTC)
+    return document
 
 
 def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.environ) -> Policy:

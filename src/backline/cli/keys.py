@@ -98,6 +98,8 @@ class _KeyFile:
 
         table = tomlkit.table()
         table.update(fields)
+        if not self._document.as_string().endswith("\n\n"):
+            table.trivia.indent = "\n"  # a blank line before the table
         self._keys.append(table)
 
     def remove(self, name: str) -> None:

@@ -291,8 +291,13 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    # A signal that is ignored, like SIGHUP under nohup, stays ignored.
-    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    # SIGINT and SIGTERM stop the server even if they were ignored when it started, as SIGINT is in the
+    # background jobs of a shell script. SIGHUP stays ignored, because nohup asks for that.
+    heard = [
+        number
+        for number in _SIGNALS
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
     for number in heard:
         loop.add_signal_handler(number, stop)
     logged = log.settings()
