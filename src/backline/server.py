@@ -212,6 +212,18 @@ class Server:
             await listeners.open_unix(options.unix_socket)
             self.urls.append(("Unix socket", f"unix:{options.unix_socket}"))
 
+    @property
+    def reloadable(self) -> bool:
+        """Whether `reload` can change anything."""
+        return self.options.tls is not None or self.options.auth is not None
+
+    def reload(self) -> None:
+        """Reads certificates and the file of keys again. Whichever is not valid stays as it was."""
+        if self._listeners is not None:
+            self._listeners.reload()
+        if self._auth_watch is not None:
+            self._auth_watch.reload()
+
     async def stop(self) -> None:
         """Refuses new requests, drains those in flight until the drain timeout, closes all connections and
         unloads the models.

@@ -20,14 +20,13 @@ from backline.access.keys import MIN_LENGTH, hash_key
 from backline.access.scope import Scope
 from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
+from backline.system.file_watch import FileWatch
 
 #: Environment variables that each hold one key, for containers, and what it may do.
 ENVIRONMENT_KEYS: Mapping[str, frozenset[Scope]] = {
     "BACKLINE_API_KEY": frozenset((Scope.INFER, Scope.READ, Scope.METRICS)),
     "BACKLINE_ADMIN_KEY": frozenset(Scope),
 }
-#: Seconds between checks whether the file has changed.
-WATCH_INTERVAL = 1.0
 _MAX_SIZE = 4 * 1024 * 1024
 
 log = logging.getLogger("backline.access")
@@ -132,16 +131,17 @@ class AuthFileWatch:
     def __init__(self, path: Path, access: Access, loop: asyncio.AbstractEventLoop) -> None:
         self._path = path
         self._access = access
-        self._loop = loop
-        self._seen = _state(path)
-        self._timer = loop.call_later(WATCH_INTERVAL, self._look)
+        self._watch = FileWatch([path], self._apply, loop)
 
     def close(self) -> None:
-        self._timer.cancel()
+        self._watch.close()
 
     def reload(self) -> None:
-        """Reads the file again."""
-        self._seen = _state(self._path)
+        """Reads the file again, changed or not."""
+        self._watch.mark_read()
+        self._apply()
+
+    def _apply(self) -> None:
         try:
             policy = make_policy(read_auth_file(self._path))
         except InvalidArgument as error:
@@ -149,17 +149,3 @@ class AuthFileWatch:
             return
         self._access.use(policy)
         log.info("read %d keys from '%s'", len(policy.keys), self._path)
-
-    def _look(self) -> None:
-        self._timer = self._loop.call_later(WATCH_INTERVAL, self._look)
-        if _state(self._path) != self._seen:
-            self.reload()
-
-
-def _state(path: Path) -> tuple[int, int, int] | None:
-    """A value that changes whenever the file is written; None if there is no file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -8,7 +8,6 @@ import errno
 import logging
 import os
 import socket
-import ssl
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import cast
 from backline.wire.connection import Connection, Wire
 from backline.wire.http1.head import refresh_date
 from backline.wire.sniffer import Sniffer
-from backline.wire.tls import TlsFiles
+from backline.wire.tls import LiveTls, TlsFiles
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Listeners:
     def __init__(self, wire: Wire, tls: TlsFiles | None = None) -> None:
         """Raises TlsFileError if a TLS file is missing or invalid."""
         self._wire = wire
-        self._tls: ssl.SSLContext | None = None if tls is None else tls.context()
+        self._tls = None if tls is None else LiveTls(tls, wire.loop)
         self._servers: list[asyncio.AbstractServer | TlsAcceptor] = []
         self._unix_files: list[tuple[Path, int]] = []
         self._timer: asyncio.Handle | None = None
@@ -52,6 +51,11 @@ class Listeners:
     def secure(self) -> bool:
         """Whether the listeners use TLS."""
         return self._tls is not None
+
+    def reload(self) -> None:
+        """Reads the TLS files again. Open connections are not affected."""
+        if self._tls is not None:
+            self._tls.reload()
 
     async def open_tcp(self, host: str, port: int) -> int:
         """Listens on all addresses of a host and returns the port; port 0 selects a free one.
@@ -116,6 +120,8 @@ class Listeners:
         for server in self._servers:
             server.close()
         self._servers.clear()
+        if self._tls is not None:
+            self._tls.close()
         for path, inode in self._unix_files:
             with contextlib.suppress(OSError):
                 if os.stat(path).st_ino == inode:
@@ -219,10 +225,10 @@ class TlsAcceptor:
     asyncio's own server does not report a connection until its handshake, the most expensive part, is done.
     """
 
-    def __init__(self, wire: Wire, listening: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, wire: Wire, listening: socket.socket, tls: LiveTls) -> None:
         self._wire = wire
         self._listening = listening
-        self._context = context
+        self._tls = tls
         self._handshakes: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         wire.loop.add_reader(listening, self._accept)
@@ -267,7 +273,7 @@ class TlsAcceptor:
             await wire.loop.connect_accepted_socket(
                 lambda: cast(asyncio.Protocol, Sniffer(wire)),
                 accepted,
-                ssl=self._context,
+                ssl=self._tls.context,
                 ssl_handshake_timeout=wire.limits.header_timeout,
                 ssl_shutdown_timeout=1.0,
             )

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from backline.system.file_watch import FileWatch
+
+log = logging.getLogger("backline.wire")
+
+#: The cipher suites of TLS 1.2: only authenticated encryption with forward secrecy (RFC 9325, section 4.2).
+#: All suites of TLS 1.3 are of this kind. Security level 2 rules out SHA-1 signatures and keys that are too
+#: short.
+CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
+#: Seconds for which certificate and key must stay the same before they are read again.
+SETTLE = 0.2
 
 
 class TlsFileError(ValueError):
@@ -24,6 +37,7 @@ class TlsFiles:
         """A server context: TLS 1.2 or later, ALPN h2 and http/1.1. Raises TlsFileError for a bad file."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(CIPHERS)
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
         context.set_alpn_protocols(["h2", "http/1.1"])
         _check_readable("certificate", self.certificate)
@@ -42,6 +56,42 @@ class TlsFiles:
                 ) from error
             context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+
+class LiveTls:
+    """The context for new handshakes, which follows changes of the files while the server runs.
+
+    Each change makes a new context: a context whose files turn out not to fit together would be lost, and
+    handshakes in progress keep the one they began with. Open connections do not notice.
+    """
+
+    def __init__(self, files: TlsFiles, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises TlsFileError if a file is missing or invalid."""
+        self._files = files
+        paths = [path for path in (files.certificate, files.key, files.client_ca) if path is not None]
+        # Created first, so that no change is missed that follows the reading.
+        self._watch = FileWatch(paths, self._apply, loop, settle=SETTLE)
+        try:
+            self.context = files.context()
+        except TlsFileError:
+            self._watch.close()
+            raise
+
+    def close(self) -> None:
+        self._watch.close()
+
+    def reload(self) -> None:
+        """Reads the files again, changed or not. If they are not valid, the context stays as it is."""
+        self._watch.mark_read()
+        self._apply()
+
+    def _apply(self) -> None:
+        try:
+            self.context = self._files.context()
+        except (TlsFileError, OSError) as error:  # OSError: a file was removed just now
+            log.error("%s; new connections get the certificate read before", error)
+            return
+        log.info("new connections get the certificate in '%s'", self._files.certificate)
 
 
 def _check_readable(what: str, path: Path) -> None:
