@@ -29,6 +29,12 @@ class TorchServe:
 
     name: ClassVar[str] = "torchserve"
 
+    def check_file(self, path: Path) -> None:
+        read_start(path)
+        if not is_tar(path):  # listing a compressed archive means reading all of it
+            with MarFile.opened(path):
+                pass
+
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """See GpuBackend. Returns all GPUs of the machine, since handlers decide how to use them."""
         return cuda_gpus()
