@@ -28,11 +28,7 @@ class LightGbm:
     name: ClassVar[str] = "lightgbm"
 
     def check_file(self, path: Path) -> None:
-        if read_start(path).split(None, 1)[:1] != [b"tree"]:
-            raise InvalidArgument(
-                f"'{path}' is not a model that LightGBM's save_model wrote: it does not begin with 'tree'; if"
-                " the model has another file name, set default_model_filename to it"
-            )
+        _check_start(path)
         check_trees(path)
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
@@ -43,8 +39,9 @@ class LightGbm:
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("num_threads", 1)
-        self.check_file(path)
+        _check_start(path)
         runtime = import_runtime("lightgbm", what="LightGBM models need LightGBM", extra="lightgbm")
+        check_trees(path)
         with loading(path, f"LightGBM {runtime.__version__}", reason):
             booster: Any = runtime.Booster(model_file=str(path))
             count = booster.num_feature()
@@ -63,6 +60,14 @@ _OF_SPLITS: Final = ("split_feature", "threshold", "decision_type", "left_child"
 _MORE_OF_SPLITS: Final = ("split_gain", "internal_value", "internal_weight", "internal_count")
 _MORE_OF_LEAVES: Final = ("leaf_weight", "leaf_count")
 _CATEGORICAL: Final = 1
+
+
+def _check_start(path: Path) -> None:
+    if read_start(path).split(None, 1)[:1] != [b"tree"]:
+        raise InvalidArgument(
+            f"'{path}' is not a model that LightGBM's save_model wrote: it does not begin with 'tree'; if"
+            " the model has another file name, set default_model_filename to it"
+        )
 
 
 def check_trees(path: Path) -> None:

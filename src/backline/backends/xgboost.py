@@ -27,11 +27,7 @@ class XgBoost:
     name: ClassVar[str] = "xgboost"
 
     def check_file(self, path: Path) -> None:
-        if b"learner" not in read_start(path):
-            raise InvalidArgument(
-                f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if the model has"
-                " another file name, set default_model_filename to it"
-            )
+        _check_start(path)
         check_trees(path)
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
@@ -42,8 +38,9 @@ class XgBoost:
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("nthread", 1)
-        self.check_file(path)
+        _check_start(path)
         runtime = import_runtime("xgboost", what="XGBoost models need XGBoost", extra="xgboost")
+        check_trees(path)
         with loading(path, f"XGBoost {runtime.__version__}", reason):
             booster: Any = runtime.Booster({"nthread": threads}, model_file=str(path))
             count = booster.num_features()
@@ -69,6 +66,14 @@ _OF_NODES: Final = (
     "loss_changes",
     "split_conditions",
 )
+
+
+def _check_start(path: Path) -> None:
+    if b"learner" not in read_start(path):
+        raise InvalidArgument(
+            f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if the model has"
+            " another file name, set default_model_filename to it"
+        )
 
 
 def check_trees(path: Path) -> None:
