@@ -149,6 +149,14 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class FileCheck(Protocol):
+    """A Backend that recognises some files that are no models, without its runtime and at little cost."""
+
+    def check_file(self, path: Path) -> None:
+        """Raises InvalidArgument, saying what is wrong, for a file that cannot be a model, or is cut off."""
+
+
+@runtime_checkable
 class GpuBackend(Protocol):
     """A Backend that can compute on GPUs."""
 

@@ -35,6 +35,9 @@ class Pytorch:
 
     name: ClassVar[str] = "pytorch"
 
+    def check_file(self, path: Path) -> None:
+        identify(path)
+
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """See GpuBackend. An AOTInductor package runs only on the kind of device that it is compiled for."""
         if identify(path) is PytorchKind.COMPILED and (kind := compiled_for(path)) != "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,14 @@ class Sklearn:
     """The backend for `*.skops`, and for `*.pkl` and `*.joblib` if pickles are trusted."""
 
     name: ClassVar[str] = "sklearn"
+
+    def check_file(self, path: Path) -> None:
+        read_start(path)
+        if path.suffix not in _PICKLES and not zipfile.is_zipfile(path):
+            raise InvalidArgument(
+                f"'{path}' is not a file of skops: it is not a zip archive, or is cut off; write it with"
+                " skops.io.dump"
+            )
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SklearnModel:
         """Loads an estimator.
