@@ -49,7 +49,7 @@ class Listeners:
 
     @property
     def secure(self) -> bool:
-        """Whether the listeners use TLS."""
+        """Whether the ports use TLS."""
         return self._tls is not None
 
     def reload(self) -> None:
@@ -57,10 +57,11 @@ class Listeners:
         if self._tls is not None:
             self._tls.reload()
 
-    async def open_tcp(self, host: str, port: int) -> int:
+    async def open_tcp(self, host: str, port: int, *, metrics_only: bool = False) -> int:
         """Listens on all addresses of a host and returns the port; port 0 selects a free one.
 
-        "" and "::" mean all addresses of this machine, IPv4 included. Raises OSError naming host and port.
+        "" and "::" mean all addresses of this machine, IPv4 included. With `metrics_only`, the port speaks no
+        TLS and serves only metrics and health checks. Raises OSError naming host and port.
         """
         try:
             name = None if host == "::" else host or None
@@ -80,7 +81,7 @@ class Listeners:
             if not sockets:
                 raise OSError(errno.EADDRNOTAVAIL, "the host has no address that this machine can listen on")
             for listening in sockets:
-                await self._serve(listening)
+                await self._serve(listening, None if metrics_only else self._tls, metrics_only=metrics_only)
         except OSError as error:
             for listening in sockets:
                 listening.close()
@@ -88,28 +89,35 @@ class Listeners:
         return port
 
     async def open_unix(self, path: Path) -> None:
-        """Listens on a Unix socket, replacing a stale socket file. Raises OSError naming the path."""
+        """Listens on a Unix socket without TLS, replacing a stale socket file.
+
+        The permissions of its folder protect it. Raises OSError naming the path.
+        """
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _remove_stale(path)
             listening.bind(str(path))
-            await self._serve(listening)
+            await self._serve(listening, None)
         except OSError as error:
             listening.close()
             raise OSError(error.errno, f"cannot listen on '{path}': {error.strerror}") from error
         self._unix_files.append((path, os.stat(path).st_ino))
 
-    async def _serve(self, listening: socket.socket) -> None:
+    async def _serve(
+        self, listening: socket.socket, tls: LiveTls | None, *, metrics_only: bool = False
+    ) -> None:
         wire = self._wire
         listening.setblocking(False)
-        if self._tls is None:
+        if tls is None:
             server = await wire.loop.create_server(
-                lambda: Sniffer(wire), sock=listening, backlog=wire.limits.listen_backlog
+                lambda: Sniffer(wire, metrics_only=metrics_only),
+                sock=listening,
+                backlog=wire.limits.listen_backlog,
             )
             self._servers.append(server)
         else:
             listening.listen(wire.limits.listen_backlog)
-            self._servers.append(TlsAcceptor(wire, listening, self._tls))
+            self._servers.append(TlsAcceptor(wire, listening, tls))
         if self._timer is None:
             self._timer = wire.loop.call_later(self._interval, self._sweep)
 

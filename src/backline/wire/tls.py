@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 from backline.system.file_watch import FileWatch
+from backline.wire.application import Certificate
 
 log = logging.getLogger("backline.wire")
 
@@ -21,17 +23,30 @@ CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
 SETTLE = 0.2
 
 
+#: Whether clients must present a certificate, or may.
+ClientAuth: TypeAlias = Literal["required", "optional"]
+
+
 class TlsFileError(ValueError):
     """A TLS file cannot be used. The message names the file and the problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Paths of PEM files. With `client_ca`, clients must present a certificate signed by it (mutual TLS)."""
+    """Paths of PEM files. With `client_ca`, clients present a certificate signed by it (mutual TLS).
+
+    With `client_auth` optional, clients without a certificate are admitted as well.
+    """
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
+    client_auth: ClientAuth = "required"
+
+    @property
+    def only_certified(self) -> bool:
+        """Whether every client has a certificate."""
+        return self.client_ca is not None and self.client_auth == "required"
 
     def context(self) -> ssl.SSLContext:
         """A server context: TLS 1.2 or later, ALPN h2 and http/1.1. Raises TlsFileError for a bad file."""
@@ -54,8 +69,34 @@ class TlsFiles:
                 raise TlsFileError(
                     f"TLS client CA '{self.client_ca}' holds no certificate in PEM form"
                 ) from error
-            context.verify_mode = ssl.CERT_REQUIRED
+            context.verify_mode = ssl.CERT_REQUIRED if self.only_certified else ssl.CERT_OPTIONAL
         return context
+
+
+#: The short names of the attributes of a subject (RFC 4519, section 2); Python has the long ones.
+ATTRIBUTES = {
+    "commonName": "CN",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "countryName": "C",
+    "stateOrProvinceName": "ST",
+    "localityName": "L",
+    "domainComponent": "DC",
+    "userId": "UID",
+}
+
+
+def read_certificate(presented: Mapping[str, Any]) -> Certificate:
+    """Reads what `SSLSocket.getpeercert` returns."""
+    subject = (pair for relative in presented.get("subject", ()) for pair in relative)
+    return Certificate(
+        frozenset(f"{ATTRIBUTES.get(name, name)}={value}" for name, value in subject),
+        frozenset(
+            f"{kind}:{value.lower() if kind == 'DNS' else value}"
+            for kind, value in presented.get("subjectAltName", ())
+        ),
+        float(ssl.cert_time_to_seconds(presented["notAfter"])),
+    )
 
 
 class LiveTls:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
+from backline.wire.application import Buffer, Certificate, Fields, HttpRequest, ResponseStream
 from backline.wire.compression import (
     ACCEPTED,
     WORTH_COMPRESSING,
@@ -63,6 +63,10 @@ class Http1Request(HttpRequest):
     @property
     def peer(self) -> str:
         return "" if self._pipeline is None else peer_address(self._pipeline.transport)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return None if self._pipeline is None else self._pipeline.certificate
 
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
         pipeline = self._pipeline

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
+from backline.wire.application import Buffer, Certificate, Fields, HttpRequest, ResponseStream
 from backline.wire.body import Body
 from backline.wire.compression import (
     INLINE,
@@ -61,6 +61,10 @@ class HttpExchange(Stream, HttpRequest):
     @property
     def peer(self) -> str:
         return peer_address(self.connection.transport)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return self.connection.ingress.certificate
 
     # Receiving
 
