@@ -189,7 +189,9 @@ def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
 def _metrics_page(page: Page, deferred: DeferredAnswers) -> Handler:
     def answer(request: HttpRequest) -> None:
         deferred.answer(
-            request, page(), lambda told: request.respond(200, [(b"content-type", told[0])], told[1])
+            request,
+            page(),
+            lambda told: request.respond(200, [(b"content-type", told[0])], told[1], compressible=True),
         )
 
     return answer

@@ -85,7 +85,10 @@ class Carrier(Generic[Caller, Written]):
 
 
 HTTP: Carrier[HttpRequest, HttpBody] = Carrier(
-    "HTTP", False, lambda request, written: request.respond(200, written[0], written[1]), respond_error
+    "HTTP",
+    False,
+    lambda request, written: request.respond(200, written[0], written[1], compressible=True),
+    respond_error,
 )
 GRPC: Carrier[UnaryCall, Buffer] = Carrier("GRPC", True, lambda call, message: call.reply(message), fail_call)
 

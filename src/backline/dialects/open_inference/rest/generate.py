@@ -160,7 +160,7 @@ async def _answer_with_one(
     except BacklineError as error:
         respond_error(request, error)
     else:
-        request.respond(200, [(b"content-type", JSON)], [body])
+        request.respond(200, [(b"content-type", JSON)], [body], compressible=True)
 
 
 def _misspelt(asked: InferRequest, model: Model) -> str:
