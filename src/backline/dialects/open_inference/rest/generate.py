@@ -90,7 +90,9 @@ class Generate:
             asked: InferRequest,
             plan: InferPlan,
         ) -> None:
-            answer(request, asked.model_name, self._engine.stream(asked, deadline, trace=trace), plan)
+            admit = None if request.identity is None else request.identity.follow
+            responses = self._engine.stream(asked, deadline, trace=trace, admit=admit)
+            answer(request, asked.model_name, responses, plan)
 
         return RequestIntake(self._engine, HTTP, read, submit, self._off_loop).take
 
