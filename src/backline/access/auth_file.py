@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from msgspec import Meta
 from backline.access.access import Access, Policy
 from backline.access.identity import Grant, Identity, anonymous
 from backline.access.keys import MIN_LENGTH, hash_key
+from backline.access.quota import Quota
 from backline.access.scope import Scope
 from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
@@ -34,6 +35,47 @@ log = logging.getLogger("backline.access")
 _Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[\w.@+-]+$")]
 
 
+_Rate = Annotated[float, Meta(gt=0)]
+_Count = Annotated[int, Meta(ge=1)]
+
+
+class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A [keys.quota] or [anonymous.quota] table: limits on all requests together."""
+
+    requests_per_second: _Rate | None = None
+    burst: _Count | None = None
+    max_in_flight: _Count | None = None
+    bytes_per_second: _Rate | None = None
+
+    def quota(self, whose: str, models: Sequence[str] = ("*",)) -> Quota:
+        """Raises InvalidArgument for a burst without a rate, or a table without limits."""
+        if self.burst is not None and self.requests_per_second is None:
+            raise InvalidArgument(f"--auth: the quota of {whose} has a burst but no requests_per_second")
+        if (self.requests_per_second, self.max_in_flight, self.bytes_per_second) == (None, None, None):
+            raise InvalidArgument(
+                f"--auth: the quota of {whose} limits nothing; set requests_per_second, max_in_flight or"
+                " bytes_per_second, or remove the table"
+            )
+        return Quota(
+            self.requests_per_second, self.burst, self.max_in_flight, self.bytes_per_second, tuple(models)
+        )
+
+
+class ModelQuotaEntry(QuotaEntry, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A [[keys.quotas]] or [[anonymous.quotas]] table: limits on the requests to some models together."""
+
+    models: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
+
+
+def _quotas(whose: str, quota: QuotaEntry | None, by_model: Sequence[ModelQuotaEntry]) -> tuple[Quota, ...]:
+    """Raises InvalidArgument for an invalid quota, or two for the same models."""
+    found = [] if quota is None else [quota.quota(whose)]
+    found += [entry.quota(whose, entry.models) for entry in by_model]
+    if len({one.models for one in found}) < len(found):
+        raise InvalidArgument(f"--auth: two quotas of {whose} are for the same models; merge them")
+    return tuple(found)
+
+
 class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A [[keys]] table. `sha256` is the hash of the key."""
 
@@ -44,12 +86,16 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         default_factory=lambda: ["*"]
     )
     expires: datetime | None = None
+    quota: QuotaEntry | None = None
+    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The [anonymous] table: what requests without a key may do."""
 
     scopes: list[Scope] = msgspec.field(default_factory=list)
+    quota: QuotaEntry | None = None
+    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 class AuthDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,7 +134,7 @@ def _with_times(document: dict[str, Any]) -> dict[str, Any]:
 def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.environ) -> Policy:
     """The policy of a file and of the keys in environment variables.
 
-    Raises InvalidArgument for two keys with one name or hash, or a key that is too short.
+    Raises InvalidArgument for two keys with one name or hash, a key that is too short, or an invalid quota.
     """
     identities: dict[str, Identity] = {}
     names: set[str] = set()
@@ -99,7 +145,8 @@ def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.envi
             raise InvalidArgument(f"--auth: '{entry.name}' repeats the hash of another key; rotate one")
         names.add(entry.name)
         grant = Grant(frozenset(entry.scopes), tuple(entry.models))
-        identities[entry.sha256] = Identity(entry.name, (grant,), _timestamp(entry.expires))
+        quotas = _quotas(f"key '{entry.name}'", entry.quota, entry.quotas)
+        identities[entry.sha256] = Identity(entry.name, (grant,), _timestamp(entry.expires), quotas=quotas)
     for variable, scopes in ENVIRONMENT_KEYS.items():
         key = environment.get(variable)
         if key is None:
@@ -110,7 +157,9 @@ def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.envi
                 " 'backline keys generate' prints a good one"
             )
         identities[hash_key(key)] = Identity(variable, (Grant(scopes),))
-    return Policy(anonymous(document.anonymous.scopes), identities)
+    unknown = document.anonymous
+    quotas = _quotas("[anonymous]", unknown.quota, unknown.quotas)
+    return Policy(anonymous(unknown.scopes, quotas=quotas), identities)
 
 
 def _timestamp(moment: datetime | None) -> float | None:

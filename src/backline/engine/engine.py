@@ -125,17 +125,25 @@ class Engine:
             raise
 
     def stream(
-        self, request: InferRequest, deadline: float | None = None, *, trace: Trace | None = None
+        self,
+        request: InferRequest,
+        deadline: float | None = None,
+        *,
+        trace: Trace | None = None,
+        admit: Callable[[Ticket], None] | None = None,
     ) -> Responses:
         """Submits a request to any model and iterates over its responses. The model waits for slow callers.
 
-        Raises BacklineError if the request is refused at once. `deadline` is as for `submit_until`. A caller
-        that does not take all responses must close the iterator, which cancels the request:
+        Raises BacklineError if the request is refused at once. `deadline` is as for `submit_until`. `admit`
+        is called with the ticket before it is submitted, and may raise BacklineError. A caller that does not
+        take all responses must close the iterator, which cancels the request:
 
         >>> async with engine.stream(request) as responses:
         ...     async for response in responses: ...
         """
         responses = Responses(request, trace)
+        if admit is not None:
+            admit(responses.ticket)
         if deadline is None:
             self.submit(responses.ticket)
         else:

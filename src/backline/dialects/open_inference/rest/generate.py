@@ -96,14 +96,18 @@ class Generate:
             asked: InferRequest,
             plan: InferPlan,
         ) -> None:
-            answer(request, asked.model_name, self._submit(asked, deadline, trace), plan)
+            responses = self._submit(request, asked, deadline, trace)
+            answer(request, asked.model_name, responses, plan)
 
         return RequestIntake(self._engine, HTTP, read, submit, self._off_loop).take
 
-    def _submit(self, asked: InferRequest, deadline: float | None, trace: Trace | None) -> Responses:
+    def _submit(
+        self, request: HttpRequest, asked: InferRequest, deadline: float | None, trace: Trace | None
+    ) -> Responses:
         """Submits a request. If an input is missing, the error says which key may be its misspelt name."""
+        admit = None if request.identity is None else request.identity.follow
         try:
-            return self._engine.stream(asked, deadline, trace=trace)
+            return self._engine.stream(asked, deadline, trace=trace, admit=admit)
         except InvalidArgument as error:
             model = self._engine.find(asked.model_name, asked.model_version)
             raise InvalidArgument(error.message + _misspelt(asked, model)) from None
