@@ -102,7 +102,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--model-name",
         "model_name",
         metavar="NAME",
-        help="The model's name if the repository is a single model, a file or folder.",
+        help="The model's name if the repository is a single model: a file, a folder or a URL.",
     ),
     fills(
         "--strict-readiness/--no-strict-readiness",
