@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor as Threads
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.model import LoadProgress, Model
 from backline.engine.statistics import FIRST_RESPONSE_BOUNDS_MS, ModelStatistics
 from backline.engine.values.signature import DecoupledCheck
@@ -26,6 +26,8 @@ from backline.lifecycle.loading.queueing import (
 )
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
+from backline.lifecycle.memory.meter import LoadMemory
+from backline.lifecycle.memory.needs import load_kind
 from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import Held
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.lifecycle")
 
 Fetch: TypeAlias = Callable[[OnBytes], Awaitable[FetchedVersion]]
+#: Called with the memory of a loaded model; raises BacklineError if that is too much.
+Settle: TypeAlias = Callable[[LoadMemory], Awaitable[None]]
 
 
 class Servable(ShownVersion):
@@ -68,8 +72,14 @@ class Servable(ShownVersion):
         self.another_serves = another_serves
         #: Whether it is one of the initial loads.
         self.at_start = not shared.started
-        #: The size of its files, in bytes.
-        self.file_bytes = sum(file.size for file in version.files.values())
+        #: What is known of its load before it begins.
+        self.kind = load_kind(
+            config,
+            fingerprint,
+            version.path or "",
+            {name: file.size for name, file in version.files.items()},
+            () if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
+        )
         #: When it was opened to requests, by time.time().
         self.ready_at = 0.0
         #: When a failed load is retried, by time.monotonic().
@@ -79,6 +89,8 @@ class Servable(ShownVersion):
         #: The running load or drain.
         self.task: asyncio.Task[None] | None = None
         self.measured: Measured | None = None
+        #: What the loaded model holds; None before it is loaded.
+        self.memory: LoadMemory | None = None
         if statistics is not None:
             self.model.statistics = statistics
         self._shared = shared
@@ -101,8 +113,19 @@ class Servable(ShownVersion):
             self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at
         )
 
-    async def load(self, threads: Threads, known: Measured | None) -> None:
-        """Fetches, loads and warms up; `known` is from a load of the same files. Raises BacklineError."""
+    @property
+    def pids(self) -> Sequence[int]:
+        """The worker processes that hold the version, or that its load has started."""
+        if self._loaded is not None:
+            return self._loaded.pids
+        return () if self._load is None else self._load.pids
+
+    async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
+        """Fetches, loads and warms up; `known` is from a load of the same files. Raises BacklineError.
+
+        `settle` is called with the memory of the loaded model before it may serve. If it raises, the model is
+        closed.
+        """
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = time.monotonic()
@@ -119,6 +142,7 @@ class Servable(ShownVersion):
             self._version,
             fetched,
             known,
+            self.kind,
             may_run_code=self._may_run_code,
             on_bytes=on_bytes,
         )
@@ -132,8 +156,9 @@ class Servable(ShownVersion):
             loading.add_done_callback(_discard)
             raise
         try:
+            await settle(warm.memory)
             self._start(warm)
-        except BacklineError:
+        except BaseException:
             await loop.run_in_executor(None, warm.loaded.close)
             raise
         self.model.progress = None
@@ -179,12 +204,26 @@ class Servable(ShownVersion):
         model.platform = loaded.platform
         model.signature = loaded.signature
         model.max_batch_size = loaded.max_batch_size
-        model.memory_bytes = warm.memory
+        self._show_memory(warm.memory)
         model.placement = maker.placement(loaded, instances)
         model.decoupled = loaded.decoupled
         self._tell(loaded)
         model.check = DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
+
+    def _show_memory(self, memory: LoadMemory) -> None:
+        self.memory = memory
+        loop = asyncio.get_running_loop()
+
+        def show() -> None:
+            if self._loaded is not None:
+                self.model.memory_bytes = memory.shown
+
+        def on_change() -> None:
+            loop.call_soon_threadsafe(show)
+
+        memory.on_change = on_change
+        show()
 
     def _tell(self, loaded: LoadedVersion) -> None:
         """Updates the scheduling text and the metrics that depend on the configuration."""

@@ -13,7 +13,7 @@ from backline.engine.model import Model
 from backline.engine.ticket import Ticket
 from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.loading.queueing import queue_settings
-from backline.lifecycle.memory import Tenant
+from backline.lifecycle.memory.room import Tenant
 from backline.lifecycle.phase import StandIn, VersionPhase
 from backline.lifecycle.served_model import ServedModel, ServedModels
 from backline.schedule.queues.priority import make_queue
@@ -40,7 +40,7 @@ class Sleep:
         self._reasons: dict[int, str] = {}
 
     def tenants(self) -> list[Tenant]:
-        """The loaded versions, for Residency."""
+        """The loaded versions, for Residency. Those in workers hold what the workers hold."""
         return [
             Tenant(
                 (served.name, one.key),
@@ -49,6 +49,8 @@ class Sleep:
                 pinned=one.model.config.pinned,
                 busy=one.busy or not served.may_rest(one),
                 idle_limit=one.model.config.idle_unload_seconds,
+                gpus={} if one.memory is None else one.memory.need.gpus,
+                pids=tuple(one.pids),
             )
             for served in self._models
             for one in served.held.values()

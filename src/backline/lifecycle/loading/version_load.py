@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,8 @@ from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.warm_up import warm_up, warm_up_samples
+from backline.lifecycle.memory.meter import LoadMemory, measure_workers
+from backline.lifecycle.memory.needs import LoadKind
 from backline.observe.recording import recorded_file
 from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
@@ -44,11 +47,11 @@ Check: TypeAlias = Callable[[Ticket], None]
 
 @dataclass(frozen=True, slots=True)
 class WarmModel:
-    """The result of a load. `memory` is in bytes."""
+    """The result of a load."""
 
     loaded: LoadedVersion
     check: Check
-    memory: int
+    memory: LoadMemory
     #: The hidden tensors of a model that serves sequences, otherwise None.
     tensors: SequenceTensors | None
     #: The parts of the configuration that the model completed.
@@ -72,6 +75,7 @@ class VersionLoad:
         version: FoundVersion,
         fetched: FetchedVersion,
         known: Measured | None,
+        kind: LoadKind,
         *,
         may_run_code: bool,
         on_bytes: OnBytes,
@@ -82,6 +86,7 @@ class VersionLoad:
         self._version = version
         self._fetched = fetched
         self._known = known
+        self._kind = kind
         self._may_run_code = may_run_code
         self._on_bytes = on_bytes
         self._loop = asyncio.get_running_loop()
@@ -92,9 +97,10 @@ class VersionLoad:
         """Loads the model, which may take minutes. Raises BacklineError when the model cannot be served."""
         content = self._content()
         config, options = self._config, self._shared.options
-        file_bytes = sum(file.size for file in self._version.files.values())
         check_cores(config.name, config.cpus)
-        with self._shared.meter.measure(file_bytes) as measured, pinned(config.cpus):
+        # A worker's load does not grow this process.
+        measuring = nullcontext() if self._kind.workers else self._shared.meter.measure(self._kind)
+        with measuring as memory, pinned(config.cpus):
             loaded = load(
                 self._fetched.path,
                 config,
@@ -118,8 +124,14 @@ class VersionLoad:
         digest = (
             "" if content is None or not content.unchanged else f"{load_key(self._config)} {content.digest}"
         )
-        memory = loaded.resident_bytes(measured.memory)
+        if memory is None:
+            memory = measure_workers(self._kind, loaded.pids, self._shared.held)
         return WarmModel(loaded, check, memory, tensors, completion, digest)
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers that the load has started."""
+        return [] if self._starter is None else self._starter.pids
 
     def cancel(self) -> None:
         """Stops waiting for workers to start, because the version is no longer wanted."""

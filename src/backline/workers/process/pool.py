@@ -193,14 +193,6 @@ class WorkerPool(ModelInWorkers):
     def pids(self) -> list[int]:
         return [seat.process.pid for seat in self._seats if seat.process is not None and seat.process.alive]
 
-    @property
-    def resident_bytes(self) -> int:
-        return sum(
-            seat.process.resident_bytes
-            for seat in self._seats
-            if seat.process is not None and seat.process.alive
-        )
-
     def command_for(self, index: int) -> WorkerCommand:
         """The command that starts the worker of one seat."""
         place = self.places[index]
