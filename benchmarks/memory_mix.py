@@ -32,10 +32,8 @@ from harness.machine import machine
 from harness.peers.backline import serve_command
 from harness.server_process import ServerProcess, answers_200, free_ports
 
-FOLDER = BENCH / "memory_mix"
-KINDS = ("onnx", "torchscript", "python", "python_made")
-#: Of each ten models, how many are of each kind.
-SHARES = (3, 3, 2, 2)
+#: How many of ten models are of each kind.
+KINDS = {"onnx": 3, "torchscript": 3, "python": 2, "python_made": 2}
 PYTHON_MODEL = """
 import numpy as np
 
@@ -77,9 +75,9 @@ class Model:
         return len(data) == self.side and bool(np.allclose(data, self.constant * self.side, rtol=1e-3))
 
 
-def make_models(folder: Path, count: int, largest: int) -> list[Model]:
+def make_models(folder: Path, count: int, largest: int, chosen: Sequence[str]) -> list[Model]:
     """The models, with weights between half of `largest` bytes and `largest`; files are kept between runs."""
-    kinds = [kind for kind, share in zip(KINDS, SHARES, strict=True) for _ in range(share)]
+    kinds = [kind for kind in chosen for _ in range(KINDS[kind])]
     models = []
     for number in range(count):
         kind = kinds[number % len(kinds)]
@@ -215,11 +213,11 @@ def start(repository: Path, state: Path, *options: str) -> tuple[ServerProcess, 
     return process, ports[0]
 
 
-def base_memory() -> int:
+def base_memory(folder: Path, kinds: Sequence[str]) -> int:
     """What a server holds that has imported the runtimes, without any weights and workers."""
-    models = make_models(FOLDER / "small", 6, 4096)
-    shutil.rmtree(FOLDER / "small_state", ignore_errors=True)
-    process, port = start(FOLDER / "small", FOLDER / "small_state")
+    models = make_models(folder / "small", 10, 4096, [kind for kind in kinds if "python" not in kind])
+    shutil.rmtree(folder / "small_state", ignore_errors=True)
+    process, port = start(folder / "small", folder / "small_state")
     try:
         for model in models:
             Client(port).ask(model)
@@ -277,6 +275,7 @@ def evictions(state: Path) -> tuple[int, list[str]]:
 
 
 @click.command(context_settings={"show_default": True})
+@click.option("--kinds", default=",".join(KINDS), help="Kinds of models, with commas in between.")
 @click.option("--models", "count", type=click.IntRange(10), default=30, help="Number of models.")
 @click.option("--mib", type=click.IntRange(1), default=230, help="MiB of weights of the largest model.")
 @click.option("--times", type=float, default=5.0, help="What all models need, in budgets.")
@@ -286,6 +285,12 @@ def evictions(state: Path) -> tuple[int, list[str]]:
 @click.option("--max-over", type=float, default=0.05, help="Fraction by which the budget may be exceeded.")
 @click.option("--max-ms", type=float, default=20.0, help="Maximum time of a reload beyond its load.")
 @click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=BENCH / "memory_mix",
+    help="Folder for models and the state of the server.",
+)
+@click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path),
@@ -293,6 +298,7 @@ def evictions(state: Path) -> tuple[int, list[str]]:
     help="File for the results.",
 )
 def main(
+    kinds: str,
     count: int,
     mib: int,
     times: float,
@@ -301,16 +307,18 @@ def main(
     reload_count: int,
     max_over: float,
     max_ms: float,
+    folder: Path,
     json_file: Path,
 ) -> None:
     """Serves models that need several times the budget. Status 1 if an answer is wrong or a claim fails."""
     about = machine()
     click.echo("\n".join(f"- {name}: {value}" for name, value in about.items()))
-    state = FOLDER / "state"
+    state = folder / "state"
+    repository = folder / f"repository{count}x{mib}"
     shutil.rmtree(state, ignore_errors=True)
     try:
-        models = make_models(FOLDER / f"repository{count}x{mib}", count, mib << 20)
-        base = base_memory()
+        models = make_models(repository, count, mib << 20, kinds.split(","))
+        base = base_memory(folder, kinds.split(","))
         # A model needs its weights; a worker process also needs an interpreter, of about 25 MiB.
         needed = sum(model.weights + (0 if model.batched else 25 << 20) for model in models)
         budget = int(needed / times)
@@ -319,7 +327,7 @@ def main(
             f" with the runtimes takes {base / 1e6:.0f} MB"
         )
         process, port = start(
-            FOLDER / f"repository{count}x{mib}",
+            repository,
             state,
             "--memory-budget",
             str(budget),

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
+from backline.backends.runtime import grown_by_imports
 from backline.lifecycle.memory.held import HeldMemory
 from backline.lifecycle.memory.needs import LoadKind, Need, Needs
 from backline.lifecycle.memory.room import union_of_files
@@ -40,8 +41,7 @@ class LoadMeter:
 
     A load that ran alone took the growth of resident memory, or the size of its files if that is larger:
     reused memory does not show as growth. Loads that overlapped share the growth in proportion to their
-    estimates, once the last of them has ended. If a load imported its runtime, the growth beyond the model's
-    estimate is the runtime's.
+    estimates, once the last of them has ended. What importing a runtime takes is not the model's.
     """
 
     def __init__(
@@ -51,19 +51,21 @@ class LoadMeter:
         resident: Callable[[], int] = lambda: _without_shared(count_pages().total),
         peak: Callable[[], int] = lambda: _without_shared(peak_bytes()),
         restart: Callable[[], bool] = restart_peak,
+        imported: Callable[[], int] = grown_by_imports,
     ) -> None:
         self._needs = needs
         self._held = held
         self._resident = resident
         self._peak = peak
         self._restart = restart
+        self._imported = imported
         self._lock = threading.Lock()
         #: The loads that overlap, from the start of the first to the end of the last.
         self._together: list[LoadMemory] = []
         self._running = 0
         self._before = 0
         self._gpus_before: Mapping[int, int] = {}
-        self._modules = 0
+        self._modules = self._imports_before = 0
         self._counts_peak = False
         self._disturbed = False
 
@@ -79,6 +81,7 @@ class LoadMeter:
                 self._counts_peak = self._restart()
                 self._before = self._resident()
                 self._gpus_before = self._on_gpus()
+                self._imports_before = self._imported()
             self._running += 1
             self._together.append(load)
         try:
@@ -100,14 +103,14 @@ class LoadMeter:
         if not self._together:
             return
         grown = max(self._resident() - self._before, 0)
-        if len(sys.modules) - self._modules >= _MODULES_OF_A_RUNTIME:
-            self._split_off_runtime(grown)
+        imports = self._imported() - self._imports_before
+        if imports or len(sys.modules) - self._modules >= _MODULES_OF_A_RUNTIME:
+            self._learn_runtime(grown)
+            self._share_out(max(grown - imports, 0))
         elif len(self._together) == 1 and not self._disturbed:
             self._measure_lone(self._together[0], grown)
         else:
-            total = sum(load.need.own for load in self._together)
-            for load in self._together:
-                load.shown = grown * load.need.own // total if total else 0
+            self._share_out(grown)
         for load in self._together:
             self._needs.imported(load.kind.backend)
             load.on_change()
@@ -125,7 +128,12 @@ class LoadMeter:
         """What this process holds on each GPU with a budget."""
         return {index: by_pid.get(os.getpid(), 0) for index, by_pid in self._held.on_gpus().items()}
 
-    def _split_off_runtime(self, grown: int) -> None:
+    def _share_out(self, grown: int) -> None:
+        total = sum(load.need.own for load in self._together)
+        for load in self._together:
+            load.shown = grown * load.need.own // total if total else 0
+
+    def _learn_runtime(self, grown: int) -> None:
         backends = {load.kind.backend for load in self._together}
         models = sum(load.need.own for load in self._together)
         if len(backends) == 1 and not self._disturbed:

@@ -27,8 +27,8 @@ _FIRST_RATIO = 1.2
 _WEIGHT = 0.2
 #: A loading runtime holds the file next to the model that it makes of the file.
 _COPIES_WHILE_LOADING = 1.2
-#: What a worker process needs before it has a model, in bytes, until one was measured: the interpreter with
-#: NumPy, and for TorchServe also PyTorch.
+#: What a worker process needs besides the model's files, in bytes, until it was measured: the interpreter
+#: with NumPy, and for TorchServe also PyTorch.
 _WORKERS = {"python": 40 * MIB, "torchserve": 350 * MIB}
 #: What importing a runtime adds to the server's process, in bytes, until it was measured.
 _RUNTIMES = {
@@ -125,7 +125,6 @@ class Needs:
         self._saving = threading.Lock()
         self._models: dict[str, Need] = {}
         self._runtimes: dict[str, int] = {}
-        self._workers: dict[str, int] = {}
         #: The runtimes that this process has imported.
         self._imported: set[str] = set()
         self._ratio = _FIRST_RATIO
@@ -151,7 +150,7 @@ class Needs:
         size = kind.file_bytes
         gpus = {index: int(size * self._ratio) for index in kind.gpus} if size else {}
         if kind.workers:
-            one = self._workers.get(kind.backend, _WORKERS.get(kind.backend, _WORKERS["python"]))
+            one = _WORKERS.get(kind.backend, _WORKERS["python"])
             own = int((one + size * _FIRST_RATIO) * kind.workers)
             return Need(own, own, gpus=gpus)
         own = int(size * self._ratio)
@@ -193,13 +192,7 @@ class Needs:
                 or _differs(before.own, need.own)
                 or _differs(before.peak, need.peak)
             )
-            if not need.measured:
-                return
-            if kind.workers:
-                base = max(need.own // kind.workers - kind.file_bytes, 0)
-                known = self._workers.get(kind.backend)
-                self._workers[kind.backend] = base if known is None else min(known, base)
-            elif kind.file_bytes:
+            if need.measured and kind.file_bytes and not kind.workers:
                 # the overhead of a small model says nothing about large ones
                 ratio = min(need.own / kind.file_bytes, 4.0)
                 self._ratio += (ratio - self._ratio) * _WEIGHT
@@ -219,7 +212,6 @@ class Needs:
                     {
                         "models": {key: asdict(need) for key, need in kept},
                         "runtimes": self._runtimes,
-                        "workers": self._workers,
                         "ratio": self._ratio,
                     }
                 )
@@ -241,7 +233,6 @@ class Needs:
             found = json.loads(file.read_bytes())
             self._models = {str(key): _read_need(need) for key, need in found["models"].items()}
             self._runtimes = {str(name): int(size) for name, size in found["runtimes"].items()}
-            self._workers = {str(name): int(size) for name, size in found["workers"].items()}
             self._ratio = min(max(float(found["ratio"]), 0.5), 4.0)
         except FileNotFoundError:
             return
@@ -251,7 +242,7 @@ class Needs:
                 file,
                 error,
             )
-            self._models, self._runtimes, self._workers = {}, {}, {}
+            self._models, self._runtimes = {}, {}
 
 
 def _read_need(found: Any) -> Need:
