@@ -260,8 +260,6 @@ class Executor:
             await one.drain(self._options.drain_seconds)
         except Exception:
             log.exception("unloading '%s' version %s failed", one.model.name, one.model.version)
-        if not one.kind.workers:
-            await self._residency.give_back()
         served.unloaded(one)
         self._on_step(Step("unloaded", one.model, self._sleep.reason(one.key)))
         self.advance((served.name,))

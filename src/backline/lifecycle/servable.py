@@ -32,6 +32,7 @@ from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import Held
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.version_queue import InstancesQueue, with_deadline
+from backline.system.memory import trim
 from backline.workers.here.instances import InlineInstance
 from backline.workers.here.streaming import StreamPool
 
@@ -368,12 +369,17 @@ class Servable(ShownVersion):
             )
         elif self._loaded is not None:
             # On a thread: freeing a large model would block the loop.
-            await asyncio.get_running_loop().run_in_executor(None, self._loaded.close)
+            await asyncio.get_running_loop().run_in_executor(None, self._free, self._loaded)
         self._loaded = self._maker = None
         if self._load is not None:
             self._load.forget_calls()
         self.model.queue = self.model.check = self.model.sequences = None
         self.model.memory_bytes = 0
+
+    def _free(self, loaded: LoadedVersion) -> None:
+        loaded.close()
+        if not self.kind.workers:
+            trim()
 
     def end(self) -> None:
         """Marks it as unloaded. Only for a load that is no longer held: the planner knows no such phase."""

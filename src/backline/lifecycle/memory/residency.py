@@ -222,21 +222,20 @@ class Residency:
     async def _find_room(self, reservation: Reservation, current: Callable[[], Need]) -> None:
         """Reserves the current need, in place of what is reserved. Raises NoRoom."""
         until = monotonic() + _PATIENCE
-        trimmed = doubted = False
+        trimming = doubted = False
         while True:
             async with self._turn:
                 while True:  # repeat: unloading may free less than was measured
                     ended, tenants, need = self._load_ended, self._tenants(), current()
                     if doubted:
                         need = replace(need, peak=need.own)
-                    found = await self._plan(reservation, need, tenants)
+                    found = await self._plan(reservation, need, tenants, trim=trimming)
                     if not found:
                         reservation.need = need
                         self._running[reservation] = None
                         return
-                    if not trimmed:
-                        trimmed = True
-                        await self.give_back()
+                    if not trimming:
+                        trimming = True  # first, without evictions: the C library may keep freed memory
                     elif isinstance(found, Shortage):
                         break
                     else:
@@ -252,6 +251,11 @@ class Residency:
                 raise NoRoom(error.message, error.retry_after)
             await self._wait_for_change(ended, {one.key for one in tenants if one.busy}, until)
 
+    def _read(self, workers: Collection[int], trim: bool) -> Held:
+        if trim:
+            self._trim()
+        return self._held(workers)
+
     async def _wait_for_change(self, ended: asyncio.Event, busy: set[Hashable], until: float) -> None:
         """Returns once a load has ended, or a version that was `busy` no longer is."""
         while not ended.is_set() and monotonic() < until:
@@ -263,9 +267,9 @@ class Residency:
                     return
 
     async def _plan(
-        self, reservation: Reservation, need: Need, tenants: Collection[Tenant]
+        self, reservation: Reservation, need: Need, tenants: Collection[Tenant], *, trim: bool
     ) -> list[Hashable] | Shortage:
-        held = await asyncio.to_thread(self._held, self._workers())
+        held = await asyncio.to_thread(self._read, self._workers(), trim)
         tenants = [_as_held(one, held) for one in tenants]
         others = [one for one in self._running if one is not reservation]
         kept = [held.server_files, *(one.need.files for one in others)]
