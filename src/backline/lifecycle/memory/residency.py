@@ -145,6 +145,7 @@ class Residency:
             if alone:
                 self._first.release()
             self._running.pop(reservation, None)
+            # Each waiter holds the event of its last look, so that none misses an end.
             ended, self._load_ended = self._load_ended, asyncio.Event()
             ended.set()
 
@@ -170,7 +171,7 @@ class Residency:
         finally:
             if not task.done():
                 task.cancel()
-                await asyncio.wait({task})
+                await asyncio.gather(task, return_exceptions=True)
 
     async def settle(self, reservation: Reservation, need: Need) -> None:
         """Replaces the reservation of a load that has ended by what it was measured to need.
