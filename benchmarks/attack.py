@@ -1,9 +1,10 @@
 """Attacks a server while an honest client measures it: `python benchmarks/attack.py`.
 
 Each attack lasts 2 s (`--duration`). Before, during and after it, an honest client in another process calls
-add1 over HTTP and gRPC every 50 ms. The limits: no honest errors, a p99 at most 100 ms above that under valid
-load, at most 64 MB more memory, all of it released, and an idle server within 1 s. Exit status 1 if any limit
-is missed. Only servers on the loopback interface are attacked.
+add1 over HTTP and gRPC every 50 ms. The server passes if the honest client gets no error, its p99 is at most
+100 ms above the p99 under valid load, the server takes at most 64 MB more memory and releases it, and the
+server is idle again within 1 s. The exit status is 1 if any attack fails. Only servers on the loopback
+interface are attacked.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def own_server(repository: Path) -> Iterator[Target]:
 
 
 def allow_many_files() -> None:
-    """Raises the limit of file descriptors for 2,000 connections, here, in the attacker and in the server."""
+    """Raises the limit of open files, which the attacker and the server inherit, for 2,000 connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 8192:
         resource.setrlimit(
@@ -84,7 +85,6 @@ def row(result: Result) -> list[str]:
 
 
 def record(result: Result) -> dict[str, Any]:
-    """A result as JSON data."""
     cells = dict(zip(COLUMNS, row(result), strict=True))
     return cells | {
         "misses": result.misses,
@@ -112,7 +112,7 @@ def record(result: Result) -> dict[str, Any]:
     type=int,
     help="Attack a running server on this port of 127.0.0.1, with add1 and ident; needs --pid.",
 )
-@click.option("--pid", type=int, help="Its process.")
+@click.option("--pid", type=int, help="Process id of the server on --port.")
 @click.option("--shared", is_flag=True, help="Use one server for all attacks instead of a fresh one each.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the results to this file."
@@ -135,7 +135,7 @@ def main(
     if not names:
         raise click.UsageError(f"no attack matches {', '.join(only)}; --list shows them")
     if (port is None) != (pid is None):
-        raise click.UsageError("--port and --pid need each other")
+        raise click.UsageError("--port and --pid go together: give both or neither")
     allow_many_files()
     with tempfile.TemporaryDirectory(prefix="backline-attack-") as folder:
         write_model(Path(folder) / "add1/1/model.onnx", "Add", [16], 1.0)

@@ -1,11 +1,11 @@
-"""The overhead of an ensemble of three models, compared with Triton: `python benchmarks/ensemble.py`.
+"""Compares an ensemble of three models with Triton's: `python benchmarks/ensemble.py`.
 
 Each step adds a number to 16 floats with ONNX Runtime, so that the overhead between steps dominates.
 `backline` runs the ONNX files with its own backend. The Triton wheel has no such backend, so `triton` runs
 them in `model.py` of its Python backend, one process per step, with dynamic batching. `backline, model.py`
-serves the same repository as Triton, also in worker processes. wrk sends HTTP and h2load gRPC, on 1, 16 and
-64 connections. Ratios are taken within a round and their median is printed. Exit status 1 if `backline`
-misses its claim.
+serves the same repository as Triton, also in worker processes. wrk sends HTTP and h2load sends gRPC, on 1, 16
+and 64 connections. Each ratio compares two servers within one round; the median of the ratios is printed. The
+exit status is 1 if `backline` misses its claim.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ _PYTHON = (
 
 
 def ensemble() -> str:
-    """The configuration of the ensemble."""
     tensors = ["INPUT0", *(f"after_{step}" for step in STEPS[:-1]), "OUTPUT0"]
     steps = [
         f'step {{ model_name: "{step}" model_version: -1 input_map {{ key: "INPUT0" value: "{taken}" }}'
@@ -57,7 +56,7 @@ def ensemble() -> str:
 
 
 def write_repository(folder: Path, *, python: bool) -> Path:
-    """The steps and the ensemble `chain`; with `python`, each step also has a model.py."""
+    """Writes the steps and the ensemble `chain`; with `python`, each step also has a model.py."""
     shutil.rmtree(folder, ignore_errors=True)
     for number, step in enumerate(STEPS, start=1):
         write_model(folder / step / "1" / "model.onnx", "Add", [16], float(number))
@@ -70,7 +69,7 @@ def write_repository(folder: Path, *, python: bool) -> Path:
 
 
 def asked() -> Model:
-    """The request, with the expected answer from a single file that does all steps at once."""
+    """A model that does all steps at once; its request and answer are those expected of the ensemble."""
     whole = BENCH / "ensembles" / "whole.onnx"
     write_model(whole, "Add", [16], float(sum(range(1, len(STEPS) + 1))))
     return Model("chain", whole, "INPUT0", (1, 16), 0.03)

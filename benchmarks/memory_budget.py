@@ -1,9 +1,9 @@
-"""More models than fit into memory: `python benchmarks/memory_budget.py`.
+"""Serves more models than fit into memory: `python benchmarks/memory_budget.py`.
 
 A server has 300 ONNX models of 2 to 4 MB, each with different weights, and a memory budget for 50 of them.
-Clients call them with a Zipf distribution and check every answer while the server's resident memory is
-sampled. Then requests to unloaded models are timed one by one, each compared with creating a session of the
-same file here.
+Clients call the models with a Zipf distribution and check every answer, while the server's resident memory is
+sampled. Then the script times requests to unloaded models one by one, and compares each with the time to
+create a session of the same file in this process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLIENTS = 4
 
 @dataclass(frozen=True)
 class Model:
-    """A matrix product with a matrix of ones: the answer is the sum of each column of the weights."""
+    """A matrix product. Its request is a row of ones, so the answer is the sums of the columns of weights."""
 
     name: str
     file: Path
@@ -54,7 +54,7 @@ class Model:
 
 
 def make_models(repository: Path, count: int) -> list[Model]:
-    """The repository's models, created if missing."""
+    """The models of the repository; those that are missing are created."""
     models = []
     for number in range(count):
         side = 708 + (number * 37) % 292  # 2 to 4 MB
@@ -78,7 +78,7 @@ def make_models(repository: Path, count: int) -> list[Model]:
 
 
 class Client:
-    """A persistent connection."""
+    """An HTTP client with one persistent connection."""
 
     def __init__(self, port: int) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -131,7 +131,7 @@ def start(repository: Path, *options: str) -> tuple[ServerProcess, int]:
 
 
 def base_memory() -> int:
-    """The resident memory of a server that has answered with one small model: the fixed cost."""
+    """The fixed cost of a server: its resident memory after a response from one small model."""
     models = make_models(FOLDER / "one", 1)
     process, port = start(FOLDER / "one")
     try:
@@ -166,7 +166,7 @@ def session_seconds(model: Model) -> float:
 
 
 def reloads(models: list[Model], port: int, count: int) -> list[tuple[float, float, float]]:
-    """Seconds of a request that reloads a model, of the next request, and of creating a session."""
+    """Per reload, the seconds of the request that causes it, of the next request, and to create a session."""
     client = Client(port)
     by_name = {model.name: model for model in models}
     seen: list[tuple[float, float, float]] = []
@@ -175,7 +175,7 @@ def reloads(models: list[Model], port: int, count: int) -> list[tuple[float, flo
         states = client.states()
         asleep = [by_name[name] for name, state in sorted(states.items()) if state != "READY"]
         if not asleep:
-            raise CannotRun("all models are loaded: the budget has room for all of them")
+            raise CannotRun("all models fit into the budget, so none is reloaded: pass a smaller --fit")
         for model in asleep[: count - len(seen)]:
             slow = client.ask(model)
             seen.append((slow, client.ask(model), session_seconds(model)))
@@ -212,7 +212,7 @@ def main(
     max_ms: float,
     json_file: Path,
 ) -> None:
-    """Serves more models than fit. Status 1 if an answer is wrong or a claim fails."""
+    """Serves more models than fit into the memory budget. Status 1 if an answer is wrong or a claim fails."""
     about = machine()
     click.echo("\n".join(f"- {name}: {value}" for name, value in about.items()))
     try:

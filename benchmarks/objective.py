@@ -1,8 +1,8 @@
-"""The value of a latency objective under overload: `python benchmarks/objective.py`.
+"""Measures what a latency objective gains under overload: `python benchmarks/objective.py`.
 
 A network that gains from batching gets open-loop Poisson load over HTTP and gRPC, at multiples of its
 capacity. Three servers take turns over several rounds: plain Backline, Backline with an objective, and Triton
-with the best queue policy found. Latency counts from when a request was due. Writes
+with the best queue policy found. Latency counts from when a request was due. The script writes
 docs/benchmarks/overload.md and overload.png.
 """
 
@@ -33,14 +33,14 @@ from harness.voice_encoder import NAME, write_voice_encoder
 REPORT = ROOT / "docs" / "benchmarks" / "overload.md"
 MAX_BATCH = 8
 PLAIN, OBJECTIVE, TRITON = "plain", "objective", "triton"
-#: One instance, which leaves the other core of a small machine to the server's front end and the load.
+#: One instance leaves one core of a machine with two to the server's front end and the load generator.
 CONFIGURATION = f"max_batch_size = {MAX_BATCH}\n\n[instance_group]\ncount = 1\n\n[dynamic_batching]\n"
 #: Seconds at the start of each load that do not count; also the wait for the last answers.
 LEAD, SETTLE = 1.0, 20.0
 
 
 class TunedTriton(Triton):
-    """Triton with one instance and a queue policy: an optional `timeout` in seconds and queue size."""
+    """Triton with one instance and a queue policy: a `timeout` in seconds, a queue `size`, or both."""
 
     def __init__(self, timeout: float | None, size: int | None) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ async def offer(peer: Peer, model: Model, protocol: str, rate: float, seconds: f
 
 
 async def closed_loop(peer: Peer, model: Model, seconds: float) -> float:
-    """Answers per second to 32 closed-loop clients, which keep batches full."""
+    """The number of answers per second to 32 closed-loop clients, which keep batches full."""
     clients = Clients(peer.http_port, model.http_request())
     rate = await clients.closed_loop(32, seconds)
     clients.close()
@@ -89,7 +89,7 @@ async def closed_loop(peer: Peer, model: Model, seconds: float) -> float:
 
 
 def repository(mode: str, objective: float) -> Model:
-    """The model in a separate repository, with the configuration of the mode."""
+    """Writes the model and the configuration of `mode` into a repository; `objective` is in seconds."""
     model = write_voice_encoder(BENCH / "objective" / mode / NAME / "1" / "model.onnx")
     more = f"\n[objective]\np99_ms = {objective * 1000:g}\n" if mode == OBJECTIVE else ""
     (model.file.parents[1] / "model.toml").write_text(CONFIGURATION + more)
@@ -97,7 +97,7 @@ def repository(mode: str, objective: float) -> Model:
 
 
 def tune(model: Model, capacity: float, objective: float, seconds: float) -> tuple[TunedTriton, list[str]]:
-    """The Triton policy with the best goodput at 1.1 and 4 times the capacity, and what was tried."""
+    """The Triton with the best sum of goodputs at 1.1 and 4 times the capacity, and a line per policy."""
     fit = capacity * objective
     policies = [(0.5, None), (0.65, None), (0.8, None), (None, 0.5), (None, 0.75), (0.65, 0.75)]
     tried: list[tuple[float, TunedTriton]] = []
@@ -124,7 +124,7 @@ def tune(model: Model, capacity: float, objective: float, seconds: float) -> tup
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--objective-ms", type=click.FloatRange(1), default=150.0, help="The objective.")
+@click.option("--objective-ms", type=click.FloatRange(1), default=150.0, help="Objective in milliseconds.")
 @click.option(
     "--rounds",
     type=click.IntRange(1),
@@ -197,8 +197,8 @@ def main(
     )
     low, high = min(capacities), max(capacities)
     about["capacity"] = (
-        f"{median(capacities):.1f}/s in a closed loop of 32 clients, measured before each round:"
-        f" {low:.1f} to {high:.1f}"
+        f"{median(capacities):.1f}/s (median, {low:.1f} to {high:.1f}), measured with a closed loop of 32"
+        " clients before each round"
     )
     versions = {mode: peers[mode].versions for mode in found.modes}
     found.write(report, about=about, versions=versions, tried=tried, objective_mode=OBJECTIVE)

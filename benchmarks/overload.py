@@ -1,8 +1,8 @@
-"""Overload at three times capacity, then SIGTERM under load: `python benchmarks/overload.py`.
+"""Overloads a server at three times its capacity, then sends SIGTERM: `python benchmarks/overload.py`.
 
 A closed loop first finds the best throughput of a slow model that cannot be batched; then an open loop sends
-a multiple of that. h2load sends (written in C, so that it takes little of the shared CPU), and this process
-sends a few probes a second. The server's own count gives the number of answers.
+a multiple of that. h2load, a C program, sends the load, because it takes little of the CPU that it shares
+with the server; this process sends a few probes per second. The number of answers is the server's own count.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ REFUSALS = ("503", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 WIDTH = 512
 #: Default limit of queued requests per model version.
 QUEUE = 1024
-#: h2load's connections: together they can carry the full queue and all refusals in flight.
+#: Connections of h2load over gRPC, enough to carry a full queue and all refusals in flight.
 GRPC_CONNECTIONS = 32
-#: Probes a second from this process, with fully recorded outcomes.
+#: Probes per second; unlike h2load, this process records every outcome of a probe.
 PROBES_PER_SECOND = 20
 
 
 @dataclass
 class Report:
-    """Observations, and the verdict on each claim."""
+    """What was observed, and whether each claim holds."""
 
     numbers: dict[str, object] = field(default_factory=dict)
     claims: list[tuple[bool, str]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Report:
 
 
 def slow_model(milliseconds: float) -> Model:
-    """A model that takes about `milliseconds` on one core; a product with a 512 x 512 matrix takes 15 us."""
+    """A model that takes about `milliseconds` on one core, with layers that take about 15 us each."""
     layers = max(2, round(milliseconds / 0.015))
     path = BENCH / "overload" / f"slow{layers}" / "slow" / "1" / "model.onnx"
     if not path.exists():
@@ -61,7 +61,7 @@ def slow_model(milliseconds: float) -> Model:
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
-    """Quantiles in milliseconds; NaN without values."""
+    """The p50, p99 and maximum in milliseconds; NaN without values."""
     if not seconds:
         return dict.fromkeys(("p50", "p99", "max"), float("nan"))
     return {
@@ -117,7 +117,7 @@ async def closed_loop(server: Backline, model: Model, protocol: str, clients: in
 def open_loop(server: Backline, model: Model, protocol: str, rate: float, requests: int) -> h2load.Load:
     """Starts h2load at `rate` requests per second; it ends when about `requests` have an outcome."""
     if protocol == "http":
-        # An HTTP/1.1 request occupies its connection, so each gets a new one; they start in pulses of 20 ms.
+        # An HTTP/1.1 request occupies its connection, so each request gets a new one, opened every 20 ms.
         pulse = max(1, round(rate * 0.02))
         options = [
             "--h1",
@@ -158,7 +158,7 @@ async def close(clients: Clients | GrpcClients) -> None:
 
 
 async def first_refusal(fates: Fates, seconds: float) -> None:
-    """Waits until a probe is refused: the queue is full. Raises CannotRun after `seconds`."""
+    """Waits until a refused probe shows that the queue is full. Raises CannotRun after `seconds`."""
     deadline = monotonic() + seconds
     while not fates.of(*REFUSALS):
         if monotonic() > deadline:
@@ -194,13 +194,13 @@ async def overload(
         requests = load.requests()
     finally:
         load.end()
-    # Repeats the closed loop, to tell a slower machine from a slower server.
+    # The closed loop is repeated to tell a machine that has become slower from a slower server.
     again = await closed_loop(server, model, protocol, 16, 4.0)
     await close(probes)
     offered = sum(began <= request.ended < ended for request in requests) / (ended - began)
     statuses = Counter(request.status for request in requests)
     refused = probes.fates.of(*REFUSALS)
-    # Over gRPC h2load sees refusals as status 200, so only the probes time them.
+    # Over gRPC, h2load takes refusals for status 200, so only the probes can time refusals.
     times_of = {"probes": took(refused)}
     if protocol == "http":
         times_of["h2load"] = [request.took for request in requests if request.status == 503]
@@ -260,7 +260,7 @@ async def overload(
 async def terminate_under_load(
     server: Backline, model: Model, protocol: str, rate: float, report: Report
 ) -> None:
-    """Sends SIGTERM at `rate`: earlier requests must be answered, and no answer may be truncated."""
+    """Sends SIGTERM under load: earlier requests must be answered, and no answer may be truncated."""
     clients = clients_of(server, model, protocol)
     sending = asyncio.create_task(clients.open_loop(rate, 4.0))
     await asyncio.sleep(2.0)

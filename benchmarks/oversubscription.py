@@ -1,8 +1,8 @@
-"""Many busy models on few cores: `python benchmarks/oversubscription.py`.
+"""Measures many busy models on few cores: `python benchmarks/oversubscription.py`.
 
 Each model takes some milliseconds of one core, cannot be batched, and has an instance thread per core. Closed
-loops call all of them. Runs with and without a limit on the threads that compute at once alternate, each in a
-separate process; results are medians over the rounds, and of the ratios within each.
+loops call all models. Measurements with and without a limit on the threads that compute at once alternate,
+each in a separate process. Results are medians over the rounds; ratios are medians of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from harness.machine import machine
 from harness.model import write_slow_model
 
 WIDTH = 512
-#: Products of a vector with a matrix, roughly 15 us each.
+#: The number of products of a vector with a matrix, roughly 15 us each.
 LAYERS = 200
 #: Requests in flight per model.
 AT_ONCE = 4
 
 
 def put_models(repository: Path, count: int, threads: int) -> None:
-    """Copies of one model under different names; each load has separate weights."""
+    """Writes copies of one model under different names; each loaded copy keeps separate weights in memory."""
     shutil.rmtree(repository, ignore_errors=True)
     first = repository / "model0" / "1" / "model.onnx"
     write_slow_model(first, LAYERS, WIDTH)
@@ -45,7 +45,7 @@ def put_models(repository: Path, count: int, threads: int) -> None:
 
 
 async def measure(repository: Path, seconds: float, compute_threads: int | None) -> dict[str, float]:
-    """Requests a second, CPU milliseconds per request, and the 50th and 99th percentile of latency in ms."""
+    """Requests per second, CPU milliseconds per request, and the p50 and p99 of latency in milliseconds."""
     from backline.embedded.embedded import Embedded
     from backline.engine.values.datatypes import DataType
     from backline.engine.values.messages import InferRequest

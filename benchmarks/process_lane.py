@@ -1,11 +1,11 @@
-"""Measures the overhead of a worker process, alternating with Triton: `python benchmarks/process_lane.py`.
+"""Measures the overhead of a worker process, and that of Triton's: `python benchmarks/process_lane.py`.
 
-wrk sends 64 bytes and 602,112 bytes over 1, 16 and 64 connections to identity models: `python` (a model.py in
-a worker process, dynamic batching, one instance), `inside` (the identity backend on the server's event loop)
-and Triton's Python backend (dynamic batching, one instance). Each turn takes `--seconds` while the other
-servers are suspended; ratios are taken within a round and their median is printed. Exit status 1 if `python`
-misses its claim: at least Triton's requests per second with 64 bytes, and 1.3 times that with 602,112 bytes
-and 16 connections.
+wrk sends 64 bytes and 602,112 bytes over 1, 16 and 64 connections to three models that return their input:
+`python` (a model.py in a worker process), `inside` (the identity backend on the server's event loop) and
+Triton's Python backend. `python` and Triton have one instance with dynamic batching. Each turn takes
+`--seconds` while the other servers are suspended. Ratios compare servers within a round; their median is
+printed. The exit status is 1 if `python` misses its claim: at least Triton's request rate with 64 bytes, and
+1.3 times that rate with 602,112 bytes and 16 connections.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ CLAIMED = {(64, 1): 1.0, (64, 16): 1.0, (64, 64): 1.0, (602_112, 16): 1.3}
 
 @dataclass(frozen=True)
 class Side:
-    """A model and its server, which take turns with others."""
+    """A model and the server that serves it."""
 
     name: str
     model: str
@@ -83,7 +83,7 @@ class Side:
 
 
 def write_repositories(folder: Path) -> tuple[Path, Path]:
-    """The repositories of Backline and of Triton."""
+    """Writes the repositories of Backline and of Triton and returns their folders."""
     own, triton = folder / "backline", folder / "triton"
     for place, text in ((own / "python", MODEL), (triton / "identity", TRITON_MODEL)):
         (place / "1").mkdir(parents=True)
@@ -121,7 +121,7 @@ def request(size: int) -> tuple[bytes, dict[str, str]]:
 def check(url: str, body: bytes, headers: dict[str, str], size: int) -> None:
     """Raises CannotRun unless the answer equals the input.
 
-    Retries for a while: some servers first finish requests that a load generator abandoned.
+    It retries for a while, because some servers first finish requests that a load generator abandoned.
     """
     deadline = time.monotonic() + 30
     while True:
@@ -166,7 +166,7 @@ def take_turns(
 def measure(
     own: list[Side], triton: Triton, repository: Path, sizes: list[int], seconds: float, rounds: int
 ) -> bool:
-    """Prints a row per case; returns whether all claims hold. Triton may crash, and restarts per case."""
+    """Prints a row per case; returns whether all claims hold. Restarts Triton per case, as it may crash."""
     names = [*(side.name for side in own), "triton"]
     print(
         f"{'bytes':>8} {'connections':>12} "

@@ -1,8 +1,8 @@
-"""Backline compared with the speed proofs: `python benchmarks/proofs.py DIR_OF_PROOFS`.
+"""Compares Backline with the speed proofs: `python benchmarks/proofs.py DIR_OF_PROOFS`.
 
 DIR_OF_PROOFS contains `http1_inline.py` and `grpc_hpack.py`, minimal programs started with `MODEL.onnx PORT`.
-They are not part of this project: they show what Python can reach on the data plane, and Backline, which does
-much more, should stay close to them.
+They are not part of this project. They show how fast a Python server can be that only reads, runs and
+responds; Backline, which does much more, should stay close to them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from harness.table import as_json, table
 
 #: ONNX Runtime at its best batch size and thread count.
 ONE_CALLER = "in-process, one caller"
-#: The same with concurrent runs: reported for comparison, not a goal.
+#: ONNX Runtime with concurrent runs as well: reported for comparison, not a goal.
 IN_PROCESS = "in-process"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Backline's requests per second as a share of `against`, for each number of clients."""
+    """The share of the rate of `against` that Backline should reach, for each number of clients."""
 
     against: str
     model: str
@@ -54,14 +54,13 @@ GOALS = {
     "http-ident": Goal("proof", "ident", "http", (16,), 0.90, 1.0),
     "http-basic_pitch": Goal(ONE_CALLER, "basic_pitch", "http", (8,), 0.97, 1.0),
 }
-#: With all scheduling on and the most clients, the server's CPU time per request as a multiple of the
-#: proof's.
+#: The most CPU time per request, as a multiple of the proof's, with all scheduling on and the most clients.
 CPU_SHARE = 20 / 13
 PROGRAMS = {"http": "http1_inline.py", "grpc": "grpc_hpack.py"}
 
 
 def measure_goal(goal: Goal, proofs: Path, *, rounds: int, seconds: float) -> list[Row]:
-    """Starts the two servers, alternates between them, and stops them."""
+    """Starts Backline and the proof, measures them in turns, and stops them."""
     asked = scheduled_add1() if goal.scheduled else model(goal.model)
     if goal.against == "proof":
         others: dict[str, Peer] = {"proof": Proof(proofs / PROGRAMS[goal.protocol], goal.protocol)}
@@ -88,7 +87,7 @@ def measure_goal(goal: Goal, proofs: Path, *, rounds: int, seconds: float) -> li
 def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """A line per number of clients, with "reached", "aim reached", "MISSED" or "NOT MEASURED".
 
-    A line marked "no goal" is for comparison only.
+    Lines that are only for comparison have "no goal".
     """
     lines = []
     for row in rows:
@@ -150,7 +149,7 @@ def _cpu_share(row: Row, against: str) -> float | None:
     "--rounds",
     type=click.IntRange(1),
     default=5,
-    help="Number of rounds; each of the two has a turn in each.",
+    help="Number of rounds; each server has a turn in each.",
 )
 @click.option("--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds per turn.")
 @click.option(

@@ -1,7 +1,7 @@
-"""Whether unloading a model releases its memory: `python benchmarks/reload_memory.py`.
+"""Checks that unloading a model releases its memory: `python benchmarks/reload_memory.py`.
 
-A server loads and unloads a model of 100 MB many times, with a request in between. Its resident memory after
-the last unload is compared with that after the first.
+A server loads and unloads a model of 100 MB many times, with a request in between. The script compares the
+server's resident memory after the last unload with that after the first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIDE = 5000
 
 
 def make_model() -> Path:
-    """A matrix product with 100 MB of weights, created once."""
+    """The file of a model with 100 MB of weights, created on first use."""
     file = REPOSITORY / "large" / "1" / "model.onnx"
     if not file.exists():
         weights = np.random.default_rng(1).standard_normal((SIDE, SIDE)).astype(np.float32)
@@ -67,7 +67,7 @@ def infer(url: str) -> None:
 
 
 def settled(process: ServerProcess, seconds: float = 5.0) -> int:
-    """The resident memory once it stops falling, since it is released just after the unload is answered."""
+    """The resident memory once it stops falling: the server releases memory after it answered the unload."""
     lowest = process.resident_bytes()
     quiet_since = time.monotonic()
     end = quiet_since + seconds

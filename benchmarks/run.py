@@ -1,4 +1,4 @@
-"""Backline compared with its peers, alternating in one run: `python benchmarks/run.py --help`."""
+"""Compares Backline with its peers, which take turns: `python benchmarks/run.py --help`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class Numbers(click.ParamType):
 def cases_of(
     models: list[Model], protocols: list[str], concurrency: list[int], peers: list[Peer], remarks: list[str]
 ) -> list[Case]:
-    """Every way to call every model, without those that no load generator, or only one peer, supports."""
+    """All ways to call each model that a load generator and at least two peers support.
+
+    Adds a line to `remarks` about every way that is left out or measured with another load generator.
+    """
     ways: list[tuple[str, str, str]] = []
     if "http" in protocols:
         if wrk.available():
@@ -106,7 +109,7 @@ def ways_of(asked: Model, ways: list[tuple[str, str, str]]) -> list[tuple[str, s
     "--peers",
     type=Names(tuple(PEERS)),
     default=",".join(PEERS),
-    help="Peers to measure; ratios are of backline to each.",
+    help="Peers to measure; each ratio is Backline's rate divided by the peer's.",
 )
 @click.option("--models", type=Names(NAMES), default=",".join(NAMES), help="Models to call.")
 @click.option("--protocols", type=Names(("http", "grpc")), default="http,grpc", help="Protocols to use.")
@@ -128,7 +131,7 @@ def ways_of(asked: Model, ways: list[tuple[str, str, str]]) -> list[tuple[str, s
 @click.option(
     "--quick",
     is_flag=True,
-    help="One round of one second: checks that everything runs; the numbers mean little.",
+    help="Run one round of one second, to check that everything works; the numbers mean little.",
 )
 @click.option(
     "--cpus",

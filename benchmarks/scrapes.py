@@ -1,8 +1,8 @@
-"""How Prometheus scrapes of a server with many models affect a client: `python benchmarks/scrapes.py`.
+"""Measures how scraping a server with many models affects its clients: `python benchmarks/scrapes.py`.
 
 One client calls one of the models, pausing a millisecond after each answer. Stretches without scrapes
-alternate with stretches of back-to-back scrapes, far more than Prometheus makes. The output is the client's
-latency in ms.
+alternate with stretches of back-to-back scrapes, far more than Prometheus makes. The script prints the
+client's latency in milliseconds.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Stateful speech detection with silero_vad, batched and unbatched: `python benchmarks/sequences.py`.
+"""Measures what batching gains for stateful speech detection (silero_vad): `python benchmarks/sequences.py`.
 
-Every stream sends its next chunk after the last answer, half of the streams over HTTP and half over gRPC,
-with prepared bytes. Answers are compared bit by bit with those of the same runtime, stream by stream, without
-a server. Prints throughput, average batch size, the server's CPU time and the machine. Exit status 1 if a
-claim fails: equal answers, batches of at least 8 on average, and at least 4 times the unbatched throughput.
-The claim is for OpenVINO, where eight rows cost little more than one; `--backend onnxruntime` gains least
-from batching this network.
+Half of the streams use HTTP and half use gRPC. Every stream sends its next chunk, whose bytes are prepared,
+after the last answer. The answers are compared bit by bit with those that the same runtime gives for one
+stream after another without a server. The script prints throughput, average batch size, the server's CPU time
+and the machine. The exit status is 1 unless the answers are equal, batches have at least 8 items on average,
+and throughput is at least 4 times that without batching. These claims are for OpenVINO, where eight rows cost
+little more than one; with `--backend onnxruntime`, batching this network gains less.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ output_name = "stateN"
 data_type = "TYPE_FP32"
 dims = [2, 128]
 """
-#: 32 ms of audio at 16 kHz, after the 64 samples before it.
+#: Samples per request: 32 ms of audio at 16 kHz, preceded by the 64 samples before them.
 CHUNK = 576
 LEAST_BATCH = 8
 LEAST_RATIO = 4.0
@@ -108,7 +108,7 @@ STEPS = {"openvino": openvino_step, "onnxruntime": onnxruntime_step}
 
 
 def one_by_one(backend: str, sound: np.ndarray) -> np.ndarray:
-    """The runtime's answers to each stream alone."""
+    """The answers of the runtime, run on one stream after another without a server."""
     step = STEPS[backend]()
     answers = np.empty(sound.shape[:2], np.float32)
     for stream, chunks in enumerate(sound):
@@ -166,7 +166,7 @@ def streams_of(sound: np.ndarray) -> list[Stream]:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of all streams: `rate` in chunks a second, the average `batch`, CPU time per chunk."""
+    """The results of one run of all streams: chunks per second, average batch size and CPU time per chunk."""
 
     answers: np.ndarray
     rate: float

@@ -1,9 +1,9 @@
-"""Costs and benefits of client shared memory: `python benchmarks/shared_memory.py`.
+"""Measures costs and benefits of client shared memory: `python benchmarks/shared_memory.py`.
 
 The first table compares ways to access a region: a view of a mapping (which raises SIGBUS if a client shrinks
-the object), a copy through a mapping, and the server's `preadv` and `pwrite`. The second is perf_analyzer
-with four clients calling an identity model with 602,112 bytes over gRPC, with and without shared memory,
-alternating.
+the object), a copy through a mapping, and the server's `preadv` and `pwrite`. For the second table,
+perf_analyzer sends 602,112 bytes to an identity model over gRPC with four clients, alternating between shared
+memory and none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAME = "ident"
 
 
 def microseconds(step: Callable[[], object], size: int) -> float:
-    """The best time of five runs."""
+    """Microseconds of one `step`, the best of five measurements."""
     count = max(5, min(20_000, (1 << 28) // size))
     runs = []
     for _ in range(5):
@@ -47,7 +47,7 @@ def microseconds(step: Callable[[], object], size: int) -> float:
 
 
 def copies(size: int) -> dict[str, float]:
-    """Microseconds per way."""
+    """Microseconds for `size` bytes, by way of access."""
     path = Path("/dev/shm") / f"backline-bench-{os.getpid()}"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:

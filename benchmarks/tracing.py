@@ -1,9 +1,9 @@
-"""The overhead of tracing: `python benchmarks/tracing.py`.
+"""Measures the overhead of tracing: `python benchmarks/tracing.py`.
 
-Calls `add1` through the server's application without sockets, one request after another. Reports microseconds
-of CPU time per request, of the whole process (including the thread that sends or writes) and of the event
-loop's thread: the minimum over many stretches, since other programs only add. Settings alternate, in separate
-processes.
+The script calls `add1` through the server's application, without sockets, one request after another. It
+prints microseconds of CPU time per request, for the whole process (including the thread that sends or writes
+traces) and for the event loop's thread. Each number is the minimum of many stretches, because other programs
+can only make a stretch longer. Settings alternate, in separate processes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPANS = ("level=TIMESTAMPS", "mode=opentelemetry")
 
 
 class Request(HttpRequest):
-    """A request whose answer goes nowhere."""
+    """A request whose response is discarded."""
 
     __slots__ = ("answered",)
     answered: asyncio.Future[int]

@@ -1,9 +1,9 @@
 """Kills a worker process every second under constant load: `python benchmarks/worker_chaos.py`.
 
-A Python model with two instances gets 200 requests a second, and 50 other models of the same server share 50
-a second. First nothing is killed, then a worker gets SIGKILL every second. Prints failures and latencies of
-both phases, counted from when a request was due. Claims: no request fails, and p99 is below 1 s. Exit status
-1 if a claim fails.
+A Python model with two instances gets 200 requests per second, and 50 other models of the same server get 50
+per second together. In the first phase nothing is killed; in the second, a worker gets SIGKILL every second.
+The script prints failures and latencies of both phases; latency counts from when a request was due. Claims:
+no request fails, and p99 is below 1 s. The exit status is 1 if a claim fails.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def ask(client: AsyncClient, model: str, due: float, seen: Seen) -> None:
 
 
 async def load(client: AsyncClient, models: list[str], rate: float, seconds: float, seen: Seen) -> None:
-    """Sends requests at a fixed rate, each when it is due."""
+    """Sends `rate` requests per second, each to a random model and when it is due."""
     began = monotonic()
     tasks = []
     for number in range(round(rate * seconds)):

@@ -1,1 +1,1 @@
-"""Malicious clients, and an honest one to measure the effect. Only for servers on the loopback interface."""
+"""Malicious clients that attack a server on the loopback interface, and an honest client that measures it."""

@@ -1,4 +1,4 @@
-"""Runs an attack, with an honest client before, during and after it, and samples the server's process."""
+"""Runs an attack while an honest client calls the server and a thread samples the server's process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIB = 1 << 20
 #: Seconds of honest calls before and after the attack.
 QUIET = 1.0
 IDLE_WITHIN = 1.0
-#: A server is idle if it uses less than this share of a core; the honest client causes part of that.
+#: A server that uses less than this share of a core counts as idle, as the honest client keeps calling it.
 IDLE_SHARE = 0.25
 
 _context = multiprocessing.get_context("spawn")
@@ -38,7 +38,7 @@ class Target:
 
 @dataclass
 class Watch:
-    """A process's use while it was watched: memory in MiB, processor time in seconds."""
+    """The memory in MiB and the CPU time in seconds that a process used while it was watched."""
 
     before: float = 0.0
     peak: float = 0.0
@@ -51,8 +51,6 @@ class Watch:
 
 @dataclass
 class Result:
-    """The result of one attack."""
-
     name: str
     duration: float
     during: honest.Log
@@ -86,7 +84,7 @@ class Result:
 
 
 class Sampler:
-    """Samples the memory of a process in a thread."""
+    """A thread that samples the memory of a process."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
@@ -145,18 +143,14 @@ class Sampler:
 
 @contextmanager
 def honest_client(target: Target) -> Iterator[Connection]:
-    """Calls from another process, starting before the block; `collect` returns the calls."""
-    ours, theirs = _context.Pipe()
-    process = _context.Process(target=honest.run, args=(target.host, target.port, theirs), daemon=True)
-    process.start()
-    theirs.close()
+    """Runs an honest client in another process during the block; `collect` returns its calls."""
     try:
-        try:
-            ours.recv()
-        except EOFError:
-            raise RuntimeError(
-                f"an honest client got no answer for {honest.PATIENCE:.0f} s before the attack"
-            ) from None
+        process, ours = in_process(honest.run, target.host, target.port)
+    except EOFError:
+        raise RuntimeError(
+            f"an honest client got no answer for {honest.PATIENCE:.0f} s before the attack"
+        ) from None
+    try:
         yield ours
     finally:
         ours.close()
@@ -178,7 +172,10 @@ def _attack(address: tuple[str, int], weapon: Weapon, duration: float, control: 
 
 
 def in_process(function: Callable[..., None], *arguments: object) -> tuple[BaseProcess, Connection]:
-    """Runs a function in another process; its last argument is a pipe, on which it reports readiness."""
+    """Runs a function in another process, with a pipe as an additional last argument.
+
+    Returns once the function has reported on the pipe that it is ready.
+    """
     ours, theirs = _context.Pipe()
     process = _context.Process(target=function, args=(*arguments, theirs), daemon=True)
     process.start()
@@ -188,7 +185,6 @@ def in_process(function: Callable[..., None], *arguments: object) -> tuple[BaseP
 
 
 def fight(target: Target, name: str, weapon: Weapon, duration: float) -> Result:
-    """Runs one attack."""
     process, attacker = in_process(_attack, (target.host, target.port), weapon, duration)
     sampler = Sampler(target.pid)
     with honest_client(target) as client:

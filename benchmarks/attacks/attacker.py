@@ -127,7 +127,7 @@ class Attacker:
         shooter.events = events
 
     def _shoot(self, shooter: Shooter, size: int) -> None:
-        # The opening is sent whole, whatever the pace.
+        # A slow attack also sends its opening at once.
         if shooter.opening:
             size = max(size, len(shooter.blob))
         try:
@@ -151,7 +151,7 @@ class Attacker:
                 self._watch(shooter, writing=False)
         elif not self.ammunition.endless:
             shooter.opening = False
-            # All sent: close, wait for the server to close, or stay without reading.
+            # Everything is sent: close, wait for the server to close, or stay connected without reading.
             self._watch(shooter, writing=False)
             if self.weapon.leaves:
                 self._drop(shooter, "all sent")

@@ -1,4 +1,4 @@
-"""The bytes of attacks (HTTP/1.1 requests, HTTP/2 frames, gRPC messages), built once for large writes."""
+"""Builds what attacks send (HTTP/1.1 requests, HTTP/2 frames, gRPC messages) as bytes for large writes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def add1_request() -> bytes:
 
 @cache
 def zipped_ident_message() -> bytes:
-    """A call of ident: 600 bytes that decompress to 602,112."""
+    """A gRPC message for ident whose 600 compressed bytes decompress to a tensor of 602,112 bytes."""
     return grpc_message(
         gzip.compress(infer_message("ident", (1, 3, 224, 224), bytes(602112))), compressed=True
     )
@@ -132,7 +132,7 @@ def zipped_ident_request() -> bytes:
 
 @cache
 def bomb(wrapper: int = 31, size: int = 256 * MIB) -> bytes:
-    """`size` spaces, compressed about a thousandfold with gzip (31) or zlib (15)."""
+    """`size` spaces, compressed about a thousandfold; `wrapper` is 31 for gzip or 15 for zlib."""
     packer = zlib.compressobj(9, zlib.DEFLATED, wrapper)
     blank = b" " * MIB
     return b"".join(packer.compress(blank) for _ in range(size // MIB)) + packer.flush()

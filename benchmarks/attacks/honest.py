@@ -20,7 +20,7 @@ PATIENCE = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: its start (monotonic), its duration, and its error if any."""
+    """One call: its start on the monotonic clock, its duration in seconds, and its error if it failed."""
 
     protocol: str
     began: float
@@ -89,7 +89,7 @@ class GrpcCaller:
 
 
 def _first_call(caller: HttpCaller | GrpcCaller) -> None:
-    """Retries until the server has recovered from an earlier attack."""
+    """Calls until a call succeeds: the server may still have to recover from an earlier attack."""
     until = monotonic() + PATIENCE
     while True:
         try:
@@ -103,7 +103,7 @@ def _first_call(caller: HttpCaller | GrpcCaller) -> None:
 
 
 def run(host: str, port: int, control: Connection) -> None:
-    """Reports its first successful calls, calls until it receives a stop, then sends back all calls."""
+    """Reports on `control` when ready, calls until a message arrives there, then sends all calls there."""
     callers = (HttpCaller(host, port), GrpcCaller(host, port))
     for caller in callers:
         _first_call(caller)

@@ -1,4 +1,4 @@
-"""The control: honest clients in a closed loop."""
+"""The load to compare attacks with: honest clients that each have one request in flight."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONNECTIONS = 32
 
 
 def _take_turns(address: tuple[str, int], connections: int, duration: float, control: Connection) -> None:
-    """Closed-loop clients: each sends its next request after its answer."""
+    """Runs closed-loop clients: each sends its next request when it has the response to the last one."""
     request = wire.add1_request()
     selector = selectors.DefaultSelector()
     control.send("loaded")
@@ -39,7 +39,7 @@ def _take_turns(address: tuple[str, int], connections: int, duration: float, con
 
 
 def valid_p99(target: Target, connections: int, duration: float) -> float:
-    """The honest client's p99 in milliseconds, next to `connections` of valid load."""
+    """The honest client's p99 in milliseconds while `connections` other clients send valid requests."""
     count = min(connections, CONNECTIONS)
     process, load = in_process(_take_turns, (target.host, target.port), count, duration)
     with honest_client(target) as client:

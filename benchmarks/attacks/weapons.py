@@ -22,7 +22,7 @@ class Ammunition:
 
 @dataclass(frozen=True, slots=True)
 class Weapon:
-    """An attack. `load` builds its bytes in the attacker's process, which may take a moment."""
+    """An attack. `load` builds the bytes to send; it runs in the attacker's process."""
 
     load: Callable[[], Ammunition]
     connections: int = 8
@@ -32,12 +32,11 @@ class Weapon:
     trickle: int = 0
     #: Whether a connection is reopened after it was closed or has sent everything.
     reconnects: bool = True
-    #: Whether a connection that has sent everything closes without reading and reconnects, instead of
-    #: staying.
+    #: Whether a connection that has sent everything closes without reading, instead of staying open.
     leaves: bool = False
     #: SO_RCVBUF of the attacker.
     receive_buffer: int | None = None
-    #: Allowed memory growth in MiB where the permitted body size exceeds the usual limit.
+    #: Allowed memory growth in MiB; larger for attacks whose bodies may take more than the usual limit.
     memory: int = 64
 
 
@@ -80,7 +79,7 @@ def made_you_reset() -> Ammunition:
 
 
 def requests_flood() -> Ammunition:
-    """Calls that never end their streams, more than the server's announced limit."""
+    """Opens more streams than the server announced as its limit, and never ends them."""
     encoder = hpack.Encoder()
     return Ammunition(
         greeting(),
@@ -98,7 +97,7 @@ def empty_settings_flood() -> Ammunition:
 
 
 def settings_with_open_streams() -> Ammunition:
-    """Each change of the initial window affects all open streams, whose answers wait for window."""
+    """Changes of the initial window while many streams are open: the server must adjust every stream."""
     encoder = hpack.Encoder()
     opened = b"".join(headers(encoder, n, wire.fields("GET", "/"), end=True) for n in range(1, 201, 2))
     change = wire.settings((wire.INITIAL_WINDOW_SIZE, 0)) + wire.settings((wire.INITIAL_WINDOW_SIZE, 1))
@@ -151,7 +150,7 @@ def window_update_flood() -> Ammunition:
 
 
 def window_dribble() -> Ammunition:
-    """100 calls of 1 KB with answers of 600 KB, for which the window opens one byte at a time."""
+    """100 calls with responses of 600 KB each, for which the client opens the window one byte at a time."""
     encoder = hpack.Encoder()
     body = wire.zipped_ident_message()
     what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
@@ -165,7 +164,7 @@ def window_dribble() -> Ammunition:
 
 
 def unread_http1() -> Ammunition:
-    """Requests of 1 KB with answers of 600 KB that are never read."""
+    """Requests of 1 KB whose responses of 600 KB the client never reads."""
     return Ammunition(b"", repeated(wire.zipped_ident_request()))
 
 
@@ -174,7 +173,7 @@ def unread_metadata() -> Ammunition:
 
 
 def unread_http2() -> Ammunition:
-    """Large windows and thousands of requests, with nothing read."""
+    """Grants large windows and sends thousands of requests, but never reads a response."""
     encoder = hpack.Encoder()
     opening = greeting((wire.INITIAL_WINDOW_SIZE, 2**31 - 1)) + wire.window_update(0, 2**31 - 1 - 65535)
     what = wire.fields("GET", "/v2/models/ident/config")
@@ -184,7 +183,7 @@ def unread_http2() -> Ammunition:
 
 
 def header_bomb() -> Ammunition:
-    """A 4,000-byte field in the dynamic table, then blocks of 16,000 references to it: 64 MB each."""
+    """A field of 4,000 bytes in the dynamic table, then blocks with 16,000 references to it, 64 MB each."""
     encoder = hpack.Encoder()
     first = encoder.encode(wire.fields("GET", "/", ("x-bomb", "b" * 3900)))
     blocks = [frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 1, first)]
@@ -214,7 +213,7 @@ def gzip_bomb_http() -> Ammunition:
 
 
 def gzip_bomb_grpc() -> Ammunition:
-    """A message of 64 KB, which fits the first window, that decompresses to 64 MB."""
+    """A message of 64 KB, small enough for the first window, that decompresses to 64 MB."""
     encoder = hpack.Encoder()
     what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
     body = wire.grpc_message(wire.bomb(size=63 * MIB), compressed=True)
@@ -275,7 +274,7 @@ def connection_flood() -> Ammunition:
     )
 
 
-#: Buffers up to the permitted body size are not the attack's doing: 4 connections of 64 MiB.
+#: The memory growth allowed to 4 connections that each fill a body of the permitted 64 MiB, in MiB.
 BODIES = 4 * 64 + 64
 
 WEAPONS = {

@@ -1,4 +1,4 @@
-"""A benchmark case, and a measurement of it."""
+"""Defines a benchmark case and its measurement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Case:
         )
 
     def seconds(self, asked: float) -> float:
-        """How long to measure: `asked`, or longer if that is too short for a few answers per client."""
+        """How long to measure: `asked` seconds, or longer if each client would get too few answers."""
         # A Python server spends about a millisecond per 40 KB of JSON.
         cost_ms = self.model.run_ms + (self.model.input.size / 10_000 if self.encoding == "json" else 0)
         return max(asked, 4 * self.concurrency * cost_ms / 1000) if cost_ms > 1 else asked
@@ -71,9 +71,9 @@ def median_measurement(runs: list[Measurement]) -> Measurement:
 
 
 def ratio(mine: list[Measurement], theirs: list[Measurement]) -> float:
-    """The rate of `mine` as a multiple of that of `theirs`: the median of the ratios within each round.
+    """The rate of `mine` as a multiple of the rate of `theirs`, NaN if either has no runs.
 
-    Within a round both met the same machine speed. NaN if either has no runs.
+    It is the median of the ratios of each round, because within a round both met the same machine speed.
     """
     return middle(
         [

@@ -12,7 +12,7 @@ from harness.peers.peer import Peer
 
 @dataclass
 class Row:
-    """A case with each peer's runs in order of the rounds, or the reason why a peer has none."""
+    """A case with the runs of each peer, one per round, or the reason why a peer has none."""
 
     case: Case
     runs: dict[str, list[Measurement]] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Row:
 
 
 def turns(peers: Sequence[str], round_number: int) -> list[str]:
-    """The order of a round, rotated so that no peer always runs on a machine heated by the same neighbour."""
+    """The peers in the order of a round, rotated so that no peer always runs after the same other one."""
     start = round_number % len(peers) if peers else 0
     return [*peers[start:], *peers[:start]]
 
@@ -42,7 +42,7 @@ def measure(
     seconds: float,
     say: Callable[[str], None],
 ) -> list[Row]:
-    """Measures every case `rounds` times on every running peer that supports it; all others are paused."""
+    """Measures every case `rounds` times on every peer that supports it, while the other peers are paused."""
     rows = []
     for peer in peers.values():
         peer.pause()

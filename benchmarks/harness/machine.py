@@ -1,4 +1,4 @@
-"""Machine and tool versions, for the head of a table."""
+"""Describes the machine and the versions of tools, for the head of a report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tool_version(command: list[str], pattern: str) -> str:
 
 
 def machine() -> dict[str, str]:
-    """Names and values to print."""
+    """The description of this machine as names and values to print."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": processor(),

@@ -1,4 +1,4 @@
-"""The benchmark models, with one request each and the expected answer."""
+"""Creates the benchmark models, each with one request and the expected answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.folders import BENCH
 
 NAMES = ("add1", "ident", "basic_pitch")
 REPOSITORY = BENCH / "models"
-#: Configuration with every scheduling feature; per-request settings are in the request.
+#: The repository, and the configuration, of add1 with every scheduling feature enabled.
 SCHEDULED = BENCH / "scheduled"
 SCHEDULING = """
 max_batch_size: 64
@@ -51,7 +51,7 @@ class Model:
 
     @property
     def large(self) -> bool:
-        """Whether perf_analyzer fails on it over gRPC with 16 or more clients, whatever the server."""
+        """Whether the request is so large that perf_analyzer fails over gRPC with 16 or more clients."""
         return 4 * math.prod(self.shape) > 1 << 18
 
     @cached_property
@@ -60,14 +60,13 @@ class Model:
         if self.name == "ident":
             data = np.full(size, 0.5)
         elif self.name == "basic_pitch":
-            # Two seconds of an A major chord at the model's rate of 22,050 Hz, rounded to JSON of realistic
-            # length.
+            # Two seconds of an A major chord at the model's rate of 22,050 Hz, rounded as in typical JSON.
             seconds = np.arange(size) / 22050
             data = np.round(
                 sum(np.sin(2 * np.pi * hertz * seconds) for hertz in (220.0, 277.18, 329.63)) * 0.25, 4
             )
         elif self.name == "voice_encoder":
-            # The range of mel spectrograms of speech.
+            # The values have the range of mel spectrograms of speech.
             data = np.random.default_rng(0).gamma(0.5, 0.5, size)
         else:
             data = np.arange(size)
@@ -75,7 +74,7 @@ class Model:
 
     @cached_property
     def outputs(self) -> dict[str, np.ndarray]:
-        """ONNX Runtime's answer in this process, the reference for every peer's first answer."""
+        """The outputs of ONNX Runtime in this process, with which every peer's first answer is compared."""
         session = onnxruntime.InferenceSession(str(self.file), providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, {self.input_name: self.input}), strict=True))
@@ -136,7 +135,7 @@ class Model:
         ).SerializeToString()
 
     def check(self, answer: dict[str, np.ndarray]) -> None:
-        """Raises CannotRun unless the answer is correct, so that no fast but wrong server is listed."""
+        """Raises CannotRun if the answer is wrong, so that no fast but wrong server is listed."""
         for name, right in self.outputs.items():
             got = answer.get(name)
             if got is None:
@@ -153,7 +152,7 @@ class Model:
 
 
 def write_model(path: Path, operator: str, dims: list[int], constant: float | None = None) -> None:
-    """A model with one operator on a tensor [N, *dims]; `constant` is its second operand if given."""
+    """Writes a model with one operator on a tensor [N, *dims], and with `constant` as its second operand."""
     x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, ["N", *dims])
     y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, ["N", *dims])
     constants = (
@@ -168,7 +167,7 @@ def write_model(path: Path, operator: str, dims: list[int], constant: float | No
 
 
 def write_slow_model(path: Path, layers: int, width: int = 512) -> None:
-    """A chain of `layers` matrix products on a tensor [1, width], which cannot be batched."""
+    """Writes a model that cannot be batched: `layers` matrix products, one after another, on a [1, width]."""
     x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, [1, width])
     y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, [1, width])
     weights = helper.make_tensor(

@@ -1,7 +1,8 @@
-"""HTTP/1.1 clients that classify each request's outcome: answered, refused, truncated, unanswered.
+"""Runs HTTP/1.1 clients that record each request's outcome: answered, refused, truncated or unanswered.
 
-A closed loop (each client waits for its answer) finds a server's capacity; an open loop sends at a fixed rate
-whatever the server does, and so can overload it. Open-loop latencies count from when a request was due.
+A closed loop, in which each client waits for its answer, finds a server's capacity. An open loop sends at a
+fixed rate whatever the server does, so it can overload the server. Its latencies count from when a request
+was due.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CLOSE = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:
-    """Times from 0 on of a Poisson process with `rate` events a second."""
+    """The times of a Poisson process with `rate` events per second, from 0 to `seconds`."""
     chance = random.Random(seed)
     moments: list[float] = []
     moment = chance.expovariate(rate)
@@ -31,15 +32,15 @@ def poisson(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 async def send_at(send: Callable[[float], None], dues: Iterable[float]) -> None:
-    """Calls `send` with each of these times of time.monotonic(), in order, when it is due."""
+    """Calls `send` once at each time in `dues` (of time.monotonic(), ascending), with that time."""
     for due in dues:
-        # Yield even when late, so that what has arrived is handled; waking slightly early does not matter.
+        # Sleep even when late, so that arrived data is handled; waking slightly early does not matter.
         await asyncio.sleep(max(0.0, due - monotonic()))
         send(due)
 
 
 async def send_steadily(send: Callable[[float], None], rate: float, seconds: float) -> None:
-    """Calls `send` `rate` times a second for `seconds`, with the time at which each call was due."""
+    """Calls `send` `rate` times per second for `seconds`, with the time at which the call was due."""
     started = monotonic()
     sent = 0
     total = round(rate * seconds)
@@ -55,8 +56,8 @@ async def send_steadily(send: Callable[[float], None], rate: float, seconds: flo
 class Fate:
     """The outcome of one request.
 
-    `what` is the status, "partial" (a truncated answer), "unanswered" (closed without a byte) or "no
-    connection". Times are those of time.monotonic().
+    `what` is the status of a complete answer, "partial" for a truncated one, "unanswered" if the connection
+    was closed without a byte, or "no connection". Times are those of time.monotonic().
     """
 
     what: str
@@ -196,7 +197,7 @@ class Clients:
         connection.send(self.request, due)
 
     async def closed_loop(self, clients: int, seconds: float) -> float:
-        """Answers with status 200 per second from `clients` closed-loop clients."""
+        """The number of answers with status 200 that `clients` closed-loop clients get per second."""
         before = len(self.fates.all)
         started = monotonic()
         self.looping = True
@@ -214,11 +215,11 @@ class Clients:
         await send_steadily(self.send, rate, seconds)
 
     async def send_at(self, dues: Iterable[float]) -> None:
-        """Sends a request at each of these time.monotonic() times, in order; returns after the last."""
+        """Sends a request at each time in `dues` (of time.monotonic(), ascending)."""
         await send_at(self.send, dues)
 
     async def settle(self, seconds: float) -> int:
-        """Waits up to `seconds` for all outcomes; returns how many are missing."""
+        """Waits up to `seconds` until every request has an outcome; returns how many have none."""
         try:
             await asyncio.wait_for(self.quiet.wait(), seconds)
         except TimeoutError:

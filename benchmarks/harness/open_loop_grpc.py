@@ -1,4 +1,4 @@
-"""The open loop over gRPC with grpcio's asyncio client, for up to about a thousand calls per second."""
+"""Runs an open loop over gRPC with grpcio's asyncio client, for up to about a thousand calls per second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from harness.open_loop import Fate, Fates, send_steadily
 
-#: Calls in flight per connection, below servers' limits: above them a client queues calls silently.
+#: Calls in flight per connection, below the limits of servers: grpcio silently queues calls above the limit.
 CALLS_PER_CONNECTION = 100
 
 
@@ -48,7 +48,7 @@ class GrpcClients:
         task.add_done_callback(self.tasks.discard)
 
     async def closed_loop(self, clients: int, seconds: float) -> float:
-        """Successful calls per second from `clients` closed-loop clients."""
+        """The number of successful calls that `clients` closed-loop clients make per second."""
         started = monotonic()
         done = 0
 

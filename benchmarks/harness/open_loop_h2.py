@@ -1,7 +1,7 @@
-"""The open loop over gRPC on hand-written HTTP/2, at a tenth of grpcio's CPU time per call.
+"""Runs an open loop over gRPC on hand-written HTTP/2, which takes a tenth of grpcio's CPU time per call.
 
-The client disables the server's dynamic header table, so that equal blocks mean equal fields and are decoded
-once.
+The client disables the server's dynamic header table. Equal header blocks then mean equal fields, so each
+distinct block is decoded only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION =
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 LARGEST_WINDOW = 2**31 - 1
 MAX_FRAME = 16384
-#: OK and the gRPC status codes with which servers refuse.
+#: The names of OK and of the gRPC status codes with which servers refuse calls.
 NAMES = {
     "0": "OK",
     "1": "CANCELLED",
@@ -44,7 +44,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.received = b""
         self.next_stream = 1
-        #: Calls in flight by stream: when each was due and sent, and its status once the trailers arrived.
+        #: For each stream with a call in flight: when the call was due, and when it was sent.
         self.calls: dict[int, tuple[float, float]] = {}
         self.window = 65535
         self.waiting: deque[float] = deque()
@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
 
 
 class H2Clients:
-    """ModelInfer calls spread over connections in turn. An outcome is the name of the call's status."""
+    """Makes ModelInfer calls on several connections in turn. An outcome is the name of the call's status."""
 
     def __init__(self, port: int, message: bytes, *, connections: int = 16) -> None:
         self.port = port
@@ -149,14 +149,13 @@ class H2Clients:
         encoder.header_table_size = 0
         head = encoder.encode(fields)
         pieces = [body[at : at + MAX_FRAME] for at in range(0, len(body), MAX_FRAME)]
-        #: Each frame of a call, split before and after its stream id.
+        #: The frames of a call, each as the bytes before and the bytes after its stream id.
         self.frames = [(frame(HEADERS, END_HEADERS, 0, head)[:5], head)]
         self.frames += [
             (frame(DATA, END_STREAM if piece is pieces[-1] else 0, 0, piece)[:5], piece) for piece in pieces
         ]
 
     async def open(self) -> None:
-        """Opens the connections."""
         loop = asyncio.get_running_loop()
         for _ in range(self._count):
             _, connection = await loop.create_connection(lambda: Connection(self), "127.0.0.1", self.port)
@@ -186,7 +185,7 @@ class H2Clients:
             self.quiet.set()
 
     async def send_at(self, dues: Iterable[float]) -> None:
-        """Starts a call at each of these time.monotonic() times, in order; returns after the last."""
+        """Starts a call at each time in `dues` (of time.monotonic(), ascending)."""
         await send_at(self.send, dues)
 
     async def settle(self, seconds: float) -> int:

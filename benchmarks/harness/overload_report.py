@@ -1,4 +1,4 @@
-"""Results of loads above a server's capacity, as a page with a table and a picture."""
+"""Writes a page about loads above a server's capacity, with tables and a picture."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 from harness.open_loop import Fate
 
 ANSWERED = ("200", "OK")
-#: Outcomes that count as refused: a late deadline error is no worse than a refusal.
+#: Outcomes that count as refusals. They include errors of passed deadlines, which cost the client no more.
 REFUSED = ("503", "504", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 NAMES = {"plain": "Backline", "objective": "Backline, objective", "triton": "Triton, tuned"}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The outcomes of one server's requests at one load over `seconds`; `lost` requests have no outcome."""
+    """The outcomes of one server's requests at one load for `seconds`; `lost` counts requests without one."""
 
     fates: Sequence[Fate]
     lost: int
@@ -176,13 +176,13 @@ class Report:
             "[benchmarks/README.md](../../benchmarks/README.md#objectivepy).",
             "",
             "Requests arrive at random (Poisson) at a multiple of the capacity, whatever the server does;",
-            "latency counts from when a request was due. Goodput is what is served within",
+            "latency counts from when a request was due. Goodput is the rate of requests served within",
             f"{self.objective * 1000:g} ms. The model is a speaker encoder of three LSTM layers, in batches",
             "of up to 8 on one instance; load generator and servers share the machine.",
             "",
-            f"The servers take turns of {self.seconds:g} s in {self.rounds} rounds, each in a new order,",
+            f"The servers take turns of {self.seconds:g} s in {self.rounds} rounds, each in another order,",
             "because the speed of the machine changes from minute to minute. Rates are medians of the rounds",
-            "(goodput also with minimum and maximum), latencies are over all requests of all rounds. The",
+            "(goodput also with minimum and maximum); latencies are over all requests of all rounds. The",
             "best is the highest goodput of any server at any load. Responses after the end of a turn count",
             "too, so a server that lets requests queue can serve more than its capacity.",
             "",
@@ -203,7 +203,7 @@ class Report:
         if tried:
             lines += [
                 "",
-                "Triton queue policies tried over HTTP; the best one (by the sum of both) took part:",
+                "Triton ran with the best of these queue policies, by the sum of its goodputs over HTTP:",
                 "",
             ]
             lines += [f"- {words}" for words in tried]

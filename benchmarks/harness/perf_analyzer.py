@@ -1,4 +1,4 @@
-"""perf_analyzer, Triton's load generator: gRPC, and HTTP if wrk is missing."""
+"""Runs perf_analyzer, Triton's load generator, for gRPC, and for HTTP if wrk is missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def installed_version() -> str:
 
 
 def parse(output: str) -> Measurement:
-    """Parses the report. Raises CannotRun with perf_analyzer's message if there is no result."""
+    """Parses perf_analyzer's report. Raises CannotRun with its message if there is no result."""
     final = FINAL.search(output)
     if final is None:
         words = [line.strip() for line in output.splitlines() if line.strip()]
@@ -63,8 +63,8 @@ def run(case: Case, port: int, *, seconds: float, batched: bool = True) -> Measu
         raise CannotRun("perf_analyzer is not installed (pip install perf-analyzer)")
     command = [binary, "-m", case.model.name, "-i", case.protocol, "-u", f"127.0.0.1:{port}"]
     command += ["--concurrency-range", str(case.concurrency)]
-    # Three windows fill the time, with no stability criterion, as we repeat and take medians ourselves. With
-    # fewer windows perf_analyzer reports nothing; with --request-count it rounds the time to seconds.
+    # Three windows fill the time. With fewer, perf_analyzer reports nothing; with --request-count, it rounds
+    # the time to seconds. The stability criterion is off because the harness repeats and takes medians.
     command += [
         "--measurement-interval",
         str(max(200, round(seconds * 1000 / 3))),

@@ -1,4 +1,4 @@
-"""A picture of the results: requests per second over the clients, a panel per model and protocol."""
+"""Draws the results: requests per second over the number of clients, in a panel per model and protocol."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.comparison import Row
 
-#: The peer without a server.
+#: The name of the peer that computes without a server.
 CEILING = "in-process"
 
 
@@ -39,7 +39,7 @@ def draw(rows: Sequence[Row], peers: Sequence[str], path: Path) -> None:
             [median.requests_per_second for (peer, _), median in medians.items() if peer != CEILING],
             default=0.0,
         )
-        # A ceiling far above the servers would flatten their bars, so it moves to the title.
+        # A ceiling far above the servers would flatten their bars, so it is printed in the title instead.
         ceiling = max(
             [median.requests_per_second for (peer, _), median in medians.items() if peer == CEILING],
             default=0.0,

@@ -1,8 +1,8 @@
-"""Closed loops of requests whose bytes were prepared: each stream sends its next request after each answer.
+"""Sends streams of prepared requests: each stream sends its next request when the last one is answered.
 
-For servers that answer faster than a client library can send. A stream uses HTTP/1.1 on its own connection,
-or gRPC with several streams per connection. One thread, no library; only the last bytes of each answer are
-kept, everything else is only checked for success.
+This is for servers that answer faster than a client library can send; one thread serves all streams. A stream
+uses HTTP/1.1 on a separate connection, or gRPC on a connection shared with other streams. Answers are only
+checked for success, and their last bytes are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BadAnswer(Exception):
 
 
 class Stream:
-    """The requests of a stream, and the last `kept` bytes of each answer so far."""
+    """The requests of one stream, and the last `kept` bytes of each answer received so far."""
 
     def __init__(self, requests: Sequence[bytes], kept: int) -> None:
         self.requests = requests
@@ -49,11 +49,11 @@ class Connection(Protocol):
         """Sends the first requests."""
 
     def readable(self) -> bool:
-        """Receives what has arrived and sends what follows; returns whether every request is answered."""
+        """Receives what has arrived and sends the next requests; returns whether all are answered."""
 
 
 class Http:
-    """A stream over HTTP/1.1 whose requests are whole HTTP requests."""
+    """One stream over HTTP/1.1; its requests are complete HTTP requests."""
 
     def __init__(self, port: int, stream: Stream) -> None:
         self.socket = _connect(port)
@@ -85,7 +85,7 @@ class Http:
 
 
 class Grpc:
-    """Several streams over one HTTP/2 connection, whose requests are gRPC messages for one method."""
+    """Several streams over one HTTP/2 connection; their requests are gRPC messages for one method."""
 
     def __init__(self, port: int, path: str, streams: Sequence[Stream]) -> None:
         self.socket = _connect(port)
@@ -171,7 +171,7 @@ def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
 
 
 def _head(path: str) -> bytes:
-    """The header block of a call as literals that are never indexed (RFC 7541, 6.2.2)."""
+    """The header block of a call, in literals without indexing (RFC 7541, 6.2.2)."""
     fields = (
         (":method", "POST"),
         (":scheme", "http"),

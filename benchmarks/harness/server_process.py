@@ -1,4 +1,4 @@
-"""A measured server as a process group that is started, paused between its turns, sampled and stopped."""
+"""Starts, pauses, samples and stops a measured server, which is a group of processes."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def accepts(port: int) -> bool:
 
 
 class ServerProcess:
-    """A server's whole process group.
+    """The process group of a server.
 
-    Servers are suspended (SIGSTOP) between their turns, since some poll their queues while idle and would
-    take processor time from the measured one.
+    Servers are suspended (SIGSTOP) between their turns, because some poll their queues while idle and would
+    take CPU time from the server being measured.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ServerProcess:
     def wait_until(self, ready: object, seconds: float = 60) -> None:
         """Waits until `ready()` is true.
 
-        Raises CannotRun with the end of the log if the process exits or the time is up.
+        Raises CannotRun with the last line of the log if the process exits or is not ready after `seconds`.
         """
         deadline = time.monotonic() + seconds
         while not ready():  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""The results as a Markdown table and as JSON."""
+"""Formats the results as a Markdown table and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rate(value: float) -> str:
 
 
 def duration(microseconds: float) -> str:
-    """A latency in a suitable unit; a dash if unknown."""
+    """A latency with its unit, us, ms or s; a dash if unknown."""
     if math.isnan(microseconds):
         return "-"
     if microseconds < 1000:
@@ -32,7 +32,7 @@ def multiple(times: float) -> str:
 
 
 def cell(median: Measurement | None, times: float | None, reason: str | None) -> str:
-    """A peer's cell: rate, p50, p99 and the base's multiple in bold; or the reason for no result."""
+    """A peer's cell: its rate and latencies, and the base's multiple in bold; or the reason for no result."""
     if median is None:
         return f"none: {reason}" if reason else ""
     words = rate(median.requests_per_second)
@@ -106,7 +106,7 @@ def as_json(
     settings: Mapping[str, Any],
     base: str = BASE,
 ) -> dict[str, Any]:
-    """The same as plain data, with every run."""
+    """The report as plain data, with every run."""
     cases = []
     for row in rows:
         case = row.case

@@ -1,4 +1,4 @@
-"""A network that gains from batching: resemblyzer's speaker encoder (Apache-2.0), three LSTM layers."""
+"""Exports resemblyzer's speaker encoder (Apache-2.0), whose three LSTM layers gain from batching."""
 
 from __future__ import annotations
 

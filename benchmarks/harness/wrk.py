@@ -1,4 +1,4 @@
-"""wrk, the HTTP/1.1 load generator: one thread, one request in flight on each of its connections."""
+"""Runs wrk, an HTTP/1.1 load generator, with one thread and one request in flight per connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def available() -> bool:
 
 
 def parse(output: str) -> Measurement:
-    """Parses the line printed by post.lua. Raises CannotRun if it is missing."""
+    """Parses the line that post.lua prints. Raises CannotRun if `output` has none."""
     line = next((line for line in output.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
         raise CannotRun(f"wrk has no result: {output.strip()[-200:] or 'no output'}")

@@ -18,7 +18,7 @@ class AudioError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Mono samples, float32 [n] in about -1 to 1, at `rate` per second, and the original file's format."""
+    """Mono samples, float32 [n] in about -1 to 1, at `rate` per second, and the format of their file."""
 
     samples: np.ndarray
     rate: int
@@ -38,9 +38,9 @@ class Recording:
 def load(path: Path, rate: int) -> Recording:
     """Decodes WAV, FLAC, OGG, Opus or MP3, mixes the channels down to one and resamples to `rate`.
 
-    Works block by block, so that even hours of stereo need only the memory of the result.
+    It works block by block, so that even hours of stereo need no more memory than the result.
 
-    Raises AudioError.
+    Raises AudioError if the file cannot be read or has no samples.
     """
     if not path.exists():
         raise AudioError(f"{path}: no such file")
@@ -54,7 +54,7 @@ def load(path: Path, rate: int) -> Recording:
             recording = Recording(samples, rate, file.samplerate, file.channels, file.format)
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(
-            f"{path}: cannot be read as audio (WAV, FLAC, OGG, Opus and MP3 can): {_reason(error)}"
+            f"{path}: cannot be read as audio, expected WAV, FLAC, OGG, Opus or MP3: {_reason(error)}"
         ) from error
     if not len(recording.samples):
         raise AudioError(f"{path}: is an audio file without any samples")
@@ -74,5 +74,5 @@ def _resampled(file: soundfile.SoundFile, rate: int) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    # libsndfile's own message, without the path it starts with
+    # The message of libsndfile, without the path that Python's binding puts in front.
     return str(getattr(error, "error_string", error)).rstrip(".").strip()

@@ -3,7 +3,8 @@
     build/models/basic_pitch/1/model.onnx   notes in music, from basic-pitch (Spotify), Apache-2.0
     build/models/silero_vad/1/model.onnx    speech, from silero-vad (Silero Team), MIT
 
-The files are copied unchanged, their licences next to the versions. No configuration or conversion is needed.
+The files are copied unchanged, with their licences next to the versions. They need no configuration or
+conversion.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model's origin: a file in an installed package."""
+    """The file in an installed package that a model is copied from."""
 
     model: str
     package: str
@@ -35,9 +36,9 @@ _REQUIREMENTS = Path(__file__).with_name("requirements-models.txt")
 
 
 def build(repository: Path) -> list[str]:
-    """Copies missing or different files into `repository` and returns a line per model.
+    """Copies missing or changed files into `repository`; returns a line about each model, to print.
 
-    Raises FileNotFoundError, saying what to install, or OSError if the repository cannot be written.
+    Raises FileNotFoundError, with what to install, or another OSError if the repository cannot be written.
     """
     return [_add(source, repository) for source in SOURCES]
 
@@ -63,7 +64,7 @@ def _add(source: Source, repository: Path) -> str:
     for licence in distribution.files or ():
         if licence.name.upper().startswith("LICENSE") and ".dist-info" in str(licence):
             _copy(Path(str(distribution.locate_file(licence))), repository / source.model / "LICENSE")
-    state = "copied" if changed else "is there"
+    state = "copied" if changed else "up to date"
     size = target.stat().st_size / 1024
     return (
         f"{source.model:12} {state}, {size:,.0f} KiB from {source.package} {distribution.version}"
@@ -72,7 +73,7 @@ def _add(source: Source, repository: Path) -> str:
 
 
 def _copy(origin: Path, target: Path) -> None:
-    # Atomic, since a server may be reading the repository.
+    # A server may be reading the repository, so the file appears only when it is complete.
     partial = target.with_name(target.name + ".partial")
     shutil.copyfile(origin, partial)
     partial.replace(target)

@@ -1,9 +1,9 @@
-"""The whole example in one command: builds the repository, starts a server, transcribes, stops the server.
+"""Runs the whole example: builds the repository, starts a server, transcribes a recording, stops the server.
 
     python demo.py              a built-in melody whose notes are known
     python demo.py song.ogg     your own file
 
-The exit status is 0 if everything succeeded, the server's shutdown included, and the melody's F1 was >= 0.85.
+The exit status is 0 if everything succeeded, including the server's shutdown, and the melody's F1 is >= 0.85.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STOP_SECONDS = 15
 
 
 class DemoError(Exception):
-    """A problem with the server; the message is for users."""
+    """The server failed; the message says how, for the user."""
 
 
 def main() -> int:
@@ -137,7 +137,7 @@ def _is_ready(client: Client) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stops the server as a service manager would. Raises DemoError on a hang or a non-zero exit status."""
+    """Stops the server with SIGTERM. Raises DemoError if it hangs or exits with a status other than 0."""
     started = time.monotonic()
     process.terminate()
     try:

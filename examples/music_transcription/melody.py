@@ -1,4 +1,4 @@
-"""A melody with known notes: the Ode to Joy (Beethoven, 1824, public domain) on a synthetic piano."""
+"""Plays the Ode to Joy (Beethoven, 1824, public domain) on a synthetic piano, so that its notes are known."""
 
 from __future__ import annotations
 
@@ -75,9 +75,10 @@ def _midi(pitch: str) -> int:
 
 @lru_cache
 def _piano_tone(midi: int, held: float, loudness: float) -> np.ndarray:
-    """One struck key: slightly sharp partials (stiff strings), the higher the faster they decay, and a knock.
+    """The sound of one key held for `held` seconds, float32 [samples] at 44,100 Hz.
 
-    Returns float32 [samples] at 44,100 Hz; the damper falls after `held` seconds.
+    It is a sum of partials and a knock. Stiff strings make the partials slightly sharp; higher partials decay
+    faster.
     """
     fundamental = 440 * 2 ** ((midi - 69) / 12)
     time = np.arange(int((held + 0.4) * RATE), dtype=np.float32) / np.float32(RATE)

@@ -14,7 +14,7 @@ _PIANO = 0
 
 
 def write(path: Path, notes: Iterable[Note]) -> None:
-    """Writes the notes for one piano at their times, with velocities in proportion to their strengths."""
+    """Writes the notes as one piano track, with velocities in proportion to their strengths."""
     track = mido.MidiTrack(
         [
             mido.MetaMessage("set_tempo", tempo=_TEMPO),

@@ -16,13 +16,17 @@ INPUT = "serving_default_input_2:0"
 SOUNDING = "StatefulPartitionedCall:1"
 ONSET = "StatefulPartitionedCall:2"
 
-#: Takes a window, float32 [1, 43844, 1]; returns outputs by name, SOUNDING and ONSET as float32 [1, 172, 88].
+#: A function that takes a window, float32 [1, 43844, 1], and returns the outputs by name; SOUNDING and ONSET
+#: are float32 [1, 172, 88].
 Network = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Probabilities that each of 88 pitches sounds and starts, float32 [frames, 88], and the work it took."""
+    """The probabilities that each of 88 pitches sounds or starts, float32 [frames, 88].
+
+    The other fields say what they cost: the number of windows, of requests in flight, and of seconds.
+    """
 
     sounding: np.ndarray
     onset: np.ndarray
@@ -32,9 +36,9 @@ class Heard:
 
 
 def hear(samples: np.ndarray, network: Network, in_flight: int) -> Heard:
-    """Sends every window of samples [n] at 22,050 Hz, `in_flight` requests at a time.
+    """Runs the network on all windows of samples [n] at 22,050 Hz, with `in_flight` concurrent requests.
 
-    Raises the first error of the network.
+    Raises the first error that the network raises.
     """
     started = time.perf_counter()
     answers = list(_answers(windows.cut(samples), network, in_flight))

@@ -1,4 +1,4 @@
-"""Decodes notes from the network's posteriorgrams: which pitches sound and which start in each frame."""
+"""Decodes notes from the network's outputs: how probably each pitch sounds, or starts, in each frame."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import numpy as np
 LOWEST_MIDI = 21
 #: Semitones from a note to its overtones two to eight, rounded to the piano's keys.
 _OVERTONES = frozenset((12, 19, 24, 28, 31, 34, 36))
-#: Onsets within this many frames are one stroke, and the note posteriorgram may lead it by as many.
-_STROKE_FRAMES, _BEFORE_FRAMES = 3, 12
+#: Onsets within this many frames belong to one stroke.
+_STROKE_FRAMES = 3
+#: A pitch was held before an onset if it sounded this many frames earlier: the network may hear a new note
+#: sooner than its onset.
+_BEFORE_FRAMES = 12
 _STROKE_SECONDS = 0.04
 _NEIGHBOURS = 64
 _NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
@@ -18,7 +21,7 @@ _NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Note:
-    """A note: start in seconds, MIDI number (60 is C4), and strength from 0 to 1."""
+    """A note: its start and end in seconds, its MIDI number (60 is C4) and its strength from 0 to 1."""
 
     start: float
     midi: int
@@ -36,27 +39,27 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What counts as a note. A frame is 256 samples at 22,050 Hz, 11.6 ms."""
+    """The limits that decide what counts as a note. A frame is 256 samples at 22,050 Hz, or 11.6 ms."""
 
-    #: Minimum height of an onset peak that starts a note.
+    #: Minimum probability of an onset at its peak, where a note starts.
     onset: float = 0.5
-    #: Minimum height of the note posteriorgram while a note sounds.
+    #: Minimum probability of sounding throughout a note.
     sounding: float = 0.3
     #: Minimum length of a note in frames.
     shortest_frames: int = 11
-    #: Shorter dips than this, in frames, do not end a note.
+    #: Number of frames below `sounding` that end a note; shorter dips do not.
     dip_frames: int = 11
-    #: A sounding pitch is struck again only if its onset is at least this fraction of the strongest one at
-    #: the time: every stroke also raises the onsets of held pitches a little.
+    #: A pitch that already sounds is struck again only if its onset is at least this fraction of the
+    #: strongest onset at that time, because every stroke slightly raises the onsets of held pitches.
     restrike: float = 0.85
-    #: A note at an overtone of another is dropped if its strength is below this fraction of the other's.
+    #: A note at an overtone of another note is dropped if its strength is below this fraction of the other's.
     overtone: float = 0.6
 
 
 def decode(
     sounding: np.ndarray, onset: np.ndarray, frame_rate: float, thresholds: Thresholds | None = None
 ) -> list[Note]:
-    """The notes in posteriorgrams [frames, 88], whose lowest pitch is A0 (MIDI 21), in time order.
+    """The notes in the network's outputs [frames, 88], whose lowest pitch is A0 (MIDI 21), in time order.
 
     A note starts at an onset peak and ends where it fades or where the same pitch starts again.
     """
@@ -76,14 +79,14 @@ def decode(
 
 
 def _peaks(picture: np.ndarray, least: float) -> np.ndarray:
-    """Local maxima of at least `least` in each column, including at the first and last frame."""
+    """A mask of the local maxima of at least `least` in each column; the first and last row can be maxima."""
     edge = np.full((1, picture.shape[1]), -np.inf, picture.dtype)
     padded = np.concatenate((edge, picture, edge))
     return (picture >= least) & (picture > padded[:-2]) & (picture >= padded[2:])
 
 
 def _shaken(sounding: np.ndarray, onset: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    """Where a pitch is already sounding and its onset is weak compared with the strongest at that time."""
+    """A mask of the frames where a pitch already sounds and its onset is weak compared with the strongest."""
     strongest = onset.max(axis=1)
     padded = np.pad(strongest, _STROKE_FRAMES)
     strongest_near = np.lib.stride_tricks.sliding_window_view(padded, 2 * _STROKE_FRAMES + 1).max(axis=1)
@@ -93,7 +96,7 @@ def _shaken(sounding: np.ndarray, onset: np.ndarray, thresholds: Thresholds) -> 
 
 
 def _without_overtones(found: list[Note], part: float) -> list[Note]:
-    """The notes without those that are weak overtones of a note sounding at their start."""
+    """Drops notes that are weak overtones of a note that sounds when they start."""
     # The list is sorted by time, so only near neighbours can sound at the same time.
     return [
         note
@@ -110,10 +113,10 @@ def _shadows(other: Note, note: Note, part: float) -> bool:
 
 
 def _fading(quiet: np.ndarray, dip_frames: int) -> np.ndarray:
-    """For each frame and pitch, the next frame that begins `dip_frames` quiet ones, or quiet to the end."""
+    """For each frame and pitch, the next frame that starts a quiet run of `dip_frames`, or one to the end."""
     frames, pitches = quiet.shape
     ends = np.empty((frames, pitches), np.int64)
-    run = np.full(pitches, dip_frames)  # the recording is followed by silence
+    run = np.full(pitches, dip_frames)  # after the recording there is silence
     end = np.full(pitches, frames)
     for frame in range(frames - 1, -1, -1):
         run = np.where(quiet[frame], run + 1, 0)

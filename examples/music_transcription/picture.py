@@ -30,9 +30,9 @@ _KEY_HEIGHT = 0.135  # inches
 
 @dataclass(frozen=True, slots=True)
 class Transcription:
-    """Everything in the picture.
+    """What the picture shows.
 
-    `sounding` is the note posteriorgram [frames, 88]; `true` and `score` are set for the known melody only.
+    `sounding` is the network's output [frames, 88]. `true` and `score` are set only if the notes are known.
     """
 
     title: str
@@ -44,7 +44,7 @@ class Transcription:
 
 
 def draw(path: Path, music: Transcription) -> None:
-    """Writes a PNG with the waveform above a piano roll, wrapped into lines like a score.
+    """Writes a PNG with the waveform and a piano roll below it, in several lines like a score.
 
     Only the first two minutes of a long recording are drawn.
     """
@@ -98,7 +98,7 @@ def _waveform(axes: Axes, recording: Recording, start: float, end: float) -> Non
 
 
 def _rows(axes: Axes, low: int, high: int, start: float, end: float) -> None:
-    """A row per key, shaded for black keys, and a line per second."""
+    """Draws a row for each key, shaded for black keys, and a vertical line every second."""
     for midi in range(low, high + 1):
         if midi % 12 in _BLACK_KEYS:
             axes.axhspan(midi - 0.5, midi + 0.5, color=_DARK_ROW, linewidth=0, zorder=0)
@@ -116,7 +116,7 @@ def _rows(axes: Axes, low: int, high: int, start: float, end: float) -> None:
 
 
 def _keyboard(axes: Axes, low: int, high: int) -> None:
-    """A piano keyboard: white keys fill the octave, with black keys on top."""
+    """Draws a piano keyboard at the left edge of the rows."""
     axes.set(xlim=(0, 1), ylim=(low - 0.5, high + 0.5))
     axes.axis("off")
     axes.add_patch(

@@ -1,4 +1,4 @@
-"""Terminal output of the application."""
+"""Formats what the application prints."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def speech_line(speech: Speech, seconds: float) -> str:
 
 
 def note_lines(found: Sequence[Note], score: Score | None, most: int) -> list[str]:
-    """The notes in columns, to be read downwards; if the true notes are known, an x marks false ones."""
+    """The first `most` notes in columns, to be read downwards. With a score, an x marks false notes."""
     if not found:
         return ["no notes were found"]
     right = set(range(len(found))) if score is None else {index for _, index in score.pairs}
@@ -62,7 +62,6 @@ def note_lines(found: Sequence[Note], score: Score | None, most: int) -> list[st
 
 
 def score_lines(true: Sequence[Note], score: Score) -> list[str]:
-    """Precision, recall and F1, and the missed notes."""
     caught = {index for index, _ in score.pairs}
     missed = [f"{note.name} at {note.start:.2f} s" for index, note in enumerate(true) if index not in caught]
     right, extra = len(score.pairs), score.found_count - len(score.pairs)

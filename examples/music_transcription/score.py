@@ -12,7 +12,7 @@ ONSET_TOLERANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """`pairs` are the indices (true, found) of matching notes; all others are missed or extra."""
+    """How well found notes match the true ones; `pairs` are the indices (true, found) of matching notes."""
 
     true_count: int
     found_count: int
@@ -35,8 +35,8 @@ class Score:
 def compare(true: Sequence[Note], found: Sequence[Note], tolerance: float = ONSET_TOLERANCE) -> Score:
     """Matches notes of equal pitch that start within `tolerance` seconds of each other, one to one.
 
-    This is the onset rule of MIREX and mir_eval (lengths do not count), on the semitone grid. Within a pitch,
-    both lists are in time order, so taking the earliest free partner gives a maximum matching.
+    This is the onset rule of MIREX and mir_eval, which ignores lengths, with pitches rounded to semitones. As
+    both lists are in time order, matching each true note with the earliest free one finds the most pairs.
     """
     pairs: list[tuple[int, int]] = []
     for midi in {note.midi for note in true}:

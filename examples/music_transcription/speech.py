@@ -1,4 +1,4 @@
-"""Detects speech with a second, stateful network, whose state the caller passes from step to step."""
+"""Detects speech with a second network, whose state the caller passes from one request to the next."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _CONTEXT_SAMPLES = 64
 _SECTION_SECONDS = 4
 _MOST_SECTIONS = 16
 
-#: Takes `input` float32 [B, 576], `state` float32 [2, B, 128], `sr` int64 []; returns `output` [B, 1] and
-#: `stateN` [2, B, 128].
+#: A function that takes `input` float32 [B, 576], `state` float32 [2, B, 128] and `sr` int64 [], and returns
+#: `output` [B, 1] and `stateN` [2, B, 128].
 Step = Callable[..., Mapping[str, np.ndarray]]
 
 
@@ -43,7 +43,7 @@ def detect(samples: np.ndarray, step: Step) -> Speech:
     length = math.ceil(steps / sections)
     padded = np.zeros(_CONTEXT_SAMPLES + sections * length * _STEP_SAMPLES, np.float32)
     padded[_CONTEXT_SAMPLES : _CONTEXT_SAMPLES + len(samples)] = samples
-    # [sections, length, 576]: each step also gets the last 64 samples of the previous one
+    # Each step also gets the last 64 samples of the previous step.
     every = np.lib.stride_tricks.sliding_window_view(padded, _CONTEXT_SAMPLES + _STEP_SAMPLES)[
         ::_STEP_SAMPLES
     ]

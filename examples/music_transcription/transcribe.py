@@ -1,7 +1,7 @@
-"""Transcribes the notes in a recording with two networks on a Backline server; needs only Backline's client.
+"""Transcribes a recording with two networks on a Backline server; of Backline, it needs only the client.
 
-python transcribe.py song.ogg     the notes of a file
-python transcribe.py              a built-in melody with known notes, and how many of them were found
+python transcribe.py song.ogg     transcribes a file
+python transcribe.py              transcribes a built-in melody, and counts how many of its notes were found
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from backline.client.errors import BacklineError
 
 @dataclass(frozen=True, slots=True)
 class Music:
-    """A recording at the network's sample rate; `true` are its notes if known."""
+    """A recording at the network's sample rate, and its true notes if they are known."""
 
     title: str
     stem: str

@@ -1,9 +1,8 @@
 """Splits a recording into the network's windows, and joins the network's outputs.
 
-The network takes 43,844 samples (1.99 s) and returns 172 frames, one per 256 samples, frame k centred on
-sample 256 k. It lacks context near both ends of a window, so windows overlap and 15 frames are cut from each
-end of an output. Windows start 142 frames apart, the rest of an output, so the joined frames form one even
-grid without drift.
+The network takes 43,844 samples (1.99 s) and returns 172 frames, one for each 256 samples; frame k is centred
+on sample 256 k. Near both ends of a window the network lacks context, so 15 frames are cut from each end of
+an output. Windows therefore overlap: they start 142 frames apart, the number of frames that remain.
 """
 
 from __future__ import annotations
@@ -24,17 +23,15 @@ STRIDE_SAMPLES = KEPT_FRAMES * FRAME_SAMPLES
 
 
 def frame_count(sample_count: int) -> int:
-    """The number of frames in a recording: one per 256 samples, rounded up."""
     return math.ceil(sample_count / FRAME_SAMPLES)
 
 
 def window_count(sample_count: int) -> int:
-    """The number of windows in a recording."""
     return math.ceil(frame_count(sample_count) / KEPT_FRAMES)
 
 
 def cut(samples: np.ndarray) -> Iterator[np.ndarray]:
-    """The windows of samples [n] at 22,050 Hz, each float32 [1, 43844, 1], silence at both ends."""
+    """The windows of samples [n] at 22,050 Hz, each float32 [1, 43844, 1]; silence fills both ends."""
     for index in range(window_count(len(samples))):
         start = index * STRIDE_SAMPLES - MARGIN_FRAMES * FRAME_SAMPLES
         window = np.zeros(WINDOW_SAMPLES, np.float32)
@@ -45,6 +42,6 @@ def cut(samples: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def join(answers: Iterable[np.ndarray], sample_count: int) -> np.ndarray:
-    """A recording's frames [frame_count, pitches] from its windows' outputs [1, 172, pitches], in order."""
+    """Joins the outputs [1, 172, pitches] of all windows, in order, into frames [frame_count, pitches]."""
     kept = [answer[0, MARGIN_FRAMES : MARGIN_FRAMES + KEPT_FRAMES] for answer in answers]
     return np.concatenate(kept)[: frame_count(sample_count)]

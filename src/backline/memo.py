@@ -13,7 +13,7 @@ class Memo(Generic[Key, Value]):
     """Remembers results under keys that clients choose. A full memo forgets everything.
 
     Forgetting everything keeps lookups free of bookkeeping: `get` is the plain `dict.get`. A client that
-    keeps sending new keys costs the others a miss each, and memory only up to the limit.
+    keeps sending new keys slows other clients down, but cannot use more memory than `limit` entries take.
     """
 
     __slots__ = ("_known", "_limit", "get")

@@ -10,7 +10,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from backline.access.access import UNCONFIGURED, Access
+from backline.access.auth_file import (
+    AuthDocument,
+    AuthFileWatch,
+    environment_has_keys,
+    make_policy,
+    read_auth_file,
+)
 from backline.access.browsers import BrowserPolicy
+from backline.access.exposure import is_loopback
 from backline.dialects.application import build_application
 from backline.embedded.embedded import Embedded
 from backline.engine.engine import Engine
@@ -41,14 +50,15 @@ FQDN_TIMEOUT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How to serve. A port of None is not opened, and 0 takes any free one; every port speaks all protocols.
+    """What a server serves, and where it listens.
 
-    `repositories` are paths or URLs.
+    `repositories` are paths or URLs. A port of None is not opened; 0 takes any free port. Every port speaks
+    all protocols.
     """
 
     repositories: tuple[str | Path, ...]
     lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
-    #: Each model is configured by its configs/<config_name>.pbtxt; if empty, by its config.pbtxt.
+    #: Models are configured by their configs/<config_name>.pbtxt, or by config.pbtxt if this is empty.
     config_name: str = ""
     #: The name of the model, if the only repository is a single model; empty to take it from the path.
     model_name: str = ""
@@ -63,6 +73,10 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     #: Origins of web pages that may use the server, such as "https://console.example.org".
     cors_origins: tuple[str, ...] = ()
+    #: A file of keys and what each allows; None to admit only keys from environment variables, if any.
+    auth: Path | None = None
+    #: Whether callers without a key may do everything on any address, if no key is configured.
+    insecure_open: bool = False
     #: Further host names of the server; "*.example.org" is any name below example.org.
     allowed_hosts: tuple[str, ...] = ()
     #: The HTTP status of a failed health check: 503, or Triton's 400.
@@ -73,10 +87,28 @@ class ServerOptions:
     trace: TraceConfig = field(default_factory=TraceConfig)
 
 
-async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
-    """Accepts the host, the machine's name and, unless only the loopback is served, its full name.
+def _access(options: ServerOptions) -> Access | None:
+    """What limits callers; None if every caller may do everything.
 
-    Raises InvalidArgument for an invalid host name or origin.
+    Without keys, only this machine's programs and holders of a client certificate may change anything. Raises
+    InvalidArgument if the file is not valid.
+    """
+    if options.auth is not None:
+        return Access(make_policy(read_auth_file(options.auth)))
+    if environment_has_keys():
+        return Access(make_policy(AuthDocument()))
+    certified = options.tls is not None and options.tls.client_ca is not None
+    if options.insecure_open or certified or is_loopback(options.host):
+        return None
+    return Access(UNCONFIGURED)
+
+
+async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
+    """The policy for requests from web pages, which must use a known name of this server.
+
+    Known are `allowed_hosts`, the host that the server listens on, the machine's name and, unless only the
+    loopback is served, the machine's fully qualified name. Raises InvalidArgument for an invalid host name or
+    origin.
     """
     names = {options.host, socket.gethostname()} - {""}
     if not options.host.startswith("127.") and options.host not in ("localhost", "::1"):
@@ -90,7 +122,7 @@ async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
 
 
 class Server:
-    """An engine and its listeners."""
+    """A model server: an engine, and the listeners through which clients reach it."""
 
     def __init__(self, options: ServerOptions, log: ServerLog | None = None) -> None:
         """`log` is the program's log; pass it to let clients change its settings."""
@@ -111,6 +143,7 @@ class Server:
         self._tracing: Tracing | None = None
         self._listeners: Listeners | None = None
         self._heap: Heap | None = None
+        self._auth_watch: AuthFileWatch | None = None
         #: The open listeners, with their URLs, such as ("HTTP", "http://127.0.0.1:8000").
         self.urls: list[tuple[str, str]] = []
 
@@ -139,6 +172,9 @@ class Server:
         sys.setswitchinterval(SWITCH_INTERVAL)
         share_arena()
         options = self.options
+        access = _access(options)
+        if access is not None and options.auth is not None:
+            self._auth_watch = AuthFileWatch(options.auth, access, asyncio.get_running_loop())
         tracing = self._tracing = Tracing(self.engine, options.trace)
         if self._log is not None:
             requests = RequestLog()
@@ -152,6 +188,7 @@ class Server:
             recorder=recorder,
             not_ready_status=options.not_ready_status,
             browsers=await _browser_policy(options),
+            access=access,
         )
         wire = Wire(application, options.limits, asyncio.get_running_loop())
         self._listeners = Listeners(wire, options.tls)
@@ -161,24 +198,16 @@ class Server:
 
     async def _open(self, listeners: Listeners) -> None:
         options = self.options
-        scheme = "https" if listeners.secure else "http"
-        for label, port in (
-            ("HTTP", options.http_port),
-            ("gRPC", options.grpc_port),
-            ("metrics", options.metrics_port),
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        secure = "s" if listeners.secure else ""
+        for label, port, scheme, path in (
+            ("HTTP", options.http_port, "http", ""),
+            ("gRPC", options.grpc_port, "grpc", ""),
+            ("metrics", options.metrics_port, "http", "/metrics"),
         ):
             if port is not None:
                 opened = await listeners.open_tcp(options.host, port)
-                path = "/metrics" if label == "metrics" else ""
-                host = f"[{options.host}]" if ":" in options.host else options.host
-                self.urls.append(
-                    (
-                        label,
-                        f"{'grpcs' if listeners.secure else 'grpc'}://{host}:{opened}"
-                        if label == "gRPC"
-                        else f"{scheme}://{host}:{opened}{path}",
-                    )
-                )
+                self.urls.append((label, f"{scheme}{secure}://{host}:{opened}{path}"))
         if options.unix_socket is not None:
             await listeners.open_unix(options.unix_socket)
             self.urls.append(("Unix socket", f"unix:{options.unix_socket}"))
@@ -190,6 +219,8 @@ class Server:
         self._embedded.stopping()
         if self._heap is not None:
             self._heap.close()
+        if self._auth_watch is not None:
+            self._auth_watch.close()
         try:
             if self._listeners is not None:
                 await self._listeners.close(self.options.limits.drain_timeout)

@@ -13,7 +13,7 @@ from backline.engine.errors import InvalidArgument
 POLICY = BrowserPolicy.of(hosts=["models", "*.example.org"], origins=["https://console.example.com"])
 GUARDED = [Scope.INFER, Scope.MANAGE, Scope.ADMIN]
 CHANGING = [Scope.MANAGE, Scope.ADMIN]
-OPEN = [Scope.READ, Scope.METRICS]
+READING = [Scope.READ, Scope.METRICS]
 
 
 def refusal(scope: Scope, *, local: bool = False, host: str | None = "localhost:8000", **fields: str) -> str:
@@ -153,9 +153,42 @@ def test_unix_socket_ignores_host_but_checks_the_origin(scope: Scope) -> None:
     assert refusal(scope, local=True, host="evil.example", **proxied).startswith("Origin ")
 
 
-@pytest.mark.parametrize("scope", OPEN)
-def test_reading_scopes_are_open_to_pages(scope: Scope) -> None:
-    assert refusal(scope, host="evil.example", origin="null", content_type="text/plain") == ""
+@pytest.mark.parametrize("scope", READING)
+def test_pages_that_rebind_dns_read_nothing(scope: Scope) -> None:
+    message = refusal(scope, host="evil.example:8000")  # a GET of the same origin needs no other field
+
+    assert message.startswith("Host 'evil.example:8000'")
+    assert message.endswith("--allowed-host evil.example")
+
+
+@pytest.mark.parametrize("scope", READING)
+@pytest.mark.parametrize(
+    "host",
+    [
+        "backline:8000",
+        "backline.models.svc:8000",
+        "backline.models.svc.cluster.local",
+        "gpu.internal",
+        "gpu.local",
+    ],
+)
+def test_names_that_no_page_on_the_internet_has_may_read(scope: Scope, host: str) -> None:
+    assert refusal(scope, host=host) == ""
+
+
+@pytest.mark.parametrize("scope", READING)
+@pytest.mark.parametrize("host", ["", ":8000", "svc.evil.example", "evil.example@backline", "back line"])
+def test_other_names_do_not_pass_for_private_ones(scope: Scope, host: str) -> None:
+    assert refusal(scope, host=host).startswith("Host ")
+
+
+@pytest.mark.parametrize("scope", READING)
+def test_reading_needs_no_origin_of_the_server(scope: Scope) -> None:
+    assert refusal(scope, origin="null", content_type="text/plain") == ""
+
+
+def test_health_is_open_to_all() -> None:
+    assert refusal(Scope.HEALTH, host="evil.example", origin="https://evil.example") == ""
 
 
 def test_without_options_no_origin_is_allowed() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.access.scope import Scope
+from backline.access.scope import GUARDED, Scope
 from backline.dialects.application import build_application
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
@@ -16,8 +16,13 @@ from backline.wire.application import Application, UnaryMethod
 
 #: Routes that change nothing although their method is not GET or HEAD.
 READING = {("POST", "/v2/repository/index"), ("POST", "/v2/repository/{}/index")}
+PROBES = {"/v2/health/live", "/v2/health/ready"}
 INFERRING = {"infer", "infer_stream", "generate", "generate_stream"}
-CHANGING_RPCS = {
+EXPECTED_RPCS = {
+    "Check": Scope.HEALTH,
+    "Watch": Scope.HEALTH,
+    "ServerLive": Scope.HEALTH,
+    "ServerReady": Scope.HEALTH,
     "RepositoryModelLoad": Scope.MANAGE,
     "RepositoryModelUnload": Scope.MANAGE,
     "SystemSharedMemoryRegister": Scope.MANAGE,
@@ -50,6 +55,8 @@ def test_every_route_has_the_expected_scope(application: Application) -> None:
         last = pattern.rpartition("/")[2]
         if pattern == "/metrics":
             assert scope is Scope.METRICS
+        elif pattern in PROBES:
+            assert scope is Scope.HEALTH
         elif method in ("GET", "HEAD") or (method, pattern) in READING:
             assert scope is Scope.READ, (method, pattern)
         elif last in INFERRING:
@@ -62,8 +69,8 @@ def test_every_route_has_the_expected_scope(application: Application) -> None:
 def test_every_method_has_the_expected_scope(application: Application) -> None:
     scopes = {path.decode().rpartition("/")[2]: method.scope for path, method in application.rpc.items()}
 
-    assert {name: scope for name, scope in scopes.items() if scope != Scope.READ} == CHANGING_RPCS
-    assert len(scopes) > len(CHANGING_RPCS)
+    assert {name: scope for name, scope in scopes.items() if scope != Scope.READ} == EXPECTED_RPCS
+    assert len(scopes) > len(EXPECTED_RPCS)
 
 
 def test_the_gate_refuses_a_page_wherever_something_is_changed(application: Application) -> None:
@@ -78,7 +85,7 @@ def test_the_gate_refuses_a_page_wherever_something_is_changed(application: Appl
 
     for method, path, scope in routes + calls:
         refusal = application.gate.refusal(method, path, headers, local=False)
-        assert (refusal is None) == (scope in (Scope.READ, Scope.METRICS)), (method, path)
+        assert (refusal is None) == (scope not in GUARDED), (method, path)
 
 
 def test_a_route_without_a_scope_cannot_be_registered() -> None:

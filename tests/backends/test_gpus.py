@@ -86,7 +86,7 @@ def test_openvino_compiles_for_the_device(tmp_path: Path) -> None:
     np.testing.assert_allclose(its_own.run({"X": floats(2, 4)}, ["Y"])[0], np.maximum(floats(2, 4), 0))
     assert not gpus.by_default
     if not gpus.indexes:
-        assert gpus.reason == "OpenVINO has no GPU on this machine, but CPU"
+        assert gpus.reason == "OpenVINO finds no GPU on this machine, only CPU"
         with pytest.raises(InvalidArgument, match=r"(?i)cannot be loaded by OpenVINO.*gpu"):
             OpenVino().load(tmp_path / "model.onnx", config, LoadOptions(GPU))
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TypeAlias
 
 import numpy as np
 import pytest
+import tritonclient.http
 
 from support import models
 from support.repositories import put
@@ -77,6 +79,76 @@ def test_a_single_request_is_a_complete_sequence(backline: Run, tmp_path: Path) 
             done = backline("infer", "kept", "-u", url, "-i", "x=[[3]]")
             assert "[[3.]]" in done.stdout, done.stderr
     assert "[[3.]]" in backline("run", tmp_path / "models" / "kept", "-i", "x=[[3]]").stdout
+
+
+FUNCTIONS = {
+    "repeated": "def repeated(text: str, times: int = 2) -> str:\n    return text * times\n",
+    "counted": "def counted(times: int = 2) -> int:\n    return times\n",
+    "joined": "def joined(blob: bytes, end: bytes, times: int = 1) -> bytes: return blob * times + end\n",
+    "exact": """
+from backline.model import InvalidArgument
+
+def exact(blob: bytes) -> int:
+    if blob != b"\\xff\\0\\x01\\0\\0":
+        raise InvalidArgument(f"got {blob!r}")
+    return len(blob)
+""",
+}
+#: Not UTF-8, with zero bytes at its end.
+BLOB = b"\xff\0\x01\0\0"
+
+
+@pytest.fixture(scope="module")
+def optional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Serves the models in FUNCTIONS."""
+    folder = tmp_path_factory.mktemp("optional")
+    for name, code in FUNCTIONS.items():
+        put(folder / "models" / name / "1" / "model.py", code)
+    with serve(folder / "models", folder / "log") as server:
+        yield server
+
+
+@pytest.mark.parametrize("address", ["url", "grpc_url"])
+def test_infer_does_not_demand_optional_inputs(backline: Run, optional: ServerProcess, address: str) -> None:
+    url = getattr(optional, address)
+
+    def outputs(*arguments: str) -> object:
+        done = backline("infer", *arguments, "-u", url, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["outputs"]["output"]["data"]
+
+    assert outputs("repeated", "-i", "text=ab") == ["abab"]
+    assert outputs("repeated", "-i", "ab") == ["abab"]
+    assert outputs("repeated", "-i", "text=ab", "-i", "times=[3]") == ["ababab"]
+    assert outputs("counted") == [2]
+    assert (
+        "no value for text. It expects text BYTES[1], times INT64[1] (optional). For example --input"
+        " text=random\n" in backline("infer", "repeated", "-u", url, "-i", "times=[3]").stderr
+    )
+
+
+@pytest.mark.parametrize("address", ["url", "grpc_url"])
+def test_a_shown_model_says_which_inputs_are_optional(
+    backline: Run, optional: ServerProcess, address: str
+) -> None:
+    url = getattr(optional, address)
+
+    shown = backline("models", "show", "repeated", "-u", url).stdout
+    document = json.loads(backline("models", "show", "repeated", "-u", url, "--json").stdout)
+
+    assert "\ninput           text" in shown
+    assert "\noptional input  times" in shown
+    assert [entry.get("optional") for entry in document["inputs"]] == [None, True]
+
+
+def test_metadata_over_http_marks_optional_inputs(optional: ServerProcess) -> None:
+    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{optional.http_port}") as client:
+        inputs = client.get_model_metadata("repeated")["inputs"]
+
+    assert inputs == [
+        {"name": "text", "datatype": "BYTES", "shape": [1]},
+        {"name": "times", "datatype": "INT64", "shape": [1], "parameters": {"optional": True}},
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
@@ -237,10 +309,73 @@ def test_bench_reads_inputs_from_a_file(backline: Run, server: ServerProcess, tm
     assert "INPUT0 FP32[5, 16]" in done.stdout
 
 
+def put_blob(folder: Path, form: str) -> str:
+    """Writes BLOB in one of several forms; returns the --input that reads it."""
+    path = folder / form
+    if form == "folder":
+        put(path / ".hidden", "")
+        (path / "blob.bin").write_bytes(BLOB)
+    elif form == "by_name.json":
+        path.write_text(json.dumps({"blob": [{"b64": base64.b64encode(BLOB).decode()}]}))
+    elif form == "value":
+        return f"blob={json.dumps({'b64': base64.b64encode(BLOB).decode()})}"
+    else:
+        path.write_bytes(BLOB)
+    return f"{'blob=' if form.startswith('value') else ''}@{path}"
+
+
+@pytest.mark.parametrize("form", ["value", "value.bin", "file.png", "by_name.json", "folder"])
+def test_bytes_reach_the_model_unchanged(
+    backline: Run, optional: ServerProcess, tmp_path: Path, form: str
+) -> None:
+    item = put_blob(tmp_path, form)
+    load = ("-u", optional.url, "-c", "1", "--duration", "0.1", "--warm-up", "0")
+
+    done = backline("infer", "exact", "-u", optional.url, "-i", item, "--json")
+    measured = backline("bench", "exact", *load, "-i", item)
+
+    assert done.returncode == 0, done.stderr
+    assert measured.returncode == 0, measured.stderr
+    assert "blob BYTES[1]" in measured.stdout
+    if not form.startswith("value"):
+        assert backline("bench", "exact", *load, "--data", item.removeprefix("@")).returncode == 0
+
+
+def test_a_folder_holds_a_file_for_each_input(backline: Run, optional: ServerProcess, tmp_path: Path) -> None:
+    folder = tmp_path / "inputs"
+    put(folder / "blob.txt", "ab")
+    put(folder / "end", "!")
+    put(folder / "times.json", "[2]")
+
+    done = backline("infer", "joined", "-u", optional.url, "-i", f"@{folder}", "--json")
+    put(folder / "tims.json", "[2]")
+    misspelt = backline("infer", "joined", "-u", optional.url, "-i", f"@{folder}")
+
+    assert json.loads(done.stdout)["outputs"]["output"]["data"] == ["abab!"]
+    assert "has tims, but the inputs of model 'joined' are blob, end, times" in misspelt.stderr
+
+
+def test_arrays_that_cannot_hold_bytes_are_noted(
+    backline: Run, optional: ServerProcess, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "fixed.npy", np.array([BLOB]))
+    np.save(tmp_path / "objects.npy", np.array([BLOB], object), allow_pickle=True)
+
+    def sent(name: str) -> str:
+        return backline("infer", "exact", "-u", optional.url, "-i", f"@{tmp_path / name}").stderr
+
+    assert "no element fills the 5 bytes of its dtype S5, so trailing zero bytes are lost" in sent(
+        "fixed.npy"
+    )
+    assert "is an array of Python objects, which only pickle can read" in sent("objects.npy")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("ad1",), "Did you mean 'add1'?"),
+        (("add1", "--data", "/"), "but the inputs of model 'add1' are INPUT0"),
+        (("add1", "-i", "OTHER=1"), "no input 'OTHER'"),
         (("add1", "--input-shape", "X:1"), "has no input 'X', it has INPUT0"),
         (("add1", "--input-shape", "INPUT0:a"), "is not a shape for input 'INPUT0'"),
         (("add1", "--input-shape", "INPUT0:1,17"), "expects shape [-1, 16], got [1, 17]"),

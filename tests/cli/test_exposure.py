@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,26 @@ CERTIFICATE = Path("server.crt"), Path("server.key")
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "fe80::1%eth0", "server.example", ""])
 def test_an_address_reachable_from_elsewhere_is_warned_about(host: str) -> None:
-    warning_text = exposure(ServerOptions((), host=host, lifecycle=LifecycleOptions(mode="explicit")))
+    told = exposure(ServerOptions((), host=host, lifecycle=LifecycleOptions(mode="explicit")))
     assert (
-        f"anyone who can reach this server's address, {host}, may use, load and unload its models"
-        in warning_text
+        f"anyone who can reach this server's address, {host}, may use its models, but change nothing" in told
     )
-    assert "--ssl-client-ca" in warning_text
-    assert "nothing is encrypted" in warning_text
+    assert "--auth" in told
+    assert "--ssl-client-ca" in told
+    assert "nothing is encrypted" in told
+
+
+def test_what_an_open_server_allows_is_told() -> None:
+    options = ServerOptions(
+        (), host="0.0.0.0", lifecycle=LifecycleOptions(mode="explicit"), insecure_open=True
+    )
+    assert "may use, load and unload its models" in exposure(options)
+
+
+def test_a_server_with_keys_warns_only_that_they_are_sent_in_clear() -> None:
+    options = ServerOptions((), host="0.0.0.0", auth=Path("auth.toml"))
+    assert "sent unencrypted" in exposure(options)
+    assert exposure(replace(options, tls=TlsFiles(*CERTIFICATE))) == ""
 
 
 @pytest.mark.parametrize(

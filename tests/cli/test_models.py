@@ -287,14 +287,14 @@ def test_unknown_names_get_a_hint(
     [
         (("lod", "x"), "No such command 'lod'. Did you mean 'load'?"),
         (("load", "x", "--file", "1/model.onnx=x"), "--file needs --config"),
-        (("load", "x", "--config", "{"), "this is not JSON"),
+        (("load", "x", "--config", "{"), "the configuration is not JSON"),
         (("load", "x", "--config", "[]"), "expected an object"),
         (("load", "x", "--config", "@/nowhere.json"), "cannot read '/nowhere.json'"),
         (("load", "x", "--config", "{}", "--file", "1/model.onnx"), "is not of the form PATH=FILE"),
         (("label", "x", "canary"), "Give either a VERSION for the label, or --remove"),
         (("label", "x", "canary", "1", "--remove"), "Give either a VERSION for the label, or --remove"),
         (("label", "x", "--remove"), "--remove needs a LABEL"),
-        (("history", "--limit", "0"), "0 is not in the range"),
+        (("history", "--limit", "0"), "'0' is not a whole number from 1 to 10000"),
     ],
 )
 def test_wrong_usage(backline: Run, arguments: tuple[str, ...], text: str) -> None:

@@ -84,7 +84,7 @@ def test_an_answer_that_is_not_http_is_reported(answering: Callable[..., str]) -
 def test_an_answer_that_is_not_json_is_reported(answering: Callable[..., str]) -> None:
     with (
         connect(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n<html")) as client,
-        pytest.raises(ProtocolError, match="not JSON"),
+        pytest.raises(ProtocolError, match="did not answer with JSON"),
     ):
         client.metadata()
 

@@ -261,6 +261,34 @@ def test_unknown_route_suggests_a_near_one(caller: Caller) -> None:
         "Not Found: GET /v2/modles/add1 (did you mean /v2/models/add1?)",
     )
     assert caller.get("/nothing/like/it").error == "Not Found: GET /nothing/like/it"
+    assert caller.get("/v2/models/add1/redy").error.endswith("(did you mean /v2/models/add1/ready?)")
+
+
+def test_only_routes_that_take_the_method_are_suggested(caller: Caller) -> None:
+    assert caller.post("/v2/models/add1/infre").error.endswith("(did you mean /v2/models/add1/infer?)")
+    assert caller.post("/v2/models/add1/redy").error == "Not Found: POST /v2/models/add1/redy"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "instead"),
+    [
+        ("POST", "add1:predict", "inference is POST /v2/models/add1/infer"),
+        ("POST", "add1/versions/2:classify", "inference is POST /v2/models/add1/versions/2/infer"),
+        ("POST", "add1/labels/stable:predict", "inference is POST /v2/models/add1/versions/stable/infer"),
+        ("GET", "add1", "the state of a model is GET /v2/models/add1/ready"),
+        ("GET", "add1/versions/2/metadata", "metadata is GET /v2/models/add1/versions/2"),
+    ],
+)
+def test_a_route_of_tensorflow_serving_gets_the_route_to_use_instead(
+    caller: Caller, method: str, path: str, instead: str
+) -> None:
+    answer = caller.http(method, f"/v1/models/{path}").answer
+
+    assert answer.status == 404
+    assert answer.error == (
+        f"Not Found: {method} /v1/models/{path}. The REST protocol of TensorFlow Serving (v1 of KServe) is"
+        f" not served; in the Open Inference Protocol, {instead}"
+    )
 
 
 def test_trailing_slash(caller: Caller) -> None:

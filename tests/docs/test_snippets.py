@@ -168,4 +168,4 @@ def test_the_table_of_extras_is_complete() -> None:
 def test_the_readme_states_the_current_version() -> None:
     import backline
 
-    assert f"Alpha, version {backline.__version__}." in read("README.md")
+    assert f"Backline {backline.__version__} is an alpha version." in read("README.md")

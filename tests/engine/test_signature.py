@@ -111,6 +111,18 @@ def test_inputs_must_agree_on_the_batch_size() -> None:
         RequestCheck("m", VARYING, 8, strict=True)(asked)
 
 
+def test_inputs_of_different_first_dimensions_run_alone_where_the_batch_was_proved() -> None:
+    asked, same = (
+        request(tensor("a", DataType.FP32, 2, 3), tensor("b", DataType.INT64, 3)) for _ in range(2)
+    )
+
+    for one in (asked, same):
+        RequestCheck("m", VARYING, 8, strict=False, proved=True)(one)
+
+    assert asked.batch_size == 1
+    assert asked.batch_key not in (None, same.batch_key)
+
+
 def test_a_scalar_may_be_sent_as_one_element() -> None:
     signature = Signature((TensorSpec("rate", DataType.INT64, ()),), (TensorSpec("y", DataType.FP32, ()),))
     asked = request(tensor("rate", DataType.INT64, 1))

@@ -555,7 +555,7 @@ def test_a_label_holds_its_version_when_the_policy_moves_on(home: Homes, reposit
 def test_a_label_loads_its_version_first(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
-        async with home(repository, mode="poll") as server:
+        async with home(repository, mode="poll", keep_previous_seconds=0) as server:
             change = await server.lifecycle.move_label(LabelMove("label", "add1", "canary", "1"), who=WHO)
             assert (change.version, change.before, change.label) == ("1", "", "canary")
             assert await server.answer(version="canary") == 1
@@ -710,7 +710,7 @@ def test_labels_set_by_request_override_those_of_the_configuration(home: Homes, 
     async def scenario() -> None:
         label = 'parameters { key: "backline.labels.stable" value { string_value: "1" } }'
         versions(repository, "1", "2", policy=label)
-        async with home(repository, mode="poll") as server:
+        async with home(repository, mode="poll", keep_previous_seconds=0) as server:
             assert await server.answer() == 1
             with pytest.raises(
                 InvalidArgument, match=r"given by its configuration: remove it there .*config\.pbtxt"

@@ -118,7 +118,7 @@ def test_a_version_on_the_gpu_is_evicted_for_another(
             for name, other in (("first", "second"), ("second", "first"), ("first", "second")):
                 await server.engine.find(name).wake()
                 assert server.states(name) == {"1": "READY"}
-                assert server.states(other) == {"1": "UNAVAILABLE"}
+                assert server.states(other) == {"1": "ON_DEMAND"}
 
     asyncio.run(scenario())
 

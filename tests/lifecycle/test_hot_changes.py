@@ -334,7 +334,7 @@ def test_a_model_on_demand_is_loaded_by_its_first_request(home: Homes, repositor
         configure(repository, 'parameters { key: "backline.load" value { string_value: "on_demand" } }')
         async with home(repository) as server:
             assert server.engine.ready
-            assert server.states() == {"1": "UNAVAILABLE"}
+            assert server.states() == {"1": "ON_DEMAND"}
             assert await asyncio.gather(*(server.answer() for _ in range(20))) == [3] * 20
             assert server.states() == {"1": "READY"}
             assert server.engine.loads["add1"].succeeded == 1

@@ -79,11 +79,11 @@ def test_a_model_that_does_not_fit_is_loaded_on_request_and_the_server_is_ready(
 ) -> None:
     entries = listing(crowded[0]).values()
     ready = [entry for entry in entries if entry["state"] == "READY"]
-    asleep = [entry for entry in entries if entry["state"] == "UNAVAILABLE"]
+    asleep = [entry for entry in entries if entry["state"] == "ON_DEMAND"]
     assert ready
     assert asleep
     assert all(entry["memory_bytes"] >= 4 * MB for entry in ready)
-    assert all(entry["ready"] and "loaded again when a request comes" in entry["reason"] for entry in asleep)
+    assert all(entry["ready"] and "the next request loads it" in entry["reason"] for entry in asleep)
 
 
 def test_all_models_answer_within_the_budget(crowded: tuple[ServerProcess, int]) -> None:
@@ -117,7 +117,7 @@ def test_metadata_of_a_model_that_was_never_loaded_comes_with_its_inputs(
     models.add1(tmp_path / "models")
     (tmp_path / "models" / "add1" / "model.toml").write_text('load = "on_demand"\n')
     with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(tmp_path / "state")) as server:
-        assert listing(server)["add1"]["state"] == "UNAVAILABLE"
+        assert listing(server)["add1"]["state"] == "ON_DEMAND"
         client = triton_http.InferenceServerClient(f"127.0.0.1:{server.http_port}")
         assert client.is_model_ready("add1")
         assert client.get_model_metadata("add1")["inputs"][0]["name"] == "INPUT0"
@@ -154,7 +154,7 @@ def test_a_model_that_is_idle_sleeps_and_wakes_with_its_counters(home: Any, repo
             assert await server.answer() == 1
             await server.until(lambda: server.engine.find("add1").on_demand)
             asleep = server.engine.find("add1")
-            assert asleep.reason == "unloaded after it was idle; loaded again when a request comes"
+            assert asleep.reason == "unloaded after it was idle; the next request loads it"
             assert [spec.name for spec in asleep.signature.inputs] == ["INPUT0"]
             assert await server.answer() == 1
             assert server.engine.find("add1").statistics.inference_count == 2
@@ -233,3 +233,35 @@ def test_an_unload_gives_the_memory_of_a_large_model_back(tmp_path: Path) -> Non
                     client.live()
                 after.append(process.memory_info().rss)
         assert after[-1] <= after[0] * 1.05
+
+
+def test_a_version_kept_for_a_rollback_is_evicted_before_any_other(base: int, tmp_path: Path) -> None:
+    side = 2000  # 16 MB of weights
+    weights = 16 * MB
+    for name, version in (("kept", "1"), ("kept", "2"), ("other", "1")):
+        networks.build(
+            tmp_path / "models" / name / version / "model.onnx",
+            [networks.node("MatMul", ["x", "w"], ["y"])],
+            [("x", networks.FLOAT, ["N", side])],
+            [("y", networks.FLOAT, ["N", side])],
+            {"w": np.full((side, side), float(version), np.float32)},
+        )
+    (tmp_path / "models" / "other" / "model.toml").write_text('load = "on_demand"\n')
+    options = ("--state-dir", str(tmp_path / "state"), "--model-control-mode", "poll")
+    budget = ("--memory-budget", str(base + 2 * weights + weights // 2))
+
+    def states(client: Any) -> dict[tuple[str, str], bool]:
+        return {(one.name, one.version): one.memory_bytes > 0 for one in client.models()}
+
+    with (
+        serve(tmp_path / "models", tmp_path / "log", *options, *budget) as server,
+        connect(server.url) as client,
+    ):
+        client.promote("kept", "1")
+        client.promote("kept", "2")
+        client["kept"](np.ones((1, side), np.float32))
+        assert states(client)["kept", "1"], "it stays loaded while there is room"
+        client["other"](np.ones((1, side), np.float32))
+        assert states(client)["kept", "2"]
+        assert not states(client).get(("kept", "1"), False)
+        assert client.rollback("kept").version == "1"

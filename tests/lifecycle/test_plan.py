@@ -20,6 +20,7 @@ from backline.lifecycle.plan import (
     Update,
     Wanted,
     plan,
+    replacements,
 )
 
 
@@ -68,6 +69,30 @@ def test_a_ready_sibling_does_not_release_a_version_whose_replacement_is_not_rea
 
 def test_a_failed_load_leaves_the_old_version() -> None:
     assert steps([wanted("2")], [held(1), held(2, "2", phase=VersionPhase.FAILED)]) == []
+
+
+def test_a_version_waits_for_what_replaces_it_even_if_another_one_serves() -> None:
+    goals = [wanted("1"), wanted("3")]
+    old = held(2, "2", replaced_by=frozenset({"3"}))
+    failed = held(3, "3", phase=VersionPhase.FAILED)
+    assert steps(goals, [held(1), old, failed]) == []
+    assert steps(goals, [held(1), old, held(3, "3")]) == [Unload(2)]
+    assert steps(goals[:1], [held(1), old]) == [Unload(2)]
+
+
+def test_a_new_version_replaces_those_that_leave_the_selection() -> None:
+    left = replacements({}, selected_before={"2"}, selected={"3"}, ready={"1", "2"}, failed=set())
+    assert left == {"2": {"3"}}
+    later = replacements(left, selected_before={"3"}, selected={"4"}, ready={"1", "2"}, failed=set())
+    assert later == {"2": {"4"}}
+    assert replacements(later, selected_before={"4"}, selected={"2"}, ready={"2"}, failed=set()) == {}
+
+
+def test_a_version_that_had_failed_before_replaces_no_other() -> None:
+    left = replacements(
+        {}, selected_before={"1", "2", "3"}, selected={"1", "2"}, ready={"1", "3"}, failed={"2"}
+    )
+    assert left == {}
 
 
 def test_a_failed_load_is_retried_when_due() -> None:

@@ -37,7 +37,7 @@ def test_a_path_is_local(location: str, tmp_path: Path) -> None:
             ),
         ),
         ("file:///srv/models", "name the folder without 'file://'"),
-        ("", "'' is not a model repository; name a folder, a model file or a URL"),
+        ("", "'' is not a model repository; expected a folder, a model file or a URL"),
         ("  ", "is not a model repository"),
         ("a\0b", "'a\\x00b' is not a model repository"),
     ],

@@ -105,7 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.settings = Settings(batch, data.draw(queues(self.LEVELS)))
         self.world.most = batch.max_items
         instances = [
-            self.world.instance(beside_loop=not inline, prompt=data.draw(st.booleans())) for _ in range(count)
+            self.world.instance(off_loop=not inline, prompt=data.draw(st.booleans())) for _ in range(count)
         ]
         self.world.rank = self.rank
         self.queue: Any = self.world.loop.inside(lambda: self.make(instances))

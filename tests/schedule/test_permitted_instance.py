@@ -140,7 +140,7 @@ def test_batches_waiting_for_a_permit_are_refused_at_the_end_of_a_drain(world: W
 
 def test_a_request_cancelled_by_an_expired_permit_wait_does_not_run(world: World) -> None:
     (permit,) = Permits(RateLimits()).register([Claim({MEMORY: 1})], ("m", "1"))
-    permitted = PermittedInstance(world.instance(beside_loop=False), permit, world.loop)
+    permitted = PermittedInstance(world.instance(off_loop=False), permit, world.loop)
     settings = SchedulerSettings(BatchPolicy(8))
     scheduler = Scheduler("m", settings, [permitted], world.statistics, loop=world.loop)
     given_up, late, other = [

@@ -87,7 +87,7 @@ def test_a_late_request_whose_policy_delays_runs_after_those_in_time() -> None:
 class HeldInstance:
     """Runs its batch when the test says so."""
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(self, execute: Execution) -> None:
         self._execute = execute

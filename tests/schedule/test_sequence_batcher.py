@@ -338,7 +338,7 @@ class Forgetful(HeldInstance):
     """A model whose own state of sequences may be lost."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(world, beside_loop=True, prompt=False)
+        super().__init__(world, off_loop=True, prompt=False)
         self.memory = object()
 
 

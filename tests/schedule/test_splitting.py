@@ -20,10 +20,12 @@ from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
+from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue, put_together, split
 from backline.workers.batch import Batch
 from schedule.bench import Bench, values
 from schedule.tickets import ticket
+from schedule.world import World
 
 
 def doubled(numbers: Sequence[float]) -> list[float]:
@@ -151,6 +153,24 @@ def test_cancelling_a_running_request_is_counted_once() -> None:
         )
 
     asyncio.run(scenario())
+
+
+def test_cancelling_a_running_request_starts_no_further_part() -> None:
+    world = World()
+    try:
+        instance = world.instance(prompt=True)  # it ends its batch as soon as that is abandoned
+        scheduler = Scheduler(
+            "m", Settings(BatchPolicy(1)), [instance], world.statistics, loop=world.loop, total=world.total
+        )
+        asked = world.ask(SplittingQueue(scheduler, 1, world.statistics).submit, [1.0, 2.0])
+        assert asked is not None
+        world.loop.turn()
+        world.loop.inside(asked.cancel)
+        world.loop.turn()
+        assert len(world.begun) == 1
+        assert not world.faults
+    finally:
+        world.close()
 
 
 def test_a_request_without_room_for_all_parts_is_refused_and_leaves_none_queued() -> None:

@@ -79,8 +79,8 @@ class FaultOfTheirs(Exception):
 class HeldInstance:
     """Doubles its inputs: at once on the loop, otherwise when the test ends the batch."""
 
-    def __init__(self, world: World, *, beside_loop: bool, prompt: bool) -> None:
-        self.beside_loop = beside_loop  # type: ignore[misc]  # varies per instance here
+    def __init__(self, world: World, *, off_loop: bool, prompt: bool) -> None:
+        self.off_loop = off_loop  # type: ignore[misc]  # varies per instance here
         self._world = world
         #: Whether a batch ends as soon as it is abandoned.
         self._prompt = prompt
@@ -96,7 +96,7 @@ class HeldInstance:
         if self._prompt:
             batch.on_abandon = self._abandoned
         self._world.began(batch)
-        if not self.beside_loop:
+        if not self.off_loop:
             self.end(len(self._world.begun) % 3)
 
     def vacate(self) -> None:
@@ -188,8 +188,8 @@ class World:
         self.loop.close()
         self.clock.__exit__()
 
-    def instance(self, *, beside_loop: bool = True, prompt: bool = False) -> HeldInstance:
-        made = HeldInstance(self, beside_loop=beside_loop, prompt=prompt)
+    def instance(self, *, off_loop: bool = True, prompt: bool = False) -> HeldInstance:
+        made = HeldInstance(self, off_loop=off_loop, prompt=prompt)
         self.instances.append(made)
         return made
 

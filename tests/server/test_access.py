@@ -140,8 +140,37 @@ def test_clients_that_are_not_browsers_may_infer_under_any_host_name(served: Ser
     assert ask(served.http_port, "POST", INFER, BODY, host="models.namespace.svc")[0] == 200
 
 
-def test_get_requests_need_no_known_host_name(served: ServerProcess) -> None:
-    assert ask(served.http_port, "GET", "/v2/health/ready", host="evil.example", origin=FOREIGN)[0] == 200
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])
+def test_probes_need_no_known_host_name(served: ServerProcess, path: str) -> None:
+    assert ask(served.http_port, "GET", path, host="evil.example", origin=FOREIGN)[0] == 200
+
+
+READ = [
+    "/",
+    "/v2",
+    "/v2/models",
+    "/v2/models/add1",
+    "/v2/models/add1/config",
+    "/v2/models/stats",
+    LOGGING,
+    "/metrics",
+]
+
+
+@pytest.mark.parametrize("path", READ)
+def test_reading_needs_a_host_name_that_no_page_can_have(served: ServerProcess, path: str) -> None:
+    refused = ask(served.metrics_port, "GET", path, host="evil.example:8002")
+    assert "--allowed-host evil.example" in error_of(refused)
+
+    for host in ("10.1.2.3:8002", "[fd00::1]:8002", "backline:8000", "backline.models.svc", "a.example.org"):
+        assert ask(served.metrics_port, "GET", path, host=host)[0] == 200
+
+
+def test_the_repository_index_needs_such_a_name_too(served: ServerProcess) -> None:
+    index = "/v2/repository/index"
+
+    assert "--allowed-host" in error_of(ask(served.http_port, "POST", index, "{}", host="evil.example"))
+    assert ask(served.http_port, "POST", index, "{}", host="backline")[0] == 200
 
 
 def test_websockets_are_refused(served: ServerProcess) -> None:

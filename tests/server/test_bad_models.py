@@ -159,16 +159,16 @@ IN_PREDICT = {
 }
 #: Each kind's error for a wrong return value. Triton passes shapes through; handlers return JSON.
 RETURNED = {
-    ("native", "count"): r"output 'output' has shape \[0, 1\], but expected was \[1, 1\]",
-    ("native", "shape"): r"output 'output' has shape \[1, 2\], but expected was \[1, 1\]",
+    ("native", "count"): r"output 'output' has shape \[0, 1\], expected \[1, 1\]",
+    ("native", "shape"): r"output 'output' has shape \[1, 2\], expected \[1, 1\]",
     ("native", "type"): "output 'output' has dtype object, but the type hint says FP32",
     (
         "triton",
         "count",
     ): "Number of InferenceResponse objects do not match the number of InferenceRequest objects",
     ("triton", "type"): "Expected a list in the execute return",
-    ("handler", "count"): "the handler gave 0 answers to 1 requests",
-    ("handler", "type"): "the handler gave a int, expected a list with an answer for each of 1 requests",
+    ("handler", "count"): "the handler returned 0 answers to 1 requests",
+    ("handler", "type"): "the handler returned a int, expected a list with an answer for each of 1 requests",
 }
 HOWS = [*IN_PREDICT, "fork", "fine"]
 

@@ -119,7 +119,7 @@ def test_an_unavailable_core_is_an_error(tmp_path: Path) -> None:
 
     there = format_cores(os.sched_getaffinity(0))
     assert (
-        reason(tmp_path) == f"model 'add1': cpus names 4000, but this process may use the cores {there} only"
+        reason(tmp_path) == f"model 'add1': cpus names 4000, but this process may only use the cores {there}"
     )
 
 

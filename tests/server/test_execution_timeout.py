@@ -47,7 +47,9 @@ def put_looping(
     )
 
 
-def put_sleeping(repository: Path, *, seconds: float, timeout: float = 0.1, instances: int = 1) -> None:
+def put_sleeping(
+    repository: Path, *, seconds: float, timeout: float = 0.1, instances: int = 1, settings: str = ""
+) -> None:
     """A model whose executions cannot be stopped."""
     (repository / "sleep" / "1").mkdir(parents=True)
     (repository / "sleep" / "config.pbtxt").write_text(
@@ -58,6 +60,7 @@ def put_sleeping(repository: Path, *, seconds: float, timeout: float = 0.1, inst
         instance_group {{ count: {instances} }}
         parameters {{ key: "execute_delay_ms" value {{ string_value: "{round(seconds * 1000)}" }} }}
         parameters {{ key: "backline.execution_timeout_seconds" value {{ string_value: "{timeout}" }} }}
+        {settings}
         """
     )
 
@@ -179,6 +182,22 @@ def test_a_thread_that_cannot_be_interrupted_is_abandoned_and_replaced(tmp_path:
         )
         await until(lambda: not counted.stuck)  # they end within a second
 
+    declared = 'parameters { key: "backline.idempotent" value { string_value: "true" } }'
+    put_sleeping(tmp_path / "models", seconds=0.8, settings=declared)
+    run(tmp_path, scenario)
+
+
+def test_an_overrun_is_not_retried_unless_the_model_is_declared_idempotent(tmp_path: Path) -> None:
+    async def scenario(program: Program) -> None:
+        with pytest.raises(Internal) as error:
+            await program.ask("sleep", X=1)
+        assert error.value.message == (
+            "model 'sleep' version 1 did not finish within 0.1 s; it is not tried again unless the model is"
+            " declared idempotent"
+        )
+        counted = program.embedded.engine.find("sleep").statistics
+        assert (counted.timed_out, counted.stuck) == (1, 1)
+
     put_sleeping(tmp_path / "models", seconds=0.8)
     run(tmp_path, scenario)
 
@@ -241,5 +260,5 @@ def test_the_metrics_count_overdue_executions(tmp_path: Path) -> None:
             urllib.request.urlopen(f"{server.url}/v2/models/sleep/infer", body)
         assert refused.value.code == 500
         metrics = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-        assert 'backline_execution_timeouts_total{model="sleep",version="1"} 2' in metrics
+        assert 'backline_execution_timeouts_total{model="sleep",version="1"} 1' in metrics
         assert 'backline_stuck_runs{model="sleep",version="1"}' in metrics

@@ -48,6 +48,8 @@ SHOWN = (
     "/v2/models/stats",
     "/v2/systemsharedmemory/status",
 )
+#: What the page tries to read.
+READ = ["/v2/health/ready", "/v2", "/v2/models", "/v2/models/add1/config", "/metrics", *SHOWN[1:]]
 ATTACK = """
 const settled = (promise) => Promise.race([promise, new Promise((done) => setTimeout(done, 20000))]);
 
@@ -184,7 +186,7 @@ def test_a_page_of_a_foreign_origin_changes_nothing(
 
 
 @pytest.mark.timeout(240)
-def test_a_page_that_rebinds_its_host_name_to_the_server_changes_nothing(
+def test_a_page_that_rebinds_its_host_name_to_the_server_changes_and_reads_nothing(
     repository: Path, region: str, tmp_path: Path
 ) -> None:
     """The page's server hands its port to ours, so that the browser sees a single origin."""
@@ -195,7 +197,10 @@ def test_a_page_that_rebinds_its_host_name_to_the_server_changes_nothing(
             const go = async () => (await fetch("http://127.0.0.1:{reports.port}/")).text();
             while (await go() !== "go") await new Promise((done) => setTimeout(done, 200));
             const reached = await attack(location.origin, {json.dumps(COMMANDS)});
-            await report("http://127.0.0.1:{reports.port}/", {{reached}});
+            const read = {{}};
+            for (const path of {json.dumps(READ)})
+              read[path] = (await fetch(path, {{referrerPolicy: "no-referrer"}})).status;
+            await report("http://127.0.0.1:{reports.port}/", {{reached, read}});
           }})();
         </script></body>"""
         with browse(f"http://{HOSTILE}:{pages.port}/", tmp_path / "profile"):
@@ -214,6 +219,7 @@ def test_a_page_that_rebinds_its_host_name_to_the_server_changes_nothing(
 
     assert set(reported["reached"]) == {path for method, path, _ in COMMANDS if method == "POST"}
     assert after == before
+    assert reported["read"] == dict.fromkeys(READ, 403) | {"/v2/health/ready": 200}
 
 
 @pytest.mark.timeout(240)

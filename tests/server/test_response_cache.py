@@ -6,19 +6,22 @@ import json
 import os
 import re
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 
 from backline import connect
 from schedule.redis_server import RedisServer
 from support import models
 from support.server import ServerProcess, serve
-from support.streaming import REPEAT
+from support.streaming import REPEAT, put_models
 from support.waiting import until
 
 CACHED = "response_cache { enable: true }"
@@ -79,6 +82,53 @@ def test_a_repeated_request_is_not_executed_again(server: ServerProcess, protoco
 def test_http_and_grpc_share_cached_answers(server: ServerProcess) -> None:
     assert (ask(server.url, 5), ask(server.grpc_url, 5)) == (6, 6)
     assert counts(server) == (1, 1, 1)
+
+
+def over_generate(server: ServerProcess, route: str) -> float:
+    body = json.dumps({"INPUT0": [1.0] * 16}).encode()
+    with urllib.request.urlopen(f"{server.url}/v2/models/add1/{route}", body, timeout=10) as answer:
+        return float(json.loads(answer.read().removeprefix(b"data: "))["OUTPUT0"][0])
+
+
+def over_infer_stream(server: ServerProcess) -> float:
+    tensor = {"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    with urllib.request.urlopen(f"{server.url}/v2/models/add1/infer_stream", body, timeout=10) as answer:
+        return float(json.loads(answer.read().removeprefix(b"data: "))["outputs"][0]["data"][0])
+
+
+def over_model_stream_infer(server: ServerProcess) -> float:
+    tensor = triton.InferInput("INPUT0", [1, 16], "FP32")
+    tensor.set_data_from_numpy(np.ones((1, 16), np.float32))
+    answers: Queue[Any] = Queue()
+    with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        client.start_stream(lambda result, error: answers.put(error or result))
+        client.async_stream_infer("add1", [tensor])
+        answer = answers.get(timeout=20)
+    return float(answer.as_numpy("OUTPUT0")[0, 0])
+
+
+@pytest.mark.parametrize(
+    "ask_again",
+    [
+        partial(over_generate, route="generate"),
+        partial(over_generate, route="generate_stream"),
+        over_infer_stream,
+        over_model_stream_infer,
+    ],
+    ids=["generate", "generate_stream", "infer_stream", "ModelStreamInfer"],
+)
+def test_requests_that_take_many_responses_share_the_cache(
+    server: ServerProcess, ask_again: Callable[[ServerProcess], float]
+) -> None:
+    assert ask_again(server) == 2
+    assert counts(server) == (0, 1, 1)
+
+    assert (ask_again(server), ask(server.url, 1)) == (2, 2)
+
+    assert counts(server) == (2, 1, 1)
+    values = metrics(server)
+    assert (values["nv_cache_num_hits_per_model"], values["nv_cache_num_misses_per_model"]) == (2, 1)
 
 
 def test_the_metrics_agree_with_the_statistics(server: ServerProcess) -> None:
@@ -276,6 +326,24 @@ def test_an_ensemble_and_its_model_are_both_cached(tmp_path: Path) -> None:
         assert (answers, other) == ([2, 2, 2], [3, 2])
         assert counts(server, "both") == (3, 2, 2)
         assert counts(server) == (0, 2, 2)
+
+
+def test_a_decoupled_ensemble_runs_every_request(tmp_path: Path) -> None:
+    repository = put_models(tmp_path / "models")
+    (repository / "squares" / "1").mkdir(parents=True)
+    (repository / "squares" / "config.pbtxt").write_text(
+        f"""platform: "ensemble" {CACHED}
+        input {{ name: "N" data_type: TYPE_INT32 dims: [ 1 ] }}
+        output {{ name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] }}
+        ensemble_scheduling {{ step {{ model_name: "square" model_version: -1
+          input_map {{ key: "IN" value: "N" }} output_map {{ key: "OUT" value: "OUT" }} }} }}"""
+    )
+    with serve(repository, tmp_path / "server.log", *LOCAL) as server, connect(server.url) as client:
+        for _ in range(2):
+            answers = [int(answer["OUT"][0]) for answer in client["squares"].stream(np.array([3], np.int32))]
+            assert answers == [3, 3, 3]
+
+        assert counts(server, "squares")[:2] == (0, 0)
 
 
 @pytest.fixture

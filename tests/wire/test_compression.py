@@ -18,6 +18,12 @@ from .conftest import WireServer, read_all, read_answer
 Start = Callable[..., WireServer]
 
 
+def inflated(inflater: Inflater) -> bytearray:
+    while not inflater.step():
+        pass
+    return inflater.output
+
+
 def raw_deflate(data: bytes) -> bytes:
     packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     return packer.compress(data) + packer.flush()
@@ -99,9 +105,9 @@ def test_other_codings_are_415_with_the_accepted_ones(echo_server: WireServer, c
 
 
 def test_members_of_a_gzip_body_are_joined_up_to_a_bound() -> None:
-    assert Inflater(b"gzip", gzip.compress(b"a") * 3, 100).finish() == b"aaa"
+    assert inflated(Inflater(b"gzip", gzip.compress(b"a") * 3, 100)) == b"aaa"
     with pytest.raises(CodingError) as caught:
-        Inflater(b"gzip", gzip.compress(b"") * 10_000, 100).finish()
+        inflated(Inflater(b"gzip", gzip.compress(b"") * 10_000, 100))
     assert caught.value.status == 400
 
 
@@ -112,16 +118,16 @@ def test_limit_is_exact(content: bytes, pack: Callable[[bytes], bytes], slack: i
     )
     if slack < 0 and content:
         with pytest.raises(CodingError) as caught:
-            inflater.finish()
+            inflated(inflater)
         assert caught.value.status == 413
     else:
-        assert inflater.finish() == content
+        assert inflated(inflater) == content
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"gzip", b"deflate"]))
 def test_random_bytes_are_inflated_or_refused(body: bytes, coding: bytes) -> None:
     try:
-        outcome = len(Inflater(coding, body, 10_000).finish())
+        outcome = len(inflated(Inflater(coding, body, 10_000)))
     except CodingError as error:
         outcome = -error.status
     assert outcome in (-400, -413) or 0 <= outcome <= 10_000

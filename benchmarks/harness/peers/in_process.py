@@ -1,4 +1,4 @@
-"""ONNX Runtime without a server, with its best batch size and threads: the upper bound of this machine."""
+"""Runs ONNX Runtime without a server at its best batch size and thread count: the upper bound here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.model import Model
 from harness.peers.peer import Peer
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-#: Batch size, threads per run, concurrent runs.
+#: The batch size, the threads per run and the number of concurrent runs.
 Setting = tuple[int, int, int]
 
 
@@ -60,7 +60,7 @@ class InProcess(Peer):
         self.versions = {name: version(name) for name in ("onnxruntime", "numpy")}
 
     def measures(self, case: Case) -> bool:
-        # Independent of the client, so h2load's row reuses the measurement of perf_analyzer's.
+        # The result does not depend on the client, so one of the two gRPC load generators is enough.
         return super().measures(case) and (case.generator != "h2load" or case.model.large)
 
     def measure(self, case: Case, seconds: float) -> Measurement:

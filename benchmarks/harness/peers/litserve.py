@@ -1,4 +1,4 @@
-"""LitServe with one endpoint per model. It lacks the v2 protocol; the endpoint uses the same JSON."""
+"""Runs LitServe, which lacks the v2 protocol, with an endpoint per model that takes the same JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLServer with a custom ONNX Runtime runtime."""
+"""Runs MLServer with a custom runtime that calls ONNX Runtime."""
 
 from __future__ import annotations
 

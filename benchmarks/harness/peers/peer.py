@@ -1,4 +1,4 @@
-"""What the harness needs from a measured server."""
+"""Defines what the harness needs of a measured server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from harness.server_process import ServerProcess
 
 
 class Peer(ABC):
-    """A server, from its installation to its end. Methods raise CannotRun if it cannot be measured."""
+    """A server under measurement. Methods raise CannotRun if the server cannot be measured."""
 
     name: ClassVar[str]
     #: Supported pairs of protocol and encoding.
     ways: ClassVar[frozenset[tuple[str, str]]]
-    #: Whether perf_analyzer can drive it, which needs the model's configuration and statistics.
+    #: Whether perf_analyzer can drive the server, which must return a model's configuration and statistics.
     perf_analyzer: ClassVar[bool] = True
-    #: Its settings, for the reader of the table.
+    #: The server's settings, for the reader of the table.
     setup: ClassVar[str]
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Peer(ABC):
         return f"http://127.0.0.1:{self.http_port}{self.infer_path(model)}"
 
     def http_post(self, model: Model) -> h2load.Post:
-        """The request with binary tensors for h2load."""
+        """The request with binary tensors, in the form that h2load sends."""
         return h2load.Post(self.infer_url(model), *model.binary_request())
 
     def grpc_post(self, model: Model) -> h2load.Post:
@@ -132,7 +132,7 @@ class Peer(ABC):
         return replace(result, cpu_us=spent / result.requests * 1e6) if result.requests else result
 
     def settle(self, case: Case) -> None:
-        """Waits for the server to finish leftover work: some continue requests whose client has gone."""
+        """Waits until the server is idle: some servers go on with requests whose client has disconnected."""
         deadline = time.monotonic() + 120
         while True:
             try:

@@ -1,4 +1,4 @@
-"""A speed proof: a minimal program, `PROGRAM MODEL.onnx PORT`, that serves one model on one protocol."""
+"""Runs a speed proof: a minimal program, `PROGRAM MODEL.onnx PORT`, that serves one model on one protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REQUIREMENTS = ["uvloop", "httptools", "hpack", "orjson", "numpy", "onnxruntime"
 
 
 class Proof(Peer):
-    """One proof with one model. It has no health route or configuration; listening means ready."""
+    """A proof that serves one model. It has no health route, so it counts as ready when it listens."""
 
     name = "proof"
     ways = frozenset({("http", "binary"), ("grpc", "binary")})

@@ -48,7 +48,7 @@ class Triton(Peer):
             str(server / "external_libs"),
             os.environ.get("LD_LIBRARY_PATH", ""),
         ]
-        # The stub process runs the first python on PATH.
+        # Triton's stub process runs the first `python` on PATH.
         settings = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
@@ -88,7 +88,7 @@ class Triton(Peer):
             f'{{ name: "{name}" data_type: TYPE_FP32 dims: [ {", ".join(map(str, array.shape[1:]))} ] }}'
             for name, array in model.outputs.items()
         ]
-        # Compute-bound models get an instance per core; for tiny ones a second process would only alternate.
+        # Compute-bound models get an instance per core; tiny models gain nothing from a second process.
         instances = (os.cpu_count() or 1) if model.run_ms > 1 else 1
         return (
             f'name: "{model.name}"\nbackend: "python"\nmax_batch_size: 64\ndynamic_batching {{ }}\n'

@@ -1,8 +1,8 @@
 """Decides which requests of web pages to admit, from the route's scope and the request's header fields.
 
 Every page in a developer's browser can reach a server on the developer's machine: it cannot read responses
-from another origin, but it can send requests. As clients need no keys, only the header fields set by
-the browser distinguish the page from the developer.
+from another origin, unless it rebinds DNS, but it can send requests. As clients need no keys, only the header
+fields set by the browser distinguish the page from the developer.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 #: RFC 9110, section 7.2: a host with an optional port; IPv6 in brackets, with the optional zone that some
 #: clients send.
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)(?:%[a-z0-9._~-]+)?\]|([^\s\[\]:/@,]+))(?::[0-9]*)?").fullmatch
+#: Top-level domains that nobody can register, and the one of services in Kubernetes: RFC 6762, ICANN's
+#: resolution 2024.07.29.06.
+_PRIVATE = (".internal", ".local", ".svc")
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 
 
@@ -43,7 +46,7 @@ class HostNames:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> HostNames:
-        """Builds it from host names as on the command line. Raises InvalidArgument."""
+        """Builds it from host names given on the command line. Raises InvalidArgument for an invalid one."""
         known = [parse_host_name(name) for name in names]
         return cls(
             frozenset(name for name in known if name[0] != "*"),
@@ -59,6 +62,17 @@ class HostNames:
             return True
         return _is_address(name)
 
+    def may_read(self, host: bytes) -> bool:
+        """Whether a Host field names this server, or can at least not be the name of a page on the internet.
+
+        Attackers need a name that they can register, so a single label and private domains are let in:
+        programs reach servers by such names in containers and clusters.
+        """
+        if self.include(host):
+            return True
+        name = host_name(host)
+        return name is not None and name != "" and ("." not in name or name.endswith(_PRIVATE))
+
 
 def host_name(host: bytes) -> str | None:
     """The name or address in a Host field, in lower case; None if malformed."""
@@ -72,7 +86,10 @@ def host_name(host: bytes) -> str | None:
 
 
 def parse_host_name(text: str) -> str:
-    """A host name of the server, in lower case; "*.example.org" is any name below. Raises InvalidArgument."""
+    """Returns a host name of the server in lower case; "*.example.org" means any name below example.org.
+
+    Raises InvalidArgument if `text` is not a host name.
+    """
     name = text.strip().lower().removesuffix(".")
     if _NAME(name) is None:
         raise InvalidArgument(
@@ -99,7 +116,7 @@ class BrowserPolicy:
 
     @classmethod
     def of(cls, *, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> BrowserPolicy:
-        """Builds a policy from host names and origins as on the command line. Raises InvalidArgument."""
+        """Builds a policy from host names and origins given on the command line. Raises InvalidArgument."""
         return cls(HostNames.of(hosts), frozenset(parse_origin(origin).encode() for origin in origins))
 
     def refusal(self, scope: Scope, headers: Mapping[bytes, bytes], *, local: bool) -> str | None:
@@ -112,12 +129,19 @@ class BrowserPolicy:
         take neither), and Sec-Fetch-Site to the loopback or over TLS. Other clients send neither, nor
         Referer, so all they need is a known Host, and that only to change something: `curl -d`, which labels
         JSON as a form, is allowed.
+
+        A page that rebinds DNS may send a GET without any of these fields, and read the response. So where
+        nothing is guarded but health, only Host counts, whoever sends it. Browsers keep responses from pages
+        of other origins.
         """
-        if scope not in GUARDED:
+        if scope is Scope.HEALTH:
             return None
+        if scope not in GUARDED:
+            host = headers.get(b"host")
+            return None if host is None or local or self.hosts.may_read(host) else _host_refusal(host)
         origin = headers.get(b"origin")
         site = headers.get(b"sec-fetch-site")
-        # Sec-Fetch-Mode does not prove a browser: Node's fetch sends it.
+        # Sec-Fetch-Mode does not identify a browser, because Node's fetch sends it too.
         browser = origin is not None or site is not None or b"referer" in headers
         if not browser and scope not in CHANGING:
             # Programs may infer under any host name, such as that of a service in a cluster.
@@ -129,8 +153,7 @@ class BrowserPolicy:
         if not own and not local:
             return _host_refusal(host or b"")
         if origin not in self.origins:
-            # Compared without the scheme, as a proxy may terminate TLS; Sec-Fetch-Site catches differing
-            # schemes.
+            # Schemes are not compared, as a proxy may terminate TLS; if they differ, Sec-Fetch-Site shows it.
             if origin is not None and not (own and _authority(origin) == (host or b"").lower()):
                 return _page_refusal("Origin", origin, origin)
             if site is not None and site not in _OWN_SITES:
@@ -139,9 +162,8 @@ class BrowserPolicy:
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if browser and kind in _FORM_TYPES:
             return (
-                f"Content-Type '{_shown(kind)}' is refused from browsers, because a form on any web"
-                " page can send it;"
-                " send application/json"
+                f"Content-Type '{_shown(kind)}' is refused from browsers, because a form on any web page can"
+                " send it; send application/json"
             )
         return None
 

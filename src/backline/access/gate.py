@@ -1,48 +1,89 @@
-"""The gate, which refuses requests by their heads, and cross-origin sharing: between wire and dialects."""
+"""What stands between wire and dialects: the gate, which refuses requests by their header, and CORS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+from backline.access.access import Access
 from backline.access.browsers import BrowserPolicy
 from backline.access.scope import Scope
-from backline.wire.application import Buffer, Fields, Gate, HttpRequest, ResponseStream
+from backline.engine.errors import BacklineError, Forbidden
+from backline.wire.application import Buffer, Denial, Fields, Gate, HttpRequest, ResponseStream
 
-#: How many known and how many unknown Host values are cached; clients may send any number of them.
+#: The maximum number of Host values cached as known, and as unknown. Clients may send any number of values.
 _MAX_HOSTS = 64
 #: How many seconds a browser may cache a preflight response.
 _MAX_AGE = b"600"
 _METHODS = b"GET, HEAD, POST, PUT, DELETE"
 
 
-class ScopeGate(Gate):
-    """Applies the policy to the scope of the route. A request without a route passes and gets its 404."""
+#: The fields of a response that asks for credentials (RFC 6750, section 3).
+CHALLENGE: Fields = ((b"www-authenticate", b'Bearer realm="backline"'),)
 
-    def __init__(self, policy: BrowserPolicy, scope_of: Callable[[bytes, bytes], Scope | None]) -> None:
+
+class Target(NamedTuple):
+    """What a route is about: the scope that it needs, and its model, None if it concerns more than one."""
+
+    scope: Scope
+    model: str | None = None
+
+
+class ScopeGate(Gate):
+    """Applies the policies to the route's target. A request without a route passes and gets its 404.
+
+    Without `access`, every caller may use every route, and only web pages are kept out. With it, a request
+    that carries credentials may come from any page and under any Host: only a page that knows them sends
+    them.
+    """
+
+    def __init__(
+        self,
+        policy: BrowserPolicy,
+        target_of: Callable[[bytes, bytes], Target | None],
+        access: Access | None = None,
+    ) -> None:
         self._policy = policy
-        self._scope_of = scope_of
+        self._target_of = target_of
+        self._access = access
         self.own_hosts = set()
         self._others: set[bytes] = set()
 
     def refusal(
         self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, local: bool
-    ) -> str | None:
-        host = headers.get(b"host", b"")
+    ) -> Denial | None:
+        if self._access is None:
+            self._learn(headers.get(b"host", b""))
+        target = self._target_of(method, path)
+        if target is None:
+            return None
+        anonymous = True
+        if self._access is not None:
+            try:
+                identity = self._access.identify(headers)
+                identity.require(target.scope, target.model)
+            except BacklineError as error:
+                fields = CHALLENGE if error.http_status == 401 else ()
+                return Denial(error.http_status, error.grpc_code, error.public_message, fields)
+            anonymous = identity.anonymous
+        reason = self._policy.refusal(target.scope, headers, local=local) if anonymous else None
+        return None if reason is None else Denial(Forbidden.http_status, Forbidden.grpc_code, reason)
+
+    def _learn(self, host: bytes) -> None:
+        """Adds a Host to `own_hosts` if it names this server."""
         if host not in self.own_hosts and host not in self._others:
             known = self.own_hosts if self._policy.hosts.include(host) else self._others
             if len(known) >= _MAX_HOSTS:
                 known.clear()
             known.add(host)
-        scope = self._scope_of(method, path)
-        return None if scope is None else self._policy.refusal(scope, headers, local=local)
 
 
 class CrossOrigin:
-    """Wraps the HTTP handler for allowed origins (Fetch standard, "HTTP-CORS protocol"): preflights and
-    response fields.
+    """Wraps the HTTP handler `http` so that web pages of the allowed `origins` can use it.
 
-    Credentials are not allowed, so "*" exposes all response fields, such as those that separate binary
-    tensors from JSON.
+    It responds to preflight requests and adds access-control fields to responses (Fetch standard, "HTTP-CORS
+    protocol"). Credentials are not allowed, so "*" exposes all response fields, such as those that separate
+    binary tensors from JSON.
     """
 
     def __init__(self, http: Callable[[HttpRequest], None], origins: frozenset[bytes]) -> None:
@@ -78,6 +119,7 @@ class _SharedRequest(HttpRequest):
         self._inner = inner
         self._shared = shared
         super().__init__(inner.method, inner.path, inner.query, inner.headers, inner.body)
+        self.identity = inner.identity
         inner.body = b""  # leaves one reference to the body, which the handler may drop
         inner.on_abandon = self._disconnected
 

@@ -6,11 +6,13 @@ from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """A route has the scope of the most powerful thing it can do: one that reads and writes is not READ."""
+    """A route has the scope of the most powerful thing it can do: a route that also writes is not READ."""
 
+    #: Ask whether the server lives and is ready. Every caller may: orchestrators' probes have no keys.
+    HEALTH = "health"
     #: Run models.
     INFER = "infer"
-    #: See health, metadata, configurations, statistics and settings.
+    #: See metadata, configurations, statistics and settings.
     READ = "read"
     METRICS = "metrics"
     #: Change which models and versions are served, and register shared memory.

@@ -49,7 +49,7 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
 
 
 def _other_axis(spec: TensorSpec) -> str:
-    """A hint for the error text: how to configure that the batch is another dimension."""
+    """A hint for the error text, which says how to configure another dimension as the batch."""
     axis = next((index for index, dim in enumerate(spec.shape) if dim == -1), None)
     return (
         "" if axis is None else f", or name the batch dimension, as backline.batch_axis.{spec.name} = {axis}"
@@ -103,7 +103,7 @@ def _merge(
 
 
 def _flat(kind: str, config: ModelConfig) -> frozenset[str]:
-    """The ragged tensors, which have one dimension in the model whatever shape clients see."""
+    """The ragged inputs, or scattered outputs: flat in the model, whatever shape clients see."""
     if config.joining is None:
         return frozenset()
     return frozenset(config.joining.ragged if kind == "input" else config.joining.scattered)

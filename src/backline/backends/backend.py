@@ -39,8 +39,8 @@ class LoadedModel(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """Runs one batch: takes arrays by input name, returns arrays in the order of `outputs`.
 
-        Arrays have the numpy dtype of their DataType. Raises InvalidArgument when the runtime rejects the
-        input, Internal when the run fails.
+        Arrays have the numpy dtype of their DataType. Raises InvalidArgument if the runtime rejects the
+        input, Internal if the run fails.
         """
 
     def close(self) -> None:
@@ -48,13 +48,15 @@ class LoadedModel(Protocol):
 
 
 class CancellableModel(Protocol):
-    """A LoadedModel whose runs can be cancelled. Check with getattr: isinstance fails on wrapped models."""
+    """A LoadedModel whose runs can be cancelled. Use getattr to check for it, which works for wrapped models
+    too; isinstance does not.
+    """
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
         """Returns a `run` to be called once, and a function that cancels this call.
 
-        The latter may be called on any thread, also before or after the run. A cancelled run raises as soon
-        as the runtime notices, usually at the next node of the graph.
+        The function may be called on any thread, even before or after the run. A cancelled run raises an
+        error as soon as the runtime notices, usually at the next node of the graph.
         """
 
 
@@ -79,9 +81,9 @@ class StreamingModel(Protocol):
     ) -> Generator[Mapping[str, np.ndarray], None, None]:
         """Yields the responses to one request: arrays by output name, for all of `outputs`, some, or none.
 
-        Runs on a thread. While its reader is slow, it is suspended between responses and the thread works on
-        other streams; it is closed when its reader is gone. Raises the errors of LoadedModel.run, before or
-        between responses.
+        The generator runs on a thread. While its client reads slowly, the generator is suspended between
+        responses and the thread works on other streams; when the client is gone, the generator is closed.
+        Raises the errors of LoadedModel.run, before or between responses.
         """
 
     def close(self) -> None:
@@ -92,7 +94,7 @@ class StreamingModel(Protocol):
 class HostedModel:
     """What a worker process needs to load a model, from a backend whose models run in workers.
 
-    `adapter` names what loads the model there, see workers/child/worker_model.py. `python` is the path of an
+    `adapter` names the code that loads the model there, such as "python". `python` is the path of an
     interpreter, None for that of the model's environment or the server; `environment` holds environment
     variables to add to the server's.
     """
@@ -107,6 +109,8 @@ class HostedModel:
     parameters: Mapping[str, str] = field(default_factory=dict)
     #: Instance groups from the model's own files, used if the configuration has none.
     groups: tuple[InstanceGroup, ...] = ()
+    #: Whether a requirements.txt adds to the server's packages; otherwise it lists all that the model needs.
+    on_top: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: The minimum duration of a run in milliseconds, as in Triton's backend, which can also scale it by instance.
+#: The parameter with the minimum duration of a run in milliseconds, as in Triton's identity backend.
 _DELAY = "execute_delay_ms"
 _KNOWN = (_DELAY,)
 _MAX_DELAY_MS = 600_000
@@ -27,7 +27,7 @@ class Identity:
     name: ClassVar[str] = "identity"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> IdentityModel:
-        """A model that returns its n-th input as its n-th output, after `execute_delay_ms` milliseconds.
+        """Loads a model that returns its n-th input as its n-th output, after `execute_delay_ms`.
 
         Raises InvalidArgument if the configuration does not pair inputs with outputs.
         """
@@ -48,7 +48,7 @@ class Identity:
 
 
 class IdentityModel:
-    """Returns inputs as outputs. While the delay passes, an instance is occupied, but no core."""
+    """Returns inputs as outputs. The delay occupies an instance, but no core."""
 
     threads_per_run = 1
 

@@ -13,14 +13,14 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line, read_start, unservable
+from backline.backends.runtime import failed_run, import_runtime, one_line, read_start, unservable
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.device import CPU, Device, Gpus
 from backline.engine.values.signature import Signature, TensorSpec
 
-#: The environment variable with the number of XLA's threads (default: one per core), read at first use.
+#: The environment variable with the number of XLA's threads, one per core by default. XLA reads it once.
 _THREADS = "NPROC"
 _WHAT = "JAX models need JAX"
 #: The environment variable that, when false, keeps JAX from reserving most of a GPU's memory at first use.
@@ -28,7 +28,7 @@ _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 #: The platforms of functions that run on GPUs.
 _GPU_PLATFORMS = frozenset({"cuda", "rocm"})
 #: Custom calls that jump to an address given by the file (jax.pure_callback). jax.export refuses to write
-#: them, but an attacker could craft a file. The bytecode contains their names as plain text.
+#: such calls, but an attacker could craft a file with one. The bytecode has their names as plain text.
 _CALLBACK = re.compile(rb"xla_(?:ffi_)?(?:partitioned_)?python_\w*callback")
 
 
@@ -38,7 +38,7 @@ class Jax:
     name: ClassVar[str] = "jax"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend: JAX's GPUs, if the function was exported for them."""
+        """The GPUs that JAX can use, if the function was exported for GPUs; see GpuBackend."""
         jax = _import()
         exported = _read(jax, path)
         if not _GPU_PLATFORMS.intersection(exported.platforms):
@@ -68,18 +68,11 @@ class Jax:
                 f"'{path}' was exported for {', '.join(exported.platforms)}; export it with platforms=['cpu']"
                 " as well"
             )
-        tree = jax.tree_util
-        names = _names(tree, exported.in_tree, "INPUT")
+        inputs = _names(jax.tree_util, exported.in_tree, "INPUT")
+        outputs = _names(jax.tree_util, exported.out_tree, "OUTPUT")
         file = Signature(
-            tuple(
-                _spec(path, "input", name, aval) for name, aval in zip(names, exported.in_avals, strict=True)
-            ),
-            tuple(
-                _spec(path, "output", name, aval)
-                for name, aval in zip(
-                    _names(tree, exported.out_tree, "OUTPUT"), exported.out_avals, strict=True
-                )
-            ),
+            tuple(_spec(path, "input", *pair) for pair in zip(inputs, exported.in_avals, strict=True)),
+            tuple(_spec(path, "output", *pair) for pair in zip(outputs, exported.out_avals, strict=True)),
         )
         return JaxModel(
             config.name,
@@ -166,10 +159,9 @@ class JaxModel:
         try:
             answers = tree.tree_leaves(self._call(*arguments, **keywords))
             arrays = [np.asarray(answers[self._positions[name]]) for name in outputs]
-        except (ValueError, TypeError) as error:  # JAX raises these for shapes that do not match the export
-            raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
         except Exception as error:
-            raise Internal(f"model '{self._name}' failed: {one_line(error)}") from None
+            refused = isinstance(error, (ValueError, TypeError))  # for shapes that do not match the export
+            raise failed_run(self._name, one_line(error), refused=refused) from None
         return [array.view(np.uint16) if array.dtype.name == "bfloat16" else array for array in arrays]
 
     def close(self) -> None:
@@ -177,7 +169,7 @@ class JaxModel:
 
 
 def _names(tree: Any, structure: Any, prefix: str) -> list[str]:
-    """A name for each tensor of an argument tree: the keys that lead to it, or its index without keys."""
+    """A name for each tensor of an argument tree: the keys that lead to it, or else its index."""
     leaves = tree.tree_flatten_with_path(tree.tree_unflatten(structure, list(range(structure.num_leaves))))[0]
     names = []
     for index, (path, _) in enumerate(leaves):

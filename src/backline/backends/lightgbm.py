@@ -55,7 +55,7 @@ class LightGbm:
 
 
 _END: Final = b"end of trees"
-#: Fields with one value for each split, which are required; the fields in the next two lines are optional.
+#: Required fields with one value for each split, and optional fields with one for each split or leaf.
 _OF_SPLITS: Final = ("split_feature", "threshold", "decision_type", "left_child", "right_child")
 _MORE_OF_SPLITS: Final = ("split_gain", "internal_value", "internal_weight", "internal_count")
 _MORE_OF_LEAVES: Final = ("leaf_weight", "leaf_count")
@@ -63,9 +63,8 @@ _CATEGORICAL: Final = 1
 
 
 def check_file(path: Path) -> None:
-    """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers.
-
-    LightGBM would read out of bounds, loop for ever, or abort the process.
+    """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers, which would make
+    LightGBM read out of bounds, loop for ever, or abort the process.
     """
     with damaged(path):
         content = path.read_bytes()
@@ -75,15 +74,14 @@ def check_file(path: Path) -> None:
         first = content.find(b"\nTree=")
         first = min(first, end) + 1 if first >= 0 else end + 1
         header = _lines(content[:first])
-        features = _number(header, "max_feature_idx") + 1
-        classes = _number(header, "num_class")
+        features = int(header["max_feature_idx"]) + 1
+        classes = int(header["num_class"])
         if not (0 < features <= 1 << 24 and 0 < classes <= MAX_CLASSES):
             raise Damaged(f"it has {features} features and {classes} classes")
-        if _number(header, "num_tree_per_iteration") != classes:
+        if int(header["num_tree_per_iteration"]) != classes:
             raise Damaged("num_tree_per_iteration is not num_class")
-        if (given := re.search(r"\bnum_class:(\d+)", header.get("objective", ""))) and int(
-            given[1]
-        ) != classes:
+        given = re.search(r"\bnum_class:(\d+)", header.get("objective", ""))
+        if given and int(given[1]) != classes:
             raise Damaged("the num_class of its objective differs")
         for name in ("feature_names", "feature_infos"):
             if name in header and len(header[name].split()) != features:
@@ -105,9 +103,7 @@ def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> l
         check_range("tree_sizes", sizes, 0, len(content) + 1)
         starts = [first, *(first + np.cumsum(sizes)).tolist()]
     else:
-        starts = [
-            first + found.start() for found in re.finditer(rb"^Tree=", content[first:end], re.MULTILINE)
-        ]
+        starts = [first + tree.start() for tree in re.finditer(rb"^Tree=", content[first:end], re.MULTILINE)]
         starts.append(end)
     trees = [content[start:stop] for start, stop in pairwise(starts)]
     if starts[-1] != end or any(not tree.startswith(b"Tree=") for tree in trees):
@@ -116,7 +112,7 @@ def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> l
 
 
 def _check_tree(tree: Mapping[str, str], features: int) -> None:
-    leaves, categories = _number(tree, "num_leaves"), _number(tree, "num_cat")
+    leaves, categories = int(tree["num_leaves"]), int(tree["num_cat"])
     if not 0 < leaves <= 1 << 24:
         raise Damaged(f"it has {leaves} leaves")
     _count(tree, "leaf_value", leaves)
@@ -162,10 +158,6 @@ def _lines(text: bytes) -> dict[str, str]:
             raise Damaged(f"{key} is given twice")
         values[key] = value
     return values
-
-
-def _number(values: Mapping[str, str], key: str) -> int:
-    return int(values[key])
 
 
 def _integers(values: Mapping[str, str], key: str) -> np.ndarray:

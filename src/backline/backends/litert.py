@@ -12,7 +12,7 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, loading, one_line, read_start, unservable
+from backline.backends.runtime import failed_run, import_runtime, loading, one_line, read_start, unservable
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -30,7 +30,7 @@ class LiteRt:
     name: ClassVar[str] = "litert"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LiteRtModel:
-        """Loads a model. Inputs and outputs are named by its signature, or by its tensors if it has none.
+        """Loads a model. Its signature names inputs and outputs; without one, the tensors' names are used.
 
         The parameter `signature` selects one of several. A run uses one thread unless the parameter
         `num_threads` is set.
@@ -54,7 +54,7 @@ class LiteRt:
             first = _Program(interpreter(), key)
             file = Signature(_specs(path, "input", first.inputs()), _specs(path, "output", first.outputs()))
         file = _with_batch(first, file)
-        first = _Program(interpreter(), key)  # a new one, since a failed resize may break an interpreter
+        first = _Program(interpreter(), key)  # again, because a failed resize may have broken the interpreter
         signature = agree(path, file, config)
         return LiteRtModel(
             config.name, lambda: _Program(interpreter(), key), first, signature, threads, parameters.warnings
@@ -62,33 +62,24 @@ class LiteRt:
 
 
 class _Program:
-    """An interpreter and one of its signatures (None: the main graph's tensors). Runs one batch at a time."""
+    """An interpreter that runs the signature `key`, or the main graph for None, one batch at a time."""
 
     def __init__(self, interpreter: Any, key: str | None) -> None:
         self._interpreter = interpreter
         self._runner = interpreter.get_signature_runner(key) if key is not None else None
-        details = interpreter.get_input_details
-        self._indexes = {} if self._runner else {detail["name"]: detail["index"] for detail in details()}
+        self._indexes = {detail["name"]: detail["index"] for detail in interpreter.get_input_details()}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._outputs = (
-            {}
-            if self._runner
-            else {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
-        )
+        self._outputs = {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
 
     def inputs(self) -> list[tuple[str, dict[str, Any]]]:
-        return (
-            list(self._runner.get_input_details().items())
-            if self._runner
-            else _by_name(self._interpreter.get_input_details())
-        )
+        if self._runner:
+            return list(self._runner.get_input_details().items())
+        return _by_name(self._interpreter.get_input_details())
 
     def outputs(self) -> list[tuple[str, dict[str, Any]]]:
-        return (
-            list(self._runner.get_output_details().items())
-            if self._runner
-            else _by_name(self._interpreter.get_output_details())
-        )
+        if self._runner:
+            return list(self._runner.get_output_details().items())
+        return _by_name(self._interpreter.get_output_details())
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         if self._runner:
@@ -108,7 +99,7 @@ class _Program:
 
 
 class LiteRtModel:
-    """A model with a pool of idle programs, as an interpreter can only do one run at a time."""
+    """A model with a pool of idle programs, because an interpreter runs only one batch at a time."""
 
     def __init__(
         self,
@@ -137,9 +128,8 @@ class LiteRtModel:
             answers = program.run(inputs, outputs)
         except Exception as error:  # the interpreter is dropped: a failed resize may have broken it
             reason = one_line(error)
-            if isinstance(error, ValueError) or "failed to prepare" in reason:
-                raise InvalidArgument(f"model '{self._name}' refuses the input: {reason}") from None
-            raise Internal(f"model '{self._name}' failed: {reason}") from None
+            refused = isinstance(error, ValueError) or "failed to prepare" in reason
+            raise failed_run(self._name, reason, refused=refused) from None
         self._idle.append(program)
         return answers
 
@@ -184,8 +174,8 @@ def _specs(path: Path, kind: str, details: Sequence[tuple[str, dict[str, Any]]])
 def _with_batch(program: _Program, file: Signature) -> Signature:
     """Makes first dimensions of size 1 variable if the model accepts other sizes too.
 
-    Converters fix the batch dimension to 1 by default. This shows only that the number of items may vary, not
-    that items are independent.
+    Converters fix the batch dimension to 1 by default. This check shows only that the number of items may
+    vary, not that items are independent.
     """
     if not all(spec.shape[:1] == (1,) and -1 not in spec.shape for spec in file.inputs):
         return file

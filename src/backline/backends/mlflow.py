@@ -16,8 +16,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.device import Gpus
 
 _FILE = "MLmodel"
-#: Flavours, the settings that may name the model's file, and the backends. The first flavour that a folder
-#: has is served.
+#: Flavours in order of preference, the settings that may name the model's file, and the backends.
 _FLAVOURS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("onnx", ("data",), "onnxruntime"),
     ("tensorflow", ("saved_model_dir",), "tensorflow"),
@@ -46,8 +45,8 @@ class MlFlow:
         Raises InvalidArgument if no flavour of the folder can be served; pickles need `trust_pickle`.
         """
         backend, file = _served(path)
-        # All backends in _FLAVOURS return a LoadedModel.
         config = replace(config, backend=backend.name)
+        # All backends in _FLAVOURS return a LoadedModel.
         return backend.load(file, config, options)  # type: ignore[return-value]
 
 
@@ -100,6 +99,6 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
 
 
 def _backend(name: str) -> Backend:
-    from backline.backends.registry import BACKENDS  # imported late, since it lists this backend too
+    from backline.backends.registry import BACKENDS  # imported late, because it lists this backend too
 
     return next(entry for entry in BACKENDS if entry.name == name).backend()

@@ -74,7 +74,7 @@ def _locations(content: _Bytes) -> Iterator[str]:
 
 
 def _fields(content: _Bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each length-delimited field; ValueError or IndexError if malformed."""
+    """Number, start and end of each length-delimited field. Raises ValueError or IndexError if malformed."""
     while at < end:
         tag, at = _varint(content, at)
         kind = tag & 7

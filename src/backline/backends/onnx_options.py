@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
 
 from backline.backends.onnx_providers import PARAMETER as PROVIDERS
+from backline.backends.parameters import unknown_parameter
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 
 Value = TypeVar("Value")
 
-#: Prefixes of parameters that are passed to the session unchanged
-#: (onnxruntime_session_options_config_keys.h).
+#: Prefixes of parameters that are passed unchanged to the session (onnxruntime_session_options_config_keys.h)
 _SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
 #: The session options that a model may set: they only change how a run is computed. Others read or write
 #: files with the server's rights (collect_node_memory_stats_to_file, optimized_model_filepath,
@@ -108,7 +108,7 @@ class SessionSettings:
 
 
 def read_settings(config: ModelConfig) -> SessionSettings:
-    """Reads the settings from `config.parameters`; unknown keys give `warnings`.
+    """Reads the settings from `config.parameters`; `warnings` reports unknown keys.
 
     Raises InvalidArgument for an invalid value, and for a session option that a model may not set.
     """
@@ -125,9 +125,8 @@ def read_settings(config: ModelConfig) -> SessionSettings:
                 f"parameter '{key}' of model '{config.name}' is '{given[key]}', expected {expected}"
             ) from None
 
-    threads = read(
-        "intra_op_thread_count", _count, default.intra_op_threads, "a number of threads, 0 for one per core"
-    )
+    a_count = "a number of threads, 0 for one per core"
+    threads = read("intra_op_thread_count", _count, default.intra_op_threads, a_count)
     if config.cpus and threads == 0:
         threads = len(config.cpus)
     own = {key: value for key, value in given.items() if key.startswith(_SESSION_PREFIXES)}
@@ -137,12 +136,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
     session_entries = {**default.session_entries, **_affinities(config.cpus, threads), **own}
     return SessionSettings(
         intra_op_threads=threads,
-        inter_op_threads=read(
-            "inter_op_thread_count",
-            _count,
-            default.inter_op_threads,
-            "a number of threads, 0 for one per core",
-        ),
+        inter_op_threads=read("inter_op_thread_count", _count, default.inter_op_threads, a_count),
         execution_mode=read(
             "execution_mode",
             _EXECUTION_MODES.__getitem__,
@@ -160,7 +154,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
         session_entries=MappingProxyType(session_entries),
         run_entries=MappingProxyType({key: given[key] for key in _RUN_KEYS if key in given}),
         warnings=tuple(
-            _unknown(config.name, key)
+            unknown_parameter(config.name, "onnxruntime", key, _KEYS)
             for key in given
             if key not in _KEYS and not key.startswith(_SESSION_PREFIXES)
         ),
@@ -183,13 +177,6 @@ def _count(text: str) -> int:
 
 
 def _refused(model: str, key: str) -> str:
-    near = difflib.get_close_matches(key, _SESSION_KEYS, 1)
+    near = nearest(key, _SESSION_KEYS, 1)
     hint = f"did you mean '{near[0]}'?" if near else "remove it"
     return f"parameter '{key}' of model '{model}' is not a session option that a model may set; {hint}"
-
-
-def _unknown(model: str, key: str) -> str:
-    near = difflib.get_close_matches(key, _KEYS, 1)
-    hint = f", did you mean '{near[0]}'?" if near else ""
-    text = f"parameter '{key}' of model '{model}' is not known to the onnxruntime backend and has no effect"
-    return text + hint

@@ -147,7 +147,8 @@ def _options(config: ModelConfig, name: str, given: Mapping[str, str], device: D
     for key, value in given.items():
         if key in _GRAPHS and value not in ("0", "false", "False"):
             raise InvalidArgument(
-                f"model '{config.name}' gives {key} to '{name}', which needs tensors at fixed addresses"
+                f"model '{config.name}' gives {key} to '{name}', which needs tensors at fixed addresses;"
+                " remove it"
             )
         if name == "tensorrt" and key == "precision_mode":
             if value not in _TENSORRT_PRECISIONS:
@@ -170,7 +171,7 @@ _TINY = bytes.fromhex(
 
 @cache
 def usable_gpus(runtime: Any) -> Gpus:
-    """The GPUs, if a test session on one works: CUDA's libraries may be missing although a GPU is there."""
+    """The GPUs, if a test session on the first one works: CUDA's libraries may be missing."""
     gpus = cuda_gpus()
     if gpus.indexes and (preload := getattr(runtime, "preload_dlls", None)) is not None:
         preload()  # loads CUDA from its Python packages, which are outside the system's search path

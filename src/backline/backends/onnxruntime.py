@@ -27,6 +27,7 @@ from backline.backends.onnx_providers import (
 from backline.backends.runtime import (
     decode,
     encode,
+    failed_run,
     import_runtime,
     loading,
     one_line,
@@ -80,8 +81,8 @@ class OnnxRuntime:
         """Loads a file and its external data.
 
         A run uses one thread unless parameters say otherwise (see onnx_options.py). Raises Internal if ONNX
-        Runtime is not installed, InvalidArgument for an invalid parameter or a file that is no model, has
-        tensors of unsupported types, or contradicts the configuration.
+        Runtime is not installed, InvalidArgument for an invalid parameter, and for a file that is not a
+        model, has tensors of unsupported types, or contradicts the configuration.
         """
         runtime = _import()
         settings = read_settings(config)
@@ -136,8 +137,7 @@ class OnnxModel:
         self.threads_per_run = settings.intra_op_threads
 
     def _runner(self) -> Callable[..., Any]:
-        # Bypasses the Python wrapper, whose checks are repeated in C++ and take a third of the run time of a
-        # small model.
+        # Bypasses the Python wrapper, whose checks cost a third of a small model's run; C++ repeats them.
         return getattr(self._session, "_sess", self._session).run  # type: ignore[no-any-return]
 
     def run(
@@ -148,8 +148,8 @@ class OnnxModel:
         for array in inputs.values():
             size += array.nbytes
         if size >= LARGE_RUN or self._ran_large:
-            # The outputs of a large run are freed only after it has shrunk the arena, so the next run shrinks
-            # it again.
+            # The outputs of a large run are freed only after the run has shrunk the arena, so the next run
+            # shrinks the arena again.
             self._ran_large = size >= LARGE_RUN
             options = self._shrinking if options is None else _with_shrinking(options, self._settings)
         try:
@@ -158,7 +158,7 @@ class OnnxModel:
             raise self._failure(error) from None
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        options = self._new_options()  # the flag belongs to the options, so each run needs its own
+        options = self._new_options()  # each run needs separate options, because they hold the flag
 
         def cancel() -> None:
             options.terminate = True
@@ -177,9 +177,8 @@ class OnnxModel:
             return error
         # ONNX Runtime's exceptions have no common base class, so they are told apart by name. This one means
         # that the inputs do not fit the model or one of its nodes.
-        if type(error).__name__ == "InvalidArgument":
-            return InvalidArgument(f"model '{self._name}' refuses the input: {_one_line(error)}")
-        return Internal(f"model '{self._name}' failed: {_one_line(error)}")
+        refused = type(error).__name__ == "InvalidArgument"
+        return failed_run(self._name, _one_line(error), refused=refused)
 
 
 class StringModel(OnnxModel):
@@ -322,7 +321,7 @@ def _one_line(error: Exception) -> str:
     return one_line(reason) if reason.strip() else type(error).__name__
 
 
-#: Outputs of at least this many bytes are counted.
+#: The size in bytes from which ArenaOutputs counts an output.
 LARGE = 1 << 18
 #: Bytes of outputs that may stay in the arena at once.
 MAX_HELD = 1 << 24
@@ -332,8 +331,8 @@ class ArenaOutputs:
     """Copies outputs out of ONNX Runtime's memory arena while too many of its bytes are in use.
 
     The arena grows for outputs that are still in use, and stays that large: a burst of large responses to
-    slow clients would occupy memory until the model is unloaded. Copies are returned to the system when
-    freed. Nothing is copied while clients keep up.
+    slow clients would occupy memory until the model is unloaded. The memory of a copy returns to the system
+    when the copy is freed. Nothing is copied while clients keep up.
 
     Outputs are freed on any thread, whenever the garbage collector runs, so nothing here may take a lock:
     single operations on the dictionary are atomic.

@@ -17,6 +17,7 @@ from backline.backends.parameters import Parameters
 from backline.backends.runtime import (
     decode,
     encode,
+    failed_run,
     import_runtime,
     loading,
     one_line,
@@ -62,12 +63,12 @@ class OpenVino:
     name: ClassVar[str] = "openvino"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. GPUs are used only if configured, as most are integrated and no faster."""
+        """See GpuBackend. GPUs are used only if configured, because most are integrated and no faster."""
         core = _import().Core()
         indexes = gpu_indexes(core.available_devices)
         if not indexes:
             return Gpus(
-                reason=f"OpenVINO has no GPU on this machine, but {', '.join(core.available_devices)}",
+                reason=f"OpenVINO finds no GPU on this machine, only {', '.join(core.available_devices)}",
                 by_default=False,
             )
         return Gpus(indexes, by_default=False)
@@ -146,7 +147,10 @@ class OpenVinoModel:
             # Copied, because the next run overwrites the tensors of the infer request.
             return [self._read(request, self._outputs[name]) for name in outputs]
         except Exception as error:
-            raise _failure(self._name, error) from None
+            reason = one_line(error)
+            # OpenVINO raises the same exception class for all errors.
+            refused = "shape" in reason.lower() or "partial" in reason.lower()
+            raise failed_run(self._name, reason, refused=refused) from None
         finally:
             self._idle.put(request)
 
@@ -175,14 +179,6 @@ def gpu_indexes(available: Sequence[str]) -> tuple[int, ...]:
 
 def _device_name(device: Device) -> str:
     return {"cpu": "CPU", "gpu": f"GPU.{device.index}", "model": "AUTO"}[device.kind]
-
-
-def _failure(model: str, error: Exception) -> InvalidArgument | Internal:
-    reason = one_line(error)
-    # OpenVINO raises the same exception class for all errors.
-    if "shape" in reason.lower() or "partial" in reason.lower():
-        return InvalidArgument(f"model '{model}' refuses the input: {reason}")
-    return Internal(f"model '{model}' failed: {reason}")
 
 
 def _specs(path: Path, kind: str, ports: Sequence[Any]) -> tuple[TensorSpec, ...]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 MAX_THREADS = 1024
 
 
 class Parameters:
-    """The parameters of one model. Methods raise InvalidArgument for invalid values; unknown keys warn."""
+    """A model's parameters. Methods raise InvalidArgument for bad values; `warnings` reports unknown keys."""
 
     def __init__(self, config: ModelConfig, backend: str, known: Sequence[str]) -> None:
         self._model = config.name
         self._given = config.parameters
         self.warnings = tuple(
-            _unknown(config.name, backend, key, known) for key in config.parameters if key not in known
+            unknown_parameter(config.name, backend, key, known)
+            for key in config.parameters
+            if key not in known
         )
 
     def text(self, key: str, default: str = "") -> str:
@@ -56,8 +58,9 @@ class Parameters:
         )
 
 
-def _unknown(model: str, backend: str, key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, 1)
+def unknown_parameter(model: str, backend: str, key: str, known: Sequence[str]) -> str:
+    """The warning about a parameter that a backend does not know."""
+    near = nearest(key, known, 1)
     hint = f", did you mean '{near[0]}'?" if near else ""
     return (
         f"parameter '{key}' of model '{model}' is not known to the {backend} backend and has no effect{hint}"

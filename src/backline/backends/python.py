@@ -17,7 +17,7 @@ class Python:
     name: ClassVar[str] = "python"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. Returns all GPUs of the machine, since the model's code decides how to use them."""
+        """All GPUs of the machine, because the model's code decides how to use them; see GpuBackend."""
         return cuda_gpus()
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:

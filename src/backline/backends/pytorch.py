@@ -16,7 +16,7 @@ from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.pytorch_files import PytorchKind, compiled_for, identify
 from backline.backends.pytorch_programs import Argument, Program, device_name, moving, usable_gpus
-from backline.backends.runtime import decode, encode, import_runtime, one_line, require_trust
+from backline.backends.runtime import decode, encode, failed_run, import_runtime, one_line, require_trust
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -36,7 +36,7 @@ class Pytorch:
     name: ClassVar[str] = "pytorch"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. AOTInductor packages only run on the kind of device they were compiled for."""
+        """See GpuBackend. An AOTInductor package runs only on the kind of device that it is compiled for."""
         if identify(path) is PytorchKind.COMPILED and (kind := compiled_for(path)) != "cuda":
             return Gpus(reason=f"'{path}' was compiled for {kind or 'the CPU'}")
         return usable_gpus(import_runtime("torch", what=_WHAT, extra="torch"))
@@ -146,9 +146,7 @@ class PytorchModel:
         try:
             value = answer[name] if isinstance(answer, dict) and name in answer else flat[position]
         except IndexError:
-            raise Internal(
-                f"model '{self._name}' gave no output '{name}'; it gave {len(flat)} outputs"
-            ) from None
+            raise Internal(f"model '{self._name}' returned {len(flat)} outputs, without '{name}'") from None
         if not isinstance(value, self._torch.Tensor):
             return encode(np.array(value, object)) if isinstance(value, (list, str)) else np.asarray(value)
         value = value.detach().cpu()
@@ -167,13 +165,12 @@ class PytorchModel:
     def _failure(self, error: Exception) -> BacklineError:
         reason = one_line(_innermost(error))
         # Exported programs check shapes with assertions; PyTorch raises RuntimeError for most other errors.
-        if isinstance(error, AssertionError) or "Guard failed" in reason or "shape" in reason:
-            return InvalidArgument(f"model '{self._name}' refuses the input: {reason}")
-        return Internal(f"model '{self._name}' failed: {reason}")
+        refused = isinstance(error, AssertionError) or "Guard failed" in reason or "shape" in reason
+        return failed_run(self._name, reason, refused=refused)
 
 
 def _own(array: np.ndarray) -> np.ndarray:
-    """The array, or a copy if it is read-only as those of requests: PyTorch has no read-only tensors."""
+    """The array, or a copy of a read-only one, such as a request's: PyTorch has no read-only tensors."""
     return array if array.flags.writeable else array.copy()
 
 
@@ -196,9 +193,8 @@ def _name_inputs(
     if not given:
         if program.inputs is None:
             raise InvalidArgument(_says_nothing(path, kind, program, config))
-        return [
-            (spec.name, argument) for spec, argument in zip(program.inputs, arguments, strict=True)
-        ], program.inputs
+        names = [spec.name for spec in program.inputs]
+        return list(zip(names, arguments, strict=True)), program.inputs
     by_name = {argument.name: index for index, argument in enumerate(arguments)}
     if all(spec.name in by_name for spec in given):
         indexes = [by_name[spec.name] for spec in given]
@@ -206,10 +202,10 @@ def _name_inputs(
         indexes = _indexes([spec.name for spec in given])
     required = sum(argument.required for argument in arguments)
     if sorted(indexes) != list(range(len(given))) or not required <= len(given) <= len(arguments):
-        names = ", ".join(f"'{argument.name}'" for argument in arguments)
+        taken = ", ".join(f"'{argument.name}'" for argument in arguments)
         raise InvalidArgument(
             f"model '{config.name}': {config.source} names the inputs"
-            f" {', '.join(repr(spec.name) for spec in given)}, but '{path}' takes {names}; use these names or"
+            f" {', '.join(repr(spec.name) for spec in given)}, but '{path}' takes {taken}; use these names or"
             " INPUT__0, INPUT__1 and so on"
         )
     order = sorted(zip(indexes, given, strict=True), key=lambda pair: pair[0])

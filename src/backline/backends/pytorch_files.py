@@ -15,9 +15,8 @@ from backline.backends.runtime import read_start
 from backline.engine.errors import InvalidArgument
 
 _EXPORT = "torch.export.save(torch.export.export(model, example_inputs), 'model.pt2')"
-#: Name prefixes, below data/constants/, of files that torch.export.load would unpickle
-#: (torch/export/pt2_archive/constants.py).
-_PICKLED_CONSTANTS = ("custom_obj_", "opaque_obj_")
+#: Prefixes of files that torch.export.load would unpickle (torch/export/pt2_archive/constants.py).
+_PICKLED_CONSTANTS = ("data/constants/custom_obj_", "data/constants/opaque_obj_")
 
 
 class PytorchKind(Enum):
@@ -38,9 +37,7 @@ def identify(path: Path) -> PytorchKind:
     if start[:1] == b"\x80":  # the format of torch.save before PyTorch 1.6: a bare pickle
         raise _checkpoint(path)
     if start[:2] != b"PK":
-        raise InvalidArgument(
-            f"'{path}' is not a file of PyTorch: it is neither a zip archive nor a checkpoint"
-        )
+        raise InvalidArgument(f"'{path}' is not a file of PyTorch: neither a zip archive nor a checkpoint")
     try:
         with ZipFile(path) as archive:
             # Without the top folder, which is named after the file as it was first saved.
@@ -50,11 +47,7 @@ def identify(path: Path) -> PytorchKind:
     if any(name.startswith("data/aotinductor/") for name in names):
         return PytorchKind.COMPILED
     if any(name.startswith("models/") for name in names) or "serialized_exported_program.json" in names:
-        unsafe = [
-            name
-            for name in names
-            if name.startswith(tuple(f"data/constants/{prefix}" for prefix in _PICKLED_CONSTANTS))
-        ]
+        unsafe = [name for name in names if name.startswith(_PICKLED_CONSTANTS)]
         if unsafe:
             raise InvalidArgument(
                 f"'{path}' holds objects that only executing a pickle could restore ({unsafe[0]}); export the"

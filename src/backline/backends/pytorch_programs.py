@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,7 +18,6 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.device import Device, Gpus
 from backline.engine.values.signature import TensorSpec
-from backline.engine.values.tensor import Shape
 
 _DATATYPES = {
     "torch.bool": DataType.BOOL,
@@ -41,7 +40,9 @@ _weights_only_lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument, `required` if it has no default; `type` is "Tensor", "List[str]", or such as "int"."""
+    """An argument of a program, `required` if it has no default. `type` is a type as TorchScript writes it:
+    "Tensor", "List[str]" or "int".
+    """
 
     name: str
     type: str = "Tensor"
@@ -126,9 +127,8 @@ def load_exported(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads an AOTInductor package, which is machine code: the caller must trust the file.
-
-    Raises InvalidArgument if it was compiled for another kind of device.
+    """Loads an AOTInductor package, which is machine code: the caller must trust the file. Raises
+    InvalidArgument if the package was compiled for another kind of device.
     """
     wanted, kind = torch.device(device or "cpu"), compiled_for(path)
     if device is not None and kind not in ("", wanted.type):
@@ -186,22 +186,15 @@ def _weights_only() -> Iterator[None]:
 def _spec(path: Path, kind: str, name: str, value: Any) -> TensorSpec:
     datatype = _DATATYPES.get(str(getattr(value, "dtype", "")))
     if datatype is None:
-        raise unservable(path, kind, name, _describe(value))
-    return TensorSpec(name, datatype, _shape(value.shape))
+        found = f"a tensor of {value.dtype}" if hasattr(value, "dtype") else f"a {type(value).__name__}"
+        raise unservable(path, kind, name, found)
+    return TensorSpec(name, datatype, tuple(dim if type(dim) is int else -1 for dim in value.shape))
 
 
 def _is_elsewhere(exported: Any) -> bool:
     """Whether a program was exported on a GPU."""
     tensors = (*exported.state_dict.values(), *exported.constants.values())
     return any(getattr(tensor, "is_cuda", False) for tensor in tensors)
-
-
-def _describe(value: Any) -> str:
-    return f"a tensor of {value.dtype}" if hasattr(value, "dtype") else f"a {type(value).__name__}"
-
-
-def _shape(shape: Sequence[Any]) -> Shape:
-    return tuple(dim if type(dim) is int else -1 for dim in shape)
 
 
 def usable_gpus(torch: Any) -> Gpus:
@@ -227,7 +220,7 @@ def moving(torch: Any, call: Callable[..., Any], name: str) -> Callable[..., Any
     device = torch.device(name)
 
     def current() -> AbstractContextManager[Any]:
-        # Makes it the current GPU, on which the program may create tensors.
+        # Makes the device the current GPU, on which the program may create tensors.
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def run(*values: Any) -> Any:

@@ -5,7 +5,6 @@ The module of a backend is only imported when a model needs it.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from backline.backends.backend import Backend
 from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 
 __all__ = ["BACKENDS", "FORMATS", "BackendEntry", "choose"]
 
@@ -56,14 +56,12 @@ BACKENDS: tuple[BackendEntry, ...] = (
 def choose(config: ModelConfig, path: Path) -> BackendEntry:
     """The backend for the model in the file or folder `path`: as configured, otherwise by its format.
 
-    Does not import the backend's module. Raises InvalidArgument if there is none.
+    Does not import the backend's module. Raises InvalidArgument if no backend has that name or format.
     """
     entry = _configured(config)
     if entry is None:
         format = _format_of(path)
-        entry = next(
-            (entry for entry in BACKENDS if format is not None and entry.name == format.backend), None
-        )
+        entry = next((one for one in BACKENDS if format is not None and one.name == format.backend), None)
     if entry is None:
         raise InvalidArgument(
             f"'{path}' has an unknown format; name its `backend` in the configuration: {_names()}"
@@ -78,7 +76,7 @@ def _configured(config: ModelConfig) -> BackendEntry | None:
     for entry in BACKENDS:
         if wanted in (entry.name, entry.platform):
             return entry
-    near = difflib.get_close_matches(wanted, [entry.name for entry in BACKENDS], 1)
+    near = nearest(wanted, [entry.name for entry in BACKENDS], 1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {_names()}"
     raise InvalidArgument(f"{config.source or config.name}: there is no backend '{wanted}', {hint}")
 
@@ -93,11 +91,9 @@ def _is_in(folder: Path, filename: str) -> bool:
 
 
 def _format_of(path: Path) -> ModelFormat | None:
-    """The format of a file or folder, if known. Full names are tried first, as they are more specific."""
+    """The format of a file or folder, if known. Full names, which are more specific, precede suffixes."""
     if path.is_dir():
-        return next(
-            (f for f in FORMATS if f.folder and any(_is_in(path, name) for name in f.filenames)), None
-        )
+        return next((f for f in FORMATS if f.folder and any(_is_in(path, one) for one in f.filenames)), None)
     for format in FORMATS:
         if any(name.rpartition("/")[2] == path.name for name in format.filenames):
             return format
@@ -105,44 +101,28 @@ def _format_of(path: Path) -> ModelFormat | None:
 
 
 ONNX = ModelFormat("onnxruntime", ("model.onnx",), (".onnx",))
-PYTORCH = ModelFormat("pytorch", ("model.pt", "model.pt2", "model.jit"), (".pt", ".pt2", ".jit"))
-SAVED_MODEL = ModelFormat("tensorflow", ("model.savedmodel/saved_model.pb", "saved_model.pb"), folder=True)
-LITERT = ModelFormat("litert", ("model.tflite",), (".tflite",))
-OPENVINO = ModelFormat("openvino", ("model.xml",), (".xml",))
-JAX = ModelFormat("jax", ("model.jax",), (".jax",))
-XGBOOST = ModelFormat("xgboost", ("model.ubj", "model.json", "xgboost.ubj", "xgboost.json"), (".ubj",))
-LIGHTGBM = ModelFormat("lightgbm", ("model.txt", "lightgbm.txt"))
-CATBOOST = ModelFormat("catboost", ("model.cbm",), (".cbm",))
-SKLEARN = ModelFormat(
-    "sklearn", ("model.skops", "model.joblib", "model.pkl"), (".skops", ".joblib", ".pkl", ".pickle")
-)
-MLFLOW = ModelFormat("mlflow", ("MLmodel", "model/MLmodel"), folder=True)
-PYTHON = ModelFormat("python", ("model.py",))
-TORCHSERVE = ModelFormat("torchserve", ("model.mar", "model.tar.gz", "model.tgz"), (".mar",))
-TORCHSERVE_FOLDER = ModelFormat("torchserve", ("MAR-INF/MANIFEST.json",), folder=True)
-#: Formats without files: the model is the version's folder. They are used only if configured.
-IDENTITY = ModelFormat("identity", (), folder=True)
-REPEAT = ModelFormat("repeat", (), folder=True)
-SQUARE = ModelFormat("square", (), folder=True)
 
 #: The formats to look for if a configuration names no backend, in this order. Formats of folders precede the
 #: formats of files that such folders contain.
 FORMATS: tuple[ModelFormat, ...] = (
-    TORCHSERVE_FOLDER,
-    MLFLOW,
-    SAVED_MODEL,
+    ModelFormat("torchserve", ("MAR-INF/MANIFEST.json",), folder=True),
+    ModelFormat("mlflow", ("MLmodel", "model/MLmodel"), folder=True),
+    ModelFormat("tensorflow", ("model.savedmodel/saved_model.pb", "saved_model.pb"), folder=True),
     ONNX,
-    PYTORCH,
-    LITERT,
-    OPENVINO,
-    JAX,
-    XGBOOST,
-    LIGHTGBM,
-    CATBOOST,
-    SKLEARN,
-    PYTHON,
-    TORCHSERVE,
-    IDENTITY,
-    REPEAT,
-    SQUARE,
+    ModelFormat("pytorch", ("model.pt", "model.pt2", "model.jit"), (".pt", ".pt2", ".jit")),
+    ModelFormat("litert", ("model.tflite",), (".tflite",)),
+    ModelFormat("openvino", ("model.xml",), (".xml",)),
+    ModelFormat("jax", ("model.jax",), (".jax",)),
+    ModelFormat("xgboost", ("model.ubj", "model.json", "xgboost.ubj", "xgboost.json"), (".ubj",)),
+    ModelFormat("lightgbm", ("model.txt", "lightgbm.txt")),
+    ModelFormat("catboost", ("model.cbm",), (".cbm",)),
+    ModelFormat(
+        "sklearn", ("model.skops", "model.joblib", "model.pkl"), (".skops", ".joblib", ".pkl", ".pickle")
+    ),
+    ModelFormat("python", ("model.py",)),
+    ModelFormat("torchserve", ("model.mar", "model.tar.gz", "model.tgz"), (".mar",)),
+    # Formats without files: the model is the version's folder. They are used only if configured.
+    ModelFormat("identity", (), folder=True),
+    ModelFormat("repeat", (), folder=True),
+    ModelFormat("square", (), folder=True),
 )

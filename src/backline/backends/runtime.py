@@ -85,6 +85,13 @@ def loading(path: Path, by: str, reason: Callable[[Exception], str] = one_line) 
         raise InvalidArgument(f"'{path}' cannot be loaded by {by}: {reason(error)}") from None
 
 
+def failed_run(model: str, reason: str, *, refused: bool) -> BacklineError:
+    """The error for a failed run: InvalidArgument if the model `refused` the input, otherwise Internal."""
+    if refused:
+        return InvalidArgument(f"model '{model}' refuses the input: {reason}")
+    return Internal(f"model '{model}' failed: {reason}")
+
+
 def unservable(path: Path, kind: str, name: str, what: str) -> InvalidArgument:
     """The error for an input or output whose datatype the protocols do not have."""
     return InvalidArgument(
@@ -156,7 +163,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @cache
 def cuda_gpus() -> Gpus:
-    """The GPUs that the NVIDIA driver reports, which respects CUDA_VISIBLE_DEVICES. Asked only once."""
+    """The GPUs that the NVIDIA driver reports, within CUDA_VISIBLE_DEVICES. Asks the driver only once."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:

@@ -21,7 +21,6 @@ from backline.engine.values.signature import Signature, TensorSpec
 INPUT = "input__0"
 #: The methods that are served, each as an output of that name; `transform` if an estimator cannot predict.
 _METHODS = ("predict", "predict_proba")
-_TRANSFORM = "transform"
 _PICKLES = (".pkl", ".pickle", ".joblib")
 
 
@@ -51,9 +50,9 @@ class Sklearn:
             estimator = _load_skops(path, what, trusted=options.trust_pickle)
         _use_one_core(estimator)
         inputs = _inputs(path, estimator, config)
-        methods = [method for method in _METHODS if hasattr(estimator, method)] or [
-            m for m in (_TRANSFORM,) if hasattr(estimator, m)
-        ]
+        methods = [method for method in _METHODS if hasattr(estimator, method)]
+        if not methods and hasattr(estimator, "transform"):
+            methods = ["transform"]
         if not methods:
             raise InvalidArgument(
                 f"'{path}' cannot be served: a {type(estimator).__name__} has neither predict nor transform"
@@ -78,9 +77,7 @@ class SklearnModel:
         self._name = config.name
         self._input = spec.name
         self._text = spec.datatype is DataType.BYTES
-        self._methods: dict[str, Callable[[Any], Any]] = {
-            method: getattr(estimator, method) for method in methods
-        }
+        self._methods: dict[str, Callable[[Any], Any]] = {name: getattr(estimator, name) for name in methods}
         self.warnings = warnings
         rows = (
             np.array([b"a text", b"more"], object)
@@ -121,7 +118,7 @@ _limited = threading.local()
 
 
 def limit_threads() -> None:
-    """Limits numerical libraries to one core for runs on this thread, as OpenMP has a limit per thread."""
+    """Limits numerical libraries to one core for runs on this thread: OpenMP has a limit for each thread."""
     if not getattr(_limited, "done", False):
         from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 

@@ -16,6 +16,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import Parameter
 from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import fits
 
 
 def check_tensors(
@@ -37,10 +38,7 @@ def check_tensors(
             raise InvalidArgument(f"{where} needs the {kind}s {_names(expected)}, got {_names(given)}")
         for spec in expected:
             found = known[spec.name]
-            fits = len(found.shape) == len(spec.shape) and all(
-                size in (-1, got) for size, got in zip(spec.shape, found.shape, strict=True)
-            )
-            if found.datatype is not spec.datatype or not fits:
+            if found.datatype is not spec.datatype or not fits(spec.shape, found.shape):
                 raise InvalidArgument(
                     f"{where} expects {kind} '{spec.name}' to be {spec.datatype.name} with dims"
                     f" {list(spec.shape)}, got {found.datatype.name} with dims {list(found.shape)}"
@@ -76,7 +74,7 @@ class Repeat:
     name: ClassVar[str] = "repeat"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RepeatModel:
-        """A model that sends each element of IN as OUT, with its index as IDX, after DELAY milliseconds.
+        """Loads a model that sends each element of IN as OUT, and its index as IDX, after DELAY ms.
 
         Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
         """
@@ -114,7 +112,7 @@ class Square:
     name: ClassVar[str] = "square"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SquareModel:
-        """A model that sends n responses with OUT = n for IN = n.
+        """Loads a model that sends n responses with OUT = n for IN = n.
 
         Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
         """
@@ -123,7 +121,7 @@ class Square:
 
 
 class SquareModel(DeclaredModel):
-    """Sends the number in its input as many times as it says."""
+    """Sends the number n of its input n times."""
 
     streams_at_once = 1
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.runtime import one_line
+from backline.backends.runtime import failed_run, one_line
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.errors import BacklineError, Internal
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
 
@@ -58,17 +58,16 @@ class TableModel:
             answer = self._predict(*(inputs[name] for name in self._inputs))
         except BacklineError:
             raise
-        except ValueError as error:
-            raise InvalidArgument(f"model '{self._name}' refuses the input: {reason(error)}") from None
         except Exception as error:
-            raise Internal(f"model '{self._name}' failed: {reason(error)}") from None
+            refused = isinstance(error, ValueError)
+            raise failed_run(self._name, reason(error), refused=refused) from None
         return [answer for _ in outputs]
 
     def close(self) -> None:
         self._predict = None
 
     def _try(self, inputs: Sequence[TensorSpec]) -> TensorSpec:
-        """The specification of the output, found by running two rows of zeros: files do not describe it."""
+        """The specification of the output, from a run on two rows of zeros: files do not describe it."""
         zeros = {spec.name: _zeros(spec) for spec in inputs}
         (answer,) = self.run(zeros, [OUTPUT])
         datatype = DataType.BYTES if answer.dtype.kind in "OSU" else DataType.from_dtype(answer.dtype)

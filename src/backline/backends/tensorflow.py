@@ -14,7 +14,15 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import LLVM_IMPORT, cuda_gpus, encode, import_runtime, loading, one_line
+from backline.backends.runtime import (
+    LLVM_IMPORT,
+    cuda_gpus,
+    encode,
+    failed_run,
+    import_runtime,
+    loading,
+    one_line,
+)
 from backline.backends.tensorflow_operations import check_operations
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
@@ -172,7 +180,7 @@ def _import() -> Any:
 
 
 def _load(session: Any, folder: Path, tag: str) -> Any:
-    """Does what v1.saved_model.load does, but checks the graph in between. The checked graph is what runs."""
+    """Loads like v1.saved_model.load, but checks the graph first: only a checked graph runs."""
     loader = import_module("tensorflow.python.saved_model.loader_impl").SavedModelLoader(str(folder))
     check_operations(folder, loader.get_meta_graph_def_from_tags([tag]))
     return loader.load(session, [tag])
@@ -198,17 +206,10 @@ def _folder(path: Path) -> Path:
 def _choose_signature(folder: Path, signatures: Mapping[str, Any], wanted: str) -> tuple[str, Any]:
     keys = sorted(key for key in signatures if key != _INIT_SIGNATURE)
     listed = ", ".join(f"'{key}'" for key in keys) or "none"
-    if not wanted:
-        wanted = keys[0] if len(keys) == 1 else _DEFAULT_SIGNATURE
-        if wanted not in keys:
-            raise InvalidArgument(
-                f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of"
-                f" {listed}"
-            )
-    elif wanted not in keys:
+    wanted = wanted or (keys[0] if len(keys) == 1 else _DEFAULT_SIGNATURE)
+    if wanted not in keys:
         raise InvalidArgument(
-            f"'{folder}' has no signature '{wanted}', which the parameter TF_SIGNATURE_DEF names; it has"
-            f" {listed}"
+            f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of {listed}"
         )
     return wanted, signatures[wanted]
 
@@ -245,6 +246,5 @@ def _array(value: Any) -> np.ndarray:
 def _failure(model: str, error: Exception) -> BacklineError:
     reason = one_line(getattr(error, "message", None) or error)
     # The session raises ValueError for an impossible shape, an operation raises InvalidArgumentError.
-    if isinstance(error, ValueError) or type(error).__name__ == "InvalidArgumentError":
-        return InvalidArgument(f"model '{model}' refuses the input: {reason}")
-    return Internal(f"model '{model}' failed: {reason}")
+    refused = isinstance(error, ValueError) or type(error).__name__ == "InvalidArgumentError"
+    return failed_run(model, reason, refused=refused)

@@ -142,10 +142,8 @@ class _Graph:
             return False
         bodies = (function.node_def for function in self._functions.values())
         everywhere = (other for body in (self._nodes.values(), *bodies) for other in body)
-        if (
-            sum(other.op == "VarHandleOp" and _variable(other) == _variable(node) for other in everywhere)
-            != 1
-        ):
+        variables = [_variable(other) for other in everywhere if other.op == "VarHandleOp"]
+        if variables.count(_variable(node)) != 1:
             return False
         users = [other for other in self._nodes.values() if handle in map(_node, other.input)]
         return all(
@@ -190,9 +188,8 @@ def _is_forbidden(node: Any) -> bool:
     if node.op == "PrintV2":
         return node.attr["output_stream"].s.decode(errors="replace") not in _LOGS
     if node.op in ("DecodeProtoV2", "EncodeProto"):
-        return node.attr["descriptor_source"].s not in (b"", b"local://") and not node.attr[
-            "descriptor_source"
-        ].s.startswith(b"bytes://")
+        source = node.attr["descriptor_source"].s
+        return source not in (b"", b"local://") and not source.startswith(b"bytes://")
     return _FORBIDDEN.fullmatch(node.op) is not None
 
 

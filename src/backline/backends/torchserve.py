@@ -28,9 +28,11 @@ class TorchServe:
     """The backend for model archives: zip and gzipped tar files, or folders with MAR-INF/MANIFEST.json."""
 
     name: ClassVar[str] = "torchserve"
+    #: As in TorchServe, requirements come on top of the packages that handlers run on.
+    on_top: ClassVar[bool] = True
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. Returns all GPUs of the machine, since handlers decide how to use them."""
+        """All GPUs of the machine, because handlers decide how to use them; see GpuBackend."""
         return cuda_gpus()
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
@@ -53,6 +55,7 @@ class TorchServe:
             packed=packed,
             parameters={SETTINGS: json.dumps(settings)},
             groups=_groups(settings),
+            on_top=self.on_top,
         )
 
 
@@ -65,7 +68,7 @@ def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
     if kind not in kinds:
         raise InvalidArgument(f"model-config.yaml: deviceType is {kind!r}, expected cpu or gpu")
     if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
-        raise InvalidArgument(f"model-config.yaml: deviceIds is {ids!r}, expected a list of numbers of GPUs")
+        raise InvalidArgument(f"model-config.yaml: deviceIds is {ids!r}, expected a list of GPU numbers")
     return (InstanceGroup(0, kind=kinds[kind], gpus=tuple(ids) if kinds[kind] == "gpu" else ()),)
 
 
@@ -121,7 +124,7 @@ _DAMAGED = (
 
 
 class MarFile:
-    """An open folder, zip or tar file; `root` is "" or the folder in it ("name/") that holds everything."""
+    """An open folder, zip or tar file. `root` is the folder in it ("name/") that holds all files, or ""."""
 
     def __init__(self, path: Path, packed: zipfile.ZipFile | tarfile.TarFile | None) -> None:
         self.path = path
@@ -137,7 +140,7 @@ class MarFile:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, path: Path) -> Iterator[MarFile]:
-        """Opens an archive. Raises InvalidArgument if it is damaged or no folder, zip or tar file."""
+        """Opens an archive. Raises InvalidArgument if it is damaged, or not a folder, zip or tar file."""
         try:
             if path.is_dir():
                 yield cls(path, None)
@@ -155,7 +158,7 @@ class MarFile:
             raise InvalidArgument(f"'{path}' is damaged: {error}") from None
 
     def _list(self) -> dict[str, tarfile.TarInfo | None]:
-        """The member names, with tarfile's entry of each; empty for a folder, whose files are looked up."""
+        """The member names, with the entries of a tar file; empty for a folder, which `_open` looks into."""
         if isinstance(self._packed, zipfile.ZipFile):
             return dict.fromkeys(self._packed.namelist())
         if isinstance(self._packed, tarfile.TarFile):
@@ -183,11 +186,8 @@ class MarFile:
     def _open(self, name: str) -> IO[bytes] | None:
         if self._packed is None:
             file = self.path / name
-            return (
-                file.open("rb")
-                if file.is_file() and file.resolve().is_relative_to(self.path.resolve())
-                else None
-            )
+            inside = file.is_file() and file.resolve().is_relative_to(self.path.resolve())
+            return file.open("rb") if inside else None
         member = self.root + name
         if member not in self._names:
             return None

@@ -1,4 +1,4 @@
-"""XGBoost models in JSON or UBJSON. Files are checked, as XGBoost uses the numbers in them unchecked."""
+"""XGBoost models in JSON or UBJSON. Files are checked first: XGBoost uses the numbers in them unchecked."""
 
 from __future__ import annotations
 
@@ -69,9 +69,8 @@ _OF_NODES: Final = (
 
 
 def check_file(path: Path) -> None:
-    """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers.
-
-    XGBoost would read out of bounds or loop for ever.
+    """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers, which would make
+    XGBoost read out of bounds or loop for ever.
     """
     with damaged(path):
         content = path.read_bytes()

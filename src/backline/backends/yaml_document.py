@@ -8,9 +8,9 @@ from backline.backends.runtime import import_runtime, one_line
 from backline.engine.document_limits import MAX_NESTING, check_size
 from backline.engine.errors import InvalidArgument
 
-#: The most values in a document, counted with its aliases expanded, since nested aliases multiply.
+#: The most values in a document, counted with its aliases expanded, because nested aliases multiply.
 _MAX_VALUES: Final = 50_000
-#: The most characters of a number, since PyYAML parses base-60 numbers in quadratic time.
+#: The most characters of a number, because PyYAML parses base-60 numbers in quadratic time.
 _MAX_NUMBER: Final = 100
 _NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 

@@ -1,22 +1,23 @@
-"""Options to connect to a server, and hints for names it does not know."""
+"""Adds the options to connect to a server, and hints for model names that the server does not know."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
 import click
 
+from backline.cli.numbers import Number
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
 from backline.client.sync import Client
 from backline.engine.errors import BacklineError, NotFound
+from backline.engine.spelling import nearest
 
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --url and other connection options; the command receives `url` and `options` (ClientOptions)."""
+    """Adds --url and other connection options. The command receives `url`, and `options` as ClientOptions."""
 
     @click.option(
         "--url",
@@ -26,12 +27,11 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         default="http://localhost:8000",
         show_default=True,
         help="http://, https://, grpc://, grpcs://, unix:PATH, or inproc:///path/to/repository to load the"
-        " models"
-        " in this process.",
+        " models in this process.",
     )
     @click.option(
         "--timeout",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         default=60.0,
         show_default=True,
         help="Seconds that each request may take.",
@@ -92,7 +92,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
-    """The error with a hint: the server's nearest model name, or all of them."""
+    """The error with a hint added: the nearest model name on the server, or all names."""
     try:
         return nearest_model(name, client.models(), error)
     except BacklineError:
@@ -100,10 +100,10 @@ def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
 
 
 def nearest_model(name: str, index: Sequence[ModelIndex], error: NotFound) -> NotFound:
-    """The error with a hint: the nearest name in `index`, or all of them."""
+    """The error with a hint added: the nearest model name in `index`, or all names."""
     known = sorted({entry.name for entry in index})
     if name in known:
         return error
-    near = get_close_matches(name, known, 1)
+    near = nearest(name, known, 1)
     hint = f"Did you mean '{near[0]}'?" if near else f"The server has {', '.join(known) or 'no model'}."
     return NotFound(f"{error.message.rstrip('.')}. {hint}")

@@ -61,8 +61,9 @@ def command(
     with Client(url, options) as client:
         handle = client.model(model, model_version)
         try:
-            values = read_inputs(handle.metadata(), inputs)
-            parameters = lone_parameters(_config(handle))
+            config = _config(handle)
+            values = read_inputs(handle.metadata().completed(config), inputs)
+            parameters = lone_parameters(config)
             began = perf_counter()
             try:
                 results = [handle(values, outputs=outputs or None, parameters=parameters)]
@@ -78,7 +79,7 @@ def command(
 
 
 def _config(model: Model) -> dict[str, Any]:
-    """The configuration; empty if the server cannot report it."""
+    """The model's configuration; empty if the server does not provide it."""
     try:
         return model.config()
     except BacklineError:

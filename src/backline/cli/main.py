@@ -1,11 +1,11 @@
-"""The command `backline`. Subcommands are imported when called, so that `serve` starts without the client."""
+"""The command `backline`. Subcommands are imported when they are called, so that each starts quickly."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from typing import NoReturn
 
 import click
@@ -13,71 +13,24 @@ import click
 import backline
 from backline.cli.command import CommandGroup
 from backline.engine.errors import BacklineError
+from backline.engine.spelling import nearest
 
-
-def _serve() -> click.Command:
-    from backline.cli.serve import command
-
-    return command
-
-
-def _new() -> click.Command:
-    from backline.cli.new import command
-
-    return command
-
-
-def _run() -> click.Command:
-    from backline.cli.run import command
-
-    return command
-
-
-def _infer() -> click.Command:
-    from backline.cli.infer import command
-
-    return command
-
-
-def _models() -> click.Command:
-    from backline.cli.models import command
-
-    return command
-
-
-def _config() -> click.Command:
-    from backline.cli.config import command
-
-    return command
-
-
-def _env() -> click.Command:
-    from backline.cli.env import command
-
-    return command
-
-
-def _bench() -> click.Command:
-    from backline.cli.bench import command
-
-    return command
-
-
-#: What each command does, and how it is imported.
-COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
-    "serve": ("Serve the models of one or more repositories.", _serve),
-    "new": ("Create a Python model to start from.", _new),
-    "run": ("Run a model once, without a server.", _run),
-    "infer": ("Send one request to a model on a server.", _infer),
-    "models": ("Show, load, unload and label the models on a server.", _models),
-    "config": ("Show, check, explain and convert the configuration of models on disk.", _config),
-    "env": ("Show, build and remove the environments of Python models.", _env),
-    "bench": ("Measure a model on a server under load.", _bench),
+#: What each command does. A command is the object `command` in the module backline.cli.NAME.
+COMMANDS = {
+    "serve": "Serve the models of one or more repositories.",
+    "new": "Create a Python model to start from.",
+    "run": "Run a model once, without a server.",
+    "infer": "Send one request to a model on a server.",
+    "models": "Show, load, unload and label the models on a server.",
+    "config": "Show, check, explain and convert the configuration of models on disk.",
+    "env": "Show, build and remove the environments of Python models.",
+    "keys": "Create, list, revoke and rotate the API keys of a server.",
+    "bench": "Measure a model on a server under load.",
 }
 
 
 class LazyCommands(CommandGroup):
-    """Imports each command only when it is called."""
+    """A group that imports a command only when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -85,7 +38,7 @@ class LazyCommands(CommandGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found = COMMANDS[cmd_name][1]()
+        found: click.Command = import_module(f"backline.cli.{cmd_name}").command
         if not gc.isenabled():  # main() disabled it
             gc.freeze()
             gc.enable()
@@ -93,7 +46,7 @@ class LazyCommands(CommandGroup):
 
     def help_lines(self) -> list[tuple[str, str]]:
         # Read from COMMANDS, so that --help imports no command.
-        return [(name, what) for name, (what, _) in COMMANDS.items()]
+        return list(COMMANDS.items())
 
 
 @click.group(
@@ -121,8 +74,9 @@ def main() -> NoReturn:
     """
     _open_standard_streams()
     debug = os.environ.get("BACKLINE_DEBUG", "") not in ("", "0")
-    # Objects created by imports live forever. Scanning them repeatedly took a tenth of the start-up time, and
-    # later delayed requests: LazyCommands freezes them, then enables the collector.
+    # Objects that imports create live forever. While the garbage collector scanned them again and again, it
+    # took a tenth of the start-up time and later delayed requests. LazyCommands freezes these objects and
+    # then enables the collector.
     gc.disable()
     try:
         status = command.main(prog_name="backline", standalone_mode=False)
@@ -131,7 +85,7 @@ def main() -> NoReturn:
     except click.ClickException as error:
         if debug:
             raise
-        error.show()
+        _explain(error).show()
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         print(file=sys.stderr)
@@ -156,8 +110,18 @@ def main() -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _explain(error: click.ClickException) -> click.ClickException:
+    """The error, with suggestions for an unknown option that also find a misspelt word of a longer one."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return error
+    known = [name for param in error.ctx.command.params for name in param.opts if name.startswith("--")]
+    near = nearest(error.option_name, known, 3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return click.UsageError(f"No such option '{error.option_name}'.{hint}", error.ctx)
+
+
 def _open_standard_streams() -> None:
-    """Opens closed standard streams to /dev/null: otherwise a socket could receive what is printed."""
+    """Opens closed standard streams on /dev/null, as a socket could otherwise get their number and output."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from difflib import get_close_matches
+from contextlib import suppress
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -23,9 +26,12 @@ from backline.client.result import InferResult
 from backline.embedded.embedded import Embedded
 from backline.embedded.transport import InprocTransport
 from backline.engine.errors import InvalidArgument, NotFound
+from backline.engine.spelling import nearest
 from backline.lifecycle.options import LifecycleOptions
 
 _URL = "inproc:once"
+#: Seconds that unloading may take after Ctrl-C, as a run cannot be interrupted.
+_REST_WITHIN = 1.0
 _EPILOG = """\b
 Examples:
   backline run models/add1 --input x=[[1,2,3,4]]
@@ -100,17 +106,34 @@ def command(
             state_folder=Path(state),
         )
         embedded = Embedded([repository], options)
-        results, loaded, answered = run(_run(embedded, name, others, model_version, inputs))
-    present(results, destination, as_json=as_json)
-    version, responses = summary(results, model_version)
+        try:
+            ran = run(_run(embedded, repository, name, others, model_version, inputs))
+        except KeyboardInterrupt:
+            ran = None
+    if ran is None:
+        print(file=sys.stderr, flush=True)
+        os._exit(130)  # an orderly exit would wait for the threads of a load or a run in progress
+    present(ran.results, destination, as_json=as_json)
+    version, responses = summary(ran.results, model_version)
     print(
-        f"{name} version {version} loaded in {loaded:.2f} s and {responses} in {answered * 1000:.2f} ms",
+        f"{ran.name} version {version} loaded in {ran.loaded:.2f} s and {responses}"
+        f" in {ran.answered * 1000:.2f} ms",
         file=sys.stderr,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The responses of the model `name`, and the seconds that loading and the request took."""
+
+    name: str
+    results: list[InferResult]
+    loaded: float
+    answered: float
+
+
 def find_model(model: str, *, whole: bool) -> tuple[str, str]:
-    """The repository to open and the model in it, "" if the repository is a single model.
+    """The repository to open, and the name of the model in it, which is "" for a URL.
 
     With `whole`, and for ensembles, the repository is the folder that contains the model's folder, so that
     other models are found. Raises BacklineError if there is no such model.
@@ -140,23 +163,27 @@ def find_model(model: str, *, whole: bool) -> tuple[str, str]:
 
 
 def _near(path: Path) -> str:
-    near = get_close_matches(
-        path.name, [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else [], 1
-    )
+    near = nearest(path.name, [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else [], 1)
     return f". Did you mean '{path.parent / near[0]}'?" if near else ""
 
 
 async def _run(
-    embedded: Embedded, name: str, others: Sequence[str], version: str, inputs: Sequence[str]
-) -> tuple[list[InferResult], float, float]:
-    """The responses, and the seconds that the load and the request took."""
+    embedded: Embedded,
+    repository: str,
+    name: str,
+    others: Sequence[str],
+    version: str,
+    inputs: Sequence[str],
+) -> _Run:
+    """Loads the models and sends the request."""
     client = AsyncClient(_URL, ClientOptions(timeout=inf))
     transport = InprocTransport(client.address, embedded)
     began = perf_counter()
+    interrupted = False
     try:
         await transport.open()
         client = client.through(transport)
-        name = name or await _only(client)
+        name = name or await _only(client, repository)
         for each in (*others, name):
             await client.load(each, version if each == name else None)
         loaded = perf_counter()
@@ -165,16 +192,23 @@ async def _run(
         parameters = lone_parameters(await handle.config())
         sent = perf_counter()
         results = [result async for result in handle.stream(values, parameters=parameters)]
-        return results, loaded - began, perf_counter() - sent
+        return _Run(name, results, loaded - began, perf_counter() - sent)
+    except asyncio.CancelledError:
+        interrupted = True
+        raise
     finally:
-        await transport.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REST_WITHIN if interrupted else None):
+                await transport.close()
 
 
-async def _only(client: AsyncClient) -> str:
+async def _only(client: AsyncClient, repository: str) -> str:
+    """The name of the only model. Raises InvalidArgument if the repository has several, or none."""
     names = sorted({entry.name for entry in await client.models()})
     if len(names) != 1:
+        mark = "#" if repository.startswith(("http://", "https://")) and "#" not in repository else "/"
         raise InvalidArgument(
-            f"the repository is not a single model, it has {', '.join(names) or 'none'};"
-            " add a model's name to the URL"
+            f"'{repository}' is a repository, not a model; it holds {', '.join(names) or 'none'}: add the"
+            f" folder of one to the URL, after '{mark}'"
         )
     return names[0]

@@ -64,9 +64,7 @@ def connect_async(
     max_connections: int = 256,
     retries: int = 1,
 ) -> AsyncClient:
-    """Returns an asyncio client; the arguments are those of `connect`.
-
-    Not a coroutine: the first request connects.
+    """Returns an asyncio client, which connects with its first request. The arguments are those of `connect`.
 
     >>> async with connect_async("grpc://localhost:8001") as client:
     ...     notes = await client["basic_pitch"](audio)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 
 Protocol = Literal["http", "grpc", "inproc"]
 
@@ -28,7 +28,9 @@ _EXAMPLES = (
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`path` is that of the socket or the repository; over TCP, the prefix that a proxy puts before /v2."""
+    """A server's address. `path` is the path of the socket or the repository; over TCP, it is the prefix that
+    a proxy puts before /v2.
+    """
 
     url: str
     protocol: Protocol
@@ -40,7 +42,7 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Parses a URL with one of the known schemes; "host:port" means http. Raises InvalidArgument."""
+        """Parses a URL; "host:port" means http. Raises InvalidArgument if the URL cannot be used."""
         text = url.strip()
         scheme, colon, rest = text.partition(":")
         if "://" not in text and (not colon or scheme.lower() not in _SCHEMES):
@@ -49,7 +51,7 @@ class Address:
             scheme, rest, text = "http", f"//{text}", f"http://{text}"
         scheme = scheme.lower()
         if scheme not in _SCHEMES:
-            near = get_close_matches(scheme, _SCHEMES, 1)
+            near = nearest(scheme, _SCHEMES, 1)
             hint = f"did you mean {near[0]}:? " if near else ""
             raise InvalidArgument(
                 f"unknown scheme '{scheme}:' in '{url}': {hint}Use, for example, {_EXAMPLES}"
@@ -74,11 +76,9 @@ class Address:
                 "the URL contains a user name or password: pass headers={'authorization': '...'} instead"
             )
         if parts.query or parts.fragment:
-            raise InvalidArgument(f"'{url}' has a query or a fragment, which a server's URL cannot have")
+            raise InvalidArgument(f"'{url}' has a query or a fragment, but servers have none: leave it out")
         if protocol == "grpc" and parts.path not in ("", "/"):
-            raise InvalidArgument(
-                f"'{url}' has the path '{parts.path}', which gRPC does not support: leave it out"
-            )
+            raise InvalidArgument(f"'{url}' has the path '{parts.path}', which gRPC cannot use: leave it out")
         return cls(text, protocol, host, port, parts.path.rstrip("/"), tls)
 
     @property

@@ -31,7 +31,7 @@ READY_POLL = 0.1
 
 
 def open_transport(address: Address, options: ClientOptions) -> Transport:
-    """The transport for an address. Raises InvalidArgument when an extra is missing."""
+    """The transport for an address. Raises InvalidArgument if a package that it needs is not installed."""
     if address.protocol == "http":
         from backline.client.http_transport import HttpTransport
 
@@ -40,7 +40,7 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
         from backline.client.grpc_transport import GrpcTransport
 
         return GrpcTransport(address, options)
-    # Imported here, as it pulls in the whole server, which clients of a remote server do not need.
+    # Imported here, because it imports the whole server, which clients of a remote server do not need.
     from backline.embedded.transport import InprocTransport
 
     return InprocTransport(address)
@@ -94,7 +94,7 @@ class AsyncClient:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> AsyncModel:
-        """A model, by default at the version the server picks. Raises InvalidArgument if `name` is empty."""
+        """A model, by default in the version that the server picks. An empty name is refused."""
         if not name:
             raise InvalidArgument("the name of a model is empty")
         key = name, str(version)
@@ -112,7 +112,7 @@ class AsyncClient:
         return await (await self.transport()).server_ready(self._limit(timeout))
 
     async def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits for a ready server, even if not started yet. Raises DeadlineExceeded with the last reason."""
+        """Waits until the server has started and is ready. Raises DeadlineExceeded with the last reason."""
         limit = self._limit(timeout)
         end = monotonic() + limit
         reason = ""
@@ -124,7 +124,7 @@ class AsyncClient:
             except Unavailable as error:
                 reason = error.message
             except DeadlineExceeded as error:
-                # Our own timeout cut this check short: the reason from an earlier one says more.
+                # Our own timeout cut this check short, so the reason from an earlier check says more.
                 reason = reason or error.message
             await asyncio.sleep(min(READY_POLL, max(end - monotonic(), 0)))
         raise DeadlineExceeded(
@@ -132,7 +132,7 @@ class AsyncClient:
         )
 
     async def _unready(self, timeout: float) -> str:
-        """Which models are not ready, and why; empty when the server does not say."""
+        """Says which models are not ready, and why; empty if the server does not report it."""
         try:
             index = await (await self.transport()).repository_index(timeout)
         except BacklineError:
@@ -140,7 +140,7 @@ class AsyncClient:
         lines = [
             f"{entry.name} {entry.version} is {entry.state}{f' ({entry.reason})' if entry.reason else ''}"
             for entry in index
-            if entry.state not in ("READY", "")
+            if entry.state not in ("READY", "ON_DEMAND", "")
         ]
         return "; ".join(lines)
 
@@ -149,11 +149,11 @@ class AsyncClient:
         return await (await self.transport()).server_metadata(self._limit(timeout))
 
     async def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """All models and versions the server knows, with state, reason, labels, memory and load progress."""
+        """All models and versions that the server knows: state, reason, labels, memory and load progress."""
         return await (await self._control()).models(self._limit(timeout))
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of all models, in the statistics extension's form; durations are in nanoseconds."""
+        """The counters of all models, as in Triton's statistics extension; durations are in nanoseconds."""
         return await (await self.transport()).statistics("", "", self._limit(timeout))
 
     async def load(
@@ -171,7 +171,8 @@ class AsyncClient:
 
         `config` (a mapping or its JSON, with the names of config.pbtxt) replaces the repository's
         configuration, and `files` ({"1/model.onnx": bytes or a pathlib.Path}) its files. If the load fails,
-        the versions in service stay, and the reason is raised. After DeadlineExceeded the load continues.
+        an error is raised with the reason, and the versions in service stay. After DeadlineExceeded, the load
+        continues.
         """
         overrides = to_overrides(config, files)
         limit = self._limit(timeout)
@@ -210,7 +211,7 @@ class AsyncClient:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version. `expected`: the version it must point to now ("" for a new label)."""
+        """Points a label to a version; with `expected`, only if it points to that one ("" if it is new)."""
         move = LabelMove("label", name, label, str(version), _expected(expected))
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -234,7 +235,10 @@ class AsyncClient:
         return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
-        """Points a label back to the version it had before its last move."""
+        """Points a label back to the version it had before its last move.
+
+        A second rollback goes back one move further.
+        """
         move = LabelMove("rollback", name, label)
         return await (await self._control()).move_label(move, self._limit(timeout))
 
@@ -243,7 +247,7 @@ class AsyncClient:
         return await (await self._control()).history(name, limit, self._limit(timeout))
 
     async def refresh(self, timeout: float | None = None) -> None:
-        """Makes the server scan its repositories; returns when everything found is served or has failed."""
+        """Makes the server scan its repositories; returns once all models found serve or have failed."""
         await (await self._control()).refresh(self._limit(timeout))
 
     async def _control(self) -> ModelControl:
@@ -296,33 +300,17 @@ class AsyncModel:
         request_id: str = "",
         **named: Any,
     ) -> InferResult:
-        """Runs the model.
-
-        Inputs are positional, by name, or one mapping (when an input shares its name with an option).
-
-        `outputs` names the outputs to return, by default all. Shapes are those of the model's metadata,
-        including the batch dimension. The timeout in seconds covers everything, connecting included. Raises
-        BacklineError.
-        """
-        if version is not None and str(version) != self.version:
-            model = self._client.model(self.name, version)
-            return await model(
-                *inputs,
-                timeout=timeout,
-                outputs=outputs,
-                parameters=parameters,
-                request_id=request_id,
-                **named,
-            )
+        """Runs the model; the arguments and errors are those of the synchronous Model.__call__."""
+        model = self if version is None else self._client.model(self.name, version)
         started = monotonic()
         limit = self._client._limit(timeout)
         transport = await self._client.transport()
-        call = await self._call(inputs, named, outputs, parameters, request_id, limit)
+        call = await model._call(inputs, named, outputs, parameters, request_id, limit)
         call = replace(call, timeout=max(limit - (monotonic() - started), 0.001))
         try:
             response: InferResponse = await transport.infer(call)
         except (InvalidArgument, NotFound):
-            self._client._known.pop(self._key, None)  # perhaps another version is served by now
+            self._client._known.pop(model._key, None)  # perhaps another version is served by now
             raise
         return InferResult(response)
 
@@ -372,10 +360,8 @@ class AsyncModel:
             # The model may have changed since its metadata was fetched.
             metadata = await self._known(limit, again=True)
             tensors = _tensors(metadata, inputs, named)
-        if outputs is not None and isinstance(outputs, str):
-            raise InvalidArgument(
-                f"outputs is the string {outputs!r}, expected a list of names: [{outputs!r}]"
-            )
+        if isinstance(outputs, str):
+            raise InvalidArgument(f"outputs is the string {outputs!r}, expected a list: [{outputs!r}]")
         if parameters:
             _check_parameters(parameters)
         return InferCall(
@@ -398,21 +384,18 @@ class AsyncModel:
 
     async def config(self, timeout: float | None = None) -> dict[str, Any]:
         """The configuration, with the field names of config.pbtxt."""
-        return await (await self._client.transport()).model_config(
-            self.name, self.version, self._client._limit(timeout)
-        )
+        transport = await self._client.transport()
+        return await transport.model_config(self.name, self.version, self._client._limit(timeout))
 
     async def ready(self, timeout: float | None = None) -> bool:
-        """Whether the model can answer."""
-        return await (await self._client.transport()).model_ready(
-            self.name, self.version, self._client._limit(timeout)
-        )
+        """Whether the model can serve."""
+        transport = await self._client.transport()
+        return await transport.model_ready(self.name, self.version, self._client._limit(timeout))
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
         """The counters of each version; durations are in nanoseconds."""
-        return await (await self._client.transport()).statistics(
-            self.name, self.version, self._client._limit(timeout)
-        )
+        transport = await self._client.transport()
+        return await transport.statistics(self.name, self.version, self._client._limit(timeout))
 
     async def _known(self, limit: float, *, again: bool = False) -> ModelMetadata:
         known = self._client._known
@@ -464,14 +447,9 @@ def _tensors(
             raise InvalidArgument(
                 f"model '{metadata.name}' has no input '{name}'. {_expected_inputs(metadata)}"
             )
-    # Missing inputs are left to the server: only it knows which are optional.
-    if not values and specs:
-        raise InvalidArgument(
-            f"model '{metadata.name}' was called without inputs. {_expected_inputs(metadata)}"
-        )
+    # Missing inputs are left to the server: metadata does not always say which are optional.
     return tuple(to_tensor(metadata.name, specs[name], value) for name, value in values.items())
 
 
 def _expected_inputs(metadata: ModelMetadata) -> str:
-    expected = ", ".join(f"{spec.name} {spec.datatype.name}{list(spec.shape)}" for spec in metadata.inputs)
-    return f"It expects {expected}"
+    return "It expects " + ", ".join(map(str, metadata.inputs))

@@ -10,7 +10,7 @@ import numpy as np
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
-from backline.engine.values.tensor import Tensor
+from backline.engine.values.tensor import Tensor, fits
 
 
 def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
@@ -19,7 +19,7 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
     Arrays (anything with a dtype) are cast only where numpy calls that safe, so FP64 is not narrowed to FP32.
     Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes. No dimension is
     added, except that a single number fits shape [1], which is how servers describe a scalar. Raises
-    InvalidArgument.
+    InvalidArgument for any other value.
     """
     where = f"input '{spec.name}' of model '{model}'"
     if isinstance(value, Tensor):
@@ -39,10 +39,8 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
 def _from_array(where: str, datatype: DataType, value: Any) -> np.ndarray:
     try:
         data = np.asarray(value)
-    except Exception as error:  # such as that of a torch tensor on a GPU, which says what to do
-        raise InvalidArgument(
-            f"{where}: {type(value).__name__} cannot become a numpy array: {error}"
-        ) from None
+    except Exception as error:  # for example for a torch tensor on a GPU; the message says what to do
+        raise InvalidArgument(f"{where}: {type(value).__name__} cannot become an array: {error}") from None
     if datatype is DataType.BF16 and data.dtype.name == "bfloat16":
         return data.view(np.uint16)
     target = datatype.dtype
@@ -79,11 +77,11 @@ def _from_python(where: str, datatype: DataType, value: Any) -> np.ndarray:
     elif kind == "b" and (target.kind == "b" or data.size == 0):
         return data.astype(target)
     elif kind in "iu" and target.kind in "iu":
-        bounds = np.iinfo(target)
-        if int(data.min()) < bounds.min or int(data.max()) > bounds.max:
+        bounds, low, high = np.iinfo(target), int(data.min()), int(data.max())
+        if low < bounds.min or high > bounds.max:
             raise InvalidArgument(
                 f"{where} expects {datatype.name} ({bounds.min} to {bounds.max}), got"
-                f" {_outside(data, bounds)}"
+                f" {low if low < bounds.min else high}"
             )
         return data.astype(target)
     elif kind in "iuf" and target.kind == "f":
@@ -95,11 +93,6 @@ def _from_python(where: str, datatype: DataType, value: Any) -> np.ndarray:
             )
         return cast
     raise InvalidArgument(f"{where} expects {datatype.name}, got Python {_python_kind(data)}")
-
-
-def _outside(data: np.ndarray, bounds: np.iinfo) -> int:
-    low, high = int(data.min()), int(data.max())
-    return low if low < bounds.min else high
 
 
 def _python_kind(data: np.ndarray) -> str:
@@ -118,7 +111,7 @@ def _python_kind(data: np.ndarray) -> str:
 
 
 def _to_bfloat16(data: np.ndarray) -> np.ndarray:
-    """Rounds to nearest, ties to even; a NaN stays NaN."""
+    """The bits of float32 numbers as bfloat16, rounded to nearest, ties to even; a NaN stays NaN."""
     bits = data.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(data), np.uint32(0x7FC0), rounded).astype(np.uint16)
@@ -149,7 +142,7 @@ def _bytes_array(where: str, value: Any) -> np.ndarray:
 
 
 def _object_array(where: str, value: Any) -> np.ndarray:
-    """An object array of nested lists: numpy's fixed-width strings would drop trailing zero bytes."""
+    """Converts nested lists to an object array: numpy's strings of fixed width lose trailing zero bytes."""
     shape: list[int] = []
     level = value
     while isinstance(level, (list, tuple)):
@@ -172,15 +165,9 @@ def _object_array(where: str, value: Any) -> np.ndarray:
 
 def _check_shape(where: str, spec: TensorSpec, got: tuple[int, ...]) -> None:
     expected = spec.shape
-    if not expected:  # a scalar, or a shape the server does not know: the server checks it
+    # The server itself checks an empty shape, which means a scalar or a shape that it does not know.
+    if not expected or fits(expected, got):
         return
-    if len(got) == len(expected) and all(
-        want in (-1, have) for want, have in zip(expected, got, strict=True)
-    ):
-        return
-    hint = ""
-    if len(got) == len(expected) - 1 and all(
-        want in (-1, have) for want, have in zip(expected[1:], got, strict=True)
-    ):
-        hint = ". The first dimension, usually the batch, is missing: pass x[None]"
+    missing = ". The first dimension, usually the batch, is missing: pass x[None]"
+    hint = missing if fits(expected[1:], got) else ""
     raise InvalidArgument(f"{where} expects shape {list(expected)}, got {list(got)}{hint}")

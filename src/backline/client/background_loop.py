@@ -15,8 +15,7 @@ from backline.engine.errors import Unavailable
 
 T = TypeVar("T")
 
-#: Seconds that an exiting program waits for work on the loop, such as a running model of an embedded
-#: repository.
+#: Seconds that an exiting program waits for work on the loop, such as a run in an embedded repository.
 _ENDS_WITHIN = 1.0
 
 
@@ -37,7 +36,7 @@ class BackgroundLoop:
             self._thread.join(_ENDS_WITHIN)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the loop and waits for it; interrupting the waiting thread cancels it."""
+        """Runs a coroutine on the loop and waits; interrupting the waiting thread cancels the coroutine."""
         if self._pid != os.getpid():
             coroutine.close()
             raise Unavailable(

@@ -21,9 +21,8 @@ USER_HEADER = "x-backline-user"
 
 
 class ModelControl(ABC):
-    """Lists and changes the models of one server. `timeout` is in seconds; every method raises BacklineError.
-
-    A change that exceeds its timeout raises DeadlineExceeded and continues in the server.
+    """Lists and changes the models of one server. Every method may raise a BacklineError. `timeout` is in
+    seconds; a change that exceeds it raises DeadlineExceeded and continues in the server.
     """
 
     @abstractmethod
@@ -52,7 +51,7 @@ class ModelControl(ABC):
 
 @cache
 def user_name() -> str:
-    """user@host in ASCII; the user's numeric id if it has no name, as in many containers."""
+    """user@host in ASCII; a user without a name, as in many containers, appears as "uid" and the number."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):
@@ -65,10 +64,12 @@ def user_name() -> str:
 def to_overrides(
     config: str | Mapping[str, Any] | None, files: Mapping[str, bytes | Path] | None
 ) -> Overrides | None:
-    """Overrides from `config`, a mapping or its JSON, and `files`: paths in the model to their contents.
+    """Makes Overrides from `config`, a mapping or its JSON, and `files`, which maps paths in the model to
+    contents.
 
     A content is bytes or the path of a local file. The paths in the model may start with "file:", as in
-    Triton's clients. Raises InvalidArgument.
+    Triton's clients. Raises InvalidArgument for files without a configuration, and for a content that is of
+    another type or cannot be read.
     """
     if config is None:
         if files:

@@ -103,9 +103,6 @@ def from_http_status(status: int, message: str, retry_after: float | None = None
 def from_grpc_code(code: int, message: str) -> BacklineError:
     """The error for a gRPC status other than OK."""
     if code == 8:  # RESOURCE_EXHAUSTED means either a message that is too large or a busy server
-        return (
-            PayloadTooLarge(message)
-            if "message" in message.lower() or "size" in message.lower()
-            else Unavailable(message)
-        )
+        too_large = "message" in message.lower() or "size" in message.lower()
+        return PayloadTooLarge(message) if too_large else Unavailable(message)
     return _BY_CODE.get(code, Internal)(message)

@@ -33,7 +33,7 @@ class GrpcControl(HttpControl):
         super().__init__(http, address.url, options)
         self._grpc = transport
         self._metadata = ((USER_HEADER, self._user),) if self._user else ()
-        #: Whether the port answers HTTP; None until the first attempt.
+        #: Whether the port speaks HTTP; None until the first attempt.
         self._has_http: bool | None = None
 
     async def close(self) -> None:
@@ -65,14 +65,14 @@ class GrpcControl(HttpControl):
         await self._grpc.call("RepositoryModelUnload", request, timeout, self._metadata)
 
     async def _exchange(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
-        """The answer over HTTP. Raises Unsupported when the server answers gRPC but not HTTP."""
+        """The answer over HTTP. Raises Unsupported if the port speaks gRPC but not HTTP."""
         if self._has_http is not False:
             try:
                 answer = await super()._exchange(method, path, document, timeout)
             except (ConnectionFailed, ProtocolError):
                 if self._has_http:
                     raise
-                # Raises if nothing answers gRPC either: then the problem is the server, not the missing HTTP.
+                # Raises an error if the port does not answer gRPC either: then HTTP is not the problem.
                 await self._grpc.server_live(timeout)
                 self._has_http = False
             else:

@@ -16,7 +16,7 @@ from backline.client.control import ModelControl
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
 from backline.client.grpc_control import GrpcControl
 from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
 from backline.client.transport import InferCall, Transport
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.values.datatypes import DataType
@@ -57,7 +57,7 @@ def encode_infer(call: InferCall) -> Any:
 
 
 def decode_infer(url: str, response: Any) -> InferResponse:
-    """The response in a ModelInferResponse, with raw or typed contents. Raises ProtocolError."""
+    """Decodes a ModelInferResponse with raw or typed contents. Raises ProtocolError if it is invalid."""
     raw = response.raw_output_contents
     try:
         if raw and len(raw) != len(response.outputs):
@@ -102,7 +102,7 @@ def _first_process() -> int:
 
 @cache
 def _grpc() -> Any:
-    """The module grpc. Raises InvalidArgument when grpcio is not installed."""
+    """The module grpc. Raises InvalidArgument if grpcio is not installed."""
     try:
         import grpc
         import grpc.aio
@@ -114,13 +114,12 @@ def _grpc() -> Any:
 
 
 class GrpcTransport(Transport):
-    """One channel of grpcio's asyncio API, without its message size limits; it reconnects automatically."""
+    """A channel of grpcio's asyncio API, without limits on message sizes. It reconnects by itself."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         grpc = _grpc()
-        if (
-            _first_process() != os.getpid()
-        ):  # grpcio's threads do not survive a fork: a call would wait forever
+        # grpcio's threads do not survive a fork, so a call would wait forever.
+        if _first_process() != os.getpid():
             raise Unavailable(
                 "grpcio was used before a fork and does not work in the child process."
                 " Start processes with multiprocessing's 'spawn', or use http://"
@@ -199,7 +198,6 @@ class GrpcTransport(Transport):
                 streaming.cancel()
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
-        # The call is serialized once, and its answers are not parsed.
         request = encode_infer(call).SerializeToString()
         method = self._channel.unary_unary(f"{SERVICE}ModelInfer")
 
@@ -248,7 +246,7 @@ class GrpcTransport(Transport):
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         found = await self._ask("RepositoryIndex", timeout)
         return [
-            ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=entry.state == "READY")
+            ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=answers(entry.state))
             for entry in found.models
         ]
 
@@ -258,7 +256,7 @@ class GrpcTransport(Transport):
     async def call(
         self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
     ) -> Any:
-        """The response of a method of the inference service. `metadata` is added to the client's."""
+        """Calls a method of the inference service. `metadata` is added to what the client always sends."""
         call = self._calls.get(method)
         if call is None:
             call = self._calls[method] = self._channel.unary_unary(
@@ -273,7 +271,7 @@ class GrpcTransport(Transport):
     ) -> Any:
         grpc = _grpc()
         try:
-            if not self._connected:  # a call would use up its whole timeout if TCP got no answer
+            if not self._connected:  # otherwise a call to an unreachable host would use up its whole timeout
                 self._connected = await self._connect(timeout)
             return await call(
                 request,
@@ -286,7 +284,7 @@ class GrpcTransport(Transport):
             raise ConnectionFailed(f"the client of {self._url} is closed: {error}") from None
 
     async def _connect(self, timeout: float) -> bool:
-        """Waits until the channel is connected, or refused (False; the next call's error says why)."""
+        """Waits for the channel to connect. Returns False if that fails; the next call's error says why."""
         ready = _grpc().ChannelConnectivity.READY
         waiting = {_grpc().ChannelConnectivity.IDLE, _grpc().ChannelConnectivity.CONNECTING}
         limit = min(timeout, self._connect_timeout)
@@ -305,7 +303,7 @@ class GrpcTransport(Transport):
 
     def _failure(self, method: str, error: Any, timeout: float) -> BacklineError:
         code, details = error.code().value[0], error.details() or ""
-        if code == 14 and not self._channel_is_ready():
+        if code == 14 and self._channel.get_state() is not _grpc().ChannelConnectivity.READY:
             self._connected = False
             return ConnectionFailed(
                 f"cannot reach {self._url}: {details}. Start a server (backline serve REPO),"
@@ -318,9 +316,6 @@ class GrpcTransport(Transport):
         return from_grpc_code(
             code, details or f"{self._url} answered {method} with gRPC status {error.code().name}"
         )
-
-    def _channel_is_ready(self) -> bool:
-        return bool(self._channel.get_state() is _grpc().ChannelConnectivity.READY)
 
 
 def _credentials(grpc: Any, options: ClientOptions) -> Any:

@@ -23,7 +23,7 @@ ALIGNMENT = 64
 
 
 class HttpAnswer:
-    """Status, header fields (lower-case names) and body."""
+    """An answer: its status, its header fields by lower-case name, and its body."""
 
     __slots__ = ("body", "headers", "status")
 
@@ -34,7 +34,9 @@ class HttpAnswer:
 
 
 class HttpConnection(asyncio.BufferedProtocol):
-    """Sends one request at a time. `reusable`: another may follow; `idle_since`: when the last one ended."""
+    """Sends one request at a time. `reusable` says whether another request may follow, `idle_since` when the
+    last one ended (time.monotonic()).
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -112,7 +114,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.abort()
 
     def abort(self) -> None:
-        """Closes at once, so that the server notices that its client is gone."""
+        """Closes the connection at once, so that the server notices that its client is gone."""
         self.reusable = False
         self._lost = True
         if self._transport is not None:

@@ -21,7 +21,7 @@ RETRY_DELAY = 0.1
 
 
 class HttpPool:
-    """At most `max_connections` connections; further requests wait for one, within their timeout."""
+    """Opens at most `max_connections` connections; further requests wait for one, within their timeout."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._address = address

@@ -40,11 +40,11 @@ class EventReader:
 
     @property
     def body(self) -> bytes:
-        """The body received so far, of an answer that is not an event stream."""
+        """The body received so far, if the answer is not an event stream."""
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> None:
-        """Adds received bytes. Raises ProtocolError when they are not HTTP/1.1."""
+        """Adds received bytes. Raises ProtocolError if they are not HTTP/1.1, or an event is too large."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -55,7 +55,7 @@ class EventReader:
             raise ProtocolError("the server sent an event of more than 1 GiB")
 
     def next(self) -> bytes | None:
-        """The data of the next complete event that has data; None when more bytes are needed."""
+        """The data of the next complete event that has data; None if more bytes are needed."""
         while (end := self._buffer.find(b"\n\n")) >= 0:
             lines = bytes(self._buffer[:end]).split(b"\n")
             del self._buffer[: end + 2]
@@ -90,9 +90,8 @@ async def stream_events(
     connect_timeout: float,
     timeout: float,
 ) -> AsyncGenerator[bytes | HttpAnswer, None]:
-    """Sends a request and yields the data of each event.
-
-    An error, or an answer that is not an event stream, is yielded as one HttpAnswer.
+    """Sends a request and yields the data of each event. An error, or an answer that is not an event stream,
+    is yielded as one HttpAnswer.
 
     `timeout` limits the wait for each event, in seconds. Closing the generator closes the connection, which
     cancels the request. Raises ConnectionFailed, DeadlineExceeded and ProtocolError.

@@ -18,7 +18,7 @@ from backline.client.http_control import HttpControl
 from backline.client.http_pool import HttpPool
 from backline.client.http_stream import stream_events
 from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
 from backline.client.transport import InferCall, Transport
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -54,7 +54,7 @@ _decode = msgspec.json.Decoder(_ResponseJson).decode
 
 
 def encode_infer(call: InferCall, *, binary: bool = True) -> tuple[bytes, list[Buffer]]:
-    """The JSON header for a call and its tensors' buffers, in order; outputs come in binary or as JSON."""
+    """Encodes a call as a JSON header and the buffers of its tensors. `binary` asks for binary outputs."""
     inputs = []
     buffers: list[Buffer] = []
     for tensor in call.inputs:
@@ -82,7 +82,7 @@ def encode_infer(call: InferCall, *, binary: bool = True) -> tuple[bytes, list[B
 
 
 def decode_infer(url: str, answer: HttpAnswer) -> InferResponse:
-    """The response in an answer with status 200. Raises ProtocolError."""
+    """Decodes the response in an answer with status 200. Raises ProtocolError if it is invalid."""
     body = memoryview(answer.body)
     length = answer.headers.get(b"inference-header-content-length")
     try:
@@ -97,7 +97,7 @@ def decode_infer(url: str, answer: HttpAnswer) -> InferResponse:
 
 
 def decode_event(url: str, data: bytes) -> InferResponse:
-    """The response in an event. Raises the error that the event reports, or ProtocolError."""
+    """Decodes the response in an event. Raises the error that the event reports, or ProtocolError."""
     try:
         failed = _decode_error(data)
     except msgspec.DecodeError:
@@ -124,12 +124,8 @@ def _tensors(header: _ResponseJson, body: memoryview, start: int) -> Iterator[Te
             data[:] = [element.encode() if isinstance(element, str) else element for element in output.data]
             yield Tensor(output.name, datatype, output.shape, data.reshape(output.shape))
         else:
-            yield Tensor(
-                output.name,
-                datatype,
-                output.shape,
-                np.array(output.data, datatype.dtype).reshape(output.shape),
-            )
+            data = np.array(output.data, datatype.dtype).reshape(output.shape)
+            yield Tensor(output.name, datatype, output.shape, data)
     if start != len(body):
         raise ValueError(f"{len(body) - start} bytes follow the outputs")
 
@@ -143,7 +139,7 @@ STREAM_HEAD = INFER_HEAD.replace(b"/infer ", b"/infer_stream ")
 
 
 class HttpTransport(Transport):
-    """Sends requests over a pool of kept-alive connections, with binary tensors as views of one buffer."""
+    """Sends requests over a pool of kept-alive connections. Received tensors are views of the body."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._url = address.url
@@ -249,7 +245,7 @@ class HttpTransport(Transport):
                 str(entry.get("version", "")),
                 entry.get("state", ""),
                 entry.get("reason", ""),
-                ready=entry.get("state") == "READY",
+                ready=answers(entry.get("state", "")),
             )
             for entry in found
         ]
@@ -264,24 +260,22 @@ class HttpTransport(Transport):
         raise self.failure(answer)
 
     async def json(self, path: bytes, timeout: float, method: bytes = b"GET", body: bytes = b"") -> Any:
-        """The JSON document that the server returns for a path."""
+        """The JSON document that the server returns for a path; see `document`."""
         return self.document(path, await self.exchange(method, path, timeout, body))
 
     def document(self, path: bytes, answer: HttpAnswer) -> Any:
-        """The JSON document in an answer. Raises ProtocolError, or the error that the status stands for."""
+        """The JSON document in an answer. Raises ProtocolError if it is not JSON, or the server's error."""
         if answer.status != 200:
             raise self.failure(answer)
         try:
             return msgspec.json.decode(answer.body)
         except msgspec.DecodeError as error:
-            raise ProtocolError(
-                f"{self._url}{path.decode()} sent an answer that is not JSON: {error}"
-            ) from None
+            raise ProtocolError(f"{self._url}{path.decode()} did not answer with JSON: {error}") from None
 
     async def exchange(
         self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b""
     ) -> HttpAnswer:
-        """The answer, whatever its status. `fields` are further header lines, each with its CRLF."""
+        """Sends a request and returns any answer. `fields` are further header lines, each with its CRLF."""
         kind = b"Content-Type: application/json\r\n" if body else b""
         length = b"Content-Length: %d\r\n" % len(body) if body or method in (b"POST", b"PUT") else b""
         head = b"%b %b%b HTTP/1.1\r\n%b%b%b%b\r\n" % (
@@ -319,7 +313,10 @@ def _model_path(model: str, version: str) -> bytes:
 def _specs(entries: Iterable[dict[str, Any]]) -> Sequence[TensorSpec]:
     return [
         TensorSpec(
-            entry["name"], DataType.from_name(entry["datatype"]), tuple(int(dim) for dim in entry["shape"])
+            entry["name"],
+            DataType.from_name(entry["datatype"]),
+            tuple(int(dim) for dim in entry["shape"]),
+            optional=(entry.get("parameters") or {}).get("optional") is True,
         )
         for entry in entries
     ]

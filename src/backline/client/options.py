@@ -12,13 +12,11 @@ from backline.engine.errors import InvalidArgument
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """`timeout` and `connect_timeout` are in seconds.
+    """The options of a client. `timeout` and `connect_timeout` are in seconds.
 
-    `headers` are sent with every request (over gRPC, as metadata).
-
-    `ca`, `certificate` and `key` are paths of PEM files; `verify=False` accepts any server certificate (https
-    only). `retries` counts further attempts to connect; a request is never repeated once any part of it was
-    sent.
+    `headers` are sent with every request (over gRPC, as metadata). `ca`, `certificate` and `key` are paths of
+    PEM files; `verify=False` accepts any server certificate (https only). `retries` counts further attempts
+    to connect; a request is never repeated once any part of it was sent.
     """
 
     timeout: float = 60.0
@@ -51,9 +49,7 @@ class ClientOptions:
                     " are one line"
                 )
         if self.key is not None and self.certificate is None:
-            raise InvalidArgument(
-                "a key was given without its certificate: pass certificate='client.crt' too"
-            )
+            raise InvalidArgument("a key was given without a certificate: pass certificate='client.crt' too")
 
     def ssl_context(self) -> ssl.SSLContext:
         """The TLS context for an https URL. Raises InvalidArgument for files that cannot be read."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -20,13 +22,22 @@ class ServerMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """A model's inputs and outputs, with full shapes (-1 for variable dimensions), and served versions."""
+    """A model's inputs and outputs, with full shapes (-1 for variable dimensions), and served versions.
+
+    Over gRPC, and from Triton, metadata does not say which inputs are optional; see `completed`.
+    """
 
     name: str
     versions: tuple[str, ...]
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def completed(self, config: Mapping[str, Any]) -> ModelMetadata:
+        """The same metadata, in which inputs that are optional in the model's configuration are marked so."""
+        optional = {entry["name"] for entry in config.get("input", ()) if entry.get("optional")}
+        inputs = tuple(replace(spec, optional=spec.optional or spec.name in optional) for spec in self.inputs)
+        return replace(self, inputs=inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +52,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ModelIndex:
-    """One version of a model.
+    """One version of a model. `state` is READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN, or ON_DEMAND if a
+    request loads the version; empty if the version was never loaded.
 
-    `state` is READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN, or empty if never loaded.
-
-    Only Backline reports the fields after `reason`. `ready`: the version answers requests; `default`: it
-    serves requests without a version; `labels`: those that point to it; `memory_bytes`: its size in memory
-    (0 if unknown); `progress`: set during a load.
+    Only Backline reports the fields after `reason`. `ready` means that the version serves requests, `default`
+    that it serves requests without a version. `labels` are the labels that point to it, `memory_bytes` is its
+    size in memory (0 if unknown), and `progress` is set during a load.
     """
 
     name: str
@@ -61,13 +71,18 @@ class ModelIndex:
     progress: Progress | None = None
 
 
+def answers(state: str) -> bool:
+    """Whether a version in this state answers requests, for servers whose index has only the state."""
+    return state in ("READY", "ON_DEMAND")
+
+
 class _Listing(msgspec.Struct):
     models: list[str]
     versions: list[ModelIndex]
 
 
 def read_listing(body: bytes) -> list[ModelIndex] | None:
-    """The versions in an answer to GET /v2/models, sorted by model; None if the answer is not Backline's."""
+    """The versions in an answer to GET /v2/models, sorted by model; None for servers other than Backline."""
     try:
         found = msgspec.json.decode(body, type=_Listing)
     except (msgspec.DecodeError, UnicodeDecodeError):

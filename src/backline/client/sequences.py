@@ -42,12 +42,12 @@ class _Progress:
         self._ended = self._ended or end
 
     def _closing(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The inputs and options of a call that ends the sequence; None when none is needed."""
+        """The inputs and options of a call that ends the sequence; None if no such call is needed."""
         return self._last if self._begun and not self._ended else None
 
 
 class AsyncSequence(_Progress):
-    """Called like its model, one call at a time, with `end=True` on the last call if it is known.
+    """A sequence is called like its model, one call at a time; pass `end=True` with the last call, if known.
 
     Leaving the `async with` block ends a sequence that no call has ended: it sends the last inputs again,
     marked as the end, and drops the result. A failed call does not advance the sequence.

@@ -37,7 +37,7 @@ class Client:
         self._loop: Runner = background_loop()
         self._client = AsyncClient(url, options)
         if self._client.address.protocol == "inproc":
-            self._loop.run(self._client.transport())  # load now, not during the first request
+            self._loop.run(self._client.transport())  # loads the models now, not with the first request
 
     @classmethod
     def over(cls, client: AsyncClient, loop: Runner) -> Self:
@@ -53,7 +53,7 @@ class Client:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> Model:
-        """A model at `version`, or at the version the server chooses. Sends nothing."""
+        """A model, by default in the version that the server picks. An empty name is refused."""
         return Model(self, self._client.model(name, version))
 
     def live(self, timeout: float | None = None) -> bool:
@@ -65,7 +65,7 @@ class Client:
         return self._loop.run(self._client.ready(timeout))
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Waits for a ready server, even if not started yet. Raises DeadlineExceeded with the last reason."""
+        """Waits until the server has started and is ready. Raises DeadlineExceeded with the last reason."""
         self._loop.run(self._client.wait_ready(timeout))
 
     def metadata(self, timeout: float | None = None) -> ServerMetadata:
@@ -73,11 +73,11 @@ class Client:
         return self._loop.run(self._client.metadata(timeout))
 
     def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """All models and versions the server knows, with state, reason, labels, memory and load progress."""
+        """All models and versions that the server knows: state, reason, labels, memory and load progress."""
         return self._loop.run(self._client.models(timeout))
 
     def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The counters of all models, in the statistics extension's form; durations are in nanoseconds."""
+        """The counters of all models, as in Triton's statistics extension; durations are in nanoseconds."""
         return self._loop.run(self._client.statistics(timeout))
 
     def load(
@@ -89,14 +89,7 @@ class Client:
         files: Mapping[str, bytes | Path] | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Loads a model, or one version of it, and returns when it is ready.
-
-        A version whose files changed is reloaded; the old one serves until the new one is ready.
-
-        `config` (a mapping or its JSON, with the names of config.pbtxt) replaces the repository's
-        configuration, and `files` ({"1/model.onnx": bytes or a pathlib.Path}) its files. If the load fails,
-        the versions in service stay, and the reason is raised. After DeadlineExceeded the load continues.
-        """
+        """Loads a model, or one version of it, and returns when it is ready; see AsyncClient.load."""
         self._loop.run(self._client.load(name, version, config=config, files=files, timeout=timeout))
 
     def unload(
@@ -123,7 +116,7 @@ class Client:
         expected: str | int | None = None,
         timeout: float | None = None,
     ) -> Change:
-        """Points a label to a version. `expected`: the version it must point to now ("" for a new label)."""
+        """Points a label to a version; with `expected`, only if it points to that one ("" if it is new)."""
         return self._loop.run(
             self._client.set_label(name, label, version, expected=expected, timeout=timeout)
         )
@@ -146,7 +139,10 @@ class Client:
         return self._loop.run(self._client.promote(name, version, expected=expected, timeout=timeout))
 
     def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
-        """Points a label back to the version it had before its last move."""
+        """Points a label back to the version it had before its last move.
+
+        A second rollback goes back one move further.
+        """
         return self._loop.run(self._client.rollback(name, label, timeout))
 
     def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
@@ -154,7 +150,7 @@ class Client:
         return self._loop.run(self._client.history(name, limit, timeout))
 
     def refresh(self, timeout: float | None = None) -> None:
-        """Makes the server scan its repositories; returns when everything found is served or has failed."""
+        """Makes the server scan its repositories; returns once all models found serve or have failed."""
         self._loop.run(self._client.refresh(timeout))
 
     def close(self) -> None:
@@ -194,10 +190,9 @@ class Model:
     ) -> InferResult:
         """Runs the model.
 
-        Inputs are positional, by name, or one mapping (when an input shares its name with an option).
-
+        Pass inputs by position, by name, or as one mapping, for inputs that share a name with an option.
         `outputs` names the outputs to return, by default all. Shapes are those of the model's metadata,
-        including the batch dimension. The timeout in seconds covers everything, connecting included. Raises
+        including the batch dimension. The timeout, in seconds, covers everything, even connecting. Raises
         BacklineError.
         """
         call = self._model(
@@ -256,7 +251,7 @@ class Model:
         return self._loop.run(self._model.config(timeout))
 
     def ready(self, timeout: float | None = None) -> bool:
-        """Whether the model can answer."""
+        """Whether the model can serve."""
         return self._loop.run(self._model.ready(timeout))
 
     def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:

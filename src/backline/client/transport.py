@@ -15,7 +15,9 @@ from backline.engine.values.tensor import Tensor
 
 @dataclass(frozen=True, slots=True)
 class InferCall:
-    """One request; `timeout` is in seconds, `outputs` None means all, `version` "" the server's choice."""
+    """One request. `timeout` is in seconds, `outputs` is None for all outputs, and `version` is empty if the
+    server chooses the version.
+    """
 
     model: str
     inputs: tuple[Tensor, ...]
@@ -27,11 +29,8 @@ class InferCall:
 
 
 class Transport(ABC):
-    """One way to reach one server.
-
-    Every method raises BacklineError, such as DeadlineExceeded after `timeout` seconds.
-
-    A transport belongs to the event loop on which it is opened.
+    """One way to reach one server. It belongs to the event loop on which it is opened. Every method may raise
+    a BacklineError, such as DeadlineExceeded after `timeout` seconds.
     """
 
     async def open(self) -> None:  # noqa: B027 - most transports connect with the first request
@@ -51,11 +50,11 @@ class Transport(ABC):
 
     @abstractmethod
     def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
-        """A model's responses; `call.timeout` limits the wait for each, and closing the generator cancels."""
+        """Yields a model's responses, each within `call.timeout`. Closing the generator cancels the call."""
 
     @abstractmethod
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
-        """Encodes a call once, and returns what sends it; answers are checked for errors but not decoded."""
+        """Encodes a call once and returns a function that sends it, without decoding the response."""
 
     @abstractmethod
     async def server_live(self, timeout: float) -> bool: ...
@@ -78,7 +77,7 @@ class Transport(ABC):
 
     @abstractmethod
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
-        """The `model_stats` of the statistics extension, one per version; an empty name means all models."""
+        """The `model_stats` of Triton's statistics extension, one per version; "" means all models."""
 
     @abstractmethod
     async def repository_index(self, timeout: float) -> list[ModelIndex]:

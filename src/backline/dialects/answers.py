@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from backline.access.gate import CHALLENGE
 from backline.access.scope import Scope
 from backline.dialects.documents import read_message
 from backline.engine.errors import BacklineError, Internal, Unavailable
@@ -32,11 +33,14 @@ def respond_encoded(request: HttpRequest, document: bytes, status: int = 200) ->
 
 
 def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = ()) -> None:
-    """Responds with the error's status and {"error": message}; with Retry-After where a retry makes sense."""
-    answer = [*_JSON_FIELDS, *fields]
-    if error.retry_after is not None:
-        answer.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after))))
+    """Responds with the error's status and {"error": message}."""
+    answer = [*_JSON_FIELDS, *fields, *retry_fields(error), *(CHALLENGE if error.http_status == 401 else ())]
     request.respond(error.http_status, answer, [error_body(error.public_message)])
+
+
+def retry_fields(error: BacklineError) -> Fields:
+    """The Retry-After field where a retry makes sense; otherwise no field."""
+    return () if error.retry_after is None else [(b"retry-after", b"%d" % max(1, ceil(error.retry_after)))]
 
 
 def error_body(message: str) -> bytes:
@@ -49,11 +53,10 @@ def render_error(_: int, message: str) -> tuple[bytes, bytes]:
 
 
 def hidden_error(what: str, cause: BaseException) -> BacklineError:
-    """The error that a client sees in place of an unexpected exception, which goes to the log with its
-    traceback.
+    """Logs an unexpected exception with its traceback; returns the error that the client sees instead.
 
-    Running out of memory is not a bug at the line that failed: it is logged without a traceback and can be
-    retried.
+    Running out of memory is no bug of the line that failed: it is logged without a traceback, and the client
+    may try again.
     """
     if isinstance(cause, MemoryError):
         _log.error("out of memory in %s", what)
@@ -67,15 +70,11 @@ UnaryHandler = Callable[[UnaryCall, Buffer], None]
 
 
 def fail_call(call: UnaryCall, error: BacklineError) -> None:
-    """Ends a call with an error. Where a retry makes sense, the trailer tells retrying gRPC clients when."""
-    if error.retry_after is None:
-        call.fail(error.grpc_code, error.public_message)
-    else:
-        call.fail(
-            error.grpc_code,
-            error.public_message,
-            ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),),
-        )
+    """Ends a call with an error. Where a retry makes sense, a trailer tells the client how long to wait."""
+    trailers: Fields = ()
+    if error.retry_after is not None:
+        trailers = ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),)
+    call.fail(error.grpc_code, error.public_message, trailers)
 
 
 def guarded(handler: UnaryHandler) -> UnaryHandler:
@@ -102,7 +101,7 @@ def unary_method(
     answer: Callable[[Any], Any],
     when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None,
 ) -> UnaryMethod:
-    """A method with this protobuf descriptor; `answer` maps a request message to the response's fields.
+    """The method with the protobuf descriptor `method`. `answer` maps a request to the response's fields.
 
     `when(asked, call, reply)` calls `reply` once `answer` may be called; by default that is immediately.
     """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
+from backline.access.access import Access
 from backline.access.browsers import BrowserPolicy
-from backline.access.gate import CrossOrigin, ScopeGate
+from backline.access.gate import CrossOrigin, ScopeGate, Target
+from backline.access.identity import ANY_MODEL
 from backline.access.scope import Scope
 from backline.dialects import standard_services
-from backline.dialects.answers import hidden_error, render_error, respond_error, respond_json
+from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error, respond_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
 from backline.dialects.open_inference.rest.service import RestService
@@ -20,7 +23,16 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
 from backline.observe.recording import Recorder
 from backline.version import __version__
-from backline.wire.application import Application, Buffer, HttpRequest
+from backline.wire.application import (
+    Application,
+    Buffer,
+    HttpRequest,
+    RpcError,
+    StreamCall,
+    StreamMethod,
+    UnaryCall,
+    UnaryMethod,
+)
 
 #: Returns the content type of the metrics and their text, in pieces.
 Page: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[bytes, Sequence[Buffer]]]]
@@ -35,12 +47,13 @@ def build_application(
     recorder: Recorder | None = None,
     not_ready_status: int = Unavailable.http_status,
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
+    access: Access | None = None,
 ) -> Application:
-    """The application of an engine; with a `recorder` it can record requests.
+    """The application that serves an engine. With a `recorder`, clients can record requests.
 
     `metrics` produces the response to GET /metrics, on every port. `not_ready_status` is the HTTP status of a
     failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
-    may do.
+    may do, and `access` what each caller may do; without it, every caller may do everything.
     """
     router = Router()
     deferred = DeferredAnswers(engine)
@@ -56,22 +69,26 @@ def build_application(
         **HealthService(engine, services).methods(),
         **ReflectionService(services).methods(),
     }
-    http = _HttpHandler(router)
+    targets = {path: _target(method) for path, method in rpc.items()}
 
-    def scope_of(method: bytes, path: bytes) -> Scope | None:
-        called = rpc.get(path)
-        return router.scope(method, path) if called is None else Scope(called.scope)
+    def target_of(method: bytes, path: bytes) -> Target | None:
+        return targets.get(path) or router.target(method, path)
+
+    http: Callable[[HttpRequest], None] = _HttpHandler(router)
+    if access is not None:
+        http = _IdentifyingHandler(router, access)
+        rpc = {path: _identifying(method, access) for path, method in rpc.items()}
 
     return Application(
         http=CrossOrigin(http, browsers.origins) if browsers.origins else http,
         rpc=rpc,
         render_error=render_error,
-        gate=ScopeGate(browsers, scope_of),
+        gate=ScopeGate(browsers, target_of, access),
         is_vital=_is_vital,
     )
 
 
-#: Paths that are served under any load, because orchestrators and load balancers must not take load for
+#: Paths that are served under any load, so that orchestrators and load balancers do not mistake load for
 #: failure.
 _VITAL = frozenset(
     (
@@ -85,7 +102,6 @@ _VITAL = frozenset(
 
 
 def _is_vital(path: bytes) -> bool:
-    """Whether a path belongs to a health check or the metrics."""
     return path in _VITAL or (path.startswith(b"/v2/models/") and path.endswith(b"/ready"))
 
 
@@ -106,6 +122,68 @@ class _HttpHandler:
         except Exception as error:
             request.on_abandon = None
             respond_error(request, hidden_error("an HTTP request", error))
+
+
+class _IdentifyingHandler(_HttpHandler):
+    """Also checks who sends each request: the gate may have decided for an earlier one with equal fields."""
+
+    def __init__(self, router: Router, access: Access) -> None:
+        super().__init__(router)
+        self._target = router.target
+        self._identify = access.identify
+
+    def __call__(self, request: HttpRequest) -> None:
+        target = self._target(request.method, request.path)
+        if target is not None:
+            try:
+                request.identity = self._identify(request.headers)
+                request.identity.require(target.scope, target.model)
+            except BacklineError as error:
+                respond_error(request, error)
+                return
+        super().__call__(request)
+
+
+def _target(method: UnaryMethod | StreamMethod) -> Target:
+    """What a gRPC method is about, as far as its path tells."""
+    scope = Scope(method.scope)
+    named = scope is Scope.INFER or (isinstance(method, UnaryMethod) and method.model_of is not None)
+    return Target(scope, ANY_MODEL if named else None)
+
+
+def _identifying(method: UnaryMethod | StreamMethod, access: Access) -> UnaryMethod | StreamMethod:
+    """A method that also checks who calls. Messages of inference are checked as they are read."""
+    if isinstance(method, UnaryMethod):
+        return _identifying_unary(method, access)
+    scope, model = _target(method)
+    handler = method.handler
+
+    async def serve(call: StreamCall) -> None:
+        try:
+            call.identity = access.identify(call.metadata)
+            call.identity.require(scope, model)
+        except BacklineError as error:
+            raise RpcError(error.grpc_code, error.public_message) from None
+        await handler(call)
+
+    return replace(method, handler=serve)
+
+
+def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
+    identify = access.identify
+    scope, model = _target(method)
+    handler, model_of = method.handler, method.model_of
+
+    def handle(call: UnaryCall, received: Buffer) -> None:
+        try:
+            identity = call.identity = identify(call.metadata)
+            identity.require(scope, model if model_of is None else model_of(received) or None)
+        except BacklineError as error:
+            fail_call(call, error)
+        else:
+            handler(call, received)
+
+    return replace(method, handler=handle)
 
 
 def _metrics_page(page: Page, deferred: DeferredAnswers) -> Handler:

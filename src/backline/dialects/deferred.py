@@ -32,7 +32,7 @@ class DeferredAnswers:
         work: Coroutine[Any, Any, Result],
         then: Callable[[Result], None],
     ) -> None:
-        """Runs `work` and passes its result to `then`, which responds; an error of either is the response."""
+        """Runs `work` and passes its result to `then`, which responds. If either fails, sends the error."""
         task = asyncio.get_running_loop().create_task(_run(caller, work, then))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -40,7 +40,7 @@ class DeferredAnswers:
     def when_known(
         self, name: str, version: str, caller: HttpRequest | UnaryCall, answer: Callable[[], None]
     ) -> None:
-        """Calls `answer` now, or once an on-demand version whose inputs are not known yet is loaded.
+        """Calls `answer` at once or, if the inputs of an on-demand version are unknown, after its load.
 
         Raises NotFound, or Unavailable when the version is not ready.
         """
@@ -78,10 +78,7 @@ def control_of(engine: Engine, what: str) -> Control:
 
 
 def caller_name(peer: str, fields: Mapping[bytes, bytes]) -> str:
-    """The caller for the audit log: "ada@laptop (10.0.0.7)", or only the address.
-
-    The name is not verified.
-    """
+    """The caller for the audit log, such as "ada@laptop (10.0.0.7)". The user's name is not verified."""
     given = fields.get(USER, b"")[: 4 * _LONGEST_USER].decode(errors="replace")
     user = "".join(character if character.isprintable() else "?" for character in given).strip()[
         :_LONGEST_USER

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -12,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from backline.dialects.json_scan import check_document
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 from backline.engine.values.tensor import Buffer
 from backline.protos import message
 
@@ -22,7 +22,7 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -> Document:
     """The JSON object in a body; an empty body is an empty object. Raises InvalidArgument.
 
-    A `bounded` document is decoded on the event loop: it raises PayloadTooLarge above MAX_DOCUMENT bytes.
+    A `bounded` document is decoded on the event loop, so more than MAX_DOCUMENT bytes raise PayloadTooLarge.
     """
     if bounded:
         check_document(body)
@@ -63,12 +63,9 @@ def read_message(name: str, received: Buffer) -> Any:
 
 def suggestion(name: str, known: tuple[str, ...]) -> str:
     """A hint after an unknown name: the closest known name, or all of them."""
-    near = get_close_matches(name, known, 1)
-    return (
-        f"Did you mean '{near[0]}'?"
-        if near
-        else f"Expected {' or '.join(repr(one) for one in known) or 'nothing'}."
-    )
+    if near := nearest(name, known, 1):
+        return f"Did you mean '{near[0]}'?"
+    return f"Expected {' or '.join(repr(one) for one in known) or 'nothing'}."
 
 
 def _explain(kind: type[msgspec.Struct], text: str) -> str:

@@ -6,15 +6,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from math import ceil
 from typing import Any
 
-from backline.dialects.answers import error_body, hidden_error, respond_error
+from backline.dialects.answers import error_body, hidden_error, respond_error, retry_fields
 from backline.dialects.off_loop import PIECE, OffLoop
 from backline.engine.errors import BacklineError
 from backline.engine.responses import Responses
 from backline.engine.values.messages import InferResponse
-from backline.wire.application import Fields, HttpRequest, ResponseStream
+from backline.wire.application import HttpRequest, ResponseStream
 
 EVENT_STREAM: tuple[bytes, bytes] = (b"content-type", b"text/event-stream; charset=utf-8")
 #: Encodes a response as JSON. Raises BacklineError.
@@ -35,10 +34,9 @@ class EventStreams:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, request: HttpRequest, model: str, responses: Responses, encode: Encode) -> None:
-        """Sends an event per response. A disconnect cancels the request; a client that does not read makes
-        the model wait.
+        """Sends an event per response; an error after the first response is the last event.
 
-        The first response decides the status; a later error is sent as the last event, {"error": message}.
+        If the client disconnects, the request is cancelled; while the client does not read, the model waits.
         """
         self.run(request, model, responses, _send(request, model, responses, encode, self._off_loop))
 
@@ -96,7 +94,6 @@ async def _send(
 
 
 def _begin(request: HttpRequest, error: BacklineError | None) -> ResponseStream:
-    fields: Fields = (EVENT_STREAM,)
-    if error is not None and error.retry_after is not None:
-        fields = (EVENT_STREAM, (b"retry-after", b"%d" % max(1, ceil(error.retry_after))))
-    return request.stream(200 if error is None else error.http_status, fields)
+    if error is None:
+        return request.stream(200, [EVENT_STREAM])
+    return request.stream(error.http_status, [EVENT_STREAM, *retry_fields(error)])

@@ -13,6 +13,7 @@ from functools import partial
 from time import monotonic, monotonic_ns
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+from backline.access.scope import Scope
 from backline.dialects.answers import fail_call, hidden_error, respond_error
 from backline.dialects.off_loop import LargeRequest, OffLoop
 from backline.engine.engine import Engine
@@ -43,7 +44,7 @@ class RequestPlan(Protocol):
     def request(
         self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
     ) -> InferRequest:
-        """The request. A plan that holds the model name itself ignores `model` and `version`."""
+        """Builds the request. A plan that names its model ignores `model` and `version`."""
 
     def is_large(self, response: InferResponse) -> bool:
         """Whether writing this response takes too long for the event loop."""
@@ -66,9 +67,9 @@ class ReadRequest(Protocol[Plan_co]):
     def __call__(
         self, received: Buffer, fields: Mapping[bytes, bytes], model: str, version: str, on_loop: bool, /
     ) -> tuple[Plan_co, str, dict[str, Tensor]]:
-        """`model` and `version` come from the URL, empty in gRPC; `fields` are header fields or metadata.
+        """`model` and `version` come from the URL; in gRPC they are empty. `fields` are headers or metadata.
 
-        Raises BacklineError; LargeRequest if called `on_loop` for a request that takes too long there.
+        Raises BacklineError, or LargeRequest if called `on_loop` and reading takes too long there.
         """
 
 
@@ -83,17 +84,10 @@ class Carrier(Generic[Caller, Written]):
     fail: Callable[[Caller, BacklineError], None]
 
 
-def _reply_to_request(request: HttpRequest, written: HttpBody) -> None:
-    fields, body = written
-    request.respond(200, fields, body)
-
-
-def _reply_to_call(call: UnaryCall, message: Buffer) -> None:
-    call.reply(message)
-
-
-HTTP: Carrier[HttpRequest, HttpBody] = Carrier("HTTP", False, _reply_to_request, respond_error)
-GRPC: Carrier[UnaryCall, Buffer] = Carrier("GRPC", True, _reply_to_call, fail_call)
+HTTP: Carrier[HttpRequest, HttpBody] = Carrier(
+    "HTTP", False, lambda request, written: request.respond(200, written[0], written[1]), respond_error
+)
+GRPC: Carrier[UnaryCall, Buffer] = Carrier("GRPC", True, lambda call, message: call.reply(message), fail_call)
 
 
 class RequestIntake(Generic[Caller, Plan]):
@@ -145,6 +139,8 @@ class RequestIntake(Generic[Caller, Plan]):
             request, deadline = plan.request(model, version, id, inputs, deadline), None
         else:
             request = plan.request(model, version, id, inputs, None)
+        if caller.identity is not None:
+            caller.identity.require(Scope.INFER, request.model_name)
         trace = (
             trace_arrival(self._engine, self._protocol, request.model_name, fields, began) if began else None
         )
@@ -168,6 +164,8 @@ class RequestIntake(Generic[Caller, Plan]):
                 raise
             ends_at_deadline = self._ends_at_deadline
             request = plan.request(model, version, id, inputs, deadline if ends_at_deadline else None)
+            if caller.identity is not None:
+                caller.identity.require(Scope.INFER, request.model_name)
             trace = trace_arrival(self._engine, self._protocol, request.model_name, fields, began)
             self._then(caller, None if ends_at_deadline else deadline, trace, request, plan)
         except BacklineError as error:
@@ -198,16 +196,11 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         self._write = write
         self._off_loop = off_loop
         self._decoupled = decoupled
-        #: Takes a request, see RequestIntake.take.
+        #: Reads and submits a request; see RequestIntake.take.
         self.take = RequestIntake(engine, carrier, read, self._submit, off_loop).take
 
     def _submit(
-        self,
-        caller: Caller,
-        deadline: float | None,
-        trace: Trace | None,
-        request: InferRequest,
-        plan: Plan,
+        self, caller: Caller, deadline: float | None, trace: Trace | None, request: InferRequest, plan: Plan
     ) -> None:
         ticket = Ticket(request, self._complete, context=(caller, plan), trace=trace)
         caller.on_abandon = partial(cancel, ticket)

@@ -15,10 +15,7 @@ _MAX_DIMENSION = 2**63 - 1
 
 
 class InputPlan:
-    """An input's name, datatype and shape.
-
-    `size` is its length in binary form in bytes; -1 for BYTES, whose length varies.
-    """
+    """An input's name, datatype and shape; `size` is its binary length in bytes, -1 for BYTES (variable)."""
 
     __slots__ = ("count", "datatype", "dtype", "name", "shape", "size")
 
@@ -34,7 +31,7 @@ class InputPlan:
         self.size = -1 if self.datatype is DataType.BYTES else self.count * self.datatype.itemsize
 
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
-        """The tensor in `buffer[start:end]`, as a view. The caller has checked the length against `size`."""
+        """The tensor in `buffer[start:end]`, as a view. The caller must check the length against `size`."""
         if self.size > 0:
             return Tensor(
                 self.name,

@@ -1,8 +1,8 @@
 """Counting in JSON without decoding it, to bound the cost of decoding.
 
-Decoding holds the interpreter's lock until it is done, on whichever thread, and a key of five bytes becomes
-Python objects of a hundred. What a client may send by the million is counted here first, in steps between
-which the event loop can run.
+Decoding holds the interpreter's lock until it is done, even on another thread, and a key of five bytes
+becomes Python objects of a hundred bytes. So the keys and elements, which a client can send by the million,
+are counted first, in steps between which the event loop can run.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-#: The most bytes of JSON, BYTES tensors or protobuf fields decoded on the event loop: a hostile request
-#: blocks it for less than 5 ms. Anything larger is decoded on a thread, in steps between which the loop can
-#: run.
+#: The most bytes of JSON, BYTES tensors or protobuf fields decoded on the event loop: even a hostile request
+#: of this size blocks the loop for less than 5 ms. Anything larger is decoded on a thread, in steps between
+#: which the loop can run.
 LARGE = 64 * 1024
 #: The most elements of a tensor encoded as JSON or BYTES on the event loop; a thread encodes larger ones in
 #: pieces of this size.
@@ -22,7 +22,7 @@ class LargeRequest(Exception):
 
 
 class OffLoop:
-    """One thread, so that only one request at a time takes the memory that such work needs."""
+    """Runs work on one thread, so that only one request at a time takes the memory for it."""
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
@@ -32,7 +32,6 @@ class OffLoop:
         self.submit(work).add_done_callback(done)
 
     def submit(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
-        """Runs `work` on the thread."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="json")
         return asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
+from backline.access.gate import Target
 from backline.access.scope import Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
+from backline.engine.spelling import nearest
 from backline.memo import Memo
 from backline.wire.application import HttpRequest
 
@@ -37,9 +38,9 @@ class _Route(NamedTuple):
 
 
 class _Methods(dict[bytes, Handler]):
-    """The handlers of a path by method, with their scopes."""
+    """The handlers of a path by method, with what they are about."""
 
-    scopes: Mapping[bytes, Scope] = {}
+    targets: Mapping[bytes, Target] = {}
 
 
 class Router:
@@ -55,11 +56,10 @@ class Router:
     def add(
         self, scope: Scope, method: str, pattern: str, handler: Callable[..., None], *further: str
     ) -> None:
-        """Routes `method` on `pattern` to `handler(*names, *further, request)`, with the names
-        percent-decoded.
+        """Routes `method` on `pattern` to `handler(*names, *further, request)`.
 
-        `scope` is what the route lets a caller do; whether a caller may do it is up to the gate, not the
-        router. Raises ValueError for a route that is already taken.
+        `names` are the percent-decoded segments at each `{}`. `scope` is what the route lets a caller do; the
+        gate, not the router, checks it. Raises ValueError for a route that is already taken.
         """
         segments = tuple(pattern.strip("/").split("/"))
         methods = self._patterns.setdefault(segments, {})
@@ -69,10 +69,7 @@ class Router:
             methods[name] = _Route(scope, handler, further)
 
     def resolve(self, request: HttpRequest) -> Handler:
-        """The handler of a request.
-
-        Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path.
-        """
+        """A request's handler. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
         methods = self._resolved.get(request.path)
         if methods is None:
             methods = self._resolve(request.method, request.path)
@@ -81,38 +78,33 @@ class Router:
             handler = self._other_method(request, methods)
         return handler
 
-    def scope(self, method: bytes, path: bytes) -> Scope | None:
-        """The scope that a request needs; None if no handler takes it."""
+    def target(self, method: bytes, path: bytes) -> Target | None:
+        """What a request is about; None if no handler takes it."""
         try:
             methods = self._resolved.get(path) or self._resolve(method, path)
         except BacklineError:
             return None
-        return methods.scopes.get(method)
+        return methods.targets.get(method)
 
     def _resolve(self, method: bytes, path: bytes) -> _Methods:
         if path == b"*":
             return _Methods()
         segments = _segments(path)
         for pattern, methods in self._patterns.items():
-            if len(pattern) == len(segments):
-                names = [
-                    segment for expected, segment in zip(pattern, segments, strict=True) if expected == "{}"
-                ]
-                if all(
-                    expected in ("{}", segment) for expected, segment in zip(pattern, segments, strict=True)
-                ) and all(names):
-                    bound = _Methods(
-                        (name, partial(route.handler, *names, *route.further))
-                        for name, route in methods.items()
-                    )
-                    bound.scopes = {name: route.scope for name, route in methods.items()}
-                    self._remember(bytes(path), bound)
-                    return bound
+            if len(pattern) != len(segments):
+                continue
+            pairs = list(zip(pattern, segments, strict=True))
+            names = [segment for expected, segment in pairs if expected == "{}"]
+            if all(names) and all(expected in ("{}", segment) for expected, segment in pairs):
+                bound = _Methods(
+                    (name, partial(route.handler, *names, *route.further)) for name, route in methods.items()
+                )
+                model = _model(pattern, segments)
+                bound.targets = {name: Target(route.scope, model) for name, route in methods.items()}
+                if len(path) <= _MAX_REMEMBERED_SIZE:
+                    self._resolved.keep(bytes(path), bound)
+                return bound
         raise NotFound(self._not_found(method, segments))
-
-    def _remember(self, path: bytes, bound: _Methods) -> None:
-        if len(path) <= _MAX_REMEMBERED_SIZE:
-            self._resolved.keep(path, bound)
 
     def _other_method(self, request: HttpRequest, methods: dict[bytes, Handler]) -> Handler:
         allow = b", ".join(
@@ -125,18 +117,51 @@ class Router:
         raise MethodNotAllowed(f"Method Not Allowed: {method} {path} (allowed: {allow.decode()})", allow)
 
     def _not_found(self, method: bytes, segments: list[str]) -> str:
+        """The error text, with the nearest route that takes this method."""
         asked = "/" + "/".join(segments)
         text = f"Not Found: {method[:32].decode('latin-1')} {asked[:256]}"
-        candidates = []
-        for pattern in self._patterns:
-            if len(pattern) == len(segments):
-                filled = [
-                    segment if expected == "{}" else expected
-                    for expected, segment in zip(pattern, segments, strict=True)
-                ]
-                candidates.append("/" + "/".join(filled))
-        near = get_close_matches(asked, candidates, n=1, cutoff=0.8) if len(asked) <= 256 else []
+        if segments[:2] == ["v1", "models"] and len(segments) > 2:
+            return f"{text}. {_instead_of_v1(segments[2:])}"
+        # Names of models may be long and resemble anything: only the fixed segments are compared.
+        routes: dict[str, str] = {}
+        for pattern, methods in self._patterns.items():
+            if len(pattern) != len(segments) or method not in methods:
+                continue
+            pairs = list(zip(pattern, segments, strict=True))
+            fixed = "/".join(segment for expected, segment in pairs if expected != "{}")
+            if nearest(fixed, ["/".join(part for part in pattern if part != "{}")], 1, 0.8, whole=True):
+                filled = "/" + "/".join(
+                    segment if expected == "{}" else expected for expected, segment in pairs
+                )
+                routes[filled] = filled
+        near = nearest(asked, routes, whole=True) if len(asked) <= 256 else []
         return f"{text} (did you mean {near[0]}?)" if near else text
+
+
+def _model(pattern: tuple[str, ...], segments: list[str]) -> str | None:
+    """The name of the model in a path: the variable segment that follows "models"."""
+    for before, expected, segment in zip(pattern, pattern[1:], segments[1:], strict=False):
+        if before == "models" and expected == "{}":
+            return segment
+    return None
+
+
+def _instead_of_v1(segments: list[str]) -> str:
+    """What to request instead of a route of TensorFlow Serving, given its segments after /v1/models."""
+    model, *more = (segment.partition(":")[0] for segment in segments)
+    route = f"/v2/models/{model}"
+    if len(more) > 1 and more[0] in {"versions", "labels"}:
+        route += f"/versions/{more[1]}"
+    if ":" in segments[-1]:
+        instead = f"inference is POST {route}/infer"
+    elif segments[-1] == "metadata":
+        instead = f"metadata is GET {route}"
+    else:
+        instead = f"the state of a model is GET {route}/ready"
+    return (
+        "The REST protocol of TensorFlow Serving (v1 of KServe) is not served;"
+        f" in the Open Inference Protocol, {instead}"
+    )
 
 
 def _segments(path: bytes) -> list[str]:

@@ -36,8 +36,8 @@ class HealthService:
 
     def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
         return {
-            f"/{HEALTH}/Check".encode(): UnaryMethod(guarded(self._check), Scope.READ),
-            f"/{HEALTH}/Watch".encode(): StreamMethod(self._watch, Scope.READ),
+            f"/{HEALTH}/Check".encode(): UnaryMethod(guarded(self._check), Scope.HEALTH),
+            f"/{HEALTH}/Watch".encode(): StreamMethod(self._watch, Scope.HEALTH),
         }
 
     def _check(self, call: UnaryCall, received: Buffer) -> None:

@@ -29,15 +29,13 @@ class Embedded:
         model_name: str = "",
         exit_on_error: bool = False,
     ) -> None:
-        """`repositories` are paths or URLs. Raises BacklineError if one is invalid, or if state on
-        disk is damaged.
-        """
+        """`repositories` are paths or URLs. Raises BacklineError if one or the stored state is invalid."""
         self.engine = Engine()
         self._exit_on_error = exit_on_error
         options = options or LifecycleOptions()
         configs = ConfigFiles(config_name, complete=options.complete_configs)
         cache = options.cache_folder or user_cache()
-        # A folder given twice, perhaps under different names, is one repository.
+        # A folder given twice, perhaps in different spellings, is one repository.
         locations = {_same(location): str(location) for location in reversed(repositories)}
         if model_name and len(locations) > 1:
             raise InvalidArgument(
@@ -56,17 +54,13 @@ class Embedded:
         return self._lifecycle.state_folder
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Loads the models that the options ask for. One that fails to load is UNAVAILABLE, with the reason.
+        """Loads the models that the options ask for. A model that fails is UNAVAILABLE, with the reason.
 
         Raises BacklineError if a repository cannot be read, or, with `exit_on_error`, if a model fails.
         """
         await self._lifecycle.start(on_event)
         if self._exit_on_error:
-            failed = [
-                model
-                for model in self.engine.models()
-                if model.state is ModelState.UNAVAILABLE and not model.on_demand
-            ]
+            failed = [model for model in self.engine.models() if model.state is ModelState.UNAVAILABLE]
             if failed:
                 reasons = "".join(
                     f"\n  {model.name} version {model.version}: {model.reason}" for model in failed

@@ -1,6 +1,4 @@
-"""The client's transport for inproc URLs: the engine runs inside the client's program, and gets tensors
-without a copy.
-"""
+"""The client's transport for inproc URLs: the engine runs in the client's program and shares its tensors."""
 
 from __future__ import annotations
 
@@ -65,7 +63,7 @@ class InprocTransport(Transport):
                 return await self._engine.infer(request)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"model '{call.model}' gave no answer within {call.timeout:.3g} s"
+                f"model '{call.model}' gave no response within {call.timeout:.3g} s"
             ) from None
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
@@ -140,7 +138,7 @@ class InprocControl(ModelControl):
         control = self._engine.control
         if control is None:
             raise Unsupported(
-                "the models of this repository cannot be changed: it was opened without a control"
+                "the models of this engine cannot be changed: it was created without a model control"
             )
         return control
 
@@ -189,6 +187,9 @@ def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
 async def _within(timeout: float, change: Coroutine[Any, Any, Result]) -> Result:
     """Waits for a change. Raises DeadlineExceeded after `timeout` seconds, without cancelling the change."""
     task = asyncio.ensure_future(change)
+    # If the change fails after its caller has left, nobody takes the error from the task; asyncio would report
+    # that. The lifecycle has logged the error.
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
     done, _ = await asyncio.wait((task,), timeout=timeout)
     if not done:
         raise DeadlineExceeded(f"the change was not done within {timeout:.3g} s")

@@ -18,7 +18,7 @@ class LogControl(Protocol):
     """
 
     def settings(self) -> Mapping[str, LogValue]:
-        """All settings, in the order above."""
+        """All settings, in the order given for this class."""
 
     def update(self, changes: Mapping[str, object]) -> None:
         """Changes some settings, all of them or none.
@@ -61,7 +61,7 @@ class LabelMove:
     not exist).
 
     "label" and "promote" point it to `version`, which is loaded first if necessary; "unlabel" removes it;
-    "rollback" points it back to where it pointed before its last move. The last two have no `version`.
+    "rollback" undoes its last move that has not been undone. The last two have no `version`.
     """
 
     action: Literal["label", "unlabel", "promote", "rollback"]

@@ -22,7 +22,11 @@ _MOST_SAMPLES: Final = 10_000
 
 @dataclass(slots=True)
 class Sample:
-    """The value of one label combination; for a histogram, its sum and buckets, the last one unbounded."""
+    """The value of one label combination; for a histogram, the sum of its observations.
+
+    `bounds` are a histogram's upper bounds, ascending; `counts` has the observations up to each bound, and
+    last those above all bounds.
+    """
 
     value: float = 0.0
     bounds: tuple[float, ...] = ()
@@ -64,7 +68,9 @@ class CustomMetrics:
             )
         family = self._families.setdefault(name, Family(name, kind, description))
         if family.kind != kind:
-            raise AlreadyExists(f"metric '{name}' is a {family.kind} already, not a {kind}")
+            raise AlreadyExists(
+                f"metric '{name}' is a {family.kind} already: choose another name for this {kind}"
+            )
         family.owners.add(owner)
 
     def forget(self, owner: object) -> None:
@@ -81,12 +87,15 @@ class CustomMetrics:
         """
         family = self._families.get(name)
         if family is None:
-            raise NotFound(f"metric '{name}' was not declared")
+            raise NotFound(f"metric '{name}' was not declared: declare it before its first value")
         key = tuple(sorted(labels.items()))
         found = family.samples.get(key)
         if found is None:
             if len(family.samples) >= _MOST_SAMPLES:
-                raise Unavailable(f"metric '{name}' has {_MOST_SAMPLES} combinations of labels, the maximum")
+                raise Unavailable(
+                    f"metric '{name}' has {_MOST_SAMPLES} combinations of labels, the maximum: use labels"
+                    " with fewer values"
+                )
             found = family.samples[key] = Sample(
                 bounds=tuple(bounds), counts=[0] * (len(bounds) + 1) if bounds else []
             )

@@ -92,14 +92,13 @@ class Engine:
             return routed
         version = request.model_version
         for model in self._leaving:
-            if (
-                model.name != request.model_name
-                or model.sequences is None
-                or not model.sequences.holds(request)
-            ):
-                continue
             # A label may point elsewhere by now, whereas an explicit version is meant literally.
-            if version in ("", model.version) or version in self._labels.get(model.name, {}):
+            if (
+                model.name == request.model_name
+                and model.sequences is not None
+                and model.sequences.holds(request)
+                and (version in ("", model.version) or version in self._labels.get(model.name, {}))
+            ):
                 return model
         return routed
 
@@ -142,9 +141,9 @@ class Engine:
         return responses
 
     def is_unknown(self, name: str, version: str = "") -> bool:
-        """Whether an on-demand version was never loaded, so that its inputs are unknown until `wake`.
+        """Whether a version is on demand and was never loaded, so that its inputs are unknown until `wake`.
 
-        Raises the errors of `find_ready`.
+        Raises NotFound, or Unavailable if the version is not ready.
         """
         model = self.find_ready(name, version)
         return model.on_demand and not model.signature.outputs
@@ -251,7 +250,7 @@ class Engine:
         versions[model.version] = model
 
     def declare(self, name: str) -> None:
-        """Adds a model by name, possibly without versions."""
+        """Makes the name of a model known, even if the model has no versions."""
         self._models.setdefault(name, {})
 
     def remove(self, model: Model) -> None:
@@ -271,7 +270,7 @@ class Engine:
         self._labels[name] = dict(labels)
 
     def refresh(self) -> None:
-        """Recomputes which version serves which name, after changes of states or labels.
+        """Recomputes which version serves which requests, after changes of states or labels.
 
         Requests without a version go to the version with the label STABLE if there is one, else to the
         newest.
@@ -312,7 +311,7 @@ class Engine:
         self._changed()
 
     def stopping(self) -> None:
-        """Makes the engine not ready, while requests in flight finish."""
+        """Marks the engine as not ready, because the server is stopping."""
         self._stopping = True
         self._changed()
 

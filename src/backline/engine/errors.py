@@ -3,6 +3,8 @@
 | class              | HTTP | gRPC                  | when                                                   |
 | ------------------ | ---- | --------------------- | ------------------------------------------------------ |
 | InvalidArgument    | 400  | 3 INVALID_ARGUMENT    | the request is malformed or does not fit the model     |
+| Unauthenticated    | 401  | 16 UNAUTHENTICATED    | credentials are missing, unknown or expired            |
+| Forbidden          | 403  | 7 PERMISSION_DENIED   | the caller may not do this                             |
 | NotFound           | 404  | 5 NOT_FOUND           | no such model, version, output or route                |
 | AlreadyExists      | 400  | 6 ALREADY_EXISTS      | what should be created exists already                  |
 | PayloadTooLarge    | 413  | 8 RESOURCE_EXHAUSTED  | the request exceeds a limit of the server              |
@@ -36,7 +38,7 @@ class BacklineError(Exception):
 
     @property
     def public_message(self) -> str:
-        """The message as clients see it; see private_places."""
+        """The message as clients see it, with the paths of the server's private folders replaced."""
         return for_clients(self.message)
 
     #: After how many seconds a retry makes sense; None if it does not.
@@ -46,6 +48,16 @@ class BacklineError(Exception):
 class InvalidArgument(BacklineError):
     http_status = 400
     grpc_code = 3
+
+
+class Unauthenticated(BacklineError):
+    http_status = 401
+    grpc_code = 16
+
+
+class Forbidden(BacklineError):
+    http_status = 403
+    grpc_code = 7
 
 
 class NotFound(BacklineError):

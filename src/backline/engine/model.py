@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -16,9 +16,13 @@ from backline.engine.values.signature import Signature
 
 
 class ModelState(Enum):
-    """The state of a model version, under the names that clients know."""
+    """The state of a model version, under the names that clients know.
+
+    They are Triton's, and ON_DEMAND for a version that is not loaded and whose first request loads it.
+    """
 
     UNKNOWN = "UNKNOWN"
+    ON_DEMAND = "ON_DEMAND"
     LOADING = "LOADING"
     READY = "READY"
     UNLOADING = "UNLOADING"
@@ -71,7 +75,8 @@ class Placement:
 class LoadProgress:
     """The progress of a load, which `began` at a time.monotonic().
 
-    `phase` is fetch, environment, load, probe or warm-up. In "environment" bytes are those of packages.
+    `phase` is fetch, environment, load, probe or warm-up. In the phase "environment", the bytes are those of
+    downloaded packages.
     """
 
     phase: str
@@ -80,74 +85,53 @@ class LoadProgress:
     bytes_total: int = 0
 
 
+@dataclass(slots=True, eq=False)
 class Model:
     """One version of one model.
 
-    `signature` has full shapes; `max_batch_size` is 0 if no dimension is a batch. An `on_demand` model is not
-    loaded, but its queue accepts requests, which wait for the load.
+    `signature` has full shapes; `max_batch_size` is 0 if there is no batch dimension. An `on_demand` model is
+    not loaded, but its queue accepts requests, which wait for the load.
     """
 
-    __slots__ = (
-        "backend",
-        "check",
-        "config",
-        "decoupled",
-        "max_batch_size",
-        "memory_bytes",
-        "name",
-        "on_demand",
-        "placement",
-        "platform",
-        "progress",
-        "queue",
-        "reason",
-        "recording",
-        "required",
-        "scheduling",
-        "sequences",
-        "signature",
-        "state",
-        "statistics",
-        "unready",
-        "version",
-        "wake",
-    )
+    name: str
+    version: str
+    config: ModelConfig
+    state: ModelState = ModelState.UNKNOWN
+    #: Why the version is in its state; may be empty.
+    reason: str = ""
+    #: Why the model declares itself not ready although it could respond; otherwise empty.
+    unready: str = ""
+    backend: str = ""
+    platform: str = ""
+    #: Whether a request may get any number of responses; unary calls are then refused.
+    decoupled: bool = False
+    signature: Signature = field(default_factory=lambda: Signature((), ()))
+    max_batch_size: int = 0
+    placement: Placement | None = None
+    #: How its requests are queued and joined, for people; empty if it was never loaded.
+    scheduling: str = ""
+    statistics: ModelStatistics = field(default_factory=ModelStatistics)
+    #: Checks a request. Raises InvalidArgument if it does not fit the model.
+    check: Callable[[Ticket], None] | None = None
+    queue: RequestQueue | None = None
+    #: Receives the accepted requests while they are recorded.
+    recording: Recording | None = None
+    #: The open sequences of a loaded model that has sequences; otherwise None.
+    sequences: OpenSequences | None = None
+    on_demand: bool = False
+    #: Loads an on-demand version without a request. Raises BacklineError with the reason.
+    wake: Callable[[], Awaitable[None]] | None = None
+    #: Whether the server needs this version to be ready. It does not if the version was unloaded, or if the
+    #: version's previous files still serve.
+    required: bool = True
+    progress: LoadProgress | None = None
+    #: Resident memory of the model, measured at load; 0 if it is not loaded.
+    memory_bytes: int = 0
 
-    def __init__(self, name: str, version: str, config: ModelConfig) -> None:
-        self.name = name
-        self.version = version
-        self.config = config
-        self.state = ModelState.UNKNOWN
-        #: Why the version is in its state; may be empty.
-        self.reason = ""
-        #: Why the model declares itself not ready although it could respond; otherwise empty.
-        self.unready = ""
-        self.backend = config.backend
-        self.platform = config.platform
-        #: Whether a request may get any number of responses; unary calls are then refused.
-        self.decoupled = config.decoupled
-        self.signature = Signature((), ())
-        self.max_batch_size = 0
-        self.placement: Placement | None = None
-        #: How its requests are queued and joined, for people; empty if it was never loaded.
-        self.scheduling = ""
-        self.statistics = ModelStatistics()
-        #: Checks a request. Raises InvalidArgument if it does not fit the model.
-        self.check: Callable[[Ticket], None] | None = None
-        self.queue: RequestQueue | None = None
-        #: Receives the accepted requests while they are recorded.
-        self.recording: Recording | None = None
-        #: The open sequences of a loaded model that has sequences; otherwise None.
-        self.sequences: OpenSequences | None = None
-        self.on_demand = False
-        #: Loads an on-demand version without a request. Raises BacklineError with the reason.
-        self.wake: Callable[[], Awaitable[None]] | None = None
-        #: Whether the server needs this version to be ready; not if it was unloaded, or its previous files
-        #: still serve.
-        self.required = True
-        self.progress: LoadProgress | None = None
-        #: Resident memory of the model, measured at load; 0 if it is not loaded.
-        self.memory_bytes = 0
+    def __post_init__(self) -> None:
+        self.backend = self.config.backend
+        self.platform = self.config.platform
+        self.decoupled = self.config.decoupled
 
     @property
     def answers(self) -> bool:

@@ -1,8 +1,7 @@
 """Folders of the server whose paths are hidden from clients.
 
-Messages name files by their full path for the log and the terminal, where operators need it. Everything that
-a dialect sends passes through `for_clients`. The folders apply to the whole process, whichever engine uses
-them.
+Messages name files by their full path for the log and the terminal, where operators need it. Every message
+that a dialect sends passes through `for_clients`. All engines of a process share the list of folders.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Final
 
 
 class _KnownPlaces:
-    """Private folders and their replacements."""
+    """Private folders, and the texts that clients see in place of their paths."""
 
     def __init__(self) -> None:
         self._shown: dict[str, str] = {}
@@ -39,10 +38,10 @@ _places: Final = _KnownPlaces()
 
 
 def keep_private(folder: Path, shown: str) -> None:
-    """Shows clients `shown` in place of the path of `folder`."""
+    """Replaces the path of `folder` by `shown` in messages to clients."""
     _places.add(folder, shown)
 
 
 def for_clients(text: str) -> str:
-    """The message with private paths replaced, for example by 'models/add1/1/model.onnx'."""
+    """Replaces private paths in a message: '/srv/models/add1/1/model.onnx' by 'models/add1/1/model.onnx'."""
     return _places.hide(text)

@@ -12,7 +12,7 @@ from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace
 from backline.engine.values.messages import InferRequest, InferResponse, ResponseFlow
 
-#: The numbers of untaken responses of a request, and of their bytes, at which the model is paused.
+#: The model is paused while this many responses to a request, or this many bytes, have not been taken.
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 1024 * 1024
 

@@ -39,7 +39,10 @@ _LONGEST_NAME: Final = 255
 
 
 class Region:
-    """A part of a shared memory object: `byte_size` bytes from `offset`. Methods count from there."""
+    """A part of a shared memory object: `byte_size` bytes from `offset`.
+
+    The offsets that methods take are relative to the start of the region.
+    """
 
     __slots__ = ("__weakref__", "_descriptor", "byte_size", "key", "name", "offset")
 
@@ -103,8 +106,8 @@ class Region:
 
     def _shrunk(self) -> InvalidArgument:
         return InvalidArgument(
-            f"shared memory region '{self.name}' has shrunk since it was registered:"
-            f" '{self.key}' is smaller now"
+            f"shared memory region '{self.name}' has shrunk since it was registered: enlarge '{self.key}', or"
+            " unregister the region"
         )
 
 
@@ -121,7 +124,8 @@ class SharedMemory:
         self._leaving: WeakValueDictionary[str, Region] = WeakValueDictionary()
         self._max_request_bytes = max_request_bytes
         self._max_copied_bytes = max_copied_bytes
-        #: The bytes of all copies. Those released since, at any time and on any thread, are in `_given_up`.
+        #: The bytes of all copies, including released ones that are still listed in `_given_up`. Copies are
+        #: released at any time and on any thread.
         self._copied_bytes = 0
         self._given_up: deque[int] = deque()
         self._lock = Lock()
@@ -172,10 +176,10 @@ class SharedMemory:
             )
 
     def read(self, region: Region, offset: int, size: int) -> np.ndarray:
-        """A copy of bytes of a region, UINT8 [size], which counts against the limit until released. Runs on
-        any thread.
+        """Copies bytes of a region to a UINT8 array [size], which counts against the limit until it is freed.
 
-        Raises Unavailable if too many bytes are copied already, InvalidArgument if the object shrank.
+        Runs on any thread. Raises Unavailable if too many bytes are copied already, InvalidArgument if the
+        object has shrunk.
         """
         with self._lock:
             while self._given_up:
@@ -183,7 +187,7 @@ class SharedMemory:
             if self._copied_bytes + size > self._max_copied_bytes:
                 raise Unavailable(
                     f"requests in flight hold {self._copied_bytes} bytes copied from shared memory;"
-                    f" the limit is {self._max_copied_bytes}",
+                    f" the limit is {self._max_copied_bytes}; try again later",
                     1,
                 )
             self._copied_bytes += size
@@ -201,13 +205,7 @@ def _open(name: str, key: str) -> int:
             f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved"
             f" prefix '{RESERVED_PREFIX}'"
         )
-    if (
-        not bare
-        or bare in (".", "..")
-        or "/" in bare
-        or "\0" in bare
-        or len(os.fsencode(bare)) > _LONGEST_NAME
-    ):
+    if bare in ("", ".", "..") or {"/", "\0"} & set(bare) or len(os.fsencode(bare)) > _LONGEST_NAME:
         raise _cannot_open(key)
     try:
         # Non-blocking, since the file may be a pipe.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import monotonic, monotonic_ns, time
 from typing import TYPE_CHECKING, Literal
 
@@ -16,20 +18,37 @@ MAX_INDEX = 255
 #: milliseconds; one more bucket counts longer times.
 FIRST_RESPONSE_FAMILY = "nv_inference_first_response_histogram_ms"
 FIRST_RESPONSE_BOUNDS_MS = (100.0, 500.0, 2000.0, 5000.0)
+#: One bucket for each power of two in microseconds: bucket i counts durations from 2**(i-1) to below 2**i.
+HISTOGRAM_BUCKETS = 48
+#: By how many seconds a timer for a deadline may fire early.
+_EARLY = 0.002
 
 
+@dataclass(slots=True, eq=False)
+class Duration:
+    """A number of durations, and their sum in nanoseconds."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, count: int, ns: int) -> None:
+        self.count += count
+        self.ns += ns
+
+
+@dataclass(slots=True, eq=False)
 class ResponseCounters:
-    """Counts responses at one index of their streams: `empty` had no outputs, `cancel` were not sent."""
+    """Counts the responses that have one index in their streams.
 
-    __slots__ = ("cancel", "compute_infer", "compute_output", "empty", "fail", "success")
+    `empty` counts responses without outputs, `cancel` those that were not sent because of a cancellation.
+    """
 
-    def __init__(self) -> None:
-        self.compute_infer = Duration()
-        self.compute_output = Duration()
-        self.success = Duration()
-        self.fail = Duration()
-        self.empty = Duration()
-        self.cancel = Duration()
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    empty: Duration = field(default_factory=Duration)
+    cancel: Duration = field(default_factory=Duration)
 
 
 class ResponseStatistics:
@@ -85,37 +104,13 @@ class ResponseStatistics:
         return self.counters[index]
 
 
-#: One bucket for each power of two in microseconds: bucket i counts durations from 2**(i-1) to below 2**i.
-HISTOGRAM_BUCKETS = 48
-
-
-#: By how many seconds a timer for a deadline may fire early.
-_EARLY = 0.002
-
-
-class Duration:
-    """A number of durations, and their sum in nanoseconds."""
-
-    __slots__ = ("count", "ns")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.ns = 0
-
-    def add(self, count: int, ns: int) -> None:
-        self.count += count
-        self.ns += ns
-
-
+@dataclass(slots=True, eq=False)
 class ComputeTimes:
-    """The times of all runs for one request that needs several, in nanoseconds."""
+    """The total times of all runs for one request that needs several, in nanoseconds."""
 
-    __slots__ = ("infer", "input", "output")
-
-    def __init__(self) -> None:
-        self.input = 0
-        self.infer = 0
-        self.output = 0
+    input: int = 0
+    infer: int = 0
+    output: int = 0
 
     def add(self, input: int, infer: int, output: int) -> None:
         self.input += input
@@ -123,28 +118,25 @@ class ComputeTimes:
         self.output += output
 
 
+@dataclass(slots=True, eq=False)
 class BatchStatistics:
     """Counts and times of the executions with one batch size."""
 
-    __slots__ = ("compute_infer", "compute_input", "compute_output")
-
-    def __init__(self) -> None:
-        self.compute_input = Duration()
-        self.compute_infer = Duration()
-        self.compute_output = Duration()
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
 
 
+@dataclass(slots=True, eq=False)
 class CallStatistics:
     """Counts the calls of one model to another, by outcome, with the time to the last response."""
 
-    __slots__ = ("cancel", "fail", "success")
-
-    def __init__(self) -> None:
-        self.success = Duration()
-        self.fail = Duration()
-        self.cancel = Duration()
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    cancel: Duration = field(default_factory=Duration)
 
 
+@dataclass(slots=True, eq=False)
 class ModelStatistics:
     """Counters of one model version.
 
@@ -162,64 +154,34 @@ class ModelStatistics:
     `calls` counts calls to other models, by name, made while serving requests.
     """
 
-    __slots__ = (
-        "batches",
-        "cache_hit",
-        "cache_miss",
-        "calls",
-        "cancelled",
-        "compute_infer",
-        "compute_input",
-        "compute_output",
-        "execution_count",
-        "expired",
-        "fail",
-        "given_up",
-        "inference_count",
-        "last_inference_ms",
-        "latency",
-        "load_seconds",
-        "queue",
-        "queueing",
-        "rejected_full",
-        "rejected_invalid",
-        "rejected_late",
-        "rejected_total",
-        "responses",
-        "stuck",
-        "success",
-        "timed_out",
-    )
-
-    def __init__(self) -> None:
-        self.last_inference_ms = 0
-        self.inference_count = 0
-        self.execution_count = 0
-        self.success = Duration()
-        self.fail = Duration()
-        #: How long `expired` and `cancelled` requests had been in the server.
-        self.given_up = Duration()
-        self.queue = Duration()
-        self.compute_input = Duration()
-        self.compute_infer = Duration()
-        self.compute_output = Duration()
-        self.cache_hit = Duration()
-        self.cache_miss = Duration()
-        self.batches: dict[int, BatchStatistics] = {}
-        self.latency = [0] * HISTOGRAM_BUCKETS
-        self.queueing = [0] * HISTOGRAM_BUCKETS
-        self.rejected_full = 0
-        self.rejected_invalid = 0
-        self.rejected_late = 0
-        self.rejected_total = 0
-        self.expired = 0
-        self.cancelled = 0
-        self.timed_out = 0
-        self.stuck = 0
-        self.load_seconds = 0.0
-        self.calls: dict[str, CallStatistics] = {}
-        #: Counters of the responses of a decoupled model; None for other models.
-        self.responses: ResponseStatistics | None = None
+    last_inference_ms: int = 0
+    inference_count: int = 0
+    execution_count: int = 0
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    #: How long `expired` and `cancelled` requests had been in the server.
+    given_up: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+    cache_hit: Duration = field(default_factory=Duration)
+    cache_miss: Duration = field(default_factory=Duration)
+    batches: defaultdict[int, BatchStatistics] = field(default_factory=lambda: defaultdict(BatchStatistics))
+    latency: list[int] = field(default_factory=lambda: [0] * HISTOGRAM_BUCKETS)
+    queueing: list[int] = field(default_factory=lambda: [0] * HISTOGRAM_BUCKETS)
+    rejected_full: int = 0
+    rejected_invalid: int = 0
+    rejected_late: int = 0
+    rejected_total: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    stuck: int = 0
+    load_seconds: float = 0.0
+    calls: defaultdict[str, CallStatistics] = field(default_factory=lambda: defaultdict(CallStatistics))
+    #: Counters of the responses of a decoupled model; None for other models.
+    responses: ResponseStatistics | None = None
 
     def record_batch(
         self, tickets: Sequence[Ticket], items: int, started: int, gathered: int, ran: int, ended: int
@@ -261,25 +223,16 @@ class ModelStatistics:
     def record_execution(self, items: int, started: int, gathered: int, ran: int, ended: int) -> None:
         """Counts a run of the model, whatever its outcome. Times that a failed run did not reach are 0."""
         self.execution_count += 1
-        batch = self.batches.get(items)
-        if batch is None:
-            batch = self.batches[items] = BatchStatistics()
+        batch = self.batches[items]
         gathered = gathered or started
         ran = ran or ended
         batch.compute_input.add(1, gathered - started)
         batch.compute_infer.add(1, ran - gathered)
         batch.compute_output.add(1, ended - ran)
 
-    def calls_of(self, called: str) -> CallStatistics:
-        """The statistics of calls to another model."""
-        found = self.calls.get(called)
-        if found is None:
-            found = self.calls[called] = CallStatistics()
-        return found
-
     def record_call(self, called: str, outcome: Literal["success", "fail", "cancel"], ns: int) -> None:
         """Counts a finished call to another model."""
-        getattr(self.calls_of(called), outcome).add(1, ns)
+        getattr(self.calls[called], outcome).add(1, ns)
 
     def record_in_parts(self, ticket: Ticket, started: int, ended: int, compute: ComputeTimes) -> None:
         """Counts a request that ran in several parts, whose items and runs are counted already.
@@ -308,9 +261,7 @@ class ModelStatistics:
         self.inference_count += ticket.batch_size
         self.record_in_parts(ticket, started, ended, compute)
         self.execution_count += 1
-        batch = self.batches.get(ticket.batch_size)
-        if batch is None:
-            batch = self.batches[ticket.batch_size] = BatchStatistics()
+        batch = self.batches[ticket.batch_size]
         batch.compute_input.add(1, compute.input)
         batch.compute_infer.add(1, compute.infer)
         batch.compute_output.add(1, compute.output)
@@ -331,8 +282,8 @@ class ModelStatistics:
     def record_cache_hit(self, arrived: int, looked: int, lookup_ns: int, ended: int) -> None:
         """Counts a request completed without a run: a success, but neither an inference nor an execution.
 
-        It arrived, was looked up and completed at the given times of time.monotonic_ns(); the lookup took
-        `lookup_ns`.
+        The request arrived, the cache was searched and the request completed at these times of
+        time.monotonic_ns(); the search took `lookup_ns`.
         """
         self.last_inference_ms = int(time() * 1000)
         self.success.add(1, ended - arrived)
@@ -347,15 +298,13 @@ class ModelStatistics:
         self.success.ns += ns
 
 
+@dataclass(slots=True, eq=False)
 class LoadStatistics:
     """All loads of a model: the numbers of successes and failures, and the total seconds of the successes."""
 
-    __slots__ = ("failed", "seconds", "succeeded")
-
-    def __init__(self) -> None:
-        self.succeeded = 0
-        self.failed = 0
-        self.seconds = 0.0
+    succeeded: int = 0
+    failed: int = 0
+    seconds: float = 0.0
 
 
 #: The reasons why requests got no response, and how to read the count of each; see ModelStatistics.

@@ -64,8 +64,9 @@ class IllegalTransition(Exception):
 
 
 class Owner:
-    """Whoever holds a ticket that is not done: a queue, a scheduler during a run, an ensemble, a cache. A
-    ticket has one owner at a time.
+    """What holds a ticket that is not done: a queue, a scheduler during a run, an ensemble, a cache.
+
+    A ticket has at most one owner at a time.
     """
 
     __slots__ = ()
@@ -75,7 +76,7 @@ class Owner:
         raise NotImplementedError
 
     def postponed(self, ticket: Ticket) -> None:
-        """The ticket's deadline has moved. An owner with stand-ins for it must move theirs."""
+        """The ticket's deadline has moved. An owner that runs stand-ins must move their deadlines too."""
 
 
 class Listener:
@@ -167,7 +168,7 @@ class Ticket:
         flow: ResponseFlow | None = None,
         **changes: Any,
     ) -> Ticket:
-        """A new ticket to run in place of this one: its request with `changes`, its deadlines and level."""
+        """A new ticket to run in place of this one, with `changes` to the request, and the same deadlines."""
         other = Ticket(replace(self.request, **changes), on_complete, on_response, flow, None, self.trace)
         other.deadline, other.waits_until, other.level = self.deadline, self.waits_until, self.level
         other.batch_size, other.batch_key, other.compute = self.batch_size, self.batch_key, self.compute

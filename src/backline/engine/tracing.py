@@ -41,7 +41,7 @@ class RunMoments(Protocol):
 class Trace(Protocol):
     """Traces one request, or the exchange with a client that requests belong to. Lives on the event loop.
 
-    Until a request is submitted, its ticket has the trace of its parent; `follow` then replaces that.
+    Until a request is submitted, its ticket has the trace of its parent, from which `follow` derives its own.
     """
 
     @property
@@ -51,7 +51,7 @@ class Trace(Protocol):
     def follow(self, ticket: Ticket) -> Trace:
         """The trace of a request that is part of this one. Called just before the request is submitted."""
 
-    def beside(self, others: Sequence[Trace]) -> Trace:
+    def shared_with(self, others: Sequence[Trace]) -> Trace:
         """The trace for a request that is made on behalf of this one and `others`."""
 
     def ran(self, run: RunMoments) -> None:
@@ -91,4 +91,4 @@ def part_of(tickets: Sequence[Ticket]) -> Trace | None:
     traces = [ticket.trace for ticket in tickets if ticket.trace is not None]
     if len(traces) < 2:
         return traces[0] if traces else None
-    return traces[0].beside(traces[1:])
+    return traces[0].shared_with(traces[1:])

@@ -17,7 +17,7 @@ _UNSET = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A complete environment in a folder."""
+    """A built environment: a folder with a Python interpreter and packages."""
 
     folder: Path
 
@@ -38,10 +38,10 @@ class Environment:
 
 
 def borrow(environment: Environment) -> list[str]:
-    """Makes the packages of an environment importable if this process lacks them. Returns those that it has
-    in another version, as "name 1.0 (not 2.0)".
+    """Makes the packages of an environment importable in this process, whose own packages take precedence.
 
-    Raises InvalidArgument if the environment has another Python version.
+    Returns those that this process has in another version, as "name 1.0 (not 2.0)". Raises InvalidArgument
+    if the environment has another Python version.
     """
     import importlib
     from importlib.metadata import distributions
@@ -50,9 +50,8 @@ def borrow(environment: Environment) -> list[str]:
     python = folder.parent.name.removeprefix("python")
     if python != OWN_PYTHON:
         raise InvalidArgument(
-            f"its environment has Python {python}, and the server Python {OWN_PYTHON}:"
-            f" to debug it, run the server on Python {python}, or run the model in its own process,"
-            " without --debug"
+            f"its environment has Python {python}, but the server runs on Python {OWN_PYTHON}: to debug the"
+            f" model, run the server on Python {python}; without --debug, the model gets its own process"
         )
     here = {
         one.name.lower(): one.version

@@ -51,14 +51,18 @@ def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnv
     """
     path = model_folder / given.replace(_MODEL_FOLDER, str(model_folder))
     if not path.exists():
-        raise InvalidArgument(f"{PARAMETER}: there is no '{path}'")
+        raise InvalidArgument(
+            f"{PARAMETER}: there is no '{path}'; give a folder or archive, such as"
+            f" {_MODEL_FOLDER}/environment.tar.gz"
+        )
     folder = path if path.is_dir() else _unpacked(path, cache)
     python = next(
         (found for name in ("python", "python3") if (found := folder / "bin" / name).exists()), None
     )
     if python is None:
         raise InvalidArgument(
-            f"{PARAMETER}: '{path}' holds no bin/python, so it is not an environment with an interpreter"
+            f"{PARAMETER}: '{path}' holds no bin/python, so it is not an environment; pack one with"
+            " conda-pack or venv-pack"
         )
     variables = {"PATH": f"{folder / 'bin'}:{os.environ.get('PATH', '')}"}
     if (folder / "conda-meta").is_dir():
@@ -109,9 +113,8 @@ class _Members:
         self._bytes = _LIMITS.bytes_of(archive.stat().st_size)
 
     def __call__(self, member: tarfile.TarInfo, place: str) -> tarfile.TarInfo:
-        member = tarfile.tar_filter(
-            member, place
-        )  # refuses names that lead out of the folder, and drops setuid bits
+        # tar_filter refuses names that lead out of the folder, and drops setuid bits.
+        member = tarfile.tar_filter(member, place)
         self._files -= 1
         self._bytes -= member.size
         if self._files < 0 or self._bytes < 0:
@@ -127,12 +130,8 @@ class _Members:
                 raise self._refusal(member, f"it is a link out of the folder, to '{member.linkname}'")
         if member.islnk():
             target = Path(os.path.normpath(root / member.linkname))
-            if (
-                not target.is_relative_to(root)
-                or _passes_link(root, target)
-                or target.is_symlink()
-                or not target.is_file()
-            ):
+            inside = target.is_relative_to(root) and not _passes_link(root, target)
+            if not inside or target.is_symlink() or not target.is_file():
                 raise self._refusal(
                     member, f"it is a hard link to '{member.linkname}', which is not a file unpacked earlier"
                 )
@@ -168,13 +167,8 @@ def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -
     """Variables that make the server's msgspec importable if the environment lacks it and has the server's
     Python version. Raises InvalidArgument if packages are still missing.
     """
-    asked = subprocess.run(
-        [str(python), "-c", _ASK],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **variables},
-    )
+    command, environ = [str(python), "-c", _ASK], {**os.environ, **variables}
+    asked = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
         raise InvalidArgument(f"{PARAMETER}: the Python of '{path}' does not run: {last}")

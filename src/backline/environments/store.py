@@ -27,6 +27,7 @@ import msgspec
 
 from backline.engine.errors import BacklineError, Internal, Unavailable
 from backline.environments.environment import Environment
+from backline.environments.on_top import LINK, lacking, link, pins, server_packages
 from backline.environments.requirements import (
     LOCK,
     OLDEST_PYTHON,
@@ -65,20 +66,19 @@ class About(msgspec.Struct):
 
 class User(msgspec.Struct):
     """A model that requires an environment: its name, its folders, and the Python version in its
-    configuration.
+    configuration. With `on_top`, the environment adds to the server's packages.
     """
 
     model: str
     version_folder: str
     model_folder: str
     python: str = ""
+    on_top: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StoredEnvironment:
-    """An entry of the store. `users` are the models that require it now; `in_use` if a running server holds
-    it.
-    """
+    """An entry of the store. `users` are the models that require it; it is `in_use` if a server holds it."""
 
     digest: str
     about: About
@@ -88,9 +88,7 @@ class StoredEnvironment:
 
 
 class Environments:
-    """The store that the module describes. Methods block and are thread-safe; `build` and `remove` turn
-    OSErrors into Unavailable.
-    """
+    """The store in `folder`, which has the layout above. Methods block and are thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -107,7 +105,7 @@ class Environments:
         if not (environment.folder / _ABOUT).exists():
             return None
         self._hold(digest)
-        # Checked again under the lock: the environment may have been removed in between, or its interpreter.
+        # Checked again under the lock: the environment or its interpreter may have been removed in between.
         if not (environment.folder / _ABOUT).exists() or not environment.python.exists():
             return None
         self._note_use(environment, user)
@@ -142,7 +140,8 @@ class Environments:
         """Builds the environment, unless another process has built it meanwhile; `again` replaces an existing
         one. `stop` is polled while waiting for another build.
 
-        Raises Internal with the cause if the build fails, and Unavailable if `stop` is true or disk fails.
+        Raises Internal with the cause if the build fails, and Unavailable if `stop` returns true or the
+        store cannot be written.
         """
         digest = requirements.digest
         what = (
@@ -153,7 +152,8 @@ class Environments:
             with self._explained(), locked(self._lock(digest, "build"), stop):
                 if not again and self.find(requirements, user) is not None:
                     return
-                self._remove_leftovers(digest)
+                for left in self.folder.glob(f"{_BUILDING}{digest}-*"):
+                    shutil.rmtree(left, ignore_errors=True)
                 building = Path(tempfile.mkdtemp(prefix=f"{_BUILDING}{digest}-", dir=self.folder))
                 try:
                     _install(requirements, building, uv, on_bytes)
@@ -170,21 +170,12 @@ class Environments:
     def _publish(self, building: Path, digest: str) -> None:
         place = self.folder / digest
         with self._alone(digest) as alone:
-            if (
-                place.exists()
-                and (place / _ABOUT).exists()
-                and not alone
-                and Environment(place).python.exists()
-            ):
+            if not alone and (place / _ABOUT).exists() and Environment(place).python.exists():
                 raise Unavailable(
                     f"environment {digest} is in use by a running server: stop it, or build it again later"
                 )
             shutil.rmtree(place, ignore_errors=True)
             building.rename(place)
-
-    def _remove_leftovers(self, digest: str) -> None:
-        for left in self.folder.glob(f"{_BUILDING}{digest}-*"):
-            shutil.rmtree(left, ignore_errors=True)
 
     # listing and removal
 
@@ -205,7 +196,10 @@ class Environments:
             return StoredEnvironment(folder.name, about, last_used, tuple(users), in_use=not alone)
 
     def remove(self, digest: str) -> bool:
-        """Removes an environment unless a server holds it; returns whether it did."""
+        """Removes an environment unless a server holds it; returns whether it was removed.
+
+        Raises Unavailable if the store cannot be written.
+        """
         with self._explained(), self._alone(digest) as alone:
             if alone:
                 shutil.rmtree(self.folder / digest)
@@ -278,42 +272,45 @@ def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnByt
             f" but worker processes need {'.'.join(map(str, OLDEST_PYTHON))} or newer"
         )
     install = ["pip", "install", "--python", str(environment.python), "--compile-bytecode"]
+    packages: tuple[str, ...] = WORKER_PACKAGES
     locked_list = ""
-    if requirements.file == LOCK:
-        export = (
-            "export",
-            "--frozen",
-            "--no-emit-project",
-            "--no-dev",
-            "--no-header",
-            "--python",
-            str(environment.python),
-        )
-        locked_list = uv.run(*export, folder=folder)
+    if requirements.on_top:
+        locked_list = _additions(requirements, environment, building, uv)
+        install += ["--no-deps", "-r", "-"]
+        packages = ()
+    elif requirements.file == LOCK:
+        export = ("export", "--frozen", "--no-emit-project", "--no-dev", "--no-header", "--python")
+        locked_list = uv.run(*export, str(environment.python), folder=folder)
         install += ["-r", "-"]
     elif requirements.file:
         install += ["-r", requirements.file]
-    uv.run(*install, *WORKER_PACKAGES, folder=folder, given=locked_list, on_bytes=on_bytes)
+    uv.run(*install, *packages, folder=folder, given=locked_list, on_bytes=on_bytes)
     about = About(requirements.file, python, _installed(environment), time.time(), _size(building))
     _write(building / _ABOUT, msgspec.json.encode(about))
     building.chmod(0o755)
 
 
+def _additions(requirements: Requirements, environment: Environment, building: Path, uv: Uv) -> str:
+    """Links the environment to the server's packages, and returns those to install as a requirements file."""
+    there = server_packages()
+    (environment.packages / LINK).write_text(link(), encoding="utf-8")
+    # uv prefers the versions in its output file, so only what contradicts the server's packages differs.
+    resolved = building / "resolved.txt"
+    resolved.write_text(pins(there), encoding="utf-8")
+    resolve = ("pip", "compile", requirements.file, "-", "--no-header", "--annotation-style", "line", "-q")
+    python = ("--python", str(environment.python))
+    given = "".join(f"{package}\n" for package in WORKER_PACKAGES)
+    uv.run(*resolve, *python, "-o", str(resolved), folder=requirements.folder, given=given)
+    return "".join(f"{line}\n" for line in lacking(resolved.read_text(encoding="utf-8"), there))
+
+
 def _make(requirements: Requirements, building: Path, uv: Uv) -> None:
     """Creates an environment without packages, for the first allowed Python that is installed."""
+    # Relocatable, because the environment is renamed once it is complete.
+    venv = ("venv", "--relocatable", "--allow-existing", "--no-project", "--python")
     for choice in python_choices(requirements):
         try:
-            # Relocatable, because it is renamed once it is complete.
-            uv.run(
-                "venv",
-                "--relocatable",
-                "--allow-existing",
-                "--no-project",
-                "--python",
-                choice,
-                str(building),
-                folder=requirements.folder,
-            )
+            uv.run(*venv, choice, str(building), folder=requirements.folder)
         except UvFailed as error:
             failed = error
         else:
@@ -340,7 +337,9 @@ def _asks_for(user: User) -> str:
     try:
         if not Path(user.model_folder).is_dir():
             return ""
-        requirements = find_requirements(Path(user.version_folder), Path(user.model_folder), user.python)
+        requirements = find_requirements(
+            Path(user.version_folder), Path(user.model_folder), user.python, on_top=user.on_top
+        )
     except (BacklineError, OSError):
         return ""
     return requirements.digest if requirements is not None else ""

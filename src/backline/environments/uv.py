@@ -25,7 +25,7 @@ _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _DOWNLOADING = re.compile(r"^Downloading (\S+) \(([0-9.]+)(B|KiB|MiB|GiB)\)$")
 _DOWNLOADED = re.compile(r"^\s*Downloaded (\S+)$")
 _LONGEST_CAUSE = 800
-#: Held to find the uv program: it uses sysconfig, whose first use is not thread-safe.
+#: Held while the uv program is searched for: the search uses sysconfig, whose first use is not thread-safe.
 _FINDING = threading.Lock()
 
 

@@ -17,7 +17,7 @@ Wait: TypeAlias = tuple[Node, Node]
 
 
 class CallGraph:
-    """The waits of all models. It has no cycle, so calls cannot deadlock, however few instances there are."""
+    """The waits between models. The graph has no cycle, so calls cannot deadlock, even with one instance."""
 
     def __init__(self) -> None:
         self._waits: dict[Node, Counter[Node]] = {}

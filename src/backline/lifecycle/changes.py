@@ -12,7 +12,7 @@ from backline.lifecycle.wanted import Target
 
 
 class AwaitedChanges:
-    """Sets targets of models, and waits while `advance` takes the steps. Lives on the event loop."""
+    """Sets targets of models, and waits while `advance` moves the models there. Lives on the event loop."""
 
     def __init__(self, models: ServedModels, advance: Callable[[Iterable[str]], None]) -> None:
         self._models = models
@@ -76,7 +76,7 @@ class AwaitedChanges:
             raise InvalidArgument(f"load failed for model '{name}': {reasons}")
 
     def end(self, name: str, by: str = "a request to unload it") -> None:
-        """Aborts a change in progress (its load may never finish); waiters get an error naming `by`."""
+        """Aborts a change in progress, whose load may never finish. The error for its caller names `by`."""
         served = self._models.find(name)
         if served is not None and served.change is not None and served.outcome() is None:
             self._ended[name] = by

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor as Threads
-from difflib import get_close_matches
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -14,6 +13,7 @@ from backline.engine.config.model_config import Ensemble, ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model
+from backline.engine.spelling import nearest
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.values.signature import DecoupledCheck, RequestCheck, Signature, TensorSpec
 from backline.engine.values.tensor import Shape
@@ -95,16 +95,10 @@ class ComposedServable(Servable):
         model, cache = self.model, self._shared.cache
         self._warn_of_cache()
         if cache is not None:
-            loop = asyncio.get_running_loop()
+            keys, settings, loop = self._keys(), QueueSettings(), asyncio.get_running_loop()
+            name, version, statistics = model.name, model.version, model.statistics
             self._cached = CachedQueue(
-                queue,
-                cache,
-                self._keys(),
-                QueueSettings(),
-                model.statistics,
-                name=model.name,
-                version=model.version,
-                loop=loop,
+                queue, cache, keys, settings, statistics, name=name, version=version, loop=loop
             )
 
     def _keys(self) -> RequestKeys:
@@ -112,14 +106,14 @@ class ComposedServable(Servable):
         return RequestKeys(self.model.name, self.model.version, f"steps {uuid4()}")
 
     def _take_models(self, asked: tuple[Model, ...], models: tuple[StepModel, ...]) -> None:
-        """Notes the models that the steps call now. As in Triton, one decoupled step makes all decoupled."""
+        """Notes the models that the steps call now. If one is decoupled, so is the ensemble, as in Triton."""
         assert self._composed is not None, "it is loaded"
         model = self.model
         self._asked = asked
         self._composed.update(models)
-        if self._cached is not None:
-            self._cached.answer_for(self._keys())
         model.decoupled = any(step.decoupled for step in models)
+        if self._cached is not None:
+            self._cached.answer_for(self._keys(), decoupled=model.decoupled)
         if model.decoupled != (model.statistics.responses is not None):
             model.statistics.responses = ResponseStatistics() if model.decoupled else None
         self._time_first_responses()
@@ -189,7 +183,7 @@ class ComposedServable(Servable):
 
     @property
     def busy(self) -> bool:
-        """Whether it has requests in flight."""
+        """Whether the ensemble has requests in flight."""
         return self._composed is not None and self._composed.running > 0
 
     def update(self, config: ModelConfig) -> None:
@@ -198,7 +192,7 @@ class ComposedServable(Servable):
         self._time_first_responses()
 
     async def drain(self, limit: float) -> None:
-        """Finishes its requests, for at most `limit` seconds."""
+        """Lets requests in flight finish, for at most `limit` seconds."""
         queue = self._cached or self._composed
         if queue is not None:
             await queue.drain(limit)
@@ -232,17 +226,15 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
     names = engine.names()
     missing = sorted(config.ensemble.models - set(names))
     if missing:
-        near = get_close_matches(missing[0], names, 1)
+        near = nearest(missing[0], names, 1)
         hint = f". Did you mean '{near[0]}'?" if near else ""
         text = f"ensemble {config.name} contains models that are not available or ambiguous"
         return f"{text}: {', '.join(missing)}{hint}"
     for step in config.ensemble.steps:
         try:
-            answers = (
-                engine.find(step.model, step.version).answers
-                if step.version
-                else bool(engine.served_versions(step.model))
-            )
+            answers = bool(engine.served_versions(step.model))
+            if step.version:
+                answers = engine.find(step.model, step.version).answers
         except BacklineError:
             answers = False
         depends = f"ensemble '{config.name}' depends on '{step.model}'"
@@ -272,12 +264,8 @@ def _circle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> li
 
 
 def _why(engine: Engine, name: str) -> str:
-    reasons = [
-        f"Version {model.version}: {model.reason}"
-        for model in engine.models()
-        if model.name == name and model.reason
-    ]
-    return reasons[-1] if reasons else ""
+    unserved = [model for model in engine.models() if model.name == name and model.reason]
+    return f"Version {unserved[-1].version}: {unserved[-1].reason}" if unserved else ""
 
 
 def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:

@@ -24,7 +24,7 @@ from backline.lifecycle.memory.residency import NoRoom, Residency
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.plan import Action, BeginLoad, Cancel, Forget, Serve, Unload, Update, Wanted, plan
 from backline.lifecycle.servable import Servable
-from backline.lifecycle.served_model import ServedModel, ServedModels
+from backline.lifecycle.served_model import UNLOADED_SHOWN_SECONDS, ServedModel, ServedModels
 from backline.lifecycle.sleep import Sleep
 from backline.repository.local import LocalRepository
 
@@ -57,12 +57,12 @@ class Executor:
         self.models = ServedModels(strict_readiness=options.strict_readiness)
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
-        self._sleep = Sleep(self.models, self.changes, shared.total, self.advance)
+        sleep = self._sleep = Sleep(self.models, self.changes, shared.total, self.advance)
         self._residency = Residency(
             options.memory_budget,
-            tenants=self._sleep.tenants,
+            tenants=sleep.tenants,
             workers=shared.worker_pids,
-            put_to_sleep=self._sleep.put,
+            put_to_sleep=sleep.put,
             held=shared.held,
             gpu_budgets=None if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
         )
@@ -93,14 +93,10 @@ class Executor:
     def _advance(self, served: ServedModel) -> None:
         while True:
             served.move_labels()
+            served.follow_target()
             own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
-            actions = plan(
-                served.wanted(),
-                [one.held() for one in served.held.values()],
-                now=time.monotonic(),
-                load_slots=slots,
-            )
+            actions = plan(served.wanted(), served.planned(), now=time.monotonic(), load_slots=slots)
             if not sum(self._carry_out(served, action) for action in actions):
                 break
         there = {
@@ -179,24 +175,19 @@ class Executor:
     async def _load(self, served: ServedModel, one: Servable) -> None:
         model = one.model
         began = time.monotonic()
-        known = self._measured.get((model.name, model.version))
-        evict = (
-            model.config.pinned
-            or one.another_serves
-            or served.change is not None
-            or model.version in served.awake
-        )
+        fingerprint, measured = self._measured.get((model.name, model.version), ("", None))
+        known = measured if fingerprint == one.fingerprint else None
+        requested = served.change is not None or model.version in served.awake
+        evict = model.config.pinned or one.another_serves or requested
         try:
-            await self._load_within_budget(
-                one, known[1] if known is not None and known[0] == one.fingerprint else None, evict=evict
-            )
+            await self._load_within_budget(one, known, evict=evict)
         except asyncio.CancelledError:
             served.held.pop(one.key, None)
         except NoRoom as error:
             if evict:
                 one.retry_after = error.retry_after
                 self._fail(served, one, error.message, time.monotonic() - began)
-            else:  # no request has asked for it
+            else:  # no request waits for this load
                 del served.held[one.key]
                 served.rest(model.version, "not loaded, as the memory budget is used up")
         except BacklineError as error:
@@ -241,17 +232,14 @@ class Executor:
     def _fail(self, served: ServedModel, one: Servable, reason: str, seconds: float) -> None:
         model = one.model
         self._engine.record_load(model.name, seconds, succeeded=False)
-        retries = (
-            model.config.load_retries if model.config.load_retries is not None else self._options.load_retries
-        )
+        configured = model.config.load_retries
+        retries = self._options.load_retries if configured is None else configured
         again = None
-        if one.attempt <= retries and not self._closed:
+        if one.attempt <= retries and not one.hopeless and not self._closed:
             pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
             again = time.monotonic() + pause
-            loop = asyncio.get_running_loop()
-            # A little later than `again`: the loop's timers may fire early.
-            loop.call_later(pause + 0.002, self.advance, (served.name,))
-            reason = f"{reason}; tried again in {pause:.0f} s (attempt {one.attempt + 1} of {retries + 1})"
+            self._advance_later(pause, served)
+            reason = f"{reason}; trying again in {pause:.0f} s (attempt {one.attempt + 1} of {retries + 1})"
         one.fail(reason, again)
         self._on_step(Step("failed", model, reason, again is not None))
 
@@ -261,8 +249,18 @@ class Executor:
         except Exception:
             log.exception("unloading '%s' version %s failed", one.model.name, one.model.version)
         served.unloaded(one)
+        self._advance_later(UNLOADED_SHOWN_SECONDS, served)
         self._on_step(Step("unloaded", one.model, self._sleep.reason(one.key)))
         self.advance((served.name,))
+
+    def _advance_later(self, seconds: float, served: ServedModel) -> None:
+        # A little later: the loop's timers may fire early.
+        asyncio.get_running_loop().call_later(seconds + 0.002, self.advance_known, served)
+
+    def advance_known(self, served: ServedModel) -> None:
+        """Advances a model, unless it was forgotten by now, perhaps for another one with its name."""
+        if self.models.find(served.name) is served:
+            self.advance((served.name,))
 
     async def close(self) -> None:
         """Refuses new and queued requests, lets running ones finish, and frees the models."""
@@ -295,7 +293,7 @@ def _config(goal: Wanted) -> ModelConfig:
 def _servable_class(config: ModelConfig) -> type[Servable]:
     if config.ensemble is None:
         return Servable
-    # Imported late: servers without ensembles need not import their queue.
+    # Imported late, so that servers without ensembles do not import their queue.
     from backline.lifecycle.composed import ComposedServable
 
     return ComposedServable
@@ -320,12 +318,8 @@ class Dependencies:
 
     def needed(self) -> set[str]:
         """The models that ensembles with a target call directly."""
-        return {
-            name
-            for served in self._models
-            if served.target
-            for name in composed_of(served.target.source.config)
-        }
+        sources = (served.target.source for served in self._models if served.target)
+        return {name for source in sources for name in composed_of(source.config)}
 
     def is_waiting(self, config: ModelConfig) -> bool:
         """Whether a model's load must wait for loads of models that it calls."""

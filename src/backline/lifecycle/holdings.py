@@ -1,4 +1,4 @@
-"""The models that the repositories hold, and the targets set from them."""
+"""The models that the repositories hold, and the targets that follow from them."""
 
 from __future__ import annotations
 
@@ -110,22 +110,20 @@ class Holdings:
             served.target = replace(old, trouble=source.found.problem)
             return
         self.warn(source)
+        gone_before = served.files_gone
         known = frozenset(source.versions)
         served.target = (
             Target(source, old.added & known, old.removed & known) if old is not None else Target(source)
         )
         served.known_versions = known
         served.labels = self._labels(source)
+        for version, text in served.files_gone.items():
+            if version not in gone_before:
+                log.warning("model '%s' version %s: %s", source.name, version, text)
 
     def warn(self, source: Source) -> None:
-        """Logs warnings about a model's files and labels, each only once."""
-        found = source.found
-        warnings = found.warnings + tuple(
-            f"label '{label}' of {found.config.source or source.name} points to version {version}, which does"
-            f" not exist; available: {listed(source.versions)}"
-            for label, version in found.config.labels.items()
-            if version not in source.versions
-        )
+        """Logs warnings about a model's files, each only once."""
+        warnings = source.found.warnings
         for warning in warnings:
             if warning not in self._warned.get(source.name, ()):
                 log.warning("%s", warning)

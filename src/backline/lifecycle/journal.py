@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from backline.engine.control import Action, Change
-from backline.engine.model import ModelState
+from backline.engine.model import Model, ModelState
 from backline.engine.names import version_order
 from backline.lifecycle.executor import Step
 from backline.lifecycle.memory.residency import TO_MAKE_ROOM, WHEN_IDLE
@@ -50,7 +50,7 @@ OnEvent: TypeAlias = Callable[[LoadEvent], None]
 
 
 class Journal:
-    """Reports what happens to models. With `audit_steps`, changes made by no caller are audited too."""
+    """Reports changes of models. With `audit_steps`, those that no caller requested are audited too."""
 
     def __init__(self, audit: AuditLog, *, audit_steps: bool) -> None:
         self._audit = audit
@@ -96,17 +96,7 @@ class Journal:
         """Records a step of a model; `served` is None if the model is no longer known."""
         model = step.model
         if step.kind == "replaced":
-            self._audit.append(
-                Change(
-                    time.time(),
-                    SERVER,
-                    "replace",
-                    model.name,
-                    model.version,
-                    before=model.version,
-                    detail=step.reason,
-                )
-            )
+            self._audit_step(SERVER, "replace", model, model.version, step.reason)
             return
         if step.kind == "failed":
             log.error("model '%s' version %s is not available: %s", model.name, model.version, step.reason)
@@ -122,28 +112,18 @@ class Journal:
                 )
             )
         elif self._audit_steps:
-            others = (
-                []
-                if served is None
-                else [one for one in served.ready_versions if step.kind == "reloaded" or one != model.version]
-            )
-            before = (
-                model.version
-                if step.kind in ("updated", "unloaded")
-                else max(others, key=version_order, default="")
-            )
+            before = model.version
+            if step.kind not in ("updated", "unloaded"):
+                ready = set() if served is None else served.ready_versions
+                others = ready if step.kind == "reloaded" else ready - {model.version}
+                before = max(others, key=version_order, default="")
             who, reason = _cause(step, served)
-            self._audit.append(
-                Change(
-                    time.time(),
-                    who,
-                    _AUDITED[step.kind],
-                    model.name,
-                    model.version,
-                    before=before,
-                    detail=reason,
-                )
-            )
+            self._audit_step(who, _AUDITED[step.kind], model, before, reason)
+
+    def _audit_step(self, who: str, action: Action, model: Model, before: str, detail: str) -> None:
+        self._audit.append(
+            Change(time.time(), who, action, model.name, model.version, before=before, detail=detail)
+        )
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
@@ -21,7 +21,8 @@ from backline.lifecycle.wanted import Source, Target, listed
 class Labelling:
     """The labels of all models, from requests and configurations.
 
-    `check` raises if this server does not allow changes of labels, `changing` locks a model for a change, and
+    The version that a label leaves stays loaded for `keep_seconds`, so that a rollback needs no load. `check`
+    raises if this server does not allow changes of labels, `changing` locks a model for a change, and
     `versions_now` returns the versions that a label may point to.
     """
 
@@ -33,6 +34,7 @@ class Labelling:
         audit: AuditLog,
         journal: Journal,
         *,
+        keep_seconds: float,
         check: Callable[[], None],
         changing: Callable[[str], AbstractAsyncContextManager[None]],
         versions_now: Callable[[ServedModel, str], Awaitable[Sequence[str]]],
@@ -41,6 +43,7 @@ class Labelling:
         self._executor = executor
         self._store = store
         self._audit = audit
+        self._keep_seconds = keep_seconds
         self._check = check
         self._changing = changing
         self._versions_now = versions_now
@@ -63,16 +66,16 @@ class Labelling:
     async def _back(self, move: LabelMove) -> LabelMove:
         """Completes a rollback: the version to go back to, and the version the label must still point to."""
         model, label = move.model, move.label
-        self._labelled(model)
-        moves = ("label", "unlabel", "promote", "rollback")
+        served, _ = self._labelled(model)
+        now = served.labels.get(label, "")
         history = await asyncio.to_thread(self._audit.history, model, 10_000)
-        last = next((change for change in history if change.label == label and change.action in moves), None)
-        if last is None or not last.before:
+        version = earlier_version(history, label, now)
+        if not version:
             raise InvalidArgument(
-                f"label '{label}' of '{model}' has not been moved from another version, so it cannot be"
-                " rolled back; point it to a version, or remove it"
+                f"label '{label}' of '{model}' has no earlier version, so it cannot be rolled back; point it"
+                " to a version, or remove it"
             )
-        return replace(move, version=last.before, expected=self._engine.labels(model).get(label, ""))
+        return replace(move, version=version, expected=now)
 
     async def _point(self, move: LabelMove, who: str) -> Change:
         """Points a label to a version, loading it first if necessary."""
@@ -95,12 +98,22 @@ class Labelling:
                     await asyncio.to_thread(self._store.set, model, label, version)
                 before = served.labels.get(label, "")
                 served.labels = {**served.labels, label: version}
+                self._keep_previous(served, label, before, move.action)
             finally:
                 # If the label was moved, it alone now keeps the version loaded; otherwise nothing does.
                 if added and served.target is not None:
                     served.target = replace(served.target, added=served.target.added - {version})
                 self._executor.advance((model,))
             return self._journal.note(move.action, who, model, version, label=label, before=before)
+
+    def _keep_previous(self, served: ServedModel, label: str, version: str, action: str) -> None:
+        """Keeps the version that a label leaves loaded for a while.
+
+        After a rollback it keeps none: the version that the label leaves is probably bad.
+        """
+        served.kept.forget(label)
+        if version and action != "rollback" and self._keep_seconds:
+            served.kept.keep(label, version, self._keep_seconds, lambda: self._executor.advance_known(served))
 
     async def _remove(self, move: LabelMove, who: str) -> Change:
         """Removes a label set by request; a label of that name in the configuration applies again."""
@@ -150,3 +163,27 @@ class Labelling:
                 f"label '{move.label}' of '{served.name}' was expected to point {wanted}, but it {found};"
                 " nothing was changed"
             )
+
+
+def earlier_version(history: Iterable[Change], label: str, now: str) -> str:
+    """The version that a rollback of a label leads to, "" if there is none; the label points to `now`.
+
+    `history` has the changes of one model, newest first. A rollback undoes the last move that has not been
+    undone, so that one rollback after the other goes back to the first version.
+    """
+    #: The versions that the label pointed to, without the moves that were undone.
+    path: list[str] = []
+    for change in reversed(list(history)):
+        if change.label != label:
+            continue
+        if change.action == "rollback":
+            while path and path[-1] != change.version:
+                path.pop()
+            path = path or [change.version]
+        elif change.action in ("label", "promote", "unlabel"):
+            for version in (change.before, change.version):
+                if not path or path[-1] != version:
+                    path.append(version)
+    if path and path[-1] != now:  # the configuration moved the label, or somebody edited the stored labels
+        return path[-1]
+    return path[-2] if len(path) > 1 else ""

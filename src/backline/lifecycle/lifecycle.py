@@ -12,7 +12,7 @@ from backline.engine.control import Change, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name, version_order
-from backline.lifecycle.executor import Executor, Step, composed_of
+from backline.lifecycle.executor import Executor, composed_of
 from backline.lifecycle.holdings import Holdings
 from backline.lifecycle.journal import Journal, OnEvent
 from backline.lifecycle.labelling import Labelling
@@ -31,7 +31,9 @@ class Lifecycle:
     def __init__(
         self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None
     ) -> None:
-        """Raises BacklineError for damaged labels, equal namespaces, or a missing package of the cache."""
+        """Raises BacklineError if stored labels are damaged, two repositories have the same namespace, or the
+        response cache needs a package that is not installed.
+        """
         self._engine = engine
         self._options = options = options or LifecycleOptions()
         self._sources = Sources(repositories, namespacing=options.namespacing)
@@ -39,7 +41,9 @@ class Lifecycle:
         self._audit = AuditLog(folder)
         self._journal = Journal(self._audit, audit_steps=options.mode == "poll")
         self._shared = Shared(engine, options, folder)
-        self._executor = Executor(self._shared, self._on_step)
+        self._executor = Executor(
+            self._shared, lambda step: self._journal.on_step(step, self._models.find(step.model.name))
+        )
         self._models = self._executor.models
         self._labelling = Labelling(
             engine,
@@ -47,6 +51,7 @@ class Lifecycle:
             LabelStore(folder),
             self._audit,
             self._journal,
+            keep_seconds=options.keep_previous_seconds,
             check=lambda: self.check_changeable("labels"),
             changing=self._changing,
             versions_now=self._versions_now,
@@ -93,9 +98,6 @@ class Lifecycle:
         await self._sources.close()
         self._overriding.close()
 
-    def _on_step(self, step: Step) -> None:
-        self._journal.on_step(step, self._models.find(step.model.name))
-
     async def refresh(self) -> None:
         await self._holdings.look()
         await self._models.settle()
@@ -132,7 +134,7 @@ class Lifecycle:
             self._journal.note("fail", who, model, version, before=before, detail=error.message)
             raise
         self._overriding.loaded(source)  # from here on the files are in use, whatever happens to the caller
-        await self._models.settle(self._executor.dependencies.asking(model))
+        await self._models.settle((model, *self._executor.dependencies.asking(model)))
         self._holdings.warn(source)
         self._journal.note("load", who, model, version or _newest(served), before=before)
 
@@ -171,7 +173,7 @@ class Lifecycle:
         return source
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
-        """Unloads a model or version; with `dependents`, also the models only this ensemble calls."""
+        """Unloads a model or version; with `dependents`, also the models that no other ensemble calls."""
         self._check_loading()
         if not version:
             self._executor.changes.end(model)
@@ -192,6 +194,7 @@ class Lifecycle:
                     removed=served.target.removed | {version},
                 )
                 served.awake.discard(version)
+                served.kept.drop(version)
             else:
                 served.target = None
                 served.known_versions = self._holdings.versions(model)
@@ -206,6 +209,8 @@ class Lifecycle:
                 await self.unload(name, dependents=True, who=who)
 
     def _check_unload(self, served: ServedModel, target: Target, version: str) -> None:
+        if served.only_kept(version):
+            return
         labels = [label for label, labelled in served.labels.items() if labelled == version]
         if labels:
             raise InvalidArgument(

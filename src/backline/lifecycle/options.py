@@ -36,9 +36,12 @@ class LifecycleOptions:
     load_retries: int = 0
     #: Seconds that requests get to finish when their version is unloaded.
     drain_seconds: float = 30.0
+    #: Seconds for which the version that a label leaves stays loaded, so that a rollback needs no load; 0 for
+    #: none. With a memory budget such versions are the first to be evicted.
+    keep_previous_seconds: float = 600.0
     #: Whether the server is ready only when every wanted version is.
     strict_readiness: bool = True
-    #: Whether to load files that can execute anything when loaded: pickles, machine code.
+    #: Whether to load files that can execute any code when they are loaded: pickles, machine code.
     trust_pickle: bool = False
     #: Whether a model that asks for a GPU fails to load where none can be used, instead of running on the
     #: CPU.
@@ -61,7 +64,7 @@ class LifecycleOptions:
     #: Where states of sequences are kept; None for memory. Servers with a common store can continue each
     #: other's sequences.
     state_store: StateStore | None = None
-    #: The Python model to run in the server's process, without time limits, for a debugger; empty for none.
+    #: The Python model to run in the server's process, without time limits, under a debugger; empty for none.
     debugged_model: str = ""
     #: The folder for remote files, environments and unpacked archives; None for one in the user's home.
     cache_folder: Path | None = None

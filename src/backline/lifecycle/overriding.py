@@ -28,19 +28,22 @@ from backline.repository.repository import FoundVersion
 from backline.repository.walk import walk
 from backline.system.file_lock import open_lock, try_lock
 
-#: Configuration files among a load's files are ignored: only the configuration parameter was checked.
+#: Configuration files, which are ignored among a load's files: only the load's configuration was checked.
 _CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})
 _PREFIX = "backline-loads-"
 
 
 class OverridingFiles:
-    """Private folders for files that came with load requests, removed at the model's next load or `close`."""
+    """Private folders for files that came with load requests.
+
+    The files of a model are removed at its next load and by `close`.
+    """
 
     def __init__(self, *, complete: bool = False) -> None:
         """With `complete`, configurations must name all inputs and outputs."""
         self._complete = complete
         self._root: Path | None = None
-        #: The root's descriptor, locked while this process lives.
+        #: A descriptor of the root folder, locked for as long as this process lives.
         self._lock = -1
         self._folders: dict[str, Path] = {}
 
@@ -97,7 +100,8 @@ class OverridingFiles:
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
             raise InvalidArgument(
-                f"the files of the load of '{name}' cannot be written: {error.strerror}"
+                f"the files of the load of '{name}' cannot be written to '{place}': {error.strerror}; free"
+                " some space there"
             ) from None
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
@@ -105,7 +109,7 @@ class OverridingFiles:
         return place
 
     def forget(self, name: str) -> None:
-        """Removes the files of a model. What was loaded from them stays loaded."""
+        """Removes the files of a model. Versions that were loaded from them stay loaded."""
         folder = self._folders.pop(name, None)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -140,7 +144,7 @@ def _new_root() -> tuple[Path, int]:
         descriptor = open_lock(root / "lock") if sys.platform == "win32" else os.open(root, os.O_RDONLY)
         if try_lock(descriptor) and root.is_dir():
             return root, descriptor
-        os.close(descriptor)  # another server's remove_stale was faster than our lock: try a new folder
+        os.close(descriptor)  # another server's `remove_stale` took the folder before it was locked
 
 
 async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:

@@ -52,7 +52,7 @@ FOLLOWING: Mapping[VersionPhase, frozenset[VersionPhase]] = MappingProxyType(
 SEEN_AS: Mapping[VersionPhase, ModelState] = MappingProxyType(
     {
         _P.WAITING: ModelState.LOADING,
-        _P.ASLEEP: ModelState.UNAVAILABLE,
+        _P.ASLEEP: ModelState.ON_DEMAND,
         _P.WAKING: ModelState.LOADING,
         _P.LOADING: ModelState.LOADING,
         _P.LOADED: ModelState.LOADING,
@@ -113,7 +113,7 @@ class StandIn(ShownVersion):
     def hold_requests(
         self, check: Callable[[Ticket], None], queue: RequestQueue, wake: Callable[[], Awaitable[None]]
     ) -> None:
-        """Makes it accept requests until the version is loaded; `wake` loads it without a request."""
+        """Lets clients' requests wait in `queue` for the load; `wake` loads the version without one."""
         model = self.model
         model.on_demand = True
         model.check, model.queue, model.wake = check, queue, wake
@@ -134,7 +134,7 @@ class StandIn(ShownVersion):
 
     def fail_to_wake(self, reason: str) -> None:
         """Shows why the last load failed; the next request tries again."""
-        self.model.reason = f"the last load failed: {reason}; tried again when a request comes"
+        self.model.reason = f"the last load failed: {reason}; the next request tries again"
 
     def hand_over(self, loaded: Model) -> None:
         """Passes further requests straight to the loaded version."""

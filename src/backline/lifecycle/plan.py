@@ -1,8 +1,8 @@
-"""Plans steps from existing loads to wanted versions, in a pure function that tests can try in any order."""
+"""Plans the next actions, given the versions that are wanted and those that are loaded. A pure function."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,8 +13,8 @@ from backline.lifecycle.phase import VersionPhase
 class Wanted:
     """A version that should be served. A new `fingerprint` needs another load, new `settings` do not.
 
-    With `loaded` False it is only registered, to be loaded on request. With `serve` False it is loaded but
-    not opened to requests yet: it belongs to an all-or-nothing change.
+    Without `loaded` the version is only registered, to be loaded on request. Without `serve` it is loaded but
+    not opened to requests yet, because it belongs to an all-or-nothing change.
     """
 
     name: str
@@ -27,7 +27,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An existing load of a version. `retry_at` is when a failed load is retried, None for never."""
+    """An existing load of a version.
+
+    `retry_at` is when a failed load is retried, None for never. `replaced_by` are the versions that take its
+    place: if it is no longer wanted, it still serves until they are ready.
+    """
 
     key: int
     name: str
@@ -36,6 +40,7 @@ class Held:
     phase: VersionPhase
     settings: object = None
     retry_at: float | None = None
+    replaced_by: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,8 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
     Entries of `wanted` differ in name, version or fingerprint; for each name and version at most one has
     `serve`. Loads begin in the order of `wanted`, at most `load_slots` at a time. An unwanted version is
     unloaded only when a wanted version of its model is ready or none is wanted (TensorFlow Serving's
-    availability-preserving policy), so a failed load does not stop the version that serves.
+    availability-preserving policy), and all versions in `replaced_by` that are still wanted are ready. So a
+    failed load does not stop the version that serves, even if a label keeps yet another version loaded.
     """
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in wanted}
     actions: list[Action] = []
@@ -121,7 +127,7 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
 
 def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Action]:
     ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is VersionPhase.READY}
-    #: The wanted versions that can take requests now.
+    # The wanted versions that can take requests now.
     answering = {
         (goal.name, goal.version)
         for identity, goal in goals.items()
@@ -142,7 +148,8 @@ def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Act
         elif (one.name, one.version) in replaced:
             free = (one.name, one.version) in answering
         else:
-            free = one.name in answering_models
+            pending = {(one.name, version) for version in one.replaced_by} & replaced - answering
+            free = one.name in answering_models and not pending
         if free:
             actions.append(Unload(one.key))
     return actions
@@ -171,3 +178,27 @@ def _loads(
             continue
         free -= 1
     return actions
+
+
+def replacements(
+    before: Mapping[str, frozenset[str]],
+    *,
+    selected_before: Set[str],
+    selected: Set[str],
+    ready: Set[str],
+    failed: Set[str],
+) -> dict[str, frozenset[str]]:
+    """For ready versions that are no longer selected: the versions that must be ready before they may go.
+
+    To be called when the selection changes from `selected_before` to `selected`, with the previous result as
+    `before`. A version waits for the newly selected ones. It does not wait for a version whose load had
+    already `failed` by then: that one was no replacement, and a version that was deleted would never go.
+    """
+    new = frozenset(selected - ready - failed)
+    leaving = {version: new for version in selected_before - selected if version in ready}
+    waiting = {
+        version: (wanted & selected) | (new if wanted - selected else frozenset())
+        for version, wanted in before.items()
+        if version in ready and version not in selected
+    }
+    return {version: wanted for version, wanted in (leaving | waiting).items() if wanted}

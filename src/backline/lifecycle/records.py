@@ -36,17 +36,14 @@ class AuditLog:
         self._failed = False
 
     def append(self, change: Change) -> None:
-        line = json.dumps(
-            {name: value for name, value in asdict(change).items() if value != ""}, ensure_ascii=False
-        )
+        stated = {name: value for name, value in asdict(change).items() if value != ""}
+        line = json.dumps(stated, ensure_ascii=False).encode("utf-8", "backslashreplace")
         try:
             make_folder(self._file.parent)
             if self._file.exists() and self._file.stat().st_size >= self._limit:
                 self._file.replace(self._older)
             with self._file.open("a+b") as file:
-                file.write(
-                    (b"" if _ends_whole(file) else b"\n") + line.encode("utf-8", "backslashreplace") + b"\n"
-                )
+                file.write((b"" if _ends_whole(file) else b"\n") + line + b"\n")
             self._failed = False
         except (OSError, BacklineError) as error:
             if not self._failed:  # once, not with every change
@@ -55,7 +52,7 @@ class AuditLog:
 
     def history(self, model: str = "", limit: int = 100) -> list[Change]:
         """The last changes of a model, or of all if `model` is "", newest first. Skips damaged lines."""
-        # The name as it appears in a line, so that most lines need no parsing.
+        # Lines of other models are recognised by the model's name in JSON, without parsing them.
         named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
         lines = (
             line for file in (self._file, self._older) for line in _lines_backwards(file) if named in line
@@ -78,11 +75,8 @@ def _parse(line: bytes) -> Change | None:
     except (ValueError, TypeError, RecursionError):
         return None
     texts = [value for name, value in asdict(change).items() if name != "time"]
-    return (
-        change
-        if isinstance(change.time, int | float) and all(isinstance(text, str) for text in texts)
-        else None
-    )
+    valid = isinstance(change.time, int | float) and all(isinstance(text, str) for text in texts)
+    return change if valid else None
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:
@@ -112,7 +106,7 @@ class LabelStore:
     """The labels of all models. A change is on disk when the call returns; nothing changes if it raises."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises InvalidArgument, naming the file, when it is damaged."""
+        """Raises InvalidArgument, with the file's path, if the stored labels are damaged."""
         self._file = folder / _LABELS_FILE
         self._labels = _read(self._file)
         self._stamp = _stamp(self._file)
@@ -122,7 +116,7 @@ class LabelStore:
         return self._labels.get(model, {})
 
     def set(self, model: str, label: str, version: str) -> None:
-        """Stores a label. Raises Internal if that fails, Unavailable if another process changed the file."""
+        """Stores a label. Raises Internal if it cannot, Unavailable if another process changed the file."""
         self._replace({**self._labels, model: {**self.of(model), label: version}})
 
     def remove(self, model: str, label: str) -> None:
@@ -134,7 +128,7 @@ class LabelStore:
     def _replace(self, labels: dict[str, dict[str, str]]) -> None:
         make_folder(self._file.parent)
         if _stamp(self._file) not in (self._stamp, None):
-            # Writing would lose another server's labels.
+            # Replacing the file would lose another server's labels.
             raise Unavailable(
                 f"'{self._file}' with the labels of models was changed by another server, or by hand, since"
                 " this server read it; nothing was changed. Restart this server to read it again, and"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument, Unavailable
+from backline.engine.errors import InvalidArgument
 from backline.engine.model import LoadProgress, Model
 from backline.engine.statistics import FIRST_RESPONSE_BOUNDS_MS, ModelStatistics
 from backline.engine.values.signature import DecoupledCheck
@@ -31,6 +31,7 @@ from backline.lifecycle.memory.needs import load_kind
 from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import Held
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
+from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.version_queue import InstancesQueue, with_deadline
 from backline.system.memory import trim
 from backline.workers.here.instances import InlineInstance
@@ -64,15 +65,20 @@ class Servable(ShownVersion):
         may_run_code: bool,
         on_given_up: Callable[[Model, str], None],
     ) -> None:
-        """`statistics` are those of the load to replace; `on_given_up` reports stuck, replaced instances."""
+        """`statistics` are those of the load to replace.
+
+        `on_given_up` is called with the model and the reason when an instance hung and was replaced.
+        """
         super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
         self.attempt = attempt
         #: Whether another version of the model served when this load began.
         self.another_serves = another_serves
-        #: Whether it is one of the initial loads.
+        #: Whether this load began before the server's start was complete.
         self.at_start = not shared.started
+        #: Whether its load will fail however often it is tried, because what a scan found cannot be loaded.
+        self.hopeless = bool(version.problem)
         #: What is known of its load before it begins.
         self.kind = load_kind(
             config,
@@ -81,8 +87,10 @@ class Servable(ShownVersion):
             {name: file.size for name, file in version.files.items()},
             () if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
         )
-        #: When it was opened to requests, by time.time().
+        #: When the version was opened to requests, by time.time().
         self.ready_at = 0.0
+        #: When it was unloaded, by time.monotonic().
+        self.ended_at = 0.0
         #: When a failed load is retried, by time.monotonic().
         self.retry_at: float | None = None
         #: Seconds after which a failed load might succeed if tried again; None if unknown.
@@ -95,7 +103,7 @@ class Servable(ShownVersion):
         if statistics is not None:
             self.model.statistics = statistics
         self._shared = shared
-        #: The configuration as stated, without what the model completed.
+        #: The configuration as stated, without settings that the model's own code completed.
         self._config = config
         self._version = version
         self._fetch = fetch
@@ -122,10 +130,10 @@ class Servable(ShownVersion):
         return () if self._load is None else self._load.pids
 
     async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
-        """Fetches, loads and warms up; `known` is from a load of the same files. Raises BacklineError.
+        """Fetches, loads and warms up the version. Raises BacklineError if that fails.
 
-        `settle` is called with the memory of the loaded model before it may serve. If it raises, the model is
-        closed.
+        `known` are the measurements of an earlier load of the same files. `settle` is called with the memory
+        of the loaded model before the model may serve. If it raises, the model is closed.
         """
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
@@ -172,7 +180,9 @@ class Servable(ShownVersion):
         model, shared = self.model, self._shared
         self._completion = warm.completion
         model.config = self._completed(self._config)
-        self._warn(loaded)
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
+        self._warn_of_cache()
         self._loaded = loaded
         self.measured = loaded.measured
         self._maker = maker = InstanceMaker(
@@ -192,14 +202,9 @@ class Servable(ShownVersion):
         else:
             # Without a digest of the files, responses are cached for this load only.
             content = warm.content or f"load {uuid4()}"
+            turn, cache = shared.turn, shared.cache
             self._queue = build_queue(
-                model,
-                loaded,
-                instances,
-                shared.total,
-                turn=shared.turn,
-                cache=shared.cache,
-                fingerprint=content,
+                model, loaded, instances, shared.total, turn=turn, cache=cache, fingerprint=content
             )
         model.backend = loaded.backend
         model.platform = loaded.platform
@@ -244,11 +249,6 @@ class Servable(ShownVersion):
     def _completed(self, config: ModelConfig) -> ModelConfig:
         return config if self._completion is None else self._completion.apply(config)
 
-    def _warn(self, loaded: LoadedVersion) -> None:
-        for warning in loaded.warnings:
-            log.warning("%s", warning)
-        self._warn_of_cache()
-
     def _warn_of_cache(self) -> None:
         if self.model.config.response_cache and self._shared.cache is None:
             log.warning(
@@ -265,13 +265,13 @@ class Servable(ShownVersion):
             self._shared.engine.refresh()
 
     def _on_ready(self, reason: str) -> None:
-        """Called with a reason when the model declares itself not ready (it still serves), "" when ready."""
+        """Called with a reason when the model declares itself not ready, though it serves; "" when ready."""
         self.model.unready = reason
         if self.phase is VersionPhase.READY:
             self._shared.engine.refresh()
 
     def review(self) -> bool:
-        """For ensembles: whether changes to called models took it out of service, or allow another load."""
+        """For an ensemble: whether changes to called models took it out of service, or allow another load."""
         return False
 
     @property
@@ -284,18 +284,18 @@ class Servable(ShownVersion):
         self.enter(VersionPhase.READY)
         self.ready_at = time.time()
 
-    def show_newer(self, failure: str, progress: LoadProgress | None) -> None:
-        """Shows, while it serves, why newer files cannot be served, and the progress of their load."""
-        self._show(
-            f"the current files cannot be served, so the previous ones still are: {failure}"
-            if failure
-            else ""
-        )
+    def show_newer(self, failure: str, progress: LoadProgress | None, remark: str = "") -> None:
+        """Shows on a version that serves why its newer files cannot be served, or else a `remark`.
+
+        Also shows how far the load of the newer files is.
+        """
+        reason = f"the current files cannot be served, so the previous ones still are: {failure}"
+        self._show(reason if failure else remark)
         self.model.progress = progress
 
     @property
     def busy(self) -> bool:
-        """Whether it has requests in flight, or open sequences."""
+        """Whether the version has requests in flight, or open sequences."""
         queue, sequences = self._queue, self.model.sequences
         return queue is not None and (
             queue.pending > 0 or queue.running > 0 or (sequences is not None and sequences.open_sequences > 0)
@@ -303,7 +303,7 @@ class Servable(ShownVersion):
 
     @property
     def last_used(self) -> float:
-        """When it last responded to a request, or was opened to requests, by time.time()."""
+        """When the version last responded to a request, or was opened to requests, by time.time()."""
         return max(self.ready_at, self.model.statistics.last_inference_ms / 1000)
 
     def update(self, config: ModelConfig) -> None:
@@ -319,18 +319,11 @@ class Servable(ShownVersion):
         if not loaded.resizable and config.instance_groups != groups:
             workers = f"{loaded.instances} worker process{'es' if loaded.instances > 1 else ''}"
             later = "the new instance_group takes effect at its next load"
-            log.warning(
-                "model '%s' version %s keeps running in %s: %s",
-                self.model.name,
-                self.model.version,
-                workers,
-                later,
-            )
+            name, version = self.model.name, self.model.version
+            log.warning("model '%s' version %s keeps running in %s: %s", name, version, workers, later)
         instances = None
-        if (loaded.lane, loaded.instances) != (
-            before.lane,
-            before.instances,
-        ) or config.instance_groups != groups:
+        moved = (loaded.lane, loaded.instances) != (before.lane, before.instances)
+        if moved or config.instance_groups != groups:
             instances = self._maker.make(loaded)
         self._queue.update(settings_of(config, loaded), instances=instances)
         self._tell(loaded)
@@ -350,14 +343,12 @@ class Servable(ShownVersion):
         self.enter(VersionPhase.DRAINING)
 
     async def drain(self, limit: float) -> None:
-        """Finishes its requests, for at most `limit` seconds, and frees the model."""
+        """Lets requests in flight finish, for at most `limit` seconds, and frees the model."""
         if self._queue is not None:
             streams = None if self._maker is None else self._maker.streams
-            ending = (
-                None
-                if streams is None
-                else asyncio.get_running_loop().call_later(limit, self._end_streams, streams)
-            )
+            ending = None
+            if streams is not None:
+                ending = asyncio.get_running_loop().call_later(limit, self._end_streams, streams)
             await self._queue.drain(limit)
             if ending is not None:
                 ending.cancel()
@@ -382,15 +373,16 @@ class Servable(ShownVersion):
             trim()
 
     def end(self) -> None:
-        """Marks it as unloaded. Only for a load that is no longer held: the planner knows no such phase."""
+        """Marks the load as unloaded. The planner does not know this phase, so it must not hold the load."""
         self.enter(VersionPhase.UNLOADED, "unloaded")
+        self.ended_at = time.monotonic()
 
     def _end_streams(self, streams: StreamPool) -> None:
         """Ends streams that outlast the drain; they may be endless."""
-        streams.end_all(Unavailable(f"model '{self.model.name}' is being unloaded", retry_after=1))
+        streams.end_all(being_unloaded(self.model.name))
 
     def _move_to_threads(self) -> None:
-        """Moves a model that blocks the event loop for longer than was measured to threads."""
+        """Moves a model to threads because its runs block the event loop for longer than was measured."""
         if self.phase is not VersionPhase.READY:
             return
         assert self._loaded is not None, "what is ready is loaded"

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import partial
 
+from backline.engine.control import STABLE
 from backline.engine.engine import Engine
 from backline.engine.errors import Unavailable
 from backline.engine.model import ModelState
 from backline.engine.statistics import ModelStatistics
+from backline.lifecycle.kept_versions import KeptVersions
 from backline.lifecycle.phase import ShownVersion, StandIn, VersionPhase
-from backline.lifecycle.plan import Wanted
+from backline.lifecycle.plan import Held, Wanted, replacements
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
 
+#: Seconds for which a version is listed after the version policy has given it up and it was unloaded.
+UNLOADED_SHOWN_SECONDS = 60.0
 #: Makes the stand-in for a version that is loaded on request.
 MakeAsleep = Callable[[str], StandIn]
 
 
 class ServedModel:
-    """One model. After changing a public attribute, call the executor's `advance`."""
+    """One model: its target, its loads, and what clients see of them.
+
+    After changing a public attribute, call the executor's `advance`.
+    """
 
     def __init__(self, name: str, *, strict_readiness: bool = True) -> None:
         self.name = name
@@ -34,12 +43,17 @@ class ServedModel:
         self.labels: Mapping[str, str] = {}
         #: The versions that labels point to now; each label moves when its new version is ready.
         self._pointing: Mapping[str, str] = {}
+        #: The versions that stay loaded for rollbacks.
+        self.kept = KeptVersions()
         self.held: dict[int, Servable] = {}
+        #: The versions that the target selected at the last step, and what replaces those that left it.
+        self._selected: frozenset[str] = frozenset()
+        self._replaced_by: Mapping[str, frozenset[str]] = {}
         #: The versions that the repository holds.
         self.known_versions: frozenset[str] = frozenset()
         #: On-demand versions that a request has woken.
         self.awake: set[str] = set()
-        #: Versions that were unloaded until a request comes, and why.
+        #: Versions that stay unloaded until a request needs them, and why they were unloaded.
         self.resting: dict[str, str] = {}
         #: Why the last change failed, by version.
         self.failures: dict[str, StandIn] = {}
@@ -53,7 +67,7 @@ class ServedModel:
         return {*self.labels.values(), *self._pointing.values()}
 
     def move_labels(self) -> None:
-        """Moves labels, but never from a version that takes requests to one that does not."""
+        """Points labels to new versions, but never from one that takes requests to one that does not."""
         pointing: dict[str, str] = {}
         for label, version in self.labels.items():
             before = self._pointing.get(label, version)
@@ -63,12 +77,49 @@ class ServedModel:
     def _answers(self, version: str) -> bool:
         return self.ready(version) is not None or version in self._asleep
 
+    def follow_target(self) -> None:
+        """Notes which versions left the target since the last step, and which ones replace them."""
+        target = self.target
+        goals = [] if target is None else target.wanted()
+        selected = frozenset(goal.version for goal in goals)
+        if selected == self._selected:
+            return
+        identities = {(goal.version, goal.fingerprint) for goal in goals}
+        failed = {
+            one.model.version
+            for one in self.held.values()
+            if one.phase is VersionPhase.FAILED and (one.model.version, one.fingerprint) in identities
+        }
+        asleep = frozenset() if target is None else self._sleeping(target)
+        self._replaced_by = replacements(
+            self._replaced_by,
+            selected_before=self._selected - (frozenset() if target is None else target.removed),
+            selected=selected - asleep,
+            ready=self.ready_versions,
+            failed=failed,
+        )
+        self._selected = selected
+
+    def planned(self) -> list[Held]:
+        """The existing loads, as the planner needs to know them."""
+        nothing: frozenset[str] = frozenset()
+        return [
+            replace(one.held(), replaced_by=self._replaced_by.get(one.model.version, nothing))
+            for one in self.held.values()
+        ]
+
     def wanted(self) -> list[Wanted]:
         """What the planner should reach: the target, the change in progress, and versions kept by labels."""
         goals: list[Wanted] = []
         if self.target is not None:
             goals = self.target.wanted(self._labelled, asleep=self._sleeping(self.target))
-            goals += self._held_by_labels({goal.version for goal in goals})
+            goals += self._kept(self._labelled - {goal.version for goal in goals})
+            goals += self._kept(self.kept.versions - {goal.version for goal in goals})
+            config = self.target.source.config
+            goals += [
+                Wanted(self.name, version.version, identity(version), config)
+                for version in self._missing({goal.version for goal in goals})
+            ]
         if self.change is not None:
             present = {(goal.version, goal.fingerprint) for goal in goals}
             goals += [
@@ -83,14 +134,45 @@ class ServedModel:
         on_demand = target.source.versions if target.source.found.config.on_demand else ()
         return (frozenset(on_demand) - self.awake) | frozenset(self.resting)
 
-    def _held_by_labels(self, wanted: set[str]) -> list[Wanted]:
-        """Versions that left the repository but keep serving while a label points to them."""
-        labelled = self._labelled - wanted
+    def only_kept(self, version: str) -> bool:
+        """Whether a version is loaded only so that a label can return to it."""
+        return (
+            version in self.kept.versions and version not in self._labelled and version not in self._selected
+        )
+
+    def may_give_up(self, version: str) -> bool:
+        """Whether a version is `only_kept`, so that the planner would otherwise unload it at once."""
+        return (
+            self.only_kept(version)
+            and version not in self._replaced_by
+            and any(self._answers(other) for other in self._selected | self._labelled)
+        )
+
+    def _kept(self, versions: Set[str]) -> list[Wanted]:
+        """Goals for versions that keep serving as they are, such as those that left the repository."""
         return [
-            Wanted(self.name, one.model.version, one.fingerprint, one.model.config)
+            Wanted(self.name, one.model.version, one.fingerprint, one.held().settings)
             for one in self.held.values()
-            if one.phase is VersionPhase.READY and one.model.version in labelled
+            if one.phase is VersionPhase.READY and one.model.version in versions
         ]
+
+    def _missing(self, present: Set[str]) -> list[FoundVersion]:
+        """Versions that a label points to and that exist nowhere: their loads fail and say so.
+
+        Requests to such a label, and those without a version if it is "stable", are refused. They must not
+        go to a version that nobody promoted.
+        """
+        target = self.target
+        if target is None or target.source.found.problem:
+            return []
+        missing = sorted(set(self.labels.values()) - present - set(target.source.versions))
+        return [
+            FoundVersion(version, None, problem=missing_text(self.name, version, self._labels_of(version)))
+            for version in missing
+        ]
+
+    def _labels_of(self, version: str) -> list[str]:
+        return sorted(label for label, labelled in self.labels.items() if labelled == version)
 
     def find(self, goal: Wanted) -> tuple[Target, FoundVersion]:
         """The target and files of a wanted version."""
@@ -100,6 +182,10 @@ class ServedModel:
             for version in target.versions(self._labelled):
                 if (version.version, identity(version)) == (goal.version, goal.fingerprint):
                     return target, version
+        if self.target is not None:
+            for version in self._missing(set()):
+                if (version.version, identity(version)) == (goal.version, goal.fingerprint):
+                    return self.target, version
         # Cannot happen: the planner only loads versions from `wanted`.
         raise LookupError(f"{goal.name} {goal.version} is not wanted")
 
@@ -153,14 +239,11 @@ class ServedModel:
 
     def ready(self, version: str) -> Servable | None:
         """The load that serves a version, if any."""
-        return next(
-            (
-                one
-                for one in self.held.values()
-                if one.phase is VersionPhase.READY and one.model.version == version
-            ),
-            None,
-        )
+        return self._in_phase(version, VersionPhase.READY)
+
+    def _in_phase(self, version: str, phase: VersionPhase) -> Servable | None:
+        held = self.held.values()
+        return next((one for one in held if one.phase is phase and one.model.version == version), None)
 
     def may_rest(self, one: Servable) -> bool:
         """Whether a ready version may be unloaded: it can be reloaded later, and no load is in progress."""
@@ -168,14 +251,19 @@ class ServedModel:
             other.phase in (VersionPhase.LOADING, VersionPhase.LOADED) for other in self.held.values()
         ):
             return False
+        if self.may_give_up(one.model.version):
+            return True
         mine = (one.model.version, one.fingerprint)
         return self.target is not None and any(
             (version.version, identity(version)) == mine for version in self.target.versions(self._labelled)
         )
 
     def rest(self, version: str, reason: str) -> None:
-        """Marks a version to be unloaded until a request asks for it."""
+        """Marks a version to be unloaded until a request asks for it, or for good if it was `only_kept`."""
         self.awake.discard(version)
+        if self.only_kept(version):
+            self.kept.drop(version)
+            return
         self.resting[version] = reason
 
     def statistics(self, version: str) -> ModelStatistics | None:
@@ -185,11 +273,9 @@ class ServedModel:
 
     def take_over(self, asleep: StandIn) -> None:
         """Makes the stand-in show the signature and statistics of the version's last load."""
+        loaded = (VersionPhase.READY, VersionPhase.DRAINING)
         for one in self.held.values():
-            if one.model.version == asleep.model.version and one.phase in (
-                VersionPhase.READY,
-                VersionPhase.DRAINING,
-            ):
+            if one.model.version == asleep.model.version and one.phase in loaded:
                 asleep.resemble(one.model)
 
     @property
@@ -259,10 +345,9 @@ class ServedModel:
         """Shows loads of newer files on serving versions, and loads of sleeping versions on stand-ins."""
         for version, asleep in self._asleep.items():
             if shown.get(version) is asleep:
-                load = self._load_of(version)
-                asleep.show_load(
-                    loading=load is not None, progress=None if load is None else load.model.progress
-                )
+                load = self._in_phase(version, VersionPhase.LOADING)
+                progress = None if load is None else load.model.progress
+                asleep.show_load(loading=load is not None, progress=progress)
         for one in self.held.values():
             version = one.model.version
             # A version whose instances are all unavailable keeps showing that reason.
@@ -275,19 +360,24 @@ class ServedModel:
             ]
             if not failed and version in self.failures:
                 failed = [self.failures[version].model.reason]
-            load = self._load_of(version)
-            one.show_newer(failed[0] if failed else "", None if load is None else load.model.progress)
+            load = self._in_phase(version, VersionPhase.LOADING)
+            progress = None if load is None else load.model.progress
+            one.show_newer(failed[0] if failed else "", progress, self._remark(version))
 
-    def _load_of(self, version: str) -> Servable | None:
-        """The running load of a version."""
-        return next(
-            (
-                one
-                for one in self.held.values()
-                if one.model.version == version and one.phase is VersionPhase.LOADING
-            ),
-            None,
-        )
+    def _remark(self, version: str) -> str:
+        """A text with what a user should know about a version that serves; usually empty."""
+        if self.only_kept(version):
+            labels = ", ".join(f"'{label}'" for label in self.kept.labels_of(version))
+            return f"stays loaded for a while, for a rollback of {labels}"
+        return self.files_gone.get(version, "")
+
+    @property
+    def files_gone(self) -> dict[str, str]:
+        """The versions that serve only because a label points to them, and texts on what becomes of each."""
+        if self.target is None or self.target.source.found.problem:
+            return {}
+        gone = set(self.labels.values()) & self.ready_versions - set(self.target.source.versions)
+        return {version: _files_gone_text(version, self._labels_of(version)) for version in gone}
 
     def _placeholder(self, version: str) -> StandIn:
         target = self.target or self.change
@@ -296,19 +386,30 @@ class ServedModel:
 
     def note_failures(self, target: Target, reasons: Mapping[str, str]) -> None:
         """Shows why a change failed, by version."""
+        config = target.source.config
         for version, reason in reasons.items():
-            self.failures[version] = StandIn(
-                self.name, version, target.source.config, VersionPhase.FAILED, reason
-            )
+            self.failures[version] = StandIn(self.name, version, config, VersionPhase.FAILED, reason)
 
     def _unloaded_versions(self) -> Mapping[str, Servable]:
-        """Versions that served before and are still in the repository, to be listed as unloaded."""
-        known = self.known_versions
-        self._unloaded = {version: one for version, one in self._unloaded.items() if version in known}
+        """Versions that served before and are still in the repository, to be listed as unloaded.
+
+        One that a request has unloaded is listed until it is loaded again. One that the version policy has
+        given up is listed for a while, for those who follow the change.
+        """
+        earliest = time.monotonic() - UNLOADED_SHOWN_SECONDS
+        self._unloaded = {
+            version: one
+            for version, one in self._unloaded.items()
+            if version in self.known_versions and (self._by_request(version) or one.ended_at > earliest)
+        }
         there = {one.model.version for one in self.held.values()} | {goal.version for goal in self.wanted()}
         for version in there:
             self._unloaded.pop(version, None)
         return self._unloaded
+
+    def _by_request(self, version: str) -> bool:
+        """Whether a version that is not wanted is not wanted because of a request."""
+        return self.target is None or version in self.target.removed
 
     def unloaded(self, one: Servable) -> None:
         """Removes a drained version."""
@@ -320,6 +421,28 @@ class ServedModel:
     def gone(self) -> bool:
         """Whether the model is neither wanted, loaded nor in a repository, and can be forgotten."""
         return self.target is None and self.change is None and not self.held and not self.known_versions
+
+
+def missing_text(model: str, version: str, labels: Sequence[str]) -> str:
+    """Why no load of a version that `labels` point to is possible, what follows, and what to do."""
+    refused = "requests without a version" if STABLE in labels else "requests to it"
+    return (
+        f"{_pointing(labels)} to version {version}, which no repository holds, so {refused} are refused."
+        f" Restore the version, or choose another one: backline models label {model} {labels[0]} VERSION"
+    )
+
+
+def _files_gone_text(version: str, labels: Sequence[str]) -> str:
+    """What becomes of a version that serves although its files are gone, because `labels` point to it."""
+    return (
+        f"{_pointing(labels)} to version {version}, whose files are gone from the repository. It is served"
+        " until the label moves or the server stops, and cannot be loaded again"
+    )
+
+
+def _pointing(labels: Sequence[str]) -> str:
+    named = ", ".join(f"'{label}'" for label in labels)
+    return f"label {named} points" if len(labels) == 1 else f"labels {named} point"
 
 
 class ServedModels:
@@ -374,6 +497,6 @@ class ServedModels:
         return name not in self._models or self._models[name].settled
 
     def close(self) -> None:
-        """Makes present and later waits raise Unavailable, unless their condition holds: the server stops."""
+        """Makes present and later waits raise Unavailable, because the server stops."""
         self._closed = True
         self.stepped()

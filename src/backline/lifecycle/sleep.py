@@ -18,6 +18,7 @@ from backline.lifecycle.phase import StandIn, VersionPhase
 from backline.lifecycle.served_model import ServedModel, ServedModels
 from backline.schedule.queues.priority import make_queue
 from backline.schedule.queues.queue import QueueSettings, QueueTotal
+from backline.schedule.turn import Alarm
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -40,15 +41,19 @@ class Sleep:
         self._reasons: dict[int, str] = {}
 
     def tenants(self) -> list[Tenant]:
-        """The loaded versions, for Residency. Those in workers hold what the workers hold."""
+        """The loaded versions, as Residency needs to know them."""
         return [
             Tenant(
                 (served.name, one.key),
                 one.model.memory_bytes,
-                one.last_used,
-                pinned=one.model.config.pinned,
+                0.0
+                if served.only_kept(one.model.version)
+                else one.last_used,  # kept versions are evicted first
+                pinned=one.model.config.pinned and not served.only_kept(one.model.version),
                 busy=one.busy or not served.may_rest(one),
-                idle_limit=one.model.config.idle_unload_seconds,
+                idle_limit=None
+                if served.only_kept(one.model.version)
+                else one.model.config.idle_unload_seconds,
                 gpus={} if one.memory is None else one.memory.need.gpus,
                 pids=tuple(one.pids),
             )
@@ -59,12 +64,8 @@ class Sleep:
 
     async def put(self, keys: Collection[Hashable], reason: str) -> None:
         """Unloads the tenants with these keys, to be reloaded on request; returns when they are unloaded."""
-        leaving = [
-            (served, one)
-            for served in self._models
-            for one in served.held.values()
-            if (served.name, one.key) in keys
-        ]
+        held = [(served, one) for served in self._models for one in served.held.values()]
+        leaving = [(served, one) for served, one in held if (served.name, one.key) in keys]
         for served, one in leaving:
             served.rest(one.model.version, reason)
             self._reasons[one.key] = reason
@@ -85,7 +86,7 @@ class Sleep:
             version,
             target.source.config,
             VersionPhase.ASLEEP,
-            f"{reason}; loaded again when a request comes" if reason else "loaded when a request comes",
+            f"{reason}; the next request loads it" if reason else "loaded by its first request",
         )
         served.take_over(asleep)
         model = asleep.model
@@ -132,8 +133,8 @@ class OnDemandQueue:
     """Holds requests for `model` while `load` loads it. Lives on the event loop.
 
     `load` sets `model.check` and `model.queue` to those of the loaded version, which then get the held
-    requests. If it raises, every held request gets its error. Requests that expire or are cancelled leave,
-    and the load goes on.
+    requests. If `load` raises an error, every held request gets that error. The load continues even if all
+    requests expire or are cancelled.
     """
 
     def __init__(
@@ -148,8 +149,7 @@ class OnDemandQueue:
         self._loading: asyncio.Task[None] | None = None
         self._failure: BacklineError | None = None
         self._failed_at = -inf
-        self._expiry = inf
-        self._timer: asyncio.TimerHandle | None = None
+        self._expiry = Alarm(self._expire, asyncio.get_running_loop(), pause=_SHORTEST_WAIT)
 
     @property
     def pending(self) -> int:
@@ -172,8 +172,8 @@ class OnDemandQueue:
                 retry_after=1,
             )
         self._total.waiting += 1
-        if ticket.deadline is not None and ticket.deadline < self._expiry:
-            self._wait_for(ticket.deadline)
+        if ticket.deadline is not None:
+            self._expiry.set(ticket.deadline)
         self._begin()
 
     async def wake(self) -> None:
@@ -202,12 +202,8 @@ class OnDemandQueue:
             self._fail(error)
         except Exception as error:
             log.exception("loading '%s' version %s failed", self._model.name, self._model.version)
-            self._fail(
-                Internal(
-                    f"loading '{self._model.name}' version {self._model.version} failed:"
-                    f" {type(error).__name__}: {error}"
-                )
-            )
+            what = f"loading '{self._model.name}' version {self._model.version} failed"
+            self._fail(Internal(f"{what}: {type(error).__name__}: {error}"))
         else:
             self._hand_over()
         finally:
@@ -220,11 +216,8 @@ class OnDemandQueue:
         self._refuse(error)
 
     def _raise_recent_failure(self) -> None:
-        if (
-            self._loading is None
-            and self._failure is not None
-            and monotonic() - self._failed_at < FAILURE_PAUSE
-        ):
+        recent = monotonic() - self._failed_at < FAILURE_PAUSE
+        if self._loading is None and self._failure is not None and recent:
             raise _again(self._failure)
 
     def _hand_over(self) -> None:
@@ -232,9 +225,8 @@ class OnDemandQueue:
         statistics = model.statistics
         check, queue = model.check, model.queue
         if check is None or queue is None or queue is self:
-            self._refuse(
-                Unavailable(f"model '{model.name}' version {model.version} was unloaded again", retry_after=1)
-            )
+            what = f"model '{model.name}' version {model.version}"
+            self._refuse(Unavailable(f"{what} was unloaded again, try again later", retry_after=1))
             return
         for ticket in self._take_all():
             try:
@@ -250,9 +242,7 @@ class OnDemandQueue:
             ticket.complete(None, _again(error))
 
     def _take_all(self) -> list[Ticket]:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer, self._expiry = None, inf
+        self._expiry.stop()
         held = self._held.clear()
         self._total.waiting -= len(held)
         return held
@@ -261,20 +251,9 @@ class OnDemandQueue:
         self._total.waiting -= 1
         self._model.statistics.record_cancelled(ticket)
 
-    def _wait_for(self, deadline: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._expiry = deadline
-        self._timer = asyncio.get_running_loop().call_later(
-            max(deadline - monotonic(), _SHORTEST_WAIT), self._expire
-        )
-
     def _expire(self) -> None:
-        self._timer, self._expiry = None, inf
         now = monotonic()
-        nearest = self._held.sweep(now)
-        if nearest < inf:
-            self._wait_for(nearest)
+        self._expiry.set(self._held.sweep(now))
         expired, self._held.expired = self._held.expired, []
         self._total.waiting -= len(expired)
         for ticket in expired:

@@ -29,7 +29,7 @@ class Source:
     name: str
     found: FoundModel
     repository: Repository
-    #: Whether its files belong to this machine's owner: neither remote nor brought by a load.
+    #: Whether the files are in a local repository, rather than remote or sent with a load request.
     own_files: bool = True
     #: The models of an ensemble's repository, which its steps name without the namespace.
     siblings: frozenset[str] = frozenset()
@@ -44,12 +44,8 @@ class Source:
         if ensemble is not None and self.siblings:
             prefix = self.name.removesuffix(self.found.name)
             renamed = {name: prefix + name for name in ensemble.models & self.siblings}
-            ensemble = replace(
-                ensemble,
-                steps=tuple(
-                    replace(step, model=renamed.get(step.model, step.model)) for step in ensemble.steps
-                ),
-            )
+            steps = (replace(step, model=renamed.get(step.model, step.model)) for step in ensemble.steps)
+            ensemble = replace(ensemble, steps=tuple(steps))
         return replace(config, name=self.name, ensemble=ensemble)
 
     @property
@@ -69,7 +65,7 @@ class Source:
 class Target:
     """What should be served of one model.
 
-    These are the versions that the version policy selects, those `added` by load requests, without those
+    The versions are those that the version policy selects, plus those `added` by load requests, minus those
     `removed` by unload requests. `trouble` says why the model's current files cannot be used; `source` then
     describes the previous files.
     """
@@ -90,11 +86,8 @@ class Target:
             names = (self.added | set(selected) | set(labelled)) - self.removed
             if missing and not names and not selected:
                 place = posixpath.join(found.namespace, found.folder).rstrip("/")
-                chosen.append(
-                    FoundVersion(
-                        NO_VERSION, None, problem=none_selected(place, self.source.versions, missing)
-                    )
-                )
+                problem = none_selected(place, self.source.versions, missing)
+                chosen.append(FoundVersion(NO_VERSION, None, problem=problem))
             chosen += [version for version in reversed(found.versions) if version.version in names]
         return chosen
 
@@ -148,7 +141,7 @@ class Sources:
 
     With `namespacing` a model is named <repository>.<model>, after the last part of the repository's
     location, so that repositories may share model names; steps of an ensemble may omit their own repository.
-    Without it such models get a problem, as in Triton.
+    Without `namespacing`, models that share a name cannot be served, as in Triton.
     """
 
     def __init__(self, repositories: Sequence[Repository], *, namespacing: bool) -> None:
@@ -156,7 +149,10 @@ class Sources:
         self._repositories = {repository.location: repository for repository in repositories}
         self._prefixes = dict.fromkeys(self._repositories, "")
         if namespacing:
-            self._prefixes = {location: f"{_last_part(location)}." for location in self._repositories}
+            self._prefixes = {
+                location: f"{PurePath(location.rstrip('/')).name or 'root'}."
+                for location in self._repositories
+            }
             _check_apart(self._prefixes)
         self._found: dict[str, list[FoundModel]] = {}
         self._troubles: dict[str, str] = {}
@@ -166,12 +162,9 @@ class Sources:
         return list(self._repositories)
 
     def missing(self, name: str, problem: str) -> Source:
-        """A wanted model that no repository holds."""
-        return Source(
-            name,
-            FoundModel(name, "", "", ModelConfig(name), problem=problem),
-            next(iter(self._repositories.values())),
-        )
+        """A source for a wanted model that no repository holds; clients see the `problem`."""
+        found = FoundModel(name, "", "", ModelConfig(name), problem=problem)
+        return Source(name, found, next(iter(self._repositories.values())))
 
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
         """The models of the repositories, by name.
@@ -253,10 +246,6 @@ def _as_composed(model: FoundModel, siblings: frozenset[str]) -> FoundModel:
     return replace(model, versions=versions)
 
 
-def _last_part(location: str) -> str:
-    return PurePath(location.rstrip("/")).name or "root"
-
-
 def _check_apart(prefixes: dict[str, str]) -> None:
     seen: dict[str, str] = {}
     for location, prefix in prefixes.items():
@@ -269,7 +258,7 @@ def _check_apart(prefixes: dict[str, str]) -> None:
 
 
 def _refuse_same(same: list[Source]) -> Source:
-    """A model with a problem instead of several that share a name, since any of them could be meant."""
+    """A source with a problem, in place of several models that share a name: any of them could be meant."""
     folders = ", ".join(f"'{source.found.namespace.rstrip('/')}/{source.found.folder}'" for source in same)
     problem = (
         f"model '{same[0].name}' is in more than one repository: {folders}; rename or remove all but one, or"

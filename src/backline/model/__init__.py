@@ -1,8 +1,10 @@
 """What a `model.py` imports: types for hints, special parameters of `predict`, metrics and errors.
 
->>> class Model: ... def predict(self, x: FP32[16]) -> FP32[16]: ... return x + 1
+    class Model:
+        def predict(self, x: FP32[16]) -> FP32[16]:
+            return x + 1
 
-Needs only NumPy and no server, so a notebook or a test can use a model like any other class:
+This package needs NumPy and no server, so a notebook or a test can use a model like any other class:
 `Model().predict(x)`.
 """
 

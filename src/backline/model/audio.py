@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from backline.engine.errors import InvalidArgument
-from backline.model.hints import DECODED_LIMIT, OrNone, library
-
-if TYPE_CHECKING:
-    _Array = np.ndarray
-else:
-    _Array = object
+from backline.model.hints import DECODED_LIMIT, Array, OrNone, library
+from backline.model.sound_files import read_sound
 
 _WRITTEN: Final = ("WAV", "FLAC", "OGG")
-_ITEM = np.dtype(np.float32).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +28,12 @@ class AudioHint(OrNone):
         _soundfile(), _soxr()
         if self.format and not output:
             raise InvalidArgument(
-                f"an input's file decides its format (WAV, FLAC, OGG, MP3...); leave '{self.format}' out"
+                f"an input's file decides its format (WAV, FLAC, OGG, MP3, M4A...); leave '{self.format}' out"
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:
-        """Decodes, mixes and resamples a file: FP32 [samples], or [channels, samples] for several
-        channels.
-        """
-        soundfile = _soundfile()
-        try:
-            with soundfile.SoundFile(io.BytesIO(data)) as file:
-                rate = file.samplerate
-                _check_size(file.frames * file.channels * _ITEM, limit)
-                _check_size(file.frames * self.rate // rate * self.channels * _ITEM, limit)
-                samples = file.read(dtype="float32", always_2d=True)
-        except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as error:
-            reason = str(error).rpartition("': ")[2].rpartition(">: ")[2] or str(error)
-            raise InvalidArgument(f"the sound cannot be decoded: {reason}") from None
+        """Decodes, mixes and resamples a file: FP32 [samples] for one channel, else [channels, samples]."""
+        samples, rate = read_sound(data, limit, self.rate, self.channels)
         samples = self._mixed(samples)
         if rate != self.rate and len(samples):
             samples = _soxr().resample(samples, rate, self.rate)
@@ -57,7 +41,7 @@ class AudioHint(OrNone):
 
     def _mixed(self, samples: np.ndarray) -> np.ndarray:
         """Converts to the expected number of channels: mixes all into one, or copies one to all. Raises
-        InvalidArgument for other numbers.
+        InvalidArgument for any other conversion.
         """
         found = samples.shape[1]
         if found == self.channels:
@@ -70,9 +54,7 @@ class AudioHint(OrNone):
         raise InvalidArgument(f"the sound has {found} channels, expected {self.channels} or 1")
 
     def encode(self, value: Any) -> bytes:
-        """Encodes an array of floats from -1 to 1 ([samples], or [channels, samples]) as a file of 16-bit
-        samples.
-        """
+        """Encodes floats from -1 to 1, [samples] or [channels, samples], as a file of 16-bit samples."""
         array = np.asarray(value)
         if array.dtype.kind != "f":
             raise TypeError(f"a sound is an array of floats from -1 to 1, got {array.dtype}")
@@ -84,15 +66,15 @@ class AudioHint(OrNone):
                 f" got {list(array.shape)}"
             )
         if not np.isfinite(array).all():
-            raise ValueError("a sound has finite samples only, got infinity or NaN")
+            raise ValueError("the samples of a sound are finite, got infinity or NaN")
         content = io.BytesIO()
         _soundfile().write(content, array.astype(np.float32).T, self.rate, format=self.format or "WAV")
         return content.getvalue()
 
 
-class Audio(_Array):
-    """Sound, sent as a file (WAV, FLAC, OGG, MP3 or another format of libsndfile) and passed to the model as
-    an FP32 array.
+class Audio(Array):
+    """Sound, sent as a file (WAV, FLAC, OGG, MP3 or another format of libsndfile; with PyAV also M4A, AAC and
+    WebM) and passed to the model as an FP32 array.
 
     `Audio[16000]` is one channel at 16 kHz, [samples]; `Audio[44100, 2]` is two channels, [2, samples]. An
     output becomes a WAV file, or a FLAC file with `Audio[44100, 2, "FLAC"]`. `Audio[16000].decode(data)`
@@ -110,23 +92,17 @@ class Audio(_Array):
             and format in ("", *_WRITTEN)
         ):
             raise TypeError(
-                f"Audio[{given!r}]: expected a rate, channels, and for an output one of {', '.join(_WRITTEN)}"
+                f"Audio[{given!r}]: expected a rate, and optionally the number of channels and the file"
+                f" format of an output, one of {', '.join(_WRITTEN)}"
             )
         return AudioHint(rate, channels, format)
 
 
 def audio_hint(hint: Any) -> AudioHint | None:
-    """The AudioHint for a hint of sound; None for any other hint. Raises InvalidArgument for Audio without
-    a rate.
-    """
+    """The AudioHint for a hint of sound, else None. Raises InvalidArgument for Audio without a rate."""
     if hint is Audio:
         raise InvalidArgument("Audio needs a rate, as in Audio[16000]")
     return hint if isinstance(hint, AudioHint) else None
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise InvalidArgument(f"the sound has {size} bytes when it is decoded, more than {limit}")
 
 
 def _soundfile() -> Any:

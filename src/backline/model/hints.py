@@ -13,10 +13,11 @@ import numpy as np
 from backline.engine.errors import Internal
 from backline.engine.values.datatypes import DataType
 
+#: The base class of hints that type checkers take for arrays.
 if TYPE_CHECKING:
-    _Array = np.ndarray
+    Array = np.ndarray
 else:
-    _Array = object
+    Array = object
 #: The default limit for a decoded image or sound, in bytes: a small file may decode to a huge array.
 DECODED_LIMIT: Final = 256 << 20
 
@@ -53,15 +54,15 @@ class ArrayHint(OrNone):
     shape: tuple[int, ...]
 
 
-class _Typed(_Array):
-    """An array of one datatype, as `FP32[3, 224, 224]`; -1 is any size. `FP32` alone means `FP32[-1]`."""
+class _Typed(Array):
+    """An array of one datatype, like `FP32[3, 224, 224]`; -1 is any size. `FP32` alone means `FP32[-1]`."""
 
     datatype: ClassVar[DataType]
 
     def __class_getitem__(cls, shape: int | tuple[int, ...]) -> Any:
         dims = shape if isinstance(shape, tuple) else (shape,)
         if not all(isinstance(dim, int) and dim >= -1 for dim in dims):
-            raise TypeError(f"{cls.__name__}{list(dims)}: a shape has sizes, and -1 for any size")
+            raise TypeError(f"{cls.__name__}{list(dims)}: expected sizes, or -1 for any size")
         return ArrayHint(cls.datatype, dims)
 
 
@@ -142,12 +143,12 @@ class Request:
 
     id: str = ""
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    #: The id of its sequence, 0 for none, and whether it is the first or the last request there.
+    #: The id of the request's sequence, 0 for none, and whether it is the first or the last request there.
     sequence: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
-    #: Its trace context, for the model's own spans (`opentelemetry.propagate.extract`); empty if it is not
-    #: traced.
+    #: The request's trace context, for the model's own spans (`opentelemetry.propagate.extract`); empty if
+    #: the request is not traced.
     trace: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -172,8 +173,8 @@ class Media(Protocol):
     """Decodes a file into the value that `predict` gets, and encodes the value it returns as a file."""
 
     def check(self, *, output: bool) -> None:
-        """Raises InvalidArgument if the hint is invalid for an input (or `output`), Internal if a library is
-        missing.
+        """Raises InvalidArgument if the hint is invalid for an input, or for an output if `output` is set;
+        Internal if a library is missing.
         """
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:

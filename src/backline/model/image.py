@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from backline.engine.errors import InvalidArgument
-from backline.model.hints import DECODED_LIMIT, OrNone, library
-
-if TYPE_CHECKING:
-    _Array = np.ndarray
-else:
-    _Array = object
+from backline.model.hints import DECODED_LIMIT, Array, OrNone, library
 
 #: The formats that are decoded. No others, because Pillow starts external programs for some of them.
 _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _WRITTEN: Final = ("PNG", "JPEG", "WEBP")
+#: What Pillow raises for a file that it cannot decode, apart from its own exceptions.
+_UNREADABLE: Final = (OSError, SyntaxError, ValueError, EOFError, OverflowError)
 _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHint(OrNone):
-    """An image as an array of Pillow's `mode`, or as a Pillow image. `format` is the file format of an
-    output; empty for PNG.
-    """
+    """An array of Pillow's `mode`, or a Pillow image. `format` is an output's file format, PNG if empty."""
 
     mode: str = "RGB"
     format: str = ""
@@ -58,19 +53,9 @@ class ImageHint(OrNone):
                 if self.as_object:
                     return upright
                 return np.array(_in_eight_bits(upright).convert(self.mode))
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            EOFError,
-            OverflowError,
-            pillow.DecompressionBombError,
-        ) as error:
-            reason = (
-                f"it is none of {' '.join(_READ)}"
-                if isinstance(error, pillow.UnidentifiedImageError)
-                else str(error)
-            )
+        except (*_UNREADABLE, pillow.DecompressionBombError) as error:
+            unknown = isinstance(error, pillow.UnidentifiedImageError)
+            reason = f"it is none of {' '.join(_READ)}" if unknown else str(error)
             raise InvalidArgument(f"the image cannot be decoded: {reason}") from None
 
     def encode(self, value: Any) -> bytes:
@@ -100,7 +85,7 @@ class ImageHint(OrNone):
         return np.ascontiguousarray(value)
 
 
-class Image(_Array):
+class Image(Array):
     """An image, sent as a file (PNG, JPEG, WebP, GIF, BMP, TIFF) and passed to the model as UINT8 [height,
     width, 3].
 
@@ -113,8 +98,8 @@ class Image(_Array):
         mode, format = given if isinstance(given, tuple) else (given, "")
         if mode not in _CHANNELS or format not in ("", *_WRITTEN):
             raise TypeError(
-                f"Image[{given!r}]: expected one of {', '.join(_CHANNELS)},"
-                f" and for an output one of {', '.join(_WRITTEN)}"
+                f"Image[{given!r}]: expected one of {', '.join(_CHANNELS)}, and optionally the file format of"
+                f" an output, one of {', '.join(_WRITTEN)}"
             )
         return ImageHint(mode, format)
 

@@ -38,9 +38,7 @@ class _Server:
 
 
 def connect(page: Page, **labels: str) -> None:
-    """Sends all values recorded from now on to the server's page, with these labels added. Called by the
-    worker process.
-    """
+    """Sends all values recorded from now on to the server's page, with these labels. Workers call this."""
     _Server.page, _Server.labels = page, labels
 
 
@@ -84,9 +82,7 @@ class Counter(_Metric):
     def increment(self, value: float = 1.0, **labels: str) -> None:
         """Adds to the counter. Raises ValueError for a negative value."""
         if value < 0:
-            raise ValueError(
-                f"counter '{self.name}' cannot be incremented by {value}: it only grows; use a Gauge"
-            )
+            raise ValueError(f"counter '{self.name}' cannot grow by {value}; use a Gauge")
         self._keep(labels, value, add=True)
         self._show("increment", labels, value)
 
@@ -113,9 +109,7 @@ class Histogram(_Metric):
     def __init__(self, name: str, description: str, buckets: Sequence[float] = DEFAULT_BUCKETS) -> None:
         """Raises ValueError for buckets that do not ascend."""
         if not buckets or any(later <= earlier for earlier, later in pairwise(buckets)):
-            raise ValueError(
-                f"histogram '{name}': buckets are {list(buckets)}, expected numbers in ascending order"
-            )
+            raise ValueError(f"histogram '{name}': buckets are {list(buckets)}, expected ascending numbers")
         self.buckets = tuple(map(float, buckets))
         super().__init__(name, description)
 

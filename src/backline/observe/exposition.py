@@ -1,7 +1,7 @@
 """Prometheus' text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
 
-prometheus_client creates an object per sample, which is too slow for thousands of them: here each metric is a
-template filled with numbers.
+prometheus_client creates an object per sample, which is too slow for thousands of samples. Here each metric
+is a template filled with numbers.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def label_text(labels: Iterable[tuple[str, str]]) -> str:
 
 
 def number(value: float) -> str:
-    """A value as text that Go's number parser accepts, which Prometheus uses."""
+    """A value as text for Prometheus, which reads numbers as Go does."""
     if value in (inf, -inf):
         return "+Inf" if value > 0 else "-Inf"
     return "NaN" if isnan(value) else repr(value)
 
 
-#: What a label's name cannot contain. It is replaced, since one model's bad label must not make the whole
-#: page unreadable.
+#: What a label's name cannot contain. Such characters are replaced, since one model's bad label must not make
+#: the whole page unreadable.
 _INVALID = re.compile(r"^(?=\d)|[^a-zA-Z0-9_]")
 
 
@@ -56,9 +56,8 @@ def _histogram(name: str, labels: Labels, sample: Sample) -> str:
     bounds = [*(f"{bound:g}" for bound in sample.bounds), "+Inf"]
     buckets = [
         f"{_labelled(f'{name}_bucket', sorted((*labels, ('le', bound))))} {count}\n"
-        for bound, count in zip(
-            bounds, accumulate(sample.counts), strict=False
-        )  # without buckets nothing is counted
+        # Nothing is counted for a histogram without buckets, so the lengths may differ.
+        for bound, count in zip(bounds, accumulate(sample.counts), strict=False)
     ]
     count, total = sum(sample.counts), number(sample.value)
     lines = (

@@ -1,6 +1,7 @@
 """The metrics of model versions, under Triton's names where Triton has one.
 
-Each is a template for a version's samples. The version's labels never change: a scrape only fills in numbers.
+Each is a template for a version's samples. A version's labels never change, so a scrape only fills in
+numbers.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _counter(name: str, text: str, read: Read) -> FamilyTemplate:
 
 
 def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Read], ...]) -> FamilyTemplate:
-    """A metric with a sample for each pair in `values`: a value of `label`, and what reads its number."""
+    """A metric with a sample for each value of `label`; `values` pairs it with what reads its number."""
     lines = "".join(f'{name}{{{_LABELS},{label}="{value}"}} %d\n' for value, _ in values)
     reads = tuple(read for _, read in values)
 
@@ -91,10 +92,7 @@ def _histogram(
 
 
 def _first_responses() -> FamilyTemplate:
-    """The histogram of the time to the first response, for decoupled models only.
-
-    For other models it would equal the request's duration.
-    """
+    """The histogram of the time to the first response, for decoupled models only: others send just one."""
     name = FIRST_RESPONSE_FAMILY
 
     def write(model: Model, labels: str) -> str:
@@ -131,14 +129,10 @@ def _responses() -> FamilyTemplate:
         responses = model.statistics.responses
         if responses is None:
             return ""
-        return (
-            lines % tuple(sum(read(r).count for r in responses.counters) for _, read in _OUTCOMES)
-        ).replace(_LABELS, labels)
+        counts = tuple(sum(read(r).count for r in responses.counters) for _, read in _OUTCOMES)
+        return (lines % counts).replace(_LABELS, labels)
 
-    return FamilyTemplate(
-        comment(name, "counter", "Responses of decoupled models, by outcome"),
-        write,
-    )
+    return FamilyTemplate(comment(name, "counter", "Responses of decoupled models, by outcome"), write)
 
 
 def _executions() -> FamilyTemplate:
@@ -237,9 +231,7 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
         lambda s: s.compute_output.ns // 1000,
     ),
     _counter(
-        "nv_cache_num_hits_per_model",
-        "Requests served from the response cache",
-        lambda s: s.cache_hit.count,
+        "nv_cache_num_hits_per_model", "Requests served from the response cache", lambda s: s.cache_hit.count
     ),
     _counter(
         "nv_cache_num_misses_per_model",
@@ -283,11 +275,7 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
         "Runs past their timeout that cannot be interrupted and still continue",
         lambda m: m.statistics.stuck,
     ),
-    _calls(
-        "backline_model_calls_total",
-        "Calls from this model to another, by outcome",
-        lambda d: d.count,
-    ),
+    _calls("backline_model_calls_total", "Calls from this model to another, by outcome", lambda d: d.count),
     _calls(
         "backline_model_call_seconds_total",
         "Time of calls from this model to another, until the last response",

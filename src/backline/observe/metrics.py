@@ -51,10 +51,7 @@ class Metrics:
         return [*filter(None, page), await process]
 
     def _pieces(self) -> Iterator[str]:
-        """The page, in pieces that take microseconds each.
-
-        Empty pieces mark work that produced no text yet.
-        """
+        """Yields the page in pieces that take microseconds each; a piece is empty if it has no text yet."""
         families = [[family.comment] for family in FAMILIES]
         for model in tuple(self._engine.models()):
             labels = _labels(model)
@@ -136,7 +133,5 @@ class _Machine:
         )
         yield GaugeMetricFamily("nv_cpu_memory_total_bytes", "Memory of the machine", memory.total)
         yield GaugeMetricFamily(
-            "nv_cpu_memory_used_bytes",
-            "Memory of the machine in use",
-            memory.total - memory.available,
+            "nv_cpu_memory_used_bytes", "Memory of the machine in use", memory.total - memory.available
         )

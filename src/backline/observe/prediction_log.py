@@ -1,5 +1,4 @@
-"""Files of requests, as TFRecords of TensorFlow Serving's PredictionLog: written by recordings, read for
-warm-up.
+"""Files of requests for warm-up: TFRecords of TensorFlow Serving's PredictionLog, written by recordings.
 
 A record is its length (8 bytes, little-endian), the masked CRC-32C of the length (4 bytes), a serialised
 PredictionLog, and its masked CRC-32C (https://www.tensorflow.org/tutorials/load_data/tfrecord). The messages
@@ -23,16 +22,15 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Shape, Tensor, element_count, encode_tensor
 from backline.protos import message
 
-#: The limit in bytes of a record, and of a tensor, which a record may abbreviate by repeating its last
-#: value.
+#: The most bytes of a record, and of a tensor: a record may leave out repetitions of a tensor's last value.
 LARGEST = 1 << 30
 _LENGTH = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 #: The largest rank that all supported versions of NumPy accept.
 _MAX_RANK = 32
 
-#: For each number of TensorFlow's DataType (tensorflow/core/framework/types.proto), our datatype and the
-#: field of TensorProto that holds its values.
+#: For each number of TensorFlow's DataType (tensorflow/core/framework/types.proto), the datatype here and
+#: the field of TensorProto that holds its values.
 _DATATYPES = {
     1: (DataType.FP32, "float_val"),
     2: (DataType.FP64, "double_val"),
@@ -66,10 +64,7 @@ class LoggedRequest:
 
 
 def read_log(path: Path) -> Iterator[LoggedRequest]:
-    """Yields the requests of a file.
-
-    Raises InvalidArgument, which names the record and what is wrong with it.
-    """
+    """Yields the requests of a file. Raises InvalidArgument, which says what is wrong with which record."""
     log_type = message("backline.prediction_log.PredictionLog")
     for number, record in _records(path):
         where = f"'{path}', record {number}"
@@ -141,7 +136,7 @@ def _records(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _masked(data: bytes) -> int:
-    """The checksum as TFRecords store it. Masked, because a CRC of data that contains CRCs is weak."""
+    """The checksum as TFRecords store it: masked, because a CRC of data that contains CRCs is weak."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -177,7 +172,7 @@ def _decode(where: str, name: str, given: Any) -> Tensor:
 
 
 def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.ndarray:
-    """An array of `count` elements; the last value is repeated, as in TensorFlow."""
+    """An array of `values`, the last one repeated up to `count` elements as in TensorFlow."""
     array = np.empty(count, datatype.dtype)
     if not count:
         return array
@@ -195,7 +190,7 @@ def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.
 
 #: The polynomial of CRC-32C (RFC 3720, appendix B.4), with its bits reversed.
 _POLYNOMIAL = 0x82F63B78
-#: Data of at least _LONG bytes is computed in _LANES blocks side by side.
+#: The checksum of at least _LONG bytes is computed in _LANES blocks in parallel.
 _LONG = 1 << 16
 _LANES = 1024
 

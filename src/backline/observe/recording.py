@@ -1,6 +1,6 @@
-"""Recording: the next requests that a version answers are written to a file, and warm it up on load.
+"""Recording: writes the next requests that a version completes to a file, for the warm-up of later loads.
 
-A version that is not being recorded pays nothing: only one with a recording notifies it of its requests.
+Only a version that is being recorded reports its requests, so others pay nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 from urllib.parse import quote
 
 from backline.engine.engine import Engine
@@ -46,10 +46,7 @@ def recorded_file(folder: Path, model: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class RecordingState:
-    """The progress of a recording: `recorded` of `count` requests, `bytes` in total.
-
-    `reason` says why the recording ended with fewer.
-    """
+    """The progress of a recording: `recorded` of `count` requests. `reason` says why it ended early."""
 
     model: str
     version: str
@@ -61,10 +58,8 @@ class RecordingState:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    inputs: Mapping[str, Tensor]
-    outputs: tuple[str, ...] | None
+#: The inputs and the requested outputs of a request.
+_Kept: TypeAlias = tuple[Mapping[str, Tensor], tuple[str, ...] | None]
 
 
 class _KeepIfAnswered(Listener):
@@ -142,7 +137,7 @@ class LiveRecording:
         inputs = {
             name: Tensor(name, t.datatype, t.shape, t.data.copy()) for name, t in request.inputs.items()
         }
-        ticket.listen(_KeepIfAnswered(self, _Kept(inputs, request.outputs), size))
+        ticket.listen(_KeepIfAnswered(self, (inputs, request.outputs), size))
 
     def keep(self, kept: _Kept, size: int) -> None:
         if self._state != "recording" or self._bytes + size > self._max_bytes:
@@ -176,10 +171,7 @@ class LiveRecording:
 
 
 class Recorder:
-    """The recordings of a server, at most one per model. `folder` is the server's state folder.
-
-    Lives on the event loop.
-    """
+    """The recordings of a server, one per model. Lives on the event loop; `folder` is the state folder."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine = engine
@@ -189,7 +181,7 @@ class Recorder:
     def start(
         self, model: str, version: str = "", *, count: int, max_bytes: int = DEFAULT_BYTES
     ) -> RecordingState:
-        """Starts recording the next `count` requests that the version answers, replacing earlier recordings.
+        """Starts recording the next `count` requests that succeed, replacing an earlier recording.
 
         Raises NotFound or Unavailable for the version, InvalidArgument for a number out of range, and
         AlreadyExists while a recording is in progress.
@@ -214,10 +206,7 @@ class Recorder:
         return recording.state
 
     def state(self, model: str) -> RecordingState:
-        """The current or last recording of a model.
-
-        Raises NotFound if there was none since the server started.
-        """
+        """The current or last recording of a model. Raises NotFound if there is none."""
         return self._find(model).state
 
     async def stop(self, model: str) -> RecordingState:
@@ -251,7 +240,7 @@ def _write_file(file: Path, model: str, kept: list[_Kept]) -> None:
     try:
         with written.open("wb") as output:
             for one in kept:
-                output.write(encode_record(model, one.inputs, one.outputs))
+                output.write(encode_record(model, *one))
             output.flush()
             os.fsync(output.fileno())
         written.replace(file)

@@ -1,7 +1,4 @@
-"""Compiles the .proto files into descriptors.binpb:
-
-`python -m backline.protos.compile` (needs grpcio-tools).
-"""
+"""`python -m backline.protos.compile` compiles the .proto files into descriptors.binpb with grpcio-tools."""
 
 from __future__ import annotations
 
@@ -19,10 +16,7 @@ SOURCES = (
 
 
 def compile_descriptors(output: Path) -> None:
-    """Writes the FileDescriptorSet of all sources to `output`.
-
-    Raises RuntimeError if one does not compile.
-    """
+    """Writes the FileDescriptorSet of all sources to `output`. Raises RuntimeError if one is invalid."""
     from grpc_tools import protoc
 
     root = HERE.parent.parent

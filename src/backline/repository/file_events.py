@@ -1,4 +1,4 @@
-"""Notices changes to files: by events of the file system where it has them, else by polling."""
+"""Notices changes to files by file system events, or by polling where there are none."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from backline.repository.walk import reason
 
 log = logging.getLogger("backline.repository")
 
-#: Seconds without an event after which a change counts as complete, and the longest wait for such a pause.
+#: A change counts as complete after this many seconds without an event, or at the latest after _LONGEST.
 _SETTLED = 0.25
 _LONGEST = 10.0
-#: Milliseconds between fetches of events while they arrive.
+#: Milliseconds for which the watcher collects events before it reports them.
 _STEP_MS = 50
-#: Seconds between checks that a path still leads to the watched file or folder (links may change).
+#: Seconds between checks that a path still leads to the watched file or folder: a link may have changed.
 _CHECK = 5.0
-#: Seconds after which to scan without an event: the system drops events when too many arrive at once.
+#: Seconds after which a scan is due even without an event: the system drops events if too many arrive.
 _LOST_EVENTS = 60.0
 #: Linux's table of mounts (proc(5)).
 MOUNTS = Path("/proc/self/mounts")
@@ -34,10 +34,10 @@ _REMOTE = re.compile(
 
 
 async def changes(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
-    """Yields whenever one of `places()`, or anything below it, may have changed; once for a burst of changes.
+    """Yields when one of `places()`, or anything below it, may have changed; once for a burst of changes.
 
-    Without events (on network file systems, without the extra "watch", or when the system has no watches
-    left) it yields every `interval` seconds.
+    It yields every `interval` seconds where there are no events: on network file systems, without the extra
+    "watch", and when the system has no watches left.
     """
     watching = _can_watch(places())
     while True:
@@ -48,7 +48,7 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
                         yield
                 continue
             except FileNotFoundError:
-                pass  # poll until it exists
+                pass  # a place is missing: poll until it exists
             except (OSError, RuntimeError, ExceptionGroup) as error:
                 why = reason(_first(error))
                 log.warning(
@@ -63,7 +63,7 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
 
 
 def _first(error: Exception) -> Exception:
-    """The first error of nested groups, such as the watcher raises for file names that are not UTF-8."""
+    """The first error in nested groups, which the watcher raises for file names that are not UTF-8."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -82,10 +82,10 @@ def _can_watch(paths: Sequence[Path]) -> bool:
 
 
 async def _events(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
-    """Yields on changes until a place is replaced. Raises FileNotFoundError when a place is missing."""
+    """Yields after changes, until a place is replaced. Raises FileNotFoundError if a place is missing."""
     watched = _inodes(places())
     event = asyncio.Event()
-    event.set()  # scan once for what changed before the watch began
+    event.set()  # so that changes from before the watch began cause a scan
     watch = asyncio.create_task(_watch(places(), event))
     try:
         last = time.monotonic()
@@ -108,7 +108,7 @@ async def _events(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
 
 
 async def _watch(paths: Sequence[Path], event: asyncio.Event) -> None:
-    """Sets `event` for every change, several times for a file that is being written."""
+    """Sets `event` on every change; a file that is being written causes several."""
     from watchfiles import awatch
 
     try:
@@ -119,7 +119,7 @@ async def _watch(paths: Sequence[Path], event: asyncio.Event) -> None:
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> bool:
-    """Waits for the event and clears it; False if it did not come in time."""
+    """Waits up to `seconds` for the event and clears it. Returns whether the event was set in time."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -130,24 +130,24 @@ async def _wait(event: asyncio.Event, seconds: float) -> bool:
 
 
 def _inodes(paths: Sequence[Path]) -> list[tuple[Path, int, int]]:
-    """The identity of each file or folder now. Raises FileNotFoundError when one is missing."""
+    """The current device and inode of each file or folder. Raises FileNotFoundError if one is missing."""
     found = [(path, os.stat(path)) for path in paths]
     return [(path, status.st_dev, status.st_ino) for path, status in found]
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path (its parent, if it is missing) is on a file system that other machines write to."""
+    """Whether a path, or its parent if it is missing, is on a file system that other machines write to."""
     real = os.path.realpath(path)
     best, kind = "", ""
     for point, mounted in mounts():
-        # Of several mounts at one point, the last hides the others.
+        # If several file systems are mounted at one point, the last one hides the others.
         if len(point) >= len(best) and (real == point or real.startswith(point.rstrip("/") + "/")):
             best, kind = point, mounted
     return _REMOTE.fullmatch(kind) is not None
 
 
 def mounts() -> Iterator[tuple[str, str]]:
-    """Mount points and the types of their file systems."""
+    """Yields the mount points and the types of their file systems."""
     try:
         lines = MOUNTS.read_text(errors="surrogateescape").splitlines()
     except OSError:  # not Linux

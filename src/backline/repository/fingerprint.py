@@ -1,4 +1,4 @@
-"""Fingerprints of versions, which change when a version must be loaded again."""
+"""Computes the fingerprint of a version, which changes when the version must be loaded again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from backline.engine.config.instance_group import InstanceGroup
 from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
-#: Fields that apply to loaded versions, or only decide when and which versions are loaded. A change to any
-#: other field causes a load. `declared` only repeats other fields, and adds some without effect.
+#: Fields whose change causes no load: they apply to versions that are loaded, or decide only which versions
+#: are loaded and when. `declared` repeats other fields and adds fields without effect. A change to any field
+#: that is not listed causes a load.
 _APPLIED_WITHOUT_LOAD = frozenset(
     {
         "version_policy",
@@ -38,7 +39,7 @@ _APPLIED_WITHOUT_LOAD = frozenset(
 
 
 def load_key(config: ModelConfig) -> str:
-    """A text that two configurations share if a change from one to the other needs no load."""
+    """A digest that is equal for two configurations if a change from one to the other needs no load."""
     relevant = [
         (field.name, _relevant(field.name, getattr(config, field.name)))
         for field in fields(config)
@@ -48,7 +49,7 @@ def load_key(config: ModelConfig) -> str:
 
 
 def fingerprint(files: Mapping[str, FileEntry], config: ModelConfig) -> str:
-    """The fingerprint of a version that needs `files` (by path) and is loaded under `config`."""
+    """The fingerprint of a version that needs `files`, by path, and is loaded with `config`."""
     return _digest(repr([(path, files[path].identity) for path in sorted(files)]) + load_key(config))
 
 
@@ -59,7 +60,7 @@ def _relevant(name: str, value: object) -> object:
 
 
 def _of_groups(groups: Sequence[InstanceGroup]) -> object:
-    """Devices and resources of instances; their number applies without a load, as does `instance_count`."""
+    """The devices and resources of the instances. Their number is left out, as its change needs no load."""
     where = dict.fromkeys(
         (group.kind, group.gpus) for group in groups or (InstanceGroup(0),) if not group.passive
     )

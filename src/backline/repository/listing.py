@@ -1,4 +1,4 @@
-"""The files of a repository as a scan sees them: names, sizes and identities; contents are read on demand."""
+"""Describes the files of a repository: names, sizes and identities. Contents are read on demand."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from dataclasses import dataclass
 class FileEntry:
     """A file.
 
-    `identity` changes with its content (modification time and inode on disk, ETag in an object store).
-
-    `problem` says why the file cannot be used (a link out of the repository, no permission); empty when it
-    can.
+    `identity` changes when the content does: on disk it has modification time and inode, in an object store
+    the ETag. `problem` says why the file cannot be used (a link out of the repository, no permission); it is
+    empty if the file can be used.
     """
 
     size: int
@@ -23,11 +22,11 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All files below a place. Paths are relative, with "/" as the separator ("add1/1/model.onnx").
+    """All files below a folder or URL, `location`. Paths are relative, such as "add1/1/model.onnx".
 
-    `location` is the folder or URL, for messages. `folders` has all folders, including empty ones; an object
-    store has only those with files. A folder that cannot be read is in `folders` and, with its problem, in
-    `files`. `read` returns the content of one (small) file; it raises BacklineError, and may block.
+    `folders` has all folders, including empty ones, which object stores lack. A folder that cannot be read is
+    in `folders` and also, with its problem, in `files`. `read` returns the content of one small file; it may
+    block, and raises BacklineError.
     """
 
     location: str
@@ -51,7 +50,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder: its listing, and its path below the root of the repository `namespace` ("" for the root)."""
+    """A folder of the repository `namespace`: its listing, and its path below the root ("" for the root)."""
 
     listing: Listing
     path: str
@@ -59,16 +58,14 @@ class Folder:
 
     @property
     def location(self) -> str:
-        """The folder or URL, for messages."""
         return self.listing.location
 
     @property
     def name(self) -> str:
-        """The last part of the location."""
         return self.location.rstrip("/").rpartition("/")[2]
 
     def folders(self) -> dict[str, Folder]:
-        """The folders directly in it, by name, except those whose name starts with a dot."""
+        """The folders directly in this one, by name, except those whose name starts with a dot."""
         files: dict[str, dict[str, FileEntry]] = {}
         folders: dict[str, set[str]] = {folder: set() for folder in self.listing.folders if "/" not in folder}
         for path, entry in self.listing.files.items():
@@ -83,7 +80,7 @@ class Folder:
         return {name: self._below(name, files.get(name, {}), folders.get(name, set())) for name in names}
 
     def below(self, path: str) -> Folder:
-        """The folder `path` below it; "" is the folder itself."""
+        """The folder `path` below this one; "" is this folder itself."""
         return Folder(self.listing.below(path), self.join(path), self.namespace)
 
     def _below(self, name: str, files: Mapping[str, FileEntry], folders: set[str]) -> Folder:
@@ -97,10 +94,10 @@ class Folder:
         return Folder(listing, self.join(name), self.namespace)
 
     def problem(self, name: str) -> str:
-        """Why the entry `name` directly in it cannot be used; empty when it can."""
+        """Why the entry `name` directly in this folder cannot be used; empty if it can."""
         entry = self.listing.files.get(name)
         return entry.problem if entry is not None else ""
 
     def join(self, path: str) -> str:
-        """Turns a path below this folder into one below the root."""
+        """Converts a path below this folder to a path below the root."""
         return "/".join(part for part in (self.path, path) if part)

@@ -1,4 +1,4 @@
-"""A repository on local disk: a folder in any layout, a model's file, or TensorFlow Serving's model list."""
+"""Reads a repository on local disk: a folder in any layout, a model's file, or TensorFlow Serving's list."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from backline.repository.walk import identity, reason, walk, walk_file
 
 #: A file larger than this, in bytes, is not a list of models.
 _MAX_LIST = 1024 * 1024
-#: Seconds for which files must have been unchanged before the watch loads them.
+#: A version in a watched repository is loaded only once its files have not changed for this many seconds.
 _AT_REST = 1.0
 
 
@@ -65,7 +65,7 @@ class LocalRepository:
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
         """Returns the original files, not copies. Raises Unavailable if they have changed since the scan.
 
-        While the repository is watched, waits a second if a file was just written: a copy may be in progress.
+        In a watched repository, it waits a second if a file was just written: a copy may be in progress.
         """
         if self._is_watched and await asyncio.to_thread(self._is_fresh, version):
             await asyncio.sleep(_AT_REST)
@@ -79,13 +79,13 @@ class LocalRepository:
         return changes(lambda: self._watched, interval)
 
     async def close(self) -> None:
-        """Does nothing: the watch ends when the caller stops iterating over changes()."""
+        """Does nothing: the watch ends when the caller stops iterating over `changes`."""
 
     def scan_now(self) -> list[FoundModel]:
-        """Like `scan`, on the calling thread."""
+        """Scans as `scan` does, on the calling thread."""
+        self._watched = (self._path,)
         if self._path.is_file():
             return self._scan_file()
-        self._watched = (self._path,)
         listing = walk(self._path, stable_inodes=self._stable_inodes)
         found = scan_listing(
             listing, formats=self._formats, name=self._name, configs=self._configs, known=self._known
@@ -100,7 +100,6 @@ class LocalRepository:
         return found
 
     def _scan_file(self) -> list[FoundModel]:
-        self._watched = (self._path,)
         suffixes = tuple(suffix for form in self._formats for suffix in form.suffixes)
         names = {name for form in self._formats for name in form.filenames}
         if suffix_of(self._path.name) in suffixes or self._path.name in names:
@@ -143,7 +142,7 @@ class LocalRepository:
             return ""
 
     def _read_listed(self, listed: ListedModel) -> FoundModel:
-        """A model of the list. Its base path may be anywhere, so its paths are absolute."""
+        """A model in the list. Its paths are absolute, because its base path may be anywhere."""
         try:
             folder = folder_of(listed, self._path)
             if not folder.is_dir():
@@ -160,7 +159,7 @@ class LocalRepository:
         return self._path.parent if self._path.is_file() else self._path
 
     def _is_fresh(self, version: FoundVersion) -> bool:
-        """Whether a file was written within a second, or in the future (by another machine's clock)."""
+        """Whether a file was written within the last second, or in the future by another machine's clock."""
         newest = time.time() - _AT_REST
         for path in version.files:
             with contextlib.suppress(OSError):  # the file is gone; _check reports it

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.repository import Repository
 
-#: A scheme has at least two letters: one letter is a Windows drive.
+#: The scheme of a URL. It has at least two letters, as one letter is a drive of Windows.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 #: "as" is Triton's scheme for Azure Blob Storage.
 _OBJECT_STORES = ("s3", "gs", "az", "as")
@@ -40,16 +40,14 @@ def open_repository(
     configs: ConfigFiles | None = None,
     name: str = "",
 ) -> Repository:
-    """The repository at `location`: a path, or a URL whose files are cached below `cache`.
+    """The repository at `location`, a path or a URL. Files of a URL are cached below `cache`.
 
-    Opening a repository does not scan it.
-
-    `name`, if given, replaces the path's last part as the name of a single model. Raises InvalidArgument for
-    a location that is neither a path nor a supported URL.
+    Opening a repository does not scan it. If the path is a single model, `name` replaces the last part of the
+    path as its name. Raises InvalidArgument if the location is neither a path nor a supported URL.
     """
     if not location.strip() or "\0" in location:
         raise InvalidArgument(
-            f"{location!r} is not a model repository; name a folder, a model file or a URL such as"
+            f"{location!r} is not a model repository; expected a folder, a model file or a URL such as"
             " s3://bucket/models"
         )
     scheme = _scheme(location)
@@ -80,7 +78,7 @@ def _scheme(location: str) -> str:
         return scheme
     if scheme == "file":
         raise InvalidArgument(f"model repository '{location}': name the folder without 'file://'")
-    near = [_ALIASES[scheme]] if scheme in _ALIASES else difflib.get_close_matches(scheme, _SCHEMES, 1, 0.5)
+    near = [_ALIASES[scheme]] if scheme in _ALIASES else nearest(scheme, _SCHEMES, 1, 0.5)
     known = ", ".join(f"{known}://" for known in _SCHEMES)
     hint = f"did you mean '{near[0]}://'?" if near else f"expected a path or one of {known}"
     raise InvalidArgument(f"model repository '{location}' has the unknown scheme '{scheme}://'; {hint}")

@@ -1,4 +1,4 @@
-"""Names of models and versions: which are allowed, and how to print any."""
+"""Checks names of models and versions, and prints any name safely."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ _SHOWN = 20
 
 
 def check_name(what: str, name: str, place: str) -> None:
-    """Applies the rule of engine.names to a name found in a repository.
+    """Raises InvalidArgument if a name found in a repository breaks the rule of engine.names.
 
-    `what` is "model" or "version"; `place` is the folder or file that the name comes from. Raises
-    InvalidArgument.
+    `what` is "model" or "version"; `place` is the folder or file that the name comes from.
     """
     fault = fault_in_name(name)
     if fault:
@@ -22,13 +21,13 @@ def check_name(what: str, name: str, place: str) -> None:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """Names for a message, shortened if there are many: "1, 2 and 998 more"."""
+    """The names for a message; a long list is shortened: "1, 2 and 998 more"."""
     shown = ", ".join(names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def printable(text: object) -> str:
-    """The text with control characters and undecodable bytes escaped, safe for terminals and logs."""
+    """The text, safe for terminals and logs: control characters and undecodable bytes are escaped."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text)
     )

@@ -1,4 +1,4 @@
-"""The seam to the places that models come from: folders, object stores, hubs and archives."""
+"""Defines the seam to the places that models come from: folders, object stores, hubs and archives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 from backline.engine.config.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
-#: Called with the bytes present so far and the bytes in all.
+#: A callback that receives the number of bytes present so far, and the number in all.
 OnBytes = Callable[[int, int], None]
 
 
@@ -18,10 +18,10 @@ OnBytes = Callable[[int, int], None]
 class FoundVersion:
     """A version in a repository.
 
-    `path` is the model file (or folder, for formats that are one) below the repository's root; None if
-    it is missing, for the reason in `problem`. `files` are those that a load needs, by path below the root:
-    the version's own, and those in the model's folder next to its versions. `fingerprint` changes whenever
-    one of them does.
+    `path` is the model's file, or its folder for some formats, below the repository's root; it is None if the
+    version cannot be loaded, for the reason in `problem`. `files` are the files that a load needs, by path
+    below the root: those of the version, and those in the model's folder next to the versions.
+    `fingerprint` changes whenever a load is needed.
     """
 
     version: str
@@ -35,10 +35,10 @@ class FoundVersion:
 class FoundModel:
     """A model in a repository.
 
-    `versions` has all its versions, oldest first; the version policy (lifecycle) decides which are served.
-    `folder` is the model's folder below the repository's root, "" if the root is the model. `namespace` is
-    the repository's location. `problem` says why no version can be served; empty when one can. `warnings` are
-    for the files' author.
+    `versions` has all versions, oldest first; the version policy decides later which are served. `folder` is
+    the model's folder below the repository's root, "" if the root is the model. `namespace` is the location
+    of the repository. `problem` says why no version can be served; it is empty if one can. `warnings` are for
+    the author of the files.
     """
 
     name: str
@@ -66,18 +66,17 @@ class Repository(Protocol):
         """The absolute path, or the URL without secrets."""
 
     async def scan(self) -> list[FoundModel]:
-        """The models it holds now, by name.
+        """The models that the repository holds now, sorted by name.
 
-        A fault in one model is noted in its `problem` and does not affect the others.
-
-        Raises BacklineError, saying what to do, when the repository does not exist or cannot be reached.
+        A fault in one model is noted in its `problem` and does not affect the others. Raises BacklineError,
+        which says what to do, if the repository does not exist or cannot be reached.
         """
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
-        """Brings a version's files to local disk, complete and verified. Raises BacklineError on failure."""
+        """Brings the files of a version to local disk, complete and verified. Raises BacklineError."""
 
     def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields when a scan may find something new: on file system events, else every `interval` seconds."""
+        """Yields when a scan may find changes: on file system events, or else every `interval` seconds."""
 
     async def close(self) -> None:
-        """Releases what the repository holds (watches, connections, temporary files)."""
+        """Releases watches, connections and temporary files."""

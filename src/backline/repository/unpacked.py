@@ -1,4 +1,4 @@
-"""Models that come as one archive, unpacked once for all processes that run them."""
+"""Unpacks a model that is one archive, once for all processes that run it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PIECE = 1 << 20
 
 
 def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | None = None) -> Path:
-    """Unpacks an archive (zip, gzipped tar), or the folder `root` in it, once below `cache`.
+    """The folder below `cache` with the unpacked archive (zip, gzipped tar), or with the folder `root` in it.
 
-    Removes folders unused for a day that no process holds with `file_lock.hold`. Raises InvalidArgument for
-    an archive that must not be unpacked (see `unpack.members`), and Unavailable if the folder cannot be
-    written.
+    An archive is unpacked on first use. Folders that were not used for a day, and that no process holds with
+    `file_lock.hold`, are removed then. Raises InvalidArgument for an archive that must not be unpacked (see
+    `unpack.members`), and Unavailable if the folder cannot be written.
     """
     status = archive.stat()
     identity = f"{archive.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{root}"
@@ -42,7 +42,7 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | 
 
 
 def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> None:
-    """Unpacks all or nothing, even if another process does the same at the same time."""
+    """Unpacks everything or nothing, even if another process unpacks the same archive at the same time."""
     kind = "zip" if zipfile.is_zipfile(archive) else "gz"
     place = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
     try:

@@ -1,4 +1,4 @@
-"""The listing of a folder on local disk."""
+"""Lists the files of a folder on local disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backline.repository.names import printable
 
 #: The most levels of nested folders; far more than any layout has.
 MAX_DEPTH = 16
-#: The most files and folders in all: scans repeat and must be quick; a home folder is not a repository.
+#: The most files and folders in all. Scans repeat and must be quick, and a home folder is not a repository.
 MAX_ENTRIES = 100_000
 #: The largest file, in bytes, that `Listing.read` reads; configurations and labels are far smaller.
 MAX_READ = 16 * 1024 * 1024
@@ -25,8 +25,8 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
 
     Names that start with a dot (except PYTHON_VERSION) and IGNORED_FOLDERS are left out. An entry that cannot
     be used has a problem: a link that leads out of `root`, to nowhere or in a circle, a file that is
-    unreadable or not regular, a name with characters that do not belong on a terminal. Inodes are part of a
-    file's identity only if `stable_inodes`: some network file systems change them. Raises NotFound or
+    unreadable or not regular, or a name with characters that cannot be printed. Inodes are part of a file's
+    identity only with `stable_inodes`, as some network file systems change them. Raises NotFound or
     InvalidArgument if `root` cannot be read.
     """
     location = location or str(root)
@@ -53,11 +53,11 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
 
 
 def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
-    """The listing of the folder of the model `file`, with only that file and those that belong to it.
+    """A listing with only the model `file` and the files next to it that belong to it.
 
-    A file belongs to net.onnx if its name starts with "net" and has another suffix, as external weights do
-    (net.onnx.data, net_weights.bin). Links may lead anywhere, as the user named the file. Raises NotFound or
-    InvalidArgument when it cannot be read.
+    A file belongs to net.onnx if its name starts with "net" and ends with another suffix, like files with
+    external weights (net.onnx.data, net_weights.bin). Links may lead anywhere, because the user named the
+    file. Raises NotFound or InvalidArgument if the file cannot be read.
     """
     folder = file.parent
     location = str(folder)
@@ -78,7 +78,7 @@ def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
 
 
 def identity(status: os.stat_result, *, stable_inodes: bool = True) -> str:
-    """A text that changes whenever a file is written or replaced: modification time, size and inode."""
+    """A text that changes when a file is written or replaced: its modification time, size and inode."""
     inode = f"-{status.st_ino:x}" if stable_inodes else ""
     return f"{status.st_mtime_ns:x}-{status.st_size:x}{inode}"
 
@@ -94,7 +94,7 @@ class _TooMany(Exception):
 
 @dataclass
 class _Walk:
-    """The files and folders found below `real`, the root with all links resolved."""
+    """The files and folders found so far below `real`, which is the root with all links resolved."""
 
     location: str
     real: Path
@@ -103,7 +103,7 @@ class _Walk:
     folders: set[str] = field(default_factory=set)
 
     def enter(self, folder: str, prefix: str, chain: tuple[str, ...]) -> None:
-        """Records the entries of `folder`; `chain` has the folders down to it, inclusive, links resolved."""
+        """Records the entries of `folder`. `chain` has the real paths of the folders from the root to it."""
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name == PYTHON_VERSION or not (
@@ -114,7 +114,7 @@ class _Walk:
                         raise _TooMany
 
     def entry(self, entry: os.DirEntry[str], place: str) -> FileEntry:
-        """A file's entry, with its problem if it has one."""
+        """The FileEntry of a file, with a problem if the file cannot be used."""
         status = entry.stat()
         problem = ""
         if not stat.S_ISREG(status.st_mode):
@@ -176,11 +176,11 @@ class _Walk:
 
 
 def _may_be_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether a path is a folder, or a link that may have been meant to lead to one."""
+    """Whether an entry is a folder, or a broken link that may have led to one."""
     try:
         return entry.is_dir() or (entry.is_symlink() and not entry.is_file())
     except OSError:
-        return True  # unreadable: counted as a folder, so that its model reports the problem
+        return True  # an unreadable entry counts as a folder, so that a model reports its problem
 
 
 def _read(location: str, root: Path, files: dict[str, FileEntry], path: str) -> bytes:

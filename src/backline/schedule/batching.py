@@ -31,9 +31,7 @@ class BatchPolicy:
 
     @property
     def takes_all(self) -> bool:
-        """Whether the policy takes whatever is queued, up to `max_items`: no delay, no reach, no other
-        preferred size.
-        """
+        """Whether a batch is simply whatever is queued, up to `max_items`."""
         return (
             not self.delay_ns
             and (not self.preferred or self.preferred == (self.max_items,))
@@ -89,7 +87,7 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
     largest = max(sizes)
     tickets: list[Ticket] = []
     items = 0
-    #: The number of requests in the best batch if they do not wait, and that of its items.
+    # The numbers of requests and items in the best batch that does not wait for more.
     best = best_items = 0
     complete = False
     oldest = now_ns
@@ -127,8 +125,9 @@ def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Form
 
 
 def _choose_another(formed: Formed, seen: list[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
-    """The next batch of requests with another batch key, which may run while the first requests wait. Any
-    new request may change the decision.
+    """The next batch of requests with another batch key, which may run while the first requests wait.
+
+    If there is none, any new request may change the decision.
     """
     others = seen
     until = formed.wait_until

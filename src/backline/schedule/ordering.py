@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from backline.engine.errors import BacklineError
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferResponse
 
 
+@dataclass(slots=True, eq=False)
 class HeldOutcome:
     """The outcome of a request: a response or an error, or neither if its responses were sent one by one."""
 
-    __slots__ = ("done", "error", "response", "ticket")
-
-    def __init__(self, ticket: Ticket) -> None:
-        self.ticket = ticket
-        self.response: InferResponse | None = None
-        self.error: BacklineError | None = None
-        self.done = False
+    ticket: Ticket
+    response: InferResponse | None = None
+    error: BacklineError | None = None
+    done: bool = False
 
 
 class ResponseOrder:

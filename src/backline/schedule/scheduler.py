@@ -46,11 +46,11 @@ class Scheduler(Owner):
     """Queues the requests of one model version and runs them on its instances. Lives on the event loop.
 
     A free instance takes what has been queued by the end of the current turn of the loop, so requests that
-    arrive together run together. Each turn starts at most one batch per dispatch, so that sockets get their
-    turn between the batches of an inline model. A request whose deadline passes in the queue is refused right
-    then, even while all instances are busy; a cancelled one leaves at once. A running batch is abandoned once
-    all its requests are cancelled. With `preserve_ordering`, responses are sent in the order in which
-    requests started.
+    arrive together run together. The next batch waits for the next turn, so that sockets are served between
+    the batches of an inline model. A request whose deadline passes in the queue is refused right then, even
+    while all instances are busy; a cancelled one leaves at once. A running batch is abandoned once all its
+    requests are cancelled. With `preserve_ordering`, responses are sent in the order in which requests
+    started.
     """
 
     __slots__ = (
@@ -96,7 +96,7 @@ class Scheduler(Owner):
         self._queue.on_left = self._left
         self._order = ResponseOrder() if preserve_ordering else None
         self._take_instances(instances)
-        #: Batches that run off the loop.
+        #: Batches that run outside the event loop.
         self._busy: set[Batch] = set()
         self._statistics = statistics
         self.tally = Tally(statistics)
@@ -107,12 +107,12 @@ class Scheduler(Owner):
         self._scheduled = False
         #: While the first requests wait for a larger batch, how many items are missing; otherwise 0.
         self._lacking = 0
-        #: The batch key of these requests.
+        #: The batch key of the requests that wait for a larger batch.
         self._key: object = None
         self._company = Alarm(self._dispatch, loop)
         self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)
         self._sweep_after = 0.0
-        #: Resolved once nothing is queued or running.
+        #: Set during a drain; resolved once nothing is queued or running.
         self._rest: asyncio.Future[None] | None = None
 
     @property
@@ -152,9 +152,7 @@ class Scheduler(Owner):
             self._turn.soon(self._dispatch, self._loop)
 
     def _runs_at_once(self) -> bool:
-        """Whether one more request would not wait: the free instances would take it at the end of this
-        turn.
-        """
+        """Whether the free instances would take one more request at the end of this turn."""
         return self._queue.size < len(self._idle) * self._policy.max_items
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
@@ -195,7 +193,7 @@ class Scheduler(Owner):
 
         Nothing may be submitted after this call.
         """
-        # nothing else will arrive, so waiting for a larger batch is pointless
+        # Nothing else will arrive, so waiting for a larger batch is pointless.
         self._policy = replace(self._policy, delay_ns=0)
         self._dispatch()
         await self._until_rest(limit)
@@ -263,8 +261,8 @@ class Scheduler(Owner):
             self._order.start(tickets)
         instance = self._idle.pop()
         batch = Batch(tickets, formed.items, now)
-        if instance.beside_loop:
-            batch.beside_loop = True
+        if instance.off_loop:
+            batch.off_loop = True
             batch.on_vacated = self._vacated
             self._busy.add(batch)
             start_all(tickets, self)
@@ -273,7 +271,7 @@ class Scheduler(Owner):
         instance.run(batch, self._finished)
 
     def _form_again(self, batch: Batch) -> None:
-        """Forms a batch again while it waits for a permit, from what is queued by now, perhaps nothing."""
+        """Forms a batch that waits for a permit again, from what is queued by now; it may end up empty."""
         now = monotonic_ns()
         before = batch.tickets
         live = [ticket for ticket in before if not ticket.cancelled]
@@ -302,8 +300,9 @@ class Scheduler(Owner):
         self._leave_out(batch, [ticket for ticket in batch.tickets if not ticket.cancelled], self._unloading)
 
     def _leave_out(self, batch: Batch, leaving: list[Ticket], end: Callable[[Ticket], None]) -> None:
-        """Removes cancelled requests from a batch waiting for a permit, and those in `leaving`, completed
-        by `end`.
+        """Removes cancelled requests, and those in `leaving`, from a batch that waits for a permit.
+
+        `end` completes those in `leaving`.
         """
         before = batch.tickets
         batch.tickets = [ticket for ticket in before if not ticket.cancelled and ticket not in leaving]
@@ -320,18 +319,18 @@ class Scheduler(Owner):
     # from the instances to the callers
 
     def _vacated(self, instance: Instance, batch: Batch) -> None:
-        """The instance can take its next batch although responses of this one are still to come."""
+        """Called when an instance can take its next batch while responses of this one are still to come."""
         if instance in self._instances:
             self._idle.append(instance)
             self._schedule()
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
         # The instance becomes idle unless it was replaced during the run, or `_vacated` made it idle before.
-        if instance in self._instances and (batch.on_vacated is not None or not batch.beside_loop):
+        if instance in self._instances and (batch.on_vacated is not None or not batch.off_loop):
             self._idle.append(instance)
         tickets = batch.tickets
         self._running -= len(tickets)
-        if batch.beside_loop:
+        if batch.off_loop:
             self._busy.discard(batch)
             release_all(tickets)  # completing one request may cancel another, whose run is over
             if self._queue.size and not self._scheduled:
@@ -377,10 +376,7 @@ class Scheduler(Owner):
                 return
 
     def _refuse(self, tickets: Sequence[Ticket], end: Callable[[Ticket], None]) -> None:
-        """Completes requests that have left the queue with an error.
-
-        A completion may cancel others of them.
-        """
+        """Completes requests that have left the queue by calling `end`; each completion may cancel others."""
         if self._total is not None:
             self._total.waiting -= len(tickets)
         for ticket in tickets:

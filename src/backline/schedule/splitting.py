@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from backline.workers.instance import Instance
 
 
-#: The maximum number of parts per request, since items without elements cost a client nothing.
+#: The maximum number of parts per request. Without it, items without elements, which cost a client nothing to
+#: send, could make any number of parts.
 MAX_PARTS = 4096
 
 
@@ -29,7 +30,7 @@ class SplittingQueue:
 
     The parts are queued and batched like any other request, and their outputs concatenated in order. The
     first part that fails, expires or is refused ends the whole request, and parts that have not started never
-    run. Statistics count one request, and each run of a part.
+    run. Statistics count one request, but each run of a part.
     """
 
     def __init__(self, queue: Scheduler, limit: int, statistics: ModelStatistics) -> None:
@@ -58,7 +59,8 @@ class SplittingQueue:
         if ticket.batch_size > self._limit * MAX_PARTS:
             raise InvalidArgument(
                 f"a request with {ticket.batch_size} items for model '{ticket.request.model_name}'"
-                f" is too large: it runs {self._limit} at once, in at most {MAX_PARTS} parts"
+                f" is too large: it runs {self._limit} at once, in at most {MAX_PARTS} parts; send several"
+                " smaller requests"
             )
         whole = _Whole(ticket, self._limit, self._statistics)
         for part in whole.parts:
@@ -178,5 +180,6 @@ class _Whole(Owner):
     def end(self) -> None:
         """Cancels the parts that have not completed."""
         self._over = True
-        for part in self.parts:
+        # Backwards, as cancelling a running part can free its instance, which would start the next part.
+        for part in reversed(self.parts):
             part.cancel()  # no effect on completed ones

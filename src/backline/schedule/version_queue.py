@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class VersionQueue(RequestQueue, Protocol):
-    """The queue of a version, with or (for an ensemble) without instances."""
+    """The queue of a version: for instances or, in the case of an ensemble, for requests to other models."""
 
     @property
     def running(self) -> int:
@@ -29,7 +29,7 @@ class VersionQueue(RequestQueue, Protocol):
 
 
 class InstancesQueue(VersionQueue, Protocol):
-    """A queue for instances, which can be replaced."""
+    """A queue whose requests run on instances, which can be replaced."""
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         """Switches to new settings and, if given, new instances. Running batches finish where they are."""

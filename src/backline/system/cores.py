@@ -22,7 +22,7 @@ def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
     try:
         allowed, period = quota.read_text().split()
         limit = ceil(int(allowed) / int(period))
-    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max": no quota
+    except (OSError, ValueError, ZeroDivisionError):  # no quota: the file is missing or says "max"
         return affinity
     return max(1, min(affinity, limit))
 
@@ -33,7 +33,8 @@ def check_cores(model: str, cores: Collection[int]) -> None:
         return
     if not hasattr(os, "sched_setaffinity"):
         raise InvalidArgument(
-            f"model '{model}': cpus needs a system that pins threads to cores, which {sys.platform} does not"
+            f"model '{model}': cpus needs a system that pins threads to cores, which {sys.platform} cannot:"
+            " remove cpus from the configuration"
         )
     usable = os.sched_getaffinity(os.getpid())
     missing = sorted(set(cores) - usable)
@@ -41,7 +42,7 @@ def check_cores(model: str, cores: Collection[int]) -> None:
         names = ", ".join(map(str, missing))
         raise InvalidArgument(
             f"model '{model}': cpus names {names},"
-            f" but this process may use the cores {format_cores(usable)} only"
+            f" but this process may only use the cores {format_cores(usable)}"
         )
 
 

@@ -21,7 +21,10 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def locked(file: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """A lock for one thread of one process at a time. Raises Stopped if `stop` returns true in the wait."""
+    """Holds a lock that one thread of one process can hold at a time.
+
+    Raises Stopped if `stop` returns true during the wait.
+    """
     descriptor = open_lock(file)
     waiting = threading.Event()
     try:

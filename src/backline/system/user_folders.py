@@ -16,7 +16,7 @@ def user_cache() -> Path:
 
 
 def user_state() -> Path:
-    """The folder where each server has a folder for state that requests change."""
+    """The folder in which each server has a state folder, for what requests change, such as labels."""
     try:
         return platformdirs.user_state_path("backline")
     except RuntimeError:

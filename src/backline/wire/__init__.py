@@ -1,4 +1,1 @@
-"""Sockets, TLS, HTTP/1.1, HTTP/2 and gRPC framing, with their limits.
-
-Knows nothing about models or tensors.
-"""
+"""Sockets, TLS, HTTP/1.1, HTTP/2 and gRPC framing, with their limits. Knows no models and no tensors."""

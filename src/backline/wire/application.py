@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 #: Header fields with lower-case names, in order.
@@ -26,7 +26,9 @@ class HttpRequest(ABC):
     before the response; responses given afterwards are silently dropped.
     """
 
-    __slots__ = ("body", "headers", "method", "on_abandon", "path", "query")
+    __slots__ = ("body", "headers", "identity", "method", "on_abandon", "path", "query")
+    #: Who sends it, for the application's use; the wire leaves it alone.
+    identity: Any
 
     def __init__(
         self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes], body: Buffer
@@ -36,6 +38,7 @@ class HttpRequest(ABC):
         self.query = query
         self.headers = headers
         self.body = body
+        self.identity = None
         self.on_abandon: Callable[[], None] | None = None
 
     @property
@@ -45,10 +48,10 @@ class HttpRequest(ABC):
 
     @abstractmethod
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
-        """Sends a response with the concatenation of `body`; large buffers are not copied. Call it once.
+        """Sends a response whose body is the concatenation of `body`, without copying large buffers.
 
-        The wire adds content-length and date, compresses the body if the client accepts that, and omits it
-        for HEAD.
+        Call it once. The wire adds content-length and date, compresses the body if the client accepts that,
+        and omits the body for HEAD.
         """
 
     @abstractmethod
@@ -61,10 +64,7 @@ class ResponseStream(ABC):
 
     @abstractmethod
     async def send(self, chunk: Buffer) -> None:
-        """Sends a chunk; waits while the client does not read.
-
-        Raises ConnectionResetError if it has disconnected.
-        """
+        """Sends a chunk; waits while the client does not read. Raises ConnectionResetError on disconnect."""
 
     @abstractmethod
     def close(self) -> None:
@@ -89,10 +89,13 @@ class Call(ABC):
     deadline); replies given afterwards are silently dropped.
     """
 
-    __slots__ = ("deadline", "metadata", "on_abandon")
+    __slots__ = ("deadline", "identity", "metadata", "on_abandon")
+    #: Who calls, for the application's use; the wire leaves it alone.
+    identity: Any
 
     def __init__(self, metadata: Mapping[bytes, bytes], deadline: float | None) -> None:
         self.metadata = metadata
+        self.identity = None
         self.deadline = deadline
         self.on_abandon: Callable[[], None] | None = None
 
@@ -122,17 +125,14 @@ class UnaryCall(Call):
 class StreamCall(Call):
     """A call that streams requests, responses or both.
 
-    It ends with OK when its handler returns, and with the status of an RpcError that its handler raises.
+    The call ends with OK when its handler returns, or with the status of an RpcError that the handler raises.
     """
 
     __slots__ = ()
 
     @abstractmethod
     async def receive(self) -> Buffer | None:
-        """The next request message; None after the last.
-
-        Raises asyncio.CancelledError if the call was cancelled.
-        """
+        """The next request message; None after the last. Raises CancelledError if the call was cancelled."""
 
     @abstractmethod
     async def send(self, message: Buffer) -> None:
@@ -143,19 +143,31 @@ class StreamCall(Call):
 class UnaryMethod:
     """A unary gRPC method: `handler(call, message)` replies through the call, immediately or later.
 
-    The handler may raise RpcError. `scope` is the permission that the method needs; only the gate reads it.
+    The handler may raise RpcError. The wire does not use the rest: `scope` is the permission that the method
+    needs, and `model_of` reads the name of the model from a message that concerns one.
     """
 
     handler: Callable[[UnaryCall, Buffer], None]
     scope: str
+    model_of: Callable[[Buffer], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StreamMethod:
-    """A streaming gRPC method: a coroutine that takes a StreamCall. `scope` is as in `UnaryMethod`."""
+    """A streaming gRPC method: a coroutine that takes a StreamCall. Callers need the permission `scope`."""
 
     handler: Callable[[StreamCall], Awaitable[None]]
     scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Why the gate refuses a request: the HTTP status and further fields, or the gRPC status code."""
+
+    status: int
+    grpc_code: int
+    message: str
+    fields: Fields = ()
 
 
 #: Fields that only browsers send. A request with any of them must pass the gate.
@@ -166,8 +178,8 @@ class Gate(ABC):
     """Decides from the head of a request whether it may reach the application, before its body is received.
 
     The decision must depend on the head and on `local` alone, since the wire reuses it for identical heads of
-    a connection. Over HTTP/1.1 the wire skips the gate if Host is in `own_hosts` and no field is in
-    BROWSER_FIELDS.
+    a connection; what may change meanwhile, such as a key, the application checks again. Over HTTP/1.1 the
+    wire skips the gate if Host is in `own_hosts` and no field is in BROWSER_FIELDS.
     """
 
     own_hosts: set[bytes]
@@ -175,8 +187,8 @@ class Gate(ABC):
     @abstractmethod
     def refusal(
         self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, local: bool
-    ) -> str | None:
-        """Why the request is refused (403, PERMISSION_DENIED); None to admit it.
+    ) -> Denial | None:
+        """Why the request is refused; None to admit it.
 
         `local` means that the connection is over a Unix socket.
         """
@@ -189,8 +201,8 @@ class Application:
     `http` responds to an HTTP request; it must not raise. `rpc` maps gRPC paths (b"/package.Service/Method")
     to methods. `render_error(status, message)` returns the content type and body of an error detected by the
     wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` tells whether
-    a request is served under any load, such as a health probe: an orchestrator would restart a busy server
-    that refuses it. Vital requests must be cheap.
+    a request, such as a health probe, is served under any load: an orchestrator would restart a busy server
+    that refuses its probes. Vital requests must be cheap.
     """
 
     http: Callable[[HttpRequest], None]

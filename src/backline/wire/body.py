@@ -21,8 +21,8 @@ class GrowingBuffer:
     Invariants:
 
     * A full map doubles in size. Linux moves its pages instead of copying them (mremap(2)), so each byte is
-      copied once and no call blocks the event loop for longer than its piece needs. Pages beyond `size` are
-      never touched.
+      copied once and no call blocks the event loop for longer than copying its piece takes. Pages beyond
+      `size` are never touched.
     * No view of the map exists while it grows (a map with exported buffers cannot be resized): `take` is the
       last call.
     * The system gets a map back as soon as its last view is gone; the C library's allocator is not involved.
@@ -40,8 +40,7 @@ class GrowingBuffer:
         if self._map is None and end <= SMALL:
             self._small += piece
         else:
-            target = self._room_for(end)
-            target[self.size : end] = piece
+            self._room_for(end)[self.size : end] = piece
         self.size = end
 
     def take(self) -> Buffer:
@@ -76,26 +75,23 @@ def _power_of_two(size: int) -> int:
 
 
 class Body:
-    """A body that arrives in pieces.
+    """A body that arrives in pieces. If its size is known, all pieces go into one preallocated buffer."""
 
-    If its size is known, it gets one buffer, committed page by page as it fills.
-    """
-
-    __slots__ = ("_buffer", "_growing", "filled", "size")
+    __slots__ = ("_buffer", "filled", "size")
 
     def __init__(self, size: int | None) -> None:
         self.size = size
         self.filled = 0
-        self._growing = GrowingBuffer()
-        self._buffer = np.empty(size, np.uint8).data if size is not None else None
+        self._buffer = GrowingBuffer() if size is None else np.empty(size, np.uint8).data
 
     def add(self, data: Buffer, begin: int, end: int) -> None:
         """Appends data[begin:end], which must fit."""
         piece = memoryview(data)[begin:end]
-        if self._buffer is None:
-            self._growing.append(piece)
+        buffer = self._buffer
+        if isinstance(buffer, GrowingBuffer):
+            buffer.append(piece)
         else:
-            self._buffer[self.filled : self.filled + end - begin] = piece
+            buffer[self.filled : self.filled + end - begin] = piece
         self.filled += end - begin
 
     @property
@@ -108,4 +104,5 @@ class Body:
         return self.filled == self.size
 
     def take(self) -> Buffer:
-        return self._growing.take() if self._buffer is None else self._buffer
+        buffer = self._buffer
+        return buffer.take() if isinstance(buffer, GrowingBuffer) else buffer

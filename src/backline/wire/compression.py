@@ -10,21 +10,24 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from backline.wire.application import Buffer, Fields
-from backline.wire.limits import KIB, MIB
+from backline.wire.limits import INCREASE_BODY_LIMIT, KIB, MIB
 
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
 #: Bodies up to this size (bytes) are compressed or inflated on the event loop; larger ones on a thread.
 INLINE = 64 * KIB
-#: Bytes of input for one step, and of output it may produce. zlib copies the unconsumed rest of the input at
-#: each step: small pieces keep the total time linear in the size of the body.
+#: Bytes of input per step. At each step zlib copies the input that is left over: small pieces keep the total
+#: time linear in the size of the body.
 PIECE = 64 * KIB
+#: Bytes of output per step.
 STEP = 256 * KIB
-#: Members per gzip body: each costs a new decompressor, yet an empty one takes only 20 bytes to send.
+#: The most members per gzip body: each needs a new decompressor, yet an empty member is only 20 bytes long.
 MAX_MEMBERS = 64
-#: Clients are usually nearby: speed matters more than the last percent of size.
+#: zlib's level. Clients are usually nearby: speed matters more than the last percent of size.
 LEVEL = 1
+#: Responses below this many bytes are not worth compressing.
+WORTH_COMPRESSING = 1024
 
 ACCEPTED = b"gzip, deflate"
 
@@ -52,8 +55,7 @@ class Inflater:
         else:
             shown = coding.decode("latin-1")[:64]
             raise CodingError(
-                415,
-                f"Content-Encoding '{shown}' is not supported; use gzip, deflate or no coding",
+                415, f"Content-Encoding '{shown}' is not supported; use gzip, deflate or no coding"
             )
         self._gzip = name != b"deflate"
         self._coding = name.decode()
@@ -67,7 +69,7 @@ class Inflater:
         self.output = bytearray()
 
     def step(self) -> bool:
-        """Produces up to STEP more bytes; True when the body is complete.
+        """Appends up to STEP bytes to `output`. Returns True when the body is complete.
 
         Raises CodingError 400 if the body is malformed, 413 if it is too large.
         """
@@ -81,7 +83,7 @@ class Inflater:
         except zlib.error as error:
             raise CodingError(400, f"The request body is not valid {self._coding}: {error}") from None
         if len(piece) > room:
-            raise CodingError(413, f"The inflated request body exceeds the maximum of {self._limit} bytes")
+            raise _too_large(self._limit)
         self.output += piece
         if self._inflate.eof:
             return self._next_member()
@@ -101,15 +103,9 @@ class Inflater:
         self._inflate = zlib.decompressobj(self._window)
         return False
 
-    def finish(self) -> bytearray:
-        """Inflates the rest, and returns the whole body. Raises CodingError."""
-        while not self.step():
-            pass
-        return self.output
-
 
 def _has_zlib_header(body: Buffer) -> bool:
-    """RFC 1950, section 2.2: the method is 8, and the first two bytes are a multiple of 31."""
+    """Whether the method is 8 and the first two bytes are a multiple of 31 (RFC 1950, section 2.2)."""
     return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
 
 
@@ -128,10 +124,15 @@ class ResponseCoding:
 
 GZIP = ResponseCoding(b"gzip", 16 + zlib.MAX_WBITS)
 DEFLATE = ResponseCoding(b"deflate", zlib.MAX_WBITS)
+#: The codings of gRPC messages, by the names in grpc-encoding.
+GRPC_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 def negotiate(accept_encoding: bytes, fields: Fields = ()) -> ResponseCoding | None:
-    """The coding for a response (RFC 9110, section 12.5.3); None for identity, or if `fields` name one."""
+    """The coding for a response (RFC 9110, section 12.5.3).
+
+    Returns None if the client prefers no coding, or if `fields` already include a content-encoding.
+    """
     for name, _ in fields:
         if name == b"content-encoding":
             return None
@@ -170,7 +171,6 @@ def _weight(number: bytes) -> float:
 
 
 def compress(coding: ResponseCoding, body: Sequence[Buffer]) -> bytes:
-    """The whole body, compressed in one call."""
     packer = zlib.compressobj(LEVEL, zlib.DEFLATED, coding.window)
     return b"".join((*(packer.compress(part) for part in body), packer.flush()))
 
@@ -208,9 +208,9 @@ _MAX_RATIO = 1032
 class Inflation:
     """The queue of bodies too large to be inflated on the event loop; one at a time for the whole server.
 
-    Invariants: memory for an inflated body is allocated only when its turn comes, after its inflated size was
-    counted against the limits. So the size must be known first: for gzip, the announced size is tried; any
-    other body is inflated twice, once only to measure it.
+    Invariant: memory for an inflated body is allocated only in that body's turn, after the inflated size was
+    counted against the limits. A gzip body announces its inflated size; any other body is inflated twice, the
+    first time only to measure it.
     """
 
     __slots__ = ("_slot", "_wire")
@@ -222,11 +222,11 @@ class Inflation:
     async def inflate(
         self, coding: bytes, body: Buffer, reserve: Callable[[int], bool], wanted: Callable[[], bool]
     ) -> Buffer | None:
-        """The inflated body, or None once it is no longer `wanted`.
+        """The inflated body; None if `wanted` returns False meanwhile.
 
         `reserve(size)` counts bytes against the server's limits before they are allocated, and returns False
-        if they exceed them. Raises CodingError 400 for a malformed body, 413 if it is too large or its ratio
-        implausible, 415 for an unknown coding, 503 if the server already holds too many bytes.
+        if a limit is exceeded. Raises CodingError 400 for a malformed body, 413 if it is too large or its
+        compression ratio implausible, 415 for an unknown coding, 503 if the server holds too many bytes.
         """
         async with self._slot:
             if not wanted():
@@ -236,7 +236,7 @@ class Inflation:
                 size = await self._measure(coding, body, wanted)
             inflated = await self._fill(coding, body, size, reserve, wanted)
             if inflated is None and wanted():
-                # With several members, gzip announces only the size of the last one.
+                # A gzip body with several members announces only the size of the last one.
                 size = await self._measure(coding, body, wanted)
                 inflated = await self._fill(coding, body, size, reserve, wanted)
             return inflated
@@ -250,7 +250,7 @@ class Inflation:
             produced, done = await self._wire.loop.run_in_executor(None, _count, inflater)
             size += produced
             if size > limit:
-                raise CodingError(413, f"The inflated request body exceeds the maximum of {limit} bytes")
+                raise _too_large(limit)
             self._check_ratio(size, body)
         return size
 
@@ -267,7 +267,7 @@ class Inflation:
         if not wanted():
             return None
         if not reserve(size):
-            raise CodingError(503, "The server holds too many bytes of requests; try again")
+            raise CodingError(503, "The server holds too many bytes of requests; try again later")
         inflater = Inflater(coding, body, self._wire.limits.max_body_size)
         room = np.empty(size, np.uint8).data
         filled = 0
@@ -285,15 +285,19 @@ class Inflation:
         if size > RATIO_FROM and size > ratio * len(body):
             raise CodingError(
                 413,
-                f"The inflated request body exceeds {RATIO_FROM >> 20} MiB and {ratio:g} times what was sent",
+                f"The inflated request body exceeds {RATIO_FROM >> 20} MiB and {ratio:g} times its compressed"
+                " size; send it uncompressed",
             )
 
 
-def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
-    """The inflated body, or None if it is so large that it has to wait for `Inflation`.
+def _too_large(limit: int) -> CodingError:
+    return CodingError(
+        413, f"The inflated request body exceeds the maximum of {limit} bytes. {INCREASE_BODY_LIMIT}"
+    )
 
-    Raises CodingError.
-    """
+
+def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:
+    """The inflated body, or None if it is so large that it must wait for `Inflation`. Raises CodingError."""
     size = announced_size(coding, body)
     if len(body) > INLINE or (size is not None and size > STEP):
         return None
@@ -310,7 +314,7 @@ def announced_size(coding: bytes, body: Buffer) -> int | None:
 
 
 def _count(inflater: Inflater) -> tuple[int, bool]:
-    """Inflates a slice and discards it. Returns its size, and whether the body is complete."""
+    """Inflates up to SLICE bytes and discards them. Returns their number and whether the body is complete."""
     produced = 0
     done = False
     while not done and produced < SLICE:
@@ -321,9 +325,10 @@ def _count(inflater: Inflater) -> tuple[int, bool]:
 
 
 def _fill(inflater: Inflater, room: memoryview, filled: int) -> tuple[int, bool]:
-    """Inflates a slice into `room`, from `filled` on.
+    """Inflates up to SLICE bytes into `room`, starting at `filled`.
 
-    Returns a position beyond `room` if the body is larger.
+    Returns the end of what is filled and whether the body is complete; an end beyond `room` means that the
+    body does not fit.
     """
     end = filled + SLICE
     done = False

@@ -8,19 +8,19 @@ import time
 from abc import abstractmethod
 from types import MethodType
 
-from backline.wire.application import Application
+from backline.wire.application import Application, Fields
 from backline.wire.compression import Inflation
 from backline.wire.limits import Limits
 from backline.wire.peers import Peer, Peers
 from backline.wire.turns import Turns
 from backline.wire.unsent import Unsent
 
+#: The Retry-After field of 503 responses, in seconds.
+RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
+
 
 class Wire:
-    """The state that all connections of a server share, such as what counts against the limits.
-
-    One per event loop.
-    """
+    """The state that all connections of a server share, such as the counters that the limits apply to."""
 
     __slots__ = (
         "answer_sizes",
@@ -54,8 +54,8 @@ class Wire:
         self.buffered_bytes = 0
         #: Bytes of HTTP/2 responses waiting to be sent.
         self.held_answer_bytes = 0
-        #: Sizes of recent HTTP/2 responses by kind of request, for connections without
-        #: such a response yet (see `Admission`).
+        #: Sizes of recent HTTP/2 responses by kind of request, from which `Admission` predicts the first
+        #: responses of a connection.
         self.answer_sizes: dict[int, int] = {}
         self.draining = False
         #: Connections whose received bytes wait while others are served.
@@ -65,7 +65,7 @@ class Wire:
         self.inflation = Inflation(self)
 
     def may_connect(self, transport: asyncio.BaseTransport, spared: int = 0) -> bool:
-        """Whether one more connection leaves `spared` of the server's limit and of the peer's share free."""
+        """Whether the limits allow this connection and `spared` more, in total and for its peer."""
         peers = self.peers
         return (
             len(self.connections) < self.limits.max_connections - spared
@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
 
     wire: Wire
     peer: Peer
-    #: With more requests than this in flight, on all connections, a new one must be checked by `overload`.
+    #: While more requests than this are in flight on the server, `overload` must check each new one.
     max_requests: int
     #: Whether this is one of the last free connections, which accept only vital requests.
     reserved = False
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
         self.max_requests = -1
 
     def overload(self, path: bytes) -> str | None:
-        """Names what there are too many of, counting this request; None if it can be accepted.
+        """Names what the server has too many of, counting this request; None if it can be accepted.
 
         Call this if `wire.requests` exceeds `max_requests`; otherwise no peer can exceed its share.
         """
@@ -155,7 +155,7 @@ def peer_address(transport: asyncio.BaseTransport) -> str:
     return str(peer[0]) if isinstance(peer, tuple) else "local"
 
 
-#: Always English; time.strftime depends on the locale.
+# HTTP dates are always English; time.strftime depends on the locale.
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 

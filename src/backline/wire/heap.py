@@ -1,4 +1,4 @@
-"""Returns memory to the system that the C library keeps after large requests and responses."""
+"""Returns to the system the memory that the C library keeps after large requests and responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Heap:
         self._wire = wire
         #: The most bytes of bodies and responses held at once since the last trim.
         self._peak = 0
-        #: The least resident memory seen, not counting bodies and responses held at that time.
+        #: The least resident memory seen; after a trim, without the bodies and responses held at that time.
         self._lowest = resident_bytes()
         self._timer = wire.loop.call_later(INTERVAL, self._look)
 
@@ -43,6 +43,6 @@ class Heap:
     def _give_back(self) -> None:
         """Runs on a thread: trimming blocks the C library's allocator, but not the interpreter."""
         trim()
-        # What could not be returned is in use. The part that models use becomes the new baseline; the part
-        # that bodies and responses use is worth another trim once they are gone.
+        # The memory that could not be returned is in use. What models use becomes the new baseline; what
+        # bodies and responses use is worth another trim once they are gone.
         self._lowest = max(0, resident_bytes() - self._wire.buffered_bytes)

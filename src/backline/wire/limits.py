@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: What to do about a body that exceeds `max_body_size`; Triton's text for its option of that name.
+INCREASE_BODY_LIMIT = "Use --http-max-input-size to increase the limit."
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -54,10 +56,11 @@ class Limits:
     #: Bytes of responses queued for a client that does not read them. Above this, the server stops reading
     #: its requests; at four times this, it closes HTTP/2 connections.
     max_unsent_bytes: int = 1 * MIB
-    #: Bytes of responses of one HTTP/2 connection, expected or waiting to be sent; above this, requests wait.
-    #: A single response may exceed it. It shrinks once the total over all connections exceeds half of it.
+    #: Bytes of responses of one HTTP/2 connection, expected or waiting to be sent. A request whose response
+    #: would exceed this waits, unless it is the only one. While responses of all connections together take
+    #: more than half of this, the limit of each connection is lower.
     max_held_answer_bytes: int = 8 * MIB
-    #: Bytes per second, over progress_timeout, that a client with more than max_unsent_bytes queued must
-    #: read.
+    #: The least rate, averaged over progress_timeout, at which a client must read while more than
+    #: max_unsent_bytes are queued for it.
     min_taking_rate: float = 1 * KIB
     listen_backlog: int = 4096

@@ -22,14 +22,14 @@ from backline.wire.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between sweeps over all connections; the shorter interval applies if a time limit is below
-#: SHORT_LIMIT.
+#: Seconds between checks of the time limits of all connections; the shorter interval applies if a time limit
+#: is below SHORT_LIMIT.
 SWEEP_INTERVAL = 1.0
 SHORT_SWEEP_INTERVAL = 0.25
 SHORT_LIMIT = 4.0
-#: Connections swept per iteration of the event loop.
+#: Connections checked per iteration of the event loop.
 SWEEP_SLICE = 256
-#: Seconds between checks for remaining connections.
+#: Seconds between checks for remaining connections while the server stops.
 DRAIN_POLL = 0.01
 
 
@@ -207,8 +207,6 @@ def _remove_stale(path: Path) -> None:
             raise OSError(errno.EADDRINUSE, "another server is listening on it")
 
 
-logger = logging.getLogger(__name__)
-
 #: Connections accepted per iteration of the event loop.
 ACCEPTS_PER_TURN = 64
 #: Seconds for which accepting stops when the process has run out of file descriptors.
@@ -216,9 +214,9 @@ EXHAUSTED_PAUSE = 0.5
 
 
 class TlsAcceptor:
-    """Accepts TLS connections on one socket, counting and limiting those in their handshake.
+    """Accepts TLS connections on one socket, and counts those in their handshake toward max_connections.
 
-    asyncio's own server calls a protocol only after the handshake, the most expensive part of a connection.
+    asyncio's own server does not report a connection until its handshake, the most expensive part, is done.
     """
 
     def __init__(self, wire: Wire, listening: socket.socket, context: ssl.SSLContext) -> None:
@@ -246,7 +244,9 @@ class TlsAcceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                logger.error("accepting no connections for %s s: %s", EXHAUSTED_PAUSE, error.strerror)
+                logger.error(
+                    "cannot accept TLS connections, trying again in %s s: %s", EXHAUSTED_PAUSE, error.strerror
+                )
                 loop.remove_reader(self._listening)
                 self._pause = loop.call_later(EXHAUSTED_PAUSE, loop.add_reader, self._listening, self._accept)
                 return
@@ -272,6 +272,6 @@ class TlsAcceptor:
                 ssl_shutdown_timeout=1.0,
             )
         except (TimeoutError, OSError) as error:
-            # The client speaks no TLS, has no certificate, or disconnected: not the server's problem.
+            # The client speaks no TLS, has no certificate, or has disconnected: no fault of the server.
             logger.debug("TLS handshake failed: %s", error)
             accepted.close()

@@ -1,4 +1,4 @@
-"""Detects the protocol of a new connection and hands it over."""
+"""Detects the protocol of a new connection, which continues as an HTTP/1.1 or HTTP/2 connection."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from backline.wire.peers import Peer
 
 #: The first byte of a TLS handshake record (RFC 8446, section 5.1), sent to a plaintext port by mistake.
 TLS_HANDSHAKE = 0x16
-#: The last connections up to max_connections, and the last of each peer's share, accept only vital requests,
-#: so that health probes are answered while all other connections are in use: this many, but at most 1 in
-#: RESERVE_PART.
+#: The last RESERVE connections below max_connections, and below each peer's share, accept only vital
+#: requests, so that health probes are answered while all other connections are in use. At most 1 connection
+#: in RESERVE_PART is reserved.
 RESERVE = 16
 RESERVE_PART = 64
 #: Seconds after which a reserved connection is closed.
@@ -34,7 +34,7 @@ class Sniffer(Connection):
         self._transport: asyncio.Transport | None = None
         self._peer: Peer | None = None
         self._received = b""
-        #: Time of the first sweep over this connection.
+        #: The time of the first sweep that saw this connection.
         self._opened: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -22,10 +22,7 @@ _GONE = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 class TakesTurns(Protocol):
     def take_turn(self) -> bool:
-        """Handles some of the received bytes.
-
-        Returns whether the connection has resumed reading its socket.
-        """
+        """Handles some of the received bytes. Returns whether the connection has resumed reading."""
 
 
 class Turns:

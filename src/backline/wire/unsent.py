@@ -21,7 +21,7 @@ class _Backlog:
         self.size = 0
         #: The part of `size` that `Unsent` has added to `wire.buffered_bytes`.
         self.counted = 0
-        #: When the client was last seen reading, or when the backlog began.
+        #: The time at which the client was last seen reading or, if it has not read, the backlog began.
         self.since = since
 
 
@@ -90,7 +90,7 @@ class Unsent:
             self._close_idlest()
 
     def _close_idlest(self) -> None:
-        """Closes the connections that have read nothing for longest, until an eighth of the limit is free."""
+        """Closes the connections that have read nothing for the longest time."""
         wire = self._wire
         backlogs = self._backlogs
         for connection in list(backlogs):
@@ -109,6 +109,5 @@ class Unsent:
             connection.abort()
         if closed:
             log.warning(
-                "closed %d connections that left responses unread: too many bytes are buffered",
-                closed,
+                "closed %d connections that left responses unread: max_buffered_bytes was exceeded", closed
             )

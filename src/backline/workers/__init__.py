@@ -1,3 +1,1 @@
-"""Instances, which run batches: in this process (`here/`), or in worker processes (`process/`). The seam is
-`instance.Instance`.
-"""
+"""Instances run batches: in this process (`here/`) or in workers (`process/`); see `instance.Instance`."""

@@ -18,17 +18,18 @@ class Batch:
 
     `items` is the sum of their batch sizes. `outcomes` has one entry per request, in order, once the batch
     has run; an entry is None if its responses were sent one by one. Timestamps are of time.monotonic_ns():
-    taken from the queue, inputs gathered, run ended, outputs split. `parts` are batches of one request each,
-    used if the whole batch failed and its requests ran alone, or if some requests of a `shared` run failed.
+    `started_ns` when the batch was taken from the queue, then `gathered_ns` for its inputs, `ran_ns` for the
+    end of the run, and `ended_ns` when the outputs were split. `parts` has a batch for each request if the
+    whole batch failed and its requests ran alone, or if only some of them failed.
     """
 
     __slots__ = (
         "abandoned",
-        "beside_loop",
         "ended_ns",
         "executed",
         "gathered_ns",
         "items",
+        "off_loop",
         "on_abandon",
         "on_vacated",
         "outcomes",
@@ -39,14 +40,12 @@ class Batch:
         "tickets",
     )
 
-    def __init__(
-        self, tickets: list[Ticket], items: int, started_ns: int, *, beside_loop: bool = False
-    ) -> None:
+    def __init__(self, tickets: list[Ticket], items: int, started_ns: int, *, off_loop: bool = False) -> None:
         self.tickets = tickets
         self.items = items
         self.started_ns = started_ns
         #: Whether the batch runs off the event loop, so that it can be abandoned meanwhile.
-        self.beside_loop = beside_loop
+        self.off_loop = off_loop
         self.gathered_ns = 0
         self.ran_ns = 0
         self.ended_ns = 0
@@ -58,10 +57,9 @@ class Batch:
         self.shared = False
         #: Whether all its requests are cancelled.
         self.abandoned = False
-        #: Ends the run early. Set by the instance, on its thread, if the runtime can do that.
+        #: Ends the run early. The instance sets it, on its thread, if the runtime can interrupt a run.
         self.on_abandon: Callable[[], None] | None = None
-        #: Called if the instance can take another batch before this one has all outcomes; None after the
-        #: call.
+        #: Called once, then cleared, if the instance can take a batch before this one has all outcomes.
         self.on_vacated: Callable[[Instance, Batch], None] | None = None
 
     def abandon(self) -> None:

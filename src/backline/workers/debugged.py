@@ -1,6 +1,4 @@
-"""A worker on a thread of the server's process, so that its model can be debugged. It uses the same channels
-as a worker process.
-"""
+"""A worker on a thread of the server's process, so that its model can be debugged there."""
 
 from __future__ import annotations
 
@@ -86,10 +84,8 @@ class DebuggedWorker(WorkerProcess):
 
 
 def forget_modules(folder: Path) -> None:
-    """Forgets the modules that models imported from a folder and its subfolders; their next import reads the
-    files again.
-    """
-    # Cached bytecode is matched by seconds and size, which a quick edit may not change.
+    """Forgets the modules imported from a folder, so that their next import reads the files again."""
+    # Python trusts cached bytecode if the source's size and second match, which a quick edit may not change.
     sys.dont_write_bytecode = True
     root = str(folder.resolve()) + os.sep
     for name, module in list(sys.modules.items()):

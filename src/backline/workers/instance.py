@@ -15,7 +15,7 @@ class Instance(Protocol):
     """Runs one batch at a time: on the event loop, on a thread, or in a worker process."""
 
     #: Whether `run` returns at once and the batch runs off the event loop.
-    beside_loop: ClassVar[bool]
+    off_loop: ClassVar[bool]
 
     def run(self, batch: Batch, finished: Finished) -> None:
         """Starts a batch; the instance must be free. May call `finished` before it returns."""
@@ -28,14 +28,14 @@ class Instance(Protocol):
 class WaitsForTurn(Protocol):
     """An instance whose batch may have to wait for a permit.
 
-    Meanwhile `form_again`, set by the scheduler, re-forms the batch without expired and cancelled requests,
-    perhaps with newer ones. The batch may become empty.
+    While the batch waits, `form_again`, which the scheduler sets, removes its expired and cancelled requests
+    and fills it up with newer ones. The batch may become empty.
     """
 
     form_again: Callable[[Batch], None] | None
 
     def look_again(self) -> None:
-        """Re-forms the waiting batch, if there is one."""
+        """Calls `form_again` with the waiting batch, if there is one."""
 
 
 class Remembers(Protocol):
@@ -48,7 +48,7 @@ class Remembers(Protocol):
 
 
 def remembers(instance: Instance) -> TypeGuard[Remembers]:
-    """Whether an instance, or the one that it wraps, is a Remembers. Not isinstance, because since Python
-    3.12 that ignores the attributes that a wrapper forwards.
+    """Whether an instance, or the one that it wraps, is a Remembers. isinstance cannot tell: since Python
+    3.12, it ignores the attributes that a wrapper forwards.
     """
     return hasattr(instance, "memory")

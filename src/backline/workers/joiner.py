@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -38,67 +38,32 @@ def mask(
     return (np.arange(inputs[name].shape[axis]) < real[:, np.newaxis]).astype(dtype)
 
 
-def _element_counts(batch_input: BatchInput, requests: Sequence[Arrays]) -> list[int]:
-    return [request[batch_input.source].size for request in requests]
+def _counts(sources: Sequence[np.ndarray]) -> list[int]:
+    return [source.size for source in sources]
 
 
-def _element_count(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
-    return np.array(_element_counts(batch_input, requests), dtype)
+def _item_shape(sources: Sequence[np.ndarray]) -> np.ndarray:
+    """The shape of each item, with one row per item of the batch rather than per request."""
+    return np.concatenate([np.tile(source.shape[1:], (len(source), 1)) for source in sources])
 
 
-def _accumulated(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
-    return np.cumsum(_element_counts(batch_input, requests)).astype(dtype)
-
-
-def _accumulated_with_zero(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
-    return np.array([0, *accumulate(_element_counts(batch_input, requests))], dtype)
-
-
-def _max_as_shape(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
-    """Zeros, whose count is the largest element count; the model reads only the shape."""
-    return np.zeros(max(_element_counts(batch_input, requests)), dtype)
-
-
-def _item_shape(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
-    """The shape of each item: one row per item of the batch rather than per request."""
-    return np.concatenate(
-        [
-            np.tile(np.array(source.shape[1:], dtype), (len(source), 1))
-            for source in _sources(batch_input, requests)
-        ]
-    )
-
-
-def _item_shape_flat(
-    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
-) -> np.ndarray:
-    return _item_shape(batch_input, dtype, requests).reshape(-1)
-
-
-def _sources(batch_input: BatchInput, requests: Sequence[Arrays]) -> list[np.ndarray]:
-    return [request[batch_input.source] for request in requests]
-
-
-#: Triton's kinds of batch inputs, each a function of the BatchInput, its dtype and the requests
-#: (backend/src/backend_input_collector.cc).
-BATCH_INPUTS: Mapping[str, Callable[..., np.ndarray]] = {
-    "BATCH_ELEMENT_COUNT": _element_count,
-    "BATCH_ACCUMULATED_ELEMENT_COUNT": _accumulated,
-    "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": _accumulated_with_zero,
-    "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE": _max_as_shape,
+#: Triton's kinds of batch inputs as functions of the requests' source arrays (backend_input_collector.cc).
+BATCH_INPUTS: Mapping[str, Callable[[Sequence[np.ndarray]], object]] = {
+    "BATCH_ELEMENT_COUNT": _counts,
+    "BATCH_ACCUMULATED_ELEMENT_COUNT": lambda sources: np.cumsum(_counts(sources)),
+    "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": lambda sources: [0, *accumulate(_counts(sources))],
+    # The model reads only the shape: as many elements as the largest request has.
+    "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE": lambda sources: np.zeros(max(_counts(sources))),
     "BATCH_ITEM_SHAPE": _item_shape,
-    "BATCH_ITEM_SHAPE_FLATTEN": _item_shape_flat,
+    "BATCH_ITEM_SHAPE_FLATTEN": lambda sources: _item_shape(sources).reshape(-1),
 }
+
+
+def _batch_input(
+    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
+) -> np.ndarray:
+    sources = [request[batch_input.source] for request in requests]
+    return np.asarray(BATCH_INPUTS[batch_input.kind](sources), dtype)
 
 
 #: Combines the arrays of one input of all requests.
@@ -109,9 +74,9 @@ class Joiner:
     """Joins requests and splits outputs by the rules of a `joining`. Thread-safe, because it is stateless.
 
     `signature` is the model's, with hidden inputs and with the batch as first dimension. `scattered` has the
-    shapes of scattered outputs as clients see them. `reshapes` gives the shapes of inputs in the model, which
-    batch inputs describe. A model that is not `batched` gets one request at a time, and its outputs are not
-    split by rows.
+    shapes of scattered outputs as clients see them. `reshapes` maps inputs to their shapes in the model;
+    batch inputs describe those shapes. A model that is not `batched` gets one request at a time, and its
+    outputs are not split by rows.
 
     Raises InvalidArgument, prefixed with `where`, if the model does not fit the rules.
     """
@@ -145,7 +110,7 @@ class Joiner:
             rank = 2 if batch_input.kind == "BATCH_ITEM_SHAPE" else 1
             for target in batch_input.targets:
                 dtype = _described_dtype(where, specs[target], rank, batch_input.datatype)
-                make: Describe = partial(BATCH_INPUTS[batch_input.kind], batch_input, dtype)
+                make: Describe = partial(_batch_input, batch_input, dtype)
                 if batch_input.source in reshapes:
                     make = partial(_reshaped, make, reshapes)
                 self._made.append((target, batch_input.source, make))
@@ -154,7 +119,7 @@ class Joiner:
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
 
     def not_filled_up(self) -> Joiner:
-        """A joiner that leaves a single request unchanged: it pads to no bucket, and fills up no batch."""
+        """Returns a joiner without buckets and filled-up batches, which leaves a single request unchanged."""
         where, signature, scattered, reshapes = self._made_of
         padding = {
             name: replace(padding, buckets=padding.buckets if padding.most else ())
@@ -164,8 +129,8 @@ class Joiner:
         return Joiner(where, joining, signature, scattered, batched=self._batched, reshapes=reshapes)
 
     def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Joins requests, which have `rows` rows each, to the inputs of the model. JoiningCheck decides which
-        requests may be joined.
+        """Joins requests into the inputs of the model; `rows` has the number of rows of each. JoiningCheck
+        decides which requests may be joined.
         """
         requests, rows = self._filled_up(requests, rows)
         inputs = {
@@ -234,18 +199,19 @@ class Joiner:
         """
         if source not in requests[0]:
             raise Internal(
-                f"output '{name}' is divided by the shape of input '{source}',"
-                " which the request does not have"
+                f"output '{name}' is split by the shape of input '{source}', which the request does not have"
             )
         shapes = [
-            tuple(own if dim < 0 else dim for dim, own in _beside(dims, request[source].shape))
+            tuple(
+                own if dim < 0 else dim
+                for dim, own in zip(dims, chain(request[source].shape, repeat(-1)), strict=False)
+            )
             for request in requests
         ]
         ends = list(accumulate(map(element_count, shapes)))
         flat = array.reshape(-1)
-        surplus = self.run_size([len(request[source]) for request in requests]) > sum(
-            len(request[source]) for request in requests
-        )
+        rows = [len(request[source]) for request in requests]
+        surplus = self.run_size(rows) > sum(rows)  # the outputs of filled-up rows follow
         if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
             raise Internal(
                 f"output '{name}' has {flat.size} elements,"
@@ -298,22 +264,13 @@ def _cut(cut: Cut, axis: int, part: np.ndarray, request: Arrays) -> np.ndarray:
     return part[(*[slice(None)] * cut.axis, slice(cut.length(request[cut.to].shape[axis])))]
 
 
-def _beside(dims: Shape, own: Shape) -> list[tuple[int, int]]:
-    return [(dim, own[place] if place < len(own) else -1) for place, dim in enumerate(dims)]
-
-
 # checking the model
 
 
 def _check_names(where: str, joining: Joining, signature: Signature) -> None:
     inputs = {spec.name for spec in signature.inputs}
     outputs = {spec.name for spec in signature.outputs}
-    for name in (
-        *joining.ragged,
-        *joining.padding,
-        *joining.hidden_inputs,
-        *(source for source in joining.scattered.values()),
-    ):
+    for name in (*joining.ragged, *joining.padding, *joining.hidden_inputs, *joining.scattered.values()):
         if name not in inputs:
             raise InvalidArgument(
                 f"{where} names the input '{name}', which the model does not have; it has {_list(inputs)}"
@@ -386,7 +343,7 @@ def _vary(axes: Sequence[int]) -> str:
 
 def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType | None = None) -> np.dtype:
     """The dtype of a hidden input with this many dimensions. Raises InvalidArgument if the model declares
-    another.
+    another rank, another datatype, or one that is not a number.
     """
     if datatype is not None and spec.datatype is not datatype:
         raise InvalidArgument(
@@ -395,8 +352,8 @@ def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType
         )
     if spec.datatype in (DataType.BYTES, DataType.BF16) or len(spec.shape) != rank:
         raise InvalidArgument(
-            f"{where} makes input '{spec.name}' of numbers in {rank} dimension{'s' if rank > 1 else ''},"
-            f" but the model's is {spec.datatype.config_name} {list(spec.shape)}"
+            f"{where} fills input '{spec.name}' with numbers in {rank} dimension{'s' if rank > 1 else ''},"
+            f" but the model declares {spec.datatype.config_name} {list(spec.shape)}"
         )
     return spec.datatype.dtype
 

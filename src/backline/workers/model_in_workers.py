@@ -1,4 +1,4 @@
-"""The interface of a model in worker processes, without imports of the code that runs them."""
+"""The interface of a model in worker processes. This module imports none of the code that runs them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 class ModelInWorkers(ABC):
-    """The counterpart of `LoadedModel` for models in worker processes. Use only on the event loop; `run`
-    is for other threads, `close` for any.
+    """The counterpart of `LoadedModel` for models in worker processes. Use only on the event loop, except
+    `run`, which is for other threads, and `close`, which is for any thread.
     """
 
     threads_per_run = 1
@@ -34,9 +34,9 @@ class ModelInWorkers(ABC):
     responses: ResponseStatistics | None
     #: Called with the reason when no worker has run for a while, and with "" when one runs again.
     on_available: Callable[[str], None]
-    #: Called with the reason when the model reports that it is not ready, and with "" when it is again.
+    #: Called with `unready` whenever that changes.
     on_ready: Callable[[str], None]
-    #: The last argument of `on_ready`.
+    #: Why the model reports that it is not ready; empty if it is ready.
     unready: str
 
     @property

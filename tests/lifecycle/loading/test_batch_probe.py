@@ -5,23 +5,30 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 import pytest
 from onnx import TensorProto
 
 from backline.backends.onnxruntime import OnnxRuntime
-from backline.engine.config.model_config import ModelConfig
+from backline.engine.config.model_config import ModelConfig, WarmUpInput, WarmUpSample
+from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature
 from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching
+from backline.lifecycle.loading.loaded_here import measure_model
+from backline.lifecycle.loading.loader import load
+from backline.lifecycle.loading.trial_runs import find_trial
+from backline.lifecycle.loading.warm_up import warm_up_items
+from backline.lifecycle.view.view import View
 from support.networks import FLOAT, INT64, STRING, build, floats, ints, node
 
 X, Y = "X", "Y"
 
 
 def probe(path: Path) -> BatchProbe:
-    return probe_batching(OnnxRuntime().load(path, ModelConfig("m")))
+    model = OnnxRuntime().load(path, ModelConfig("m"))
+    return probe_batching(model, find_trial(model, batched=True))
 
 
 def elementwise(path: Path) -> Path:
@@ -311,7 +318,7 @@ def test_independent_items_are_batched(net: Net, tmp_path: Path) -> None:
         (rows_for_each_step, "output 'Y' has shape [4, 3] for one item"),
         (squeezed, "output 'Y' has shape [4] for one item"),
         (transposed, "output 'Y' has shape [4, 1] for one item"),
-        (only_one_row, "each of 2 items can be run alone, but not all together"),
+        (only_one_row, "each of 3 items can be run alone, but not all together"),
     ],
 )
 def test_a_first_dimension_that_is_not_a_batch_is_detected(net: Net, reason: str, tmp_path: Path) -> None:
@@ -347,7 +354,115 @@ def test_a_model_that_rejects_all_trials_is_not_batched(tmp_path: Path) -> None:
     found = probe(net)
 
     assert found == BatchProbe(
-        False, "no input that was tried could be run, so nothing is known about batches"
+        False,
+        "no input that was tried could be run, so it is not known whether requests can be batched: give one"
+        " as model_warmup, or set max_batch_size",
+        known=False,
+    )
+
+
+class Slowed:
+    """A model whose runs take longer, as on a busy machine, and are counted."""
+
+    threads_per_run = 1
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self._model = OnnxRuntime().load(path, ModelConfig("m"))
+        self._seconds = seconds
+        self.signature = self._model.signature
+        self.runs: list[list[tuple[int, ...]]] = []
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        self.runs.append([array.shape for array in inputs.values()])
+        sleep(self._seconds)
+        return self._model.run(inputs, outputs)
+
+    def close(self) -> None:
+        self._model.close()
+
+
+@pytest.mark.parametrize("net", [convolution_over_audio, embedding_of_two_words, cumulative_sum, elementwise])
+def test_a_busy_machine_proves_by_the_same_runs_as_an_idle_one(net: Net, tmp_path: Path) -> None:
+    path = net(tmp_path / "model.onnx")
+    idle, busy = Slowed(path, 0), Slowed(path, 0.06)
+
+    on_idle = probe_batching(idle, find_trial(idle, batched=True))
+    on_busy = probe_batching(busy, find_trial(busy, batched=True))
+
+    assert on_busy == on_idle
+    assert on_busy.known
+    assert busy.runs == idle.runs
+
+
+@pytest.mark.parametrize(("max_batch_size", "runs"), [(None, 4), (8, 3), (1, 2), (0, 2)])
+def test_a_slow_model_runs_only_a_few_times_at_load(
+    max_batch_size: int | None, runs: int, tmp_path: Path
+) -> None:
+    path = elementwise(tmp_path / "model.onnx")
+    config, model = ModelConfig("m", max_batch_size=max_batch_size), Slowed(path, 0.15)
+
+    found = measure_model(config, View(config, path), model)
+
+    assert len(model.runs) == runs
+    assert found.times.seconds[1] >= 0.15
+
+
+def test_a_slow_model_with_variable_dimensions_runs_once_more(tmp_path: Path) -> None:
+    path = layer_normalisation(tmp_path / "model.onnx")
+    config, model = ModelConfig("m"), Slowed(path, 0.15)
+
+    assert measure_model(config, View(config, path), model).probe.batched
+    assert len(model.runs) == 5
+
+
+def rows_of_four(path: Path) -> Path:
+    """[N, T] becomes [-1, 4]: with four columns, which are tried first, rows look like items."""
+    return build(
+        path,
+        [node("Reshape", [X, "shape"], [Y])],
+        [(X, FLOAT, ["N", "T"])],
+        [(Y, FLOAT, ["M", 4])],
+        {"shape": ints(-1, 4)},
+    )
+
+
+def test_sizes_that_equal_a_constant_of_the_model_do_not_deceive_the_proof(tmp_path: Path) -> None:
+    found = probe(rows_of_four(tmp_path / "model.onnx"))
+
+    assert found == BatchProbe(
+        False, "output 'Y' has shape [2, 4] for one item, so its first dimension is not a batch"
+    )
+
+
+def only_long_rows(path: Path) -> Path:
+    """Accepts rows of 7,919 numbers, which are not among the sizes that are made up."""
+    weights = {"W": floats(7919, 3)}
+    return build(
+        path, [node("MatMul", [X, "W"], [Y])], [(X, FLOAT, ["N", "T"])], [(Y, FLOAT, ["N", 3])], weights
+    )
+
+
+@pytest.mark.parametrize(("dims", "accepted"), [((7919,), True), ((1, 7919), True), ((7918,), False)])
+def test_the_users_own_warm_up_inputs_are_tried_first(
+    dims: tuple[int, ...], accepted: bool, tmp_path: Path
+) -> None:
+    path = only_long_rows(tmp_path / "model.onnx")
+    inputs = (WarmUpInput(X, DataType.FP32, dims, "random"),)
+    config = ModelConfig("m", warm_up=(WarmUpSample("mine", 0, 1, inputs),))
+
+    found = load(path, config, samples=warm_up_items(config, tmp_path))
+
+    assert (found.max_batch_size > 0, found.measured.probe.known) == (accepted, accepted)
+
+
+def test_a_configured_batch_is_believed_and_a_warning_says_what_speaks_against_it(tmp_path: Path) -> None:
+    found = load(mean_subtracted(tmp_path / "model.onnx"), ModelConfig("m", max_batch_size=8))
+
+    assert found.max_batch_size == 8
+    (warning,) = found.warnings
+    assert (
+        "max_batch_size is 8, but joining requests changes outputs: output 'Y' of an item depends" in warning
     )
 
 
@@ -369,7 +484,8 @@ class _Counting:
 def test_a_model_with_a_state_is_not_batched(tmp_path: Path) -> None:
     signature = OnnxRuntime().load(elementwise(tmp_path / "model.onnx"), ModelConfig("m")).signature
 
-    found = probe_batching(_Counting(signature))
+    model = _Counting(signature)
+    found = probe_batching(model, find_trial(model, batched=True))
 
     assert not found.batched
     assert "random or keeps a state" in found.reason
@@ -380,7 +496,7 @@ def test_small_models_are_probed_in_milliseconds(tmp_path: Path) -> None:
     times = []
     for _ in range(5):
         begin = perf_counter()
-        probe_batching(model)
+        probe_batching(model, find_trial(model, batched=True))
         times.append(perf_counter() - begin)
 
     assert min(times) < 0.03

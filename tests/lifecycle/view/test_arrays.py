@@ -61,7 +61,7 @@ def test_probes_and_runs_use_the_shapes_of_clients(tmp_path: Path) -> None:
         (-1, -1, 2),
         (-1, 1, 2, -1),
     ]
-    assert "the first dimension is a batch" in loaded.reason
+    assert "max_batch_size of the configuration is 8" in loaded.reason
     assert loaded.warnings == ()
     answers = model(loaded).run({"x": np.arange(12, dtype=np.float32).reshape(2, 3, 2)}, ["y", "y"])
     assert len(answers) == 2

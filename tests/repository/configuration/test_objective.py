@@ -76,7 +76,7 @@ def test_there_is_no_objective_or_deadline_by_default() -> None:
             + TENSORS
             + "[[ensemble_scheduling.step]]\nmodel_name = 'a'\nmodel_version = -1\n"
             "input_map = {i = 'x'}\noutput_map = {o = 'y'}\n" + OBJECTIVE,
-            "give the objective to the models of its steps",
+            "set the objective for the models of its steps",
         ),
     ],
 )

@@ -101,7 +101,7 @@ def test_settings_without_effect_cause_a_warning(tmp_path: Path) -> None:
 
     implementation, unused = only(tmp_path).warnings
 
-    assert "implementation 'mine.Model' has no effect: the model's file decides" in implementation
+    assert "implementation 'mine.Model' has no effect: the model's file selects the backend" in implementation
     assert (
         "max_batch_size, parameters.content_type, parameters.extra is not supported and has no effect"
         in unused

@@ -201,6 +201,7 @@ def test_message_above_the_limit_is_refused() -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 call(bytes(1001), compression=compression)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "Use --http-max-input-size to increase the limit." in (caught.value.details() or "")
         assert call(bytes(1000)) == bytes(1000)
 
 

@@ -22,7 +22,7 @@ import tritonclient.http as tritonclient
 
 import backline
 from backline.embedded.embedded import Embedded
-from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.ticket import Ticket
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, InferResponse
@@ -100,6 +100,21 @@ class Model:
         with runs.open("a") as file:
             print(*x.flat, file=file)
         return x
+"""
+#: Notes each run, and hangs if it is asked to; several requests run at the same time.
+HANGING = """
+import asyncio
+from pathlib import Path
+
+class Model:
+    execution_timeout_seconds = 1
+    %s
+
+    async def predict(self, how: str) -> str:
+        with (Path(__file__).parent / "runs").open("a") as file:
+            print(how, file=file)
+        await asyncio.sleep(100 if how == "hang" else 0)
+        return how
 """
 FAILING_LOAD = """
 class Model:
@@ -186,6 +201,26 @@ def test_a_request_that_cannot_be_encoded_fails_alone(tmp_path: Path) -> None:
         ):
             bad.result()
         assert [one.result()["output"][0, 0] for one in good] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("declared", "runs", "reason"),
+    [
+        ("", 1, "which is not tried again unless the model is declared idempotent"),
+        ("idempotent = True", 2, "as had the worker before it"),
+        ("idempotent = False", 1, "which is not tried again: the model is not idempotent"),
+    ],
+)
+def test_a_request_that_hangs_runs_again_only_if_the_model_allows_it(
+    tmp_path: Path, declared: str, runs: int, reason: str
+) -> None:
+    path = put(tmp_path / "models" / "hanging" / "1" / "model.py", HANGING % declared)
+    with backline.connect(f"inproc://{tmp_path / 'models'}", timeout=60) as client:
+        with pytest.raises(Internal, match=f"did not finish within 1 s and was killed.*{reason}"):
+            client["hanging"](np.array([b"hang"], object))
+        assert client["hanging"](np.array([b"fine"], object))["output"][0] == b"fine"
+
+    assert path.with_name("runs").read_text().split() == ["hang"] * runs + ["fine"]
 
 
 def test_a_model_that_forks_answers_once(server: ServerProcess) -> None:

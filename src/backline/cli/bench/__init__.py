@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
-import numpy as np
 
 from backline.cli.bench.load_generator import (
     Arrivals,
@@ -28,15 +27,17 @@ from backline.cli.bench.report import (
 )
 from backline.cli.command import run
 from backline.cli.connection import connection_options, nearest_model
-from backline.cli.inputs import generate, parse_shape
+from backline.cli.inputs import generate, given_inputs, input_option, parse_shape
+from backline.cli.numbers import Number, Numbers
 from backline.client.aio import AsyncClient
 from backline.client.arrays import to_tensor
 from backline.client.options import ClientOptions
 from backline.client.records import ModelMetadata
 from backline.client.transport import InferCall, Transport
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
-from backline.engine.values.datatypes import DataType
 from backline.engine.values.tensor import Tensor
+
+Reported = TypeVar("Reported")
 
 _EPILOG = """\b
 Examples:
@@ -44,33 +45,12 @@ Examples:
   backline bench add1 -c 1,8,64 --duration 10 --url grpc://localhost:8001
   backline bench basic_pitch --rate 20,40 --arrivals constant
   backline bench silero_vad --input-shape input:1,576 --html report.html
+  backline bench spectrogram --input audio=@song.mp3
   backline bench add1 --url inproc:///path/to/repository --json numbers.json
 
 Each step of --concurrency has that many callers, which wait for each response (closed loop). With --rate,
 requests are sent at that rate regardless of responses (open loop), and latency counts from when each request
 was due."""
-
-
-class Numbers(click.ParamType):
-    """Comma-separated positive numbers."""
-
-    name = "numbers"
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self._kind = kind
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(self._kind(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or min(numbers) <= 0:
-            self.fail(f"{value!r} is not a list of positive numbers such as 1,2,4", param, ctx)
-        return numbers
 
 
 @click.command(epilog=_EPILOG)
@@ -81,10 +61,12 @@ class Numbers(click.ParamType):
     type=Numbers(int),
     default="1,2,4,8,16,32",
     show_default=True,
-    help="Numbers of requests in flight, one step each.",
+    help="Numbers of requests in flight; each number is one step.",
 )
 @click.option(
-    "--rate", type=Numbers(float), help="Requests per second, one step each, instead of --concurrency."
+    "--rate",
+    type=Numbers(float),
+    help="Requests per second, instead of --concurrency; each number is one step.",
 )
 @click.option(
     "--arrivals",
@@ -95,14 +77,14 @@ class Numbers(click.ParamType):
 )
 @click.option(
     "--duration",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=5.0,
     show_default=True,
     help="Seconds per step.",
 )
 @click.option(
     "--warm-up",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.5,
     show_default=True,
     help="Seconds of load before each step that are not measured.",
@@ -113,10 +95,12 @@ class Numbers(click.ParamType):
     metavar="NAME:DIMS",
     help="The shape of an input, such as audio:1,16000, for random values; repeatable.",
 )
+@input_option
 @click.option(
     "--data",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A .npz or .json file with the inputs by name.",
+    type=click.Path(exists=True, path_type=Path),
+    help="The inputs, as --input @PATH: a .npz or .json with inputs by name, a folder with a file for each"
+    " input, or the file of the only required input.",
 )
 @click.option("--model-version", default="", help="The version; default: the server's choice.")
 @click.option(
@@ -140,20 +124,28 @@ def command(
     duration: float,
     warm_up: float,
     input_shape: tuple[str, ...],
+    inputs: tuple[str, ...],
     data: Path | None,
     model_version: str,
     json_path: Path | None,
     html_path: Path | None,
     png_path: Path | None,
 ) -> None:
-    """Measure throughput and latency percentiles of MODEL on a server, by concurrency or by request rate."""
+    """Measure throughput and latency percentiles of MODEL on a server, by concurrency or by request rate.
+
+    Required inputs without a value get random ones.
+    """
     if html_path is not None or png_path is not None:
         require_matplotlib()
     for path in (json_path, html_path, png_path):
         if path is not None and not path.absolute().parent.is_dir():
-            raise click.BadParameter(f"'{path}' cannot be written: its folder does not exist")
-    plan = _Plan(model, model_version, concurrency, rate, arrivals, duration, warm_up)
-    report = run(_measure(url, options, plan, input_shape, data))
+            raise click.BadParameter(f"'{path}' cannot be written: create its folder first")
+    steps: list[tuple[int | None, float | None]] = (
+        [(None, each) for each in rate] if rate else [(int(each), None) for each in concurrency]
+    )
+    plan = _Plan(model, model_version, steps, arrivals, duration, warm_up)
+    given = (*inputs, *(() if data is None else (f"@{data}",)))
+    report = run(_measure(url, options, plan, input_shape, given))
     print_bench(report)
     if json_path is not None:
         write_json(report, json_path)
@@ -165,31 +157,20 @@ def command(
         raise click.exceptions.Exit(1)
 
 
+@dataclass(frozen=True, slots=True)
 class _Plan:
-    """The steps to measure."""
+    """What to measure. A step is a number of requests in flight, or else a number of requests per second."""
 
-    def __init__(
-        self,
-        model: str,
-        version: str,
-        concurrency: Sequence[int],
-        rates: Sequence[float] | None,
-        arrivals: Arrivals,
-        duration: float,
-        warm_up: float,
-    ) -> None:
-        self.model = model
-        self.version = version
-        self.steps: list[tuple[int | None, float | None]] = (
-            [(None, rate) for rate in rates] if rates else [(count, None) for count in concurrency]
-        )
-        self.arrivals = arrivals
-        self.duration = duration
-        self.warm_up = warm_up
+    model: str
+    version: str
+    steps: list[tuple[int | None, float | None]]
+    arrivals: Arrivals
+    duration: float
+    warm_up: float
 
 
 async def _measure(
-    url: str, options: ClientOptions, plan: _Plan, shapes: Sequence[str], data: Path | None
+    url: str, options: ClientOptions, plan: _Plan, shapes: Sequence[str], given: Sequence[str]
 ) -> BenchReport:
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
@@ -197,9 +178,10 @@ async def _measure(
             metadata = await transport.model_metadata(plan.model, plan.version, options.timeout)
         except NotFound as error:
             raise nearest_model(plan.model, await client.models(), error) from None
-        tensors = _tensors(metadata, shapes, data)
+        config = await _reported(transport.model_config(plan.model, plan.version, options.timeout), {})
+        tensors = _tensors(metadata.completed(config), shapes, given)
         call = InferCall(plan.model, tensors, plan.version, timeout=options.timeout)
-        await transport.infer(call)  # reports an error once, before the load starts
+        await transport.infer(call)  # so that an error is raised once, before the load starts
         inputs = ", ".join(f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in tensors)
         server = await transport.server_metadata(options.timeout)
         print(f"{plan.model} at {client.address.url} ({server.name} {server.version}): {inputs}", flush=True)
@@ -219,62 +201,47 @@ async def _step(
 
     if plan.warm_up:
         await load(plan.warm_up)
-    before = await _statistics(transport, plan, call.timeout)
+    before = await _reported(transport.statistics(plan.model, plan.version, call.timeout), [])
     measured = await load(plan.duration)
-    after = await _statistics(transport, plan, call.timeout)
+    after = await _reported(transport.statistics(plan.model, plan.version, call.timeout), [])
     if not measured.latencies and measured.last_error is not None:
         raise measured.last_error
     return BenchStep.of(measured, ServerShare.between(before, after), concurrency=concurrency, rate=rate)
 
 
-async def _statistics(transport: Transport, plan: _Plan, timeout: float) -> list[dict[str, Any]]:
-    """The model's counters; empty if the server does not report statistics."""
+async def _reported(asked: Awaitable[Reported], otherwise: Reported) -> Reported:
+    """What the server reports about a model, or `otherwise` if it does not."""
     try:
-        return await transport.statistics(plan.model, plan.version, timeout)
+        return await asked
     except BacklineError:
-        return []
+        return otherwise
 
 
-def _tensors(metadata: ModelMetadata, shapes: Sequence[str], data: Path | None) -> tuple[Tensor, ...]:
-    given: dict[str, Any] = {} if data is None else _read(data)
+def _tensors(metadata: ModelMetadata, shapes: Sequence[str], given: Sequence[str]) -> tuple[Tensor, ...]:
+    """The inputs: those given, and random values for the others that are required or have a shape."""
+    values = given_inputs(metadata, given)
     chosen: dict[str, tuple[int, ...]] = {}
     for item in shapes:
         name, _, dims = item.rpartition(":")
         chosen[name] = parse_shape(name or item, dims)
     names = [spec.name for spec in metadata.inputs]
-    for name in (*given, *chosen):
+    for name in chosen:
         if name not in names:
             raise InvalidArgument(f"model '{metadata.name}' has no input '{name}', it has {', '.join(names)}")
     tensors = []
     for spec in metadata.inputs:
-        if spec.name in given:
-            tensors.append(to_tensor(metadata.name, spec, given[spec.name]))
+        if spec.name in values:
+            tensors.append(to_tensor(metadata.name, spec, values[spec.name]))
+            continue
+        if spec.optional and spec.name not in chosen:
             continue
         if spec.name not in chosen and -1 in spec.shape[1:]:
             dims = ",".join(str(1 if dim < 0 else dim) for dim in spec.shape)
             raise InvalidArgument(
                 f"input '{spec.name}' of model '{metadata.name}' has shape {list(spec.shape)}, with a"
-                f" variable dimension after the first: pass --input-shape {spec.name}:{dims}, or --data"
+                " variable dimension after the first: pass --input-shape"
+                f" {spec.name}:{dims}, --input or --data"
             )
         shape = chosen.get(spec.name, tuple(1 if dim < 0 else dim for dim in spec.shape))
-        values = generate(spec, "random", shape)
-        if spec.datatype is DataType.BF16:
-            tensors.append(Tensor(spec.name, spec.datatype, shape, values))
-        else:
-            tensors.append(to_tensor(metadata.name, spec, values))
+        tensors.append(to_tensor(metadata.name, spec, generate(spec, "random", shape)))
     return tuple(tensors)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return dict(archive)
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidArgument(f"cannot read the inputs in '{path}': {error}") from None
-    if not isinstance(found, dict):
-        raise InvalidArgument(
-            f"'{path}' has no inputs by name: expected a .npz file, or JSON such as {{\"INPUT0\": [[1, 2]]}}"
-        )
-    return found

@@ -15,6 +15,7 @@ from backline.cli.connection import connection_options
 from backline.cli.models.labels import label_model, promote_version, roll_back, show_history
 from backline.cli.models.load import load_model, refresh_models, unload_model
 from backline.cli.models.show import list_models, show_model
+from backline.cli.numbers import Number, WholeNumber
 from backline.client.aio import AsyncClient
 from backline.client.http_transport import HttpTransport
 from backline.client.options import ClientOptions
@@ -28,9 +29,7 @@ _POLL_SECONDS = 0.25
     "  backline models record add1 --wait 30 --json --url http://server:8000",
 )
 @click.argument("name")
-@click.option(
-    "--count", type=click.IntRange(1, 1000), default=8, show_default=True, help="Requests to record."
-)
+@click.option("--count", type=WholeNumber(1, 1000), default=8, show_default=True, help="Requests to record.")
 @click.option(
     "--model-version",
     default="",
@@ -38,14 +37,14 @@ _POLL_SECONDS = 0.25
 )
 @click.option(
     "--max-bytes",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     default=64 << 20,
     show_default=True,
     help="The most bytes that the inputs of all recorded requests may take.",
 )
 @click.option(
     "--wait",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=60.0,
     show_default=True,
     help="Seconds to wait for the requests to arrive.",
@@ -64,8 +63,8 @@ def record_requests(
 ) -> None:
     """Record the next requests that a model answers, to warm it up at its next load.
 
-    The inputs of live requests go to the server's state folder and replace the previous recording. If fewer
-    requests arrive in time, or on Ctrl-C, the recording keeps those that did.
+    The server keeps the inputs of live requests in its state folder, in place of the previous recording. On
+    Ctrl-C, or if fewer requests arrive in time, the recording keeps the requests that have arrived.
     """
     recording = ServerRecording(url, options, name, model_version)
     state = asyncio.run(recording.run({"count": count, "max_bytes": max_bytes}, wait))
@@ -91,7 +90,7 @@ def _print(state: dict[str, Any]) -> None:
 
 
 class ServerRecording:
-    """A recording on a server, controlled over HTTP."""
+    """A recording on a server, which this class controls over HTTP."""
 
     def __init__(self, url: str, options: ClientOptions, name: str, version: str) -> None:
         self._url = url
@@ -100,7 +99,7 @@ class ServerRecording:
         self._version = f"/versions/{quote(version, safe='')}" if version else ""
 
     async def run(self, limits: dict[str, int], wait: float) -> dict[str, Any]:
-        """Records until done, or for `wait` seconds; returns the final state."""
+        """Records until the recording is done, or for `wait` seconds; returns its final state."""
         async with AsyncClient(self._url, self._options) as client:
             transport = await client.transport()
             if not isinstance(transport, HttpTransport):

@@ -1,4 +1,4 @@
-"""`backline models label`, `promote`, `rollback` and `history`."""
+"""`backline models label`, `promote`, `rollback` and `history`: move labels, and show past changes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from backline.cli.connection import connection_options
 from backline.cli.models.entries import explain
 from backline.cli.models.load import json_option, wait_option
 from backline.cli.models.progress import run_change
+from backline.cli.numbers import WholeNumber
 from backline.cli.table import print_table
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
@@ -107,7 +108,11 @@ def promote_version(
 @json_option
 @connection_options
 def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: float, as_json: bool) -> None:
-    """Move a label back to its previous version."""
+    """Move a label back to the version before its last move; repeat it to go back further.
+
+    The server keeps that version loaded for a while (backline serve --keep-previous-secs), so that a rollback
+    takes effect at once. Later rollbacks load the version first.
+    """
 
     async def rollback(client: AsyncClient) -> Change:
         return await client.rollback(name, label, timeout=wait)
@@ -117,7 +122,7 @@ def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: flo
 
 
 def move_text(change: Change) -> str:
-    """The versions before and after, such as "3 -> 4"; "(none)" for a new or removed label."""
+    """The versions before and after a move, such as "3 -> 4"; "(none)" stands for no version."""
     return f"{change.before or '(none)'} -> {change.version or '(none)'}"
 
 
@@ -150,14 +155,11 @@ Examples:
   backline models history --json"""
 
 
-@click.command(
-    "history",
-    epilog=_EPILOG,
-)
+@click.command("history", epilog=_EPILOG)
 @click.argument("name", required=False, default="")
 @click.option(
     "--limit",
-    type=click.IntRange(1, 10_000),
+    type=WholeNumber(1, 10_000),
     default=20,
     show_default=True,
     help="The number of changes to show, latest first.",

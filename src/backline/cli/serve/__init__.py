@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from backline.cli.command import run
+from backline.cli.numbers import WholeNumber
 from backline.cli.serve.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
-from backline.cli.serve.option import Decorator, decorated, option
+from backline.cli.serve.option import Decorator, decorated, option, unknown_variables
 from backline.cli.serve.options import server_options
 from backline.cli.serve.report import LoadReport, print_report
 from backline.cli.serve.triton_options import ServeCommand
@@ -56,7 +57,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     _severity("--log-error", "Whether to log errors, regardless of --log-level."),
     option(
         "--log-verbose",
-        type=click.IntRange(0),
+        type=WholeNumber(0),
         metavar="LEVEL",
         help="1 also logs each request and verbose messages from models, 2 everything. Default: 0, or 2 with"
         " --log-level debug.",
@@ -76,7 +77,7 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the log options to a command, which receives them as `log`, a LogSettings."""
+    """Adds the log options to a command, which receives `log`, a LogSettings."""
 
     @wraps(command)
     def with_settings(
@@ -106,7 +107,7 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def installed_log(settings: LogSettings) -> Iterator[ServerLog]:
-    """Installs the program's log for a `with` block. Raises UsageError if the log file cannot be opened."""
+    """Installs the server's log during a `with` block. Raises UsageError if its file cannot be opened."""
     try:
         log = ServerLog(settings)
     except OSError as error:
@@ -116,7 +117,7 @@ def installed_log(settings: LogSettings) -> Iterator[ServerLog]:
 
 
 class LastingOutput(io.RawIOBase):
-    """Writes to a descriptor; output that a full disk or a closed pipe refuses is silently lost."""
+    """A stream on a descriptor that drops output if the disk is full or the pipe is closed."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -139,7 +140,7 @@ class LastingOutput(io.RawIOBase):
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Makes printing safe for a `with` block: output that cannot be written is dropped."""
+    """Makes printing safe during a `with` block: output that cannot be written is dropped."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_lasting, before)
     try:
@@ -152,7 +153,10 @@ def lasting_output() -> Iterator[None]:
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
-    """A stream that never raises; replaced streams (as in tests) are kept, closed ones discard output."""
+    """A stream that writes like `stream` but never raises.
+
+    If `stream` is closed, output is discarded. Streams that are not files, as in tests, are returned as is.
+    """
     if stream is None:
         return io.TextIOWrapper(io.BufferedWriter(LastingOutput(-1)))
     if not isinstance(stream, io.TextIOWrapper) or stream.closed:
@@ -167,15 +171,14 @@ def _lasting(stream: TextIO | None) -> TextIO:
 
 log = logging.getLogger("backline.serve")
 
-#: Open files reserved for other uses than connections: models, worker processes, the log, late imports.
+#: The number of open files reserved for models, worker processes, the log and late imports.
 RESERVED = 256
 
 
 def within_open_files(limits: Limits) -> Limits:
-    """Raises the process's limit on open files as far as allowed; returns `limits` with as many connections
-    as fit it.
+    """Raises the limit on open files if possible; returns `limits` with as many connections as it allows.
 
-    Without a free descriptor a connection could not even be refused, and no model could be read.
+    Without a free descriptor, a connection could not even be refused, and no model could be read.
     """
     if sys.platform == "win32":
         return limits
@@ -195,8 +198,7 @@ def within_open_files(limits: Limits) -> Limits:
     fitting = max(soft - RESERVED, soft // 2, 1)
     log.warning(
         "this process may have %d open files, so it accepts at most %d connections instead of %d: raise the"
-        " limit"
-        " (ulimit -n %d)",
+        " limit (ulimit -n %d)",
         soft,
         fitting,
         limits.max_connections,
@@ -205,9 +207,9 @@ def within_open_files(limits: Limits) -> Limits:
     return replace(limits, max_connections=fitting)
 
 
-#: Signals that stop the server: from a service manager, by Ctrl-C, by closing the terminal.
+#: Signals that stop the server: sent by a service manager, by Ctrl-C, and by a terminal that closes.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: Seconds that runs in progress and unloading may take once all connections are closed.
+#: Seconds for which runs and unloading may continue once all connections are closed.
 REST_WITHIN = 5.0
 
 _EPILOG = """\b
@@ -260,6 +262,8 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
         installed_log(log) as server_log,
         kept_terminal() if debug is not None else contextlib.nullcontext(),
     ):
+        for warning in unknown_variables(click.get_current_context().command, os.environ):
+            logging.getLogger("backline.serve").warning(warning)
         options = replace(options, limits=within_open_files(options.limits))
         rested = run(serve(options, server_log))
     if debug is not None:
@@ -275,10 +279,7 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
 
 
 async def serve(options: ServerOptions, log: ServerLog) -> bool:
-    """Serves until a signal arrives; returns whether all runs have ended.
-
-    A second signal ends the process.
-    """
+    """Serves until a signal arrives; returns whether all runs have ended. A second signal ends it at once."""
     began = monotonic()
     server = Server(options, log)
     stopping = asyncio.Event()
@@ -290,11 +291,16 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    # nohup ignores SIGHUP
+    # A signal that is ignored, like SIGHUP under nohup, stays ignored.
     heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     for number in heard:
         loop.add_signal_handler(number, stop)
-    report = LoadReport(server.engine, bar=not options.lifecycle.debugged_model)
+    logged = log.settings()
+    report = LoadReport(
+        server.engine,
+        bar=not options.lifecycle.debugged_model,
+        failures=bool(logged["log_file"]) or not logged["log_error"],
+    )
     starting = asyncio.create_task(server.start(report.on_event))
     waiting = asyncio.create_task(stopping.wait())
     try:
@@ -323,7 +329,7 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
 
 
 async def _stop(server: Server, options: ServerOptions) -> bool:
-    """Stops the server; returns whether all runs have ended. No client waits for a run that has not."""
+    """Stops the server; returns whether all runs have ended. No client waits for those that have not."""
     # A request at a breakpoint may never end.
     limit = STOPPED_WITHIN if options.lifecycle.debugged_model else options.limits.drain_timeout + REST_WITHIN
     try:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
 
+from backline.access.auth_file import ENVIRONMENT_KEYS
+from backline.cli.numbers import Number, WholeNumber
 from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import ServerOptions
 from backline.wire.limits import Limits
@@ -19,17 +23,47 @@ Function: TypeAlias = Callable[..., Any]
 Decorator: TypeAlias = Callable[[Function], Function]
 
 
+_PREFIX = "BACKLINE_"
+#: Variables that are read elsewhere than by the options of `backline serve`.
+_OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_URL", *ENVIRONMENT_KEYS})
+#: Variables that Kubernetes sets in every container if a service is called backline or backline-something.
+_OF_KUBERNETES = re.compile(
+    r"BACKLINE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+
+
 def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
     """An option that can also be set by an environment variable: --http-port by BACKLINE_HTTP_PORT."""
-    variable = "BACKLINE_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    variable = _PREFIX + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     shown = settings.get("default") not in (None, "")
     return click.option(
         name, *alternatives, envvar=variable, show_envvar=True, show_default=shown, **settings
     )
 
 
+def unknown_variables(command: click.Command, environment: Mapping[str, str]) -> list[str]:
+    """A warning for each environment variable that has the options' prefix but sets none of them."""
+    known = {str(param.envvar) for param in command.params if param.envvar} | _OTHERS
+    warnings = []
+    for name in sorted(name for name in environment if name.startswith(_PREFIX) and name not in known):
+        if _OF_KUBERNETES.fullmatch(name) or (
+            name.endswith("_PORT") and environment[name].startswith(("tcp://", "udp://", "sctp://"))
+        ):
+            continue
+        near = nearest(
+            name.removeprefix(_PREFIX), [other.removeprefix(_PREFIX) for other in sorted(known)], 3
+        )
+        hint = (
+            f"did you mean {' or '.join(_PREFIX + other for other in near)}?"
+            if near
+            else "`backline serve --help` lists all"
+        )
+        warnings.append(f"the environment variable {name} has no effect; {hint}")
+    return warnings
+
+
 def decorated(function: Function, options: Sequence[Decorator]) -> Function:
-    """Adds options to a function; `--help` shows them in this order."""
+    """Adds options to a function, in the order in which `--help` shows them."""
     for add in reversed(options):
         function = add(function)
     return function
@@ -41,7 +75,7 @@ _DEFAULTS = {
 
 
 def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option that sets a field of ServerOptions, LifecycleOptions or Limits, whose default it shares."""
+    """An option for a field of ServerOptions, LifecycleOptions or Limits; it has the field's default."""
     default = _DEFAULTS[field]
     return option(
         name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}
@@ -54,15 +88,15 @@ def flag(name: str, field: str, text: str) -> Decorator:
 
 def port(field: str, what: str) -> Decorator:
     name = f"--{field.replace('_', '-')}"
-    return fills(name, field, type=click.IntRange(0, 65535), help=f"Port for {what}; 0 picks any free port.")
+    return fills(name, field, type=WholeNumber(0, 65535), help=f"Port for {what}; 0 picks any free port.")
 
 
 def seconds(name: str, field: str, text: str) -> Decorator:
-    return fills(name, field, type=click.FloatRange(0, min_open=True), metavar="SECONDS", help=text)
+    return fills(name, field, type=Number(0, min_open=True), metavar="SECONDS", help=text)
 
 
 def count(name: str, field: str, text: str, *, least: int = 1, metavar: str | None = None) -> Decorator:
-    return fills(name, field, type=click.IntRange(least), metavar=metavar, help=text)
+    return fills(name, field, type=WholeNumber(least), metavar=metavar, help=text)
 
 
 def path(name: str, field: str, text: str) -> Decorator:

@@ -1,4 +1,4 @@
-"""The options of `backline serve`, each with the ServerOptions, LifecycleOptions or Limits field it sets."""
+"""Defines the options of `backline serve`, and the fields that they set."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from backline.access.browsers import parse_host_name, parse_origin
+from backline.cli.numbers import Number
 from backline.cli.serve.option import (
     Decorator,
     Size,
@@ -138,6 +139,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         "Seconds that requests of a version may take to finish when it is unloaded.",
     ),
     fills(
+        "--keep-previous-secs",
+        "keep_previous_seconds",
+        type=click.FloatRange(0),
+        metavar="SECONDS",
+        help="Seconds for which the version that a label leaves stays loaded, so that a rollback needs no"
+        " load; 0: unload it at once.",
+    ),
+    fills(
         "--memory-budget",
         "memory_budget",
         type=Size(),
@@ -191,7 +200,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     path(
         "--state-dir",
         "state_folder",
-        "Folder for labels, the audit log and recorded requests; default: one for this set of repositories.",
+        "Folder for labels, the audit log, recorded requests and measurements; default: one for this set of"
+        " repositories.",
     ),
     path(
         "--cache-dir",
@@ -245,7 +255,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     fills(
         "--max-peer-share",
         "max_peer_share",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Number(0, 1, min_open=True),
         metavar="SHARE",
         help="Share of connections, requests and streams that one client address may hold; 1 behind a proxy.",
     ),
@@ -264,6 +274,16 @@ _OPTIONS: tuple[Decorator, ...] = (
         "Seconds without a message in either direction after which a streaming gRPC call ends.",
     ),
     seconds("--exit-timeout-secs", "drain_timeout", "Seconds to finish requests in flight on shutdown."),
+    path(
+        "--auth",
+        "auth",
+        "TOML file of keys and what each may do, see 'backline keys'; it is read again when it changes.",
+    ),
+    flag(
+        "--insecure-open",
+        "insecure_open",
+        "Let everybody change models and settings without a key, on any address.",
+    ),
     fills(
         "--cors-origin",
         "cors_origins",
@@ -309,9 +329,9 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a server to a command, which receives them as `options`, a ServerOptions.
+    """Adds the options of a server to a command, which receives `options`, a ServerOptions.
 
-    The options may name no repository. Raises UsageError for contradictory options.
+    The list of repositories may be empty. Raises UsageError for contradictory options.
     """
 
     @wraps(command)
@@ -347,7 +367,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filled(kind: Any, given: dict[str, Any]) -> Any:
-    """Creates the dataclass from `given`, and removes its fields from `given`."""
+    """Creates a dataclass of this kind from its fields in `given`, and removes these fields from `given`."""
     return kind(**{field.name: given.pop(field.name) for field in fields(kind) if field.name in given})
 
 

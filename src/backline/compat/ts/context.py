@@ -7,9 +7,7 @@ from typing import Any
 
 
 class RequestProcessor:
-    """The headers of one request, and the status and headers of its response. Request header names are
-    case-insensitive.
-    """
+    """A request's headers (names are case-insensitive), and the status and headers of its response."""
 
     def __init__(self, request_header: Mapping[str, str]) -> None:
         self._request_header = dict(request_header)

@@ -16,10 +16,7 @@ from backline.repository.configuration.defaults import fill_defaults, fill_place
 
 
 def model_configuration(engine: Engine, name: str, version: str) -> Any:
-    """The inference.ModelConfig of a model version.
-
-    Raises NotFound, or Unavailable when the version is not ready.
-    """
+    """A version's inference.ModelConfig. Raises NotFound, or Unavailable when the version is not ready."""
     return complete(describe(engine.find_ready(name, version)))
 
 
@@ -79,11 +76,8 @@ def _fill_version_policy(policy: Any, given: VersionPolicy) -> None:
 
 def _fill_tensor(entry: Any, spec: TensorSpec, *, batched: bool) -> None:
     entry.name = spec.name
-    entry.data_type = (
-        entry.DESCRIPTOR.fields_by_name["data_type"]
-        .enum_type.values_by_name[spec.datatype.config_name]
-        .number
-    )
+    datatypes = entry.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name
+    entry.data_type = datatypes[spec.datatype.config_name].number
     is_input = hasattr(entry, "optional")
     if is_input:
         entry.optional = spec.optional

@@ -24,15 +24,6 @@ EXTENSIONS = (
     "statistics",
     "generate",
 )
-#: Extensions that are listed only if clients may load and unload models.
-CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
-#: Extensions that are listed only if clients may share memory with the server.
-MEMORY_EXTENSIONS = ("system_shared_memory",)
-#: Extensions that are listed only if the log is the server's, not that of an embedding program.
-LOG_EXTENSIONS = ("logging",)
-#: Extensions that are listed only if clients may change what is traced.
-TRACE_EXTENSIONS = ("trace",)
-
 #: The shape shown for a scalar input, as in Triton, because perf_analyzer needs a dimension. Requests may use
 #: [] or [1].
 SCALAR: Shape = (1,)
@@ -40,19 +31,20 @@ SCALAR: Shape = (1,)
 
 def server_metadata(engine: Engine) -> dict[str, Any]:
     extensions = list(EXTENSIONS)
-    if engine.control is not None:
-        extensions += CONTROL_EXTENSIONS
-    if engine.shared_memory is not None:
-        extensions += MEMORY_EXTENSIONS
-    if engine.log_control is not None:
-        extensions += LOG_EXTENSIONS
-    if engine.trace_control is not None:
-        extensions += TRACE_EXTENSIONS
+    # Clients may use these extensions only if the engine has what they control.
+    for controlled, names in (
+        (engine.control, ("model_repository", "model_repository(unload_dependents)")),
+        (engine.shared_memory, ("system_shared_memory",)),
+        (engine.log_control, ("logging",)),
+        (engine.trace_control, ("trace",)),
+    ):
+        if controlled is not None:
+            extensions += names
     return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
-    """Name, versions, platform, inputs and outputs with full shapes.
+    """Name, versions, platform, inputs and outputs with full shapes: all that the gRPC message holds.
 
     Raises NotFound, or Unavailable when the version is not ready.
     """
@@ -64,6 +56,17 @@ def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
         "inputs": [_tensor(spec, spec.shape or SCALAR) for spec in model.signature.inputs],
         "outputs": [_tensor(spec, spec.shape) for spec in model.signature.outputs],
     }
+
+
+def rest_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
+    """The same metadata, in which each optional input has the parameter `optional`."""
+    document = model_metadata(engine, name, version)
+    for entry, spec in zip(
+        document["inputs"], engine.find_ready(name, version).signature.inputs, strict=True
+    ):
+        if spec.optional:
+            entry["parameters"] = {"optional": True}
+    return document
 
 
 def model_index(engine: Engine, *, only_ready: bool) -> list[dict[str, str]]:

@@ -13,20 +13,17 @@ from backline.engine.values.tensor import Tensor, element_count
 
 
 def wanted_outputs(engine: Engine, plan: InferPlan, response: InferResponse) -> list[Tensor]:
-    """The outputs of a response, classified and put into shared memory where `plan` asks for it.
-
-    Raises BacklineError.
-    """
+    """The outputs, classified and put into shared memory where `plan` asks for it. Raises BacklineError."""
     outputs = classified_outputs(engine, plan, response) if plan.classes else response.outputs
     return outputs if plan.shared is None else plan.shared.store(outputs)
 
 
 def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bool) -> Tensor:
-    """The `count` highest values of a tensor, or of each row if `batched`, as BYTES "value:index" or
-    "value:index:label".
+    """The `count` highest values of a tensor, or of each of its rows if `batched`, as a BYTES tensor.
 
-    Floating-point values have six decimals, as the classification extension specifies. The shape is [batch,
-    n] or [n] with n = min(count, classes). Raises InvalidArgument for BYTES and BOOL.
+    An element is "value:index" or "value:index:label"; floating-point values have six decimals, as the
+    classification extension specifies. The shape is [batch, n] or [n] with n = min(count, classes). Raises
+    InvalidArgument for BYTES and BOOL.
     """
     if tensor.datatype in (DataType.BYTES, DataType.BOOL):
         raise InvalidArgument(
@@ -42,8 +39,7 @@ def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bo
     width = element_count(tensor.shape[1:] if batched else tensor.shape)
     values = values.reshape(rows, width)
     best = min(count, width)
-    # Sorting reversed rows and reversing the result puts the highest value first, ties in order of their
-    # index.
+    # Sorting reversed rows and reversing the result puts the highest value first, and ties in index order.
     order = width - 1 - np.argsort(values[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :best]
     form = "%f:%d" if values.dtype.kind == "f" else "%d:%d"
     entries = np.empty((rows, best), np.object_)
@@ -59,10 +55,7 @@ def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bo
 
 
 def classified_outputs(engine: Engine, plan: InferPlan, response: InferResponse) -> list[Tensor]:
-    """The outputs of `response`, classified where `plan` asks for it.
-
-    Raises InvalidArgument, see `classify`.
-    """
+    """The outputs of `response`, classified where `plan` asks for it. Raises InvalidArgument."""
     model = engine.find(response.model_name, response.model_version)
     labels = {spec.name: spec.labels for spec in model.signature.outputs}
     return [

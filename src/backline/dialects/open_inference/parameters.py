@@ -26,10 +26,7 @@ def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
 
 
 def class_count(output: str, value: object) -> int:
-    """The number of classes requested of an output.
-
-    Raises InvalidArgument unless it is a positive integer.
-    """
+    """The number of classes requested of an output. Raises InvalidArgument unless it is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidArgument(
             f"parameter 'classification' of output '{output}' must be a positive integer, got {shown(value)}"

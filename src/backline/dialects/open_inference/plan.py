@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class InferPlan:
     """A request without its data and id.
 
-    `outputs` are the requested outputs, None for all. `classes` are the numbers of classes requested in place
-    of values, by output. `binary` and `binary_default` choose the outputs sent in binary form over REST.
-    `timeout` is in seconds, None for none. `declared` are the binary sizes declared by a REST request, None
-    for an input whose data is in the JSON. `shared` are the tensors in shared memory, None if it has none.
+    `outputs` are the requested outputs, None for all. `classes` maps an output that is requested as classes
+    to their number. `binary` and `binary_default` choose the outputs sent in binary form over REST. `timeout`
+    is in seconds; None means no timeout. `declared` are the binary sizes that a REST request declares; the
+    size is None for an input whose data is in the JSON. `shared` are the tensors in shared memory.
     """
 
     __slots__ = (
@@ -67,7 +67,6 @@ class InferPlan:
     def request(
         self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
     ) -> InferRequest:
-        """The request with this plan, this id and these inputs."""
         return InferRequest(
             model,
             inputs,
@@ -91,7 +90,6 @@ class InferPlan:
         self.keeps_outputs = False
 
     def share(self, shared: SharedTensors) -> None:
-        """Sets the tensors that are in shared memory."""
         self.shared = shared
         self.keeps_outputs = False
         self.single = None
@@ -118,7 +116,7 @@ class InferPlan:
         return shared is not None and shared.is_large(response)
 
     def release(self) -> None:
-        """Lets go of the regions of a failed request, as a traceback may keep the plan alive."""
+        """Releases the regions of a failed request, since a traceback may keep the plan alive."""
         if self.shared is not None:
             self.shared.held.clear()
 

@@ -63,10 +63,7 @@ class PlanBuilder:
     def add_output(
         self, plan: InferPlan, name: str, parameters: Mapping[str, Any], *, binary: bool = False
     ) -> None:
-        """Adds a requested output to the plan.
-
-        With `binary`, the output's parameters choose between JSON and binary form.
-        """
+        """Adds a requested output. If `binary`, its parameters may choose between JSON and binary form."""
         if name in self._outputs:
             raise InvalidArgument(f"output '{name}' already exists in request")
         self._outputs[name] = None
@@ -98,8 +95,7 @@ class PlanBuilder:
 
 
 def check_description(engine: Engine, model: str, version: str, id: str, plan: InferPlan) -> None:
-    """Checks the names, datatypes and shapes of a large request, so that data the model would refuse is never
-    decoded.
+    """Checks the names, datatypes and shapes of a large request, before its data is decoded.
 
     Raises NotFound, Unavailable or InvalidArgument, as submitting the request would. Two kinds of request are
     checked only when submitted: those to models that are not loaded yet, and those of sequences, which may

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,11 +29,10 @@ from backline.wire.application import HttpRequest, UnaryCall
 
 CONFIG = "config"
 FILE = "file:"
-#: The most characters in a configuration: decoding holds the interpreter's lock for at most about 10 ms.
+#: The most characters in a configuration: decoding these holds the interpreter's lock for about 10 ms.
 MAX_CONFIG = 256 * 1024
 DEPENDENTS = "unload_dependents"
-#: Base64 is decoded this many characters at a time (a multiple of 4), so that other threads can run in
-#: between.
+#: Characters of base64 decoded at a time (a multiple of 4), so that other threads can run in between.
 _PIECE = 1 << 20
 _LOADING = "loading and unloading models by request"
 _LABELS = "moving labels by request"
@@ -55,7 +54,7 @@ class LoadDocument(Struct, forbid_unknown_fields=True):
 
 
 class VersionDocument(Struct, forbid_unknown_fields=True):
-    """A label's new version, and the version expected before; both may be numbers or strings."""
+    """A label's new version, and its expected current version; both may be numbers or strings."""
 
     version: str | int
     expected: str | int = ANY_VERSION
@@ -84,11 +83,11 @@ class RepositoryRoutes:
     def add_routes(self, router: Router) -> None:
         for method in ("GET", "POST"):
             router.add(Scope.READ, method, "/v2/repository/index", self._index)
-            router.add(Scope.READ, method, "/v2/repository/{}/index", _refuse_repository)
+            router.add(Scope.READ, method, "/v2/repository/{}/index", refuse_repository)
         for action, handler in (("load", self._load), ("unload", self._unload)):
             router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/{action}", handler, "")
             router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/versions/{{}}/{action}", handler)
-            router.add(Scope.MANAGE, "POST", f"/v2/repository/{{}}/models/{{}}/{action}", _refuse_repository)
+            router.add(Scope.MANAGE, "POST", f"/v2/repository/{{}}/models/{{}}/{action}", refuse_repository)
         router.add(Scope.MANAGE, "POST", "/v2/repository/refresh", self._refresh)
         router.add(Scope.READ, "GET", "/v2/repository/history", self._history)
         router.add(Scope.READ, "GET", "/v2/models/{}/labels", self._labels)
@@ -106,11 +105,14 @@ class RepositoryRoutes:
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
         who, body = _who(request), request.body
-        request.body = b""  # it may be as large as the model, so it is freed before the load
+        request.body = b""  # the body may be as large as the model, so it is freed before the load
 
         async def load() -> None:
             nonlocal body
-            overrides = await _read_overrides(body)
+            if len(body) > LARGE:
+                overrides = await asyncio.to_thread(_parse_overrides, body)
+            else:
+                overrides = _parse_overrides(body)
             body = b""
             await control.load(model, version, overrides=overrides, who=who)
 
@@ -168,37 +170,29 @@ class RepositoryRoutes:
         self._deferred.answer(request, change, partial(respond_json, request))
 
 
-async def _read_overrides(body: Buffer) -> Overrides | None:
-    if len(body) > LARGE:
-        return await asyncio.to_thread(_parse_overrides, body)
-    return _parse_overrides(body)
-
-
 def _parse_overrides(body: Buffer) -> Overrides | None:
     check_keys(body)
     given = read_document(LoadDocument, body, bounded=False).parameters
-    if CONFIG in given and _is_string(given[CONFIG]):  # an escape takes at most six characters
+    if CONFIG in given and _is_string(given[CONFIG]):  # JSON takes at most six bytes per character
         check_config(len(memoryview(given[CONFIG])) // 6)
-    return overrides_from_json({name: _decode_string(raw) for name, raw in given.items()})
-
-
-def _decode_string(raw: Raw) -> object:
-    return msgspec.json.decode(raw) if _is_string(raw) else raw
+    return overrides_from_json(
+        {name: msgspec.json.decode(raw) if _is_string(raw) else raw for name, raw in given.items()}
+    )
 
 
 def _is_string(raw: Raw) -> bool:
     return bytes(memoryview(raw)[:1]) == b'"'
 
 
-def _who(request: HttpRequest) -> str:
-    return caller_name(request.peer, request.headers)
+def _who(caller: HttpRequest | UnaryCall) -> str:
+    return caller_name(caller.peer, caller.headers if isinstance(caller, HttpRequest) else caller.metadata)
 
 
 def _respond_empty(request: HttpRequest, _: None) -> None:
     request.respond(200, ())
 
 
-def _refuse_repository(*_: object) -> None:
+def refuse_repository(*_: object) -> None:
     raise Unsupported("'repository_name' specification is not supported")
 
 
@@ -213,32 +207,24 @@ class RepositoryCalls:
         asked = _read_message("RepositoryModelLoadRequest", received)
         control = control_of(self._engine, _LOADING)
         overrides = overrides_from_message(asked.parameters)
-        change = control.load(
-            asked.model_name, overrides=overrides, who=caller_name(call.peer, call.metadata)
-        )
-        self._deferred.answer(call, change, _empty(call))
+        change = control.load(asked.model_name, overrides=overrides, who=_who(call))
+        self._deferred.answer(call, change, lambda _: call.reply(b""))
 
     def unload(self, call: UnaryCall, received: Buffer) -> None:
         asked = _read_message("RepositoryModelUnloadRequest", received)
         control = control_of(self._engine, _LOADING)
         dependents = dependents_from_message(asked.parameters)
-        change = control.unload(
-            asked.model_name, dependents=dependents, who=caller_name(call.peer, call.metadata)
-        )
-        self._deferred.answer(call, change, _empty(call))
+        change = control.unload(asked.model_name, dependents=dependents, who=_who(call))
+        self._deferred.answer(call, change, lambda _: call.reply(b""))
 
 
 def _read_message(kind: str, received: Buffer) -> Any:
     asked = read_message(f"inference.{kind}", received)
     if asked.repository_name:
-        raise Unsupported("'repository_name' specification is not supported")
+        refuse_repository()
     if not asked.model_name:
         raise InvalidArgument("the name of the model is empty: set model_name")
     return asked
-
-
-def _empty(call: UnaryCall) -> Callable[[None], None]:
-    return lambda _: call.reply(b"")
 
 
 def check_config(size: int) -> None:
@@ -251,16 +237,13 @@ def check_config(size: int) -> None:
 
 
 def overrides_from_json(parameters: Mapping[str, Any]) -> Overrides | None:
-    """The overrides in a REST load request: `config` is a string, files are base64.
-
-    Raises InvalidArgument.
-    """
+    """The overrides in a REST load request, whose files are base64. Raises InvalidArgument."""
     config: str | None = None
     files = {}
     for name, value in parameters.items():
         _check_load_name(name)
         if not isinstance(value, str):
-            more = ": the configuration as JSON, in a string" if name == CONFIG else " of base64"
+            more = ": the configuration as JSON" if name == CONFIG else " of base64"
             raise InvalidArgument(f"invalid value type for load parameter '{name}', expected a string{more}")
         if name == CONFIG:
             config = value

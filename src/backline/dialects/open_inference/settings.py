@@ -32,10 +32,7 @@ _trace_decoder = msgspec.json.Decoder(dict[str, str | list[str] | None])
 
 
 class TraceSettings:
-    """The trace extension over REST and gRPC.
-
-    Every response has all settings of the model, or the global ones.
-    """
+    """The trace extension over REST and gRPC. A response has all settings, a model's or the global ones."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

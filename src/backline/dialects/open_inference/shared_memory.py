@@ -26,7 +26,7 @@ from backline.wire.application import HttpRequest
 
 DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 REGION = "shared_memory_region"
-#: More bytes than this are not copied on the event loop, as that would take over a millisecond.
+#: The most bytes copied on the event loop; more would take over a millisecond.
 LARGE_COPY = 4 << 20
 ByteCount = Annotated[int, Meta(ge=0)]
 _NOTHING = np.empty(0, np.uint8)
@@ -87,10 +87,7 @@ class SharedInput(InputPlan):
         self.memory = memory
 
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
-        """Copies the tensor from the region that currently has its name; the arguments are unused.
-
-        Raises BacklineError.
-        """
+        """Copies the tensor from its region. The arguments are unused. Raises BacklineError."""
         region = self.memory.region(self.place.region)
         region.check(self.place.offset, self.place.size)
         if self.place.size != self.size >= 0:
@@ -108,7 +105,7 @@ class StoredTensor(Tensor):
 class SharedTensors:
     """The tensors of a request in shared memory, cached with its plan.
 
-    `held` are the regions of one request, kept alive as long as it lives.
+    In the copy for one request, `held` keeps the regions alive until that request is done.
     """
 
     __slots__ = ("_memory", "_outputs", "_regions", "held", "large")
@@ -127,9 +124,10 @@ class SharedTensors:
         self.held: dict[str, Region] = {}
 
     def hold(self, *, on_loop: bool) -> SharedTensors:
-        """A copy for one request, with its regions held.
+        """A copy for one request, which keeps its regions alive.
 
-        Raises NotFound for an unknown region, InvalidArgument for an output outside its region, LargeRequest.
+        Raises NotFound for an unknown region, InvalidArgument for an output outside its region, and
+        LargeRequest if `on_loop` and the inputs are large.
         """
         if on_loop and self.large:
             raise LargeRequest
@@ -187,7 +185,10 @@ class SharedMemoryRegions:
         found = [region for region in memory.regions() if name in ("", region.name)]
         if name and not found:
             raise NotFound(f"Unable to find system shared memory region: '{name}'")
-        return [_status(region) for region in found]
+        return [
+            {"name": one.name, "key": one.key, "offset": one.offset, "byte_size": one.byte_size}
+            for one in found
+        ]
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         self.memory.register(name, key, offset, byte_size)
@@ -226,10 +227,6 @@ class CudaRegions:
 
     def _allowed(self) -> None:
         _ = self._system.memory
-
-
-def _status(region: Region) -> dict[str, Any]:
-    return {"name": region.name, "key": region.key, "offset": region.offset, "byte_size": region.byte_size}
 
 
 class SystemDocument(Struct, forbid_unknown_fields=True):

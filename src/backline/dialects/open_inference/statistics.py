@@ -14,12 +14,12 @@ from backline.engine.statistics import FAILURES, Duration, ModelStatistics
 def model_statistics(
     engine: Engine, name: str, version: str, *, details: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Counters of a version, of all versions of a model (empty `version`), or of all models (empty `name`),
-    times in ns.
+    """Counters of a version, of all versions if `version` is empty, or of all models if `name` is empty too.
 
-    A lazy iterator, because hundreds of models take too long for one turn of the event loop. Versions that
-    were never ready are left out. `details` adds what the gRPC message has no field for: `failure_stats` (see
-    FAILURES), and `call_stats` for models that call others. Raises NotFound for an unknown model or version.
+    Times are in ns. The iterator is lazy, because hundreds of models take too long for one turn of the event
+    loop. Versions that were never ready are left out. `details` adds what the gRPC message has no field for:
+    `failure_stats` (see FAILURES), and `call_stats` for models that call others. Raises NotFound for an
+    unknown model or version.
     """
     if name:
         asked = engine.find(name, version)
@@ -82,7 +82,7 @@ def _details(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
-    """Counters by the position of a response among those to its request: 0 unless the model is decoupled."""
+    """Counters by the index of a response among those to its request: 0 unless the model is decoupled."""
     if counters.responses is None:
         return {
             "0": {
@@ -108,7 +108,7 @@ def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _failed(counters: ModelStatistics) -> dict[str, int]:
-    """Failed requests, with cancelled and timed-out ones as in Triton, except those that a queue refused."""
+    """Failed requests as in Triton: with cancelled and timed-out ones, without those that a queue refused."""
     failed, given_up = counters.fail, counters.given_up
     return {"count": failed.count + given_up.count, "ns": failed.ns + given_up.ns}
 

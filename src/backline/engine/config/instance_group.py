@@ -11,8 +11,9 @@ Kind = Literal["auto", "cpu", "gpu", "model"]
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """An amount of a resource that is held during a run. It belongs to the instance's device or, if
-    `everywhere`, to the server.
+    """An amount of a named resource that an instance holds during a run.
+
+    The resource belongs to the instance's device or, if `everywhere`, to the server.
     """
 
     name: str
@@ -22,7 +23,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """`count` instances, on each GPU of `gpus` for a group on GPUs; 0 if the server or the model decides.
+    """A group of `count` instances, or as many on each of its GPUs; 0 if the server or the model decides.
 
     `resources` and `priority` matter only where the server limits the rate of executions: an instance of
     priority 2 runs half as often as one of priority 1. Instances of a `passive` group get no requests.

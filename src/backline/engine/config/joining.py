@@ -36,12 +36,14 @@ class BatchInput:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How an input is padded to the length of others in its batch.
+    """How one input is padded, so that requests whose inputs differ in length can share a batch.
 
-    `axes` are the padded dimensions, with the batch as 0; empty for all variable ones. `value` is the text of
-    the filler, empty for zero. `buckets` are the possible lengths, ascending; without them it is the longest
-    of the batch, and only requests within a factor of two are joined. The model's inputs `lengths` and `mask`
-    mark what is not padding. A model of one fixed length has that as `most` and as its bucket.
+    `axes` are the dimensions to pad, where 0 is the batch; empty means every variable dimension. `value` is
+    the filler as text; empty means zero. `buckets` are the lengths that an input may be padded to, ascending.
+    Without buckets, inputs are padded to the longest one in the batch, and lengths may share a batch if they
+    round up to the same power of two. `lengths` and `mask` name inputs of the model from which it learns
+    what is padding; empty if it has none. A model that accepts a single length has it in `buckets` and as
+    `most`, the maximum; otherwise `most` is 0.
     """
 
     axes: tuple[int, ...] = ()
@@ -57,17 +59,16 @@ class Padding:
         return self.buckets[place] if place < len(self.buckets) else longest
 
     def bucket(self, length: int) -> int:
-        """A number that is equal for lengths that may be joined: by bucket, or else by power of two."""
+        """A number that is equal for all lengths that may share a batch."""
         return self.length(length) if self.buckets else (length - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How an output of a padded batch is cut for each request, by the length of the request's input `to`.
+    """How much of a padded batch's output belongs to a request, given the length of the request's input `to`.
 
-    `axis` counts the batch as 0. The model gives one step for every `hop` input steps after the first
-    `window`; with 1 and 1, as many steps
-    as the input has.
+    The output is cut along `axis`, where 0 is the batch. It has one step for each `hop` input steps at which
+    a whole `window` fits; with 1 and 1, as many steps as the input.
     """
 
     to: str
@@ -76,7 +77,7 @@ class Cut:
     window: int = 1
 
     def length(self, given: int) -> int:
-        """The output steps for this many input steps."""
+        """The number of output steps for `given` input steps."""
         return max(0, (given - self.window) // self.hop + 1)
 
 
@@ -84,10 +85,10 @@ class Cut:
 class Joining:
     """How requests of different shapes are joined.
 
-    `ragged` inputs are concatenated into one dimension. `scattered` maps outputs of such batches to
-    inputs: each request gets as many elements of the output as it has in the input. `allowed_batch_sizes` are
-    ascending; batches are filled up to the next one. `padding` is by input, `pad_all` means every variable
-    input; `cuts` are by output.
+    `ragged` inputs are concatenated into one dimension. `scattered` maps outputs of such batches to inputs:
+    each request gets as many elements of the output as it has in the input. Batches are filled up to the next
+    of `allowed_batch_sizes` (ascending). `padding` has the rules by input, `cuts` by output; with `pad_all`
+    every input with a variable dimension is padded.
     """
 
     ragged: tuple[str, ...] = ()
@@ -119,7 +120,7 @@ class Joining:
 
 
 class JoiningCheck:
-    """Runs `check`, then sets `batch_key` according to `joining`, whose padding must name its `axes`."""
+    """Runs `check`, then sets `batch_key` according to `joining`, where each Padding must name its `axes`."""
 
     def __init__(self, check: RequestCheck, joining: Joining, inputs: tuple[str, ...]) -> None:
         self._check = check

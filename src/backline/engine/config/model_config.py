@@ -35,8 +35,7 @@ class ModelFormat:
 class EnsembleStep:
     """One request to another model. `version` is a version or a label, "" for the default.
 
-    `inputs` maps each input of the model to a tensor of the ensemble, `outputs` each output that is
-    requested.
+    `inputs` maps each input of the model to a tensor of the ensemble, and `outputs` each requested output.
     """
 
     model: str
@@ -47,10 +46,10 @@ class EnsembleStep:
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The steps, in configuration order. Their tensors determine when each runs.
+    """The steps, in configuration order. A step runs once its input tensors are available.
 
-    `max_inflight` limits the requests in flight, per request, to each step after a decoupled one; 0 for the
-    server's default.
+    For one request to the ensemble, each step that follows a decoupled step has at most `max_inflight`
+    requests in flight; 0 means the server's default.
     """
 
     steps: tuple[EnsembleStep, ...]
@@ -58,13 +57,13 @@ class Ensemble:
 
     @property
     def models(self) -> frozenset[str]:
-        """The names of the models used."""
+        """The names of the models that the steps call."""
         return frozenset(step.model for step in self.steps)
 
 
 #: The lanes that a configuration may choose.
 Lane = Literal["inline", "thread"]
-#: The same, and the lane of models in worker processes.
+#: All lanes: those, and the lane of models in worker processes.
 AnyLane = Literal[Lane, "process"]
 #: The maximum number of versions that a policy may name.
 MAX_SPECIFIC = 1000
@@ -152,7 +151,7 @@ class ModelConfig:
     dynamic_batching: bool | None = None
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0
-    #: Responses leave in the order in which requests were dequeued, also with several instances.
+    #: Whether responses are sent in the order in which requests left the queue, even with several instances.
     preserve_ordering: bool = False
     #: The number of priority levels, of which 1 is the highest; 0 if all requests are equal.
     priority_levels: int = 0
@@ -195,11 +194,12 @@ class ModelConfig:
     on_demand: bool = False
     #: Idle seconds after which a version is unloaded until the next request; None for never.
     idle_unload_seconds: float | None = None
-    #: The time limit of a run; None if the model decides, as for the next two.
+    #: The time limit of a run in seconds; None if the model decides.
     execution_timeout_seconds: float | None = None
-    #: Whether requests are retried when their worker ends or exceeds the time limit.
+    #: Whether a request may run twice. Requests are retried when their worker ends, unless this is False, and
+    #: when a run exceeds the time limit only if it is True.
     idempotent: bool | None = None
-    #: The limit of a worker's resident memory.
+    #: The limit of a worker's resident memory; None if the model decides.
     memory_limit_bytes: int | None = None
     #: The Python version that a model in a worker needs ("3.13"); empty for any.
     python: str = ""

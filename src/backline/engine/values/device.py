@@ -93,7 +93,7 @@ class Places:
         return tuple(places)
 
 
-#: For instances that have no device yet.
+#: The places of a model whose instances have no devices yet.
 NOWHERE: Final = Places(())
 
 

@@ -14,24 +14,15 @@ from backline.engine.values.tensor import Tensor
 Parameter: TypeAlias = str | int | float | bool
 
 
+@dataclass(slots=True, eq=False)
 class InferResponse:
     """The response of one model version to one request."""
 
-    __slots__ = ("id", "model_name", "model_version", "outputs", "parameters")
-
-    def __init__(
-        self,
-        model_name: str,
-        model_version: str,
-        id: str,
-        outputs: list[Tensor],
-        parameters: dict[str, Parameter] | None = None,
-    ) -> None:
-        self.model_name = model_name
-        self.model_version = model_version
-        self.id = id
-        self.outputs = outputs
-        self.parameters = parameters
+    model_name: str
+    model_version: str
+    id: str
+    outputs: list[Tensor]
+    parameters: dict[str, Parameter] | None = None
 
 
 class Rescheduled(InferResponse):
@@ -52,18 +43,16 @@ class SequenceStep:
     end: bool = False
 
 
+@dataclass(slots=True, eq=False)
 class ResponseFlow:
     """Whether the caller takes more responses.
 
     The caller pauses and resumes on the event loop; a decoupled model checks before each response.
     """
 
-    __slots__ = ("on_resume", "paused")
-
-    def __init__(self) -> None:
-        self.paused = False
-        #: Called at each `resume`.
-        self.on_resume: Callable[[], None] | None = None
+    paused: bool = False
+    #: Called at each `resume`.
+    on_resume: Callable[[], None] | None = None
 
     def pause(self) -> None:
         """Asks the model to wait before its next response."""

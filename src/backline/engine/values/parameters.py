@@ -1,4 +1,4 @@
-"""The request parameters that every server of the Open Inference Protocol understands, and what they mean."""
+"""The request parameters that the server interprets, among all that clients send to a model."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class DecoupledCheck:
-    """Checks requests to a decoupled model before the model's usual check."""
+    """Checks that a caller takes any number of responses, then runs the decoupled model's usual check."""
 
     def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
         self._model = model
@@ -51,6 +51,10 @@ class TensorSpec:
     labels: tuple[str, ...] = ()
     reshape: Shape | None = None
 
+    def __str__(self) -> str:
+        """The tensor as messages show it, such as "x FP32[-1, 4]"."""
+        return f"{self.name} {self.datatype.name}{list(self.shape)}{' (optional)' * self.optional}"
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -70,13 +74,19 @@ class RequestCheck:
 
     `signature` has full shapes, the first dimension being the batch unless `max_batch_size` is 0. Requests
     with equal `batch_key` may share a batch. A request without items, or above `max_batch_size`, is only
-    refused if `strict` (the limit was configured). Error texts are Triton's (core/src/infer_request.cc).
+    refused if `strict` (the limit was configured). A request whose inputs differ in the first dimension is
+    refused, unless the batch was `proved` and nobody declared it: then the dimension may be no batch in this
+    request (an input is broadcast, or two matrices are multiplied), which runs alone and counts as one item.
+    Error texts are Triton's (core/src/infer_request.cc).
     """
 
-    def __init__(self, model: str, signature: Signature, max_batch_size: int, *, strict: bool) -> None:
+    def __init__(
+        self, model: str, signature: Signature, max_batch_size: int, *, strict: bool, proved: bool = False
+    ) -> None:
         self._model = model
         self._max_batch_size = max_batch_size
         self._strict = strict
+        self._proved = proved
         self._inputs = signature.inputs
         self._outputs = frozenset(spec.name for spec in signature.outputs)
         self._names = frozenset(spec.name for spec in signature.inputs)
@@ -102,6 +112,7 @@ class RequestCheck:
                     )
         batched = self._max_batch_size
         size = -1
+        alone = False
         for name, datatype, rank, dims in self._items:
             tensor = inputs.get(name)
             if tensor is None:
@@ -132,6 +143,8 @@ class RequestCheck:
                             f"{_prefix(request)}inference request batch-size must be <= {batched} for"
                             f" '{self._model}'"
                         )
+                elif shape[0] != size and self._proved:
+                    alone = True
                 elif shape[0] != size:
                     raise InvalidArgument(
                         f"{_prefix(request)}input '{name}' batch size does not match other inputs for"
@@ -142,6 +155,10 @@ class RequestCheck:
                 for expected, got in zip(dims, shape, strict=True):
                     if expected not in (-1, got):
                         raise self._shape_error(request, name, tensor.shape)
+        if alone:
+            ticket.batch_size = 1
+            ticket.batch_key = object()  # equal to no other
+            return
         ticket.batch_size = size if size >= 0 else 1
         if not self._fixed:
             ticket.batch_key = tuple(

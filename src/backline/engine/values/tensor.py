@@ -6,6 +6,7 @@ import asyncio
 import math
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import TypeAlias, TypeVar
 
@@ -41,6 +42,7 @@ Shape: TypeAlias = tuple[int, ...]
 _LENGTH = struct.Struct("<I")
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Tensor:
     """A named array.
 
@@ -49,13 +51,10 @@ class Tensor:
     are uint16 arrays of bits.
     """
 
-    __slots__ = ("data", "datatype", "name", "shape")
-
-    def __init__(self, name: str, datatype: DataType, shape: Shape, data: np.ndarray) -> None:
-        self.name = name
-        self.datatype = datatype
-        self.shape = shape
-        self.data = data
+    name: str
+    datatype: DataType
+    shape: Shape
+    data: np.ndarray
 
     def __repr__(self) -> str:
         return f"Tensor({self.name!r}, {self.datatype.name}, {list(self.shape)})"
@@ -64,6 +63,11 @@ class Tensor:
 def element_count(shape: Sequence[int]) -> int:
     """The number of elements, 1 for rank 0. Computed with Python integers, so that no shape overflows."""
     return math.prod(shape)
+
+
+def fits(expected: Shape, got: Shape) -> bool:
+    """Whether a shape fits an expected one, in which -1 is any size."""
+    return len(got) == len(expected) and all(a in (-1, b) for a, b in zip(expected, got, strict=True))
 
 
 def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> Tensor:
@@ -101,7 +105,7 @@ def encode_tensor(tensor: Tensor) -> Buffer:
 def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:
     view = memoryview(raw).cast("B")
     total = len(view)
-    # each element has a length of 4 bytes, so a shape much larger than the data is refused before allocation
+    # Each element has a 4-byte length, so a shape too large for the data is refused before allocation.
     if count * 4 > total:
         raise InvalidArgument(
             f"input '{name}' declares {count} BYTES elements, but its {total} bytes cannot hold that many"

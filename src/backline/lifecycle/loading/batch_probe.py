@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from itertools import islice
 
 import numpy as np
 
@@ -12,71 +13,112 @@ from backline.engine.config.joining import Joining
 from backline.engine.errors import BacklineError
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
+from backline.engine.values.tensor import element_count
 from backline.lifecycle.loading.trial_inputs import (
     FAMILIES,
+    HUGE,
     LARGE,
-    TRIAL_SIZES,
+    MAX_TRIAL_ELEMENTS,
+    ONES,
+    POSITIVE,
+    ZEROS,
     Arrays,
     Sizes,
-    ValueFamily,
-    find_trial,
     free_dimensions,
     make_inputs,
+    trial_shape,
 )
+from backline.lifecycle.loading.trial_runs import Trial, Tried, find_trial
 from backline.lifecycle.view.join import JoinRequests
 from backline.lifecycle.view.stage import StagedModel
 
-#: Seconds to search for sizes that the model accepts.
-_SEARCH_BUDGET = 0.1
-#: Seconds after which no further combination of items is run.
-_BUDGET = 0.15
-#: Models with runs slower than this, in seconds, are tried with only three items, or with only two.
-_SLOW_RUN = 0.004
-_VERY_SLOW_RUN = 0.05
 #: Tolerated difference, relative to the largest magnitude of the row: batched kernels sum in another order.
 _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 2e-2
 #: Tolerated difference for rows that are nearly zero, relative to the largest magnitude of the output.
 _FLOOR = 1e-5
-#: The largest size of variable dimensions when the proof is repeated with other sizes.
-_MAX_OTHER_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class BatchProbe:
-    """The result of a proof; `reason` explains it to users in one sentence."""
+    """The result of a proof; `reason` explains it to users in one sentence.
+
+    Without `known`, nothing could be compared, so requests are not batched to be safe.
+    """
 
     batched: bool
     reason: str
+    known: bool = True
+
+
+#: Advice that ends each reason why nothing is known about batches.
+_ADVICE = "give one as model_warmup, or set max_batch_size"
 
 
 class _Refuted(Exception):
     """The first dimension is not a batch; the message says why."""
 
 
-def probe_batching(model: LoadedModel) -> BatchProbe:
+class _Unknown(Exception):
+    """Nothing could be compared; the message says why."""
+
+
+def first_dimensions(signature: Signature) -> str:
+    """Why the first dimensions of the inputs cannot be a batch; empty if they can."""
+    if not signature.inputs:
+        return "the model has no inputs"
+    for spec in signature.inputs:
+        if not spec.shape:
+            return f"input '{spec.name}' is a scalar, so it has no batch dimension"
+        if spec.shape[0] != -1:
+            return f"the first dimension of input '{spec.name}' is always {spec.shape[0]}"
+    return ""
+
+
+def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] = ()) -> BatchProbe:
     """Whether requests can be concatenated along the first dimension, and outputs split along theirs.
 
-    Runs items of different magnitudes alone, and together in several orders; each must get the same outputs.
-    Takes milliseconds for small models, a few runs for slow ones.
+    Runs three items of different magnitudes alone and then together, next to each other in several orders;
+    each must get the same outputs. Then runs one item with other sizes of the variable dimensions. `trial` is
+    the first item, None if no input that was tried could be run. The other items are `samples` of the user,
+    as far as there are any, and otherwise made up.
+
+    The runs are the same on every machine: they depend on the model, and never on how long it takes. If the
+    model accepts what is made up, they are four, or five with variable dimensions, on eight items in all.
     """
+    reason = first_dimensions(model.signature)
+    if reason:
+        return BatchProbe(False, reason)
+    if trial is None:
+        return _nothing_known("no input that was tried could be run")
     try:
-        _check_shapes(model)
-        return BatchProbe(True, _Prober(model).prove())
+        return BatchProbe(True, _Prober(model).prove(trial, tuple(samples)))
     except _Refuted as refuted:
         return BatchProbe(False, str(refuted))
+    except _Unknown as unknown:
+        return _nothing_known(str(unknown))
     except BacklineError as error:
         return BatchProbe(False, f"a run that had succeeded failed when it was repeated: {error.message}")
 
 
-def _check_shapes(model: LoadedModel) -> None:
-    if not model.signature.inputs:
-        raise _Refuted("the model has no inputs")
-    for spec in model.signature.inputs:
-        if not spec.shape:
-            raise _Refuted(f"input '{spec.name}' is a scalar, so it has no batch dimension")
-        if spec.shape[0] != -1:
-            raise _Refuted(f"the first dimension of input '{spec.name}' is always {spec.shape[0]}")
+def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -> BatchProbe:
+    """Looks for a contradiction to a configured batch: runs the trial's item again, after another item.
+
+    This finds less than a proof does, since the configuration is believed, but takes a single run.
+    """
+    try:
+        _Prober(model).check(trial, tuple(samples))
+    except _Refuted as refuted:
+        return BatchProbe(False, str(refuted))
+    except BacklineError as error:
+        return BatchProbe(False, f"a run that had succeeded failed when it was repeated: {error.message}")
+    return BatchProbe(True, "an item gave the same outputs after another item as alone")
+
+
+def _nothing_known(why: str) -> BatchProbe:
+    return BatchProbe(
+        False, f"{why}, so it is not known whether requests can be batched: {_ADVICE}", known=False
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,115 +130,114 @@ class _Item:
 
 
 class _Prober:
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: Tried) -> None:
         self._model = model
         self._signature = model.signature
         self._outputs = model.signature.outputs
         self._names = [spec.name for spec in self._outputs]
         self._scales = [0.0] * len(self._names)
-        self._started = perf_counter()
         self._compared = 0
 
-    def prove(self) -> str:
-        trial = find_trial(self._model, batched=True, deadline=self._started + _SEARCH_BUDGET)
-        if trial is None:
-            raise _Refuted("no input that was tried could be run, so nothing is known about batches")
-        begin = perf_counter()
-        self._run(make_inputs(self._signature, trial.sizes, 1, trial.family, 1))
-        seconds = perf_counter() - begin
-        wanted = [
-            (trial.family, 1),
-            (LARGE, 2),
-            (trial.family, 3),
-            *((other, 4) for other in FAMILIES if other is not trial.family),
-        ]
-        if seconds > _SLOW_RUN:
-            wanted = wanted[: 2 if seconds > _VERY_SLOW_RUN else 3]
-        self._prove_at(trial.sizes, wanted)
-        if seconds < _VERY_SLOW_RUN and free_dimensions(self._signature, batched=True):
-            self._prove_elsewhere(trial.sizes, wanted)
+    def prove(self, trial: Trial, samples: tuple[Arrays, ...]) -> str:
+        first = self._item(trial.inputs, trial.outputs)
+        others: list[_Item] = []
+        for inputs in self._other_inputs(trial, samples):
+            try:
+                alone = self._run(inputs)
+            except BacklineError:  # such as an index out of range
+                continue
+            others.append(self._item(inputs, alone))
+            if len(others) == 2:
+                break
+        if not others:
+            raise _Unknown("only one input that was tried could be run")
+        # Every item stands next to a different one, and every item would move if the batch were reversed.
+        self._check_together([others[-1], first, others[0], first])
+        self._check_other_sizes(trial)
         return (
-            f"the first dimension is a batch: items gave the same outputs together as alone ({self._compared}"
-            " comparisons)"
+            "the first dimension is a batch: items gave the same outputs together as alone"
+            f" ({self._compared} comparisons)"
         )
 
-    def _prove_elsewhere(self, proved: Sizes, wanted: list[tuple[ValueFamily, int]]) -> None:
-        """Repeats the proof with other sizes: at length 1, a time dimension can look like a batch."""
-        for size in TRIAL_SIZES:
-            if self._late():
+    def check(self, trial: Trial, samples: tuple[Arrays, ...]) -> None:
+        first = self._item(trial.inputs, trial.outputs)
+        # The values of others may be rejected; those of the trial are not, so they come last.
+        for other in (*islice(self._other_inputs(trial, samples), 2), trial.inputs):
+            try:
+                together = self._run(_joined([other, first.inputs]))
+            except BacklineError as error:
+                if other is trial.inputs:
+                    raise _Refuted(f"an item can be run alone, but not twice: {error.message}") from None
+            else:
+                self._compare([None, first], together)
                 return
-            if size > _MAX_OTHER_SIZE:
+
+    def _other_inputs(self, trial: Trial, samples: tuple[Arrays, ...]) -> Iterator[Arrays]:
+        """Items to compare with the trial's item, most different first. The model may reject some of them."""
+        given = [
+            sample
+            for sample in samples
+            if all(sample[name].shape == array.shape for name, array in trial.inputs.items())
+        ]
+        made = (
+            make_inputs(self._signature, trial.sizes, 1, family, seed)
+            for seed, family in enumerate((HUGE, LARGE, trial.family, POSITIVE, ONES, ZEROS), start=2)
+        )
+        # The same values in other places, because a model may accept no other numbers or words.
+        moved = {name: np.roll(array, 1) for name, array in trial.inputs.items()}
+        tried = [trial.inputs]
+        for inputs in (*given, *made, moved):
+            if not any(_same(inputs, other) for other in tried):
+                tried.append(inputs)
+                yield inputs
+
+    def _check_other_sizes(self, trial: Trial) -> None:
+        """Runs one item with all sizes doubled, because a size that the model fixes can look like a batch."""
+        all_doubled = {place: 2 * size for place, size in trial.sizes.items()}
+        large_doubled = {place: 2 * size if size > 1 else size for place, size in trial.sizes.items()}
+        for sizes in (all_doubled, large_doubled):
+            if sizes == trial.sizes or not self._fit(sizes):
                 continue
-            sizes = {dimension: size if old > 1 or size == 1 else old for dimension, old in proved.items()}
-            if sizes != proved and len(self._items(sizes, wanted[:2])) == 2:
-                self._prove_at(sizes, wanted[:3])
-                return
-
-    def _prove_at(self, sizes: Sizes, wanted: list[tuple[ValueFamily, int]]) -> None:
-        items = self._items(sizes, wanted)
-        if len(items) < 2:
-            items = self._items(sizes, [wanted[0], (wanted[0][0], 5)])
-        if len(items) < 2:
-            raise _Refuted("only one input that was tried could be run, so nothing is known about batches")
-        if len(items) == 2:
-            self._check_repeatable(items[0])
-            self._check_together([items[1], items[0]])
+            try:
+                alone = self._run(make_inputs(self._signature, sizes, 1, trial.family, 1))
+            except BacklineError:
+                continue
+            self._check_one_row(alone)
             return
-        # Small models are tried in every order; slow ones with at most three runs of each item.
-        for item in items if len(items) > 3 else items[:1]:
-            self._check_repeatable(item)
-        self._check_together([items[1], items[0]])
-        self._check_together(items)
-        if len(items) == 3:
-            return
-        self._check_together(items[::-1])
-        for item in items[1:]:
-            if self._late():
-                return
-            self._check_together([items[0], item])
-            self._check_together([item, items[1], items[0]])
 
-    def _late(self) -> bool:
-        return perf_counter() - self._started > _BUDGET
+    def _fit(self, sizes: Sizes) -> bool:
+        inputs = self._signature.inputs
+        return all(element_count(trial_shape(spec, sizes, 1)) <= MAX_TRIAL_ELEMENTS for spec in inputs)
 
-    def _items(self, sizes: Sizes, wanted: list[tuple[ValueFamily, int]]) -> list[_Item]:
-        """Items of the `wanted` values, without those that the model rejects (as an index out of range)."""
-        return [item for family, seed in wanted if (item := self._item(sizes, family, seed)) is not None]
-
-    def _item(self, sizes: Sizes, family: ValueFamily, seed: int) -> _Item | None:
-        inputs = make_inputs(self._signature, sizes, 1, family, seed)
-        try:
-            alone = self._run(inputs)
-        except BacklineError:
-            return None
+    def _item(self, inputs: Arrays, alone: list[np.ndarray]) -> _Item:
+        self._check_one_row(alone)
         for index, (spec, array) in enumerate(zip(self._outputs, alone, strict=True)):
+            self._scales[index] = max(self._scales[index], _magnitude(spec, array))
+        return _Item(inputs, alone)
+
+    def _check_one_row(self, alone: list[np.ndarray]) -> None:
+        for spec, array in zip(self._outputs, alone, strict=True):
             if array.ndim == 0 or array.shape[0] != 1:
                 raise _Refuted(
                     f"output '{spec.name}' has shape {list(array.shape)} for one item, so its first dimension"
                     " is not a batch"
                 )
-            self._scales[index] = max(self._scales[index], _magnitude(spec, array))
-        return _Item(inputs, alone)
 
     def _run(self, inputs: Arrays) -> list[np.ndarray]:
         return self._model.run(inputs, self._names)
 
-    def _check_repeatable(self, item: _Item) -> None:
-        for spec, first, second in zip(self._outputs, item.alone, self._run(item.inputs), strict=True):
-            if first.shape != second.shape or not _equal(spec, first, second, 0.0):
-                raise _Refuted(
-                    f"output '{spec.name}' changes when the same input is run again, so the model is random"
-                    " or keeps a state"
-                )
-
     def _check_together(self, items: list[_Item]) -> None:
-        inputs = {name: np.concatenate([item.inputs[name] for item in items]) for name in items[0].inputs}
         try:
-            together = self._run(inputs)
+            together = self._run(_joined([item.inputs for item in items]))
         except BacklineError as error:
             raise _Refuted(
-                f"each of {len(items)} items can be run alone, but not all together: {error.message}"
+                f"each of {len({id(item) for item in items})} items can be run alone, but not all together:"
+                f" {error.message}"
             ) from None
+        self._compare(items, together)
+
+    def _compare(self, items: Sequence[_Item | None], together: list[np.ndarray]) -> None:
+        """Compares the rows of a batch with the outputs of its items, except for those that are None."""
         for index, (spec, array) in enumerate(zip(self._outputs, together, strict=True)):
             if array.ndim == 0 or array.shape[0] != len(items):
                 raise _Refuted(
@@ -204,19 +245,46 @@ class _Prober:
                     " dimension is not a batch"
                 )
             for row, item in enumerate(items):
+                if item is None:
+                    continue
                 alone = item.alone[index]
                 part = array[row : row + 1]
+                self._compared += 1
+                if part.shape == alone.shape and self._equal(index, alone, part):
+                    continue
+                again = self._run(item.inputs)[index]
+                if again.shape != alone.shape or not self._equal(index, alone, again):
+                    raise _Refuted(
+                        f"output '{spec.name}' changes when the same input is run again, so the model is"
+                        " random or keeps a state"
+                    )
                 if part.shape != alone.shape:
                     raise _Refuted(
                         f"output '{spec.name}' of an item has shape {list(alone.shape)} alone, but"
                         f" {list(part.shape)} together with others"
                     )
-                self._compared += 1
-                if not _equal(spec, alone, part, _FLOOR * min(self._scales[index], 1.0)):
-                    raise _Refuted(
-                        f"output '{spec.name}' of an item depends on the other items of a batch (as when the"
-                        " first dimension is time, or statistics are computed over it)"
-                    )
+                raise _Refuted(
+                    f"output '{spec.name}' of an item depends on the other items of a batch (as when the"
+                    " first dimension is time, or statistics are computed over it)"
+                )
+
+    def _equal(self, output: int, expected: np.ndarray, actual: np.ndarray) -> bool:
+        floor = _FLOOR * min(self._scales[output], 1.0)
+        return _equal(self._outputs[output], expected, actual, floor)
+
+
+def _joined(items: Sequence[Arrays]) -> Arrays:
+    return {name: np.concatenate([item[name] for item in items]) for name in items[0]}
+
+
+def _same(inputs: Arrays, others: Arrays) -> bool:
+    """Whether two items are equal, so that they cannot be told apart. Items without elements never count as
+    equal.
+    """
+    arrays = inputs.values()
+    return any(array.size for array in arrays) and all(
+        np.array_equal(array, others[name]) for name, array in inputs.items()
+    )
 
 
 def _floats(spec: TensorSpec, array: np.ndarray) -> np.ndarray | None:
@@ -267,26 +335,27 @@ class _WithoutFilling(JoinRequests):
         self.joiner = self.joiner.not_filled_up()
 
 
-def probe_joining(seen: LoadedModel, model: LoadedModel, join: JoinRequests) -> BatchProbe:
+def probe_joining(
+    seen: Tried, model: LoadedModel, join: JoinRequests, samples: Iterable[Arrays] = ()
+) -> BatchProbe:
     """Proves that `join` does not change results: runs requests of different lengths alone and together.
 
-    `seen` is the model before the stage `join`, as requests see it; `model` is the model after that stage.
+    `seen` is the model as requests see it, on the outer side of the stage `join`; `model` is the model on its
+    inner side.
     """
     apart = StagedModel(model, _WithoutFilling(join.outer, join.path))
-    trial = find_trial(apart, batched=True, deadline=perf_counter() + _SEARCH_BUDGET)
+    trial = find_trial(apart, batched=True, samples=samples)
     if trial is None:
-        return BatchProbe(False, "no input that was tried could be run, so nothing is known about batches")
+        return _nothing_known("no input that was tried could be run")
     names = [spec.name for spec in seen.signature.outputs]
     varying = [
         (name, axis)
         for name, axis in free_dimensions(seen.signature, batched=True)
         if join.may_differ(name, axis)
     ]
-    requests: list[Arrays] = []
-    alone: list[list[np.ndarray]] = []
-    for number, family in enumerate(
-        (trial.family, *(other for other in FAMILIES if other is not trial.family))
-    ):
+    requests: list[Arrays] = [trial.inputs]
+    alone: list[list[np.ndarray]] = [trial.outputs]
+    for number, family in enumerate((other for other in FAMILIES if other is not trial.family), start=1):
         sizes: Sizes = {
             place: max(1, trial.sizes[place] - (number if place in varying else 0)) for place in trial.sizes
         }
@@ -300,9 +369,7 @@ def probe_joining(seen: LoadedModel, model: LoadedModel, join: JoinRequests) -> 
         if len(requests) == _REQUESTS:
             break
     if len(requests) < 2:
-        return BatchProbe(
-            False, "only one input that was tried could be run, so nothing is known about batches"
-        )
+        return _nothing_known("only one input that was tried could be run")
     try:
         together = join.run_together(model.run, requests, names)
     except BacklineError as error:

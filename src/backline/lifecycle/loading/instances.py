@@ -45,7 +45,8 @@ def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
     active = [(index, group) for index, group in enumerate(config.instance_groups) if not group.passive]
     if not active:
         raise InvalidArgument(
-            f"all instance groups of model '{config.name}' are passive, so nothing would run it"
+            f"all instance groups of model '{config.name}' are passive, so nothing would run it: make one of"
+            " them active"
         )
     placed, missing = [], ""
     for index, group in active:
@@ -82,9 +83,10 @@ def _devices(
     if group.kind == "auto" and not group.gpus:
         return _automatic(config, gpus)
     if config.lane == "inline":
+        asked = "KIND_GPU" if group.kind == "gpu" else "gpus"
         raise InvalidArgument(
-            f"model '{config.name}': lane inline and {_kind(group)} contradict each other: the event loop"
-            " must not wait for a GPU"
+            f"model '{config.name}': lane inline and {asked} contradict each other, because the event"
+            " loop must not wait for a GPU: remove one"
         )
     wrong = [index for index in group.gpus if index not in gpus.indexes]
     if gpus.indexes and wrong:
@@ -117,16 +119,13 @@ def _where(config: ModelConfig, group: str) -> str:
     return f"instance group {group} of model {config.name}"
 
 
-def _kind(group: InstanceGroup) -> str:
-    return "KIND_GPU" if group.kind == "gpu" else "gpus"
-
-
 class InstanceMaker:
     """Makes the instances of one load, and new ones when their number or lane changes.
 
-    Lives on the event loop. `on_slow` is called when runs block the loop for longer than measured,
-    `on_available` with a reason when no instance can run the model and with "" when one can again, `on_ready`
-    likewise when the model declares itself not ready, and `on_given_up` when a stuck instance was replaced.
+    Lives on the event loop. `on_slow` is called when runs block the loop for longer than measured.
+    `on_available` is called with a reason when no instance can run the model, and with "" when one can again;
+    `on_ready` with a reason when the model declares itself not ready, and with "" when it is ready again.
+    `on_given_up` is called when a stuck instance was replaced.
     """
 
     def __init__(
@@ -157,7 +156,10 @@ class InstanceMaker:
         self.streams: StreamPool | None = None
 
     def make(self, loaded: LoadedVersion) -> list[Instance]:
-        """The instances of a loaded model. Raises InvalidArgument if one needs more than the rate limit."""
+        """Makes the instances of a loaded model.
+
+        Raises InvalidArgument if one needs more of a resource than the rate limiter has.
+        """
         instances = loaded.make_instances(self)
         try:
             return self._permitted(instances, loaded.places)
@@ -179,13 +181,8 @@ class InstanceMaker:
     def placement(self, loaded: LoadedVersion, instances: list[Instance]) -> Placement:
         """Where and how the model runs, as shown to users."""
         count = len(instances) if self.moved else loaded.instances
-        return Placement(
-            "thread" if self.moved else loaded.lane,
-            count,
-            loaded.max_batch_size,
-            loaded.reason,
-            loaded.placed,
-        )
+        lane = "thread" if self.moved else loaded.lane
+        return Placement(lane, count, loaded.max_batch_size, loaded.reason, loaded.placed)
 
     # called by the implementations of LoadedVersion.make_instances
 
@@ -219,7 +216,7 @@ class InstanceMaker:
                 f"model '{self.model.name}' version {self.model.version}",
                 config.execution_timeout_seconds,
                 self.model.statistics,
-                idempotent=config.idempotent is not False,
+                idempotent=config.idempotent,
                 on_given_up=self._on_given_up,
                 on_available=self._on_available,
             )
@@ -232,14 +229,8 @@ class InstanceMaker:
         statistics = self.model.statistics
         if statistics.responses is None:
             statistics.responses = ResponseStatistics()
-        self.streams = StreamPool(
-            self.model.name,
-            self.model.version,
-            model,
-            self._loop,
-            threads=threads,
-            statistics=statistics.responses,
-        )
+        name, version, responses = self.model.name, self.model.version, statistics.responses
+        self.streams = StreamPool(name, version, model, self._loop, threads=threads, statistics=responses)
         return list(self.streams.instances)
 
     def places_in_workers(self, model: ModelInWorkers) -> list[Instance]:
@@ -259,10 +250,7 @@ class InstanceMaker:
         # A worker process or stream pool may have several instances, each with the claim of its group.
         claims = [claim_of(place.group, str(place.device.index)) for place in places]
         model = self.model
-        permits = self._permits.register(
-            [claims[index % len(claims)] for index in range(len(instances))], (model.name, model.version)
-        )
-        return [
-            PermittedInstance(instance, permit, self._loop)
-            for instance, permit in zip(instances, permits, strict=True)
-        ]
+        wanted = [claims[index % len(claims)] for index in range(len(instances))]
+        permits = self._permits.register(wanted, (model.name, model.version))
+        pairs = zip(instances, permits, strict=True)
+        return [PermittedInstance(instance, permit, self._loop) for instance, permit in pairs]

@@ -1,4 +1,4 @@
-"""Loaded versions, with one class for each kind of model, and how to serve them."""
+"""Loaded versions: the base class, models that stream their responses, and models in worker processes."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class Measured:
 class LoadedVersion(ABC):
     """A model in memory. Each kind of model has a subclass, and no other code tells the kinds apart.
 
-    `max_batch_size` limits the items of a request (0: no batch dimension), `batch_limit` those that the
-    scheduler joins. `places` has one entry for each instance; `placed` has the devices that hold the model.
+    `max_batch_size` limits the items of a request (0: no batch dimension), `batch_limit` the items of a batch
+    that the scheduler forms. `places` has one entry for each instance; `placed` has the devices that hold the
+    model.
     """
 
     view: View
@@ -89,7 +90,10 @@ class LoadedVersion(ABC):
 
     @abstractmethod
     def lone_runs(self) -> Iterable[Run]:
-        """One function per copy of the model that runs one request, for warm-up; needs `states.prepare`."""
+        """For warm-up: one function for each copy of the model, which runs a single request.
+
+        Call `states.prepare` first.
+        """
 
     @property
     def pids(self) -> Sequence[int]:
@@ -103,18 +107,14 @@ class LoadedVersion(ABC):
 
 def missing_gpu(config: ModelConfig, placed: Places) -> tuple[str, ...]:
     """A warning if the model runs on the CPU although its configuration asks for a GPU."""
-    return (
-        (f"{config.source or config.name}: {placed.missing}: it runs on the CPU",) if placed.missing else ()
-    )
+    where = config.source or config.name
+    return (f"{where}: {placed.missing}: it runs on the CPU",) if placed.missing else ()
 
 
 def why_there(config: ModelConfig, placed: Places) -> str:
-    """The cores and devices of a model, as the end of a sentence; "" without special ones."""
-    cores = (
-        f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}"
-        if config.cpus
-        else ""
-    )
+    """The cores and devices of a model, as the end of a sentence; "" for the CPU and any core."""
+    kept = f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}"
+    cores = kept if config.cpus else ""
     if placed.missing:
         return f"{cores}; on the CPU: {placed.missing}"
     return cores if placed.devices == (CPU,) else f"{cores}; on {name_devices(placed)}"
@@ -231,7 +231,7 @@ def loaded_workers(
 
 
 def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
-    """The most items that the scheduler joins; 1 for a model that joins only if asked to, and is not."""
+    """The most items of a batch; 1 if the model joins requests only when configured to, and is not."""
     said = model.loaded
     alone = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
     return min(1, said.max_batch_size) if alone else said.max_batch_size

@@ -9,10 +9,24 @@ from functools import partial
 from backline.backends.backend import LoadedModel, Run
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.values.device import Device, Places
-from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching, probe_joining
+from backline.lifecycle.loading.batch_probe import (
+    BatchProbe,
+    check_batching,
+    first_dimensions,
+    probe_batching,
+    probe_joining,
+)
 from backline.lifecycle.loading.instances import InstanceMaker, place_again
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured, missing_gpu, why_there
-from backline.lifecycle.loading.run_time import LARGEST_BATCH, RunPlan, measure, plan, spare_instances
+from backline.lifecycle.loading.run_time import (
+    LARGEST_BATCH,
+    RunPlan,
+    RunTimes,
+    measure,
+    plan,
+    spare_instances,
+)
+from backline.lifecycle.loading.trial_runs import Samples, TrialRuns, find_trial, fitting
 from backline.lifecycle.view.join import JoinRequests
 from backline.lifecycle.view.view import View
 from backline.system.cores import usable_cores
@@ -48,7 +62,7 @@ class LoadedHere(LoadedVersion):
             return [maker.inline(self._execution(maker, self.placed.devices[0]))]
         threads = self.model.threads_per_run
         places = self.places
-        if self.lane != "thread":  # it was planned for the event loop, but blocked it
+        if self.lane != "thread":  # the model was planned for the event loop, but blocked it
             places = self.placed.spread(spare_instances(usable_cores(), threads))
         instances = []
         for number, place in enumerate(places):
@@ -64,12 +78,14 @@ class LoadedHere(LoadedVersion):
 
     def _execution(self, maker: InstanceMaker, device: Device) -> Execution:
         join = self.view.stage(JoinRequests)
+        config = self.view.config
         return Execution(
             maker.model.name,
             maker.model.version,
             self.replicas[device],
             joiner=join.joiner,
             outputs=tuple(spec.name for spec in self.states.model.outputs),
+            declared_batch=config.max_batch_size or 0,
         )
 
     def lone_runs(self) -> Iterable[Run]:
@@ -80,14 +96,32 @@ class LoadedHere(LoadedVersion):
             replica.close()
 
 
-def measure_model(config: ModelConfig, view: View, model: LoadedModel) -> Measured:
-    """Tests whether requests can be batched, unless batching is configured off, and times runs."""
+def measure_model(config: ModelConfig, view: View, model: LoadedModel, samples: Samples = ()) -> Measured:
+    """Tests whether requests can be batched, unless batching is configured off, and times runs.
+
+    A configured batch is believed, and only checked by a run that is timed in any case. The `samples` of the
+    user are tried before made-up inputs.
+    """
     join = view.stage(JoinRequests)
-    seen = view.alone(model)
-    found: BatchProbe | None = None
-    if config.max_batch_size != 0:
-        found = probe_batching(seen) if join.joiner is None else probe_joining(seen, model, join)
-    return Measured(found, measure(seen, _max_batch_size(config, found)))
+    runs = TrialRuns(view.alone(model))
+    batched = config.max_batch_size != 0 and not first_dimensions(runs.signature)
+    items = fitting(runs.signature, samples, batched=batched)
+    trial = find_trial(runs, batched=batched, samples=items)
+    probe: BatchProbe | None = None
+    if config.max_batch_size is None:
+        probe = probe_batching(runs, trial, items)
+    elif join.joiner is not None and config.max_batch_size:
+        probe = probe_joining(runs, model, join, items)
+    elif config.max_batch_size > 1 and batched and trial is not None:
+        probe = check_batching(runs, trial, items)
+    max_batch_size = _max_batch_size(config, probe)
+    if batched and not max_batch_size:
+        if trial is None:
+            whole = fitting(runs.signature, samples, batched=False)
+            trial = find_trial(runs, batched=False, samples=whole)
+        else:
+            trial = trial.unbatched(runs.signature)
+    return Measured(probe, RunTimes({}) if trial is None else measure(runs, max_batch_size, trial))
 
 
 def loaded_here(
@@ -152,7 +186,11 @@ def _batch_limit(config: ModelConfig, max_batch_size: int, chosen: RunPlan) -> i
 
 def _reason(config: ModelConfig, measured: Measured, chosen: RunPlan, placed: Places) -> str:
     probe = measured.probe
-    why_batched = "max_batch_size of the configuration is 0" if probe is None else probe.reason
+    why_batched = (
+        f"max_batch_size of the configuration is {config.max_batch_size}"
+        if probe is None or (config.max_batch_size and config.joining is None)
+        else probe.reason
+    )
     return f"{why_batched}; {chosen.reason}{why_there(config, placed)}"
 
 
@@ -163,12 +201,13 @@ def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:
 
 
 def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
+    """A warning about a configured batch in which requests change each other's outputs, or may do so."""
+    says = f"{config.source or config.name}: max_batch_size is {config.max_batch_size}"
+    if not probe.known:
+        return f"{says}, and whether joining requests changes outputs could not be checked: {probe.reason}"
     advice = (
         "Set max_batch_size to 0"
         if config.joining is None
         else "Correct how requests are joined (padding, cut, batch_input)"
     )
-    return (
-        f"{config.source or config.name}: max_batch_size is {config.max_batch_size}, but joining requests"
-        f" changes outputs: {probe.reason}. {advice} unless this is intended"
-    )
+    return f"{says}, but joining requests changes outputs: {probe.reason}. {advice} unless this is intended"

@@ -22,6 +22,7 @@ from backline.engine.values.device import Device, Gpus, Places
 from backline.lifecycle.loading.instances import asks_for_devices, place
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured, loaded_streams, loaded_workers
 from backline.lifecycle.loading.loaded_here import loaded_here, measure_model
+from backline.lifecycle.loading.trial_runs import Samples
 from backline.lifecycle.view.arrays import Arrange
 from backline.lifecycle.view.view import View
 from backline.repository.configuration.effects import ignored_settings
@@ -39,10 +40,14 @@ def load(
     on_phase: Callable[[str], None] = lambda _: None,
     start_workers: StartWorkers | None = None,
     options: LoadOptions = DEFAULT_OPTIONS,
+    samples: Samples = (),
+    recall: Callable[[Places], Measured | None] = lambda _: None,
 ) -> LoadedVersion:
     """Loads a model file, tests whether it can be batched, and measures its run time.
 
-    With `known`, from an earlier load of the same files and configuration, nothing is measured. `on_phase` is
+    Nothing is measured with `known`, from an earlier load of the same files and configuration, or if `recall`
+    returns the measurements of an earlier process for the devices. The model should accept the `samples`, so
+    trial runs use them first. `on_phase` is
     called with "load" and "probe" when these phases begin. `start_workers` is needed for models that run in
     worker processes. The device of `options` is ignored. May take minutes: call it on a thread. Raises
     BacklineError when the model cannot be served.
@@ -54,8 +59,8 @@ def load(
         if not entry.hosted:
             where = config.source or config.name
             raise InvalidArgument(
-                f"{where}: models of the {entry.name} backend run in the server's process: lane is inline or"
-                " thread"
+                f"{where}: lane is process, but models of the {entry.name} backend run in the server's"
+                " process: choose inline or thread"
             )
         config = replace(config, lane=None)  # hosted models always run in processes
     ignored = ignored_settings(config, "worker" if entry.hosted else "here")
@@ -97,10 +102,11 @@ def load(
             assert not isinstance(replica, HostedModel | StreamingModel), "it is not one on its first device"
             loaded.append(replica)
             replicas[device] = view.wrap(replica)
+        view.fit(replicas[first].signature)
+        known = known or recall(placed)
         if known is None:
-            view.fit(replicas[first].signature)
             on_phase("probe")
-            known = measure_model(config, view, replicas[first])
+            known = measure_model(config, view, replicas[first], samples)
         return loaded_here(
             config,
             view,

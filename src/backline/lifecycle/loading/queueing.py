@@ -43,7 +43,7 @@ def build_queue(
     cache: ResponseCache | None = None,
     fingerprint: str = "",
 ) -> InstancesQueue:
-    """The queue of a loaded version: a scheduler, behind splitting and a response cache if configured.
+    """The queue of a loaded version: a scheduler, wrapped in splitting and a response cache if configured.
 
     If the model uses the `cache`, its responses are stored under `fingerprint`, which identifies the loaded
     files.
@@ -63,15 +63,9 @@ def build_queue(
     from backline.schedule.cache.queue import CachedInstances
 
     keys = RequestKeys(model.name, model.version, fingerprint)
+    name, version, statistics = model.name, model.version, model.statistics
     return CachedInstances(
-        queue,
-        cache,
-        keys,
-        settings.queue,
-        model.statistics,
-        name=model.name,
-        version=model.version,
-        loop=loop,
+        queue, cache, keys, settings.queue, statistics, name=name, version=version, loop=loop
     )
 
 
@@ -144,13 +138,9 @@ def build_sequence_queue(
         order = batching.preserve_ordering
 
         def make_lane(instance: Instance) -> Lane:
+            settings, statistics = Settings(batches), model.statistics
             return SequenceLane(
-                model.name,
-                Settings(batches),
-                [instance],
-                model.statistics,
-                loop=loop,
-                preserve_ordering=order,
+                model.name, settings, [instance], statistics, loop=loop, preserve_ordering=order
             )
 
     return SequenceBatcher(
@@ -194,12 +184,8 @@ def _batch_policy(config: ModelConfig, loaded: LoadedVersion) -> BatchPolicy:
     padded = loaded.joining is not None and loaded.joining.padded
     mixed = padded and not config.preserve_ordering and config.objective_seconds is None
     largest = max(loaded.batch_limit, *preferred, 1)
-    return BatchPolicy(
-        largest,
-        preferred,
-        (config.max_queue_delay_us or loaded.max_queue_delay_us) * 1000,
-        reach=REACH if mixed else 0,
-    )
+    delay_us = config.max_queue_delay_us or loaded.max_queue_delay_us
+    return BatchPolicy(largest, preferred, delay_us * 1000, reach=REACH if mixed else 0)
 
 
 def scheduling_text(
@@ -211,10 +197,10 @@ def scheduling_text(
     decoupled: bool = False,
     cached: bool = False,
 ) -> str:
-    """Describes the scheduling of a model, as "up to 8 together, waits 500 us for 4 or 8, 3 priorities".
+    """Describes a model's scheduling, for example "up to 8 together, waits 500 us for 4 or 8, 3 priorities".
 
-    `batch_limit` is how many items the scheduler joins, `seconds` the measured run time by batch size,
-    `waits_us` the queue delay if the configuration sets none, `cached` whether responses are cached.
+    `batch_limit` is the most items of a batch, `seconds` the measured run time by batch size, `waits_us` the
+    queue delay if the configuration sets none, `cached` whether responses are cached.
     """
     seconds = seconds or {}
     parts: list[str] = []
@@ -247,11 +233,8 @@ def scheduling_text(
 def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> str:
     """How long a free instance waits for more requests, and the batch sizes that it prefers."""
     delay = config.max_queue_delay_us or waits_us
-    sizes = (
-        " or ".join(map(str, sorted(set(config.preferred_batch_sizes))))
-        if config.preferred_batch_sizes != (batch_limit,)
-        else ""
-    )
+    preferred = sorted(set(config.preferred_batch_sizes))
+    sizes = "" if preferred == [batch_limit] else " or ".join(map(str, preferred))
     if delay:
         return f"waits {format_seconds(delay / 1e6)}{f' for {sizes}' if sizes else ''}"
     return f"preferably {sizes}" if sizes else "no delay"
@@ -268,11 +251,9 @@ def _sequences(batching: SequenceBatching, places: int) -> str:
 def _objective(objective: float, batch_limit: int, seconds: Mapping[int, float]) -> str:
     text = f"within {format_seconds(objective)}"
     largest = max((size for size in seconds if size <= max(1, batch_limit)), default=0)
-    return (
-        f"{text} ({largest} take{'s' if largest == 1 else ''} {format_seconds(seconds[largest])})"
-        if largest
-        else text
-    )
+    if not largest:
+        return text
+    return f"{text} ({largest} take{'s' if largest == 1 else ''} {format_seconds(seconds[largest])})"
 
 
 def _unlike(joining: Joining) -> Iterator[str]:

@@ -9,10 +9,10 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-from backline.backends.backend import LoadedModel
 from backline.engine.config.model_config import Lane
 from backline.engine.errors import BacklineError
-from backline.lifecycle.loading.trial_inputs import MAX_TRIAL_ELEMENTS, Sizes, Trial, find_trial, make_inputs
+from backline.lifecycle.loading.trial_inputs import MAX_TRIAL_ELEMENTS, Arrays, Sizes, make_inputs
+from backline.lifecycle.loading.trial_runs import RunTime, Trial, TrialRuns, Tried, find_trial
 
 #: The largest batch that is measured, and so the largest chosen automatically.
 LARGEST_BATCH = 64
@@ -30,10 +30,10 @@ _INLINE_DISPATCH = 0.000004
 _GAIN = 0.05
 _SLOW_GAIN = 0.15
 _SLOW_RUN = 0.005
-#: Seconds for all measurements of a model; up to three times as long while each larger batch saves time.
+#: Seconds for all measurements of a model. They may take three times as long while larger batches save time.
 _BUDGET = 0.05
-#: Seconds to search for sizes that the model accepts.
-_SEARCH_BUDGET = 0.1
+#: A model with runs longer than this, in seconds, is not run again only to be timed.
+LONG_RUN = 0.1
 #: The number of timed runs at each batch size, and the seconds after which no further run is timed.
 _RUNS = 5
 _SECONDS_PER_SIZE = 0.01
@@ -49,9 +49,9 @@ _WAITING = 0.1
 class RunTimes:
     """The measured duration of a run, in `seconds` by batch size, including the copy that joins the batch.
 
-    Batch sizes are powers of two, up to where larger ones save no time; empty if the model ran with no trial
-    input. `grown` is the seconds of the longest run with enlarged variable dimensions, 0 if none was timed.
-    `elements` is the number of input elements of one item.
+    Batch sizes are powers of two, up to where larger ones save no time; of a slow model only 1 and another;
+    empty if the model ran with no trial input. `grown` is the seconds of the longest run with enlarged
+    variable dimensions, 0 if none was timed. `elements` is the number of input elements of one item.
     """
 
     seconds: dict[int, float]
@@ -71,23 +71,30 @@ class RunPlan:
     reason: str
 
 
-def measure(model: LoadedModel, max_batch: int) -> RunTimes:
+def measure(model: Tried, max_batch: int, trial: Trial | None = None) -> RunTimes:
     """Times a model with batches of up to `max_batch` items (0: its first dimension is not a batch).
 
-    Takes about 50 ms, or longer for a slow model, which is run a few times.
+    `trial` has inputs that the model accepts; they are searched for if it is None. Takes about 50 ms, or
+    longer for a slow model. A run above 100 ms is timed at most twice: once because the first run of a model
+    includes work that is only done once, and once with two items, if there are batches. Runs that a TrialRuns
+    has already made count, so that a slow model whose batches were proved is not run again.
     """
     started = perf_counter()
-    batched = max_batch > 0
-    trial = find_trial(model, batched=batched, deadline=started + _SEARCH_BUDGET)
+    runs = model if isinstance(model, TrialRuns) else TrialRuns(model)
+    trial = trial or find_trial(runs, batched=max_batch > 0)
     if trial is None:
         return RunTimes({})
     try:
-        seconds, share = _time_batches(model, trial, max_batch, started)
-        grown = _time_grown(model, trial, batched=batched) if seconds[1] <= INLINE_RUN else 0.0
+        alone = _time_alone(runs, trial.inputs)
+        if alone.seconds > LONG_RUN:
+            seconds = {1: alone.seconds, **_time_long_batch(runs, trial.inputs, max_batch)}
+        else:
+            seconds = _time_batches(runs, trial.inputs, alone.seconds, max_batch, started)
+        grown = _time_grown(runs.model, trial, batched=max_batch > 0) if seconds[1] <= INLINE_RUN else 0.0
     except BacklineError:
         return RunTimes({})
-    item = make_inputs(model.signature, trial.sizes, 1 if max_batch else None, trial.family, 1)
-    return RunTimes(seconds, grown, sum(array.size for array in item.values()), share < _WAITING)
+    elements = sum(array.size for array in trial.inputs.values())
+    return RunTimes(seconds, grown, elements, alone.computed < _WAITING * max(alone.seconds, 1e-9))
 
 
 def plan(
@@ -108,12 +115,8 @@ def plan(
     if not times.seconds:
         where: Lane = lane or "thread"
         count = 1 if where == "inline" else instances or spare
-        return RunPlan(
-            where,
-            max(1, min(max_batch, LARGEST_BATCH)),
-            count,
-            "no trial input could be run, so the run time is not known",
-        )
+        limit = max(1, min(max_batch, LARGEST_BATCH))
+        return RunPlan(where, limit, count, "no trial input could be run, so the run time is not known")
     single = times.seconds[1]
     quick = single <= INLINE_RUN and times.grown <= INLINE_GROWN
     if lane is None:
@@ -145,20 +148,47 @@ def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: f
     return min(size for size, cost in allowed.items() if cost * (1 - gain) <= best)
 
 
-def _time_batches(
-    model: LoadedModel, trial: Trial, max_batch: int, started: float
-) -> tuple[dict[int, float], float]:
-    """The seconds by batch size, and the share of processor time in a run of one item."""
-    names = [spec.name for spec in model.signature.outputs]
-    item = make_inputs(model.signature, trial.sizes, 1 if max_batch else None, trial.family, 1)
+def _time_alone(runs: TrialRuns, item: Arrays) -> RunTime:
+    """The time of one item, without the work that only the first run of a model does."""
+    names = [spec.name for spec in runs.signature.outputs]
+    if len(runs.times_of(item)) < 2:
+        runs.run(item, names)
+    fastest = min(runs.times_of(item), key=lambda time: time.seconds)
+    if fastest.seconds > LONG_RUN:
+        return fastest
     begun, computed = perf_counter(), process_time()
-    seconds = {1: _time(lambda: model.run(item, names))}
+    seconds = _time(lambda: runs.model.run(item, names))
     share = (process_time() - computed) / max(perf_counter() - begun, 1e-9)
+    return RunTime(seconds, seconds * share)
+
+
+def _time_long_batch(runs: TrialRuns, item: Arrays, max_batch: int) -> dict[int, float]:
+    """The seconds of one batch of a slow model, which runs only if none of its batches has run yet."""
+    sizes = [size for size in (4, 2) if size <= max_batch]
+    for size in sizes:
+        times = runs.times_of(_repeated(item, size))
+        if times:
+            return {size: times[0].seconds}
+    if not sizes:
+        return {}
+    pair = _repeated(item, 2)
+    runs.run(pair, [spec.name for spec in runs.signature.outputs])
+    return {2: runs.times_of(pair)[0].seconds}
+
+
+def _time_batches(
+    runs: TrialRuns, item: Arrays, alone: float, max_batch: int, started: float
+) -> dict[int, float]:
+    """The seconds by batch size; `alone` is that of one item."""
+    names = [spec.name for spec in runs.signature.outputs]
+
+    def run(size: int) -> None:
+        runs.model.run(_repeated(item, size), names)
+
+    seconds = {1: alone}
     size, idle = 2, 0
     while size <= min(max_batch, LARGEST_BATCH):
-        parts = {name: [array] * size for name, array in item.items()}
-        batch = partial(_run_joined, model, parts, names)
-        seconds[size] = _time(batch)
+        seconds[size] = _time(partial(run, size))
         gained = (seconds[size] + _INLINE_DISPATCH) / size < (seconds[size // 2] + _INLINE_DISPATCH) / (
             size // 2
         ) * (1 - _GAIN)
@@ -167,10 +197,10 @@ def _time_batches(
         if idle == 2 or spent > 3 * _BUDGET or (idle and spent > _BUDGET):
             break
         size *= 2
-    return seconds, share
+    return seconds
 
 
-def _time_grown(model: LoadedModel, trial: Trial, *, batched: bool) -> float:
+def _time_grown(model: Tried, trial: Trial, *, batched: bool) -> float:
     """Seconds of the longest run with enlarged variable dimensions; those of equal size grow together."""
     names = [spec.name for spec in model.signature.outputs]
     longest = 0.0
@@ -189,11 +219,11 @@ def _time_grown(model: LoadedModel, trial: Trial, *, batched: bool) -> float:
     return longest
 
 
-def _run_joined(model: LoadedModel, parts: dict[str, list[np.ndarray]], names: list[str]) -> None:
-    model.run({name: np.concatenate(arrays) for name, arrays in parts.items()}, names)
+def _repeated(item: Arrays, size: int) -> Arrays:
+    return {name: np.concatenate([array] * size) for name, array in item.items()}
 
 
-def _elements(model: LoadedModel, sizes: Sizes) -> int:
+def _elements(model: Tried, sizes: Sizes) -> int:
     largest = 0
     for spec in model.signature.inputs:
         count = 1
@@ -223,10 +253,8 @@ def _time(run: Callable[[], object]) -> float:
 
 def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched: bool) -> str:
     single = times.seconds[1]
-    where = (
-        "on the event loop" if lane == "inline" else f"on {instances} thread{'s' if instances > 1 else ''}"
-    )
-    text = f"a run takes {format_seconds(single)}: {where}"
+    threads = f"{instances} thread{'s' if instances > 1 else ''}"
+    text = f"a run takes {format_seconds(single)}: on {'the event loop' if lane == 'inline' else threads}"
     if not batched:
         return text
     if limit == 1:

@@ -21,6 +21,7 @@ from backline.workers.here.execution import CoreBudget
 if TYPE_CHECKING:
     from backline.lifecycle.memory.gpu_budgets import GpuBudgets
     from backline.schedule.cache.cache import ResponseCache
+    from backline.schedule.cache.config import CacheOptions
     from backline.schedule.rate_limit.permits import Permits
     from backline.workers.process.pool import WorkerPool
 
@@ -37,7 +38,7 @@ class Shared:
         self.turn = Turn()
         self.cores = _core_budget(options.compute_threads)
         self.permits = None if options.rate_limit is None else _permits(options.rate_limit)
-        self.cache = None if options.response_cache is None else _open_cache(options)
+        self.cache = None if options.response_cache is None else _open_cache(options.response_cache)
         #: The states of sequences, kept here so that sequences continue when their version is reloaded.
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
         self.call_graph = CallGraph()
@@ -79,7 +80,7 @@ def _permits(resources: tuple[str, ...]) -> Permits:
     return Permits(RateLimits(parse_resources(resources)))
 
 
-def _open_cache(options: LifecycleOptions) -> ResponseCache | None:
+def _open_cache(options: CacheOptions) -> ResponseCache:
     from backline.schedule.cache.config import open_cache
 
-    return None if options.response_cache is None else open_cache(options.response_cache)
+    return open_cache(options)

@@ -25,8 +25,9 @@ from backline.engine.values.device import Places
 from backline.engine.values.signature import RequestCheck
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.loader import load
+from backline.lifecycle.loading.measurement_file import MeasurementFile
 from backline.lifecycle.loading.shared import Shared
-from backline.lifecycle.loading.warm_up import warm_up, warm_up_samples
+from backline.lifecycle.loading.warm_up import warm_up, warm_up_items, warm_up_samples
 from backline.lifecycle.memory.meter import LoadMemory, measure_workers
 from backline.lifecycle.memory.needs import LoadKind
 from backline.observe.recording import recorded_file
@@ -95,9 +96,16 @@ class VersionLoad:
 
     def run(self) -> WarmModel:
         """Loads the model, which may take minutes. Raises BacklineError when the model cannot be served."""
-        content = self._content()
+        cached = self._shared.cache is not None and self._config.response_cache
+        content = self._content("its responses are cached for this load only") if cached else None
         config, options = self._config, self._shared.options
         check_cores(config.name, config.cpus)
+        kept = MeasurementFile(
+            self._shared.state_folder,
+            config,
+            self._version.version,
+            lambda: content or self._content("it is measured at each start"),
+        )
         # A worker's load does not grow this process.
         measuring = nullcontext() if self._kind.workers else self._shared.meter.measure(self._kind)
         with measuring as memory, pinned(config.cpus):
@@ -112,7 +120,11 @@ class VersionLoad:
                     may_run_code=self._may_run_code,
                     strict_devices=options.strict_devices,
                 ),
+                warm_up_items(config, self._fetched.model_folder),
+                kept.recall,
             )
+            if self._known is None:
+                kept.keep(loaded.measured, loaded.placed)
             completion = None if self._starter is None else self._starter.completion
             if completion is not None:
                 config = completion.apply(config)
@@ -121,9 +133,8 @@ class VersionLoad:
             except BaseException:
                 loaded.close()
                 raise
-        digest = (
-            "" if content is None or not content.unchanged else f"{load_key(self._config)} {content.digest}"
-        )
+        unchanged = content is not None and content.unchanged
+        digest = f"{load_key(self._config)} {content.digest}" if content is not None and unchanged else ""
         if memory is None:
             memory = measure_workers(self._kind, loaded.pids, self._shared.held)
         return WarmModel(loaded, check, memory, tensors, completion, digest)
@@ -145,7 +156,7 @@ class VersionLoad:
             self._starter.calls.forget()
 
     def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
-        # Imported late: a lot of code that only models in workers need.
+        # Imported late, because only models in workers need this code.
         from backline.lifecycle.loading.worker_pools import WorkerStarter
 
         self._starter = WorkerStarter(
@@ -161,9 +172,12 @@ class VersionLoad:
             self._starter.cancel()
         return self._starter.start(hosted, placed)
 
-    def _content(self) -> VersionContent | None:
-        """A digest of the files, needed if responses are cached: other files must not get these responses."""
-        if self._shared.cache is None or not self._config.response_cache or self._version.path is None:
+    def _content(self, otherwise: str) -> VersionContent | None:
+        """A digest of the files: what is kept beyond this load must not be used for other files.
+
+        None if the version has no files, or if they cannot be read, with a warning that says `otherwise`.
+        """
+        if self._version.path is None:
             return None
         root = self._fetched.path
         for _ in PurePosixPath(self._version.path).parts:
@@ -172,12 +186,7 @@ class VersionLoad:
             return VersionContent(root, self._version.files)
         except OSError as error:
             model = self._model
-            log.warning(
-                "responses of model '%s' version %s are cached for this load only: %s",
-                model.name,
-                model.version,
-                error,
-            )
+            log.warning("model '%s' version %s: %s: %s", model.name, model.version, otherwise, error)
             return None
 
     def _warm_up(self, config: ModelConfig, loaded: LoadedVersion) -> tuple[Check, SequenceTensors | None]:
@@ -205,7 +214,7 @@ class VersionLoad:
 
 
 class VersionContent:
-    """A digest of the files `names` below `root`, so that servers with a common cache know equal versions.
+    """A digest of the files `names` below `root`, by which servers with a common cache recognise equal files.
 
     For use on any thread. Raises OSError when a file cannot be read.
     """
@@ -216,10 +225,8 @@ class VersionContent:
         digest = hashlib.sha256()
         for name, path in self._files.items():
             with path.open("rb") as file:
-                digest.update(
-                    f"{name!r}:".encode("utf-8", "surrogatepass")
-                    + hashlib.file_digest(file, "sha256").digest()
-                )
+                digest.update(f"{name!r}:".encode("utf-8", "surrogatepass"))
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         self.digest = digest.hexdigest()
 
     @property
@@ -235,18 +242,23 @@ class VersionContent:
 def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
     """The check that raises InvalidArgument for requests that do not match the loaded model."""
     limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
-    check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
+    strict, probe = config.max_batch_size is not None, loaded.measured.probe
+    proved = not strict and probe is not None and probe.batched
+    check = RequestCheck(config.name, loaded.signature, limit, strict=strict, proved=proved)
     if loaded.joining is None:
         return check
     return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
 
 
 def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
-    """Raises InvalidArgument for settings that a decoupled model, known as such once loaded, cannot have."""
+    """Raises InvalidArgument for settings that a decoupled model cannot have."""
     if not loaded.decoupled:
         return
     if config.objective_seconds is not None:
-        raise InvalidArgument(f"model '{config.name}' is decoupled, so no latency objective can apply to it")
+        raise InvalidArgument(
+            f"model '{config.name}' is decoupled, so no latency objective can apply to it: remove it from the"
+            " configuration"
+        )
     if config.response_cache:  # Triton's text
         raise InvalidArgument(
             f"Response Cache does not currently support model {config.name} with 'decoupled' transaction"
@@ -259,7 +271,7 @@ Result = TypeVar("Result")
 
 
 def loads_running() -> bool:
-    """Whether a load is running in this process: a runtime that is loading can crash an orderly exit."""
+    """Whether a load is running in this process. An orderly exit might then crash in the model's runtime."""
     return any(isinstance(thread, _LoadThread) for thread in threading.enumerate())
 
 
@@ -270,7 +282,7 @@ class _LoadThread(threading.Thread):
 class LoadThreads(Executor):
     """Runs each call on its own daemon thread; the caller limits their number.
 
-    A runtime cannot be interrupted, so in a thread pool a load that never ends would occupy a thread for ever
+    A runtime cannot be interrupted. In a thread pool, a load that never ends would occupy a thread for ever
     and block the interpreter's exit.
     """
 

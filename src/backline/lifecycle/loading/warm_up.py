@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,14 +59,9 @@ def fitting_request(name: str, check: Callable[[Ticket], None], sample: WarmUpRe
     try:
         check(unsubmitted(request))
     except InvalidArgument as error:
-        raise InvalidArgument(
-            f"{sample.label} does not fit the model: {_without_id(error.message)}"
-        ) from None
+        reason = error.message.removeprefix("[request id: <id_unknown>] ")
+        raise InvalidArgument(f"{sample.label} does not fit the model: {reason}") from None
     return request
-
-
-def _without_id(message: str) -> str:
-    return message.removeprefix("[request id: <id_unknown>] ")
 
 
 #: The folder of `model_warmup` data files, below the model's folder (Triton's name).
@@ -122,11 +118,8 @@ def _is_there(recorded: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        log.warning(
-            "'%s' cannot be read (%s), so warm-up runs without the requests recorded there",
-            recorded,
-            error.strerror,
-        )
+        text = "'%s' cannot be read (%s), so warm-up runs without the requests recorded there"
+        log.warning(text, recorded, error.strerror)
         return False
     return True
 
@@ -137,25 +130,37 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[WarmUpRequest]:
             log.warning("'%s' has more than %d records; the rest is not run", file, MAX_RECORDS)
             return
         if request.other:
-            log.warning(
-                "'%s', record %d: a %s is not run, only predict requests are",
-                file,
-                request.number,
-                request.other,
-            )
+            text = "'%s', record %d: a %s is not run, only predict requests are"
+            log.warning(text, file, request.number, request.other)
             continue
-        yield WarmUpRequest(
-            f"warm-up request {request.number} of '{file}'",
-            request.inputs,
-            outputs=request.outputs,
-            must_fit=must_fit,
-        )
+        label = f"warm-up request {request.number} of '{file}'"
+        yield WarmUpRequest(label, request.inputs, outputs=request.outputs, must_fit=must_fit)
+
+
+#: How many configured samples are tried in trial runs.
+_MOST_ITEMS = 8
+
+
+def warm_up_items(config: ModelConfig, model_folder: Path) -> list[Mapping[str, Tensor]]:
+    """The inputs of the first configured samples, without a batch, for trial runs."""
+    items: list[Mapping[str, Tensor]] = []
+    for sample in config.warm_up[:_MOST_ITEMS]:
+        with suppress(InvalidArgument):  # the warm-up itself reports it
+            items.append(
+                {
+                    given.name: _tensor(sample.name, given, None, model_folder / WARM_UP_FOLDER, seed)
+                    for seed, given in enumerate(sample.inputs)
+                }
+            )
+    return items
 
 
 def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batched: bool) -> WarmUpRequest:
     label = f"warm-up sample '{sample.name}' of {config.source or config.name}"
     if sample.batch_size > 1 and not batched:
-        raise InvalidArgument(f"{label}: batch_size is {sample.batch_size}, but the model takes no batches")
+        raise InvalidArgument(
+            f"{label}: batch_size is {sample.batch_size}, but the model takes no batches: set it to 0"
+        )
     if sample.count > MAX_COUNT:
         raise InvalidArgument(f"{label}: count is {sample.count}, expected at most {MAX_COUNT}")
     inputs = {}
@@ -182,9 +187,8 @@ def _tensor(where: str, given: WarmUpInput, rows: int | None, folder: Path, seed
     else:
         data = _read(where, given, folder)
     item = data.reshape(given.shape)
-    return Tensor(
-        given.name, given.datatype, shape, item if rows is None else np.repeat(item[np.newaxis], rows, axis=0)
-    )
+    data = item if rows is None else np.repeat(item[np.newaxis], rows, axis=0)
+    return Tensor(given.name, given.datatype, shape, data)
 
 
 def _read(where: str, given: WarmUpInput, folder: Path) -> np.ndarray:
@@ -193,18 +197,14 @@ def _read(where: str, given: WarmUpInput, folder: Path) -> np.ndarray:
         if not file.resolve().is_relative_to(folder.resolve()):
             raise InvalidArgument(f"{where}: input_data_file '{given.source}' leads out of '{folder}'")
         if not file.is_file():
-            raise InvalidArgument(
-                f"{where}: input_data_file '{file}'"
-                f" {'is not a regular file' if file.exists() else 'does not exist'}"
-            )
+            fault = "is not a regular file" if file.exists() else "does not exist"
+            raise InvalidArgument(f"{where}: input_data_file '{file}' {fault}")
         expected = element_count(given.shape) * given.datatype.itemsize
         size = file.stat().st_size
         if size > LARGEST or (given.datatype.itemsize and size != expected):
             text = f"expected {expected} bytes for shape {list(given.shape)} of {given.datatype.name}"
-            raise InvalidArgument(
-                f"{where}: '{file}' has {size} bytes,"
-                f" {text if given.datatype.itemsize else f'more than {LARGEST}'}"
-            )
+            fault = text if given.datatype.itemsize else f"more than {LARGEST}"
+            raise InvalidArgument(f"{where}: '{file}' has {size} bytes, {fault}")
         raw = file.read_bytes()
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"{where}: input_data_file '{given.source}' cannot be read: {error}") from None

@@ -42,7 +42,6 @@ from backline.workers.process.process import WorkerCommand
 
 log = logging.getLogger("backline.lifecycle")
 
-
 _BACKEND = "python"
 
 
@@ -50,7 +49,7 @@ class WorkerStarter:
     """Starts the workers of one version, in an environment built for the model if it asks for one.
 
     `folder` is the model's folder, which holds its versions. `on_phase` is called with "environment" before
-    one is built, and `on_bytes` while its packages are downloaded.
+    an environment is built, and `on_bytes` while its packages are downloaded.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class WorkerStarter:
         self._folder = folder
         self._loop = loop
         self._may_complete = not shared.options.complete_configs
-        #: A debugged model runs in this process.
+        #: Whether the model runs in this process, to be debugged.
         self._debugged = config.name == shared.options.debugged_model
         self._environments = _environments(default_folder(shared.options.cache_folder))
         self._on_phase = on_phase
@@ -84,22 +83,19 @@ class WorkerStarter:
         self._cancelled = False
 
     def start(self, hosted: HostedModel, placed: Places) -> tuple[WorkerPool, ModelConfig]:
-        """Starts the workers, as StartWorkers in loader.py says.
+        """Starts the workers; see StartWorkers in loader.py.
 
-        If the model completes its configuration, it does so in a first worker, which is then closed.
+        A model that completes its configuration does so in a first worker, which is then closed.
         """
         if hosted.packed is not None:
             from backline.repository.unpacked import unpacked
 
-            hosted = replace(
-                hosted,
-                path=unpacked(hosted.path, self._environments.folder.parent / "unpacked", hosted.packed),
-            )
+            place = self._environments.folder.parent / "unpacked"
+            hosted = replace(hosted, path=unpacked(hosted.path, place, hosted.packed))
         if given := self._config.parameters.get(PARAMETER):
             packed = packed_environment(given, self._folder, self._environments.folder.parent / "packed")
-            hosted = replace(
-                hosted, python=str(packed.python), environment={**packed.variables, **hosted.environment}
-            )
+            variables = {**packed.variables, **hosted.environment}
+            hosted = replace(hosted, python=str(packed.python), environment=variables)
         config = self._config
         remembers = config.sequence is not None and not config.sequence.states
         options = PoolOptions(config.execution_timeout_seconds, config.idempotent, remembers)
@@ -108,13 +104,10 @@ class WorkerStarter:
             self._check_debugged(hosted, environment)
             from backline.workers.debugged import DebuggedWorker
 
-            options, placed = (
-                PoolOptions(inf, idempotent=False, remembers=remembers, worker=DebuggedWorker),
-                _only_one(placed),
-            )
-        pool = self._start(
-            self._command(hosted, environment, placed, complete=self._may_complete), options, placed
-        )
+            options = PoolOptions(inf, idempotent=False, remembers=remembers, worker=DebuggedWorker)
+            placed = _only_one(placed)
+        command = self._command(hosted, environment, placed, complete=self._may_complete)
+        pool = self._start(command, options, placed)
         if not pool.loaded.completed:
             return pool, config
         pool.close()
@@ -158,34 +151,26 @@ class WorkerStarter:
         label = f"model '{self._config.name}'"
         if hosted.python is not None:
             raise InvalidArgument(
-                f"{label} brings its own Python, '{hosted.python}', and cannot be debugged in the server's"
-                " process"
+                f"{label} brings its own Python, '{hosted.python}', so it cannot be debugged in the server's"
+                " process: run it without --debug"
             )
         others = [] if environment is None else borrow(environment)
         if others:
-            log.warning(
-                "%s is debugged with the server's versions of packages, which differ from its environment's:"
-                " %s",
-                label,
-                ", ".join(others),
-            )
+            text = "with the server's versions of packages, which differ from its environment's"
+            log.warning("%s is debugged %s: %s", label, text, ", ".join(others))
 
     def _environment(self, hosted: HostedModel) -> Environment | None:
         """The environment that the model's files ask for, built if necessary; None if they ask for none."""
         if hosted.python is not None:
             return None
         folder = hosted.path if hosted.path.is_dir() else hosted.path.parent
-        requirements = find_requirements(folder, self._folder, self._config.python)
+        requirements = find_requirements(folder, self._folder, self._config.python, on_top=hosted.on_top)
         if requirements is None:
             return None
         for ignored in requirements.ignored:
-            log.warning(
-                "model '%s': '%s' is ignored, because %s takes precedence",
-                self._config.name,
-                ignored,
-                requirements.file,
-            )
-        user = User(self._config.name, str(folder), str(self._folder), self._config.python)
+            text = "model '%s': '%s' is ignored, because %s takes precedence"
+            log.warning(text, self._config.name, ignored, requirements.file)
+        user = User(self._config.name, str(folder), str(self._folder), self._config.python, hosted.on_top)
         while (environment := self._environments.find(requirements, user)) is None:
             self._build(requirements, user)
         return environment
@@ -195,12 +180,8 @@ class WorkerStarter:
         self._uv = uv = Uv()
         if self._cancelled:
             uv.cancel()
-        log.info(
-            "model '%s' version %s: building its environment from %s",
-            self._config.name,
-            self._version,
-            requirements.source,
-        )
+        text = "model '%s' version %s: building its environment from %s"
+        log.info(text, self._config.name, self._version, requirements.source)
         try:
             self._environments.build(
                 requirements, uv, user, on_bytes=self._on_bytes, stop=lambda: self._cancelled
@@ -256,9 +237,8 @@ def _spec(spec: TensorSpec) -> Spec:
 def _only_one(placed: Places) -> Places:
     """The placement reduced to one instance, on its first device."""
     first = placed.groups[0]
-    return replace(
-        placed, groups=(replace(first, group=replace(first.group, count=1), devices=first.devices[:1]),)
-    )
+    only = replace(first, group=replace(first.group, count=1), devices=first.devices[:1])
+    return replace(placed, groups=(only,))
 
 
 def _whole(config: ModelConfig, filename: str, placed: Places) -> str:

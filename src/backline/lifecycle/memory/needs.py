@@ -22,7 +22,7 @@ MIB = 1 << 20
 NEEDS_FILE = "memory.json"
 #: The most models whose needs are kept; those learned longest ago are dropped.
 _MOST_MODELS = 10_000
-#: The ratio of memory to file size before any measurement, and the weight of a new measurement in it.
+#: The ratio of memory to file size before any measurement, and the weight of a new measurement in the mean.
 _FIRST_RATIO = 1.2
 _WEIGHT = 0.2
 #: A loading runtime holds the file next to the model that it makes of the file.
@@ -193,7 +193,7 @@ class Needs:
                 or _differs(before.peak, need.peak)
             )
             if need.measured and kind.file_bytes and not kind.workers:
-                # the overhead of a small model says nothing about large ones
+                # Limited, because the overhead of a small model says nothing about large ones.
                 ratio = min(need.own / kind.file_bytes, 4.0)
                 self._ratio += (ratio - self._ratio) * _WEIGHT
 

@@ -32,8 +32,8 @@ Result = TypeVar("Result")
 #: Why a version was put to sleep; the load that needed the room follows.
 TO_MAKE_ROOM = "unloaded to make room"
 WHEN_IDLE = "unloaded after it was idle"
-#: The longest and shortest interval between checks for idle versions, in seconds; it depends on the shortest
-#: limit.
+#: The longest and the shortest interval, in seconds, between checks for idle versions. It is a quarter of the
+#: shortest idle limit.
 _LONGEST_LOOK = 5.0
 _SHORTEST_LOOK = 0.05
 #: Seconds that a load waits for room that running requests and loads hold.
@@ -52,7 +52,7 @@ _NOISE = 4 << 20
 
 
 class NoRoom(Unavailable):
-    """A load does not fit, and nothing may be unloaded for it."""
+    """A load does not fit into the memory budget, and nothing may be unloaded for it."""
 
 
 class Reservation:

@@ -138,7 +138,7 @@ def make_room(
             freed.bytes[device],
             device,
         )
-    # Keep those that a later, larger one made unnecessary, most recently used first.
+    # Keep versions that a larger one, chosen later, made unnecessary to unload, most recently used first.
     for one in reversed(chosen):
         freed.remove(one)
         if freed.suffices(short):
@@ -165,11 +165,5 @@ def union_of_files(each: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 def idle_too_long(tenants: Collection[Tenant], now: float) -> list[Hashable]:
     """The versions whose idle limit has passed at `now`."""
-    return [
-        one.key
-        for one in tenants
-        if one.idle_limit is not None
-        and not one.pinned
-        and not one.busy
-        and now - one.last_used >= one.idle_limit
-    ]
+    idle = (one for one in tenants if not one.pinned and not one.busy)
+    return [one.key for one in idle if one.idle_limit is not None and now - one.last_used >= one.idle_limit]

@@ -107,17 +107,17 @@ class Arrange(Stage):
 
     @property
     def inner(self) -> ModelConfig:
-        # The backend gets no signature to check; `fit` compares the arranged one with the configuration.
         if not self.changes_runs:
             return self.outer
+        # The backend gets no signature to check; `fit` compares the arranged one with the configuration.
         return replace(self.outer, inputs=(), outputs=(), max_batch_size=None)
 
     def refuse(self, kind: str) -> None:
-        """Raises InvalidArgument if the configuration arranges a kind of model that cannot be arranged."""
+        """Raises InvalidArgument if the configuration arranges tensors, which this `kind` of model cannot."""
         if self.changes_runs:
             raise InvalidArgument(
                 f"model '{self.outer.name}': {self.outer.source} gives batch_axis or constant_input, which"
-                f" {kind} do not take"
+                f" {kind} do not take: remove them"
             )
 
     def fit(self, inner: Signature) -> Signature:
@@ -174,13 +174,9 @@ def _constant(where: str, spec: TensorSpec, text: str) -> np.ndarray:
     if spec.datatype is DataType.BYTES:
         return np.full(shape, text.encode(), np.object_)
     try:
-        number = (
-            {"true": 1, "false": 0}.get(text)
-            if spec.datatype is DataType.BOOL
-            else float(text)
-            if "." in text
-            else int(text)
-        )
+        number: float | None = {"true": 1, "false": 0}.get(text)
+        if spec.datatype is not DataType.BOOL:
+            number = float(text) if "." in text else int(text)
         if number is None or spec.datatype is DataType.BF16:
             raise ValueError
         return np.full(shape, np.array(number, spec.datatype.dtype))

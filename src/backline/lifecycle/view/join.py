@@ -52,7 +52,7 @@ class JoinRequests(Stage):
         flat, table = ((), (-1,)) if config.max_batch_size else ((-1,), (-1, -1))
 
         def seen(specs: tuple[TensorSpec, ...], flattened: Collection[str]) -> tuple[TensorSpec, ...]:
-            # Flat tensors have one dimension whatever their reshape says; that only matters for batch inputs.
+            # A flat tensor has one dimension, whatever its reshape says; that only affects batch inputs.
             return tuple(
                 replace(spec, shape=flat, reshape=None) if spec.name in flattened else spec for spec in specs
             )
@@ -98,9 +98,8 @@ class JoinRequests(Stage):
             padding, cut = joining.padding.get(spec.name), joining.cuts.get(spec.name)
             axes = padding.axes if padding is not None else (cut.axis,) if cut is not None else ()
             # Clients may send shorter inputs, which are padded, and get shorter outputs, which are cut.
-            return flat.get(spec.name) or tuple(
-                -1 if axis in axes else dim for axis, dim in enumerate(spec.shape)
-            )
+            padded = tuple(-1 if axis in axes else dim for axis, dim in enumerate(spec.shape))
+            return flat.get(spec.name) or padded
 
         def seen(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
             hidden = joining.hidden_inputs
@@ -129,9 +128,9 @@ class JoinRequests(Stage):
 
 
 class JoinInWorker(JoinRequests):
-    """The same for a model in worker processes, which joins requests itself or takes them one by one.
+    """JoinRequests for a model in worker processes, which joins requests itself or takes them one by one.
 
-    Only decides which shapes clients see and which requests may share a batch.
+    This stage only decides which shapes clients see and which requests may share a batch.
     """
 
     @property
@@ -144,15 +143,11 @@ class JoinInWorker(JoinRequests):
 
     def check(self, *, joins: bool) -> None:
         """Raises InvalidArgument if padding rules are configured but the model does not join requests."""
-        joining = self.outer.joining
-        if (
-            joining is not None
-            and not joins
-            and (joining.padded or joining.allowed_batch_sizes or joining.cuts)
-        ):
+        joining = None if joins else self.outer.joining
+        if joining is not None and (joining.padded or joining.allowed_batch_sizes or joining.cuts):
             raise InvalidArgument(
-                f"model '{self.outer.name}': {self.outer.source} asks for padding or allowed_batch_sizes, but"
-                " this kind of Python model gets requests one at a time"
+                f"model '{self.outer.name}': {self.outer.source} asks for padding, cut or"
+                " allowed_batch_sizes, but this kind of Python model gets requests one at a time: remove them"
             )
 
     def _accept(self, inner: Signature, joining: Joining) -> None:

@@ -26,8 +26,8 @@ FOLDER = "initial_state"
 class HideStates(Stage):
     """Hides the controls and states of sequences, which a SequenceBatcher supplies through `tensors`.
 
-    `run` treats each item as a sequence of one request. The stage has no effect on runs before `prepare`, so
-    trial runs make up the hidden inputs too.
+    `run` treats each item as a sequence of one request. Before `prepare` the stage does not change runs, so
+    trial runs make up values for the hidden inputs, too.
     """
 
     per_request = True
@@ -76,7 +76,7 @@ class HideStates(Stage):
     def prepare(self, *, batched: bool, model_folder: Path) -> SequenceTensors | None:
         """Returns the hidden tensors, None for a model without sequences. Call `fit` first.
 
-        Raises InvalidArgument if the model lacks one, or a file with an initial state cannot be read.
+        Raises InvalidArgument if the model lacks one of them, or a file with an initial state cannot be read.
         """
         config, batching = self.outer, self.outer.sequence
         if batching is None:
@@ -89,13 +89,8 @@ class HideStates(Stage):
         }
         served = frozenset(spec.name for spec in self.fit(self.model).outputs)
         self._batched = batched
-        self.tensors = SequenceTensors(
-            config.name,
-            batching,
-            initial_state(batching, files, batched=batched),
-            batched=batched,
-            served=served,
-        )
+        initial = initial_state(batching, files, batched=batched)
+        self.tensors = SequenceTensors(config.name, batching, initial, batched=batched, served=served)
         return self.tensors
 
     def run(self, run: Run, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
@@ -114,10 +109,8 @@ class HideStates(Stage):
         assert batching is not None, "it is a model of sequences"
         inputs = {spec.name: spec for spec in self.model.inputs}
         outputs = {spec.name: spec for spec in self.model.outputs}
-        wanted = [
-            ("input", inputs, TensorSpec(control.name, control.datatype, (1,)))
-            for control in batching.controls
-        ]
+        controls = (TensorSpec(control.name, control.datatype, (1,)) for control in batching.controls)
+        wanted = [("input", inputs, control) for control in controls]
         for state in batching.states:
             wanted.append(("input", inputs, TensorSpec(state.input, state.datatype, state.shape)))
             wanted.append(("output", outputs, TensorSpec(state.output, state.datatype, state.shape)))

@@ -1,4 +1,4 @@
-"""The log line of each request, while the log is verbose: model, outcome and times.
+"""The line that a verbose log has for each request: model, outcome and times.
 
 The lines are made from the same notes as traces, and cost nothing while the log is not verbose.
 """
@@ -22,26 +22,22 @@ log = logging.getLogger(REQUESTS)
 _LONGEST = 256
 #: The names of gRPC's status codes, by code (https://grpc.io/docs/guides/status-codes/).
 _GRPC_STATUSES = (
-    *(
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-    ),
-    *(
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-    ),
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
     "UNAUTHENTICATED",
 )
 
@@ -68,16 +64,8 @@ class RequestLog:
     def answered(self, exchange: Exchange[Any]) -> None:
         """Logs a message that could not be read, and so never became a request."""
         if not exchange.requests:
-            _log_line(
-                _fields(
-                    exchange.protocol,
-                    exchange.model,
-                    "",
-                    "",
-                    exchange.error,
-                    exchange.sent_ns - exchange.began_ns,
-                )
-            )
+            took = exchange.sent_ns - exchange.began_ns
+            _log_line(_fields(exchange.protocol, exchange.model, "", "", exchange.error, took))
 
     def flush(self) -> None:
         """Nothing to do: the log has its own thread."""

@@ -19,26 +19,22 @@ from backline.observe.log.settings import LogFormat, LogSettings
 
 log = logging.getLogger("backline.observe")
 
-
-#: Bytes that may wait to be written; beyond it lines are lost.
+#: The most bytes that wait to be written; further lines are lost.
 MOST_WAITING = 4 << 20
 #: Seconds to gather lines before writing them together.
 _GATHER = 0.002
 #: Seconds between checks whether log rotation has moved or deleted the file.
 _LOOK = 1.0
-#: Seconds before retrying a descriptor that would block.
+#: Seconds before writing again to a terminal or pipe that was full.
 _PAUSE = 0.05
-#: Maximum number of seconds to write the remaining lines when the server stops.
+#: The most seconds for writing the remaining lines when the server stops.
 _LAST = 2.0
 
 
 class LogWriter:
-    """Writes to a file or to stderr, on its own thread.
+    """Writes to a file or to stderr, on its own thread. Raises OSError if the file cannot be opened.
 
-    Lines that cannot be written are lost, and counted in the log.
-
-    `report_lost(count, reason)` formats the log line about lost lines. Raises OSError if the file cannot be
-    opened.
+    Lines that cannot be written are lost; `report_lost(count, reason)` formats the log line that says so.
     """
 
     def __init__(self, file: Path | None, report_lost: Callable[[int, str], bytes]) -> None:
@@ -121,7 +117,7 @@ class LogWriter:
                 before, self._descriptor = self._descriptor, _open(self._file)
                 os.close(before)
         except OSError:
-            pass  # keep writing to the old one
+            pass  # keep writing to the old file
 
 
 def _open(file: Path) -> int:
@@ -139,11 +135,9 @@ _VERBOSE = (REQUESTS, "backline.model")
 
 
 class ServerLog(logging.Handler):
-    """Handles all log records while installed.
+    """Handles all log records while installed. Raises OSError if the log file cannot be opened.
 
-    Formats them on the thread that logs; another thread writes them.
-
-    Raises OSError if the log file cannot be opened.
+    A record is formatted on the thread that logs it, and written on another thread.
     """
 
     def __init__(self, settings: LogSettings) -> None:
@@ -173,7 +167,7 @@ class ServerLog(logging.Handler):
         return self._settings.shown()
 
     def update(self, changes: Mapping[str, object]) -> None:
-        """Changes settings and logs that; see LogControl."""
+        """Changes settings, and logs the change; see LogControl."""
         before = self._settings
         self._settings = before.changed(changes)
         self._apply()
@@ -235,7 +229,6 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 def formatter(kind: LogFormat) -> logging.Formatter:
-    """The formatter for a log format."""
     if kind == "json":
         return JsonFormatter()
     return IsoFormatter(_TEXT) if kind == "ISO8601" else logging.Formatter(_TEXT)
@@ -250,10 +243,7 @@ class IsoFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line:
-
-    `time`, `level`, `logger`, `message`, `exception` if any, and the record's `fields`.
-    """
+    """One JSON object per line: `time`, `level`, `logger`, `message`, any `exception`, and any `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
         document: dict[str, Any] = {

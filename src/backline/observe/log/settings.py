@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias, get_args
 
 from backline.engine.control import LogValue
 from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.spelling import nearest
 
 LogFormat: TypeAlias = Literal["default", "ISO8601", "json"]
 FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
@@ -38,10 +38,7 @@ class LogSettings:
 
     @classmethod
     def of_level(cls, level: LogLevel, **others: Any) -> LogSettings:
-        """All severities from `level` up; "debug" is everything.
-
-        Fields in `others` take precedence unless None.
-        """
+        """All severities from `level` up; "debug" is everything. `others` take precedence unless None."""
         rank = LEVELS.index(level)
         settings = cls(info=rank <= 1, warning=rank <= 2, verbose_level=0 if rank else 2)
         return replace(settings, **{name: value for name, value in others.items() if value is not None})
@@ -62,8 +59,7 @@ class LogSettings:
             if name == "log_file":
                 raise Unsupported("log file location can not be updated through network protocol")
             kind = type(shown[name])
-            fits = type(value) is kind and (not isinstance(value, int) or 0 <= value <= _HIGHEST)
-            if not fits:
+            if type(value) is not kind or (isinstance(value, int) and not 0 <= value <= _HIGHEST):
                 raise InvalidArgument(f"expect {_EXPECTED[kind]} for '{name}', got {_short(value)}")
             if name == "log_format" and value not in FORMATS:
                 raise InvalidArgument(
@@ -74,10 +70,9 @@ class LogSettings:
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> str:
-    near = get_close_matches(name[:64], known, 1)
-    return f"unknown log setting '{_short(name)}'. " + (
-        f"Did you mean '{near[0]}'?" if near else f"Expected one of {', '.join(known)}"
-    )
+    near = nearest(name[:64], known, 1)
+    hint = f"Did you mean '{near[0]}'?" if near else f"Expected one of {', '.join(known)}"
+    return f"unknown log setting '{_short(name)}'. {hint}"
 
 
 def _short(value: object) -> str:

@@ -1,15 +1,15 @@
-"""Trace settings, global and per model, by Triton's names and rules; and Triton's --trace-config."""
+"""Trace settings, global and per model, with Triton's names and rules; parses Triton's --trace-config."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.spelling import nearest
 from backline.engine.tracing import SettingValue
 
 Level: TypeAlias = Literal["TIMESTAMPS", "TENSORS"]
@@ -29,7 +29,7 @@ CHANGEABLE: Final = ("trace_level", *_RANGES)
 class TraceSetting:
     """The settings of one model, or the global ones; decides which requests are traced.
 
-    The last of every `trace_rate` requests is traced, until `trace_count` have been; -1 is no limit.
+    Of every `trace_rate` requests the last is traced, until `trace_count` were traced; -1 means no limit.
     `specified` names the settings that were set here rather than inherited.
     """
 
@@ -47,7 +47,7 @@ class TraceSetting:
         return bool(self.trace_level)
 
     def sample(self, *, forced: bool = False) -> bool:
-        """Whether to trace the next request. `forced` ones always are, while tracing is on."""
+        """Whether to trace the next request. A `forced` request is always traced while tracing is on."""
         if not self.on:
             return False
         hit = False
@@ -67,10 +67,7 @@ class TraceSetting:
 def changed(
     current: TraceSetting | None, fallback: TraceSetting, changes: Mapping[str, object]
 ) -> TraceSetting:
-    """The settings after `changes`.
-
-    None resets a setting, which then comes from `fallback` like all unset ones.
-    """
+    """The settings after `changes`. A setting that is unset, or reset with None, comes from `fallback`."""
     before = current.specified if current is not None else frozenset()
     cleared = {name for name, value in changes.items() if value is None}
     values = {name: getattr(current, name) for name in before - cleared}
@@ -128,10 +125,7 @@ class SettingTable:
 
 
 def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict[str, object]:
-    """Parses the settings that a client sent.
-
-    Raises InvalidArgument, and Unsupported for settings that can only be given at start.
-    """
+    """Parses settings from a client. Raises InvalidArgument, or Unsupported for those fixed at start."""
     read: dict[str, object] = {}
     for name, value in changes.items():
         if name == "trace_file":
@@ -154,7 +148,7 @@ def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict
 
 
 def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
-    """Parses trace levels. Raises InvalidArgument for unknown ones, and TENSORS in mode opentelemetry."""
+    """Parses trace levels. Raises InvalidArgument for unknown ones, and for TENSORS with opentelemetry."""
     if "OFF" in names:
         if len(names) > 1:
             raise InvalidArgument("Expect only one trace level 'OFF' is specified")
@@ -197,7 +191,7 @@ DEFAULT_URL: Final = "http://localhost:4318/v1/traces"
 
 @dataclass(frozen=True, slots=True)
 class SpanOptions:
-    """Where and how spans are sent. None means OpenTelemetry's environment variables or defaults apply."""
+    """Where and how spans are sent. For None, OpenTelemetry's environment variables or defaults apply."""
 
     url: str | None = None
     #: Attributes of the OpenTelemetry resource.
@@ -272,7 +266,7 @@ def _split(text: str) -> tuple[str, str]:
     name = name.strip()
     known = [*_GLOBAL, *(f"triton,{one}" for one in _TRITON), *(f"opentelemetry,{one}" for one in _SPANS)]
     if name not in known:
-        close = get_close_matches(name, known, 1)
+        close = nearest(name, known, 1)
         hint = f"did you mean '{close[0]}'?" if close else f"expected one of {'; '.join(known)}"
         raise InvalidArgument(f"unknown trace setting '{name}': {hint}")
     return name, value.strip()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from backline.engine.errors import Unsupported
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.observe.tracing.settings import SpanOptions
-from backline.observe.tracing.trace import Exchange, Failure, RequestTrace, Run, numbered
+from backline.observe.tracing.trace import RECEIVED, Exchange, Failure, RequestTrace, Run, numbered
 from backline.version import __version__
 
 if TYPE_CHECKING:
@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Span
 
-#: Maximum number of seconds to send the remaining spans when the server stops.
+#: The most seconds for sending the remaining spans when the server stops.
 _FAREWELL = 2.0
-_RECEIVED = {
-    "HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"),
-    "GRPC": ("GRPC_WAITREAD_START", "GRPC_WAITREAD_END"),
-}
 
 
 class KeptSpan:
@@ -46,16 +42,13 @@ class KeptSpan:
 class SpanWriter:
     """A TraceWriter that turns traces into spans.
 
-    The client's request is a span `InferRequest`. Below it each request to a model has a span with the
-    model's name; below that are `queue` and `compute`, and below `compute` are `input`, `infer` and `output`.
-    Spans that cannot be sent in time are lost.
+    A client's request is a span `InferRequest`. Its children are spans with models' names, one for each
+    request to a model. The children of these are `queue` and `compute`, and those of `compute` are `input`,
+    `infer` and `output`. Spans that cannot be sent in time are lost.
     """
 
     def __init__(self, options: SpanOptions, processor: SpanProcessor | None = None) -> None:
-        """`processor` replaces the exporter to `options.url`.
-
-        Raises Unsupported if the SDK is not installed.
-        """
+        """`processor` replaces the exporter to `options.url`. Raises Unsupported if the SDK is missing."""
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -69,9 +62,8 @@ class SpanWriter:
                 f"trace mode opentelemetry needs OpenTelemetry's SDK ({error}): pip install 'backline[otel]'"
             ) from None
         resource = Resource.create(dict(options.resource))
-        if str(resource.attributes.get("service.name", "")).startswith(
-            "unknown_service"
-        ):  # neither an option nor the environment names the service
+        # The SDK's default, if neither an option nor the environment names the service.
+        if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": "backline"}))
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
         if processor is None:
@@ -81,8 +73,8 @@ class SpanWriter:
                 schedule_delay_millis=options.schedule_delay_ms,
                 max_export_batch_size=options.max_export_batch_size,
             )
-            # It would log every span that finds the queue full, which costs more than the span. Failed
-            # sends are logged anyway.
+            # The SDK would log every span that finds the queue full, which costs more than the span. Another
+            # logger reports failed sends.
             logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.ERROR)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("backline", __version__)
@@ -100,8 +92,6 @@ class SpanWriter:
         context = self._propagator.extract(carrier)
         standing = self._trace.get_current_span(context).get_span_context()
         return context if standing.is_valid and standing.trace_flags.sampled else None
-
-    # the methods of TraceWriter
 
     def arrived(self, exchange: Exchange[KeptSpan]) -> KeptSpan:
         offset = time_ns() - monotonic_ns()
@@ -157,20 +147,18 @@ class SpanWriter:
         self._end(kept, [*events, ("REQUEST_END", request.ended_ns)], request.ended_ns, request.error)
 
     def answered(self, exchange: Exchange[KeptSpan]) -> None:
-        received, read = _RECEIVED[exchange.protocol]
+        received, read = RECEIVED[exchange.protocol]
         events = [
             (received, exchange.began_ns),
             (read, exchange.read_ns),
             ("INFER_RESPONSE_COMPLETE", exchange.response_ns),
-        ]
-        events += [
             (f"{exchange.protocol}_SEND_START", exchange.send_ns),
             (f"{exchange.protocol}_SEND_END", exchange.sent_ns),
         ]
         self._end(exchange.kept, events, exchange.sent_ns, exchange.error)
 
     def _add_queue(self, request: RequestTrace[KeptSpan]) -> None:
-        """Adds the time in the queue, or marks a cache hit. Ensembles and refused requests never queued."""
+        """Adds the time in the queue, or marks a cache hit. Ensembles and refused requests have neither."""
         if request.runs:
             self._add(request.kept, "queue", request.began_ns, request.runs[0].started_ns)
         elif request.error is None and not request.asked_others:
@@ -207,8 +195,6 @@ class SpanWriter:
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, error.message))
         span.end(ended_ns + kept.offset_ns)
 
-    # shutdown
-
     def flush(self) -> None:
         """Does nothing: the SDK sends in batches and at intervals."""
 
@@ -222,8 +208,7 @@ class SpanWriter:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(ended.set)
 
-        threading.Thread(
-            target=shut_down, name="spans", daemon=True
-        ).start()  # a daemon thread does not block the exit
+        # A daemon thread does not block the exit.
+        threading.Thread(target=shut_down, name="spans", daemon=True).start()
         with suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), _FAREWELL)

@@ -1,4 +1,4 @@
-"""Notes on a client's request and the requests made on its behalf, from which a TraceWriter makes traces."""
+"""What a trace notes about a client's request and the requests on its behalf; a TraceWriter writes it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ Kept = TypeVar("Kept")
 _EARLY = 0.002
 #: The version of a model that was not found, as in Triton's traces.
 UNKNOWN_VERSION = "-1"
+#: Triton's names for the start and the end of receiving a request, by protocol.
+RECEIVED = {
+    "HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"),
+    "GRPC": ("GRPC_WAITREAD_START", "GRPC_WAITREAD_END"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that included the request: times of time.monotonic_ns(), and the items of the whole batch."""
+    """A run that included the request: times in time.monotonic_ns(), and the items of the whole batch."""
 
     started_ns: int
     gathered_ns: int
@@ -35,10 +40,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The class and message of an error.
-
-    Kept in place of the error, whose traceback would keep the request's tensors alive.
-    """
+    """The class and message of an error, whose traceback would keep the request's tensors alive."""
 
     kind: str
     message: str
@@ -49,7 +51,7 @@ class Failure:
 
 
 class TraceWriter(Protocol[Kept]):
-    """Makes a trace of the notes. Every method is called on the event loop and must not block."""
+    """Writes traces. Every method is called on the event loop and must not block."""
 
     def arrived(self, exchange: Exchange[Kept]) -> Kept:
         """A client's request has arrived."""
@@ -77,10 +79,7 @@ class TraceWriter(Protocol[Kept]):
 
 
 class Exchange(Generic[Kept]):
-    """A client's request from arrival to response; satisfies Trace.
-
-    `parent` is the client's trace context.
-    """
+    """A client's request, from arrival to response; satisfies Trace. `parent` is the client's context."""
 
     def __init__(
         self,
@@ -104,7 +103,7 @@ class Exchange(Generic[Kept]):
         self.read_ns = monotonic_ns()
         self.response_ns = self.send_ns = self.sent_ns = 0
         self.error: Failure | None = None
-        #: The number of requests made on its behalf so far, and of those in flight.
+        #: The number of requests made for this exchange so far, and of those in flight.
         self.requests = 0
         self._open = 0
         self._answered = False
@@ -118,7 +117,7 @@ class Exchange(Generic[Kept]):
         self.read_ns = ticket.request.arrived_ns
         return RequestTrace(self, ticket, None)
 
-    def beside(self, others: Sequence[Trace]) -> Trace:
+    def shared_with(self, others: Sequence[Trace]) -> Trace:
         return self
 
     def ran(self, run: RunMoments) -> None:
@@ -128,12 +127,12 @@ class Exchange(Generic[Kept]):
         self.answer(error)
 
     def opened(self) -> None:
-        """Notes that a request on its behalf has started."""
+        """Notes that a request of this exchange has started."""
         self.requests += 1
         self._open += 1
 
     def closed(self) -> None:
-        """Notes that a request on its behalf is done."""
+        """Notes that a request of this exchange is done."""
         self._open -= 1
         self._look_at_end()
 
@@ -154,8 +153,8 @@ class Exchange(Generic[Kept]):
 class RequestTrace(Listener, Generic[Kept]):
     """One request to a model: the client's, a step of an ensemble, or a call from another model.
 
-    Satisfies Trace and listens to its ticket. `parent` is the request that it is made for, `links` are
-    further ones.
+    Satisfies Trace and listens to its ticket. `parent` is the request on whose behalf this one was made,
+    `links` are further such requests.
     """
 
     def __init__(
@@ -183,7 +182,7 @@ class RequestTrace(Listener, Generic[Kept]):
         self.model_version, composed = _resolve(exchange.engine, request)
         #: Whether the request waits in a queue; requests to ensembles and refused ones do not.
         self.queued = not composed
-        #: Whether other requests were made on its behalf.
+        #: Whether other requests were made on behalf of this one.
         self.asked_others = False
         exchange.opened()
         self.kept = exchange.writer.began(self, request)
@@ -200,7 +199,7 @@ class RequestTrace(Listener, Generic[Kept]):
     def unreadable(self, error: BacklineError) -> None:
         """Never called: only a client's exchange can be unreadable."""
 
-    def beside(self, others: Sequence[Trace]) -> Trace:
+    def shared_with(self, others: Sequence[Trace]) -> Trace:
         return _Shared(self, [other for other in others if isinstance(other, RequestTrace)])
 
     def ran(self, run: RunMoments) -> None:
@@ -215,7 +214,7 @@ class RequestTrace(Listener, Generic[Kept]):
     def _is_of(self, ticket: Ticket) -> bool:
         """Whether a ticket in a run is the one that this trace follows.
 
-        Requests made on its behalf after tracing was switched off carry the same trace.
+        Requests made on behalf of that ticket after tracing was switched off carry the same trace.
         """
         return ticket.trace is self and ticket.request.model_name == self.model_name
 
@@ -280,11 +279,11 @@ class _Shared(Generic[Kept]):
         first = self._first
         return RequestTrace(first.exchange, ticket, first, self._others)
 
-    def beside(self, others: Sequence[Trace]) -> Trace:
+    def shared_with(self, others: Sequence[Trace]) -> Trace:
         return self
 
     def ran(self, run: RunMoments) -> None:
-        """Never called: `follow` replaces it when the request is submitted."""
+        """Never called: once submitted, the request has the trace that `follow` returned."""
 
     def unreadable(self, error: BacklineError) -> None:
         """Never called, see `ran`."""

@@ -18,9 +18,9 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.tensor import Tensor
 from backline.observe.tracing.settings import TraceSetting
-from backline.observe.tracing.trace import Exchange, RequestTrace, numbered
+from backline.observe.tracing.trace import RECEIVED, Exchange, RequestTrace, numbered
 
-#: The maximum number of elements written of a tensor: its first ones.
+#: The most elements of a tensor that are written; the rest is left out.
 MAX_ELEMENTS = 16 * 1024
 
 
@@ -55,24 +55,17 @@ def _text(element: Any) -> str:
 
 log = logging.getLogger("backline.observe")
 
-#: How many bytes of completed traces are gathered before they are written.
+#: Completed traces are written once there are more than this many bytes of them.
 _MAX_KEPT = 1 << 20
-#: The maximum number of writes that wait for the disk; further traces are lost.
+#: The most writes that wait for the disk; further traces are lost.
 _MAX_WRITES = 8
-#: Maximum number of seconds to write the remaining traces when the server stops.
+#: The most seconds for writing the remaining traces when the server stops.
 _FAREWELL = 5.0
 _encode = msgspec.json.Encoder().encode
-_RECEIVED = {
-    "HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"),
-    "GRPC": ("GRPC_WAITREAD_START", "GRPC_WAITREAD_END"),
-}
 
 
 class TraceEntry:
-    """The lines of one request in the file.
-
-    `id` is a serial number; `entries` are all those of the same exchange.
-    """
+    """The lines of one request in the file. `id` is a serial number; `entries` are all of the exchange."""
 
     __slots__ = ("entries", "id", "lines")
 
@@ -99,15 +92,11 @@ class TraceFile:
 
     def __init__(self, path: Path) -> None:
         """Raises InvalidArgument if the file cannot be written."""
-        folder = path.parent
-        if (
-            not folder.is_dir()
-            or not os.access(folder, os.W_OK)
-            or (path.exists() and not (path.is_file() and os.access(path, os.W_OK)))
-        ):
+        folder_usable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+        file_usable = not path.exists() or (path.is_file() and os.access(path, os.W_OK))
+        if not (folder_usable and file_usable):
             raise InvalidArgument(
-                f"the trace file '{path}' cannot be written: its folder must exist and be writable for this"
-                " user"
+                f"the trace file '{path}' cannot be written: it and its folder must be writable for this user"
             )
         self._path = path
         self._ids = count(1)
@@ -120,8 +109,6 @@ class TraceFile:
         self._writes = 0
         self._lost = 0
 
-    # the methods of TraceWriter
-
     def arrived(self, exchange: Exchange[TraceEntry]) -> TraceEntry:
         return TraceEntry(next(self._ids))
 
@@ -130,7 +117,7 @@ class TraceFile:
         top = parent is None
         entry = exchange.kept if top else TraceEntry(next(self._ids), exchange.kept.entries)
         if top and "TIMESTAMPS" in exchange.setting.trace_level:
-            start, end = _RECEIVED[exchange.protocol]
+            start, end = RECEIVED[exchange.protocol]
             entry.stamp(start, exchange.began_ns)
             entry.stamp(end, exchange.read_ns)
         head: dict[str, Any] = {
@@ -174,7 +161,7 @@ class TraceFile:
         entry, setting = exchange.kept, exchange.setting
         if "TIMESTAMPS" in setting.trace_level:
             if not entry.lines:  # the request could not be read
-                start, end = _RECEIVED[exchange.protocol]
+                start, end = RECEIVED[exchange.protocol]
                 entry.stamp(start, exchange.began_ns)
                 entry.stamp(end, exchange.read_ns)
             entry.stamp(f"{exchange.protocol}_SEND_START", exchange.send_ns or exchange.sent_ns)
@@ -228,10 +215,7 @@ class TraceFile:
             self._begun = True
         except OSError as error:
             log.error(
-                "lost %d traces: '%s' cannot be written: %s",
-                len(traces),
-                self._path,
-                error.strerror or error,
+                "lost %d traces: '%s' cannot be written: %s", len(traces), self._path, error.strerror or error
             )
 
     def _finish(self) -> None:

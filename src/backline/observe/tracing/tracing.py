@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TraceWriterPair(Generic[Kept]):
-    """Two TraceWriters as one. The second (the log) is only notified of the ends of requests."""
+    """Two TraceWriters as one. The second, the log, is notified only when requests end."""
 
     def __init__(self, writer: TraceWriter[Kept], second: TraceWriter[Any]) -> None:
         self._writer = writer
@@ -38,17 +38,13 @@ class TraceWriterPair(Generic[Kept]):
 
 
 class Tracing:
-    """Traces an engine's requests by the settings; implements Tracer and TraceControl.
+    """Traces an engine's requests as the settings say; implements Tracer and TraceControl.
 
-    Lives on the event loop.
-
-    `Engine.tracer` is set to it only while there is something to trace.
+    Lives on the event loop. `Engine.tracer` refers to it only while there is something to trace.
     """
 
     def __init__(self, engine: Engine, config: TraceConfig) -> None:
-        """Raises Unsupported if OpenTelemetry is missing, InvalidArgument if the trace file cannot be
-        written.
-        """
+        """Raises Unsupported without OpenTelemetry, InvalidArgument if the trace file cannot be written."""
         self._engine = engine
         self._config = config
         self._table = SettingTable(config.setting, config.mode)
@@ -64,7 +60,7 @@ class Tracing:
             self._writer = TraceFile(config.file)
         #: The log of all requests, traced or not.
         self._log: TraceWriter[Any] | None = None
-        #: The trace's writer and the log as one, for traced requests.
+        #: The writer and the log as one, for traced requests.
         self._both: TraceWriter[Any] | None = None
         engine.trace_control = self
         self._follow()
@@ -91,11 +87,9 @@ class Tracing:
         )
         traced = self._writer is not None and setting.sample(forced=parent is not None)
         writer = (self._both or self._writer) if traced else self._log
-        return (
-            None
-            if writer is None
-            else Exchange(writer, self._engine, setting, protocol, model, began_ns, parent)
-        )
+        if writer is None:
+            return None
+        return Exchange(writer, self._engine, setting, protocol, model, began_ns, parent)
 
     def settings(self, model: str) -> Mapping[str, SettingValue]:
         """See TraceControl."""

@@ -1,7 +1,7 @@
-"""A model's configuration, from config.pbtxt, model.toml or a load request, read into a ModelConfig.
+"""Reads a model's configuration from config.pbtxt, model.toml or a load request into a ModelConfig.
 
-All three become the same message (inference.ModelConfig), which is checked by Triton's rules. Settings that
-it has no field for are its parameters `backline.*`.
+Each of these is first read into the message inference.ModelConfig, which is checked by Triton's rules. A
+setting for which the message has no field becomes one of its parameters, `backline.*`.
 """
 
 from __future__ import annotations

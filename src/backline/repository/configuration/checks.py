@@ -17,9 +17,9 @@ from backline.repository.configuration.sequences import sequence_faults
 Fault = tuple[str, str]
 
 _DELAY = 1
-#: The characters of a metric tag, which becomes part of a label name; Triton exits on any other.
+#: The allowed form of a metric tag, which becomes part of a label's name; Triton exits on any other.
 _TAG = re.compile(r"[a-zA-Z0-9_]+")
-#: TYPE_INT32 and TYPE_FP32.
+#: The numbers of TYPE_INT32 and TYPE_FP32.
 _BATCH_INPUT_TYPES = frozenset({8, 11})
 _OBJECTIVE = native.parameter("objective.p99_ms")
 
@@ -42,7 +42,7 @@ def check_complete(document: Document, name: str) -> None:
 
 
 def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
-    """Undefined numbers of enumerations, which the text format accepts."""
+    """Yields fields whose enumeration has no value with the given number: the text format accepts these."""
     for field, value in section.ListFields():
         path = prefix + field.name
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -194,7 +194,7 @@ def _reshape_faults(what: str, path: str, tensor: Any, *, batched: bool, name: s
 
 
 def _sizes_between_variable(dims: list[int]) -> list[int]:
-    """The numbers of elements before, between and after the variable dimensions; a reshape keeps each."""
+    """The numbers of elements before, between and after the variable dimensions. A reshape must keep each."""
     sizes = [1]
     for dim in dims:
         if dim == -1:
@@ -246,7 +246,7 @@ def _ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
 
 
 def _objective_faults(message: Any, name: str) -> Iterator[Fault]:
-    """What conflicts with the latency objective of a model, if it has one."""
+    """Yields the settings that conflict with a model's latency objective, if it has one."""
     if _OBJECTIVE not in message.parameters:
         return
     batching = message.dynamic_batching
@@ -271,7 +271,7 @@ def _objective_faults(message: Any, name: str) -> Iterator[Fault]:
         )
         yield reason, path
     if message.HasField("ensemble_scheduling"):
-        yield f"ensemble {name} runs nothing itself: give the objective to the models of its steps", path
+        yield f"ensemble {name} runs nothing itself: set the objective for the models of its steps", path
     if message.model_transaction_policy.decoupled:
         reason = (
             f"an objective needs one response per request, and {name} gives any number: remove it or"
@@ -308,7 +308,7 @@ def _instance_faults(message: Any, name: str) -> Iterator[Fault]:
 
 
 def _warm_up_faults(message: Any, name: str) -> Iterator[Fault]:
-    """Checks those of Triton's rules that need no model; the others are checked when the samples run."""
+    """Checks the rules of Triton that need no model; the others are checked when the warm-up runs."""
     for index, sample in enumerate(message.model_warmup):
         for tensor, given in sorted(sample.inputs.items()):
             path = f"model_warmup[{index}].inputs[{tensor}]"

@@ -1,14 +1,14 @@
-"""A configuration as written: the message, and where each field is in the text."""
+"""Holds a configuration as written: its message, and where the text sets each field."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 from backline.engine.values.datatypes import DataType
 from backline.repository.names import printable
 
@@ -32,10 +32,11 @@ _NEVER_MEANT = frozenset({"TYPE_INVALID"})
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`message` is an inference.ModelConfig; `source` is the file or request it came from, for messages.
+    """A configuration before it is checked.
 
-    `places` has the path of every field that the text sets ("input[0].dims", "parameters[backline.lane]"),
-    even to its default, which the message cannot tell from an unset field.
+    `message` is an inference.ModelConfig. `source` names the file or request that it came from, for errors.
+    `places` has the path ("input[0].dims", "parameters[backline.lane]") of every field that the text sets,
+    even of one set to its default, which the message cannot tell from an unset field.
     """
 
     source: str
@@ -43,7 +44,7 @@ class Document:
     places: Mapping[str, Place | None] = field(default_factory=lambda: MappingProxyType({}))
 
     def place(self, path: str) -> Place | None:
-        """The place of a field, or of the nearest enclosing section that has one."""
+        """The place of the field `path`, or of the nearest enclosing section whose place is known."""
         while path:
             if path in self.places:
                 return self.places[path]
@@ -60,7 +61,7 @@ class Document:
 def suggest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown `name`: ", did you mean 'x'?", or a list of the known names."""
     names = [known_name for known_name in known if known_name not in _NEVER_MEANT]
-    near = [_ALIASES[name]] if _ALIASES.get(name) in names else difflib.get_close_matches(name, names, 1)
+    near = [_ALIASES[name]] if _ALIASES.get(name) in names else nearest(name, names, 1)
     return f", did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(names)}"
 
 

@@ -1,4 +1,4 @@
-"""Which fields and settings of a configuration have an effect; each of the others causes a warning."""
+"""Lists the fields and settings of a configuration that have an effect; any other causes a warning."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ SUPPORTED: Final = frozenset(
 _SECTIONS: Final = frozenset(
     name[: match.start()] for name in SUPPORTED for match in re.finditer(r"\.", name)
 )
-#: Sections that have no effect when they are empty, and then cause no warning.
+#: Sections that cause no warning when they are empty.
 _OFF: Final = frozenset({"model_repository_agents"})
 
 #: How a model runs: in this process, in worker processes, as streams on threads, or only through its steps.
 Kind: TypeAlias = Literal["here", "worker", "stream", "ensemble"]
 _OF_WORKERS: Final = ("python", "memory_limit_bytes")
 _OF_RUNS: Final = ("lane", "cpus", "execution_timeout_seconds")
-#: The native settings that have no effect on a kind of model, and why.
+#: For each kind of model, why some native settings have no effect on it, and these settings.
 _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
     "here": ("it is for models in worker processes", _OF_WORKERS),
     "worker": ("the model runs in worker processes", ("lane",)),
@@ -86,7 +86,7 @@ _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
         (*_OF_RUNS, "idempotent", "batch_axis", "constant_input", *_OF_WORKERS),
     ),
 }
-#: Settings whose field of ModelConfig has a different name.
+#: The fields of ModelConfig for settings whose names differ from their field's.
 _FIELDS: Final = {"batch_axis": "batch_axes", "constant_input": "constant_inputs"}
 
 

@@ -1,4 +1,4 @@
-"""Checks ensemble_scheduling in Triton's words (core/src/ensemble_utils.cc), and for steps that never run."""
+"""Checks ensemble_scheduling, mostly in Triton's words (core/src/ensemble_utils.cc)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Fault = tuple[str, str]
 
 
 def ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
-    """What is wrong with the ensemble_scheduling of an inference.ModelConfig, and the path of the field."""
+    """Yields each fault in the ensemble_scheduling of an inference.ModelConfig, and its field's path."""
     section = "ensemble_scheduling"
     platform = message.platform or message.backend
     if platform != "ensemble":
@@ -75,7 +75,7 @@ def _unused(message: Any, name: str, produced: dict[str, int], used: set[str]) -
 
 
 def _never_there(message: Any, name: str, produced: dict[str, int], inputs: set[str]) -> Iterator[Fault]:
-    """Steps that wait for a tensor that nothing produces, or for each other."""
+    """Yields the steps that wait for a tensor that no step produces, or for each other."""
     there = set(inputs)
     waiting = dict(enumerate(message.ensemble_scheduling.step))
     while ready := [index for index, step in waiting.items() if there.issuperset(step.input_map.values())]:

@@ -18,7 +18,11 @@ MODEL_TOML = "model.toml"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """`name`: read configs/<name>.* where present. `complete`: inputs and outputs must be named."""
+    """How to find and check a model's configuration file.
+
+    A model that has configs/<name>.pbtxt or .toml uses this file. A `complete` configuration must name inputs
+    and outputs.
+    """
 
     name: str = ""
     complete: bool = False
@@ -28,9 +32,10 @@ def read(listing: Listing, name: str, *, config_name: str = "", complete: bool =
     """The configuration of the model `name` in the folder `listing`; None if it has no configuration file.
 
     With `config_name`, the file is configs/<config_name>.pbtxt or .toml if there is one. A `complete`
-    configuration must name the inputs and outputs (Triton's --disable-auto-complete-config). Raises
-    InvalidArgument with the file and, if possible, line and column when the file cannot be read, is not
-    valid, or contradicts itself.
+    configuration must name the inputs and outputs (Triton's --disable-auto-complete-config).
+
+    Raises InvalidArgument if the file cannot be read, is not valid or contradicts itself. The error names the
+    file and, if known, line and column.
     """
     path = find(listing, config_name)
     if path is None:
@@ -44,14 +49,14 @@ def read(listing: Listing, name: str, *, config_name: str = "", complete: bool =
 
 
 def missing(listing: Listing) -> InvalidArgument:
-    """The error for a model without a configuration file where a complete one is required."""
+    """The error for a model without a configuration file, if a complete configuration is required."""
     return InvalidArgument(
         f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model"
     )
 
 
 def find(listing: Listing, config_name: str = "") -> str | None:
-    """The path of a model's configuration file. Raises InvalidArgument when there are two."""
+    """The path of a model's configuration file, or None. Raises InvalidArgument if there are two."""
     if "/" in config_name or "\\" in config_name or config_name.startswith("."):
         raise InvalidArgument(
             "the name of a configuration is the name of a file in configs/ without its suffix, not"
@@ -76,7 +81,7 @@ def find(listing: Listing, config_name: str = "") -> str | None:
 
 
 def parse(listing: Listing, path: str) -> Document:
-    """The document in a file of a model's folder."""
+    """The document in the file `path` of a model's folder. Raises InvalidArgument if it cannot be read."""
     source = f"{listing.location.rstrip('/')}/{path}"
     if problem := listing.files[path].problem:
         raise InvalidArgument(problem)

@@ -1,4 +1,4 @@
-"""Settings unknown to Triton: keys in model.toml, parameters `backline.*` in config.pbtxt."""
+"""Defines the settings that Triton lacks: keys in model.toml, parameters `backline.*` in config.pbtxt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from backline.repository.configuration.document import Document, suggest
 
 PREFIX: Final = "backline."
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,3}(\.[0-9]{1,3})?")
-#: Parameters that the server adds to configurations it shows; ignored when a client sends them back.
+#: Parameters that the server adds to a configuration when it returns one. A configuration that a client sends
+#: back may contain them; they are ignored.
 PLACEMENT: Final = "backline.placement"
 SCHEDULING: Final = "backline.scheduling"
 
@@ -57,7 +58,7 @@ def _count(text: str) -> int:
 
 
 def _cores(text: str) -> tuple[int, ...]:
-    """The cores in a list such as taskset's: 0,2 or 0-3,6."""
+    """The cores in a list in the form of taskset's, such as 0,2 or 0-3,6."""
     cores: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -142,11 +143,12 @@ _PLAIN_NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting. `read` parses its value from a parameter's text, or raises ValueError with what it expects.
+    """A setting.
 
-    `plain` has the types that its value may have in model.toml. If `by_key`, the setting is a table, each
-    entry a parameter `backline.<name>.<key>`; `keys`, if given, are the only valid keys. With `fields`, each
-    entry is a table too, whose entries are parameters `backline.<name>.<key>.<field>`.
+    `read` parses the value from a parameter's text; it raises ValueError with what it expects. In model.toml,
+    the value may have the types `plain`. If `by_key`, the setting is a table, and each entry of it is a
+    parameter `backline.<name>.<key>`; if `keys` are given, only these are valid. With `fields`, each entry is
+    a table as well, and its entries are parameters `backline.<name>.<key>.<field>`.
     """
 
     name: str
@@ -157,11 +159,10 @@ class Setting:
     keys: tuple[str, ...] = ()
 
     def field(self, name: str) -> Setting | None:
-        """The field `name` of an entry; None if there is no such field."""
         return next((field for field in self.fields if field.name == name), None)
 
     def paths(self, entry: str = "KEY") -> list[str]:
-        """All paths that can be set; `entry` stands for any key."""
+        """The paths of all parameters of this setting, with `entry` in place of a free key."""
         if not self.by_key:
             return [self.name]
         names = [f"{self.name}.{key}" for key in self.keys or (entry,)]
@@ -169,7 +170,7 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """The types that the value may have in model.toml, for messages."""
+        """The types that the value may have in model.toml, in words, for an error."""
         return " or ".join(_PLAIN_NAMES[kind] for kind in self.plain)
 
 
@@ -239,12 +240,12 @@ _AS_THEY_ARE: Final = (
     "python",
     "default_deadline_seconds",
 )
-#: Settings that contradict the lane `inline`, and why.
+#: Settings that cannot be combined with the lane `inline`, and why.
 _NOT_INLINE: Final = (
     ("execution_timeout_seconds", "a run on the event loop cannot be abandoned"),
     ("cpus", "the event loop is not bound to cores"),
 )
-#: Settings for joining requests.
+#: The settings that say how requests of different shapes are joined.
 _OF_JOINING: Final = (
     "allowed_batch_sizes",
     "enable_large_batch_splitting",
@@ -255,7 +256,7 @@ _OF_JOINING: Final = (
 
 
 def parameter(path: str) -> str:
-    """The key of the parameter for a setting ("lane") or an entry of one ("labels.stable")."""
+    """The key of the parameter for a setting ("lane") or for an entry of a setting ("labels.stable")."""
     return PREFIX + path
 
 
@@ -305,7 +306,7 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _known(entry: str) -> list[str]:
-    """All parameters, with `entry` as the key of those that are tables."""
+    """The keys of all parameters, with `entry` as the key in settings that are tables."""
     return [parameter(path) for setting in SETTINGS.values() for path in setting.paths(entry)]
 
 

@@ -1,4 +1,4 @@
-"""Where each value of a complete configuration comes from."""
+"""Tells where each value of a complete configuration comes from."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from google.protobuf.descriptor import FieldDescriptor
 from backline.repository.configuration.document import Document
 
 Origin = Literal["file", "override", "model", "server", "default"]
-#: Fields that the server decides by measuring; the others that it fills in come from the model.
+#: Fields that the server decides by measuring. All other fields that it fills in come from the model.
 _DECIDED = ("max_batch_size", "instance_group", "dynamic_batching", "parameters")
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value of the configuration; `where` details its origin: a file, with line and column if known."""
+    """A value of the configuration. `where` details the origin: a file, and line and column if known."""
 
     path: str
     value: Any
@@ -30,8 +30,8 @@ def origins(
 ) -> list[Value]:
     """The values of the message `complete`, in the order of its fields.
 
-    `document` is the configuration as written; `described` adds what the server found in `model_file` and
-    decided.
+    `document` is the configuration as written. The message `described` also has what the server found in
+    `model_file` and what it decided.
     """
     written = (
         set() if document is None else {path for path, _ in leaves(document.message)} | document.places.keys()
@@ -53,7 +53,10 @@ def origins(
 
 
 def leaves(message: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Paths ("input[0].dims") and values of all set fields; enumerations as names, empty sections as {}."""
+    """Yields the path ("input[0].dims") and value of each set field.
+
+    The value of an enumeration is its name, that of an empty section is {}.
+    """
     fields = message.ListFields()
     if not fields and prefix:
         yield prefix.removesuffix("."), {}

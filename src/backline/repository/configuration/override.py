@@ -1,4 +1,4 @@
-"""The configuration in a load request: JSON instead of a file."""
+"""Reads the configuration in a load request, which is JSON and replaces the model's configuration file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from backline.repository.listing import Listing
 from backline.repository.names import printable
 
 SOURCE = "load parameter 'config'"
-#: The start of Triton's message about a text that it cannot read.
+#: Triton's error about a configuration that it cannot read begins like this.
 _UNREADABLE = "Invalid config override"
 
 
 #: Parameters whose values name files or programs on the server's machine, in any backend.
 _NAMING_PLACES = frozenset({"execution_env_path", "cache_dir"})
-#: Options of execution accelerators that are numbers or choices. Others name files, libraries to load
-#: (trt_extra_plugin_lib_paths), or addresses in the server's memory (user_compute_stream).
+#: Options of execution accelerators whose values are numbers or choices. The other options name files,
+#: libraries to load (trt_extra_plugin_lib_paths), or addresses in the server's memory (user_compute_stream).
 _HARMLESS_OPTIONS = frozenset(
     {
         "arena_extend_strategy",
@@ -59,9 +59,11 @@ def read_override(
 ) -> ModelConfig:
     """The configuration in the JSON `text` of a request to load the model `name` from the folder `listing`.
 
-    A `complete` configuration must name the inputs and outputs. `own` is what the model's files declare
-    (ModelConfig.declared). Raises InvalidArgument, with the path of the field, for a configuration that is
-    not valid, contradicts itself, or names a place on the server that `own` does not name.
+    A `complete` configuration must name the inputs and outputs. `own` is the configuration that the model's
+    files declare (ModelConfig.declared).
+
+    Raises InvalidArgument, with the path of the field, if the configuration is not valid, contradicts itself,
+    or names a place on the server that `own` does not name.
     """
     document = parse(text)
     if complete:
@@ -73,8 +75,8 @@ def read_override(
 def _check_places(document: Document, own: bytes) -> None:
     """Raises InvalidArgument if a request names files or programs for the server to read, write or run.
 
-    Only the model's own files may do that. A request may repeat what they say, so that clients can send back
-    a configuration that they received, with a change.
+    Only the model's own files may name them. A request may repeat the values in these files, so that a client
+    can change a configuration that it received and send it back.
     """
     allowed = _places(document.message.FromString(own))
     for path, value in _places(document.message).items():
@@ -87,7 +89,7 @@ def _check_places(document: Document, own: bytes) -> None:
 
 
 def _places(message: Any) -> dict[str, str]:
-    """The values of a configuration that name places on the server, by field path."""
+    """The values that name places on the server, by the path of their field."""
     found = {
         f"parameters[{key}]": value.string_value
         for key, value in message.parameters.items()
@@ -105,7 +107,7 @@ def _places(message: Any) -> dict[str, str]:
 
 
 def parse(text: str) -> Document:
-    """The document in a JSON text."""
+    """The document in a JSON text. Raises InvalidArgument if the text is not a valid configuration."""
     check_size(text, _UNREADABLE)
     try:
         table = json.loads(text, object_pairs_hook=_unique)
@@ -115,7 +117,7 @@ def parse(text: str) -> Document:
         ) from None
     except RecursionError:
         raise InvalidArgument(f"{_UNREADABLE}: is nested too deep") from None
-    if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a surrogate pair
+    if re.search(r"\\u[dD][89a-fA-F]", text):  # an escape that may be only half of a surrogate pair
         try:
             json.dumps(table, ensure_ascii=False).encode()
         except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Converts a document to the frozen ModelConfig that the server works with."""
+"""Checks a document and converts it to the frozen ModelConfig that the server works with."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from backline.repository.listing import Listing
 
 
 def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> Joining | None:
-    """How to join requests to the model `name`; None if its configuration asks for nothing special.
+    """The rules for joining requests to the model `name`; None if its configuration has no such rules.
 
-    `settings` are the native settings for joining. Raises InvalidArgument for contradictions.
+    `settings` are the native settings for joining. Raises InvalidArgument if settings contradict each other.
     """
     message = document.message
     joining = Joining(
@@ -127,19 +127,19 @@ def _check(document: Document, name: str, joining: Joining, settings: Mapping[st
 
 
 def _path(document: Document, setting: str) -> str:
-    """The path of a setting, or of the first of its parameters."""
+    """The path of the first parameter of a setting; empty if the text has none."""
     return next((path for path in document.places if path.startswith(f"parameters[{parameter(setting)}")), "")
 
 
-#: Far more than any machine has cores: a typo must not exhaust the machine.
+#: The most instances of a model. It exceeds the cores of any machine and keeps a typo from exhausting one.
 MAX_INSTANCES = 256
 
 
 def to_model_config(document: Document, name: str, listing: Listing) -> ModelConfig:
-    """The configuration of the model `name` in the folder `listing`, checked, with its label files read.
+    """The checked configuration of the model `name` in the folder `listing`, with its label files read.
 
-    Raises InvalidArgument with the document's source and, if known, the line. `warnings` names fields without
-    effect.
+    Its `warnings` name the fields without effect. Raises InvalidArgument, with the document's source and, if
+    known, line and column.
     """
     return _Reader(document, name, listing).config()
 
@@ -219,7 +219,7 @@ class _Reader:
             self._warn("instance_group.secondary_devices has no effect: no runtime here computes on NVDLA")
 
     def _first_response_bounds(self) -> tuple[float, ...]:
-        """The buckets of Triton's one histogram, the only metric that can be configured."""
+        """The buckets of Triton's one histogram, the only metric with configurable buckets."""
         bounds: tuple[float, ...] = ()
         for control in self._message.model_metrics.metric_control:
             family = control.metric_identifier.family
@@ -238,8 +238,8 @@ class _Reader:
     def _max_batch_size(self) -> int | None:
         if "max_batch_size" in self._document.places:
             return int(self._message.max_batch_size)
-        # Triton's default, with which the shapes of named tensors have no batch dimension; any other default
-        # would misread them.
+        # A configuration that names tensors has Triton's default, 0, which means that the shapes in it are
+        # complete: with a batch dimension added, they would be wrong.
         return 0 if self._message.input or self._message.output else None
 
     def _input(self, tensor: Any) -> TensorSpec:
@@ -274,7 +274,7 @@ class _Reader:
         return f"'{self._listing.location.rstrip('/')}/{file}'"
 
     def _inside_folder(self, field: str, filename: str, path: str) -> str:
-        """The normalized path of a file below the model's folder."""
+        """The normalised path of a file, which must be inside the model's folder."""
         normal = posixpath.normpath(filename)
         if "\0" in filename or "\\" in filename or normal.startswith(("/", "..")) or normal == ".":
             raise self._document.error(
@@ -283,7 +283,7 @@ class _Reader:
         return normal
 
     def _present(self, what: str, folder: str, filename: str, path: str) -> str:
-        """The path of a file that must exist in a folder ("warmup/") of the model."""
+        """The path of a file that must exist in the subfolder `folder` ("warmup/") of the model's folder."""
         file = folder + self._inside_folder(what, filename, path)
         entry = self._listing.files.get(file)
         if entry is None or entry.problem:

@@ -1,4 +1,4 @@
-"""Sequence batching in a configuration: conversion, and Triton's checks (core/src/model_config_utils.cc)."""
+"""Reads sequence_batching and checks it as Triton does (core/src/model_config_utils.cc)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EITHER = "'int32_false_true', 'fp32_false_true' or 'bool_false_true'"
 _CORRELATION = "CONTROL_SEQUENCE_CORRID"
 _CORRELATION_TYPES = ("TYPE_UINT64", "TYPE_INT64", "TYPE_UINT32", "TYPE_INT32", "TYPE_STRING")
 _SECTION = "sequence_batching"
-#: The most slots in a batch of sequences; each takes memory even when it is empty.
+#: The most slots in a batch of sequences. A slot takes memory even while it is empty.
 MAX_PLACES = 65_536
 
 
@@ -75,14 +75,14 @@ def _state(state: Any) -> SequenceState:
         state.output_name,
         data_type(state),
         shape,
-        # Triton's default for variable dimensions without an initial state is 1.
+        # As in Triton, a variable dimension is 1 if no initial state gives its size.
         tuple(initial.dims) if initial is not None else tuple(1 if dim < 0 else dim for dim in shape),
         initial.data_file if initial is not None else "",
     )
 
 
 def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str, str]]:
-    """Yields each fault and the path of its field, in Triton's order and words; `limit` is max_batch_size."""
+    """Yields each fault and its field's path, in Triton's order and words; `limit` is max_batch_size."""
     if batching.HasField("oldest"):
         for size in batching.oldest.preferred_batch_size:
             path = f"{_SECTION}.oldest.preferred_batch_size"
@@ -107,7 +107,7 @@ def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str,
 
 
 def _control_faults(batching: Any, kind: str, name: str) -> Iterator[tuple[str, str]]:
-    """Faults of one kind of control: more than one tensor for it, or values that do not fit."""
+    """Yields the faults of one kind of control: several tensors for it, or invalid values."""
     seen = False
     for index, control_input in enumerate(batching.control_input):
         path = f"{_SECTION}.control_input[{index}]"
@@ -147,7 +147,7 @@ def _value_faults(path: str, control: Any, kind: str, name: str) -> Iterator[tup
 
 
 def _shared_tensor_faults(batching: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Tensors that carry more than one kind of control."""
+    """Yields a fault for each tensor that carries more than one kind of control."""
     kinds: dict[str, set[int]] = {}
     for index, control_input in enumerate(batching.control_input):
         of_tensor = kinds.setdefault(control_input.name, set())

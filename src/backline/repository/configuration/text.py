@@ -1,4 +1,4 @@
-"""config.pbtxt: reads inference.ModelConfig, with the place of every field, from text, and writes it."""
+"""Reads config.pbtxt, with the place of every field, and writes it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from backline.repository.configuration.document import Document, Place, suggest
 
 
 def parse(text: str, source: str) -> Document:
-    """The message in `text`. Raises InvalidArgument with file, line and column when it is not valid."""
+    """The document in `text`. Raises InvalidArgument, with file, line and column, if it is not valid."""
     parsed = parse_message("inference.ModelConfig", text, source)
     return Document(source, parsed, dict(_FieldPlaces(text).of(parsed.DESCRIPTOR)))
 
 
 def parse_message(kind: str, text: str, source: str) -> Any:
-    """The message of type `kind` in `text`. Raises InvalidArgument with file, line and column."""
+    """The message of type `kind` in `text`. Raises InvalidArgument, with line and column, if not valid."""
     check_size(text, source)
     parsed = message(kind)()
     try:
@@ -35,19 +35,18 @@ def parse_message(kind: str, text: str, source: str) -> Any:
 
 
 def render(document: Document) -> str:
-    """The document as text that `parse` reads."""
     text = str(
         text_format.MessageToString(
             document.message, descriptor_pool=pool(), use_short_repeated_primitives=True, as_utf8=True
         )
     )
     if not document.message.max_batch_size and "max_batch_size" in document.places:
-        text = f"max_batch_size: 0\n{text}"  # differs from an unset field, see reader.py
+        text = f"max_batch_size: 0\n{text}"  # an unset field would mean a measured limit, see reader.py
     return text
 
 
 def _explain(error: str) -> str:
-    """The parser's reason in one line, with the nearest known name."""
+    """The parser's error in one line; for an unknown name, with the nearest known one."""
     reason = re.sub(r"^\d+:\d+ : ", "", error.replace("\n", " "))
     if found := re.fullmatch(r'Message type "([\w.]+)" has no field named "([^"]*)"\.', reason):
         descriptor = pool().FindMessageTypeByName(found[1])
@@ -59,13 +58,13 @@ def _explain(error: str) -> str:
 
 
 class _FieldPlaces:
-    """Finds the place of every field in a valid text, which the parser does not report."""
+    """Finds the places of all fields in a valid text, as protobuf's parser does not report them."""
 
     def __init__(self, text: str) -> None:
         self._tokens: Any = text_format.Tokenizer(text.split("\n"))
 
     def of(self, descriptor: Descriptor, prefix: str = "", end: str = "") -> Iterator[tuple[str, Place]]:
-        """The paths and places of the fields up to the token `end`."""
+        """Yields the paths and places of the fields up to the token `end`."""
         tokens = self._tokens
         counts: dict[str, int] = {}
         while tokens.token != end:
@@ -104,7 +103,7 @@ class _FieldPlaces:
         tokens.NextToken()
 
     def _entry(self, entry: Descriptor, path: str, close: str, place: Place) -> Iterator[tuple[str, Place]]:
-        """An entry of a map, whose path has the key in place of an index."""
+        """Yields the paths and places in an entry of a map. Its path has the key in place of an index."""
         key = ""
         within: list[tuple[str, Place]] = []
         while self._tokens.token != close:

@@ -1,4 +1,4 @@
-"""model.toml: reads and writes the fields of inference.ModelConfig and the native settings in plain form."""
+"""Reads and writes model.toml: the fields of inference.ModelConfig and the native settings as plain keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def parse(text: str, source: str) -> Document:
-    """The message in `text`. Raises InvalidArgument with file, line and column when it is not valid."""
+    """The document in `text`. Raises InvalidArgument, with file, line and column, if it is not valid."""
     check_toml(text, source)
     try:
         table: dict[str, Any] = tomllib.loads(text)
@@ -46,7 +46,7 @@ def parse(text: str, source: str) -> Document:
 
 
 def render(document: Document) -> str:
-    """A model.toml with the fields of `document` in the message's order; native settings are plain keys."""
+    """The text of a model.toml with the fields of `document`, in the message's order, and its settings."""
     message = document.message
     plain: list[str] = []
     sections: list[str] = []
@@ -67,7 +67,7 @@ def render(document: Document) -> str:
         else:
             sections.append(_table(f"[{field.name}]", _pairs(value)))
     if not message.max_batch_size and "max_batch_size" in document.places:
-        plain.append("max_batch_size = 0")  # differs from an unset field, see reader.py
+        plain.append("max_batch_size = 0")  # an unset field would mean a measured limit, see reader.py
     settings, parameters = _settings(message.parameters)
     if parameters:
         sections.append(
@@ -77,7 +77,7 @@ def render(document: Document) -> str:
 
 
 def _settings(parameters: Any) -> tuple[list[str], dict[str, str]]:
-    """The lines of the native settings, and the other parameters."""
+    """The lines that set the native settings, and all other parameters by key."""
     others: dict[str, str] = {}
     lines = []
     tables: dict[str, dict[str, str | list[str]]] = {}
@@ -112,7 +112,7 @@ def _inline(pairs: list[str]) -> str:
 
 
 def _setting(setting: native.Setting, text: str) -> str:
-    """The TOML value of a setting, given as the text of its parameter."""
+    """The value of a setting in TOML; `text` is that of its parameter."""
     if list in setting.plain:
         parts = [part.strip() for part in text.split(",")]
         return (
@@ -130,12 +130,12 @@ def _table(header: str, lines: list[str]) -> str:
 
 
 def _pairs(message: Any) -> list[str]:
-    """`key = value` for every field that is set."""
+    """A line `key = value` for each field that is set."""
     return [f"{field.name} = {_value(field, value)}" for field, value in _set_fields(message)]
 
 
 def _set_fields(message: Any) -> Iterator[tuple[FieldDescriptor, Any]]:
-    """All set fields, including the chosen field of a oneof even if its value is the default."""
+    """Yields the set fields. The chosen field of a oneof counts as set even if it has its default value."""
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if message.HasField(field.name) if field.has_presence else value or (_is_map(field) and len(value)):
@@ -163,7 +163,7 @@ def _single(field: FieldDescriptor, value: Any) -> str:
     if field.message_type is not None:
         fields = field.message_type.fields
         if len(fields) == 1 and not _is_map(fields[0]) and (value.ListFields() or fields[0].is_repeated):
-            return _value(fields[0], getattr(value, fields[0].name))  # in place of the section
+            return _value(fields[0], getattr(value, fields[0].name))
         pairs = _pairs(value)
         return "{ " + ", ".join(pairs) + " }" if pairs else "{}"
     if field.enum_type is not None:
@@ -191,12 +191,12 @@ def _string(text: str) -> str:
 
 
 class _KeyScanner:
-    """Finds line and column of every key and list element in a valid TOML text; tomllib reports none."""
+    """Finds line and column of every key and list element in a valid TOML text, as tomllib reports none."""
 
     def __init__(self, text: str) -> None:
         self.places: dict[Keys, Place] = {}
         self._text = text
-        #: Where each line starts: counting line breaks for each key would be quadratic.
+        #: Offsets at which lines start; counting the line breaks before each key would take quadratic time.
         self._lines = [0, *(found.end() for found in re.finditer(r"\n", text))]
         self._at = 0
         #: The index of the newest element of each array of tables.
@@ -225,7 +225,7 @@ class _KeyScanner:
         return found
 
     def _header(self) -> Keys:
-        """The path of the table that a header names; in an array of tables, that of its newest element."""
+        """The path of the table that a header names. In an array of tables, this is its newest element."""
         self._skip_blank()
         path: Keys = ()
         for part, place in self._dotted():

@@ -1,1 +1,1 @@
-"""The layouts of repositories, for Backline and other servers: where models, versions and their files are."""
+"""Finds models, versions and their files in the layouts of repositories, Backline's and other servers'."""

@@ -1,4 +1,4 @@
-"""The layouts of models in a repository, with one rule for each.
+"""Reads models in the layouts of repositories, with one function or module for each layout.
 
 | layout                    | files                                                   | rule                 |
 | ------------------------- | ------------------------------------------------------- | -------------------- |
@@ -8,7 +8,7 @@
 | MLServer                  | `<anything>/model-settings.json`                        | model_settings.py    |
 | TensorFlow Serving's list | a file with a `model_config_list`                       | model_config_list.py |
 
-scan.py recognises which of them a listing has.
+scan.py recognises the layout of a listing.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from backline.repository.repository import FoundModel, FoundVersion
 CONFIG_FILES = ("config.pbtxt", "model.toml")
 #: The version of a model without version folders.
 FIRST_VERSION = "1"
-#: Triton's folders next to the versions that are not versions, and those of them that a load needs.
+#: Triton's folders that lie next to the versions but are no versions; a load needs _NEEDED_FOLDERS.
 _OTHER_FOLDERS = frozenset({"configs", "warmup", "initial_state"})
 _NEEDED_FOLDERS = ("warmup/", "initial_state/")
 #: Folder names that are almost certainly versions: numbers, dotted numbers, dates.
 _PLAINLY_VERSION = re.compile(r"v?[0-9]+([._-][0-9]+)*")
 
 
-#: The models of a repository by folder, each with the files it was read from and the folder's own problem.
+#: The models of a repository by folder; each has the files that it was read from and the folder's problem.
 Known = dict[str, tuple[Listing, str, FoundModel]]
 
 
@@ -58,10 +58,10 @@ def read_repository(
     configs: ConfigFiles,
     known: Known | None = None,
 ) -> list[FoundModel]:
-    """The models of a repository: each of `folders` is one.
+    """The models of a repository; each of `folders` is a model.
 
-    A model whose files are unchanged in `known` is not read again unless it had a problem, which may have
-    been temporary.
+    A model in `known` whose files have not changed is not read again, unless it had a problem, which may have
+    been temporary. `known` is updated.
     """
     before = known or {}
     now: Known = {}
@@ -84,7 +84,7 @@ def read_repository(
 
 
 def _same(listing: Listing, other: Listing) -> bool:
-    """Whether two listings of one place have the same files, with the same content."""
+    """Whether two listings of one place have the same files with the same identities."""
     return listing.files == other.files and listing.folders == other.folders
 
 
@@ -98,7 +98,7 @@ def read_model(
 ) -> FoundModel:
     """The model in the folder `place`, which has a folder for each version and may hold a configuration.
 
-    `problem` is a known problem of the folder itself; a `given` configuration replaces the folder's own.
+    `problem` is a known problem of the folder itself. A `given` configuration replaces that of the folder.
     """
     model = FoundModel(printable(name), place.namespace, place.path, ModelConfig(printable(name)))
     try:
@@ -132,7 +132,7 @@ def read_single(
     given: ModelConfig | None = None,
     version: str = FIRST_VERSION,
 ) -> FoundModel:
-    """The model whose only version is the folder itself, which may also hold a configuration."""
+    """The model whose only version is the folder `place` itself; it may also hold a configuration."""
     model = FoundModel(printable(name), place.namespace, place.path, ModelConfig(printable(name)))
     try:
         check_name("model", name, place.location)
@@ -145,7 +145,7 @@ def read_single(
 
 
 def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
-    """The configuration in a model's folder, or an empty one if there is none. Raises InvalidArgument."""
+    """The configuration in a model's folder; an empty one if it has none. Raises InvalidArgument."""
     return configuration.read(
         listing, name, config_name=configs.name, complete=configs.complete
     ) or ModelConfig(name)
@@ -166,7 +166,7 @@ def read_version(
     config: ModelConfig,
     formats: Sequence[ModelFormat],
 ) -> FoundVersion:
-    """The version in the folder `place`; a load also needs the files `needed`, by path below the root."""
+    """The version in the folder `place`. A load also needs the files `needed`, by path below the root."""
     listing = place.listing
     try:
         path = find_model(listing, formats, config)
@@ -183,7 +183,7 @@ def read_version(
 
 
 def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder is clearly a model's: it has a configuration, or versions (and is not a version)."""
+    """Whether a folder is clearly a model's: it has a configuration, or has versions and is none itself."""
     if has_config(place):
         return True
     return not candidates(place.listing, formats) and any(
@@ -194,17 +194,16 @@ def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
 
 
 def is_version_folder(name: str, place: Folder, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder is clearly a version's: it is named like one and holds a model."""
+    """Whether a folder is clearly a version: its name is that of a version, and it holds a model."""
     return is_version_name(name) and bool(candidates(place.listing, formats))
 
 
 def is_version_name(name: str) -> bool:
-    """Whether a name is almost certainly a version's."""
+    """Whether a name is almost certainly that of a version."""
     return _PLAINLY_VERSION.fullmatch(name) is not None
 
 
 def has_config(place: Folder) -> bool:
-    """Whether a folder holds a model's configuration."""
     return any(name in place.listing.files for name in CONFIG_FILES)
 
 
@@ -235,9 +234,9 @@ def _read_versions(
 def _is_version(
     name: str, listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat], suffixes: frozenset[str]
 ) -> bool:
-    """Whether a folder is a version, rather than, say, a tokenizer with a file that has a model's suffix.
+    """Whether a folder is a version. It may instead be a tokenizer that has a file with a model's suffix.
 
-    `suffixes` are those of the models in the folders that are clearly versions.
+    `suffixes` are those of the model files in the folders that are clearly versions.
     """
     if wanted := config.default_model_filename:
         return wanted in listing.files or wanted in listing.folders
@@ -256,7 +255,7 @@ def _suffixes_of_versions(folders: Mapping[str, Folder], formats: Sequence[Model
 def _needed_next_to_versions(place: Folder) -> tuple[dict[str, FileEntry], list[str]]:
     """The files next to the versions that a load may need, and warnings about those that cannot be used.
 
-    The configuration is not one of them: the fingerprint covers its meaning, not its bytes (fingerprint.py).
+    The configuration is left out, because the fingerprint covers its fields, not its bytes (fingerprint.py).
     """
     needed: dict[str, FileEntry] = {}
     warnings: list[str] = []

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's file with a `model_config_list`: models by name and base path.
+"""Reads TensorFlow Serving's file with a `model_config_list`, which lists models by name and base path.
 
 The fields are those of ModelServerConfig (tensorflow_serving/config/model_server_config.proto).
 """
@@ -27,7 +27,7 @@ _SAVED_MODEL_PLATFORM = "tensorflow"
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """An entry of the list. `base_path` is the folder with the versions, as written."""
+    """An entry of the list. `base_path` is the folder with the versions, as the list has it."""
 
     name: str
     base_path: str
@@ -43,7 +43,7 @@ def is_list(text: str) -> bool:
 
 
 def parse_list(text: str, source: str) -> list[ListedModel]:
-    """The models in the file `source`. Raises InvalidArgument with file and line for what is not valid."""
+    """The models in the file `source`. Raises InvalidArgument, with file and line, if it is not valid."""
     models = [
         _listed(config, source)
         for config in parse_message(
@@ -60,7 +60,10 @@ def parse_list(text: str, source: str) -> list[ListedModel]:
 
 
 def folder_of(model: ListedModel, source: Path) -> Path:
-    """A model's folder, relative to the list's. Raises InvalidArgument if the base path is not a path."""
+    """The model's folder. A relative base path starts at the folder of the list `source`.
+
+    Raises InvalidArgument if the base path is not a path.
+    """
     if not model.base_path or "\0" in model.base_path:
         raise InvalidArgument(
             f"{source}: model '{model.name}' must have a base_path, the folder that holds its versions"
@@ -76,7 +79,7 @@ def folder_of(model: ListedModel, source: Path) -> Path:
 def read_listed(
     place: Folder, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles
 ) -> FoundModel:
-    """The model with its versions in `place`; the list's policy and labels override the folder's."""
+    """The model with its versions in `place`. Policy and labels of the list override those of the folder."""
     try:
         check_name("model", listed.name, place.location)
         config = read_config(place.listing, listed.name, configs)

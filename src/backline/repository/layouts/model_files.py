@@ -10,16 +10,16 @@ from backline.engine.errors import InvalidArgument
 from backline.repository.listing import Listing
 from backline.repository.names import printable
 
-#: How many names and suffixes a message lists.
+#: The most names, or suffixes, that a message lists.
 _LISTED = 4
 
 
 def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str | None:
     """The path of the model in a version's folder; "" for the folder itself, None if it has no model.
 
-    It is the file that the configuration names, else one with a format's file name, else the only one with a
-    format's suffix; formats of the configured backend come first. Raises InvalidArgument when several files
-    could be the model, or when the model cannot be used.
+    The model is the file that the configuration names, else a file with the file name of a format, else the
+    only file with the suffix of a format. Formats of the configured backend come first. Raises
+    InvalidArgument if several files could be the model, or if the model cannot be used.
     """
     if config.ensemble is not None:
         return ""  # an ensemble has no file
@@ -28,7 +28,7 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
     formats = sorted(formats, key=lambda form: form.backend != config.backend)
     for form in formats:
         if not form.filenames and not form.suffixes and form.backend == config.backend:
-            return ""  # the format has no files to recognise and must be configured
+            return ""  # the backend needs no file
         for filename in form.filenames:
             if filename in listing.files:
                 return dirname(_usable(listing, filename)) if form.folder else _usable(listing, filename)
@@ -46,7 +46,7 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
 
 
 def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files directly in a folder with a format's suffix, sorted; the first format with any wins."""
+    """The files directly in a folder with the suffixes of the first format that has any, sorted."""
     loose = sorted(path for path in listing.files if "/" not in path)
     for form in formats:
         if found := [path for path in loose if suffix_of(path) in form.suffixes]:
@@ -55,12 +55,12 @@ def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str
 
 
 def named_models(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files of a folder with a format's file name."""
+    """The files directly in a folder that have the file name of a format."""
     return [filename for form in formats for filename in form.filenames if filename in listing.files]
 
 
 def candidates(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files of a folder that could be its model: by a format's file name, else by its suffix."""
+    """The files directly in a folder that could be its model, by file name or else by suffix."""
     return named_models(listing, formats) or find_by_suffix(listing, formats)
 
 
@@ -88,14 +88,14 @@ def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: Mo
 
 
 def usual_file(formats: Sequence[ModelFormat], config: ModelConfig) -> str:
-    """The usual name of the model's file, for messages."""
+    """The file name that a message suggests for the model."""
     return config.default_model_filename or next(
         (form.filenames[0] for form in _likely(formats, config) if form.filenames), "model"
     )
 
 
 def _likely(formats: Sequence[ModelFormat], config: ModelConfig) -> list[ModelFormat]:
-    """The formats of the configured backend, else all; those that are a single file come first."""
+    """The formats of the configured backend, or else all formats; single files come before folders."""
     wanted = config.backend or config.platform  # a platform such as onnxruntime_onnx
     return sorted(
         [form for form in formats if wanted.startswith(form.backend)] or formats, key=lambda form: form.folder

@@ -1,7 +1,6 @@
-"""MLServer's layout: every folder with a model-settings.json is a version of a model.
+"""Reads MLServer's layout, in which every folder with a model-settings.json is a version of a model.
 
-The file's fields are those of MLServer's ModelSettings (docs/reference/model-settings.md of its
-documentation).
+The fields of this file are those of ModelSettings in MLServer's documentation (reference/model-settings.md).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from backline.repository.names import check_name, printable
 from backline.repository.repository import FoundModel, FoundVersion
 
 SETTINGS_FILE = "model-settings.json"
-#: The backend for each of MLServer's values of `implementation`.
+#: The backend for each value of `implementation`.
 _BACKENDS = {
     "mlserver_sklearn.SKLearnModel": "sklearn",
     "mlserver_xgboost.XGBoostModel": "xgboost",
@@ -41,15 +40,15 @@ _BACKENDS = {
 
 
 def has_settings(root: Folder) -> bool:
-    """Whether there is a model-settings.json anywhere in the repository."""
+    """Whether any folder of the repository has a model-settings.json."""
     return any(path.rpartition("/")[2] == SETTINGS_FILE for path in root.listing.files)
 
 
 def read_settings(root: Folder, formats: Sequence[ModelFormat], configs: ConfigFiles) -> list[FoundModel]:
-    """The models of a repository with settings; folders with the same model name are versions of one model.
+    """The models of a repository with settings. Folders with the same model name are versions of one model.
 
-    Top-level folders without settings that are clearly models are read as in any other repository. A
-    configuration in a folder takes precedence over its settings.
+    A top-level folder without settings that is clearly a model is read as in any other repository. A
+    configuration in a folder takes precedence over the folder's settings.
     """
     folders = sorted(
         {path.rpartition("/")[0] for path in root.listing.files if path.rpartition("/")[2] == SETTINGS_FILE}
@@ -103,7 +102,7 @@ def _read_folder(place: Folder, formats: Sequence[ModelFormat], configs: ConfigF
 
 
 def _follow_uri(place: Folder, uri: str, config: ModelConfig) -> tuple[Folder, ModelConfig]:
-    """The folder and configuration of the version that `parameters.uri` points to. Raises InvalidArgument."""
+    """The folder of the version at `uri`, and its configuration. Raises InvalidArgument."""
     where = f"{place.location}/{SETTINGS_FILE}"
     path = posixpath.normpath(uri) if uri else "."
     if "://" in uri or path.startswith(("/", "..")) or not path.isprintable():
@@ -152,7 +151,7 @@ def _parse(place: Folder) -> _Settings:
     if implementation and not backend:
         warnings.append(
             f"{SETTINGS_FILE} of '{name}': implementation '{implementation}' has no effect: the model's file"
-            " decides"
+            " selects the backend"
         )
     settings.pop("$schema", None)
     unused = sorted([*settings, *(f"parameters.{key}" for key in parameters)])
@@ -174,7 +173,7 @@ def _text(section: dict[str, Any], key: str, where: str) -> str:
 
 
 def _join(models: list[FoundModel]) -> FoundModel:
-    """Joins the folders of one model. A folder's problem becomes a warning if other folders are usable."""
+    """Joins the folders of one model. A folder's problem becomes a warning if another folder is usable."""
     if len(models) == 1:
         return models[0]
     versions: dict[str, list[tuple[FoundModel, FoundVersion]]] = {}

@@ -1,4 +1,4 @@
-"""Recognises the layout of a repository's files, and so finds its models."""
+"""Finds the models in a repository, whose layout it recognises by the files."""
 
 from __future__ import annotations
 
@@ -33,14 +33,12 @@ def scan_listing(
     configs: ConfigFiles | None = None,
     known: Known | None = None,
 ) -> list[FoundModel]:
-    """The models of a repository, by name.
+    """The models of a repository, sorted by name.
 
-    A fault in one model is noted in its `problem` and does not affect the others.
-
-    `formats` are those that can be loaded, in order of preference. `name` is that of the model if the
-    repository is a single model; the default is the last part of the location. `configs` says which files
-    configure models. `known` is kept between scans of a repository, so that only changed models are read
-    again. Raises InvalidArgument when the files are not a repository.
+    A fault in one model is noted in its `problem` and does not affect the others. `formats` are the formats
+    that can be loaded, in order of preference. If the repository is a single model, `name` is its name; the
+    default is the last part of the location. The caller keeps `known` between scans of a repository, so that
+    only changed models are read again. Raises InvalidArgument if the files are not a repository.
     """
     root = Folder(listing, "", listing.location)
     folders = root.folders()
@@ -65,7 +63,7 @@ def scan_listing(
         model = read_model(root, name, formats, configs)
         if model.config.ensemble is not None or any(
             not version.problem for version in model.versions
-        ):  # the backend of this model needs no file
+        ):  # this model needs no file
             return [model]
         config_file = next(file for file in CONFIG_FILES if file in listing.files)
         above = root.location.rstrip("/").rpartition("/")[0]

@@ -1,1 +1,1 @@
-"""Remote repositories: object stores, hubs and archives over HTTP, and the local cache of their files."""
+"""Reads remote repositories (object stores, the hub, archives over HTTP) through a local cache."""

@@ -1,4 +1,4 @@
-"""Models in an archive, or a single model file, on a web server."""
+"""Reads models in an archive, or a single model file, from a web server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backline.repository.remote.http_client import HttpClient, WebResponse, with
 from backline.repository.remote.remote import RemoteRepository
 from backline.repository.remote.unpack import ARCHIVES, UnpackLimits, archive_kind, members
 
-#: Statuses of HEAD after which GET is tried: a server may lack HEAD, or a signed URL be valid for GET only.
+#: Statuses of HEAD after which GET is tried: the server may lack HEAD, or a signed URL may allow only GET.
 _NO_HEAD = frozenset({403, 405, 501})
 _DENIED = "put user and password into the URL (https://user:password@host/...), or use a signed URL"
 
@@ -57,7 +57,7 @@ class ArchiveRepository(RemoteRepository):
 
 
 class _WebFile:
-    """One file; see RemoteFiles."""
+    """RemoteFiles with a single file."""
 
     def __init__(self, location: str) -> None:
         parts = urlsplit(location)
@@ -98,8 +98,8 @@ class _WebFile:
                 f"'{self._location}': the server does not report its size; use a server that sends"
                 " Content-Length"
             )
-        # Without an ETag or date, a change of equal size goes unnoticed; downloading the file on every scan
-        # would be worse.
+        # Without an ETag or a date, a new file of the same size goes unnoticed. To download the file on every
+        # scan would be worse.
         return FileEntry(int(length), _identity(answer) or f"size:{length}")
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
@@ -118,7 +118,7 @@ class _WebFile:
 
 
 class _WebArchive(_WebFile):
-    """The files in an archive, which the first scan unpacks to learn what it holds."""
+    """RemoteFiles in an archive. The first scan unpacks the archive to learn what it holds."""
 
     def __init__(self, location: str, kind: str, cache: ContentCache, limits: UnpackLimits) -> None:
         super().__init__(location)
@@ -141,7 +141,7 @@ class _WebArchive(_WebFile):
         return self._below(known[0] if known else self._unpack(entry))
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        """Unpacks the archive again for a file that the cache has lost."""
+        """Unpacks the archive again, because the cache has lost the file."""
         path = f"{self._folder}/{path}" if self._folder else path
         if self._unpack(self.look()).get(path) != FileEntry(entry.size, entry.identity):
             raise Unavailable(
@@ -184,7 +184,7 @@ class _WebArchive(_WebFile):
 
 
 def _identity(answer: WebResponse) -> str:
-    """A text that changes with the file, from the final response's headers; empty without ETag and date."""
+    """A text that changes with the file: its ETag, or else its date; empty if the response has neither."""
     if etag := answer.headers.get("ETag", ""):
         return f"etag:{etag}"
     modified = answer.headers.get("Last-Modified", "")
@@ -196,7 +196,7 @@ def _path(location: str) -> str:
 
 
 def _basic(user: str | None, password: str | None) -> str:
-    """The Authorization header for a URL's user and password; empty without a user."""
+    """The Authorization header for the user and password in a URL; empty if there is no user."""
     if user is None:
         return ""
     return "Basic " + base64.b64encode(f"{unquote(user)}:{unquote(password or '')}".encode()).decode()

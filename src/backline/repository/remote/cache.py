@@ -1,13 +1,14 @@
-"""Remote files on local disk, stored once per content and shared between versions by hard links.
+"""Caches remote files on local disk. Each content is stored once and shared between versions by hard links.
 
     blobs/<2 digits>/<SHA-256>    the contents, read-only
-    index/<key>                   the content of a remote file, by location, path, identity and size
-    trees/<SHA-256>/...           folders to load models from: links to blobs; renamed to this when complete
+    index/<key>                   the SHA-256 of a remote file; the key is made of location, path and identity
+    trees/<SHA-256>/...           folders to load models from, made of links to blobs
     listings/<key>.json           what a location held when it was last reached
     partial/, locks/              work in progress, and its locks
 
-Several processes may share one cache: everything appears by an atomic rename, and long work holds a lock.
-Damage from a crash or a full disk is noticed by size and hash at the next use, and repaired.
+Several processes may share one cache: files and folders are renamed into place when they are complete, and
+long work holds a lock. The next use notices damage from a crash or a full disk by size and hash, and repairs
+it.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from backline.system.file_lock import locked
 
 log = logging.getLogger("backline.repository")
 
-#: Entries unused for this many seconds are removed when a repository is opened.
+#: Opening a repository removes the entries that were not used for this many seconds.
 KEEP_SECONDS = 30 * 24 * 3600
-#: Seconds after which partial files were left by a crash: work in progress is written to all the time.
+#: A partial file to which nothing was written for this many seconds is left from a crash.
 _PARTIAL_SECONDS = 24 * 3600
 _USE_SECONDS = 3600
 _CHUNK = 1 << 20
@@ -45,7 +46,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True, slots=True)
 class CachedContent:
-    """The content of a file in the cache."""
+    """A content in the cache, identified by its hash."""
 
     sha256: str
     size: int
@@ -56,7 +57,7 @@ class Readable(Protocol):
 
 
 class _Remembered(msgspec.Struct, frozen=True):
-    """`seen` is in seconds since 1970; `files` has (size, identity, problem) by path."""
+    """What a location held at `seen`, in seconds since 1970: (size, identity, problem) by path."""
 
     location: str
     seen: float
@@ -65,11 +66,11 @@ class _Remembered(msgspec.Struct, frozen=True):
 
 
 class ContentCache:
-    """The cache described above. Methods block, are thread-safe, and raise BacklineError for OSError."""
+    """The cache described above. Methods may block and are thread-safe. They raise BacklineError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        #: (device, inode) -> (size, modification time, hash) of files that this process has verified.
+        #: Files that this process has verified: (device, inode) -> (size, modification time, hash).
         self._verified: dict[tuple[int, int], tuple[int, int, str]] = {}
         with self.explained("be created"):
             for name in ("blobs", "index", "trees", "listings", "partial", "locks"):
@@ -89,7 +90,6 @@ class ContentCache:
             ) from None
 
     def full(self, what: str, needed: int = 0) -> BacklineError:
-        """The error for a full disk."""
         free = shutil.disk_usage(self.folder).free
         return Unavailable(
             f"the disk of the model cache '{self.folder}' is full, it cannot {what}: "
@@ -98,7 +98,7 @@ class ContentCache:
         )
 
     def check_space(self, needed: int) -> None:
-        """Raises Unavailable when the disk has no room for `needed` more bytes."""
+        """Raises Unavailable if the disk has no room for `needed` more bytes."""
         if needed > shutil.disk_usage(self.folder).free:
             raise self.full("hold the files of the version", needed)
 
@@ -125,11 +125,11 @@ class ContentCache:
             return self._blob(content.sha256).read_bytes()
 
     def path(self, content: CachedContent) -> Path:
-        """The cached file with a content, for reading."""
+        """The file of a content, to be read only."""
         return self._blob(content.sha256)
 
     def take(self, source: Readable, name: str) -> CachedContent:
-        """Stores the bytes of a stream; `name` is for messages."""
+        """Stores the bytes of a stream; `name` is its name in errors."""
         with self.explained(f"store '{name}'"):
             descriptor, partial = tempfile.mkstemp(dir=self.folder / "partial")
             try:
@@ -152,7 +152,7 @@ class ContentCache:
     def store(
         self, partial: Path, content: CachedContent, location: str, path: str, entry: FileEntry
     ) -> None:
-        """Moves the complete file `partial` with this content into the cache."""
+        """Moves the complete file `partial`, which has this content, into the cache."""
         with self.explained(f"store '{path}'"):
             self.store_blob(partial, content)
             name = self.key(location, path, entry)
@@ -169,7 +169,7 @@ class ContentCache:
         self._note(blob, content.sha256)
 
     def key(self, location: str, path: str, entry: FileEntry) -> str:
-        """The name of a remote file in the index and of its lock."""
+        """The name of a remote file in the index, and the name of its lock."""
         return _digest("\0".join((location, path, entry.identity, str(entry.size))))
 
     def _blob(self, sha256: str) -> Path:
@@ -178,14 +178,12 @@ class ContentCache:
     def _indexed(self, location: str, path: str, entry: FileEntry) -> str:
         try:
             text = (self.folder / "index" / self.key(location, path, entry)).read_text("ascii", "replace")
-        except FileNotFoundError:
-            return ""
         except OSError:
-            return ""  # the file is downloaded again; writing it reports the failure
+            return ""  # the file is downloaded again, and a failure to write it is reported
         return text if len(text) == 64 and text.isalnum() else ""
 
     def _intact(self, file: Path, sha256: str, size: int) -> bool:
-        """Whether a file has this content; a process reads it once, and again when size or time changes."""
+        """Whether a file has this content. A process hashes it once, and again if time or size changes."""
         try:
             status = file.stat()
         except FileNotFoundError:
@@ -207,7 +205,7 @@ class ContentCache:
     # -- folders to load models from
 
     def tree(self, files: Mapping[str, CachedContent]) -> Path:
-        """A folder with these files, whose contents are in the cache."""
+        """A folder with these files, by path. Their contents must be in the cache."""
         name = _digest("".join(f"{path}\0{files[path].sha256}\n" for path in sorted(files)))
         tree = self.folder / "trees" / name
         with self.explained("link the files of a version"), self.lock(f"tree-{name}"):
@@ -232,7 +230,7 @@ class ContentCache:
                 file = made / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 _link(self._blob(content.sha256), file)
-            if tree.exists():  # a damaged tree; open files of it stay usable
+            if tree.exists():  # the tree is damaged; files of it that are open stay usable
                 tree.rename(made.with_name(made.name + "-old"))
             made.rename(tree)
         finally:
@@ -246,7 +244,7 @@ class ContentCache:
 
     @contextlib.contextmanager
     def lock(self, name: str, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """A lock by name; see `locked`."""
+        """Holds the lock `name`; see `locked` for `stop`."""
         with contextlib.ExitStack() as held:
             with self.explained("be locked"):
                 held.enter_context(locked(self.folder / "locks" / name, stop))
@@ -266,7 +264,7 @@ class ContentCache:
     # -- records of what locations hold
 
     def remember(self, location: str, files: Mapping[str, FileEntry], source: str = "") -> None:
-        """Records what a location, or the archive `source` at it, holds, for a start without a connection."""
+        """Records what a location, or the archive `source` there, holds: for a start without a connection."""
         plain = {path: (entry.size, entry.identity, entry.problem) for path, entry in files.items()}
         remembered = _Remembered(location, time.time(), plain, source)
         with self.explained("record what a repository holds"):
@@ -310,7 +308,7 @@ class ContentCache:
                 if _older(left, now - _PARTIAL_SECONDS):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             for lock in (self.folder / "locks").iterdir():
-                if _older(lock, now - KEEP_SECONDS):  # no lock is held this long
+                if _older(lock, now - KEEP_SECONDS):  # no process holds a lock for so long
                     lock.unlink(missing_ok=True)
             for noted in (self.folder / "index").iterdir():
                 if (
@@ -344,8 +342,8 @@ def _older(path: Path, moment: float, links: int = 0) -> bool:
 
 
 def _note_use(blob: Path) -> None:
-    """Sets the access time, at most hourly; a changed modification time would mean damage."""
+    """Sets the access time, at most hourly. The modification time stays, as a change would mean damage."""
     status = blob.stat()
     if status.st_atime < time.time() - _USE_SECONDS:
-        with contextlib.suppress(OSError):  # another user's file: links to it protect it
+        with contextlib.suppress(OSError):  # the file of another user is kept as long as it has links
             os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))

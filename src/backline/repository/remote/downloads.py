@@ -1,4 +1,4 @@
-"""Downloads remote files into the cache: once, verified, and resumed after a cut connection."""
+"""Downloads remote files into the cache. It verifies them, and resumes after a lost connection."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,17 +23,17 @@ from backline.system.file_lock import Stopped
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.2
 
-#: Called with the number of bytes received since the last call; negative when bytes must be received again.
+#: A callback for the number of bytes received since the last call; negative if bytes must be received again.
 OnArrived = Callable[[int], None]
 
 
 class Downloads:
-    """Downloads files of one place into the cache. `fetch` blocks, and is called on several threads."""
+    """Downloads files of one place into the cache. `fetch` blocks and may be called on several threads."""
 
     def __init__(self, files: RemoteFiles, cache: ContentCache) -> None:
         self._files = files
         self._cache = cache
-        #: Whether the place's MD5s proved not to be those of the contents (encrypted with customer keys).
+        #: Whether the MD5s of this place have proved not to be those of the contents.
         self._md5_misleads = False
 
     def fetch(
@@ -46,7 +47,7 @@ class Downloads:
             else self._cache.key(location, path, entry)
         )
         with self._cache.lock(key, stop.is_set):
-            # Another thread or process may have fetched it during the wait for the lock.
+            # While this thread waited for the lock, another thread or process may have fetched the file.
             if found := self._cache.find(location, path, entry):
                 on_arrived(entry.size)
                 return found
@@ -70,13 +71,12 @@ class Downloads:
         if self._matches(entry, again):
             return again.content
         if entry.identity.startswith(MD5) and again.content == received.content:
-            # Objects encrypted with customer keys have ETags that only look like MD5s.
+            # The ETag of an object that is encrypted with a customer's key only looks like an MD5.
             self._md5_misleads = True
             return again.content
         raise Unavailable(
             f"'{self._place(path)}' arrived damaged twice: its checksum is not the announced"
-            f" {entry.identity}; "
-            "check the network, and upload it again if that does not help"
+            f" {entry.identity}; check the network, and upload the file again if that does not help"
         )
 
     def _matches(self, entry: FileEntry, received: _Received) -> bool:
@@ -87,7 +87,7 @@ class Downloads:
     def _receive(
         self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event
     ) -> _Received:
-        """Downloads the whole file to `partial`, resuming where a connection was cut."""
+        """Downloads the whole file to `partial`; after a lost connection, it resumes at the same place."""
         with self._cache.explained(f"store '{path}'"), partial.open("wb") as file:
             hashes = _Hashes(entry)
             failures = 0
@@ -142,10 +142,9 @@ class Downloads:
 
 
 class DownloadProgress:
-    """Counts bytes that arrive on threads; reports them on the event loop, one call at a time."""
+    """Counts bytes that arrive on threads, and reports them to `on_bytes` on the event loop."""
 
     def __init__(self, total: int, on_bytes: OnBytes) -> None:
-        """Calls `on_bytes` on the event loop with the bytes present so far, and `total` bytes."""
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._total = total
@@ -160,7 +159,7 @@ class DownloadProgress:
             if self._announced:
                 return
             self._announced = True
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens
+        with contextlib.suppress(RuntimeError):  # the loop has ended, so there is nobody to report to
             self._loop.call_soon_threadsafe(self._tell)
 
     def _tell(self) -> None:
@@ -170,7 +169,7 @@ class DownloadProgress:
         self._on_bytes(here, self._total)
 
     def end(self) -> None:
-        """Reports the final count at once, and nothing afterwards."""
+        """Reports the final count immediately, and nothing afterwards."""
         with self._lock:
             on_bytes, self._on_bytes = self._on_bytes, _say_nothing
             here = self._here
@@ -187,16 +186,16 @@ class _Writable(Protocol):
     def truncate(self) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
 class _Received:
     """A finished download: its content, and the digests to compare with the file's identity."""
 
-    def __init__(self, content: CachedContent, digests: dict[str, str]) -> None:
-        self.content = content
-        self.digests = digests
+    content: CachedContent
+    digests: dict[str, str]
 
 
 class _Hashes:
-    """Computes the digests that a file's identity needs while the file arrives."""
+    """Computes, while a file arrives, the digests that the file's identity can be compared with."""
 
     def __init__(self, entry: FileEntry) -> None:
         self._entry = entry

@@ -1,4 +1,4 @@
-"""The seam to remote files, which object stores, hubs and web servers implement."""
+"""Defines the seam to remote files, which object stores, the hub and web servers implement."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from backline.engine.errors import Unavailable
 from backline.repository.listing import FileEntry
 from backline.repository.names import printable
 
-#: Prefixes of identities that are checksums ("sha256:9f86..."): the content is verified against them. "git"
-#: is git's SHA-1 of a blob.
+#: Prefixes of identities that are checksums, such as "sha256:9f86...", against which contents are verified.
+#: "git:" precedes git's SHA-1 of a blob.
 SHA256, MD5, GIT = "sha256:", "md5:", "git:"
 
-#: The most bytes in each part of a path, which becomes a file name on local disk.
+#: The most bytes in a part of a path: each part becomes a file name on local disk.
 _MAX_PART = 255
 
 
 class Unreachable(Unavailable):
-    """The place cannot be reached, or stopped answering; trying again may help."""
+    """The remote place cannot be reached or has stopped answering. A retry may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The bytes of a file from `start`, which is 0 if the place cannot start in the middle."""
+    """The bytes of a file from `start` on; `start` is 0 if the place cannot start in the middle."""
 
     start: int
     chunks: Iterator[bytes]
 
 
 class RemoteFiles(Protocol):
-    """Files in a remote place. Methods block and are called on several threads at a time.
+    """Files in a remote place. Methods block and may be called on several threads at once.
 
-    They raise Unreachable when trying again may help, another BacklineError when it does not.
+    They raise Unreachable if a retry may help, and another BacklineError if it cannot.
     """
 
     @property
@@ -42,7 +42,7 @@ class RemoteFiles(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the model if the place is a single model."""
+        """The name of the model, if the place is a single model."""
 
     def files(self) -> Mapping[str, FileEntry]:
         """All files by path."""
@@ -54,7 +54,7 @@ class RemoteFiles(Protocol):
 
 
 def name_problem(path: str) -> str:
-    """Why a remote path must not become one on local disk; empty when it may."""
+    """Why a remote path must not become a path on local disk; empty if it may."""
     if not path or path.startswith("/"):
         return "its name is absolute or empty; give it a relative name"
     if "\0" in path:
@@ -72,7 +72,7 @@ def name_problem(path: str) -> str:
 
 
 def checked(location: str, files: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
-    """The files, with a problem set for those whose names cannot exist on local disk."""
+    """The files; those whose path must not, or cannot, exist on local disk have a problem."""
     folders = {path[:cut] for path in files for cut in range(len(path)) if path[cut] == "/"}
     result = {}
     for path, entry in files.items():

@@ -1,4 +1,4 @@
-"""Reads files over HTTP with the standard library; it blocks, and is called on threads."""
+"""Reads files over HTTP with the standard library. Calls block, so they are made on threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIMEOUT_SECONDS: Final = 15
 _CHUNK: Final = 1 << 20
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-#: Statuses other than 5xx after which a retry may succeed.
+#: Statuses below 500 after which a retry may succeed.
 _TRANSIENT: Final = frozenset({408, 425, 429})
 
 
@@ -40,9 +40,10 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class HttpClient:
-    """GET and HEAD on one origin. `authorization` is sent to this origin only, never to one it redirects to.
+    """Sends GET and HEAD to one origin, and follows redirects.
 
-    `denied` is the advice in messages about denied access.
+    `authorization` is sent only to this origin, never to one that it redirects to. `denied` is the advice in
+    errors about denied access.
     """
 
     def __init__(self, url: str, *, authorization: str = "", denied: str = "check its permissions") -> None:
@@ -60,7 +61,7 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         also: Container[int] = (),
     ) -> Iterator[WebResponse]:
-        """The response after redirects. Raises BacklineError unless its status is 2xx or in `also`."""
+        """The response after redirects. Raises BacklineError if its status is neither 2xx nor in `also`."""
         asked = url
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._open(url, method, headers or {})
@@ -78,7 +79,7 @@ class HttpClient:
         )
 
     def open_from(self, url: str, offset: int, check: Callable[[WebResponse], None]) -> Opened:
-        """The body from `offset`, or from 0 if the server cannot resume; `check` may refuse by raising."""
+        """The body from `offset`, or from 0 if the server cannot resume. `check` may refuse the response."""
         stack = contextlib.ExitStack()
         try:
             answer = stack.enter_context(
@@ -110,7 +111,7 @@ class HttpClient:
         try:
             response: http.client.HTTPResponse = self._opener.open(request, timeout=_TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
-            # An error status is a response too, with a readable body.
+            # An HTTPError is itself the response, with a readable body.
             return error  # type: ignore[return-value]
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unreachable(
@@ -159,7 +160,7 @@ def origin(url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """The URL without user, password and query, which may contain a signature."""
+    """The URL without user, password and query; the query may contain a signature."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment))
 

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, or on a server with its HTTP API."""
+"""Reads models from the Hugging Face hub, or from another server with the hub's HTTP API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backline.repository.remote.remote import RemoteRepository
 _HUB = "https://huggingface.co"
 _FORM = "expected hf://owner/repo, hf://owner/repo@revision or hf://owner/repo@revision/path"
 _NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
-#: A page of a listing describes at most 1,000 files, in a few hundred bytes each.
+#: The most bytes in a page of a listing: a page describes at most 1,000 files in a few hundred bytes each.
 _MAX_PAGE = 64 << 20
 _MAX_FILES = 100_000
 _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
@@ -31,9 +31,9 @@ _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 class HuggingFaceRepository(RemoteRepository):
     """The models in hf://owner/repo[@revision][/path].
 
-    A revision is a branch, a tag or a commit, by default "main" (a "/" in it is written "%2F"). HF_TOKEN
-    gives access to private repositories, HF_ENDPOINT names another server. Raises InvalidArgument for an
-    invalid location.
+    A revision is a branch, a tag or a commit; the default is "main", and a "/" in it is written "%2F". The
+    environment variable HF_TOKEN gives access to private repositories, HF_ENDPOINT names another server.
+    Raises InvalidArgument for an invalid location.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class HuggingFaceRepository(RemoteRepository):
 
 
 class HubFiles:
-    """The files of a repository on the hub at one commit; see RemoteFiles."""
+    """RemoteFiles of a repository on the hub, at one commit."""
 
     def __init__(self, location: str, environment: Mapping[str, str] = os.environ) -> None:
         self._location = location
@@ -91,7 +91,7 @@ class HubFiles:
             found = self._tree(folder)
             self._single = False
         except NotFound:
-            # The path may be a file: look for it in its folder.
+            # The path may name a file, which only the listing of its folder shows.
             found = [
                 item
                 for item in self._tree(quote(f"/{self._path}").rpartition("/")[0])
@@ -114,7 +114,7 @@ class HubFiles:
         return files
 
     def _resolve(self) -> str:
-        """The revision's current commit: a listing and its files must come from the same one."""
+        """The revision's current commit: a listing and its files must come from the same commit."""
         url = f"{self._endpoint}/api/models/{self._repo}/revision/{quote(self._revision, safe='')}"
         try:
             found, _ = self._json(url)
@@ -148,7 +148,7 @@ class HubFiles:
         return items
 
     def _json(self, url: str) -> tuple[Any, str]:
-        """The document at an API address, and the address of the next page."""
+        """The document at a URL of the API, and the URL of the next page, if any."""
         with self._client.request(url) as answer:
             body = answer.body.read(_MAX_PAGE + 1)
             following = _NEXT.search(answer.headers.get("Link", ""))
@@ -178,11 +178,11 @@ class HubFiles:
 
 
 def _accept(answer: WebResponse) -> None:
-    """Accepts any response: the content is verified by its hash."""
+    """Accepts any response, because the content will be verified by its hash."""
 
 
 def _entry(item: dict[str, Any]) -> FileEntry:
-    """A file's entry, identified by the SHA-256 of its content if it is large, else by git's hash."""
+    """The entry of a file. A large file is identified by the SHA-256 of its content, others by git's hash."""
     large = item.get("lfs")
     if isinstance(large, dict) and large.get("oid"):
         return FileEntry(
@@ -192,7 +192,7 @@ def _entry(item: dict[str, Any]) -> FileEntry:
 
 
 def _token(environment: Mapping[str, str]) -> str:
-    """HF_TOKEN, else the token that `hf auth login` saved."""
+    """The token in HF_TOKEN, or else the one that `hf auth login` saved; empty without either."""
     if token := environment.get("HF_TOKEN") or environment.get("HUGGING_FACE_HUB_TOKEN"):
         return token.strip()
     home = (

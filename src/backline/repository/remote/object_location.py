@@ -1,4 +1,4 @@
-"""Location and credentials of an object store: from URL, environment and Triton's credentials file."""
+"""Reads an object store's location and credentials from URL, environment and Triton's credentials file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backline.engine.errors import InvalidArgument
 CREDENTIALS_FILE: Final = "TRITON_CLOUD_CREDENTIAL_PATH"
 
 _ENDPOINT: Final = re.compile(r"https?://[^/:@\s]+(:\d{1,5})?")
-#: The advice about credentials in messages, by kind of store.
+#: The advice that errors give about credentials, by kind of store.
 CREDENTIALS: Final = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN) or AWS_PROFILE, "
     "or AWS_SKIP_SIGNATURE=true for a public bucket",
@@ -30,7 +30,7 @@ CREDENTIALS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ObjectLocation:
-    """A bucket or container of a store (`kind` "s3", "gs" or "az"), a prefix in it, and obstore's options."""
+    """A prefix in a bucket or container of a store, and obstore's options. `kind` is "s3", "gs" or "az"."""
 
     kind: str
     bucket: str
@@ -107,7 +107,11 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
 
 
 def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Keys and region from AWS's credentials and config files; empty if they lack the default profile."""
+    """Keys and region of a profile in AWS's credentials and config files.
+
+    Empty if `profile` is empty and the files have no default profile. Raises InvalidArgument if they lack
+    `profile` or cannot be read.
+    """
     name = profile or "default"
     home = Path(environment.get("HOME", "~")).expanduser() / ".aws"
     paths = (
@@ -121,8 +125,8 @@ def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
         "aws_access_key_id": "access_key_id",
         "aws_secret_access_key": "secret_access_key",
         "aws_session_token": "session_token",
+        "region": "region",
     }
-    fields["region"] = "region"
     options: dict[str, Any] = {}
     for path, section in paths:
         parser = configparser.ConfigParser(interpolation=None)
@@ -171,14 +175,14 @@ def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]
         place = f"as://{container}/{prefix}"
     text = environment.get("AZURE_STORAGE_CONNECTION_STRING", "")
     connection = _connection_string(text) if text else {}
-    if connection and account in {"", connection["account_name"]}:  # not for another account
+    if connection and account in {"", connection["account_name"]}:  # it may be for another account
         options |= connection
     elif given := _given("as", place, environment):
         options["account_name"] = given.get("account_str", options.get("account_name", ""))
         options |= (
             {"account_key": given["account_key"]} if given.get("account_key") else {"skip_signature": True}
         )
-    elif asking := environment.get("AZURE_STORAGE_ACCOUNT"):  # the names used by Triton and the Azure CLI
+    elif asking := environment.get("AZURE_STORAGE_ACCOUNT"):  # the name that Triton and the Azure CLI use
         options.setdefault("account_name", asking)
     if key := environment.get("AZURE_STORAGE_KEY"):
         options.setdefault("account_key", key)
@@ -218,7 +222,7 @@ def _connection_string(text: str) -> dict[str, Any]:
 
 
 def _given(kind: str, place: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The entry for a place in Triton's credentials file: the one with the longest matching prefix."""
+    """The entry in Triton's credentials file whose prefix is the longest that `place` starts with."""
     name = environment.get(CREDENTIALS_FILE)
     if not name:
         return {}

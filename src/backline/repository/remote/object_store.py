@@ -1,4 +1,4 @@
-"""Models in an object store: S3 and compatible stores, Google Cloud Storage, Azure Blob Storage."""
+"""Reads models from object stores: S3 and compatible ones, Google Cloud Storage, Azure Blob Storage."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from backline.repository.remote.remote import RemoteRepository
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-#: A store that does not answer is noticed within seconds: serving continues, and the next poll tries again.
+#: These limits notice within seconds that a store does not answer; the next poll tries again.
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 15
 _RETRIES = 2
 _RETRY_SECONDS = 10
-#: The library limits the time of a whole request, but a large file may take any time while bytes arrive.
+#: obstore's limit on the whole time of a request, set far too high to matter: a large file may take long.
 _REQUEST_DAYS = 7
 _CHUNK = 1 << 20
 #: A bucket with more objects than this is not a model repository.
 _MAX_OBJECTS = 200_000
-#: An ETag that is an MD5; that of a multipart upload has a dash.
+#: The form of an ETag that is an MD5; the ETag of a multipart upload has a dash.
 _MD5_ETAG = re.compile(r"[0-9a-f]{32}")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<\n]+)")
-#: Find the cause of "error sending request" in the debugging part of a message.
+#: Patterns that find the cause of "error sending request" in the debugging part of obstore's messages.
 _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
 _CAUSES = (
     re.compile(r'\bmessage: "([^"]+)"'),
     re.compile(r'\berror: "([^"]+)"'),
     re.compile(r"\b(TimedOut)\b"),
 )
-#: Signs of missing credentials: the library then asks the metadata service of the cloud it may be running in.
+#: Signs of missing credentials: without any, obstore asks the metadata service of a cloud, and names its URL.
 _NO_CREDENTIALS = (
     "/latest/api/token",
     "/latest/meta-data",
@@ -57,7 +57,7 @@ _NOT_THERE = ("NoSuchBucket", "ContainerNotFound")
 
 
 class ObjectStoreRepository(RemoteRepository):
-    """The models below a prefix of a bucket; see `parse_location` for forms of the URL, and errors."""
+    """The models below a prefix of a bucket; see `parse_location` for the forms of the URL and its errors."""
 
     def __init__(
         self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None
@@ -66,7 +66,7 @@ class ObjectStoreRepository(RemoteRepository):
 
 
 class ObjectFiles:
-    """The objects below a prefix, or the one object that the prefix names; see RemoteFiles."""
+    """RemoteFiles with the objects below a prefix, or with the one object that the prefix names."""
 
     def __init__(self, location: str) -> None:
         self._place = parse_location(location)
@@ -97,7 +97,7 @@ class ObjectFiles:
                         f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; name the prefix in the"
                         f" {self._bucket} that has models"
                     )
-        # Tools that show folders store them as empty objects.
+        # Tools that show folders store a folder as an empty object, which is not a file.
         folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}
         files = {
             path: entry for path, entry in files.items() if path and not (entry.size == 0 and path in folders)
@@ -143,7 +143,7 @@ class ObjectFiles:
                 yield bytes(chunk)
 
     def close(self) -> None:
-        """Does nothing: garbage collection of the store closes its connections."""
+        """Does nothing: the store closes its connections when it is garbage-collected."""
 
     @property
     def _bucket(self) -> str:
@@ -151,7 +151,7 @@ class ObjectFiles:
 
     @contextlib.contextmanager
     def _explained(self, key: str) -> Iterator[None]:
-        """Turns the library's errors into BacklineErrors that say what to do."""
+        """Turns errors of obstore into BacklineErrors that say what to do."""
         import obstore.exceptions as obstore_errors
 
         try:
@@ -264,7 +264,7 @@ def _entry(found: Any) -> FileEntry:
     etag = (found["e_tag"] or "").strip('"')
     if _MD5_ETAG.fullmatch(etag):
         return FileEntry(found["size"], MD5 + etag)
-    # Without an ETag, the time shows changes at least a second apart.
+    # Without an ETag, the modification time serves; it distinguishes changes that are a second apart.
     return FileEntry(
         found["size"],
         f"etag:{etag}" if etag else f"modified:{found['last_modified'].replace(microsecond=0).isoformat()}",
@@ -272,5 +272,5 @@ def _entry(found: Any) -> FileEntry:
 
 
 def _last_line(text: str) -> str:
-    """The reason in a message of the library, without the queries of URLs, which may contain signatures."""
+    """The reason in a message of obstore, without the queries of URLs, which may contain signatures."""
     return re.sub(r"\?\S+", "", text.strip().rpartition("\n")[2].rpartition(" - ")[2]).strip()

@@ -1,4 +1,4 @@
-"""A remote repository: its files are listed remotely, kept in the local cache, and loaded from there."""
+"""Implements a remote repository: lists files at the remote place, and loads them through the local cache."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from backline.system.file_lock import Stopped
 log = logging.getLogger("backline.repository")
 T = TypeVar("T")
 
-#: The most parallel downloads of one repository: one rarely fills the line, and many slow each other down.
+#: The most parallel downloads of a repository: one rarely fills the link, and too many slow each other down.
 PARALLEL = 8
 _THREADS = 4
-#: The files that a scan reads are small; larger ones are not fetched in advance.
+#: Files up to this size, in bytes, that a scan will read are fetched in advance.
 _SMALL = 1 << 20
 _READ_AT_SCAN = (".pbtxt", ".toml", "model-settings.json", "settings.json", ".config")
-#: Seconds between marking the cached folders in use, far below the cache's KEEP_SECONDS.
+#: Seconds after which the trees in use are marked as used again, far below the cache's KEEP_SECONDS.
 _KEEP_SECONDS = 3600.0
-#: Seconds between records that a place was reached, while its files stay the same.
+#: While files stay the same, that the place was reached is recorded again only after this many seconds.
 _REMEMBER_SECONDS = 60.0
-#: Seconds between warnings that a place has been unreachable since the start.
+#: Seconds between two warnings that the place has been unreachable since the start.
 _WARN_SECONDS = 600.0
 
 
 class RemoteRepository:
-    """The models of a remote place; see Repository. Blocking work runs on its own threads."""
+    """The repository at a remote place. Blocking work runs on threads that it owns."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class RemoteRepository:
         self._configs = configs or ConfigFiles()
         self._downloads = Downloads(files, cache)
         self._transfers = ThreadPoolExecutor(PARALLEL, thread_name_prefix="download")
-        #: For work that must not wait for downloads: scans, and versions already in the cache.
+        #: Threads for work that must not wait for downloads: scans, and versions that are in the cache.
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="repository")
         self._scans = threading.Lock()
         self._closing = threading.Event()
@@ -66,7 +66,7 @@ class RemoteRepository:
         self._trees: set[Path] = set()
         self._kept = time.monotonic()
         self._known: Known = {}
-        #: The files of the last scan and the models in them, if every file could be read.
+        #: The files of the last scan and the models in them; None if a file could not be read.
         self._last: tuple[Mapping[str, FileEntry], list[FoundModel]] | None = None
         self._reached = False
         self._remembered_at = 0.0
@@ -130,7 +130,7 @@ class RemoteRepository:
         return files
 
     def _remembered(self, error: Unreachable) -> Mapping[str, FileEntry]:
-        """What the place held when it was last reached. Raises `error` if there is no record."""
+        """The files that the place held when it was last reached. Raises `error` if there is no record."""
         found = self._cache.recall(self.location)
         if found is None:
             raise error
@@ -144,7 +144,7 @@ class RemoteRepository:
         return files
 
     def _read_ahead(self, files: Mapping[str, FileEntry]) -> None:
-        """Fetches in parallel the files that the scan is about to read; the scan reports failures."""
+        """Fetches the files that the scan will read, in parallel. The scan will report failures."""
         missing = [
             path
             for path, entry in files.items()
@@ -181,7 +181,7 @@ class RemoteRepository:
 
     @contextlib.contextmanager
     def _lenient(self) -> Iterator[None]:
-        """Logs a failure of the cache instead of raising it, in work that is not essential."""
+        """Logs a failure of the cache instead of raising it, for work that is not essential."""
         try:
             yield
         except BacklineError as error:
@@ -223,7 +223,7 @@ class RemoteRepository:
     async def _fetch_all(
         self, files: Mapping[str, FileEntry], progress: DownloadProgress, stop: threading.Event
     ) -> dict[str, CachedContent]:
-        """The contents of all files, or the first failure once the other downloads have stopped."""
+        """The contents of all files. Raises the first failure after the other downloads have stopped."""
 
         def fetch(path: str, entry: FileEntry) -> CachedContent:
             try:
@@ -254,7 +254,7 @@ class RemoteRepository:
     # -- polling and closing
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields every `interval` seconds: stores do not report changes, and an idle scan is one request."""
+        """Yields every `interval` seconds, as stores do not report changes; an idle scan is one request."""
         while not self._closed.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closed.wait(), interval)
@@ -284,7 +284,7 @@ class RemoteRepository:
 
 
 class _Either(threading.Event):
-    """An event that is set when either of two others is."""
+    """An event that counts as set when either of two other events is."""
 
     def __init__(self, one: threading.Event, other: threading.Event) -> None:
         super().__init__()
@@ -299,7 +299,7 @@ class _Either(threading.Event):
 
 
 def _ignore(count: int) -> None:
-    """Discards progress."""
+    """Ignores progress."""
 
 
 def _age(seconds: float) -> str:

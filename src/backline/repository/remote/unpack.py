@@ -1,4 +1,4 @@
-"""Reads untrusted archives: checks names, kinds and sizes of members before a byte is stored."""
+"""Reads untrusted archives. Names, kinds and sizes of members are checked before a byte is stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from backline.repository.names import printable
 from backline.repository.remote.cache import Readable
 from backline.repository.remote.files import name_problem
 
-#: The suffixes of archives, and tarfile's names for the compression of tar files.
+#: The suffixes of archives and their kinds: zip, or the compression of a tar file.
 ARCHIVES: Final = {
     ".zip": "zip",
     ".tar": "",
@@ -30,7 +30,7 @@ ARCHIVES: Final = {
     ".tar.xz": "xz",
     ".tar.zst": "zst",
 }
-#: The most bytes in a member's headers, its name included; larger ones are an attack on memory.
+#: The most bytes in the headers of a member, including its name; larger headers are an attack on memory.
 _MAX_HEADER: Final = 1 << 20
 _DAMAGED: Final = (
     tarfile.TarError,
@@ -46,9 +46,9 @@ _DAMAGED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class UnpackLimits:
-    """What an archive may unpack to: at most `files` members and `size` bytes.
+    """The limits on what an archive may unpack to: at most `files` members and `size` bytes.
 
-    Above `harmless` bytes, they must be at most `ratio` times the size of the archive.
+    If the bytes exceed `harmless`, they must also be at most `ratio` times the size of the archive.
     """
 
     files: int = 100_000
@@ -62,7 +62,7 @@ class UnpackLimits:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in an archive; read `content` before the next member."""
+    """A regular file in an archive. Its `content` must be read before the next member is requested."""
 
     path: str
     size: int
@@ -70,17 +70,17 @@ class Member:
 
 
 def archive_kind(path: str) -> str | None:
-    """The kind of archive by its suffix, from ARCHIVES; None if the file is not an archive."""
+    """The kind of an archive, by the suffix of its path; None if the file is not an archive."""
     lower = path.lower()
     return next((kind for suffix, kind in ARCHIVES.items() if lower.endswith(suffix)), None)
 
 
 def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Iterator[Member]:
-    """The regular files in an archive, one by one; `place` is its name in messages.
+    """Yields the regular files in an archive; `place` is the name of the archive in errors.
 
-    Raises InvalidArgument, naming the member, for a name that is absolute, leads outside or repeats another
-    (ignoring case), for links, devices and encryption, for more than `limits` allow, and for a damaged
-    archive.
+    Raises InvalidArgument, which names the member, if a name is absolute, leads outside or repeats another
+    (ignoring case), for links, devices and encrypted members, if the archive exceeds `limits`, or if it is
+    damaged.
     """
     names = _Names(place, limits, limits.bytes_of(archive.stat().st_size))
     with _explained(place):
@@ -89,7 +89,7 @@ def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Itera
 
 @contextlib.contextmanager
 def _explained(place: str) -> Iterator[None]:
-    """Turns the errors that the unpacking libraries raise for damage into InvalidArgument."""
+    """Turns errors that the unpacking libraries raise for a damaged archive into InvalidArgument."""
     try:
         yield
     except BacklineError:
@@ -105,7 +105,7 @@ def _explained(place: str) -> Iterator[None]:
 
 
 class _Content:
-    """The content of a member; damage shows when it is read."""
+    """The content of a member. Reading it raises InvalidArgument if it is damaged."""
 
     def __init__(self, stream: IO[bytes], place: str) -> None:
         self._stream = stream
@@ -125,7 +125,7 @@ class _Names:
         self._members = 0
         self._left = size
         self._size = size
-        #: By case-folded name: on many disks, names that differ only in case are one file.
+        #: Paths by their case-folded form: on many disks, names that differ only in case are one file.
         self._seen: dict[str, str] = {}
 
     def error(self, name: str, reason: str) -> InvalidArgument:
@@ -171,7 +171,7 @@ class _Names:
 def _zip_members(archive: Path, names: _Names) -> Iterator[Member]:
     with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():
-            name = info.orig_filename  # zipfile cuts `filename` at a NUL
+            name = info.orig_filename  # `filename` ends at the first NUL
             if info.is_dir():
                 names.accept_folder(name)
                 continue
@@ -240,7 +240,7 @@ class _Forward:
         self.allow_header()
 
     def allow_header(self) -> None:
-        """Allows reads of _MAX_HEADER more bytes, in any number of steps: all headers of a member."""
+        """Allows tarfile to read _MAX_HEADER more bytes, which must hold all headers of a member."""
         self._left = _MAX_HEADER
 
     def read(self, size: int = -1) -> bytes:

@@ -94,9 +94,7 @@ def _bytes_of(tensor: Tensor) -> int:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """A copy of an output, which may be part of a large batch and keep that alive, or be changed by its
-    receiver.
-    """
+    """Copies an output, because the original may keep a large batch in memory and may be changed later."""
     own = np.array(tensor.data, order="C")
     own.flags.writeable = False
     return read_only(Tensor(tensor.name, tensor.datatype, tensor.shape, own))

@@ -1,6 +1,4 @@
-"""Identical requests in flight: the key that identifies them, and the run they share. Plain data, no
-clock.
-"""
+"""Identical requests in flight: the key that identifies them, and the run that they share."""
 
 from __future__ import annotations
 
@@ -40,11 +38,8 @@ class RequestKeys:
             tensor = inputs[name]
             data = encode_tensor(tensor)
             # Each part is preceded by its length, so that different requests never give the same bytes.
-            digest.update(
-                f"{name!r}:{tensor.datatype.name}:{tensor.shape}:{len(data)}|".encode(
-                    "utf-8", "surrogatepass"
-                )
-            )
+            head = f"{name!r}:{tensor.datatype.name}:{tensor.shape}:{len(data)}|"
+            digest.update(head.encode("utf-8", "surrogatepass"))
             digest.update(data)
         parameters = ticket.request.parameters
         if ticket.request.outputs is not None or parameters:
@@ -62,7 +57,7 @@ def input_bytes(ticket: Ticket) -> int:
 
 
 class Flight(Owner):
-    """Requests with one key: looked up, then run as one (`run`). Times are of time.monotonic_ns()."""
+    """Requests with the same key, which share one lookup and one `run`. Times are of time.monotonic_ns()."""
 
     __slots__ = (
         "_leave",
@@ -82,11 +77,12 @@ class Flight(Owner):
         self.key = b""
         self.waiting = [ticket]
         self.began_ns = now_ns
-        #: How long the lookup took.
+        #: How long the lookup took, in nanoseconds.
         self.lookup_ns = 0
         self.run: Ticket | None = None
-        #: Whether its request is still being submitted, and the error that refused it.
+        #: Whether `submit` has yet to return for the first request.
         self.submitting = True
+        #: The error with which `submit` refuses the first request, if any.
         self.refusal: BacklineError | None = None
         #: Timers that expire requests at their deadlines.
         self.timers: dict[Ticket, TimerHandle] = {}
@@ -96,7 +92,7 @@ class Flight(Owner):
 
     @property
     def waits(self) -> bool:
-        """Whether its run has not started yet."""
+        """Whether the shared run has yet to start."""
         return self.run is None or self.run.state is QUEUED
 
     def admits(self, ticket: Ticket, settings: QueueSettings) -> bool:

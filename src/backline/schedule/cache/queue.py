@@ -57,6 +57,8 @@ class CachedQueue:
         self._name = name
         self._version = version
         self._loop = loop
+        #: Whether the model is decoupled, so that no request is looked up.
+        self._decoupled = False
         self._flights: dict[bytes, Flight] = {}
         #: Flights replaced by one of a higher priority, which accept no more requests.
         self._passed: set[Flight] = set()
@@ -77,7 +79,7 @@ class CachedQueue:
 
         Raises Unavailable if the queue is full.
         """
-        if ticket.request.sequence is not None or ticket.takes_many:
+        if ticket.request.sequence is not None or self._decoupled:
             self._queue.submit(ticket)
             return
         flight = Flight(ticket, monotonic_ns(), self._leave)
@@ -95,9 +97,14 @@ class CachedQueue:
         if flight.refusal is not None:
             raise flight.refusal
 
-    def answer_for(self, keys: RequestKeys) -> None:
-        """Switches to other keys, so that earlier responses are no longer found."""
+    def answer_for(self, keys: RequestKeys, *, decoupled: bool) -> None:
+        """Switches to other keys, so that earlier responses are no longer found.
+
+        `decoupled` says whether the model gives any number of responses from now on. Then the cache, which
+        keeps one response per request, is not used.
+        """
         self._keys = keys
+        self._decoupled = decoupled
 
     async def drain(self, limit: float) -> None:
         """Waits for pending lookups, which take no longer than the cache's timeouts, and drains the queue."""
@@ -200,7 +207,7 @@ class CachedQueue:
             return
         self._forget(flight)
         began = monotonic_ns()
-        # responses with parameters are not cached: parameters belong to the run
+        # Responses with parameters are not cached, because parameters belong to the run.
         if flight.key and not response.parameters:
             self._cache.insert(flight.key, response.outputs)
         now = monotonic_ns()
@@ -221,13 +228,8 @@ class CachedQueue:
     def _response(
         self, ticket: Ticket, outputs: Sequence[Tensor], run: InferResponse | None = None
     ) -> InferResponse:
-        return InferResponse(
-            self._name,
-            self._version,
-            ticket.request.id,
-            list(outputs),
-            None if run is None else run.parameters,
-        )
+        parameters = None if run is None else run.parameters
+        return InferResponse(self._name, self._version, ticket.request.id, list(outputs), parameters)
 
     # cancelled and expired requests
 
@@ -246,7 +248,7 @@ class CachedQueue:
 
     def _too_late(self, flight: Flight, ticket: Ticket) -> None:
         flight.timers.pop(ticket, None)
-        # a started run completes it; a request that has yet to be queued is checked by the queue
+        # A run that has started completes the request; the queue checks a request that has yet to enter it.
         if not flight.waits or (flight.run is None and len(flight.waiting) == 1):
             return
         flight.waiting.remove(ticket)

@@ -71,11 +71,8 @@ class RedisCache:
             raise InvalidArgument(
                 "a response cache in Redis needs the package redis: pip install 'backline[redis]'"
             ) from None
-        certificates: dict[str, Any] = (
-            {"ssl_certfile": options.cert, "ssl_keyfile": options.key, "ssl_ca_certs": options.cacert}
-            if options.tls
-            else {}
-        )
+        given = {"ssl_certfile": options.cert, "ssl_keyfile": options.key, "ssl_ca_certs": options.cacert}
+        certificates: dict[str, Any] = given if options.tls else {}
         pool = BlockingConnectionPool(
             max_connections=options.pool_size,
             timeout=options.wait_timeout,
@@ -169,11 +166,8 @@ class RedisCache:
             return decode_entry(key, raw)
         except DamagedEntry as error:
             if not self._damaged:  # log once: if one entry is damaged, others may be too
-                log.warning(
-                    "the response cache at %s has an entry that cannot be read; ignoring it: %s",
-                    self._where,
-                    error,
-                )
+                text = "the response cache at %s has an entry that cannot be read and is ignored: %s"
+                log.warning(text, self._where, error)
             self._damaged = True
             return None
 
@@ -183,7 +177,7 @@ class RedisCache:
             log.warning(
                 "the response cache at %s does not respond; requests run without it: %s", self._where, why
             )
-        elif not self._trying:  # other operations that were in progress at the failure
+        elif not self._trying:  # the operation was in progress when another one failed
             return
         self._trying = False
         self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)

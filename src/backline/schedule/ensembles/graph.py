@@ -14,11 +14,10 @@ from backline.engine.values.tensor import Tensor
 
 @dataclass(frozen=True, slots=True)
 class StepModel:
-    """What an ensemble knows about the model of a step: whether it is decoupled, and the ranks of its
-    tensors.
+    """What an ensemble knows about the model of a step.
 
-    `ranks` include the batch dimension, which exists if `batched`. They are empty if the model has not been
-    loaded yet.
+    `ranks` has the number of dimensions of each tensor, including the batch dimension if the model is
+    `batched`; empty if the model has not been loaded yet.
     """
 
     decoupled: bool = False
@@ -43,14 +42,14 @@ class StepModel:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A step to run. `outputs` are those needed from its model, as pairs (the model's name, the ensemble's
-    tensor).
+    """A step to run, and what is needed from its model.
 
-    `index` is the step's place in the configuration. `names` are the model outputs to request, `targets` maps
-    them to tensors of the ensemble, and `answers` counts those that are outputs of the ensemble. `inputs` has
-    the ensemble's tensor for each input. `followers` lists the steps (by number in the plan) that wait for
-    this one, and for how many of its tensors. `level` is the number of decoupled steps before it: a step at
-    level 0 runs once, a step after a decoupled one runs for each of its responses.
+    `index` is the step's place in the configuration. `names` are the model's outputs to request; `targets`
+    maps them to tensors of the ensemble, `outputs` lists the same pairs, and `answers` counts those that are
+    outputs of the ensemble. `inputs` pairs each input of the model with a tensor of the ensemble. `followers`
+    lists the steps (by number in the plan) that wait for this one, and for how many of its tensors. `level`
+    is the number of decoupled steps before this one: a step at level 0 runs once, a step after a decoupled
+    one runs for each response of that one.
     """
 
     index: int
@@ -127,6 +126,7 @@ def plan_ensemble(
     for index in indexes:
         step = ensemble.steps[index]
         asked = {name: tensor for name, tensor in step.outputs.items() if tensor in needed_tensors}
+        followers = Counter(number for tensor in asked.values() for number in consumers.get(tensor, ()))
         chosen.append(
             PlannedStep(
                 index,
@@ -135,31 +135,21 @@ def plan_ensemble(
                 names=tuple(asked),
                 targets=asked,
                 inputs=tuple(step.inputs.items()),
-                followers=tuple(
-                    sorted(
-                        Counter(
-                            number for tensor in asked.values() for number in consumers.get(tensor, ())
-                        ).items()
-                    )
-                ),
+                followers=tuple(sorted(followers.items())),
                 answers=sum(tensor in outputs for tensor in asked.values()),
                 level=max(levels.get(tensor, 0) for tensor in step.inputs.values()),
                 decoupled=index in decoupled,
             )
         )
     waits = tuple(map(len, awaited))
+    chain = [number for number, planned in enumerate(chosen) if planned.decoupled]
     return EnsemblePlan(
         tuple(chosen),
         waits,
         tuple(planned for planned, count in zip(chosen, waits, strict=True) if not count),
         {tensor: tuple(numbers) for tensor, numbers in consumers.items()},
         tuple(outputs),
-        tuple(
-            sorted(
-                (number for number, planned in enumerate(chosen) if planned.decoupled),
-                key=lambda number: chosen[number].level,
-            )
-        ),
+        tuple(sorted(chain, key=lambda number: chosen[number].level)),
         sum(tensor in made for tensor in outputs),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from backline.engine.values.tensor import Tensor
 from backline.schedule.ensembles.graph import EnsemblePlan
@@ -34,26 +35,25 @@ class Round:
         self.lacks = plan.made
 
 
+@dataclass(slots=True, eq=False)
 class _Rounds:
-    """The rounds of a level: how many have begun, how many are open, and whether more will follow."""
+    """The rounds of a level: how many have begun, how many are open, and whether no more will follow."""
 
-    __slots__ = ("closed", "made", "open")
-
-    def __init__(self) -> None:
-        self.made = 0
-        self.open = 0
-        self.closed = False
+    made: int = 0
+    open: int = 0
+    closed: bool = False
 
 
+@dataclass(slots=True, eq=False)
 class _InTurn:
-    """The rounds that a decoupled step still has to run, one after the other."""
+    """The rounds that a decoupled step still has to run, one after the other.
 
-    __slots__ = ("busy", "early", "number")
+    `number` is the round that is `busy` or comes next; `early` has later rounds whose inputs are available.
+    """
 
-    def __init__(self) -> None:
-        self.number = 0
-        self.busy = False
-        self.early: dict[int, Round] = {}
+    number: int = 0
+    busy: bool = False
+    early: dict[int, Round] = field(default_factory=dict)
 
 
 class EnsembleProgress:

@@ -1,6 +1,4 @@
-"""The queue of an ensemble. Each request becomes requests to other models, once their inputs are
-available.
-"""
+"""The queue of an ensemble, in which each request becomes requests to other models."""
 
 from __future__ import annotations
 
@@ -51,16 +49,16 @@ class EnsembleQueue:
         self.turn = turn or Turn()
         self.statistics = statistics
         #: The call statistics of each step.
-        self.calls = tuple(statistics.calls_of(step.model) for step in ensemble.steps)
+        self.calls = tuple(statistics.calls[step.model] for step in ensemble.steps)
         self.models: tuple[StepModel, ...] = (StepModel(),) * len(ensemble.steps)
         self.max_inflight = ensemble.max_inflight or _MAX_INFLIGHT
-        #: The ensemble described like the model of a step, to adapt its outputs.
+        #: The ensemble, described like the model of a step, so that its outputs can be adapted like a step's.
         self.itself = StepModel(
             batched=batched, ranks={spec.name: len(spec.shape) for spec in signature.outputs}
         )
         self._ensemble = ensemble
         self._outputs = tuple(spec.name for spec in signature.outputs)
-        #: Whether only some of its models have batches, so that tensors must be adapted.
+        #: Whether only some of the models have a batch dimension, so that tensors must be adapted.
         self.mixed = False
         self._decoupled: frozenset[int] = frozenset()
         #: For each set of requested outputs, the class that runs such requests, and their plan.
@@ -89,9 +87,8 @@ class EnsembleQueue:
         """Starts the first steps of a request. Raises BacklineError if one is refused at once, for example
         by a full queue.
         """
-        kind, plan = self._plans.get(ticket.request.outputs or self._outputs) or self._plan(
-            ticket.request.outputs or self._outputs
-        )
+        outputs = ticket.request.outputs or self._outputs
+        kind, plan = self._plans.get(outputs) or self._plan(outputs)
         run = kind(self, ticket, plan)
         self._runs.add(run)
         run.start()

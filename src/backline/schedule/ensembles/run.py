@@ -1,4 +1,4 @@
-"""One request on its way through an ensemble: and the runs that have no decoupled steps."""
+"""One request on its way through an ensemble: the base of all runs, and runs without decoupled steps."""
 
 from __future__ import annotations
 
@@ -88,12 +88,10 @@ class EnsembleRun(Owner):
         outputs = []
         for name in self._plan.outputs:
             tensor = tensors.get(name)
-            if tensor is not None:
-                outputs.append(
-                    queue.itself.fit(name, tensor)
-                    if queue.mixed
-                    else Tensor(name, tensor.datatype, tensor.shape, tensor.data)
-                )
+            if tensor is not None and queue.mixed:
+                outputs.append(queue.itself.fit(name, tensor))
+            elif tensor is not None:
+                outputs.append(Tensor(name, tensor.datatype, tensor.shape, tensor.data))
         return InferResponse(queue.name, queue.version, self._ticket.request.id, outputs)
 
     def _finish(self, response: InferResponse | None) -> None:
@@ -154,9 +152,7 @@ class EnsembleRun(Owner):
         self._queue.ended(self)
 
     def _failed(self, ticket: Ticket, planned: PlannedStep, error: BacklineError) -> BacklineError:
-        """Counts the failure of a step. Returns its error, extended by the ensemble (in Triton's words)
-        and model.
-        """
+        """Counts the failure of a step. Returns its error, which then names the ensemble and the model."""
         self._queue.calls[planned.index].fail.add(1, monotonic_ns() - ticket.request.arrived_ns)
         model = planned.step.model
         reason = error.message if f"'{model}'" in error.message else f"model '{model}': {error.message}"
@@ -183,8 +179,7 @@ class UnaryRun(EnsembleRun):
             if self._over:
                 return
             self._submit(planned)
-        # all requested outputs are inputs
-        if not self._left:
+        if not self._left:  # all requested outputs are inputs of the ensemble
             self._finish(self._response(self._tensors))
 
     def _submit(self, planned: PlannedStep) -> None:
@@ -203,7 +198,7 @@ class UnaryRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             tensor = tensors.get(source)
-            # None is an optional input of the ensemble; the step's model checks whether it is required
+            # None is an optional input of the ensemble. The step's model checks whether it is required.
             if tensor is not None:
                 inputs[name] = Tensor(name, tensor.datatype, tensor.shape, tensor.data)
         return inputs

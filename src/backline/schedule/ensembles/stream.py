@@ -68,7 +68,7 @@ class StreamRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             given = begun.tensors.get(source)
-            # None is an optional input of the ensemble; the step's model checks whether it is required
+            # None is an optional input of the ensemble. The step's model checks whether it is required.
             if given is not None:
                 inputs[name] = (
                     model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)

@@ -149,8 +149,8 @@ def _bucket(size: int) -> int:
 #: The fraction of batches that should end no later than expected plus the margin.
 _SURE = 0.995
 #: The fraction of the objective that a batch may take. At half, every request that arrives during a run can
-#: be served by the next one. Under overload, longer batches serve more requests: those arriving late in a
-#: run.
+#: be served by the next run. Longer batches have a higher throughput under overload, but only requests that
+#: arrive late in a run can be served by the next one.
 _LEAST_SHARE, _MOST_SHARE, _SHARE_STEP = 0.5, 0.85, 0.01
 #: A batch counts as full from this fraction of the usual size.
 _FULL = 0.9
@@ -235,19 +235,6 @@ def item_size(ticket: Ticket) -> int:
 class BatchSizing:
     """Learns from past batches how large the next ones should be to complete within `objective` seconds."""
 
-    __slots__ = (
-        "_joined",
-        "_longest",
-        "_max_items",
-        "_objective",
-        "_outlook",
-        "_share",
-        "margin",
-        "planned",
-        "refused",
-        "usual",
-    )
-
     def __init__(self, objective: float, outlook: Outlook) -> None:
         self._objective = objective
         self._outlook = outlook
@@ -258,7 +245,7 @@ class BatchSizing:
         self.refused = False
         #: The Line that the current plan is for; None between a batch and the next request.
         self.planned: Line | None = None
-        #: The items of the largest batch that leaves requests arriving during its run time for another one.
+        #: The most items that a batch has unless its first request has time for more.
         self.usual = 1
         #: By how many seconds responses may be late.
         self.margin = 0.0

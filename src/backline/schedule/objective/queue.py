@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import inf
 
 from backline.engine.ticket import Owner, Ticket, release_all
@@ -12,17 +13,15 @@ from backline.schedule.queues.priority import Levels
 from backline.schedule.queues.queue import QueueSettings, limit_wait, nobody_asks, waited_too_long
 
 
+@dataclass(slots=True, eq=False)
 class DueList:
-    """The requests of one level, sorted by when they are due (`dues`, in seconds), and their items."""
+    """The requests of one level, sorted by when they are due (`dues`, in seconds), and their `items`."""
 
-    __slots__ = ("dues", "items", "limit", "rank", "waiting")
-
-    def __init__(self, rank: int, limit: float) -> None:
-        self.rank = rank
-        self.limit = limit
-        self.waiting: list[Ticket] = []
-        self.dues: list[float] = []
-        self.items = 0
+    rank: int
+    limit: float
+    waiting: list[Ticket] = field(default_factory=list)
+    dues: list[float] = field(default_factory=list)
+    items: int = 0
 
     def add(self, ticket: Ticket, due: float) -> None:
         if not self.dues or due >= self.dues[-1]:
@@ -60,17 +59,6 @@ class ObjectiveQueue(Owner):
     run: it may be wrong, and only a run can correct it.
     """
 
-    __slots__ = (
-        "_levels",
-        "_objective",
-        "_outlook",
-        "_settings",
-        "_size",
-        "_sizing",
-        "expired",
-        "on_left",
-    )
-
     def __init__(self, settings: QueueSettings, objective: float, outlook: Outlook) -> None:
         self._settings = settings
         self._objective = objective
@@ -86,7 +74,7 @@ class ObjectiveQueue(Owner):
         return self._size
 
     def due(self, ticket: Ticket) -> float:
-        """When a request is due."""
+        """When a request is due, by time.monotonic()."""
         due = ticket.request.arrived_ns / 1e9 + self._objective
         deadline = ticket.deadline
         return due if deadline is None or deadline > due else deadline
@@ -118,13 +106,10 @@ class ObjectiveQueue(Owner):
             after = own.items * (len(own.dues) - bisect_right(own.dues, due)) // len(own.dues)
         size = ticket.batch_size
         late = finish(line, free, ahead - after, size, usual=sizing.usual, first=first) + sizing.margin - due
-        # the new request must not make those after it late
+        # The new request must not make those after it late.
         if after and own is not None and late <= 0:
-            late = (
-                finish(line, free, ahead, size, usual=sizing.usual, first=first)
-                + sizing.margin
-                - own.dues[-1]
-            )
+            last = finish(line, free, ahead, size, usual=sizing.usual, first=first)
+            late = last + sizing.margin - own.dues[-1]
         if late > 0:
             sizing.refused = True
         return late
@@ -173,7 +158,7 @@ class ObjectiveQueue(Owner):
         return taken, items
 
     def _limit(self, level: DueList, now: float, max_items: int) -> int:
-        """The maximum size of the next batch."""
+        """The maximum number of items in the next batch."""
         line = self._outlook.latency.line(item_size(level.waiting[0]))
         dues = level.dues
         sizing = self._sizing
@@ -182,7 +167,7 @@ class ObjectiveQueue(Owner):
         left = dues[0] - now
         limit = line.largest(left, max_items)
         if limit < wanted and limit < len(dues):
-            # A small batch would serve the first requests in time: would the remaining ones still be, too?
+            # A smaller batch would be in time for the first requests. Would a second one be for the others?
             if limit and dues[limit] >= now + line.seconds(limit) + line.seconds(
                 min(wanted, level.items - limit)
             ):

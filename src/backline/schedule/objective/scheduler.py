@@ -88,7 +88,7 @@ class ObjectiveScheduler(Scheduler):
         super()._vacated(instance, batch)
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        vacated = batch.beside_loop and batch.on_vacated is None
+        vacated = batch.off_loop and batch.on_vacated is None
         expected = None if vacated else self._outlook.ended(instance)
         learns = (
             expected is not None
@@ -113,10 +113,8 @@ class ObjectiveScheduler(Scheduler):
     def _too_late(self, ticket: Ticket, late: float) -> Unavailable:
         """The error for a request that would be `late` seconds late."""
         bound = f"its objective of {self._objective * 1000:g} ms"
-        if (
-            ticket.deadline is not None
-            and ticket.deadline < ticket.request.arrived_ns / 1e9 + self._objective
-        ):
+        due = ticket.request.arrived_ns / 1e9 + self._objective
+        if ticket.deadline is not None and ticket.deadline < due:
             bound = "the deadline of the request"
         late = max(late, 0.001)
         message = f"model '{self._name}' is too busy to respond within {bound}, try again in {late:.2g} s"

@@ -1,4 +1,4 @@
-"""The queues of a model: PlainQueue, and PriorityQueue for priority levels or requests kept when late."""
+"""The queues of a model: PlainQueue, or PriorityQueue with levels or if late requests stay queued."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Levels(dict[Any, L], Generic[L]):
     def __init__(self, make: Callable[[Any], L]) -> None:
         super().__init__()
         self._make = make
-        #: Sorted by rank, the lowest first.
+        #: The levels, sorted by rank, the lowest first.
         self.ordered: list[L] = []
 
     def __missing__(self, rank: Any) -> L:

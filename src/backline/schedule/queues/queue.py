@@ -101,17 +101,15 @@ def waited_too_long(ticket: Ticket, policy: QueuePolicy, now: float) -> bool:
     return timeout is not None and ticket.request.arrived_ns / 1e9 + timeout <= now
 
 
+@dataclass(slots=True, eq=False)
 class QueueTotal:
     """Counts the requests waiting in the queues of all models together; `limit` is their maximum, or None.
 
-    Whoever queues a request adds it to `waiting`, and subtracts it when it runs or leaves the queue.
+    The owner of a queue adds a request to `waiting` when it is queued, and subtracts it when it leaves.
     """
 
-    __slots__ = ("limit", "waiting")
-
-    def __init__(self, limit: int | None = None) -> None:
-        self.limit = limit
-        self.waiting = 0
+    limit: int | None = None
+    waiting: int = 0
 
     @property
     def full(self) -> bool:
@@ -136,7 +134,7 @@ def queue_full(model: str, limit: int | None, where: str = "") -> Unavailable:
 
 def being_unloaded(model: str) -> Unavailable:
     """The error for requests of a model that is being unloaded."""
-    return Unavailable(f"model '{model}' is being unloaded", retry_after=1)
+    return Unavailable(f"model '{model}' is being unloaded, try again later", retry_after=1)
 
 
 def expired_in_queue(ticket: Ticket, now: float, model: str, *, by_policy: bool) -> BacklineError:

@@ -54,19 +54,17 @@ def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
     return Claim(MappingProxyType(resources), group.priority)
 
 
+@dataclass(slots=True, eq=False)
 class Claimant:
     """An instance that may want to run, and its place in the order."""
 
-    __slots__ = ("claim", "number", "owner", "passed")
-
-    def __init__(self, claim: Claim, owner: Owner | None = None) -> None:
-        self.claim = claim
-        #: The model that the instance belongs to.
-        self.owner = owner
-        #: The instance's pass, see the top of this file.
-        self.passed = 0
-        #: Orders instances with equal passes: the one staged first comes first.
-        self.number = 0
+    claim: Claim
+    #: The model that the instance belongs to.
+    owner: Owner | None = None
+    #: The instance's pass, see the top of this file.
+    passed: int = 0
+    #: Orders instances with equal passes: the one staged first comes first.
+    number: int = 0
 
     def __lt__(self, other: Claimant) -> bool:
         return (self.passed, self.number) < (other.passed, other.number)
@@ -166,7 +164,7 @@ class RateLimits:
     def _short(self, holders: Collection[Owner]) -> set[Key]:
         """The resources that may run short while the `holders` hold what they claim."""
         held: Counter[Key] = Counter()
-        # the largest claim of any other instance
+        # The largest claim of any other instance.
         most: Counter[Key] = Counter()
         for claimant in self._claimants:
             for key, wanted in claimant.claim.resources.items():
@@ -175,7 +173,7 @@ class RateLimits:
                 else:
                     most[key] = max(most[key], wanted)
         short = {key for key in held | most if self._limits[key] - held[key] < most[key]}
-        # an instance waiting for one of them blocks the others that it needs
+        # An instance that waits for a resource blocks the other resources that it needs.
         while further := self._kept_back(short):
             short |= further
         return short

@@ -74,7 +74,7 @@ class Permits:
         granted = [self._permits[claimant] for claimant in self._limits.grant()]
         for permit in granted:
             permit.hold()
-        # only once all are held, because starting one may withdraw others
+        # Begin only once all permits are held, because starting one instance may withdraw others.
         for permit in granted:
             permit.begin()
 
@@ -128,7 +128,7 @@ class PermittedInstance:
     another.
     """
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(self, instance: Instance, permit: Permit, loop: asyncio.AbstractEventLoop) -> None:
         self._instance = instance
@@ -165,7 +165,7 @@ class PermittedInstance:
 
     def when_ready(self, begin: Callable[[], None]) -> None:
         """Calls `begin`, for an inline instance only after the sockets have had their turn."""
-        if self._instance.beside_loop:
+        if self._instance.off_loop:
             begin()
         else:
             self._loop.call_soon(begin)
@@ -197,7 +197,7 @@ class _PermittedRun:
         self._has_waited = False
         self._timer: asyncio.TimerHandle | None = None
         self._on_vacated = batch.on_vacated
-        #: Whether the instance is already free again.
+        #: Whether the instance is free for its next batch, although responses may still follow.
         self._over = False
 
     def waits(self) -> None:
@@ -209,12 +209,9 @@ class _PermittedRun:
             self._wake_at_deadline()
 
     def _wake_at_deadline(self) -> None:
-        nearest = min(
-            (ticket.deadline for ticket in self._batch.tickets if ticket.deadline is not None),
-            default=None,
-        )
-        if nearest is not None:
-            delay = max(nearest - monotonic(), 0.0) + _LATE
+        deadlines = [ticket.deadline for ticket in self._batch.tickets if ticket.deadline is not None]
+        if deadlines:
+            delay = max(min(deadlines) - monotonic(), 0.0) + _LATE
             self._timer = asyncio.get_running_loop().call_later(delay, self.look_again)
 
     def look_again(self) -> None:
@@ -222,7 +219,7 @@ class _PermittedRun:
         if self._granted:
             return
         self._form_again()
-        # the completion of a refused request may have abandoned the batch
+        # The completion of a refused request may have abandoned the batch.
         if self._batch.abandoned:
             return
         if self._batch.tickets:
@@ -255,10 +252,10 @@ class _PermittedRun:
         self._begun = True
         if self._has_waited and not batch.abandoned:
             self._form_again()
-            # the completion of a refused request may have cancelled others
+            # The completion of a refused request may have cancelled others.
             while not batch.abandoned and any(ticket.cancelled for ticket in batch.tickets):
                 self._form_again()
-        # possibly abandoned since the grant, or by the completion of a refused request
+        # The batch may have been abandoned since the grant, or by the completion of a refused request.
         if batch.abandoned:
             return
         batch.on_abandon = None
@@ -280,7 +277,7 @@ class _PermittedRun:
         self._finished(self._instance, batch)
 
     def _vacated(self, instance: Instance, batch: Batch) -> None:
-        """The instance can take its next batch although responses of this one are still to come."""
+        """Called when the instance can take its next batch while responses of this one are still to come."""
         self._over = True
         self._instance.free(ran=True)
         if self._on_vacated is not None:

@@ -106,6 +106,7 @@ class SequenceBatcher:
         self._alarm = Alarm(self._look, loop, pause=_SHORTEST_WAIT)
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
+        #: Ids for requests that are whole sequences.
         self._ids = count(1)
         #: Tasks that drain replaced lanes or fetch states.
         self._tasks: set[asyncio.Future[object]] = set()
@@ -138,7 +139,8 @@ class SequenceBatcher:
         """
         step = ticket.request.sequence
         if (step is None or not step.id) and self._tensors.iterative:
-            step = SequenceStep(self._unused_id(), start=True, end=False)
+            unused = next(number for number in self._ids if number not in self._table.open)
+            step = SequenceStep(unused, start=True, end=False)
             ticket.request = derive(ticket.request, sequence=step)
         if step is None or not step.id:
             raise InvalidArgument(
@@ -189,10 +191,6 @@ class SequenceBatcher:
         if ticket.deadline is not None:
             self._look_at(ticket.deadline)
 
-    def _unused_id(self) -> int:
-        """An unused id for a request that is a whole sequence."""
-        return next(number for number in self._ids if number not in self._table.open)
-
     def _check_room(self, step: SequenceStep) -> None:
         if self._total is not None and self._total.full and not self._table.runs_at_once(step):
             self._statistics.rejected_total += 1
@@ -241,7 +239,8 @@ class SequenceBatcher:
         passage = passage_of(inner)
         sequence, ticket = passage.sequence, passage.ticket
         refused: list[Ticket] = []
-        # `start` is checked on the stand-in: the process may also have been replaced before the run
+        # If the process was replaced before the run, a request that starts the sequence has started it in the
+        # new process.
         begun_here = error is None and step_of(inner).start
         if not passage.is_remembered(begins=begun_here):
             response, error = None, error or self._lost(sequence)
@@ -257,11 +256,11 @@ class SequenceBatcher:
                 self._states.take_out(sequence, response, ticket.request.outputs)
             except Internal as failure:
                 response, error = None, failure
-        # each request of an iterative model is a whole sequence
+        # Each request to an iterative model is a whole sequence.
         if self._tensors.iterative and not sequence.waiting:
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
-        # the first request of the sequence has not run
+        # In these cases the first request of the sequence has not run.
         if step_of(ticket).start and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
             self._lose_beginning(sequence)
         self._states.forget_if_over(sequence)
@@ -370,21 +369,16 @@ class SequenceBatcher:
         now = monotonic()
         expired, nearest = self._table.expired(now)
         for sequence, ticket in expired:
-            # already refused, together with the first request of its sequence
             if ticket not in sequence.waiting:
-                continue
+                continue  # already refused, together with the first request of its sequence
             self._drop(sequence, ticket)
             self._statistics.record_expired(ticket)
             by_policy = waited_too_long(ticket, self._policy, now)
             ticket.expire(expired_in_queue(ticket, now, self._name, by_policy=by_policy))
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
-            log.info(
-                "sequence %s of model '%s' has ended after %g idle seconds",
-                sequence.id,
-                self._name,
-                self._idle_seconds,
-            )
+            text = "sequence %s of model '%s' has ended after %g idle seconds"
+            log.info(text, sequence.id, self._name, self._idle_seconds)
             self._states.forget(sequence)
         self._run_all(runnable)
         self._look_at(min(nearest, self._table.next_idle_ns() / 1e9))

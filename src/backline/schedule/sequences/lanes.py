@@ -46,18 +46,16 @@ class Lane(Protocol):
         """Finishes its requests within `limit` seconds, refuses the rest, and closes the instance."""
 
 
+@dataclass(slots=True, eq=False)
 class Passage:
     """Links the stand-in that runs on an instance to the original ticket and its sequence.
 
     `instance` is set if the model keeps state of the sequence that may be lost.
     """
 
-    __slots__ = ("instance", "sequence", "ticket")
-
-    def __init__(self, sequence: LiveSequence, ticket: Ticket, instance: Remembers | None) -> None:
-        self.sequence = sequence
-        self.ticket = ticket
-        self.instance = instance
+    sequence: LiveSequence
+    ticket: Ticket
+    instance: Remembers | None
 
     def is_remembered(self, *, begins: bool) -> bool:
         """Whether the model still has the state of the sequence; a request that `begins` it needs none."""
@@ -128,7 +126,10 @@ def choose(ready: list[Ticket | None]) -> list[Ticket | None]:
 
 
 class SlotLane(Owner):
-    """Runs the slots of one instance. A slot takes one request at a time. Lives on the event loop."""
+    """Runs the slots of one instance. A slot takes one request at a time. Lives on the event loop.
+
+    `empty` makes the inputs of an empty slot from the inputs of another request in the batch.
+    """
 
     def __init__(
         self,
@@ -208,7 +209,7 @@ class SlotLane(Owner):
             self._alarm.set(min([until / 1e9, *deadlines]) + _LATER)
             return
         tickets = self._take()
-        self._batch = Batch(tickets, len(tickets), now, beside_loop=self._instance.beside_loop)
+        self._batch = Batch(tickets, len(tickets), now, off_loop=self._instance.off_loop)
         self._instance.run(self._batch, self._finished)
 
     def _refuse_all(self) -> None:
@@ -231,9 +232,7 @@ class SlotLane(Owner):
         batch.tickets = []
 
     def _form_again(self, batch: Batch) -> None:
-        """Forms a batch again while it waits for a permit, from what is in the slots by now, perhaps
-        nothing.
-        """
+        """Forms a batch that waits for a permit again, from what the slots hold; it may end up empty."""
         self._put_back(batch)
         self._refuse_late(monotonic_ns() / 1e9)
         if self.pending:
@@ -264,7 +263,7 @@ class SlotLane(Owner):
             if ticket and ticket.deadline is not None and ticket.deadline <= now
         ]:
             self._ready = [None if ticket in late else ticket for ticket in self._ready]
-            # the requests that take the freed slots may be late, too
+            # Completions free the slots. The requests that take them may be late, too.
             for ticket in late:
                 self._statistics.record_expired(ticket)
                 by_policy = waited_too_long(ticket, _POLICY, now)

@@ -45,7 +45,7 @@ class StateStore(Protocol):
 
 
 class MemoryStateStore:
-    """A store in this process."""
+    """Keeps states in the memory of this process."""
 
     def __init__(self) -> None:
         self._states: dict[StateKey, tuple[State, float]] = {}
@@ -55,7 +55,6 @@ class MemoryStateStore:
         return len(self._states)
 
     def put(self, key: StateKey, state: State, seconds: float) -> None:
-        """See StateStore."""
         states = self._states
         states[key] = (state, monotonic() + seconds)
         if len(states) > self._look_at:
@@ -64,10 +63,8 @@ class MemoryStateStore:
             self._look_at = max(_FEW, 2 * len(self._states))
 
     async def take(self, key: StateKey) -> State | None:
-        """See StateStore."""
         state, end = self._states.pop(key, (None, 0.0))
         return state if end > monotonic() else None
 
     def drop(self, key: StateKey) -> None:
-        """See StateStore."""
         self._states.pop(key, None)

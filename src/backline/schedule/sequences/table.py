@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import islice, takewhile
 from math import inf
@@ -13,29 +14,32 @@ from backline.engine.values.messages import SequenceStep
 from backline.schedule.sequences.state_store import State
 
 
+@dataclass(slots=True, eq=False)
 class LiveSequence:
     """A sequence that is open, or that has ended but still has requests to run."""
 
-    __slots__ = ("arriving", "ended", "id", "last_ns", "memory", "place", "running", "state", "waiting")
+    id: int | str
+    #: When it last had a request or a run, by time.monotonic_ns().
+    last_ns: int
+    #: The place as (slot, lane); None while the sequence has none.
+    place: tuple[int, int] | None = None
+    #: Requests after the running one, in order.
+    waiting: deque[Ticket] = field(default_factory=deque)
+    running: Ticket | None = None
+    #: Whether its last request has arrived.
+    ended: bool = False
+    #: The state that its last request left; None before the first.
+    state: State | None = None
+    #: The identity of the worker that holds the model's own state of the sequence; None if that state cannot
+    #: be lost.
+    memory: object = None
+    #: Whether its state is still being fetched. None of its requests run until the state is there.
+    arriving: bool = False
 
-    def __init__(self, id: int | str, now_ns: int) -> None:
-        self.id = id
-        #: (slot, lane), or None without a place.
-        self.place: tuple[int, int] | None = None
-        #: Requests after the running one, in order.
-        self.waiting: deque[Ticket] = deque()
-        self.running: Ticket | None = None
-        #: Whether its last request has arrived.
-        self.ended = False
-        #: The state that its last request left; None before the first.
-        self.state: State | None = None
-        #: The identity of the worker that holds the model's own state of the sequence; None if that cannot be
-        #: lost.
-        self.memory: object = None
-        #: Whether its state is still being fetched; until then none of its requests run.
-        self.arriving = False
-        #: When it last had a request or a run.
-        self.last_ns = now_ns
+    @property
+    def over(self) -> bool:
+        """Whether the sequence has ended and has nothing left to run."""
+        return self.ended and not self.waiting and self.running is None
 
 
 class SequenceTable:
@@ -75,7 +79,10 @@ class SequenceTable:
         return not self.open and not self._placed and not self._unplaced
 
     def resize(self, lanes: int, slots: int) -> list[LiveSequence]:
-        """Changes the number of places; those that had one come first. Returns the sequences with a place."""
+        """Changes the number of places, and assigns them again, first to the sequences that had one.
+
+        Returns the sequences that have a place now.
+        """
         before = [*self._placed, *self._unplaced]
         self._later = ([(slot, lane) for lane in range(lanes)] for slot in range(slots))
         self._free = next(self._later, [])
@@ -135,19 +142,15 @@ class SequenceTable:
 
     def _heard(self, sequence: LiveSequence, now_ns: int) -> None:
         sequence.last_ns = now_ns
-        # move it to the end, after those idle for longer
+        # Move the sequence to the end, after those idle for longer.
         if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
             self.open[sequence.id] = sequence
 
     def take(self, sequence: LiveSequence) -> Ticket | None:
         """Removes and returns the next request of a sequence if it may run now."""
-        if (
-            sequence.place is None
-            or sequence.running is not None
-            or sequence.arriving
-            or not sequence.waiting
-        ):
+        blocked = sequence.place is None or sequence.running is not None or sequence.arriving
+        if blocked or not sequence.waiting:
             return None
         ticket = sequence.running = sequence.waiting.popleft()
         self.waiting -= 1
@@ -176,11 +179,9 @@ class SequenceTable:
         """Removes a waiting request and, if it begins the sequence, those after it; see `lose_beginning`."""
         index = sequence.waiting.index(ticket)
         self._take_out(sequence, [ticket])
-        return (
-            self.lose_beginning(sequence, index)
-            if step_of(ticket).start
-            else ([], self._release_if_over(sequence))
-        )
+        if step_of(ticket).start:
+            return self.lose_beginning(sequence, index)
+        return [], self._release_if_over(sequence)
 
     def lose_beginning(
         self, sequence: LiveSequence, index: int = 0
@@ -257,11 +258,7 @@ class SequenceTable:
             del self.open[sequence.id]
 
     def _release_if_over(self, sequence: LiveSequence) -> list[LiveSequence]:
-        return (
-            self._release(sequence)
-            if sequence.ended and not sequence.waiting and sequence.running is None
-            else []
-        )
+        return self._release(sequence) if sequence.over else []
 
     def _release(self, sequence: LiveSequence) -> list[LiveSequence]:
         """Passes the place of a finished sequence on to the next one."""

@@ -25,7 +25,8 @@ class SequenceTensors:
     def __init__(
         self, model: str, batching: SequenceBatching, initial: State, *, batched: bool, served: frozenset[str]
     ) -> None:
-        self._iterative = batching.iterative
+        #: Whether each request is a whole sequence, with as many runs as the model asks for.
+        self.iterative = batching.iterative
         self._model = model
         self._initial = initial
         self._outputs = {state.output: state.input for state in batching.states}
@@ -40,11 +41,6 @@ class SequenceTensors:
                 continue
             no, yes = (_filled(control, shape, value) for value in control.values)
             self._flags.append((control.kind, control.name, no, yes))
-
-    @property
-    def iterative(self) -> bool:
-        """Whether each request is a whole sequence, with as many runs as the model asks for."""
-        return self._iterative
 
     @property
     def has_states(self) -> bool:
@@ -66,11 +62,8 @@ class SequenceTensors:
     def add(self, inputs: dict[str, Tensor], step: SequenceStep, state: State | None) -> None:
         """Adds the controls and `state`, which the previous request left, to the inputs of a request."""
         for kind, name, no, yes in self._flags:
-            inputs[name] = (
-                yes
-                if kind == "ready" or (kind == "start" and step.start) or (kind == "end" and step.end)
-                else no
-            )
+            applies = kind == "ready" or (kind == "start" and step.start) or (kind == "end" and step.end)
+            inputs[name] = yes if applies else no
         for control, shape in self._ids:
             value = str(step.id).encode() if control.datatype is DataType.BYTES else step.id
             inputs[control.name] = _filled(control, shape, value)
@@ -91,9 +84,11 @@ class SequenceTensors:
 
     def empty(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs of an empty slot: zeros in the shapes of another request, and not ready."""
-        return {name: _zeros(tensor) for name, tensor in like.items()} | {
-            name: no for _, name, no, _ in self._flags
+        zeros = {
+            name: Tensor(name, tensor.datatype, tensor.shape, _blank(tensor.datatype, tensor.shape))
+            for name, tensor in like.items()
         }
+        return zeros | {name: no for _, name, no, _ in self._flags}
 
     def take_state(self, response: InferResponse, wanted: tuple[str, ...] | None) -> State | None:
         """Removes and returns the states in a response to a request for the outputs `wanted` (None for all).
@@ -164,7 +159,7 @@ class SequenceStates:
         Raises BacklineError if the store does not respond.
         """
         state = sequence.state = await self._store.take(self._key(sequence))
-        # put it back while the sequence is open: perhaps none of its requests run here
+        # Put it back while the sequence is open, because none of its requests may run here.
         if state is not None and (sequence.waiting or not sequence.ended):
             self._store.put(self._key(sequence), state, self._seconds)
 
@@ -177,7 +172,7 @@ class SequenceStates:
 
     def forget_if_over(self, sequence: LiveSequence) -> None:
         """Drops the state of a sequence that has ended and has nothing left to run."""
-        if sequence.ended and not sequence.waiting and sequence.running is None:
+        if sequence.over:
             self.forget(sequence)
 
     def _is_open(self, sequence: LiveSequence) -> bool:
@@ -202,10 +197,6 @@ def initial_state(batching: SequenceBatching, files: Mapping[str, np.ndarray], *
 
 def _blank(datatype: DataType, shape: Shape) -> np.ndarray:
     return np.full(shape, b"", np.object_) if datatype is DataType.BYTES else np.zeros(shape, datatype.dtype)
-
-
-def _zeros(tensor: Tensor) -> Tensor:
-    return Tensor(tensor.name, tensor.datatype, tensor.shape, _blank(tensor.datatype, tensor.shape))
 
 
 def _filled(control: SequenceControl, shape: Shape, value: object) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backline.wire.application import Fields
 from backline.wire.connection import peer_address
 from backline.wire.grpc.messages import (
     DEADLINE_EXCEEDED,
     INVALID_ARGUMENT,
-    PERMISSION_DENIED,
     RESOURCE_EXHAUSTED,
     UNIMPLEMENTED,
     status_block,
@@ -33,12 +32,13 @@ ACCEPTED_ENCODINGS = b"identity, deflate, gzip"
 class GrpcExchange(Stream):
     """One call, from its head to its status.
 
-    `deadline`, `metadata` and `on_abandon` are as in `application.Call`.
+    `deadline`, `identity`, `metadata` and `on_abandon` are as in `application.Call`.
     """
 
     metadata: Mapping[bytes, bytes]
     deadline: float | None
     on_abandon: Callable[[], None] | None
+    identity: Any = None
     #: Whether response headers were sent; if so, the trailers carry only the status.
     started = False
 
@@ -59,25 +59,18 @@ class GrpcExchange(Stream):
         if head.too_large is not None:
             self.end(RESOURCE_EXHAUSTED, head.too_large)
         elif head.refusal is not None:
-            self.end(PERMISSION_DENIED, head.refusal)
+            self.end(head.refusal.grpc_code, head.refusal.message)
         elif head.rpc is None:
             path = head.path.decode("utf-8", "replace")
-            self.end(
-                UNIMPLEMENTED,
-                f"unknown method {path[:200]}; check the service and method names",
-            )
+            self.end(UNIMPLEMENTED, f"unknown method {path[:200]}; check the service and method names")
         elif (what := self._overload()) is not None:
             self.end(RESOURCE_EXHAUSTED, f"the server has too many {what}; try again later")
         elif head.timeout_error is not None:
             self.end(INVALID_ARGUMENT, head.timeout_error)
         elif head.encoding not in _ENCODINGS:
             text = head.encoding.decode("utf-8", "replace")[:64]
-            accepted = (b"grpc-accept-encoding", ACCEPTED_ENCODINGS)
-            self.end(
-                UNIMPLEMENTED,
-                f"grpc-encoding {text} is not supported; send gzip, deflate or identity",
-                (accepted,),
-            )
+            message = f"grpc-encoding {text} is not supported; send gzip, deflate or identity"
+            self.end(UNIMPLEMENTED, message, ((b"grpc-accept-encoding", ACCEPTED_ENCODINGS),))
         elif head.timeout is not None:
             if head.timeout <= 0:
                 self.end(DEADLINE_EXCEEDED, "the deadline had passed when the call arrived")
@@ -86,7 +79,7 @@ class GrpcExchange(Stream):
                 self.connection.deadlines.add(self.deadline, self)
 
     def _overload(self) -> str | None:
-        """Names what there are too many of, counting this call; None if the call can be accepted."""
+        """Names what the server has too many of, counting this call; None if the call can be accepted."""
         connection = self.connection
         wire = connection.wire
         if not self.streaming:

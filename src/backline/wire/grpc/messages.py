@@ -11,13 +11,13 @@ from backline.wire.application import Buffer, Fields, RpcError
 from backline.wire.body import Body
 from backline.wire.compression import CodingError
 from backline.wire.http2 import frames
+from backline.wire.limits import INCREASE_BODY_LIMIT
 
 OK = 0
 CANCELLED = 1
 UNKNOWN = 2
 INVALID_ARGUMENT = 3
 DEADLINE_EXCEEDED = 4
-PERMISSION_DENIED = 7
 RESOURCE_EXHAUSTED = 8
 UNIMPLEMENTED = 12
 INTERNAL = 13
@@ -67,9 +67,9 @@ PREFIX_SIZE = 5
 class MessageAssembler:
     """Assembles messages from pieces of DATA.
 
-    As soon as the length of a message is known, and before any of it is stored, `announced(size, at_hand)` is
-    called; it may raise RpcError. `at_hand` is the number of bytes that follow the prefix in the same piece;
-    they may include later messages.
+    As soon as the length of a message is known, and before any of it is stored, the assembler calls
+    `announced(size, at_hand)`, which may raise RpcError. `at_hand` is the number of bytes that follow the
+    prefix in the same piece; they may include later messages.
     """
 
     __slots__ = ("_announced", "_body", "_encoding", "_flag", "_limit", "_prefix")
@@ -108,9 +108,7 @@ class MessageAssembler:
             try:
                 body = self._body = Body(size)
             except MemoryError:
-                raise RpcError(
-                    RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later"
-                ) from None
+                raise overfull() from None
         take = min(body.missing, end - begin)
         body.add(data, begin, begin + take)
         begin += take
@@ -130,8 +128,13 @@ def check_prefix(flag: int, size: int, encoding: bytes, limit: int) -> None:
     if size > limit:
         raise RpcError(
             RESOURCE_EXHAUSTED,
-            f"a message of {size} bytes is larger than the server's limit of {limit} bytes",
+            f"a message of {size} bytes is larger than the server's limit of {limit} bytes."
+            f" {INCREASE_BODY_LIMIT}",
         )
+
+
+def overfull() -> RpcError:
+    return RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later")
 
 
 def as_rpc_error(error: CodingError) -> RpcError:
@@ -139,5 +142,5 @@ def as_rpc_error(error: CodingError) -> RpcError:
     if error.status == 413:
         return RpcError(RESOURCE_EXHAUSTED, error.message.replace("request body", "message"))
     if error.status == 503:
-        return RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later")
+        return overfull()
     return RpcError(INTERNAL, f"a compressed message cannot be inflated: {error.message}")

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, RpcError, StreamCall, StreamMethod
-from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, compress, inflate_small
+from backline.wire.compression import GRPC_CODINGS, INLINE, CodingError, compress, inflate_small
 from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import (
     CANCELLED,
@@ -17,11 +17,11 @@ from backline.wire.grpc.messages import (
     OK,
     PREFIX,
     PREFIX_SIZE,
-    RESOURCE_EXHAUSTED,
     RESPONSE_BLOCK,
     UNAVAILABLE,
     MessageAssembler,
     as_rpc_error,
+    overfull,
 )
 from backline.wire.http2.frames import FRAME_HEADER, LARGE_BODY, OUR_STREAM_WINDOW
 from backline.wire.http2.stream import HIGH_WATER
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
     from backline.wire.http2.request_head import RequestHead
 
+#: The most buffers that a handler queues before it yields to the event loop.
 _PARTS_WITHOUT_PAUSE = 128
-_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 class StreamExchange(GrpcExchange, StreamCall):
@@ -71,7 +71,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         except RpcError as error:
             self.end(error.code, error.message)
         except asyncio.CancelledError:
-            # Either the call is over, or the server is stopping and has to inform the client.
+            # Either the call is over, or the server is stopping and has to tell the client.
             self.end(CANCELLED, "the call was cancelled by the server")
         except ConnectionResetError:
             self.end(CANCELLED, "the call was cancelled")
@@ -105,7 +105,7 @@ class StreamExchange(GrpcExchange, StreamCall):
 
     def _take(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         if not self.buffer(end - begin):
-            raise RpcError(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later")
+            raise overfull()
         while begin < end:
             begin, complete = self._assembler.feed(data, begin, end)
             if complete is not None:
@@ -136,7 +136,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         compressed, message, size = self._messages[0]
         if not compressed and size <= LARGE_BODY and self.pending_bytes <= HIGH_WATER:
             return self._next()[1]
-        # One large message per connection at a time, and only while its client reads the responses.
+        # A connection delivers one large message at a time, and only while the client reads its responses.
         async with self.connection.large_messages:
             try:
                 await self.wait_drained()
@@ -158,7 +158,7 @@ class StreamExchange(GrpcExchange, StreamCall):
             raise asyncio.CancelledError("the call is over")
 
     def _return_window(self, size: int) -> None:
-        """Extends the window by the `size` bytes that the handler took, without those granted in advance."""
+        """Grants the client the `size` bytes that the handler has taken, less those granted in advance."""
         borrowed = min(size, self._borrowed)
         self._borrowed -= borrowed
         self._consumed += size - borrowed
@@ -182,7 +182,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         return inflated
 
     def _has_room_for(self, size: int) -> bool:
-        # Not counted: the handler owns the message as soon as it is inflated.
+        # The bytes are not counted, because the handler owns the message as soon as it is inflated.
         wire = self.connection.wire
         return wire.buffered_bytes + size <= wire.limits.max_buffered_bytes
 
@@ -194,7 +194,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         self.started = True
         encoding = self.head.encoding
         block = RESPONSE_BLOCK
-        if encoding in _CODINGS and encoding in self.head.accept_encoding:
+        if encoding in GRPC_CODINGS and encoding in self.head.accept_encoding:
             self._compress_with = encoding
             block = COMPRESSED_RESPONSE_BLOCKS[encoding]
         self.connection.output.write(self.connection.header_frames(self.number, block))
@@ -206,7 +206,7 @@ class StreamExchange(GrpcExchange, StreamCall):
         flag = 0
         if self._compress_with is not None:
             flag = 1
-            coding = _CODINGS[self._compress_with]
+            coding = GRPC_CODINGS[self._compress_with]
             if size <= INLINE:
                 message = compress(coding, (message,))
             else:
@@ -247,10 +247,7 @@ class StreamExchange(GrpcExchange, StreamCall):
 
     def idle_too_long(self) -> None:
         timeout = self.connection.wire.limits.stream_idle_timeout
-        self.end(
-            UNAVAILABLE,
-            f"no message in either direction for {timeout:g} s; open the stream again",
-        )
+        self.end(UNAVAILABLE, f"no message in either direction for {timeout:g} s; open the stream again")
         self.cancelled()
 
     def awaits_client(self) -> bool:

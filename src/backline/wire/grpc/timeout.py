@@ -14,7 +14,7 @@ _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1
 
 
 class InvalidTimeout(ValueError):
-    """A grpc-timeout field is malformed."""
+    """The grpc-timeout field is malformed."""
 
 
 def parse_timeout(value: bytes) -> float:
@@ -37,8 +37,8 @@ class Expiring(Protocol):
 class Deadlines:
     """Calls `expire` on entries that are still open at their deadline.
 
-    Invariant: the heap stays proportional to the number of open entries, which `live` returns, because closed
-    ones are purged as it grows.
+    Invariant: the size of the heap stays proportional to the number of open entries, which `live` returns:
+    closed entries are purged as the heap grows.
     """
 
     __slots__ = ("_count", "_heap", "_live", "_loop", "_timer", "_timer_at")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from struct import Struct
-from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, RpcError, UnaryCall, UnaryMethod
-from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, compress, inflate_small
+from backline.wire.compression import GRPC_CODINGS, INLINE, CodingError, compress, inflate_small
 from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import (
     COMPRESSED_RESPONSE_BLOCKS,
@@ -16,29 +15,24 @@ from backline.wire.grpc.messages import (
     OK_BLOCK,
     PREFIX,
     PREFIX_SIZE,
-    RESOURCE_EXHAUSTED,
     RESPONSE_BLOCK,
     MessageAssembler,
     as_rpc_error,
+    overfull,
 )
 from backline.wire.http2 import frames
 from backline.wire.http2.stream import CRUMB
 
-if TYPE_CHECKING:
-    from backline.wire.http2.connection import Http2Connection
-    from backline.wire.http2.request_head import RequestHead
-
-#: Packs a response's HEADERS frame, DATA frame header and message prefix in one call. Arguments: frame start,
-#: stream, header block, DATA length << 8, stream, message length.
 _HEADERS_START = frames.FRAME_HEADER.pack(len(RESPONSE_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[
     :5
 ]
+#: Packs a response's HEADERS frame, DATA frame header and message prefix in one call. The arguments are
+#: _HEADERS_START, the stream, the header block, the DATA length << 8, the stream and the message length.
 _HEADERS_AND_PREFIX = Struct(f">5sI{len(RESPONSE_BLOCK)}sIxIxI").pack
 _OK_START = frames.FRAME_HEADER.pack(
     len(OK_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0
 )[:5]
 _TRAILERS = Struct(f">5sI{len(OK_BLOCK)}s").pack
-_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
 
 class UnaryExchange(GrpcExchange, UnaryCall):
@@ -52,28 +46,21 @@ class UnaryExchange(GrpcExchange, UnaryCall):
     _compressed = False
     _task: asyncio.Task[None] | None = None
 
-    def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
-        self.connection = connection
-        self.number = number
-        self.head = head
-        self.metadata = head.metadata
-        self.deadline = None
-        self.on_abandon = None
-
     # Receiving
 
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
+        length = end - begin
         if (
             ended
             and self._assembler is None
-            and end - begin >= PREFIX_SIZE
-            and self.head.content_length is None
+            and length >= PREFIX_SIZE
+            and self.head.content_length in (None, length)
             and not self.answered
         ):
             flag, size = PREFIX.unpack_from(data, begin)
             if (
                 not flag
-                and size == end - begin - PREFIX_SIZE
+                and size == length - PREFIX_SIZE
                 and size <= self.connection.wire.limits.max_body_size
             ):
                 self.remote_open = False
@@ -108,14 +95,12 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             assembler = self._assembler = MessageAssembler(self.head.encoding, limit, self._announced)
         if self._message is None and begin < end:
             if not self.buffer(end - begin):
-                raise RpcError(
-                    RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later"
-                )
+                raise overfull()
             begin, complete = assembler.feed(data, begin, end)
             if complete is not None:
                 self._compressed, self._message = complete
         if begin < end:
-            raise RpcError(INVALID_ARGUMENT, "a unary call has more than one message, or bytes after it")
+            raise RpcError(INVALID_ARGUMENT, "a unary call must send one message, with no bytes after it")
         if not ended:
             return
         if self._message is None:
@@ -147,7 +132,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         elif self.buffer(len(inflated)):
             self._handle(inflated)
         else:
-            self.end(RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again later")
+            self._refuse(overfull())
 
     async def _inflate_in_turn(self, message: Buffer) -> None:
         try:
@@ -212,7 +197,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     def _reply_compressed(self, message: Buffer, size: int) -> None:
         if size <= INLINE:
-            self._send_compressed(compress(_CODINGS[self.head.encoding], (message,)))
+            self._send_compressed(compress(GRPC_CODINGS[self.head.encoding], (message,)))
         else:
             self.answered = True
             self.connection.output.compressing(self, size)
@@ -220,7 +205,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     async def _compress_on_thread(self, message: Buffer) -> None:
         packed = await self.connection.loop.run_in_executor(
-            None, compress, _CODINGS[self.head.encoding], (message,)
+            None, compress, GRPC_CODINGS[self.head.encoding], (message,)
         )
         if not self.closed:
             self.connection.output.compressing(self, 0)

@@ -17,7 +17,7 @@ READ = 256 * 1024
 
 
 class LargeBody(asyncio.BufferedProtocol):
-    """The transport's protocol until `size` bytes have arrived; then the connection is the protocol again.
+    """The transport's asyncio protocol until `size` bytes have arrived; then the connection takes over again.
 
     The kernel writes into the final buffer, so each byte is copied once. `numpy.empty` does not touch the
     buffer's pages (a bytearray would write zeros), so a client that announces much and sends little costs

@@ -16,8 +16,7 @@ from backline.wire.limits import KIB
 from backline.wire.peers import Peer
 from backline.wire.turns import LARGE_READ
 
-#: Bytes per call of the parser, which cannot be paused: bounds how many pipelined requests one call can
-#: yield.
+#: Bytes per call of the parser. The parser cannot be paused, so this bounds the requests that a call yields.
 SLICE = 4 * KIB
 #: A connection that used up its turn defers reads above this size to its next turn.
 SMALL_READ = 8 * KIB
@@ -170,7 +169,7 @@ class Http1Connection(Connection):
             self._same_size = len(data)
 
     def _receive_much(self, data: bytes) -> None:
-        """Takes a large read, or bytes that follow held ones; defers it if the last turn was used up."""
+        """Takes a large read, or any read while bytes are held; defers it if the last turn was used up."""
         first = self.held is None
         self.held = memoryview(data if self.held is None else b"".join((self.held, data)))
         rests = len(data) >= LARGE_READ
@@ -180,8 +179,8 @@ class Http1Connection(Connection):
         elif first:
             self._used_up = False
             self._feed_held()
-            # A body that is received into its own buffer rests by itself, after reads of READ bytes: resting
-            # here too would cost every upload a turn of the loop.
+            # A large body pauses reading itself, after reads of READ bytes: another pause here would cost
+            # every upload a turn of the loop.
             rests = rests and (self.receiver.large is None or self.held is not None)
         if rests or self._resting:
             self.rest()
@@ -235,7 +234,7 @@ class Http1Connection(Connection):
         self.data_received(data if held is None else b"".join((data, held)))
 
     def receive_into(self, large: LargeBody) -> None:
-        """Lets the transport write the rest of this body into its buffer."""
+        """Lets the transport write the rest of a body directly into the body's buffer."""
         if self.held is None:
             self.transport.set_protocol(large)
 

@@ -38,16 +38,9 @@ def has_no_body(status: int) -> bool:
     return status in {204, 304} or status < 200
 
 
-#: The Retry-After field of 503 responses, in seconds.
-RETRY_AFTER: Fields = ((b"retry-after", b"1"),)
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The response to a request that does not reach the application.
-
-    With `close` it is the connection's last.
-    """
+    """The response to a request that does not reach the application. `close` ends the connection after it."""
 
     status: int
     message: str
@@ -55,7 +48,6 @@ class Refusal:
     fields: Fields = ()
 
     def render(self, wire: Wire, *, close: bool) -> bytes:
-        """Renders the complete response."""
         kind, body = wire.application.render_error(self.status, self.message)
         lines = [response_head(self.status), b"content-type: %b\r\n" % kind]
         lines += (b"%b: %b\r\n" % field for field in self.fields)
@@ -106,19 +98,16 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
     if version not in ("1.1", "1.0"):
         return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")
     if version == "1.1" and b"host" not in headers:
-        return Refusal(400, "The request has no Host field")
+        return Refusal(400, "The request must have a Host field")
     if upgrade:
         protocols = headers.get(b"upgrade", b"")
-        if version == "1.0" or any(
-            name.strip().lower() not in (b"h2c", b"h2", b"") for name in protocols.split(b",")
-        ):
-            return Refusal(
-                400,
-                f"Upgrade to '{protocols.decode('latin-1')[:64]}' is refused; leave the Upgrade field out",
-            )
+        names = {name.strip() for name in protocols.lower().split(b",")}
+        if version == "1.0" or not names <= {b"h2c", b"h2", b""}:
+            shown = protocols.decode("latin-1")[:64]
+            return Refusal(400, f"Upgrade to '{shown}' is refused; leave the Upgrade field out")
     coding = headers.get(b"transfer-encoding")
     if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
-        return Refusal(400, "Transfer-Encoding must be 'chunked', in HTTP/1.1")
+        return Refusal(400, "Transfer-Encoding must be 'chunked', and requires HTTP/1.1")
     expect = headers.get(b"expect")
     if expect is not None and version == "1.1" and expect.lower() != b"100-continue":
         return Refusal(417, f"Expect: {expect.decode('latin-1')[:64]} is not supported; only 100-continue is")

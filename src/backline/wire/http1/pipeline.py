@@ -26,15 +26,14 @@ class Continue:
     __slots__ = ()
 
 
-#: What can wait in the pipeline.
 Entry: TypeAlias = Http1Request | Refusal | Continue
 
 
 class Pipeline:
     """Dispatches one request at a time; the others wait.
 
-    Invariant: nothing is dispatched while the client leaves responses unread (`write_paused`), so a client
-    cannot make the server queue more than the responses it has begun.
+    Invariant: while the client leaves responses unread (`write_paused`), no request is dispatched, so the
+    client cannot make the server queue further responses.
     """
 
     def __init__(self, connection: Http1Connection, wire: Wire) -> None:
@@ -204,7 +203,6 @@ class Pipeline:
     # backpressure
 
     def pause(self) -> None:
-        """Stops dispatching while the client leaves responses unread."""
         self.write_paused = True
 
     def wrote_much(self) -> None:

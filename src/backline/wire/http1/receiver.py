@@ -11,10 +11,9 @@ import httptools
 
 from backline.wire.application import Buffer, Fields
 from backline.wire.body import GrowingBuffer
-from backline.wire.connection import Wire
+from backline.wire.connection import RETRY_AFTER, Wire
 from backline.wire.http1.body import LargeBody
 from backline.wire.http1.head import (
-    RETRY_AFTER,
     SPECIAL_FIELDS,
     Refusal,
     check_size,
@@ -25,7 +24,7 @@ from backline.wire.http1.head import (
 )
 from backline.wire.http1.pipeline import Continue, Pipeline
 from backline.wire.http1.request import Http1Request
-from backline.wire.limits import KIB
+from backline.wire.limits import INCREASE_BODY_LIMIT, KIB
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
@@ -43,10 +42,7 @@ Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
 
 
 class Refused(Exception):
-    """Stops the parser.
-
-    The response is in the receiver's `_fault`, since the parser may replace exceptions.
-    """
+    """Stops the parser. The parser may replace exceptions, so the response is in the receiver's `_fault`."""
 
 
 class Receiver:
@@ -55,8 +51,7 @@ class Receiver:
     The parser (llhttp in strict mode) rejects malformed messages; the receiver rejects what the parser
     accepts but RFC 9112 or a limit forbids. The parser calls the methods named `on_...`.
 
-    Invariant: heads, bodies and chunk framing are checked against their limits slice by slice, as they
-    arrive.
+    Invariant: heads, bodies and chunk framing are checked against their limits as they arrive.
     """
 
     def __init__(self, connection: Http1Connection, wire: Wire, pipeline: Pipeline) -> None:
@@ -136,10 +131,7 @@ class Receiver:
     # parsing
 
     def feed(self, data: bytes | memoryview) -> Head | None:
-        """Parses bytes, which may hold several requests.
-
-        Returns the last head if nothing about it was unusual.
-        """
+        """Parses bytes of one or more requests. Returns the last head, or None if it was unusual."""
         self._fed = len(data)
         self._put = False
         self.last_head = None
@@ -172,7 +164,8 @@ class Receiver:
             self._raw_size += self._fed
             if self._raw_size > 2 * self._length + CHUNK_OVERHEAD:
                 message = (
-                    f"The chunked request body is mostly framing: {self._raw_size} bytes for {self._length}"
+                    f"The chunked request body takes {self._raw_size} bytes for {self._length} bytes of "
+                    "data; send larger chunks"
                 )
                 self._connection.refuse(Refusal(400, message))
         elif self.large is not None:
@@ -221,7 +214,7 @@ class Receiver:
         if refusal is not None:
             raise self._refused(refusal)
         if name == b"host":
-            raise self._refused(Refusal(400, "The request has more than one Host field"))
+            raise self._refused(Refusal(400, "The request must have exactly one Host field"))
         self._headers[name] = b"%b, %b" % (self._headers[name], value)
 
     def on_headers_complete(self) -> None:
@@ -257,13 +250,13 @@ class Receiver:
             self._unusual = True
             self._special(request)
             if self._upgrade:
-                return  # parsed again without Upgrade
+                return  # the request is parsed again without Upgrade
         # Security: the memo skips this check for repeated heads. That is safe because the gate depends on the
         # head alone and a refused head is unusual, so it is never remembered.
         if (self._unusual or headers[b"host"] not in self._own_hosts) and (
-            reason := self._gate.refusal(method, path, headers, local=self.local)
+            denial := self._gate.refusal(method, path, headers, local=self.local)
         ) is not None:
-            self._turn_away(request, 403, reason)
+            self._turn_away(request, denial.status, denial.message, denial.fields)
         elif wire.requests > self._connection.max_requests and (what := self._connection.overload(path)):
             self._turn_away(request, 503, f"The server has too many {what}; try again later", RETRY_AFTER)
         length = headers.get(b"content-length")
@@ -271,9 +264,7 @@ class Receiver:
             try:
                 self._length = int(length)
             except ValueError:
-                raise self._refused(
-                    Refusal(400, "The request's Content-Length is not a number of bytes")
-                ) from None
+                raise self._refused(Refusal(400, "Content-Length is not a number of bytes")) from None
             if self._length > self._small:
                 self._announced(self._length)
         if self._unusual:
@@ -315,7 +306,7 @@ class Receiver:
     # unusual requests
 
     def _special(self, request: Http1Request) -> None:
-        """Handles other versions, and fields about the connection or the framing of the body."""
+        """Handles HTTP/1.0, and fields about the connection or the framing of the body."""
         parser = self._parser
         version = parser.get_http_version()
         self._upgrade = parser.should_upgrade()
@@ -359,7 +350,7 @@ class Receiver:
             self._pipeline.put(entry)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
-        """Parses the request again without Upgrade, which makes the parser expect another protocol."""
+        """Parses the request again without Upgrade: that field makes the parser expect another protocol."""
         request = self._entry
         assert isinstance(request, Http1Request)
         head = head_without_upgrade(request.method, self.target, request.headers)
@@ -372,11 +363,10 @@ class Receiver:
     def _announced(self, length: int) -> None:
         """Prepares for a body that is not small. Raises Refused if it exceeds a limit."""
         wire = self._wire
-        if length > wire.limits.max_body_size:
-            message = (
-                f"The request body of {length} bytes exceeds the maximum of {wire.limits.max_body_size} bytes"
-            )
-            raise self._refused(Refusal(413, message))
+        limit = wire.limits.max_body_size
+        if length > limit:
+            message = f"The request body of {length} bytes exceeds the maximum of {limit} bytes."
+            raise self._refused(Refusal(413, f"{message} {INCREASE_BODY_LIMIT}"))
         if wire.buffered_bytes + length > wire.limits.max_buffered_bytes:
             raise self._overfull()
         if length > LARGE:
@@ -391,7 +381,7 @@ class Receiver:
             self._unusual = True
 
     def _overfull(self) -> Refused:
-        # Unread responses may be taking up the room.
+        # Unread responses may be taking up the memory.
         self._wire.unsent.watch(self._connection)
         return self._refused(
             Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER)
@@ -413,9 +403,10 @@ class Receiver:
             return
         if self._chunked:
             self._length += len(data)
-            if self._length > self._wire.limits.max_body_size:
+            limit = self._wire.limits.max_body_size
+            if self._length > limit:
                 message = (
-                    f"The chunked request body exceeds the maximum of {self._wire.limits.max_body_size} bytes"
+                    f"The chunked request body exceeds the maximum of {limit} bytes. {INCREASE_BODY_LIMIT}"
                 )
                 raise self._refused(Refusal(413, message))
         if isinstance(self._entry, Refusal):

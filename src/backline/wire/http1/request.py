@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
 from backline.wire.compression import (
     ACCEPTED,
+    WORTH_COMPRESSING,
     CodingError,
     ResponseCoding,
     compress,
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Responses and chunks up to this size are joined into one write; larger buffers are written without a copy.
 JOINED_SIZE = 16 * 1024
-#: Bodies below this many bytes are not worth compressing.
-WORTH_COMPRESSING = 1024
 
 
 class Http1Request(HttpRequest):
@@ -47,6 +46,7 @@ class Http1Request(HttpRequest):
         self.query = query
         self.headers = headers
         self.body = body
+        self.identity = None
         self.on_abandon = None
         #: None once the request is answered or the client has disconnected.
         self._pipeline: Pipeline | None = pipeline
@@ -108,10 +108,7 @@ class Http1Request(HttpRequest):
         body: Sequence[Buffer],
         size: int,
     ) -> bool:
-        """Responds compressed, large bodies on a thread.
-
-        Returns False if the response must not be compressed.
-        """
+        """Sends the response compressed, on a thread if it is large; False if it must not be compressed."""
         if has_no_body(status) or self.method == b"HEAD":
             return False
         coded = (*fields, (b"content-encoding", coding.name), (b"vary", b"accept-encoding"))
@@ -164,7 +161,7 @@ class Http1Request(HttpRequest):
 
 
 class Http1Stream(ResponseStream):
-    """A response body of unknown length: chunked, or until the connection closes."""
+    """A response body of unknown length: sent in chunks, or ended by closing the connection."""
 
     __slots__ = ("_pipeline", "_request", "bodiless")
 
@@ -211,7 +208,7 @@ class Http1Stream(ResponseStream):
 
 
 def inflate(pipeline: Pipeline, request: Http1Request) -> None:
-    """Dispatches the request with its body inflated, or refuses it. Large bodies wait for their turn."""
+    """Dispatches a request after inflating its body, or refuses it. Large bodies wait for their turn."""
     coding = request.headers[b"content-encoding"]
     if coding.strip().lower() == b"identity":
         pipeline.dispatch(request)
@@ -219,14 +216,15 @@ def inflate(pipeline: Pipeline, request: Http1Request) -> None:
     try:
         body = inflate_small(coding, request.body, pipeline.wire.limits.max_body_size)
         if body is not None and not _reserve(pipeline, request, len(body)):
-            raise CodingError(503, "The server holds too many bytes of requests; try again")
+            raise CodingError(503, "The server holds too many bytes of requests; try again later")
     except CodingError as error:
         _refuse(pipeline, request, error)
         return
     if body is None:
         pipeline.run(_inflate_in_turn(pipeline, request, coding))
     else:
-        _dispatch(pipeline, request, body)
+        request.body = body
+        pipeline.dispatch(request)
 
 
 async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: bytes) -> None:
@@ -248,11 +246,12 @@ async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: by
     if body is None:
         pipeline.transport.abort()
     else:
-        _dispatch(pipeline, request, body)
+        request.body = body
+        pipeline.dispatch(request)
 
 
 def _reserve(pipeline: Pipeline, request: Http1Request, size: int) -> bool:
-    """Counts the inflated body instead of the compressed one; False if that exceeds max_buffered_bytes."""
+    """Counts `size` bytes instead of the compressed body; False if that exceeds max_buffered_bytes."""
     wire = pipeline.wire
     counted = wire.buffered_bytes - request.counted_bytes + size
     if counted > wire.limits.max_buffered_bytes:
@@ -260,11 +259,6 @@ def _reserve(pipeline: Pipeline, request: Http1Request, size: int) -> bool:
     wire.buffered_bytes = counted
     request.counted_bytes = size
     return True
-
-
-def _dispatch(pipeline: Pipeline, request: Http1Request, body: Buffer) -> None:
-    request.body = body
-    pipeline.dispatch(request)
 
 
 def _refuse(pipeline: Pipeline, request: Http1Request, error: CodingError) -> None:

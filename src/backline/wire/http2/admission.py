@@ -1,4 +1,4 @@
-"""Limits how many requests of a connection run at once, by the memory that their responses may take."""
+"""Limits the requests of a connection in flight by the memory that their responses are expected to take."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from backline.wire.http2.stream import Stream
 if TYPE_CHECKING:
     from backline.wire.connection import Wire
 
-#: The first kind of compressed requests, which get their own: their size says little about the request.
+#: Kinds from this number on are for compressed requests, whose size says little about their content.
 _COMPRESSED = 64
-#: While no response is known, each is expected to take the budget divided by this. That admits several
-#: requests, since a server's first ones may be slow or wait for each other in a batch.
+#: Until a response to a request of this kind has been seen, the expected size is the budget divided by this.
+#: Several requests are admitted then, since a server's first requests may be slow or wait for a batch.
 _UNKNOWN = 16
 
 
 class Admission:
     """Bounds the responses of one connection: further requests wait until its client reads.
 
-    The size of a response is unknown in advance. It is predicted from recent responses to requests of similar
-    size, on this connection or else on any; without any, up to 16 requests are in flight until the first
-    response. Requests are classified by size because clients mix small and large calls.
+    The size of a response is unknown in advance. It is predicted from recent responses to requests of the
+    same kind, on this connection or else on any; until there is one, up to 16 requests are in flight. The
+    kind of a request follows from its size, because clients mix small and large calls.
 
     Invariant: expected responses in flight plus held ones stay within the budget, except that a single
     response may be larger. Requests up to the size `passes` bypass the count, which is safe while their
@@ -50,12 +50,12 @@ class Admission:
         self._streams = streams
         self._output = output
         self._budget = wire.limits.max_held_answer_bytes
-        #: Responses of this size fit the budget on all concurrent streams together.
+        #: The budget suffices for a response of this size on every concurrent stream.
         self._small = self._budget // wire.limits.max_concurrent_streams
-        #: Sizes of recent responses by kind of request: the maximum, decaying slowly.
+        #: The size of the largest recent response by kind of request, decaying slowly.
         self._sizes: dict[int, int] = {}
         self.waiting: deque[Stream] = deque()
-        #: Stream handlers waiting until less is held.
+        #: Stream handlers that wait for the client to read.
         self._pausing: list[asyncio.Future[None]] = []
         self._scheduled = False
         self.passes = -1
@@ -131,7 +131,6 @@ class Admission:
             await pause
 
     def _expected(self, kind: int) -> int:
-        """The expected size of a response to a request of this kind."""
         size = self._sizes.get(kind)
         return size if size is not None else self._wire.answer_sizes.get(kind, self._budget // _UNKNOWN)
 

@@ -19,8 +19,7 @@ from backline.wire.http2.stream import Stream, StreamTable
 
 log = logging.getLogger("backline.wire")
 
-#: Seconds for which bytes after GOAWAY are read and dropped: closing with unread bytes would reset the
-#: connection.
+#: Seconds for which bytes are read and dropped after GOAWAY: unread bytes would reset the connection.
 _LINGER = 0.5
 #: Seconds between the two GOAWAYs of a drain, unless the client acknowledges a PING earlier.
 _DRAIN_GRACE = 0.5
@@ -54,21 +53,21 @@ class Http2Connection(Connection):
         #: The number of requests whose response has been sent.
         self.answered = 0
         self.deadlines = Deadlines(wire.loop, self.streams.open.__len__)
-        #: Prefix of the next header block sent: sets the size of the client's dynamic table, which we do not
-        #: use, to 0.
+        #: Starts the next header block sent: once the client has chosen a smaller dynamic table, it must be
+        #: resized (RFC 7541, section 4.2). The size is set to 0, since the server does not use the table.
         self.block_prefix = b""
         #: Held while the handler of a streaming call waits for a large message.
         self.large_messages = asyncio.Lock()
         self._allowance = FrameAllowance(wire.limits)
         self.max_requests = wire.peers.max_requests
-        #: Our SETTINGS frames that the client has not acknowledged, and since when.
+        #: SETTINGS frames that the client has not acknowledged, and since when.
         self._unacknowledged = 0
         self._unacknowledged_since = 0.0
         self._draining = False
         #: The last stream to be served, once the final GOAWAY is sent.
         self._final_stream: int | None = None
         self._swept_reads = -1
-        #: `output.sent` when the client was last found to read fast enough; that time is `_took_enough`.
+        #: `output.sent` when the client was last found to read fast enough, at the time `_took_enough`.
         self._swept_sent = 0
         self._quiet_since = self._idle_since = self._opened = self._took_enough = time.monotonic()
         self._keepalive_sent = False
@@ -141,8 +140,7 @@ class Http2Connection(Connection):
         if not self.reader.preface_done:
             self._close()
             return
-        # Requests in transit are still served: once the client acknowledges the PING, all that it sent before
-        # have arrived.
+        # Requests in transit are still served: they have arrived once the client acknowledges the PING.
         self.output.write(
             frames.goaway(frames.MAX_WINDOW, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING)
         )
@@ -203,29 +201,23 @@ class Http2Connection(Connection):
             self._keepalive_sent = False
         if self.reader.mid_frame:
             if (
-                now - (self._opened if not self.reader.preface_done else self._quiet_since)
+                now - (self._quiet_since if self.reader.preface_done else self._opened)
                 > limits.header_timeout
             ):
-                self.fail(
-                    ConnectionFailure(frames.PROTOCOL_ERROR, "the client did not complete a frame in time")
-                )
+                self.fail(ConnectionFailure(frames.PROTOCOL_ERROR, "a frame did not arrive in time"))
             return
         if self._unacknowledged and now - self._unacknowledged_since > limits.header_timeout:
-            self.fail(
-                ConnectionFailure(frames.SETTINGS_TIMEOUT, "the client did not acknowledge SETTINGS in time")
-            )
+            self.fail(ConnectionFailure(frames.SETTINGS_TIMEOUT, "SETTINGS was not acknowledged in time"))
             return
-        if self.reader.write_blocked and quiet and now - self._quiet_since > limits.progress_timeout:
-            self.abort()
-            return
-        if self._reads_too_slowly(now):
+        stuck = self.reader.write_blocked and quiet and now - self._quiet_since > limits.progress_timeout
+        if stuck or self._reads_too_slowly(now):
             self.abort()
             return
         if self.streams.open:
             self._idle_since = now
         else:
             if quiet and now - max(self._quiet_since, self._idle_since) > limits.idle_timeout:
-                self.fail(ConnectionFailure(frames.NO_ERROR, "idle"))
+                self.fail(ConnectionFailure(frames.NO_ERROR, "the connection was idle for too long"))
             return
         if now - self._quiet_since > limits.idle_timeout + limits.progress_timeout:
             self.abort()
@@ -308,9 +300,7 @@ class Http2Connection(Connection):
             self.peer.requests += 1
         if head.prompt or wire.requests > self.max_requests:
             stream.begin()
-        if ends:
-            if stream.closed:
-                return
+        if ends and not stream.closed:
             stream.feed(b"", 0, 0, 1)
 
     def header_frames(self, number: int, block: bytes, flags: int = 0) -> bytes:
@@ -403,7 +393,7 @@ class Http2Connection(Connection):
             if number:
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
             if len(payload) < 8:
-                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "GOAWAY shorter than 8 octets")
+                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 octets")
             # The client is closing the connection: its open requests are still answered.
             self._drained()
         elif kind == frames.PUSH_PROMISE:
@@ -462,13 +452,12 @@ class Http2Connection(Connection):
                 output.max_frame_size = value
             elif key == frames.HEADER_TABLE_SIZE and value < 4096:
                 self.block_prefix = b"\x20"
-        # DATA within the new windows follows the acknowledgement: until then the client enforces the old
-        # ones.
+        # The client enforces the old windows until it reads the acknowledgement, so DATA must come after it.
         output.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
         output.pump()
 
     def _change_windows(self, initial: int) -> None:
-        """Applies INITIAL_WINDOW_SIZE to every open stream, so the charge grows with their number."""
+        """Applies INITIAL_WINDOW_SIZE to all open streams. The charge grows with their number."""
         self.spend(len(self.streams.open) / 8)
         output = self.output
         output.initial_window = initial

@@ -63,11 +63,11 @@ class DataReceiver:
         self._ends = 0
 
     def lose(self) -> None:
-        """Frees the stream, as the connection is closed."""
+        """Drops the reference to the stream when the connection is closed."""
         self._stream = None
 
     def check_windows(self, stream: Stream | None) -> None:
-        """Raises an error if a window is exceeded, and replenishes the connection's."""
+        """Raises a failure if a window is exceeded, and replenishes the connection's window."""
         if self.window_in < 0:
             raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "DATA exceeds the connection's window")
         if self.window_in < REPLENISH_AT:
@@ -79,8 +79,8 @@ class DataReceiver:
     def begin(self, data: bytes, begin: int, length: int, flags: int, number: int) -> int:
         """Starts a DATA frame that is padded, empty, incomplete or for no open stream.
 
-        Returns where its data begins. The whole frame, padding included, counts toward both windows (RFC
-        9113, section 6.1), whatever becomes of it.
+        Returns where its data begins. The whole frame, padding included, counts toward both windows, even if
+        it is dropped (RFC 9113, section 6.1).
         """
         padding = 0
         payload = length
@@ -130,7 +130,7 @@ class DataReceiver:
         self._ends = 0
 
     def read(self, data: bytes, at: int, size: int) -> int:
-        """Takes what data[at:size] has of the current payload. Returns the position after it."""
+        """Takes the part of the current payload in data[at:size]. Returns the position after it."""
         if self.left:
             take = min(self.left, size - at)
             self.left -= take
@@ -149,7 +149,7 @@ class DataReceiver:
         return at
 
     def expect(self, stream: Stream, size: int) -> None:
-        """Lets an announced body of this size arrive without waiting for windows, in large frames."""
+        """Lets an announced body of `size` bytes arrive in large frames, without waiting for windows."""
         if size > LARGE_BODY and self.max_frame_size < LARGE_MAX_FRAME_SIZE:
             self.max_frame_size = LARGE_MAX_FRAME_SIZE
             self._output.write(frames.settings({frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE}))

@@ -24,15 +24,12 @@ log = logging.getLogger("backline.wire")
 _MAX_CONTINUATIONS = 8
 #: A connection that used up its turn defers reads above this size to its next turn.
 _SMALL_READ = 8 * KIB
-#: Bytes per read from which the reader checks whether the client has already disconnected.
+#: After a read of this many bytes or more, the reader checks whether the client has already disconnected.
 _ASK_FROM = 32 * KIB
 
 
 class FrameHandler(Protocol):
-    """The reader's view of its connection.
-
-    Methods may raise ConnectionFailure, or StreamFailure for a frame's stream.
-    """
+    """The reader's view of its connection. Methods may raise ConnectionFailure or StreamFailure."""
 
     def open(self, number: int, head: RequestHead, ends: int) -> None:
         """Opens a stream for a request whose header block is known from an earlier one."""
@@ -61,8 +58,8 @@ class FrameHandler(Protocol):
 class FrameReader:
     """Splits received bytes into frames: DATA goes to its stream in pieces, everything else to the handler.
 
-    It decides when the connection reads: not while the client leaves responses unread, nor while other
-    connections have their turn.
+    The reader pauses the socket while the client leaves responses unread, and while other connections have
+    their turn.
 
     Invariants: a DATA frame is never assembled (its payload is passed on as it arrives), and of any other
     frame at most one is buffered, up to the limit for its type.
@@ -88,10 +85,10 @@ class FrameReader:
         "_streams",
         "_transport",
         "_turns",
-        "_write_blocked",
         "data",
         "preface_done",
         "reads",
+        "write_blocked",
     )
 
     def __init__(
@@ -117,16 +114,17 @@ class FrameReader:
         self._needed = 0
         #: Bytes waiting for the next turn of this connection: (data, position).
         self._held: tuple[bytes, int] | None = None
-        #: The previous turn ended with bytes left over.
+        #: Whether the previous turn ended with bytes left over.
         self._busy = False
-        #: Reading is paused until the next turn.
+        #: Whether reading is paused until the next turn.
         self._resting = False
         #: A header block that continues in CONTINUATION frames of this stream.
         self._block: bytearray | None = None
         self._block_stream = 0
         self._block_ends = 0
         self._continuations = 0
-        self._write_blocked = False
+        #: Whether the client leaves responses unread.
+        self.write_blocked = False
         self._read_paused = False
         #: Whether arriving bytes are dropped.
         self._stopped = False
@@ -139,17 +137,13 @@ class FrameReader:
         """Whether the client owes the rest of a frame or header block."""
         return not self.preface_done or self._block is not None or bool(self._pending)
 
-    @property
-    def write_blocked(self) -> bool:
-        return self._write_blocked
-
     def stop(self) -> None:
         """Reads and drops all further bytes: closing with unread bytes would reset the connection."""
         self._stopped = True
         self._update_reading()
 
     def lose(self) -> None:
-        """The connection is gone: frees memory that would otherwise wait for the cycle collector."""
+        """Frees memory that would otherwise wait for the cycle collector, as the connection is closed."""
         self._lost = self._stopped = True
         self._held = None
         self._pending = bytearray()
@@ -158,16 +152,16 @@ class FrameReader:
 
     def pause_for_writes(self) -> None:
         """Accepts no requests while the client leaves responses unread."""
-        self._write_blocked = True
+        self.write_blocked = True
         self._update_reading()
 
     def end_write_pause(self) -> None:
-        self._write_blocked = False
+        self.write_blocked = False
 
     def resume(self) -> None:
         """Resumes reading after `end_write_pause`, unless sending what was queued has blocked again."""
         self._update_reading()
-        if self._held is not None and not self._write_blocked:
+        if self._held is not None and not self.write_blocked:
             self._turns.wait(self)
 
     def data_received(self, data: bytes) -> None:
@@ -327,7 +321,7 @@ class FrameReader:
         self._held = (data, at)
         self._busy = True
         self._update_reading()
-        if not self._write_blocked:
+        if not self.write_blocked:
             self._turns.wait(self)
 
     def _rest(self) -> None:
@@ -338,7 +332,7 @@ class FrameReader:
 
     def take_turn(self) -> bool:
         paused, self._resting = self._read_paused, False
-        if self._held is not None and not self._stopped and not self._write_blocked:
+        if self._held is not None and not self._stopped and not self.write_blocked:
             if peer_is_gone(self._transport):
                 # Nobody would read the responses.
                 self._handler.abort()
@@ -350,7 +344,7 @@ class FrameReader:
         return paused and not self._read_paused
 
     def _update_reading(self) -> None:
-        pause = not self._stopped and (self._resting or self._write_blocked or self._held is not None)
+        pause = not self._stopped and (self._resting or self.write_blocked or self._held is not None)
         if pause != self._read_paused and not self._lost and not self._transport.is_closing():
             self._read_paused = pause
             if pause:
@@ -388,23 +382,20 @@ class FrameReader:
             begin += 5
         if begin > end:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority is longer than the frame")
-        # A stream that depends on itself does not end the connection, so its block must still be decoded, to
-        # keep the HPACK tables in step.
-        failure = None
+        block = payload[begin:end]
+        ends = flags & frames.END_STREAM
         if flags & frames.PRIORITISED:
             try:
                 check_dependency(payload[priority:begin], number)
-            except StreamFailure as caught:
-                failure = caught
-        block = payload[begin:end]
-        ends = flags & frames.END_STREAM
-        if failure is not None:
-            if number > self._streams.last:
-                self._streams.note(number)
-            if flags & frames.END_HEADERS:
+            except StreamFailure as failure:
+                if number > self._streams.last:
+                    self._streams.note(number)
+                if not flags & frames.END_HEADERS:
+                    raise ConnectionFailure(failure.code, failure.reason) from None
+                # The connection continues, so the block must still be decoded: otherwise the HPACK tables of
+                # both sides would differ.
                 self._blocks.fields(block)
-                raise failure
-            raise ConnectionFailure(failure.code, failure.reason)
+                raise
         if flags & frames.END_HEADERS:
             self._handler.headers(number, block, ends)
         else:
@@ -429,6 +420,6 @@ class FrameReader:
 
 
 def check_dependency(priority: bytes, number: int) -> None:
-    """Raises StreamFailure if a stream's priority names the stream itself as its parent."""
+    """Raises StreamFailure if the priority makes the stream depend on itself (RFC 7540, section 5.3.1)."""
     if int.from_bytes(priority[:4], "big") & 0x7FFFFFFF == number:
         raise StreamFailure(frames.PROTOCOL_ERROR, "a stream depends on itself")

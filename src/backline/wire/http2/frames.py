@@ -58,22 +58,19 @@ _RST_STREAM = Struct(">IBII")
 _GOAWAY = Struct(">IBIII")
 
 
-class ConnectionFailure(Exception):
+class _Failure(Exception):
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class ConnectionFailure(_Failure):
     """Ends the connection with GOAWAY and this error code (RFC 9113, section 5.4.1)."""
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
 
-
-class StreamFailure(Exception):
+class StreamFailure(_Failure):
     """Ends the stream with RST_STREAM and this error code (RFC 9113, section 5.4.2)."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -147,8 +144,8 @@ def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     return known
 
 
-#: Idle frames that a client earns per answered request and per DATA frame: clients acknowledge DATA with
-#: WINDOW_UPDATE for stream and connection, and probe the bandwidth with PING.
+#: Idle frames that a client earns per answered request and per DATA frame sent to it: clients acknowledge
+#: DATA with WINDOW_UPDATE for stream and connection, and probe the bandwidth with PING.
 PER_REQUEST = 6
 PER_DATA_FRAME = 4
 
@@ -171,8 +168,7 @@ class FrameAllowance:
     def spend(self, cost: float, requests: int, data_frames: int) -> None:
         """Takes tokens. Raises ConnectionFailure if the client floods.
 
-        `requests` is the number of requests answered, and `data_frames` the number of DATA frames sent, so
-        far.
+        `requests` counts the requests answered so far, and `data_frames` the DATA frames sent.
         """
         self._tokens -= cost
         if self._tokens >= 0:
@@ -205,12 +201,8 @@ def encode_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([_encode_field(name, value) for name, value in fields])
 
 
-def encode_status(status: int) -> bytes:
-    return _encode_status(status)
-
-
 @lru_cache(maxsize=64)
-def _encode_status(status: int) -> bytes:
+def encode_status(status: int) -> bytes:
     return _encode_field(b":status", str(status).encode())
 
 

@@ -58,8 +58,8 @@ class HeaderBlocks:
     Invariant of the memo `known`: it contains a block only if decoding left the dynamic table unchanged, and
     every block that changes the table clears it. So a lookup returns what decoding would return, and skipping
     the decoder leaves the table as decoding would. The memo is bounded in entries and in bytes per entry.
-    Heads are immutable, so requests may share them; that includes the gate's decision, which depends on the
-    head alone.
+    Heads are immutable, so requests may share them, along with the gate's decision, which depends on the head
+    alone.
     """
 
     def __init__(self, application: Application, limits: Limits, *, local: bool) -> None:
@@ -73,10 +73,7 @@ class HeaderBlocks:
         self._decoder.header_table = self._table
 
     def request(self, block: bytes) -> RequestHead:
-        """Decodes a request's block.
-
-        Raises ConnectionFailure if it cannot be decoded, StreamFailure if the request is malformed.
-        """
+        """Decodes a request's block. Raises StreamFailure for a malformed request, or ConnectionFailure."""
         head = parse_head(self.fields(block), self._application, self._limits)
         head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, local=self._local)
         head.exchange, head.prompt = exchange_for(head)
@@ -89,7 +86,7 @@ class HeaderBlocks:
     def fields(self, block: bytes) -> Sequence[tuple[bytes, bytes]]:
         """Decodes any block.
 
-        Raises ConnectionFailure if that fails, since the dynamic tables of both sides would then differ.
+        Raises ConnectionFailure if decoding fails, since the dynamic tables of both sides would then differ.
         """
         table = self._table
         table.changed = False

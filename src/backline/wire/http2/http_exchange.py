@@ -11,6 +11,7 @@ from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStrea
 from backline.wire.body import Body
 from backline.wire.compression import (
     INLINE,
+    WORTH_COMPRESSING,
     CodingError,
     ResponseCoding,
     compress,
@@ -18,11 +19,12 @@ from backline.wire.compression import (
     inflate_small,
     negotiate,
 )
-from backline.wire.connection import http_date, peer_address
+from backline.wire.connection import RETRY_AFTER, http_date, peer_address
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import OUR_STREAM_WINDOW
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.stream import CRUMB, Stream
+from backline.wire.limits import INCREASE_BODY_LIMIT
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -41,8 +43,6 @@ _NOT_IN_HTTP2 = frozenset(
         b"date",
     )
 )
-#: Bodies below this many bytes are not worth compressing.
-_WORTH_COMPRESSING = 1024
 
 
 class HttpExchange(Stream, HttpRequest):
@@ -71,9 +71,9 @@ class HttpExchange(Stream, HttpRequest):
         if head.too_large is not None:
             self.refuse(431, head.too_large)
         elif head.refusal is not None:
-            self.refuse(403, head.refusal)
+            self.refuse(head.refusal.status, head.refusal.message, head.refusal.fields)
         elif wire.requests > connection.max_requests and (what := connection.overload(head.path)):
-            self.refuse(503, f"The server has too many {what}; try again later", ((b"retry-after", b"1"),))
+            self.refuse(503, f"The server has too many {what}; try again later", RETRY_AFTER)
         elif head.is_grpc:
             self.refuse(405, "gRPC calls must use POST", ((b"allow", b"POST"),))
         elif head.rpc is not None:
@@ -118,9 +118,7 @@ class HttpExchange(Stream, HttpRequest):
             self._too_large()
             return False
         if not self.buffer(end - begin):
-            self.refuse(
-                503, "The server holds too many bytes of requests; try again later", ((b"retry-after", b"1"),)
-            )
+            self.refuse(503, "The server holds too many bytes of requests; try again later", RETRY_AFTER)
             return False
         gathered.add(data, begin, end)
         if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:
@@ -173,7 +171,7 @@ class HttpExchange(Stream, HttpRequest):
         if size > admission.passes or self.kind:
             admission.learn(self, size)
         coding = None
-        if size >= _WORTH_COMPRESSING and b"accept-encoding" in self.headers and self.method != b"HEAD":
+        if size >= WORTH_COMPRESSING and b"accept-encoding" in self.headers and self.method != b"HEAD":
             coding = negotiate(self.headers[b"accept-encoding"], fields)
         if coding is None:
             self._send(status, fields, body, size)
@@ -249,7 +247,7 @@ class HttpExchange(Stream, HttpRequest):
         limit = self.connection.wire.limits.max_body_size
         self.refuse(
             413,
-            f"The request body is larger than the server's limit of {limit} bytes",
+            f"The request body exceeds the maximum of {limit} bytes. {INCREASE_BODY_LIMIT}",
         )
 
     def _response_head(self, status: int, fields: Fields, size: int | None) -> bytes:

@@ -16,7 +16,7 @@ from backline.wire.limits import KIB
 _QUANTUM = 128 * KIB
 #: Above this, bytes are written immediately rather than at the end of the event loop's iteration.
 _WRITE_AT = 64 * KIB
-#: Smaller DATA frames count as work (see `FrameAllowance`) only if they complete what is queued.
+#: A DATA frame smaller than this counts as work (see `FrameAllowance`) only if it sends all that is queued.
 _CRUMB = 1 * KIB
 
 
@@ -76,7 +76,7 @@ class Output:
         self.data_frames = 0
         #: Bytes of responses waiting for windows or the socket, or being compressed.
         self.held = 0
-        #: Total bytes sent of responses that had to wait.
+        #: Bytes sent so far of responses that had to wait.
         self.sent = 0
 
     def write(self, frame: Buffer) -> None:
@@ -128,7 +128,7 @@ class Output:
         stream.pending_bytes += size
         self._hold(stream, size)
         self.enqueue(stream)
-        # The expected size of this response is no longer reserved.
+        # `Admission` no longer reserves the expected size of this response.
         self._relieved()
 
     def make_ready(self, stream: Stream) -> None:
@@ -141,7 +141,7 @@ class Output:
         self.pump()
 
     def finish(self, stream: Stream) -> None:
-        """Ends a complete response after its queued data, with `stream.tail` or with its last DATA frame."""
+        """Ends a complete response after its queued data: with `stream.tail`, or with the last DATA frame."""
         if stream.pending_bytes:
             self.enqueue(stream)
         else:

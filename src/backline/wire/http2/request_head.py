@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from backline.wire.application import Application, StreamMethod, UnaryMethod
+from backline.wire.application import Application, Denial, StreamMethod, UnaryMethod
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import StreamFailure
@@ -31,10 +31,7 @@ _CONNECTION_SPECIFIC = frozenset(
 
 
 class RequestHead:
-    """The decoded fields of a request, shared by all requests with the same header block.
-
-    Immutable once built.
-    """
+    """The decoded fields of a request. Immutable, since all requests with the same header block share it."""
 
     __slots__ = (
         "accept_encoding",
@@ -76,13 +73,14 @@ class RequestHead:
         self.accept_encoding = frozenset(
             name.strip().lower() for name in headers.get(b"grpc-accept-encoding", b"").split(b",")
         )
-        #: The Stream subclass to use, and whether it acts before the body arrives. `HeaderBlocks` sets both.
+        #: The Stream subclass to use, and whether its `begin` runs before the body arrives. `HeaderBlocks`
+        #: sets both.
         self.exchange: Callable[[Http2Connection, int, RequestHead], Stream]
         self.prompt = True
         #: Why the header list is too large, if it is.
         self.too_large: str | None = None
         #: Why the gate refuses the request, if it does.
-        self.refusal: str | None = None
+        self.refusal: Denial | None = None
         self.timeout: float | None = None
         self.timeout_error: str | None = None
         if self.is_grpc and b"grpc-timeout" in headers:
@@ -97,8 +95,8 @@ def parse_head(
 ) -> RequestHead:
     """Builds a request's head. Raises StreamFailure if the fields are malformed (RFC 9113, section 8.1.1).
 
-    If the header list is too large, the head has its first fields and sets `too_large`, so that the request
-    gets a response (section 10.5.1).
+    If the header list is too large, the head contains only the first fields and gives the reason in
+    `too_large`, so that the request gets a response (section 10.5.1).
     """
     pseudo: dict[bytes, bytes] = {}
     headers: dict[bytes, bytes] = {}

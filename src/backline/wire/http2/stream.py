@@ -24,17 +24,16 @@ HIGH_WATER = 64 * 1024
 class Stream:
     """A stream that a client opened.
 
-    Attributes that most streams never change are class attributes, so that a unary call costs one small
-    object.
+    Attributes that most streams never change are class attributes, which keeps the object of a call small.
     """
 
     #: Whether the stream counts toward `wire.streams` rather than `wire.requests`.
     streaming = False
-    #: The client may still send DATA or trailers.
+    #: Whether the client may still send DATA or trailers.
     remote_open = True
-    #: The application has completed the response; parts of it may still be queued.
+    #: Whether the application has completed the response; parts of it may still be queued.
     answered = False
-    #: The stream was removed from its connection.
+    #: Whether the stream was removed from its connection.
     closed = False
     #: Bytes that the client may still send on this stream.
     window_in = OUR_STREAM_WINDOW
@@ -49,18 +48,18 @@ class Stream:
     pending_bytes = 0
     #: Frames that end the stream after the pending data.
     tail: bytes | None = None
-    #: The last DATA frame ends the stream.
+    #: Whether the last DATA frame ends the stream, rather than `tail`.
     ends_with_data = False
     end_sent = False
-    #: The complete request waits in `Admission`.
+    #: Whether the complete request waits in `Admission`.
     waiting = False
     #: The kind of request, from which `Admission` predicts the size of the response.
     kind = 0
     #: Bytes of a response being compressed; part of `Output.held`.
     compressing = 0
-    #: The stream is in `Output.ready`.
+    #: Whether the stream is in `Output.ready`.
     queued = False
-    #: Set by a sender waiting until less is pending.
+    #: Completed when less is pending; None if no sender waits.
     drained: asyncio.Future[None] | None = None
     #: Bytes sent and received as of the last sweep, and when their sum last changed.
     swept = -1
@@ -115,10 +114,7 @@ class Stream:
         return wire.buffered_bytes <= wire.limits.max_buffered_bytes
 
     def reserve(self, size: int) -> bool:
-        """Counts body bytes in advance.
-
-        Returns False if the server holds too many or the stream is closed.
-        """
+        """Counts body bytes in advance; False if the server holds too many or the stream is closed."""
         return not self.closed and self.buffer(size)
 
     def wanted(self) -> bool:
@@ -130,7 +126,7 @@ class Stream:
         self.connection.wire.buffered_bytes -= size
 
     async def wait_drained(self) -> None:
-        """Waits until HIGH_WATER bytes or less are queued. ConnectionResetError if the stream closes."""
+        """Waits until at most HIGH_WATER bytes are queued. Raises ConnectionResetError when closed."""
         while self.pending_bytes > HIGH_WATER and not self.closed:
             if self.drained is None:
                 self.drained = self.connection.wire.loop.create_future()
@@ -151,10 +147,10 @@ _REMEMBERED = 512
 class StreamTable:
     """The streams of one connection: those open, and what is known about the others.
 
-    Frames for a stream that the server reset may have been in flight: they are dropped. Frames for a stream
-    that the client reset or ended are an error of the client (RFC 9113, section 5.1). A number below `last`
-    that is neither open, reset nor skipped belongs to a stream that ended normally. Only the latest resets
-    and skipped numbers are remembered.
+    Frames for a stream that the server reset are dropped, since the client may have sent them before it knew.
+    Frames for a stream that the client reset or ended are an error of the client (RFC 9113, section 5.1). A
+    number below `last` that is neither open, reset nor skipped belongs to a stream that ended normally. Only
+    the latest resets and skipped numbers are remembered.
     """
 
     __slots__ = ("_resets", "_skipped", "last", "open")

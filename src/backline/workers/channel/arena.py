@@ -36,14 +36,14 @@ from backline.workers.channel.protocol import Buffer, Column
 
 #: Bytes of address space for each side.
 HALF = 1 << 35
-#: Smaller batches travel in their frame, because two copies through the socket then cost no more than lending
-#: a block. The break-even point depends on the machine; this is below it on all that were measured.
+#: Bytes below which a batch travels in its frame, because two copies through the socket then cost no more
+#: than lending a block. The break-even point depends on the machine, and was higher on all measured ones.
 INLINE_LIMIT = 1 << 15
 #: The size of the smallest block, in bytes.
 _SMALLEST = 1 << 16
 #: Free bytes kept for reuse; the pages of further returned blocks go back to the system.
 _KEPT = 1 << 28
-#: Columns in shared memory are aligned to this, for vector instructions.
+#: Alignment of columns in shared memory, in bytes, for vector instructions.
 _ALIGNMENT: Final = 64
 
 
@@ -133,8 +133,8 @@ def when_unused(block: np.ndarray, done: Callable[[], None]) -> None:
 def pack_columns(
     parts: Sequence[Sequence[Sequence[Tensor]]], arena: Arena
 ) -> tuple[list[list[Column]], list[Buffer], int]:
-    """Packs tensors into columns. Returns the columns of each part, the payload, which holds small batches,
-    and the block of shared memory that holds a large one (-1 for none).
+    """Packs tensors into columns. Returns the columns of each part, the payload that holds a small batch, and
+    the offset of the block of shared memory that holds a large one (-1 for none).
 
     A part is a list of columns; a column is the list of tensors of one name to be concatenated, in order.
     Raises MemoryError if the shared memory is full.
@@ -198,10 +198,10 @@ def _write_tensors(place: np.ndarray, tensors: Sequence[Tensor]) -> None:
 def unpack_columns(
     columns: Sequence[Column], payload: memoryview, offset: int, block: np.ndarray | None, start: int
 ) -> tuple[dict[str, Tensor], int]:
-    """The tensors of one part by name, as views, and the payload offset where the next part begins.
+    """Returns the tensors of one part by name, as views, and the payload offset where the next part begins.
 
-    `offset` is where this part begins in the payload; `block` is the shared memory from `start` on. Columns
-    come from the other process: raises InvalidArgument or ValueError if one has a wrong size, or points
+    `offset` is where this part begins in the payload; `block` is the shared memory from `start` on. Raises
+    InvalidArgument or ValueError if a column, which comes from the other process, has a wrong size or lies
     outside of its block.
     """
     tensors: dict[str, Tensor] = {}

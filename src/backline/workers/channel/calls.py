@@ -1,4 +1,4 @@
-"""The seam between workers and the server's functions that models may call."""
+"""The seam between workers and what the server does for their models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Calls(Protocol):
     """
 
     def submit(self, ticket: Ticket) -> None:
-        """Submits a call like Engine.submit, but refuses one that would wait for its own caller."""
+        """Submits a call like Engine.submit, but refuses a call that would wait for its own caller."""
 
     def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:
         """Reports that a call ended after `ns` nanoseconds."""
@@ -26,9 +26,7 @@ class Calls(Protocol):
         """Whether a model can serve; for an empty name, whether the server is ready."""
 
     async def describe(self, model: str, version: str) -> Described:
-        """A model's inputs and outputs with full shapes, and its serving versions. Loads an on-demand model
-        first.
-        """
+        """A model's inputs and outputs, with full shapes, and serving versions. Loads an on-demand model."""
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
         """Loads a model, see Control.load. `config` is JSON, `files` are file contents by path."""

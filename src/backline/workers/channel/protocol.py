@@ -8,25 +8,25 @@ A frame is a prefix of 12 bytes, a header and a payload:
     1       3     zero
     4       4     length of the header, little-endian
     8       4     length of the payload, little-endian
-    12            the header: a msgpack array, the fields of the kind's struct below in order
+    12            the header: a msgpack array of the fields, in order, of the kind's struct below
                   the payload: the bytes of small tensors, concatenated
 
 A worker has three channels.
 
 - Data: the server sends LOAD once and then EXECUTE; the worker responds with LOADED or FAILED, and then
   RESULT.
-- Control: the worker reads it on a separate thread, so it works while a model computes. PING and PONG (both
-  return blocks of shared memory), CANCEL, STOP, and CREDIT for further responses.
+- Control: the worker reads it on a separate thread, so that it works while the model computes. It carries
+  PING and PONG (both return blocks of shared memory), CANCEL, STOP, and CREDIT for further responses.
 - Calls: the worker sends, from any thread. CALL calls another model of the server, ASK asks about models. The
   server sends RESPONSE, flagged if it is the last, or ENDED if no response follows. For calls, DROP and MORE
   do what CANCEL and CREDIT do for requests. A call belongs to open requests of the worker: it inherits
   their deadline and priority, and is cancelled when all of them are. MEASURE, LOG, LIMIT and READY are
   one-way notices.
 
-Tensors travel in parts. The tensors of requests with equal names, datatypes and trailing shapes form one
-column each, so that a model that takes batches gets them without a copy. Elements are in the row-major
-little-endian form of the Open Inference Protocol (BYTES: a 4-byte length before each element). A column lies
-in the payload of its frame, or in shared memory, see `arena`.
+Tensors travel in parts. A part joins requests whose tensors agree in name, datatype and all dimensions but
+the first. The tensors of one name form a column, so that a model that takes batches gets them without a copy.
+Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES: a 4-byte length before
+each element). A column lies in the payload of its frame, or in shared memory, see `arena`.
 
 A worker runs code that the server does not trust. No message can execute anything (there is no pickle), and
 the server validates what a worker sends as it validates what a client sends.
@@ -41,7 +41,9 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from backline.engine import errors
 from backline.engine.config.joining import Joining
+from backline.engine.errors import BacklineError, Internal
 
 Parameter: TypeAlias = str | int | float | bool
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -49,14 +51,14 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 PREFIX = struct.Struct("<B3xII")
 #: Responses that a decoupled model may send for one request before the server grants further credit.
 WINDOW = 16
-#: The largest frame in bytes; a larger one violates the protocol, because large tensors do not need frames.
+#: The largest legal frame, in bytes. Larger tensors travel in shared memory.
 MAX_FRAME = 1 << 30
 #: The exit status of a worker that lost its channel to the server (EX_PROTOCOL of sysexits.h).
 CONNECTION_LOST = 76
 
 
 class Kind(IntEnum):
-    """The number of each message kind in a frame's prefix."""
+    """The kinds of messages, by their number in a frame's prefix."""
 
     LOAD = 1
     LOADED = 2
@@ -98,12 +100,12 @@ class WorkerLoad(msgspec.Struct, array_like=True):
     `adapter` names the kind of model, "python" or "torchserve". `path` is the model's file, `folder` the
     model's folder above its versions. `instance` is the name of this instance, and `device_kind` and
     `device_index` say where it computes. `inputs`, `outputs` and `max_batch_size` come from the
-    configuration, None where it has none. `configuration` is all of it with defaults, the JSON of an
-    inference.ModelConfig.
+    configuration; `max_batch_size` is None if not configured. `configuration` is the whole configuration with
+    defaults, as the JSON of an inference.ModelConfig.
 
-    With `complete`, a model that can complete its configuration does nothing else; another worker then loads
-    it. With `joining`, each request arrives as a separate part; a model that wants requests joined applies
-    these rules itself and sets `joins`.
+    With `complete`, a model that can complete its own configuration only does that, and another worker then
+    loads it. With `joining`, each request arrives as a separate part; a model that wants requests joined
+    joins them by these rules and sets WorkerLoaded.joins.
     """
 
     adapter: str
@@ -126,11 +128,11 @@ class WorkerLoad(msgspec.Struct, array_like=True):
 class WorkerLoaded(msgspec.Struct, array_like=True):
     """LOADED: describes the loaded model. Shapes exclude the batch dimension if `max_batch_size` is above 0.
 
-    `decoupled` models send any number of responses. `concurrency` is how many batches the worker takes at
+    A `decoupled` model sends any number of responses. `concurrency` is how many batches the worker takes at
     once. A `deferred` model may respond to requests after it returned from their batch, while it runs the
-    next one. `completed` is the completed configuration, if LOAD asked for that; the worker then runs
-    nothing. Requests to a `joined_if_asked` model run together only if its configuration has
-    `dynamic_batching`. The fields after `warnings` are the model's own settings, None where it has none.
+    next one. `completed` is the completed configuration, if LOAD asked for one; the worker then runs nothing.
+    Requests to a `joined_if_asked` model run together only if its configuration has `dynamic_batching`.
+    Fields that may be None are settings in the model's code, None if it leaves them to the server.
     """
 
     inputs: list[Spec]
@@ -151,16 +153,14 @@ class WorkerLoaded(msgspec.Struct, array_like=True):
 
 
 class Failed(msgspec.Struct, array_like=True):
-    """FAILED: why a load failed. `message` is for people and names the line in the model's file; `details` is
-    the whole traceback.
-    """
+    """FAILED: a failed load. `message` names the line in the model's file; `details` is the traceback."""
 
     message: str
     details: str = ""
 
 
 class Column(msgspec.Struct, array_like=True):
-    """The concatenated tensors of one name, from all requests of a part; `shape` is that of the whole.
+    """The concatenated tensors of one name, from all requests of a part. `shape` includes all of them.
 
     If `at` is negative, the `size` bytes follow the previous column in the payload; otherwise they are in
     shared memory at this offset.
@@ -176,9 +176,8 @@ class Column(msgspec.Struct, array_like=True):
 class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
     """A request without its tensors.
 
-    `timeout` is the seconds until its deadline, 0 for none. `queue_timeout_us` is the longest that it may
-    wait in a queue, in microseconds, 0 for any time. `trace` is its trace context, as from
-    engine.tracing.Trace.context.
+    `timeout` is the seconds until its deadline, 0 for none. `queue_timeout_us` is the longest time that it
+    may wait in a queue, in microseconds, 0 for no limit. `trace` is its engine.tracing.Trace.context.
     """
 
     id: str = ""
@@ -194,10 +193,10 @@ class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class Part(msgspec.Struct, array_like=True):
-    """The tensors of the requests with these numbers. `rows` has the number of rows of each in the columns;
-    it is empty for a single request.
+    """The tensors of the requests with these numbers. `rows` has each request's number of rows in the
+    columns; it is empty for a single request.
 
-    In a RESULT, a part holds responses to its requests: the last ones, unless `more` is set.
+    In a RESULT, a part holds one response to each of its requests: the last one, unless `more` is set.
     """
 
     numbers: list[int]
@@ -210,8 +209,8 @@ class Part(msgspec.Struct, array_like=True):
 class Execute(msgspec.Struct, array_like=True):
     """EXECUTE: requests to run together. Their numbers are unique for the lifetime of the worker.
 
-    `notes` is empty if all would have default values. `block` is the shared memory that holds the columns,
-    -1 for none. `returned` are blocks of the worker that the server no longer holds.
+    `notes` is empty if all would have default values. `block` is the offset of the shared memory that holds
+    the columns, -1 for none. `returned` are blocks of the worker that the server no longer holds.
     """
 
     batch: int
@@ -231,13 +230,13 @@ class RequestFailure(msgspec.Struct, array_like=True):
 
 
 class Result(msgspec.Struct, array_like=True):
-    """RESULT: responses. `done` means the worker is free for the next batch; missing responses come in later
-    RESULTs.
+    """RESULT: responses. `done` means that the worker is free for the next batch; missing responses come in
+    later RESULTs.
 
     `ended` are requests that get no further response, `rescheduled` are requests of iterative sequences that
-    the model wants to run again. `block` is the shared memory that holds the columns, -1 for none. `kept`
-    means the model still holds inputs in the block of the EXECUTE; a PONG or CALL returns it later.
-    `began_ns` and `ran_ns` are of the system's monotonic clock.
+    the model wants to run again. `block` is as in EXECUTE. `kept` means that the model still holds inputs in
+    the block of the EXECUTE; a PONG or CALL returns that block later. `began_ns` and `ran_ns` are when the
+    run began and ended, by the system's monotonic clock.
     """
 
     batch: int
@@ -253,11 +252,12 @@ class Result(msgspec.Struct, array_like=True):
 
 
 class NumberList(msgspec.Struct, array_like=True):
-    """Numbers. CANCEL: cancelled requests. PING and PONG: returned blocks of the other side's half.
+    """Numbers, whose meaning depends on the kind of the message.
 
-    CREDIT: a request, and how many further responses it may send on top of the initial WINDOW. DROP: calls
-    that the worker has abandoned. MORE: a call, and how many further responses the server may send to it.
-    LIMIT: the resident bytes that the model allows its worker, sent before LOADED.
+    CANCEL: cancelled requests. PING and PONG: returned blocks of the other side's half. CREDIT: a request,
+    and how many further responses it may have on top of the initial WINDOW. DROP: calls that the worker has
+    abandoned. MORE: a call, and how many further responses the server may send to it. LIMIT: the resident
+    bytes that the model allows its worker, sent before LOADED.
     """
 
     numbers: list[int]
@@ -266,8 +266,8 @@ class NumberList(msgspec.Struct, array_like=True):
 class WorkerCall(msgspec.Struct, array_like=True):
     """CALL: a call of another model of the server. `number` is unique for the lifetime of the worker.
 
-    `requests` are the worker's requests that the call is made for, empty if unknown. `stream` asks for any
-    number of responses. `note` has the properties of the call itself. `queue_timeout` is in seconds, 0 for
+    `requests` are the worker's requests that the call is made for, empty if unknown. With `stream`, the call
+    may get any number of responses. `note` describes the call itself. `queue_timeout` is in seconds, 0 for
     the model's default. `returned` are blocks of the server that the worker no longer holds. `traced` are the
     requests whose traces the call belongs to, if it is not made for `requests`.
     """
@@ -286,12 +286,12 @@ class WorkerCall(msgspec.Struct, array_like=True):
 
 
 class Ask(msgspec.Struct, array_like=True):
-    """ASK: a question about models, answered by ENDED.
+    """ASK: asks about a model, or for a load or unload; ENDED answers it.
 
-    `what` is "ready" (a model, or without a name the server), "describe", "load" or "unload". For a load,
-    `config` replaces the configuration, and `files` are the contents of all files of the model by path, as
-    UINT8 columns. `requests` are as in WorkerCall: once all of them are cancelled, the worker stops waiting,
-    but a load or unload that has begun still completes.
+    `what` is "ready" (of a model, or without a name of the server), "describe", "load" or "unload". For a
+    load, `config` replaces the configuration, and `files` are UINT8 columns, named by path, with the contents
+    of all files of the model. `requests` are as in WorkerCall: once all of them are cancelled, the worker
+    stops waiting, but a load or unload that has begun still completes.
     """
 
     number: int
@@ -309,7 +309,7 @@ class Measure(msgspec.Struct, array_like=True):
     """MEASURE: a change or query of a metric that the model defines. `action` is "declare", "create",
     "increment", "set", "observe" or "value".
 
-    With a `number`, ENDED answers it. `bounds` are the upper bounds of a histogram's buckets.
+    If `number` is not 0, ENDED answers it. `bounds` are the upper bounds of a histogram's buckets.
     """
 
     action: str
@@ -350,8 +350,8 @@ class Response(msgspec.Struct, array_like=True):
 
 
 class Ended(msgspec.Struct, array_like=True):
-    """ENDED: ends a call without a further response, or answers an ASK or MEASURE with `value`, or with a
-    failure as in RequestFailure.
+    """ENDED: ends a call that gets no further response, or answers an ASK or MEASURE with `value`. For a
+    failure, `kind`, `message` and `retry_after` are as in RequestFailure.
     """
 
     number: int
@@ -403,6 +403,16 @@ _encode = msgspec.msgpack.Encoder().encode
 Message = TypeVar("Message", bound=msgspec.Struct)
 
 
+def failure_of(message: RequestFailure | Ended) -> BacklineError:
+    """The error that a message describes; Internal for an unknown kind."""
+    kind = getattr(errors, message.kind, None)
+    if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
+        kind = Internal
+    error: BacklineError = kind(message.message)
+    error.retry_after = message.retry_after
+    return error
+
+
 class WorkerProtocolError(Exception):
     """The other side sent an invalid frame, or one that it may not send."""
 
@@ -426,9 +436,7 @@ class FrameSplitter:
         self._needed = 0
 
     def feed(self, data: bytes | bytearray) -> list[tuple[Kind, Any, memoryview]]:
-        """Returns the frames completed by `data`, as (kind, header, payload). Raises WorkerProtocolError for
-        an invalid frame.
-        """
+        """Returns the frames that `data` completes: kind, header, payload. Raises WorkerProtocolError."""
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:

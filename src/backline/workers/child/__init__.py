@@ -1,3 +1,1 @@
-"""The program in a worker process: it loads a model, and runs the batches that the server sends. Needs only
-NumPy and msgspec.
-"""
+"""The program in a worker process: loads a model and runs its batches. Needs only NumPy and msgspec."""

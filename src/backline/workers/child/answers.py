@@ -14,10 +14,9 @@ from queue import Empty, SimpleQueue
 from socket import socket
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from backline.engine import errors
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal
 from backline.engine.values.messages import InferResponse
-from backline.workers.channel.protocol import WINDOW, Ended, FrameSplitter, Kind
+from backline.workers.channel.protocol import WINDOW, FrameSplitter, Kind
 
 if TYPE_CHECKING:
     from backline.workers.child.caller import Caller
@@ -27,9 +26,7 @@ Take: TypeAlias = Callable[[Kind, Any, memoryview], None]
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a call's responses, or the answer to a question. `alone` means that the last response came
-    in an earlier message.
-    """
+    """The end of a call, or the answer to a question. `alone` means that no response comes with it."""
 
     value: Any = None
     alone: bool = True
@@ -83,7 +80,7 @@ def response_of(heard: Heard) -> InferResponse:
     """The response of a model that is not decoupled. Raises the BacklineError that arrived instead."""
     if isinstance(heard, InferResponse):
         return heard
-    raise heard if isinstance(heard, BacklineError) else Internal("a model that gives one response gave none")
+    raise heard if isinstance(heard, BacklineError) else Internal("the called model ended without a response")
 
 
 def value_of(heard: Heard) -> Any:
@@ -91,16 +88,6 @@ def value_of(heard: Heard) -> Any:
     if isinstance(heard, End):
         return heard.value
     raise heard if isinstance(heard, BacklineError) else Internal("a question was answered by a response")
-
-
-def failure_of(message: Ended) -> BacklineError:
-    """The error that a message describes; Internal for an unknown kind."""
-    kind = getattr(errors, message.kind, None)
-    if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
-        kind = Internal
-    error: BacklineError = kind(message.message)
-    error.retry_after = message.retry_after
-    return error
 
 
 class ChannelReader:
@@ -169,8 +156,8 @@ class ChannelReader:
 
 
 class CallStream:
-    """An iterator over the responses to a call. The called model waits while they are not read; close the
-    stream to stop early.
+    """An iterator over the responses to a call. The called model waits while its responses are not read;
+    close the stream to stop early.
     """
 
     def __init__(self, caller: Caller, number: int, heard: Mailbox) -> None:
@@ -187,9 +174,7 @@ class CallStream:
         return response
 
     def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None after the last. Raises DeadlineExceeded if none arrives within `timeout`
-        seconds.
-        """
+        """The next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
 
     def close(self) -> None:
@@ -220,9 +205,7 @@ class AsyncCallStream:
         return response
 
     async def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None after the last. Raises DeadlineExceeded if none arrives within `timeout`
-        seconds.
-        """
+        """The next response, None after the last. Raises DeadlineExceeded after `timeout` seconds."""
         return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
 
     def close(self) -> None:
@@ -232,7 +215,7 @@ class AsyncCallStream:
 
 
 class _Credit:
-    """Counts the responses that are read, and grants credit for as many more, half a window at a time."""
+    """Counts the responses that are read, and grants credit for as many new ones, half a window at a time."""
 
     def __init__(self, caller: Caller, number: int) -> None:
         self._caller = caller

@@ -33,6 +33,7 @@ from backline.workers.channel.protocol import (
     Response,
     WorkerCall,
     WorkerProtocolError,
+    failure_of,
     frame,
 )
 from backline.workers.child.answers import (
@@ -44,7 +45,6 @@ from backline.workers.child.answers import (
     End,
     Heard,
     Mailbox,
-    failure_of,
     response_of,
     value_of,
 )
@@ -81,7 +81,7 @@ class ModelCall:
 class Question:
     """A question about the server's models, for `Caller.ask`.
 
-    "ready" returns whether the model can serve, or the server for an empty name; "describe" returns
+    "ready" returns whether the model, or for an empty name the server, can serve; "describe" returns
     protocol.Described as plain lists; "load" and "unload" return None once done. `config` (a configuration as
     JSON) and `files` (contents by path below the model's folder) replace the repository's; `dependents`
     unloads an ensemble's steps, too. `requests` are as in ModelCall.
@@ -105,9 +105,7 @@ class _PendingCall:
 
 
 class Caller:
-    """The worker's end of the calls channel. All methods may be called on any thread, and may raise
-    BacklineError.
-    """
+    """The worker's end of the calls channel, for any thread. Methods may raise BacklineError."""
 
     def __init__(self, channel: socket, connection: DataChannel) -> None:
         self._channel = channel
@@ -155,8 +153,8 @@ class Caller:
     # asking about models
 
     def ask(self, question: Question, timeout: float = inf) -> Any:
-        """Answers a Question; blocks. Raises DeadlineExceeded after `timeout` seconds, but a load or unload
-        still completes.
+        """Asks the server and returns its answer. Blocks. Raises DeadlineExceeded after `timeout` seconds; a
+        load or unload still completes.
         """
         alone = timeout == inf  # a thread that reads the channel itself cannot time out
         if not alone:
@@ -245,7 +243,7 @@ class Caller:
                     [[(tensor,) for tensor in tensors]], self._connection.arena
                 )
         except MemoryError as error:
-            raise Internal(f"the inputs of a call: {error}") from None
+            raise Internal(f"the inputs of a call cannot be sent: {error}") from None
         return packed[0], payload, block
 
     def _begin(self, number: int, waiting: _PendingCall, message: bytes) -> None:
@@ -265,7 +263,7 @@ class Caller:
                 self._say(frame(Kind.DROP, NumberList([number])))
 
     def end_calls(self, requests: Sequence[WorkerRequest]) -> None:
-        """Cancels the calls in flight that were made for these requests only, because they are answered."""
+        """Cancels the calls in flight that were made only for these requests, which have been answered."""
         for number, waiting in tuple(self._waiting.items()):
             if waiting.requests and all(request in requests for request in waiting.requests):
                 self.drop(number)
@@ -330,11 +328,11 @@ class Measures:
         self._caller = caller
 
     def declare(self, name: str, kind: MetricKind, description: str) -> None:
-        """Adds a metric. Waits for the server; raises InvalidArgument or AlreadyExists if it refuses."""
+        """Adds a metric. Waits for the server, which may refuse with InvalidArgument or AlreadyExists."""
         self._caller.measure(Measure("declare", name, kind=kind, description=description))
 
     def create(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> None:
-        """Creates a combination of labels, so that the metrics page shows it before it has a value."""
+        """Creates a combination of labels, so that the metrics page shows it before a value is recorded."""
         self._tell(Measure("create", name, dict(labels), list(bounds)))
 
     def record(

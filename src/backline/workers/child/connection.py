@@ -36,21 +36,19 @@ class DataChannel:
         self.credits = threading.Condition()
         #: Requests without a last response, by number.
         self.open: dict[int, WorkerRequest] = {}
-        #: The highest request number so far (numbers only rise), and the requests cancelled before they
-        #: arrived. Lower numbers that are not open were answered. Guarded by `_arrival`.
+        #: The highest request number so far, and the requests cancelled before they arrived. Numbers only
+        #: rise, so a lower one that is not open has been answered. Guarded by `_arrival`.
         self._last = -1
         self._cancelled_early: set[int] = set()
         self._arrival = threading.Lock()
         #: Functions that decode requests; `reshape` replaces them.
         self._unpack: Unpack = unpack_columns
         self._make_batch: MakeBatch = RequestBatch
-        #: Blocks to return to the server, which the model kept after its batch and has now freed.
+        #: Blocks that the model kept after its batch and has freed since; the next message returns them.
         self.let_go: deque[int] = deque()
 
     def reshape(self, inputs: Reshapes, outputs: Reshapes) -> None:
-        """Reshapes inputs and outputs from now on, because the model sees them in other shapes than the
-        server.
-        """
+        """Reshapes inputs and outputs from now on, because the model sees other shapes than the server."""
 
         def unpack(*given: Any) -> tuple[dict[str, Tensor], int]:
             tensors, offset = unpack_columns(*given)
@@ -119,14 +117,8 @@ class DataChannel:
                 batch.columns = tensors
             start = 0
             for number, count in zip(part.numbers, rows, strict=True):
-                request = WorkerRequest(
-                    batch,
-                    number,
-                    next(notes, NO_NOTE),
-                    tensors,
-                    start if len(part.numbers) > 1 else -1,
-                    count,
-                )
+                first = start if len(part.numbers) > 1 else -1
+                request = WorkerRequest(batch, number, next(notes, NO_NOTE), tensors, first, count)
                 start += count
                 batch.requests.append(request)
                 self._arrived(request)

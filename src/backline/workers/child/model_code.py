@@ -6,13 +6,13 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 from backline.engine.errors import InvalidArgument
+from backline.engine.spelling import nearest
 
 #: A model's settings: allowed types, the expected value in words, and a check of the value.
 _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
@@ -58,7 +58,9 @@ class ModelCode:
             for name, value in vars(self.settings).items()
             if type(value) in (int, float, bool) and name not in _KNOWN
         )
-        near = ((name, setting) for name in named for setting in get_close_matches(name, _KNOWN, 1, _NEARLY))
+        near = (
+            (name, setting) for name in named for setting in nearest(name, _KNOWN, 1, _NEARLY, whole=True)
+        )
         return [
             f"{where}{name} is not a setting and has no effect; did you mean '{setting}'?"
             for name, setting in near
@@ -72,14 +74,11 @@ class ModelCode:
 
 
 def import_file(path: Path, folder: Path) -> ModuleType:
-    """Imports a file as a module. The file can import modules of its own folder, even relatively, and of
-    the model's folder.
-    """
+    """Imports a file as a module that can import from its folder, even relatively, and from `folder`."""
     for place in (folder, path.parent):
         sys.path.insert(0, str(place))
-    package = ModuleType(
-        path.parent.name if path.parent.name.isdecimal() else "_model"
-    )  # named by the version, as in Triton, which cannot clash with real modules
+    # Named by the version, as in Triton: a number cannot clash with the name of a real module.
+    package = ModuleType(path.parent.name if path.parent.name.isdecimal() else "_model")
     package.__path__ = [str(path.parent)]
     spec = spec_from_file_location(f"{package.__name__}.{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -121,9 +120,7 @@ def _nearest(own: dict[str, Any]) -> str:
     """Suggests which class or function of the file was meant as the model."""
     for name, value in own.items():
         if isinstance(value, type):
-            near = get_close_matches(
-                "predict", [method for method, code in vars(value).items() if callable(code)], 1
-            )
+            near = nearest("predict", [method for method, code in vars(value).items() if callable(code)], 1)
             if near or name == "Model":
                 return f"; class {name} has no method predict" + (f", but {near[0]}" if near else "")
         elif inspect.isfunction(value) and not name.startswith("_"):

@@ -1,5 +1,5 @@
-"""Clients inside a worker process, whose transport is the worker's channel: a model with a parameter `Models`
-calls others through them.
+"""Clients inside a worker process: a model with a parameter `Models` calls other models through them. Their
+transport is the worker's channel.
 """
 
 from __future__ import annotations
@@ -7,17 +7,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from math import inf, isfinite
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
 from backline.client.aio import AsyncClient
 from backline.client.control import ModelControl
 from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.records import ModelMetadata
 from backline.client.sync import Client
 from backline.client.transport import InferCall, Transport
-from backline.engine.control import Change, LabelMove, Overrides
+from backline.engine.control import Overrides
 from backline.engine.errors import Unsupported
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse, SequenceStep
@@ -28,15 +28,13 @@ from backline.workers.child.caller import Caller, ModelCall, Question
 from backline.workers.child.requests import WorkerRequest
 
 T = TypeVar("T")
-#: No timeout: a call has the deadline of the request that it is made for, unless the model sets another.
+#: Without a timeout from the model, a call has the deadline of the request that it is made for.
 _OPTIONS = ClientOptions(timeout=inf)
 _URL = "inproc:server"
 
 
 class ModelsOfServer:
-    """Creates the model's clients, one per request or batch. They share a cache of the server's model
-    metadata.
-    """
+    """Creates the model's clients, one per request or batch. They share a cache of model metadata."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -52,9 +50,7 @@ class ModelsOfServer:
 
 
 class CallingThread:
-    """Runs a client's coroutines on the calling thread. With a BlockingTransport they never wait for an event
-    loop.
-    """
+    """Runs a client's coroutines on the calling thread. A BlockingTransport never waits for an event loop."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine to its end. Raises Unsupported if it waits."""
@@ -63,9 +59,19 @@ class CallingThread:
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         coroutine.close()
+        raise Unsupported("only an asynchronous model can wait for this: make its predict an `async def`")
+
+
+def _for_clients(what: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
+    """A method that raises Unsupported, because only clients of the server have `what`."""
+
+    async def refuse(*_: object) -> NoReturn:
         raise Unsupported(
-            "a model that is not asynchronous cannot wait for this: make its predict an `async def`"
+            f"{what}: not available to a model, which can only call, load and unload other models;"
+            " connect to the server with backline.connect(url)"
         )
+
+    return refuse
 
 
 class WorkerTransport(Transport):
@@ -95,7 +101,7 @@ class WorkerTransport(Transport):
             responses.close()
 
     def _call(self, call: InferCall, *, whole: bool = True) -> ModelCall:
-        """Converts a call. `whole` means the timeout covers the whole call rather than each response."""
+        """Converts a call. With `whole`, the timeout covers the whole call, otherwise each response."""
         parameters = read_parameters(call.parameters or {})
         step = parameters.sequence or SequenceStep(0)
         note = RequestNote(
@@ -128,9 +134,6 @@ class WorkerTransport(Transport):
     async def server_ready(self, timeout: float) -> bool:
         return bool(await self.ask(Question("ready"), timeout))
 
-    async def server_metadata(self, timeout: float) -> ServerMetadata:
-        raise _for_clients("the metadata of the server")
-
     async def model_ready(self, model: str, version: str, timeout: float) -> bool:
         return bool(await self.ask(Question("ready", model, version), timeout))
 
@@ -140,14 +143,10 @@ class WorkerTransport(Transport):
             model, tuple(found.versions), found.platform, _specs(found.inputs), _specs(found.outputs)
         )
 
-    async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
-        raise _for_clients("the configuration of models")
-
-    async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
-        raise _for_clients("the statistics of models")
-
-    async def repository_index(self, timeout: float) -> list[ModelIndex]:
-        raise _for_clients("the list of models")
+    server_metadata = _for_clients("the metadata of the server")
+    model_config = _for_clients("the configuration of models")
+    statistics = _for_clients("the statistics of models")
+    repository_index = _for_clients("the list of models")
 
 
 class BlockingTransport(WorkerTransport):
@@ -183,31 +182,14 @@ class WorkerControl(ModelControl):
     async def unload(self, model: str, version: str, dependents: bool, timeout: float) -> None:
         await self._transport.ask(Question("unload", model, version, dependents=dependents), timeout)
 
-    async def models(self, timeout: float) -> list[ModelIndex]:
-        raise _for_clients("the list of models")
-
-    async def labels(self, model: str, timeout: float) -> dict[str, str]:
-        raise _for_clients("labels")
-
-    async def move_label(self, move: LabelMove, timeout: float) -> Change:
-        raise _for_clients("labels")
-
-    async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
-        raise _for_clients("the history of changes")
-
-    async def refresh(self, timeout: float) -> None:
-        raise _for_clients("refreshing the repositories")
+    models = _for_clients("the list of models")
+    labels = move_label = _for_clients("labels")
+    history = _for_clients("the history of changes")
+    refresh = _for_clients("the refresh of repositories")
 
 
 def _specs(specs: Sequence[Spec]) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(spec.name, DataType.from_name(spec.datatype), tuple(spec.shape), spec.optional)
         for spec in specs
-    )
-
-
-def _for_clients(what: str) -> Unsupported:
-    return Unsupported(
-        f"a model calls, loads and unloads other models; {what} are for clients of the server:"
-        " use backline.connect(url)"
     )

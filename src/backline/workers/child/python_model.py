@@ -73,16 +73,19 @@ class PythonModel:
     def __init__(self, code: ModelCode, message: WorkerLoad, caller: Caller) -> None:
         self._where = f"{Path(message.path).name}, {code.name}"
         self._folder = message.folder
-        batch = (
-            message.max_batch_size
-            if message.max_batch_size is not None
-            else code.setting("max_batch_size") or 0
-        )
+        batch = message.max_batch_size
+        if batch is None:
+            batch = code.setting("max_batch_size") or 0
         self._batched = batch > 0
         self._read_hints(code)
         self._joiner = self._make_joiner(message)
         self._caller = caller
-        self._models = self._make_models() if self._models_argument else None
+        self._models: ModelsOfServer | None = None
+        if self._models_argument:
+            # Imported here, because only models that call others need the client.
+            from backline.workers.child.models import ModelsOfServer
+
+            self._models = ModelsOfServer(caller)
         if (limit := code.setting("memory_limit_bytes")) is not None:
             caller.tell(Kind.LIMIT, NumberList([limit]))
         self._object = None if code.owner is None else code.owner()
@@ -104,14 +107,8 @@ class PythonModel:
             joins=self._joiner is not None,
         )
 
-    def _make_models(self) -> ModelsOfServer:
-        # Imported here, because only models that call others need the client.
-        from backline.workers.child.models import ModelsOfServer
-
-        return ModelsOfServer(self._caller)
-
     def _make_joiner(self, message: WorkerLoad) -> Joiner | None:
-        """The joiner of its requests, if the configuration has rules for joining; None otherwise.
+        """The joiner of the model's requests; None if the configuration has no rules for joining.
 
         The hint of a hidden input describes the whole input rather than one item.
         """
@@ -167,19 +164,17 @@ class PythonModel:
         if self._batched and (self._stream or self._request_argument):
             raise InvalidArgument(
                 f"{self._where}: a model with max_batch_size gives one response and takes no Request;"
-                " leave it out"
+                " set max_batch_size to 0"
             )
         if self._batched and any(
             value.kind is not None for value in (*self._inputs.values(), *self._outputs)
         ):
             raise InvalidArgument(
-                f"{self._where}: a model with max_batch_size takes and gives arrays, as BYTES[1] for texts"
+                f"{self._where}: a model with max_batch_size takes and returns arrays: BYTES[1] for text"
             )
 
     def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
-        """The outputs, from the return hint `answer`, and whether the hint is one value rather than a class
-        with several.
-        """
+        """The outputs in the return hint `answer`, and whether it is a single value rather than a class."""
         is_class = (
             typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
         )
@@ -216,9 +211,8 @@ class PythonModel:
         if self._joiner is not None:
             self._answer_joined(self._joiner, batch.requests, answer)
         else:
-            batch.answer(
-                batch.requests, self._tensors(answer, sum(request.rows for request in batch.requests))
-            )
+            rows = sum(request.rows for request in batch.requests)
+            batch.answer(batch.requests, self._tensors(answer, rows))
 
     def _joined_arguments(self, joiner: Joiner, requests: Sequence[WorkerRequest]) -> dict[str, Any]:
         arrays = joiner.join(*_given(requests))
@@ -235,12 +229,8 @@ class PythonModel:
             given, rows, [tensor.name for tensor in tensors], [tensor.data for tensor in tensors]
         )
         for request, own in zip(requests, outputs, strict=True):
-            request.answer(
-                [
-                    Tensor(t.name, t.datatype, array.shape, array)
-                    for t, array in zip(tensors, own, strict=True)
-                ]
-            )
+            pairs = zip(tensors, own, strict=True)
+            request.answer([Tensor(t.name, t.datatype, array.shape, array) for t, array in pairs])
 
     def _execute_batch(self, batch: RequestBatch) -> None:
         """Runs all requests at once; if that fails, runs each alone, so that only invalid requests fail."""
@@ -314,7 +304,8 @@ class PythonModel:
                     if request.cancelled:
                         break
                     await request.send_async(self._tensors(response, None))
-                await _close(answer)
+                if inspect.isasyncgen(answer):
+                    await answer.aclose()
                 request.end()
             else:
                 self._answer_alone(request, await answer)
@@ -349,18 +340,10 @@ class PythonModel:
         elif isinstance(answer, Mapping):
             values = answer
         else:
-            values = (
-                answer._asdict()
-                if hasattr(answer, "_asdict")
-                else vars(answer)
-                if hasattr(answer, "__dict__")
-                else {}
-            )
+            values = answer._asdict() if hasattr(answer, "_asdict") else getattr(answer, "__dict__", {})
         missing = [output.name for output in self._outputs if output.name not in values]
         if missing:
-            raise Internal(
-                f"{self._where} returned a {type(answer).__name__} without the output '{missing[0]}'"
-            )
+            raise Internal(f"{self._where} returned a {type(answer).__name__} without output '{missing[0]}'")
         try:
             return [
                 output.to_flat(values[output.name])
@@ -397,12 +380,6 @@ def _check_awaited(request: WorkerRequest) -> None:
     """Raises Cancelled for a request that was cancelled before it started."""
     if request.cancelled:
         raise Cancelled("the request was cancelled")
-
-
-async def _close(answer: Any) -> None:
-    """Closes an answer that is an asynchronous generator."""
-    if inspect.isasyncgen(answer):
-        await answer.aclose()
 
 
 def _finish(hook: Any) -> None:

@@ -73,7 +73,7 @@ class WorkerRequest:
         self._inputs = inputs
         self._first = first
         self.number = number
-        #: The number of its rows in the batch; 1 if the model takes no batches.
+        #: How many rows of the batch are the request's; 1 if the model takes no batches.
         self.rows = rows
         #: Whether the request is cancelled; set on another thread.
         self.cancelled = False
@@ -107,10 +107,6 @@ class WorkerRequest:
         return self._note.outputs
 
     @property
-    def priority(self) -> int:
-        return self._note.priority
-
-    @property
     def sequence(self) -> int | str:
         """The id of its sequence, 0 for none."""
         return self._note.sequence
@@ -124,13 +120,8 @@ class WorkerRequest:
         return self._note.sequence_end
 
     @property
-    def timeout(self) -> float:
-        """Seconds to its deadline when the worker received it; 0 for no deadline."""
-        return self._note.timeout
-
-    @property
     def queue_timeout_us(self) -> int:
-        """The longest time that it could wait in a queue, in microseconds; 0 for any time."""
+        """The longest time that it was allowed to wait in a queue, in microseconds; 0 for no limit."""
         return self._note.queue_timeout_us
 
     @property
@@ -180,7 +171,7 @@ class WorkerRequest:
         return True
 
     def may_send(self, count: int) -> None:
-        """Adds credit for further responses, which the server grants."""
+        """Adds credit that the server has granted for further responses."""
         with self._batch.credits:
             self._credit += count
             self._batch.credits.notify_all()
@@ -230,25 +221,20 @@ class _Outcome:
 
 
 class RequestBatch:
-    """A batch of requests, as the model gets it. `columns` are the inputs concatenated along the first
-    dimension.
-    """
+    """A batch of requests, as the model gets it."""
 
     def __init__(self, connection: DataChannel, number: int, block: np.ndarray | None, block_at: int) -> None:
         self._connection = connection
-        self._number = number
+        self.number = number
         #: The shared memory that holds the inputs, if they are large.
         self._block = block
         self._block_at = block_at
         self._outcome = _Outcome()
         self._executing = True
         self.requests: list[WorkerRequest] = []
-        #: Concatenated inputs by name; None if shapes or names differ, or the model takes no batches.
+        #: The inputs by name, concatenated along the first dimension; None if the requests' names or shapes
+        #: differ, or if the model takes no batches.
         self.columns: Mapping[str, Tensor] | None = None
-
-    @property
-    def number(self) -> int:
-        return self._number
 
     @property
     def credits(self) -> threading.Condition:
@@ -261,9 +247,7 @@ class RequestBatch:
         outputs: Outputs,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
-        """Responds to one request, or to several: their outputs are then concatenated as the inputs are in
-        `columns`.
-        """
+        """Responds to requests. The outputs of several are concatenated, as the inputs are in `columns`."""
         rows = [request.rows for request in requests] if len(requests) > 1 else []
         self._add(
             requests,
@@ -327,12 +311,11 @@ class RequestBatch:
         outcome.answers.clear()
         kept = False
         if done and self._block is not None:
-            payload = list(
-                map(bytes, payload)
-            )  # copied, because they may be views of the block released below
+            # Copied, because the payload may consist of views of the block that is released below.
+            payload = list(map(bytes, payload))
             kept = self._let_go()
         result = Result(
-            self._number,
+            self.number,
             parts,
             outcome.failures,
             outcome.ended,

@@ -1,6 +1,4 @@
-"""Inputs and outputs whose shape in the model differs from that at the server, because the configuration has
-a `reshape`.
-"""
+"""Tensors whose shape in the model differs from that at the server, because of a configured `reshape`."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ def is_reshaped(load: WorkerLoad) -> bool:
 
 
 def shapes_of(load: WorkerLoad, loaded: WorkerLoaded) -> tuple[Shapes, Shapes]:
-    """The inputs and outputs of a model. Raises InvalidArgument if shapes in the model contradict
-    the configuration.
-    """
+    """A model's inputs and outputs. Raises InvalidArgument if their shapes contradict the configuration."""
     batch = (-1,) if loaded.max_batch_size else ()
     joining = load.joining if loaded.joins else None
     # A ragged input is flat in the model, whose batch inputs still describe the shape before flattening.

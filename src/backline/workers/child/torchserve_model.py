@@ -56,14 +56,16 @@ _UNSERVED = ("sequenceBatching", "continuousBatching", "asyncCommunication")
 
 class ArchiveSettings:
     """The settings in model-config.yaml. `document` is the whole file, which handlers read as well. Raises
-    InvalidArgument for values of the wrong type.
+    InvalidArgument for unsupported settings and values of the wrong type.
     """
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
         wrong = next((key for key in _UNSERVED if document.get(key)), None)
         if wrong is not None:
-            raise InvalidArgument(f"model-config.yaml: {wrong} is not served here")
+            raise InvalidArgument(
+                f"model-config.yaml: {wrong} is not supported; remove it if the model works without it"
+            )
         #: The most requests in a batch; 0 for single requests without a batch dimension.
         self.batch_size = size if (size := self._number("batchSize", 1)) > 1 else 0
         self.max_queue_delay_us = self._number("maxBatchDelay", 0) * 1000 if self.batch_size else 0
@@ -131,9 +133,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 def _handler(name: str, folder: Path, context: Context) -> Handle:
-    """The function that handles batches, initialised: a function of the module, or a method of its only
-    class.
-    """
+    """The initialised function that handles batches: the module's, or a method of its only class."""
     module_name, _, function = name.partition(":")
     module_name = module_name.rpartition("/")[2].removesuffix(".py")
     if (folder / f"{module_name}.py").is_file() or (folder / module_name).is_dir():
@@ -144,9 +144,7 @@ def _handler(name: str, folder: Path, context: Context) -> Handle:
     if callable(entry):
         entry(None, context)
         return entry  # type: ignore[no-any-return]
-    classes = [
-        found for found in list_classes_from_module(module) if callable(getattr(found, "handle", None))
-    ]
+    classes = [one for one in list_classes_from_module(module) if callable(getattr(one, "handle", None))]
     if len(classes) != 1:
         found = ", ".join(one.__name__ for one in classes) or "none"
         raise InvalidArgument(
@@ -174,7 +172,7 @@ def _built_in(name: str) -> Any:
 
 
 class TorchServeModel:
-    """A handler; its rows are made from input tensors, and its results become output tensors."""
+    """Runs a handler on rows made from input tensors. The handler's results become the output tensor."""
 
     def __init__(
         self, handle: Handle, context: Context, message: WorkerLoad, settings: ArchiveSettings, batch: int
@@ -194,9 +192,8 @@ class TorchServeModel:
             )
         self._output = outputs[0].name
         self._batched = batch > 0
-        self._decoupled = bool(
-            json.loads(message.configuration or "{}").get("model_transaction_policy", {}).get("decoupled")
-        )
+        policy = json.loads(message.configuration or "{}").get("model_transaction_policy", {})
+        self._decoupled = bool(policy.get("decoupled"))
         if self._decoupled and self._batched:
             raise InvalidArgument(
                 "a model archive that is decoupled takes one request at a time: set max_batch_size to 0"
@@ -232,11 +229,8 @@ class TorchServeModel:
                 except Exception as error:
                     if len(batch.requests) == 1:
                         raise
-                    request.fail(
-                        error
-                        if isinstance(error, BacklineError)
-                        else Internal(f"{type(error).__name__}: {error}")
-                    )
+                    said = f"{type(error).__name__}: {error}"
+                    request.fail(error if isinstance(error, BacklineError) else Internal(said))
 
     def _answer(self, requests: Sequence[WorkerRequest]) -> None:
         rows: list[dict[str, Any]] = []
@@ -288,11 +282,11 @@ class TorchServeModel:
             raise
         if not isinstance(answers, list):
             raise Internal(
-                f"the handler gave a {type(answers).__name__},"
+                f"the handler returned a {type(answers).__name__},"
                 f" expected a list with an answer for each of {len(rows)} requests"
             )
         if len(answers) != len(rows):
-            raise Internal(f"the handler gave {len(answers)} answers to {len(rows)} requests")
+            raise Internal(f"the handler returned {len(answers)} answers to {len(rows)} requests")
         return answers
 
     def _complete(
@@ -302,11 +296,8 @@ class TorchServeModel:
         for content, processor in zip(encoded, processors, strict=True):
             status = processor.get_response_status_code()
             if status >= 400:
-                request.fail(
-                    _error(
-                        status, processor.get_response_status_phrase() or content.decode("utf-8", "replace")
-                    )
-                )
+                phrase = processor.get_response_status_phrase() or content.decode("utf-8", "replace")
+                request.fail(_error(status, phrase))
                 return
         parameters = processors[0].get_response_headers()
         if self._decoupled:
@@ -316,9 +307,7 @@ class TorchServeModel:
             request.answer([self._tensor(encoded)], parameters)
 
     def _send(self, request: WorkerRequest, answer: Any) -> None:
-        """Sends a response other than the last one. Raises Cancelled if the request is cancelled, to end the
-        handler.
-        """
+        """Sends a response before the last. Raises Cancelled, to end the handler of a cancelled request."""
         if request.cancelled:
             raise Cancelled("the request was cancelled")
         request.send([self._tensor([_encoded(answer)])])
@@ -345,12 +334,8 @@ def _in_envelope(name: str, handle: Handle) -> Handle:
 
 def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
     """Decodes a body as JSON, text or bytes, by its content type. Raises InvalidArgument if it is invalid."""
-    kind = (
-        next((text for name, text in header.items() if name.lower() == "content-type"), "")
-        .partition(";")[0]
-        .strip()
-        .lower()
-    )
+    given = next((text for name, text in header.items() if name.lower() == "content-type"), "")
+    kind = given.partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
             return json.loads(value)
@@ -371,7 +356,7 @@ def _encoded(answer: Any) -> bytes:
         return json.dumps(answer, ensure_ascii=False, default=_plain).encode()
     except (TypeError, ValueError) as error:
         raise Internal(
-            f"the handler gave a {type(answer).__name__} that is neither bytes, text nor JSON: {error}"
+            f"the handler returned a {type(answer).__name__} that is neither bytes, text nor JSON: {error}"
         ) from None
 
 

@@ -14,9 +14,7 @@ _LONGEST_TRITON = 2000
 
 
 def reason(error: BaseException, folder: str) -> str:
-    """The exception with its line in the model's files, as "ValueError: too loud (model.py, line 12, in
-    predict)".
-    """
+    """The exception and its line in the model: "ValueError: too loud (model.py, line 12, in predict)"."""
     if isinstance(error, BacklineError):
         return error.message
     said = " ".join(str(error).split())

@@ -11,7 +11,7 @@ import numpy as np
 
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.values.datatypes import DataType
-from backline.engine.values.tensor import Tensor
+from backline.engine.values.tensor import Tensor, fits
 from backline.model.audio import audio_hint
 from backline.model.hints import DECODED_LIMIT, Media, array_hint
 from backline.model.image import image_hint
@@ -109,30 +109,20 @@ class TypedValue:
         if self.kind is None:
             return self._array(value, rows)
         if self.media is not None:
-            value = self._file(self.media, value)
+            try:
+                value = self.media.encode(value)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"output '{self.name}': {error}") from None
         elif self.kind in (dict, list):
             value = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-        elif self.kind is str:
-            if not isinstance(value, str):
-                raise TypeError(
-                    f"output '{self.name}' is a {type(value).__name__}, but the type hint says str"
-                )
-            value = value.encode()
-        elif self.kind is bytes:
-            if not isinstance(value, (bytes, bytearray, memoryview)):
-                raise TypeError(
-                    f"output '{self.name}' is a {type(value).__name__}, but the type hint says bytes"
-                )
-            value = bytes(value)
+        elif self.kind in (str, bytes):
+            if not isinstance(value, str if self.kind is str else (bytes, bytearray, memoryview)):
+                got, expected = type(value).__name__, self.kind.__name__
+                raise TypeError(f"output '{self.name}' is a {got}, but the type hint says {expected}")
+            value = value.encode() if isinstance(value, str) else bytes(value)
         data = np.empty(1, self.datatype.dtype)
         data[0] = value
         return Tensor(self.name, self.datatype, (1,), data)
-
-    def _file(self, media: Media, value: Any) -> bytes:
-        try:
-            return media.encode(value)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"output '{self.name}': {error}") from None
 
     def to_flat(self, value: Any) -> Tensor:
         """The flat tensor for an array that the model returned for several requests. Raises TypeError if the
@@ -157,11 +147,6 @@ class TypedValue:
     def _array(self, value: Any, rows: int | None) -> Tensor:
         data = self._typed(value)
         expected = self.shape if rows is None else (rows, *self.shape)
-        fits = data.ndim == len(expected) and all(
-            size in (-1, got) for size, got in zip(expected, data.shape, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"output '{self.name}' has shape {list(data.shape)}, but expected was {list(expected)}"
-            )
+        if not fits(expected, data.shape):
+            raise ValueError(f"output '{self.name}' has shape {list(data.shape)}, expected {list(expected)}")
         return Tensor(self.name, self.datatype, data.shape, data)

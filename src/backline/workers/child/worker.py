@@ -1,6 +1,4 @@
-"""The main loop of a worker process. `start.py` runs it, with the file descriptors of the worker's channels
-and shared memory.
-"""
+"""The main loop of a worker process, which `start.py` runs on its channels and shared memory."""
 
 from __future__ import annotations
 
@@ -62,9 +60,7 @@ def main(data: int, control: int, calls: int, arena: int) -> None:
 
 
 def make_worker(data: int, control: int, calls: int, arena: int, *, on_end: Callable[[], None]) -> Worker:
-    """Creates a worker, which takes ownership of the descriptors. `on_end` is called on a thread when the
-    control channel closes.
-    """
+    """Creates a worker, which owns the descriptors. A thread calls `on_end` once the control channel ends."""
     channel = socket(fileno=data)
     connection = DataChannel(channel, Arena(arena, lower=False))
     os.close(arena)
@@ -85,9 +81,7 @@ def _forked(*descriptors: int) -> None:
 
 
 def end_with_parent() -> None:
-    """Has the kernel kill this process when the thread that started it ends (PR_SET_PDEATHSIG, prctl(2));
-    Linux only.
-    """
+    """On Linux, has the kernel kill this process when the thread that started it ends (PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         import ctypes
 
@@ -216,7 +210,7 @@ class Worker:
             return
         for request in batch.requests:
             if not request.answered:
-                request.fail(Internal("the model gave no answer"))
+                request.fail(Internal("the model returned without responding to the request"))
 
     def _fail(self, batch: RequestBatch, error: BaseException) -> None:
         if isinstance(error, BacklineError):

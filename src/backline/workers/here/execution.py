@@ -1,4 +1,4 @@
-"""Runs of models in this process: gathers the inputs of a batch, runs the model and splits its outputs. All
+"""Runs a model in this process: gathers the inputs of a batch, calls the model and splits its outputs. All
 runs on threads share a budget of cores, so that busy models do not oversubscribe them.
 """
 
@@ -23,16 +23,24 @@ from backline.workers.joiner import Joiner
 
 log = logging.getLogger("backline.workers")
 
-#: Seconds after which a waiting run starts even if no core is free, because the operating system shares cores
-#: with long runs better than a queue does.
+#: Seconds after which a waiting run starts even if no core is free: the operating system shares cores between
+#: long runs better than a queue does.
 PATIENCE = 0.02
+
+
+class _NotABatch(Internal):
+    """The outputs of a model do not have the batch that its configuration declares.
+
+    Running the requests of the batch alone would hide that the configuration is wrong.
+    """
 
 
 class Execution:
     """Runs the batches of one model version. Thread-safe.
 
     `joiner` joins and splits requests; without one they are concatenated along the first dimension.
-    `outputs` are returned for requests that name none; by default all outputs of the model.
+    `outputs` are returned for requests that name none; by default all outputs of the model. `declared_batch`
+    is the `max_batch_size` of the configuration, 0 if it has none.
     """
 
     def __init__(
@@ -43,7 +51,9 @@ class Execution:
         *,
         joiner: Joiner | None = None,
         outputs: tuple[str, ...] | None = None,
+        declared_batch: int = 0,
     ) -> None:
+        self._declared_batch = declared_batch
         self._name = name
         self._version = version
         self._run_model = model.run
@@ -59,39 +69,32 @@ class Execution:
         """Runs a batch and records its outcomes. Never raises.
 
         If a batch of several requests fails, each is run again alone, so that an invalid request fails alone.
-        An abandoned batch is not run, or is interrupted if the runtime can do that.
+        An abandoned batch is not started, or is interrupted if the runtime can interrupt a run.
         """
         tickets = batch.tickets
         try:
             if not batch.abandoned:
                 batch.outcomes = self._run(batch, tickets)
+        except _NotABatch as error:
+            batch.outcomes = [error] * len(tickets)
         except Exception as error:
             if len(tickets) == 1 and not batch.abandoned:
-                batch.outcomes = [self._error(error)]
+                batch.outcomes = [outcome_of(self._name, self._version, error)]
         if not batch.outcomes and batch.abandoned:
             batch.outcomes = [Cancelled(f"the request to model '{self._name}' was cancelled")] * len(tickets)
         elif not batch.outcomes:
-            # Not in the except clause: the parts' errors would be chained to the whole batch's error, which
-            # holds its tensors.
+            # Outside the except clause, because errors chained to the batch's error would keep its tensors.
             batch.parts = [self._run_alone(ticket, batch) for ticket in tickets]
             batch.outcomes = [part.outcomes[0] for part in batch.parts]
         batch.ended_ns = monotonic_ns()
 
     def _run_alone(self, ticket: Ticket, whole: Batch) -> Batch:
-        part = Batch([ticket], ticket.batch_size, monotonic_ns(), beside_loop=whole.beside_loop)
+        part = Batch([ticket], ticket.batch_size, monotonic_ns(), off_loop=whole.off_loop)
         whole.on_abandon = part.abandon
         if whole.abandoned:
             part.abandoned = True
         self(part)
         return part
-
-    def _error(self, error: Exception) -> BacklineError:
-        if isinstance(error, BacklineError):
-            return error
-        log.error("model '%s' version %s failed", self._name, self._version, exc_info=error)
-        return Internal(
-            f"model '{self._name}' version {self._version} failed: {type(error).__name__}: {error}"
-        )
 
     def _run(self, batch: Batch, tickets: Sequence[Ticket]) -> list[InferResponse | BacklineError | None]:
         first = tickets[0]
@@ -118,6 +121,8 @@ class Execution:
         if joiner is not None:
             outputs = joiner.split(given, rows, names, arrays)
             return [self._response(ticket, names, own) for ticket, own in zip(tickets, outputs, strict=True)]
+        if self._declared_batch:
+            self._check_rows(names, arrays, sum(ticket.batch_size for ticket in tickets))
         if alone:
             return [
                 InferResponse(
@@ -130,7 +135,7 @@ class Execution:
         return self._split(tickets, names, arrays)
 
     def _run_of(self, batch: Batch) -> Run:
-        if self._cancellable is None or not batch.beside_loop:
+        if self._cancellable is None or not batch.off_loop:
             return self._run_model
         run, batch.on_abandon = self._cancellable()
         if batch.abandoned:
@@ -154,6 +159,15 @@ class Execution:
         if array.dtype != dtype:  # the file declares a datatype that the model does not return
             datatype = DataType.from_dtype(array.dtype)
         return Tensor(name, datatype, array.shape, array)
+
+    def _check_rows(self, names: tuple[str, ...], arrays: list[np.ndarray], items: int) -> None:
+        for name, array in zip(names, arrays, strict=True):
+            if array.ndim == 0 or array.shape[0] != items:
+                raise _NotABatch(
+                    f"output '{name}' of model '{self._name}' has shape {list(array.shape)} for a batch of"
+                    f" {items}, so its first dimension is not a batch, although its configuration sets"
+                    f" max_batch_size to {self._declared_batch}: set it to 0"
+                )
 
     def _split(
         self, tickets: Sequence[Ticket], names: tuple[str, ...], arrays: list[np.ndarray]
@@ -184,6 +198,14 @@ class Execution:
         pairs = zip(names, arrays, strict=True)
         tensors = [self._tensor(name, array) for name, array in pairs if wanted is None or name in wanted]
         return InferResponse(self._name, self._version, ticket.request.id, tensors)
+
+
+def outcome_of(model: str, version: str, error: Exception) -> BacklineError:
+    """The outcome of a request whose run raised `error`, which is logged unless it is a BacklineError."""
+    if isinstance(error, BacklineError):
+        return error
+    log.error("model '%s' version %s failed", model, version, exc_info=error)
+    return Internal(f"model '{model}' version {version} failed: {type(error).__name__}: {error}")
 
 
 class _WaitingRun:
@@ -258,8 +280,6 @@ class BudgetedExecution:
             self.release(batch)
 
     def release(self, batch: Batch) -> None:
-        """Frees the cores of a batch that has ended, or whose thread was abandoned. Called on any thread,
-        possibly twice.
-        """
+        """Frees the cores of a batch that ended, or whose thread was abandoned. Thread-safe, idempotent."""
         if self._held.pop(batch, batch) is None:
             self._budget.give(self._cores)

@@ -1,6 +1,4 @@
-"""Instances that run one batch at a time in this process: inline on the event loop, on a thread, or on a
-thread with a time limit.
-"""
+"""Instances that run one batch at a time in this process: on the event loop, or on a thread."""
 
 from __future__ import annotations
 
@@ -36,12 +34,12 @@ class InlineInstance:
     would cost more.
 
     A model that was fast when measured may get far larger requests, and would then block the event loop.
-    `on_slow` is called once, between batches, if runs keep exceeding LONG_RUN_NS. A single slow run by the
-    wall clock may be due to other programs, so it only starts a measurement of the processor time of the
-    following runs, which decides.
+    `on_slow` is called once, between batches, if runs keep exceeding LONG_RUN_NS. Other programs may delay
+    a single run, so a run that is slow by the wall clock only starts a measurement: the processor time of the
+    following runs decides.
     """
 
-    beside_loop: ClassVar[bool] = False
+    off_loop: ClassVar[bool] = False
     #: Nanoseconds above which a run counts as slow.
     LONG_RUN_NS = 5_000_000
     #: The number of runs whose processor time is measured after a slow one.
@@ -85,7 +83,7 @@ class InlineInstance:
 class ThreadInstance:
     """Runs batches on a dedicated thread, for runtimes that release the GIL while they compute."""
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(
         self, execute: RunBatch, loop: asyncio.AbstractEventLoop, name: str, cores: Collection[int] = ()
@@ -120,8 +118,9 @@ class RunLimit:
     """The time limit of one model version's runs, and the effects of exceeding it. Use only on the event
     loop.
 
-    `idempotent` requests are retried. `on_given_up` is called for each abandoned thread; `on_available` with
-    a reason once there are MAX_STUCK of them, and with "" when there are fewer again.
+    Requests are retried if the model is declared `idempotent`; None means that it does not say. `on_given_up`
+    is called for each abandoned thread; `on_available` with a reason once there are MAX_STUCK of them, and
+    with "" when there are fewer again.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class RunLimit:
         seconds: float,
         statistics: ModelStatistics,
         *,
-        idempotent: bool,
+        idempotent: bool | None,
         on_given_up: Callable[[str], None],
         on_available: Callable[[str], None],
     ) -> None:
@@ -149,6 +148,13 @@ class RunLimit:
     def exceeded(self) -> str:
         """The message for a run that exceeds the limit."""
         return f"{self.label} did not finish within {self.seconds:g} s"
+
+    @property
+    def why_not_again(self) -> str:
+        """The end of the message for a run that is not retried."""
+        if self.idempotent is None:
+            return "it is not tried again unless the model is declared idempotent"
+        return "it is not tried again: the model is not idempotent"
 
     def late(self, *, can_be_ended: bool) -> None:
         """Counts a run that exceeds the limit."""
@@ -170,12 +176,12 @@ class RunLimit:
         if stuck >= MAX_STUCK and not self.reason:
             self.reason = (
                 f"{self.label} has {stuck} runs that do not end;"
-                " it is available again when one of them does, or after a restart"
+                " it is available again when one of them does, or after a restart of the server"
             )
             self._on_available(self.reason)
 
     def came_back(self) -> None:
-        """Uncounts an abandoned thread, because its run ended after all."""
+        """Stops counting an abandoned thread, because its run has ended after all."""
         self._statistics.stuck -= 1
         self.stuck -= 1
         if self.reason and self.stuck < MAX_STUCK:
@@ -184,11 +190,9 @@ class RunLimit:
 
 
 class TimedInstance:
-    """Runs batches on a thread, which is abandoned and replaced if a run exceeds the limit and the runtime
-    cannot interrupt it.
-    """
+    """Runs batches on a thread, which is replaced if a run exceeds the limit and cannot be interrupted."""
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -222,9 +226,9 @@ class TimedInstance:
 class _TimedRun:
     """One batch, and the outcomes of its requests so far.
 
-    If the batch exceeds the limit, each request is retried alone, so that the request at fault cannot fail
-    others again. Threads always get a separate Batch object, because an abandoned thread may still write to
-    it.
+    If the batch of an idempotent model exceeds the limit, each request is retried alone, so that the request
+    at fault cannot fail others again. Threads always get a separate Batch object, because an abandoned thread
+    may still write to it.
     """
 
     def __init__(self, instance: TimedInstance, batch: Batch, finished: Finished) -> None:
@@ -235,9 +239,9 @@ class _TimedRun:
         self._running = batch
         self._late = False
         self._timer: asyncio.TimerHandle | None = None
-        #: The requests still to be retried, and the batches that have run.
-        self._rest: deque[Ticket] = deque()
+        #: Whether requests are being retried, which of them are still to run, and those with an outcome.
         self._again = False
+        self._rest: deque[Ticket] = deque()
         self._parts: list[Batch] = []
 
     def begin(self) -> None:
@@ -251,7 +255,7 @@ class _TimedRun:
 
     def _run(self, tickets: list[Ticket], items: int) -> None:
         self._running = batch = Batch(
-            tickets, items, monotonic_ns() if self._again else self._whole.started_ns, beside_loop=True
+            tickets, items, monotonic_ns() if self._again else self._whole.started_ns, off_loop=True
         )
         self._whole.on_abandon = batch.abandon
         if self._whole.abandoned and not self._again:
@@ -260,9 +264,8 @@ class _TimedRun:
         self._instance.thread.run(batch, self._done)
 
     def _too_late(self) -> None:
-        if self._timer is not None and stood_still(
-            self._timer, self._instance.loop
-        ):  # its outcome may be on the way to the event loop
+        # After a suspension of the server, the outcome may be on its way to the event loop.
+        if self._timer is not None and stood_still(self._timer, self._instance.loop):
             self._timer = self._instance.loop.call_later(self._limit.seconds, self._too_late)
             return
         self._late = True
@@ -308,19 +311,17 @@ class _TimedRun:
         for ticket in tickets:
             if ticket.cancelled:
                 self._settle(ticket, Cancelled("the request was cancelled"))
-            elif again:
-                self._settle(ticket, Internal(f"{self._limit.exceeded}, nor when it was retried"))
+                continue
+            if again:
+                why = ", nor when it was retried"
             elif not self._limit.idempotent:
-                self._settle(
-                    ticket,
-                    Internal(f"{self._limit.exceeded}; it is not tried again: the model is not idempotent"),
-                )
+                why = f"; {self._limit.why_not_again}"
             elif ticket.request.sequence is not None:
-                self._settle(
-                    ticket, Internal(f"{self._limit.exceeded}, and the state of its sequence may be lost")
-                )
+                why = ", and the state of its sequence may be lost"
             else:
                 self._rest.append(ticket)
+                continue
+            self._settle(ticket, Internal(self._limit.exceeded + why))
         self._next()
 
     def _next(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from queue import SimpleQueue
 from time import monotonic_ns
 from typing import ClassVar
@@ -21,34 +22,30 @@ from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Tensor
 from backline.workers.batch import Batch
+from backline.workers.here.execution import outcome_of
 from backline.workers.instance import Finished, Instance
 
 log = logging.getLogger("backline.workers")
 
-#: The most responses, and bytes, of one stream on their way to the event loop.
+#: The most responses of one stream that may be on their way to the event loop, and the most bytes of them.
 MAX_HANDED = 16
 MAX_HANDED_BYTES = 1024 * 1024
-#: The most open streams per model version (most wait for their clients); further requests queue.
+#: The most open streams per model version, most of which wait for their clients. Further requests queue.
 MAX_STREAMS = 128
 
 
+@dataclass(slots=True)
 class _Handed:
     """A response on its way to the event loop, with timestamps."""
 
-    __slots__ = ("empty", "ended", "ran", "response", "started")
-
-    def __init__(self, response: InferResponse, started: int, ran: int, ended: int) -> None:
-        self.response = response
-        self.empty = not response.outputs
-        self.started = started
-        self.ran = ran
-        self.ended = ended
+    response: InferResponse
+    started: int
+    ran: int
+    ended: int
 
 
 class GeneratorStream:
-    """The responses to one request: `advance` generates them on a thread, `_deliver` delivers them on the
-    event loop.
-    """
+    """A request's responses: `advance` generates them on a thread, `_deliver` delivers them on the loop."""
 
     def __init__(self, pool: StreamPool, instance: Instance, batch: Batch, finished: Finished) -> None:
         self._pool = pool
@@ -103,7 +100,12 @@ class GeneratorStream:
                 statistics.cancelled(self._index, one.started, one.ended)
             else:
                 statistics.succeeded(
-                    self._index, ticket.request.arrived_ns, one.started, one.ran, one.ended, empty=one.empty
+                    self._index,
+                    ticket.request.arrived_ns,
+                    one.started,
+                    one.ran,
+                    one.ended,
+                    empty=not one.response.outputs,
                 )
                 ticket.respond(one.response)
             self._index += 1
@@ -186,7 +188,7 @@ class GeneratorStream:
     def _tensor(self, name: str, array: np.ndarray) -> Tensor:
         known = self._pool.datatypes.get(name)
         if known is None:
-            raise Internal(f"model '{self._pool.name}' gave an output '{name}' that it does not declare")
+            raise Internal(f"model '{self._pool.name}' returned an output '{name}' that it does not declare")
         datatype, dtype = known
         if array.dtype != dtype:  # the file declares a datatype that the model does not return
             datatype = DataType.from_dtype(array.dtype)
@@ -210,16 +212,12 @@ class GeneratorStream:
         self._call(self._finish, error)
 
     def _error(self, error: Exception) -> BacklineError:
-        if isinstance(error, BacklineError):
-            return error
-        pool = self._pool
-        log.error("model '%s' version %s failed", pool.name, pool.version, exc_info=error)
-        return Internal(f"model '{pool.name}' version {pool.version} failed: {type(error).__name__}: {error}")
+        return outcome_of(self._pool.name, self._pool.version, error)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         try:
             self._pool.loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop was closed
+        except RuntimeError:
             log.debug("the event loop was closed while model '%s' made responses", self._pool.name)
 
 
@@ -316,7 +314,7 @@ class StreamPool:
 class StreamInstance:
     """An instance that runs one stream at a time on the pool's threads."""
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(self, pool: StreamPool) -> None:
         self._pool = pool

@@ -120,9 +120,8 @@ class CallChannel:
         elif kind is Kind.DROP:
             for number in message.numbers:
                 self._give_up(number)
-                self._fail(
-                    number, Cancelled("the call was dropped")
-                )  # wakes the worker's reading thread, if it waits for this call
+                # Wakes the worker's thread that reads this call's responses, if it still waits.
+                self._fail(number, Cancelled("the call was dropped"))
         elif kind is Kind.MORE:
             number, count = message.numbers
             self._more(number, count)
@@ -166,10 +165,8 @@ class CallChannel:
     def _call(self, message: WorkerCall, inputs: dict[str, Tensor]) -> None:
         number = message.number
         if self._calls is None:
-            self._fail(
-                number,
-                Unsupported(f"model '{message.model}' cannot be called: this model runs without a server"),
-            )
+            why = f"model '{message.model}' cannot be called: this model runs without a server"
+            self._fail(number, Unsupported(why))
             return
         asked = self._open_requests(message.requests)
         if message.requests and all(ticket.cancelled for ticket in asked):
@@ -319,12 +316,8 @@ class CallChannel:
             case "describe":
                 return await calls.describe(model, version)
             case "load":
-                return await calls.load(
-                    model,
-                    version,
-                    message.config,
-                    {path: file.data.tobytes() for path, file in files.items()},
-                )
+                contents = {path: file.data.tobytes() for path, file in files.items()}
+                return await calls.load(model, version, message.config, contents)
             case "unload":
                 return await calls.unload(model, version, dependents=message.dependents)
         raise Unsupported(f"a worker asks for '{message.what}', which is unknown")

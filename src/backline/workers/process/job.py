@@ -22,7 +22,7 @@ log = logging.getLogger("backline.workers")
 
 
 class BatchRun:
-    """A batch of the scheduler. It is finished once each of its requests has an outcome, from any worker.
+    """A batch of the scheduler on its way through workers. It is finished once every request has an outcome.
 
     `statistics` counts the responses of a decoupled model; None for other models.
     """
@@ -169,34 +169,30 @@ class Job:
         """Splits the job: yields one job for each request without an outcome."""
         return (Job(self.run, (position,), self.seat, again=self.again) for position in sorted(self.open))
 
-    def once_more(self, ended: str, *, idempotent: bool, remembers: bool) -> Iterator[Job]:
+    def once_more(self, ended: str, *, idempotent: bool | None, hung: bool, remembers: bool) -> Iterator[Job]:
         """Yields a job for each request that may be retried; fails the others.
 
-        `ended` says how the worker ended. If it `remembers`, it held the state of sequences, which is lost.
+        `ended` says how the worker ended; the job may have `hung`. If the worker `remembers`, it held the
+        state of sequences, which is lost.
         """
         tickets = self.run.batch.tickets
         for position in sorted(self.open):
-            ticket = tickets[position]
-            if ticket.cancelled:
-                self.settle(position, Cancelled("the request was cancelled"))
+            error: BacklineError
+            if tickets[position].cancelled:
+                error = Cancelled("the request was cancelled")
             elif self.again:
-                self.settle(
-                    position, Internal(f"{ended} while it ran this request, as had the worker before it")
-                )
-            elif not idempotent:
-                self.settle(
-                    position,
-                    Internal(
-                        f"{ended} while it ran this request,"
-                        " which is not tried again: the model is not idempotent"
-                    ),
-                )
+                error = Internal(f"{ended} while it ran this request, as had the worker before it")
+            elif hung and idempotent is None:
+                why = "which is not tried again unless the model is declared idempotent"
+                error = Internal(f"{ended} while it ran this request, {why}")
+            elif idempotent is False:
+                why = "which is not tried again: the model is not idempotent"
+                error = Internal(f"{ended} while it ran this request, {why}")
             elif remembers:
-                self.settle(
-                    position,
-                    Internal(f"{ended} while it ran this request, and the state of its sequence is lost"),
-                )
+                error = Internal(f"{ended} while it ran this request, and the state of its sequence is lost")
             elif self.run.has_responses(position):
-                self.settle(position, Internal(f"{ended} after the first responses"))
+                error = Internal(f"{ended} after the first responses")
             else:
                 yield Job(self.run, (position,), self.seat, again=True)
+                continue
+            self.settle(position, error)

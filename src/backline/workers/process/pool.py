@@ -6,7 +6,7 @@ import asyncio
 import logging
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from time import monotonic_ns
@@ -38,7 +38,7 @@ log = logging.getLogger("backline.workers")
 #: Seconds before a worker that ended without any RESULT is restarted: the first pause, and the longest one.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
-#: Seconds without any worker after which a model is not ready. For a shorter time, requests wait.
+#: Seconds without any worker after which a model is not ready. Until then, requests wait.
 _GRACE = 2.0
 #: Seconds that a batch may take by default, so that a worker that hangs forever is replaced eventually.
 EXECUTION_TIMEOUT = 300.0
@@ -50,8 +50,9 @@ _OPEN_STREAMS = 128
 class PoolOptions:
     """How to run workers; None means the model's own setting, or the default.
 
-    `execution_timeout` is in seconds. With `idempotent`, requests are retried if their worker ends. With
-    `remembers`, requests belong to sequences whose state is only in the worker that started them.
+    `execution_timeout` is in seconds. Requests whose worker ends are retried unless `idempotent` is False;
+    those that do not finish in time only if it is True. With `remembers`, requests belong
+    to sequences whose state is only in the worker that started them.
     """
 
     execution_timeout: float | None = None
@@ -64,7 +65,7 @@ class PoolOptions:
 class ProcessInstance:
     """A slot for one batch at a time on the worker of a seat, or on the worker that replaces it."""
 
-    beside_loop: ClassVar[bool] = True
+    off_loop: ClassVar[bool] = True
 
     def __init__(self, pool: WorkerPool, seat: Seat) -> None:
         self._pool = pool
@@ -95,7 +96,6 @@ class WorkerPool(ModelInWorkers):
         """`calls` serves the model's calls of other models; without it, these fail."""
         self.calls = calls
         self.placed = placed
-        #: The place of each worker.
         self.places: tuple[Place, ...] = placed.spread()[:1]
         self.command = command
         self.options = options
@@ -104,7 +104,8 @@ class WorkerPool(ModelInWorkers):
         self.unready = ""
         self.signature = Signature((), ())
         self.execution_timeout = EXECUTION_TIMEOUT
-        self.idempotent = True
+        #: Whether the model declares that a request may run twice; None if it does not say.
+        self.idempotent: bool | None = None
         self.warnings = ()
         self.responses = None
         self.loop = self._loop = loop
@@ -118,10 +119,6 @@ class WorkerPool(ModelInWorkers):
         self._unavailable = ""
         self._alone: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def worker(self) -> type[WorkerProcess]:
-        return self.options.worker
 
     @property
     def debugged(self) -> bool:
@@ -179,19 +176,21 @@ class WorkerPool(ModelInWorkers):
         self.execution_timeout = _first(
             options.execution_timeout, loaded.execution_timeout_seconds, EXECUTION_TIMEOUT
         )
-        self.idempotent = _first(options.idempotent, loaded.idempotent, True)
+        self.idempotent = loaded.idempotent if options.idempotent is None else options.idempotent
 
     def instances(self) -> list[ProcessInstance]:
         each = (
             _OPEN_STREAMS if self.loaded.decoupled and not self.loaded.deferred else self.loaded.concurrency
         )
-        # The scheduler takes the instance that became free last; alternating seats spreads the load over
-        # workers.
+        # The scheduler takes the instance that became free last; alternating seats spreads the load.
         return [ProcessInstance(self, seat) for _ in range(each) for seat in self._seats]
 
     @property
     def pids(self) -> list[int]:
-        return [seat.process.pid for seat in self._seats if seat.process is not None and seat.process.alive]
+        return [process.pid for process in self._running()]
+
+    def _running(self) -> list[WorkerProcess]:
+        return [seat.process for seat in self._seats if seat.process is not None and seat.process.alive]
 
     def command_for(self, index: int) -> WorkerCommand:
         """The command that starts the worker of one seat."""
@@ -239,20 +238,24 @@ class WorkerPool(ModelInWorkers):
     def _free_seat_for(self, job: Job) -> Seat | None:
         return next((seat for seat in self._seats if seat.free and self._may_go(job, seat)), None)
 
-    def retry(self, jobs: Sequence[Job], reason: str) -> None:
+    def retry(self, jobs: Sequence[Job], reason: str, hung: Collection[Job] = ()) -> None:
         """Retries each request of jobs whose worker has ended separately, so that the request that crashed it
-        cannot fail others again.
+        cannot fail others again. Requests of `hung` jobs, which did not finish in time, are retried only if
+        the model declares itself idempotent.
         """
         for job in jobs:
             ended = f"{self.label}: its worker process {reason}"
             self._place_again(
-                job.once_more(ended, idempotent=self.idempotent, remembers=self.options.remembers)
+                job.once_more(
+                    ended,
+                    idempotent=self.idempotent,
+                    hung=job in hung,
+                    remembers=self.options.remembers,
+                )
             )
 
     def refused(self, job: Job, error: Exception) -> None:
-        """Sends the requests of a batch that cannot be encoded for the worker one by one; fails a single
-        one.
-        """
+        """Handles a job that cannot be encoded: sends its requests one by one, or fails a single request."""
         if len(job.open) > 1:
             self._place_again(job.apart())
         else:
@@ -281,10 +284,7 @@ class WorkerPool(ModelInWorkers):
 
     def look_at_readiness(self) -> None:
         """Updates the readiness that the model reports: it is ready if all of its workers report that."""
-        reasons = [
-            seat.process.unready for seat in self._seats if seat.process is not None and seat.process.unready
-        ]
-        unready = reasons[0] if reasons else ""
+        unready = next((process.unready for process in self._running() if process.unready), "")
         if unready == self.unready:
             return
         self.unready = unready
@@ -362,12 +362,8 @@ class WorkerPool(ModelInWorkers):
         ticket = Ticket(request, lambda *_: None, lambda _, response: last.append(response))
         if self.loaded.max_batch_size:
             ticket.batch_size = next((tensor.shape[0] for tensor in inputs.values()), 1)
-        run = BatchRun(
-            Batch([ticket], ticket.batch_size, monotonic_ns()),
-            None,
-            lambda _, batch: done.set_result(batch),
-        )
-        self.place(run, self._seats[0])
+        batch = Batch([ticket], ticket.batch_size, monotonic_ns())
+        self.place(BatchRun(batch, None, lambda _, ran: done.set_result(ran)), self._seats[0])
         outcome = (await done).outcomes[0]
         if isinstance(outcome, BacklineError):
             raise outcome

@@ -1,4 +1,4 @@
-"""One worker process as the server sees it: starts it, exchanges messages, watches its health, ends it."""
+"""The server's side of one worker process: starts, watches and ends it, and exchanges messages with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from backline.workers.channel.arena import Arena
 from backline.workers.channel.protocol import (
     Empty,
     Execute,
-    Failed,
     Kind,
     NumberList,
     Result,
@@ -162,9 +161,8 @@ class WorkerProcess:
         try:
             return await asyncio.shield(self._loading)
         except asyncio.CancelledError:
-            self._loading.add_done_callback(
-                lambda loading: loading.exception()
-            )  # retrieves the exception, which asyncio would otherwise log
+            # Retrieves the exception, which asyncio would otherwise log.
+            self._loading.add_done_callback(lambda loading: loading.exception())
             self.kill("was no longer needed")
             raise
 
@@ -262,14 +260,12 @@ class WorkerProcess:
             self._heard = monotonic()
             self._later("heartbeat", HEARTBEAT, self._beat)
         elif kind is Kind.FAILED:
-            self._fail_load(message)
+            if message.details:
+                log.warning("%s: %s", self.command.label, message.details)
+            why = f"{self.command.label} cannot be loaded: {message.message}"
+            self._loading.set_exception(Internal(why))
         else:
             raise WorkerProtocolError(f"a frame of kind {kind.name}")
-
-    def _fail_load(self, message: Failed) -> None:
-        if message.details:
-            log.warning("%s: %s", self.command.label, message.details)
-        self._loading.set_exception(Internal(f"{self.command.label} cannot be loaded: {message.message}"))
 
     def _take_control(self, kind: Kind, message: Any, _: memoryview) -> None:
         self._heard = monotonic()
@@ -280,9 +276,8 @@ class WorkerProcess:
     # watching the worker's health
 
     def _beat(self) -> None:
-        if stood_still(
-            self._timers["heartbeat"], self._loop
-        ):  # the server was suspended, so its worker's silence means nothing
+        # After a suspension of the server, the worker's silence means nothing.
+        if stood_still(self._timers["heartbeat"], self._loop):
             self._heard = monotonic()
         silent = monotonic() - self._heard
         if silent > HEARTBEAT_TIMEOUT:
@@ -338,9 +333,7 @@ class WorkerProcess:
                 os.kill(self._process.pid, number)
 
     async def stop(self) -> None:
-        """Lets the model finish its batches and unload, for `farewell` seconds; returns once the process has
-        ended.
-        """
+        """Lets the model finish and unload, for `farewell` seconds; returns once the process has ended."""
         if not self.alive:
             return
         self._why = self._why or "was stopped"

@@ -1,4 +1,4 @@
-"""A seat, the place of one worker in its pool: its current process, and the batches sent to it."""
+"""The seats of a pool of workers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backline.engine import errors
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferResponse, Rescheduled
 from backline.engine.values.tensor import Tensor
 from backline.system.standstill import stood_still
 from backline.workers.channel.arena import pack_columns, unpack_columns
-from backline.workers.channel.protocol import Execute, Part, RequestFailure, RequestNote, Result, WorkerLoaded
+from backline.workers.channel.protocol import (
+    Execute,
+    Part,
+    RequestFailure,
+    RequestNote,
+    Result,
+    WorkerLoaded,
+    failure_of,
+)
 from backline.workers.process.call_channel import CallChannel
 from backline.workers.process.job import Job
 from backline.workers.process.process import WorkerProcess
@@ -29,21 +36,21 @@ if TYPE_CHECKING:
 _MAX_HELD = 1 << 28
 #: The number of requests without a last response up to which a worker gets the next batch.
 _OPEN_REQUESTS = 1024
-#: The cap of a queue timeout: one of nearly 2**64, converted to a float, would overflow the message's field.
+#: The longest queue timeout, in microseconds, that the message's field can hold. As a float, a timeout just
+#: below 2**64 is rounded up to 2**64.
 _LONGEST_QUEUE_TIMEOUT = 2**64 - 1
 
 
 class Seat:
-    """Use only on the event loop. `usable` means its worker has loaded the model, `free` that it can take a
-    batch.
+    """The place of one worker in its pool: the current process, and the batches sent to it. Use only on the
+    event loop. `usable` means that the worker has loaded the model, `free` that it can take a batch.
     """
 
     def __init__(self, pool: WorkerPool, index: int) -> None:
         self._pool = pool
         self._index = index
         self.process: WorkerProcess | None = None
-        #: See Remembers: a new object for each worker, because the state of sequences is lost with the
-        #: worker.
+        #: A new object for each worker, because the state of sequences is lost with the worker (Remembers).
         self.memory: object = None
         self.usable = False
         #: The number of consecutive workers of this seat that ended without any RESULT.
@@ -51,15 +58,15 @@ class Seat:
         #: Why the last worker ended.
         self.reason = ""
         self._batches = 0
-        #: For each batch in the worker, by number: its job, the shared memory that holds its inputs, and the
-        #: time when it began.
+        #: The job, the shared memory with the inputs, and the start time of each batch, by its number.
         self._jobs: dict[int, Job] = {}
         self._blocks: dict[int, int] = {}
         self._started: dict[int, float] = {}
+        #: The jobs that exceeded the execution timeout, for which the worker is being killed.
+        self._late: list[Job] = []
         #: The job of each request without an outcome, by number of the request.
         self._open: dict[int, Job] = {}
-        #: The credit withheld from each request whose client is paused, in responses, by number of the
-        #: request.
+        #: How many responses of credit are withheld from each request whose client is paused, by number.
         self._owed: dict[int, int] = {}
         self._watch: asyncio.TimerHandle | None = None
 
@@ -71,7 +78,7 @@ class Seat:
         """Starts a worker for this seat. Raises Internal with the reason if it cannot load the model."""
         pool = self._pool
         calls = CallChannel(pool.calls, self._open_requests, pool.loop)
-        self.process = process = pool.worker(
+        self.process = process = pool.options.worker(
             pool.command_for(self._index), pool.loop, self._result, self._ended, calls
         )
         process.on_ready = pool.look_at_readiness
@@ -110,13 +117,8 @@ class Seat:
         if self._pool.apart:
             parts = [Part([number], [], own) for number, own in zip(numbers, packed, strict=True)]
         else:
-            parts = [
-                Part(
-                    numbers,
-                    [ticket.batch_size for ticket in tickets] if len(tickets) > 1 else [],
-                    packed[0],
-                )
-            ]
+            rows = [ticket.batch_size for ticket in tickets] if len(tickets) > 1 else []
+            parts = [Part(numbers, rows, packed[0])]
         job.run.batch.executed = True
         self._batches += 1
         batch = self._batches
@@ -135,11 +137,8 @@ class Seat:
                 ticket.flow.on_resume = lambda number=number: self._resumed(number)
         try:
             process.execute(Execute(batch, parts, notes, block), payload)
-        except (
-            OverflowError,
-            TypeError,
-            UnicodeEncodeError,
-        ) as error:  # from values of an embedding program, which no dialect validates
+        except (OverflowError, TypeError, UnicodeEncodeError) as error:
+            # No dialect has validated the values that an embedding program passes.
             self._take_back(batch, numbers)
             self._pool.refused(job, error)
 
@@ -182,16 +181,12 @@ class Seat:
             self._failure(failure)
         for number in result.ended:
             self._end(number)
+        load = self._pool.command.load
         for number in result.rescheduled:
-            self._reschedule(number)
-        if result.done and job is not None and job.open and self._pool.loaded.deferred:
-            self._vacate(job)
-
-    def _vacate(self, job: Job) -> None:
-        """Lets the worker take the next batch, although it still owes responses to this one, unless it owes
-        too many.
-        """
-        if len(self._open) < _OPEN_REQUESTS:
+            self._settle(number, Rescheduled(load.name, load.version, "", []))
+        # A deferred model takes the next batch while it owes responses to this one, unless it owes too many.
+        owes = result.done and job is not None and job.open and self._pool.loaded.deferred
+        if job is not None and owes and len(self._open) < _OPEN_REQUESTS:
             job.run.vacate()
 
     def _part(self, part: Part, tensors: dict[str, Tensor]) -> None:
@@ -203,9 +198,7 @@ class Seat:
                 outputs = [_rows(tensor, start, end) for tensor in outputs]
                 start = end
             job = self._open.get(number)
-            if (
-                job is None
-            ):  # answered before, or an invented number: a worker may answer only its own requests
+            if job is None:  # the request has had its last response, or the worker made up the number
                 continue
             ticket = job.run.batch.tickets[job.by_number[number]]
             if ticket.request.outputs is not None:
@@ -230,18 +223,10 @@ class Seat:
             self._owed[number] = self._owed.get(number, 0) + 1
 
     def _failure(self, failure: RequestFailure) -> None:
-        kind = getattr(errors, failure.kind, None)
-        if not (isinstance(kind, type) and issubclass(kind, BacklineError)) or kind is Internal:
-            self._settle(failure.number, Internal(f"{self._pool.label} failed: {failure.message}"))
-        else:
-            error: BacklineError = kind(failure.message)
-            error.retry_after = failure.retry_after
-            self._settle(failure.number, error)
-
-    def _reschedule(self, number: int) -> None:
-        """Gives a request the outcome that the scheduler must run it once more."""
-        load = self._pool.command.load
-        self._settle(number, Rescheduled(load.name, load.version, "", []))
+        error = failure_of(failure)
+        if type(error) is Internal:
+            error = Internal(f"{self._pool.label} failed: {failure.message}")
+        self._settle(failure.number, error)
 
     def _end(self, number: int) -> None:
         """Ends a request that gets no further response."""
@@ -268,20 +253,18 @@ class Seat:
     # handling hangs and crashes
 
     def _look_at_time(self) -> None:
-        """Kills a worker whose batch exceeds the execution timeout; otherwise sets the timer for the next
-        batch.
-        """
+        """Kills a worker whose batch exceeds the execution timeout; otherwise sets the timer for the next."""
         watch, self._watch = self._watch, None
         limit = self._pool.execution_timeout
         if not self._started or self.process is None:
             return
         now = monotonic()
-        if watch is not None and stood_still(
-            watch, self._pool.loop
-        ):  # this process was suspended: results may be waiting in the socket
+        # After a suspension of the server, results may be waiting in the socket.
+        if watch is not None and stood_still(watch, self._pool.loop):
             self._started = dict.fromkeys(self._started, now)
         left = min(self._started.values()) + limit - now
         if left <= 0:
+            self._late = [job for batch, job in self._jobs.items() if self._started[batch] + limit <= now]
             self.process.hang(f"did not finish within {limit:g} s and was killed")
         else:
             self._watch = self._pool.loop.call_later(left, self._look_at_time)
@@ -296,11 +279,12 @@ class Seat:
             self._watch.cancel()
             self._watch = None
         jobs = list(dict.fromkeys(self._open.values()))
+        hung, self._late = self._late, []
         for state in (self._jobs, self._blocks, self._started, self._open, self._owed):
             state.clear()
         if was_usable:
             self._pool.ended(self, reason, proved=process.proved)
-        self._pool.retry(jobs, reason)
+        self._pool.retry(jobs, reason, hung)
 
 
 def _says_something(ticket: Ticket) -> bool:
@@ -309,8 +293,6 @@ def _says_something(ticket: Ticket) -> bool:
         or ticket.request.parameters
         or ticket.request.outputs is not None
         or ticket.request.sequence is not None
-        or ticket.waits_until is not None
-        or ticket.level
         or ticket.request.timeout
         or ticket.trace is not None
     )
@@ -322,8 +304,6 @@ def _note(ticket: Ticket) -> RequestNote:
         ticket.request.id,
         ticket.request.parameters or {},
         None if ticket.request.outputs is None else list(ticket.request.outputs),
-        timeout=0.0 if ticket.waits_until is None else max(ticket.waits_until - monotonic(), 0.001),
-        priority=ticket.level,
         queue_timeout_us=min(round((ticket.request.timeout or 0.0) * 1e6), _LONGEST_QUEUE_TIMEOUT),
         trace="" if ticket.trace is None else ticket.trace.context,
     )

@@ -87,7 +87,7 @@ class MetricsStore:
         return metric
 
     def get_metric(self, metric_name: str, metric_type: MetricTypes = MetricTypes.COUNTER) -> Metric:
-        """Raises KeyError if the metric has not been added."""
+        """A metric that has been added. Raises KeyError if it has not."""
         return self._metrics[metric_type, metric_name]
 
     def add_metric(
@@ -100,11 +100,8 @@ class MetricsStore:
         metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> None:
         dims = [*(dimensions or ()), Dimension("ModelName", self.model_name), Dimension("Level", "Model")]
-        request = (
-            ",".join((self.request_ids or {}).values())
-            if idx is None
-            else (self.request_ids or {}).get(idx, "")
-        )
+        ids = self.request_ids or {}
+        request = ",".join(ids.values()) if idx is None else ids.get(idx, "")
         metric = Metric(name, unit, [one.name for one in dims], metric_type)
         metric.add_or_update(value, [one.value for one in dims], request)
 

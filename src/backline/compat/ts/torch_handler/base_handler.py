@@ -15,9 +15,7 @@ from backline.compat.ts.utils.util import list_classes_from_module, load_label_m
 
 
 class BaseHandler(abc.ABC):  # no method is abstract: handlers override what they need
-    """`initialize` loads the model that the manifest names; `handle` calls `preprocess`, `inference` and
-    `postprocess`.
-    """
+    """`initialize` loads the manifest's model; `handle` calls `preprocess`, `inference` and `postprocess`."""
 
     def __init__(self) -> None:
         self.model: Any = None
@@ -74,8 +72,8 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
         return torch.jit.load(model_pt_path, map_location=self.device)
 
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
-        """An instance of the module's only class, with weights from a state_dict. `weights_only` keeps
-        pickled code from running.
+        """Returns an instance of the module's only class, with weights from a state_dict. `weights_only`
+        keeps pickled code from running.
         """
         if not (Path(model_dir) / model_file).is_file():
             raise RuntimeError(f"the archive does not hold its modelFile '{model_file}'")
@@ -98,7 +96,7 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """The model's input, from the rows of a batch."""
+        """Makes the model's input from the rows of a batch."""
         return torch.as_tensor(data, device=self.device)
 
     @timed
@@ -112,8 +110,8 @@ class BaseHandler(abc.ABC):  # no method is abstract: handlers override what the
         return data.tolist()
 
     def handle(self, data: Any, context: Any) -> Any:
-        """The results of a batch. If the header `explain` or `describe` of its first request is "True", the
-        result of explain_handle or describe_handle instead.
+        """Returns the results of a batch. If its first request has the header `explain` or `describe` with
+        the value "True", returns the result of explain_handle or describe_handle instead.
         """
         began = time.perf_counter()
         self.context = context

@@ -12,17 +12,18 @@ from backline.compat.ts.utils.util import map_class_to_label
 
 from .vision_handler import VisionHandler
 
-#: Normalizes channels by the mean and standard deviation of ImageNet.
 NORMALIZE = transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+#: Crops an image and normalizes its channels by the mean and standard deviation of ImageNet.
+PREPARE = transforms.Compose(
+    [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE]
+)
 
 
 class ImageClassifier(VisionHandler):
     """Returns the `topk` most probable classes of each image, as {name: probability}."""
 
     topk = 5
-    image_processing = transforms.Compose(
-        [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE]
-    )
+    image_processing = PREPARE
 
     def set_max_result_classes(self, topk: int) -> None:
         self.topk = topk

@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torchvision import transforms
 
 from backline.compat.ts.handler_utils.timer import timed
 
-from .image_classifier import NORMALIZE
+from .image_classifier import PREPARE
 from .vision_handler import VisionHandler
 
 
 class ImageSegmenter(VisionHandler):
     """Returns for each image [height, width, 2]: every pixel's most probable class, and its probability."""
 
-    image_processing = transforms.Compose(
-        [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE]
-    )
+    image_processing = PREPARE
 
     @timed
     def postprocess(self, data: Any) -> Any:

@@ -13,16 +13,14 @@ from .vision_handler import VisionHandler
 
 
 class ObjectDetector(VisionHandler):
-    """Returns for each image a list of {class name: box, "score": score}, for the objects with a score of at
-    least `threshold`.
-    """
+    """Returns for each image a list of {class name: box, "score": score}, for scores from `threshold` up."""
 
     threshold = 0.5
     image_processing = transforms.Compose([transforms.ToTensor()])
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """A list of tensors, because detectors take images of different sizes."""
+        """Returns a list of tensors, because detectors take images of different sizes."""
         return [self._tensor(row.get("data") or row.get("body")).to(self.device) for row in data]
 
     @timed
@@ -31,9 +29,8 @@ class ObjectDetector(VisionHandler):
 
         with torch.inference_mode():
             found = self.model(data, *args, **kwargs)
-        return (
-            found[1] if isinstance(found, tuple) else found
-        )  # TorchScript detectors return (losses, detections)
+        # TorchScript detectors return (losses, detections).
+        return found[1] if isinstance(found, tuple) else found
 
     @timed
     def postprocess(self, data: Any) -> Any:

@@ -13,17 +13,16 @@ from .text_handler import TextHandler
 
 
 class TextClassifier(TextHandler):
-    """Returns the probabilities of all classes by name. Classifies one text at a time; the model takes the
-    indices of its words and word pairs, and an offset.
+    """Classifies one text at a time: returns the probabilities of all classes by name. The model takes the
+    indices of the text's words and word pairs, and an offset.
     """
 
     ngrams = 2
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """The vocabulary indices of the first row's words and word pairs, and the words.
-
-        Raises KeyError for a word that the vocabulary lacks.
+        """Returns the vocabulary indices of the first row's words and word pairs, and the words. Raises
+        KeyError for a word that the vocabulary lacks.
         """
         text = data[0].get("data") or data[0].get("body")
         if isinstance(text, (bytes, bytearray)):

@@ -17,9 +17,7 @@ from .base_handler import BaseHandler
 
 
 class VisionHandler(BaseHandler, abc.ABC):
-    """Accepts image files, plain or in base64, and nested lists of numbers. `image_processing` turns an image
-    into a tensor.
-    """
+    """Accepts image files, also in base64, and nested lists. `image_processing` makes tensors of images."""
 
     image_processing: ClassVar[Callable[[Any], Any]]
 

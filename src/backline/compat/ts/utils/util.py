@@ -60,9 +60,7 @@ def map_class_to_label(
     mapping: dict[str, str] | None = None,
     lbl_classes: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """For each row, {class name: value}; `lbl_classes` are the class indices of the values, by default 0, 1,
-    2...
-    """
+    """For each row, {class name: value}; `lbl_classes` are the class indices, by default 0, 1, 2..."""
     rows = lbl_classes if lbl_classes is not None else [range(len(row)) for row in probs]
     return [
         {

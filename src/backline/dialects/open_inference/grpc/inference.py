@@ -24,8 +24,5 @@ class GrpcInference:
         ).take
 
     def infer(self, call: UnaryCall, received: Buffer) -> None:
-        """Submits a request; the response follows by callback.
-
-        Raises BacklineError if it is refused immediately.
-        """
+        """Submits a request; the response follows later. Raises BacklineError if it is refused at once."""
         self._take(call, received, call.metadata, "", "", call.deadline)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -35,14 +35,11 @@ _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
 
 
-class ContentsField:
+class ContentsField(NamedTuple):
     """The InferTensorContents field of a datatype, with limits if the datatype is narrower than the field."""
 
-    __slots__ = ("limits", "name")
-
-    def __init__(self, name: str, limits: tuple[int, int] | None = None) -> None:
-        self.name = name
-        self.limits = limits
+    name: str
+    limits: tuple[int, int] | None = None
 
 
 _CONTENTS = {
@@ -74,7 +71,7 @@ class ModelPlan(InferPlan):
     def request(
         self, model: str, version: str, id: str, inputs: dict[str, Tensor], deadline: float | None
     ) -> InferRequest:
-        """As in InferPlan, but `model` and `version` are unused: the plan names the model."""
+        """Builds the request. `model` and `version` are unused: the plan names the model."""
         return InferRequest(
             self.model_name,
             inputs,
@@ -108,7 +105,7 @@ class GrpcReader:
     def read(
         self, received: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
-        """Reads a request. `model` and `version` are unused, as the message names both. See ReadRequest."""
+        """Reads a request (see ReadRequest). `model` and `version` are unused: the message names both."""
         rest, id, places = split_request(received)
         plan = self._plans.get(rest)
         if plan is None:
@@ -131,14 +128,8 @@ class GrpcReader:
                 )
             if not places and any(spec.count for spec in plan.inputs if not isinstance(spec, SharedInput)):
                 plan = plan if plan.shared is None else plan.holding(on_loop=on_loop)
-                return (
-                    plan,
-                    id,
-                    {
-                        spec.name: _read_contents(spec, given)
-                        for spec, given in zip(plan.inputs, parsed.inputs, strict=True)
-                    },
-                )
+                pairs = zip(plan.inputs, parsed.inputs, strict=True)
+                return plan, id, {spec.name: _read_contents(spec, given) for spec, given in pairs}
             if not typed and len(rest) <= _MAX_REMEMBERED_SIZE:
                 self._plans.keep(rest, plan)
         spec = plan.single
@@ -200,7 +191,7 @@ def _parameters(given: Any) -> dict[str, Parameter]:
 
 
 def _with_shared(plan: ModelPlan, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The (start, end) of each input; those in shared memory have no contents in the message: (0, 0)."""
+    """The start and end of each input's raw contents; (0, 0) for an input in shared memory."""
     carried = iter(places)
     found = [(0, 0) if isinstance(spec, SharedInput) else next(carried, None) for spec in plan.inputs]
     return [*(place for place in found if place is not None), *carried]

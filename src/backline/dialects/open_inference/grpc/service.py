@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,11 @@ from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.grpc.inference import GrpcInference
 from backline.dialects.open_inference.grpc.stream import StreamInference
 from backline.dialects.open_inference.metadata import model_index, model_metadata, server_metadata
-from backline.dialects.open_inference.repository import RepositoryCalls
+from backline.dialects.open_inference.repository import RepositoryCalls, refuse_repository
 from backline.dialects.open_inference.settings import LoggingExtension, TraceSettings
 from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMemoryRegions
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.engine.engine import Engine
-from backline.engine.errors import Unsupported
 from backline.engine.values.tensor import in_pieces
 from backline.protos import message, pool
 from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
@@ -27,8 +27,8 @@ from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMeth
 SERVICE = "inference.GRPCInferenceService"
 #: LogSettings and TraceSetting both read and change settings, so they need the stronger scope.
 _SCOPES = {
-    "ServerLive": Scope.READ,
-    "ServerReady": Scope.READ,
+    "ServerLive": Scope.HEALTH,
+    "ServerReady": Scope.HEALTH,
     "ModelReady": Scope.READ,
     "ServerMetadata": Scope.READ,
     "ModelMetadata": Scope.READ,
@@ -47,6 +47,16 @@ _SCOPES = {
     "CudaSharedMemoryUnregister": Scope.MANAGE,
     "LogSettings": Scope.ADMIN,
     "TraceSetting": Scope.ADMIN,
+}
+#: The fields by which messages name their model; methods without one concern the server or every model.
+_MODEL_FIELDS = {
+    "ModelReady": "name",
+    "ModelMetadata": "name",
+    "ModelConfig": "name",
+    "ModelStatistics": "name",
+    "RepositoryModelLoad": "model_name",
+    "RepositoryModelUnload": "model_name",
+    "TraceSetting": "model_name",
 }
 
 
@@ -93,6 +103,10 @@ class InferenceService:
                 methods[path] = unary_method(method, scope, served[method.name], self._known)
             else:
                 methods[path] = unary_method(method, scope, served[method.name])
+            field = _MODEL_FIELDS.get(method.name)
+            served_by = methods[path]
+            if field is not None and isinstance(served_by, UnaryMethod):
+                methods[path] = replace(served_by, model_of=partial(_model_of, method, field))
         return methods
 
     def _known(self, asked: Any, call: UnaryCall, answer: Callable[[], None]) -> None:
@@ -126,5 +140,11 @@ class InferenceService:
 
     def _index(self, asked: Any) -> dict[str, Any]:
         if asked.repository_name:
-            raise Unsupported("'repository_name' specification is not supported")
+            refuse_repository()
         return {"models": model_index(self._engine, only_ready=asked.ready)}
+
+
+def _model_of(method: Any, field: str, received: Buffer) -> str:
+    """The name of the model in a request message; empty for a message about every model."""
+    name: str = getattr(read_message(method.input_type.full_name, received), field)
+    return name

@@ -8,6 +8,7 @@ from functools import partial
 from time import monotonic_ns
 from typing import Any
 
+from backline.access.scope import Scope
 from backline.dialects.answers import hidden_error
 from backline.dialects.exchange import cancel, hidden_answer, trace_arrival, trace_refusal
 from backline.dialects.off_loop import LargeRequest
@@ -25,9 +26,9 @@ from backline.wire.application import RpcError, StreamCall
 
 #: Requests in flight and unsent responses of one stream; at this many the client's next request is not read.
 MAX_IN_FLIGHT = 64
-#: Bytes of those requests and responses, and of expected responses. A single request may exceed it.
+#: Bytes of those requests and responses, and of expected responses. A single request may exceed this.
 MAX_BYTES = 32 * 1024 * 1024
-#: Unsent responses, and their bytes, at which decoupled models pause; they resume at half of it.
+#: Unsent responses, and their bytes, at which decoupled models pause. Paused models resume at half of both.
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 1024 * 1024
 _MAX_REMEMBERED = 1024
@@ -64,12 +65,11 @@ class StreamInference:
         self._answer_sizes: Memo[str, int] = Memo(_MAX_REMEMBERED)
 
     async def serve(self, call: StreamCall) -> None:
-        """Serves a stream with several requests in flight. Responses keep the order of requests; decoupled
-        ones do not.
+        """Serves a stream with several requests in flight.
 
-        An error is sent as a response (`error_message`) and the stream continues, unless the client sent the
-        metadata `triton_grpc_error: true`: then the first error ends the stream with its status. Raises
-        RpcError.
+        Responses keep the order of requests, except those of decoupled models. An error is sent as a response
+        (`error_message`) and the stream continues, unless the client sent the metadata `triton_grpc_error:
+        true`: then the first error ends the stream with its status. Raises RpcError.
         """
         stream = _Stream(self._engine, self._inference, call, self._answer_sizes)
         reading = asyncio.ensure_future(stream.read())
@@ -168,6 +168,8 @@ class _Stream:
                     partial(self._inference.read, received, metadata, "", "", False)
                 )
             request = plan.request("", "", id, inputs, self._call.deadline)
+            if self._call.identity is not None:
+                self._call.identity.require(Scope.INFER, request.model_name)
             asked.request, asked.plan = request, plan
             trace = trace_arrival(self._engine, "GRPC", request.model_name, metadata, began)
             if self._is_decoupled(plan):
@@ -243,10 +245,7 @@ class _Stream:
         self._over(asked, answer, error)
 
     def _over(self, asked: Asked, answer: bytes, error: BacklineError | None) -> None:
-        """Ends a request.
-
-        `answer` is its only response, or the last one of a decoupled model; empty for none.
-        """
+        """Ends a request. `answer` is its only or last response; empty if a decoupled model sends none."""
         asked.over = True
         if asked.ticket is not None:
             asked.ticket.context = None
@@ -306,10 +305,7 @@ class _Stream:
 
 
 class StreamBudget:
-    """Counts what one stream has in flight.
-
-    Keeps `answer_sizes`, the size of each model's last response, up to date.
-    """
+    """Counts what one stream has in flight. Records the size of each model's last response."""
 
     def __init__(self, answer_sizes: Memo[str, int]) -> None:
         self._answer_sizes = answer_sizes
@@ -321,10 +317,7 @@ class StreamBudget:
         self._waiting_bytes = 0
 
     def begun(self, size: int, model: str | None) -> None:
-        """Counts a request of `size` bytes as in flight.
-
-        `model` is None for decoupled models, whose responses can be paused.
-        """
+        """Counts a request of `size` bytes; `model` is None for decoupled models, which can be paused."""
         self._requests += 1
         self._request_bytes += size
         if model is not None:

@@ -34,11 +34,10 @@ MALFORMED = "the message is not an inference.ModelInferRequest: it is malformed 
 
 
 def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
-    """Splits a ModelInferRequest into the rest, its id, and the places (start, end) of its
-    raw_input_contents.
+    """Separates the id and the raw_input_contents of a ModelInferRequest from the rest.
 
-    The rest is itself a ModelInferRequest, without id and raw contents. Raises InvalidArgument if the
-    outermost layer is malformed, PayloadTooLarge if it has more than MAX_FIELDS fields.
+    Returns the rest, which is a ModelInferRequest too, the id, and the start and end of each raw content.
+    Raises InvalidArgument if the outermost layer is malformed, PayloadTooLarge above MAX_FIELDS fields.
     """
     position = 0
     total = len(message)
@@ -84,11 +83,10 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
 
 
 def check_fields(message: bytes) -> None:
-    """Raises PayloadTooLarge for more than MAX_FIELDS fields in all inputs and outputs, or MAX_STRINGS typed
-    strings.
+    """Raises PayloadTooLarge for more than MAX_FIELDS fields in total, or MAX_STRINGS strings in contents.
 
-    Packed numbers do not count. Checked before parsing, which holds the interpreter's lock until it is done.
-    Malformed messages are left to the parser.
+    Packed numbers do not count. Call this before parsing, which holds the interpreter's lock until it is
+    done. The parser reports malformed messages.
     """
     fields, strings = MAX_FIELDS, MAX_STRINGS
     for tag, start, end in _fields(message, 0, len(message)):

@@ -1,7 +1,8 @@
 """The generate extension, and inference as a stream of events: `generate`, `generate_stream`, `infer_stream`.
 
 The JSON of the generate extension has inputs and outputs as keys and their elements as values; all other keys
-are parameters.
+are parameters. An element of a BYTES input is a string, or an object with base64 as in TensorFlow Serving:
+{"b64": "..."}.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ from backline.dialects.open_inference.metadata import SCALAR
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix
 from backline.dialects.open_inference.rest.inference import RestInference
-from backline.dialects.open_inference.rest.messages import Decoded
+from backline.dialects.open_inference.rest.messages import Decoded, instead_of_json
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model import Model
 from backline.engine.responses import Responses
+from backline.engine.spelling import nearest
 from backline.engine.tracing import Trace
+from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, InferResponse, Parameter
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Buffer, Shape, Tensor
 from backline.wire.application import HttpRequest
 
-_Answer: TypeAlias = Callable[[HttpRequest, float | None, Trace | None, InferRequest, InferPlan], None]
+_Answer: TypeAlias = Callable[[HttpRequest, str, Responses, InferPlan], None]
 _Take: TypeAlias = Callable[[HttpRequest, Buffer, Mapping[bytes, bytes], str, str, float | None], None]
 
 NOT_ONE = (
     "generate expects model to produce exactly 1 response, use generate stream for model that"
     " generates various number of responses"
 )
-
-
 #: The only key whose value may be an object.
 _PARAMETERS = "parameters"
 _encode = msgspec.json.Encoder().encode
@@ -82,11 +83,27 @@ class Generate:
 
     def infer_stream(self, model: str, version: str, request: HttpRequest) -> None:
         """Takes a request like `infer`; sends an event per response, each like a JSON response of `infer`."""
-
         self._when_known(model, version, request, self._take_infer)
 
-    def _intake(self, read: ReadRequest[InferPlan], then: _Answer) -> _Take:
-        return RequestIntake(self._engine, HTTP, read, then, self._off_loop).take
+    def _intake(self, read: ReadRequest[InferPlan], answer: _Answer) -> _Take:
+        def submit(
+            request: HttpRequest,
+            deadline: float | None,
+            trace: Trace | None,
+            asked: InferRequest,
+            plan: InferPlan,
+        ) -> None:
+            answer(request, asked.model_name, self._submit(asked, deadline, trace), plan)
+
+        return RequestIntake(self._engine, HTTP, read, submit, self._off_loop).take
+
+    def _submit(self, asked: InferRequest, deadline: float | None, trace: Trace | None) -> Responses:
+        """Submits a request. If an input is missing, the error says which key may be its misspelt name."""
+        try:
+            return self._engine.stream(asked, deadline, trace=trace)
+        except InvalidArgument as error:
+            model = self._engine.find(asked.model_name, asked.model_version)
+            raise InvalidArgument(error.message + _misspelt(asked, model)) from None
 
     def _when_known(self, model: str, version: str, request: HttpRequest, take: _Take) -> None:
         def known() -> None:
@@ -95,47 +112,26 @@ class Generate:
         self._deferred.when_known(model, version, request, known)
 
     def _read(
-        self, body: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
+        self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
-        """Reads a request of the generate extension. See ReadRequest."""
+        """Reads a request of the generate extension (see ReadRequest)."""
         served = self._engine.find_ready(model, version)
         if on_loop and len(body) > LARGE:
             raise LargeRequest
-        return read_generate(body, served)
+        return read_generate(body, headers, served)
 
-    def _answer_with_one(
-        self,
-        request: HttpRequest,
-        deadline: float | None,
-        trace: Trace | None,
-        asked: InferRequest,
-        _: InferPlan,
-    ) -> None:
-        responses = self._engine.stream(asked, deadline, trace=trace)
-        answering = _answer_with_one(request, responses, self._off_loop)
-        self._streams.run(request, asked.model_name, responses, answering)
+    def _answer_with_one(self, request: HttpRequest, model: str, responses: Responses, _: InferPlan) -> None:
+        self._streams.run(request, model, responses, _answer_with_one(request, responses, self._off_loop))
 
     def _answer_with_events(
-        self,
-        request: HttpRequest,
-        deadline: float | None,
-        trace: Trace | None,
-        asked: InferRequest,
-        _: InferPlan,
+        self, request: HttpRequest, model: str, responses: Responses, _: InferPlan
     ) -> None:
-        responses = self._engine.stream(asked, deadline, trace=trace)
-        self._streams.answer(request, asked.model_name, responses, write_generate)
+        self._streams.answer(request, model, responses, write_generate)
 
     def _answer_with_infer_events(
-        self,
-        request: HttpRequest,
-        deadline: float | None,
-        trace: Trace | None,
-        asked: InferRequest,
-        plan: InferPlan,
+        self, request: HttpRequest, model: str, responses: Responses, plan: InferPlan
     ) -> None:
-        responses = self._engine.stream(asked, deadline, trace=trace)
-        self._streams.answer(request, asked.model_name, responses, partial(self._infer_event, plan))
+        self._streams.answer(request, model, responses, partial(self._infer_event, plan))
 
     def _infer_event(self, plan: InferPlan, response: InferResponse) -> bytes:
         _, (body, *binary) = self._inference.write(plan, response)
@@ -159,6 +155,18 @@ async def _answer_with_one(request: HttpRequest, responses: Responses, off_loop:
         request.respond(200, [(b"content-type", JSON)], [body])
 
 
+def _misspelt(asked: InferRequest, model: Model) -> str:
+    """The end of an error about missing inputs: which parameter was perhaps meant to be one; else empty."""
+    missing = [
+        spec.name for spec in model.signature.inputs if not spec.optional and spec.name not in asked.inputs
+    ]
+    return "".join(
+        f" '{key}' names no input, so it is a parameter: did you mean '{near[0]}'?"
+        for key in asked.parameters or ()
+        if (near := nearest(key, missing))
+    )
+
+
 class _Key:
     """A key of an object, equal only to itself, so that a dict keeps duplicate keys."""
 
@@ -172,15 +180,18 @@ _decode = msgspec.json.Decoder(dict[_Key, Raw], dec_hook=lambda _, text: _Key(te
 _skip = msgspec.json.Decoder(Raw).decode
 
 
-def read_generate(body: Buffer, model: Model) -> Decoded:
+def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) -> Decoded:
     """The request in `body`. Raises InvalidArgument, with Triton's texts.
 
-    Keys that name inputs are tensors, `id` is the request's id, all other keys and those in the object
-    `parameters` are parameters, as in Triton.
+    As in Triton, keys that name inputs are tensors, `id` is the request's id, and all other keys, as well as
+    those in the object `parameters`, are parameters.
     """
     if len(body) > LARGE:
         check_keys(body)
-    document = _parse(body)
+    try:
+        document = _parse(body)
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message + instead_of_json(body, headers)) from None
     inputs = {spec.name: spec for spec in model.signature.inputs}
     tensors: dict[str, Tensor] = {}
     parameters: dict[str, Any] = {}
@@ -203,9 +214,8 @@ def read_generate(body: Buffer, model: Model) -> Decoded:
             f"'id' must be a string, got {'true or false' if isinstance(id, bool) else 'a number'}"
         )
     plan = InferPlan(())
-    reserved = {
-        key: value for key, value in parameters.items() if key.startswith("triton_")
-    }  # unlike `infer`, Triton's generate extension accepts these
+    # Unlike `infer`, Triton's generate extension accepts parameters with this prefix.
+    reserved = {key: value for key, value in parameters.items() if key.startswith("triton_")}
     apply_parameters(plan, {key: value for key, value in parameters.items() if key not in reserved})
     if reserved:
         plan.parameters = {**(plan.parameters or {}), **reserved}
@@ -227,7 +237,7 @@ def write_generate(response: InferResponse) -> bytes:
 
 
 def _parse(body: Buffer) -> dict[_Key, Raw]:
-    """The keys with their values undecoded: how to decode a tensor depends on the model's input."""
+    """The keys with their undecoded values: how to decode a tensor depends on the model's input."""
     if not body:
         raise InvalidArgument("the body is empty, expected a JSON object with the names of inputs")
     try:
@@ -261,11 +271,21 @@ def _take(
         raise InvalidArgument(
             f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
         )
-    parameters[key] = msgspec.json.decode(value)
+    parameters[key] = _plain(f"parameter '{key}'", value)
+
+
+def _plain(what: str, text: Raw | bytes) -> Any:
+    """Decodes a value whose JSON is well-formed. Its numbers may still be out of range."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"Unable to parse the value of {what}: {error}") from None
 
 
 def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     if _first(value) == b"{":
+        if spec.datatype is DataType.BYTES:
+            return _decoded(spec, 1, bytes(value))
         raise InvalidArgument(
             f"Unable to parse 'data' of input '{spec.name}': it is an object, expected one element"
             " or a list of them"
@@ -273,7 +293,7 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     text = bytes(value)
     if len(text) > LARGE and _first(value) == b"[":
         return _decoded(spec, count_elements(text), text)
-    decoded = msgspec.json.decode(text)
+    decoded = _plain(f"input '{spec.name}'", text)
     elements = decoded if isinstance(decoded, list) else [decoded]
     for _ in range(MAX_DEPTH):
         if not any(isinstance(element, list) for element in elements):
@@ -290,7 +310,7 @@ def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
 
 
 def _shape(spec: TensorSpec, count: int) -> Shape:
-    """The shape of `count` elements: the innermost variable dimension takes all, other variable ones 1."""
+    """The shape of `count` elements: the innermost variable dimension takes them all, the others are 1."""
     shape = list(spec.shape or SCALAR)
     for dimension in shape:
         if dimension > 0:

@@ -5,13 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from backline.dialects.deferred import DeferredAnswers
-from backline.dialects.exchange import (
-    ENVOY_TIMEOUT,
-    GRPC_TIMEOUT,
-    HTTP,
-    UnaryInference,
-    deadline_of,
-)
+from backline.dialects.exchange import ENVOY_TIMEOUT, GRPC_TIMEOUT, HTTP, UnaryInference, deadline_of
 from backline.dialects.off_loop import OffLoop
 from backline.dialects.open_inference.rest.messages import HEADER_LENGTH, RestReader, RestWriter
 from backline.engine.engine import Engine
@@ -32,10 +26,7 @@ class RestInference:
         self._take = UnaryInference(engine, HTTP, self.read, self.write, OffLoop(), decoupled=_DECOUPLED).take
 
     def infer(self, model: str, version: str, request: HttpRequest) -> None:
-        """Submits a request; the response follows by callback.
-
-        Raises BacklineError if it is refused immediately.
-        """
+        """Submits a request; the response follows later. Raises BacklineError if it is refused at once."""
         headers = request.headers
         deadline = deadline_of(headers) if GRPC_TIMEOUT in headers or ENVOY_TIMEOUT in headers else None
         # A raw request cannot be read without knowing the model's input.

@@ -16,10 +16,7 @@ from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, size_mismatch
 from backline.dialects.open_inference.planning import PlanBuilder, check_description
-from backline.dialects.open_inference.shared_memory import (
-    REGION,
-    StoredTensor,
-)
+from backline.dialects.open_inference.shared_memory import REGION, StoredTensor
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
@@ -84,7 +81,7 @@ class RestReader:
     def read(
         self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
-        """The request in a body that starts with JSON. See ReadRequest."""
+        """Reads a request whose body starts with JSON (see ReadRequest)."""
         header_length = headers.get(HEADER_LENGTH)
         total = size = len(body)
         if header_length is not None:
@@ -94,7 +91,7 @@ class RestReader:
         if size > _MAX_REMEMBERED_SIZE:
             if on_loop and size > LARGE:
                 raise LargeRequest
-            return self._read_document(memoryview(body)[:size], body, size, model, version, on_loop)
+            return self._read_document(memoryview(body)[:size], body, size, headers, model, version, on_loop)
         header = bytes(body[:size])
         id = ""
         plan = self._plans.get(header)
@@ -103,7 +100,7 @@ class RestReader:
             if id:
                 plan = self._plans.get(key)
             if plan is None:
-                return self._read_document(header, body, size, model, version, on_loop)
+                return self._read_document(header, body, size, headers, model, version, on_loop)
         if plan.single is not None:
             spec = plan.single
             if size + spec.size == total:
@@ -120,9 +117,21 @@ class RestReader:
         check_description(self._engine, model, version, id, plan)
 
     def _read_document(
-        self, header: Buffer, body: Buffer, size: int, model: str, version: str, on_loop: bool
+        self,
+        header: Buffer,
+        body: Buffer,
+        size: int,
+        headers: Mapping[bytes, bytes],
+        model: str,
+        version: str,
+        on_loop: bool,
     ) -> Decoded:
-        document = self._decode(header)
+        try:
+            document = self._decode(header)
+        except InvalidArgument as error:
+            if HEADER_LENGTH in headers:
+                raise
+            raise InvalidArgument(error.message + instead_of_json(body, headers)) from None
         plan = kept = make_plan(document, model, self._engine.shared_memory)
         if plan.large or size > LARGE:
             self._check_large(plan, document.id, model, version, on_loop)
@@ -165,7 +174,7 @@ class RestReader:
             raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
 
     def _read_raw(self, body: Buffer, model: str, version: str) -> Decoded:
-        """A raw request: the whole body is the data of the model's only input."""
+        """Reads a raw request: the whole body is the data of the model's only input."""
         served = self._engine.find_ready(model, version)
         inputs = served.signature.inputs
         if len(inputs) != 1:
@@ -205,6 +214,24 @@ class RestReader:
         plan = InferPlan((spec,))
         plan.binary_default = True
         return plan, "", {name: tensor}
+
+
+def instead_of_json(body: Buffer, headers: Mapping[bytes, bytes]) -> str:
+    """The end of an error about a body that is not a JSON object: what the body is, and how to send a file.
+
+    Empty if the body is empty, or begins like an object.
+    """
+    start = bytes(memoryview(body)[:64]).lstrip()
+    if not start or start.startswith(b"{"):
+        return ""
+    kind = headers.get(b"content-type", b"")[:100].decode("latin-1").partition(";")[0].strip()
+    what = f"The body has the content type {kind}" if kind else "The body has no content type"
+    form = ", as curl sends it with -F" if kind == "multipart/form-data" else ""
+    return (
+        f". {what}{form}, but it must be a JSON object. To send a file as the only input, POST its bytes"
+        " alone to the route infer, with the header field Inference-Header-Content-Length: 0"
+        " (curl -H 'Inference-Header-Content-Length: 0' --data-binary @FILE)"
+    )
 
 
 def split_id(header: bytes) -> tuple[str, bytes]:
@@ -384,22 +411,17 @@ class RestWriter:
         documents = []
         buffers: list[Buffer] = [b""]
         for tensor in outputs:
+            parameters: dict[str, int] | UnsetType = UNSET
+            elements: list[Any] | Raw | UnsetType = UNSET
             if plan.is_binary(tensor.name):
                 data = encode_tensor(tensor)
                 buffers.append(data)
-                documents.append(
-                    OutputDocument(
-                        tensor.name, tensor.datatype.name, tensor.shape, {"binary_data_size": len(data)}
-                    )
-                )
-            elif isinstance(tensor, StoredTensor):
-                documents.append(OutputDocument(tensor.name, tensor.datatype.name, tensor.shape))
-            else:
-                documents.append(
-                    OutputDocument(
-                        tensor.name, tensor.datatype.name, tensor.shape, UNSET, encode_data(tensor)
-                    )
-                )
+                parameters = {"binary_data_size": len(data)}
+            elif not isinstance(tensor, StoredTensor):
+                elements = encode_data(tensor)
+            documents.append(
+                OutputDocument(tensor.name, tensor.datatype.name, tensor.shape, parameters, elements)
+            )
         header = self._encode(
             ResponseDocument(
                 response.id or UNSET,

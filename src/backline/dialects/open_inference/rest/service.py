@@ -6,7 +6,7 @@ from backline.access.scope import Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.open_inference.configuration import model_configuration
-from backline.dialects.open_inference.metadata import model_listing, model_metadata, server_metadata
+from backline.dialects.open_inference.metadata import model_listing, rest_metadata, server_metadata
 from backline.dialects.open_inference.repository import RepositoryRoutes
 from backline.dialects.open_inference.rest.generate import Generate
 from backline.dialects.open_inference.rest.inference import RestInference
@@ -39,8 +39,8 @@ class RestService:
 
     def add_routes(self, router: Router) -> None:
         router.add(Scope.READ, "GET", "/v2", self._server_metadata)
-        router.add(Scope.READ, "GET", "/v2/health/live", self._live)
-        router.add(Scope.READ, "GET", "/v2/health/ready", self._ready)
+        router.add(Scope.HEALTH, "GET", "/v2/health/live", self._live)
+        router.add(Scope.HEALTH, "GET", "/v2/health/ready", self._ready)
         router.add(Scope.READ, "GET", "/v2/models", self._models)
         router.add(Scope.READ, "GET", "/v2/models/stats", self._statistics, "", "")
         for pattern, version in ((_MODEL, ("",)), (_VERSION, ())):
@@ -78,7 +78,7 @@ class RestService:
 
     def _model_metadata(self, name: str, version: str, request: HttpRequest) -> None:
         self._deferred.when_known(
-            name, version, request, lambda: respond_json(request, model_metadata(self._engine, name, version))
+            name, version, request, lambda: respond_json(request, rest_metadata(self._engine, name, version))
         )
 
     def _model_ready(self, name: str, version: str, request: HttpRequest) -> None:

@@ -48,7 +48,7 @@ _CLASSES: Final[dict[ErrorCode, type[BacklineError]]] = {
 
 
 class TritonError:
-    """The error of a response. Not an exception: a model puts it in a response, or raises an exception."""
+    """The error of a response. It cannot be raised: a model passes it to an InferenceResponse."""
 
     UNKNOWN: ClassVar = ErrorCode.UNKNOWN
     INTERNAL: ClassVar = ErrorCode.INTERNAL

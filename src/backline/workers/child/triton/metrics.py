@@ -41,16 +41,13 @@ class MetricFamily:
         self._name = name
         self._kind = MetricKind(kind)
         self._measures = Measures(worker.caller())
+        step = "Error when creating MetricFamily"
         try:
             self._measures.declare(name, _KINDS[self._kind], description)
         except AlreadyExists:
-            raise _refused(
-                "Error when creating MetricFamily", "Family name already exists with different type"
-            ) from None
+            raise _refused(step, "Family name already exists with different type") from None
         except BacklineError as error:
-            raise _refused(
-                "Error when creating MetricFamily", f"Invalid metric name: {error.message}"
-            ) from None
+            raise _refused(step, f"Invalid metric name: {error.message}") from None
 
     def Metric(
         self, labels: Mapping[str, str] | None = None, buckets: Sequence[float] | None = None

@@ -198,7 +198,7 @@ class TritonModel:
 class ModelLoop:
     """The event loop for a model's coroutines, on a dedicated thread.
 
-    It starts with the first coroutine and also runs between batches, so a model may leave tasks on it.
+    The loop starts with the first coroutine and also runs between batches, so a model may leave tasks on it.
     """
 
     def __init__(self) -> None:

@@ -25,27 +25,6 @@ from backline.workers.child.triton.responses import (
 from backline.workers.child.triton.tensor import Tensor
 
 
-def infer(call: ModelCall) -> InferenceResponse:
-    """Calls a model and returns its only response, which carries the error if the call fails. Blocks."""
-    try:
-        return _response(worker.caller().infer(call))
-    except BacklineError as error:
-        return _failure(call, error)
-
-
-async def infer_async(call: ModelCall) -> InferenceResponse:
-    """`infer` for coroutines."""
-    try:
-        return _response(await worker.caller().infer_async(call))
-    except BacklineError as error:
-        return _failure(call, error)
-
-
-def stream(call: ModelCall) -> ResponseIterator:
-    """Calls a model and returns an iterator over its responses. The call starts at once."""
-    return ResponseIterator(call, worker.caller().stream(call))
-
-
 class ResponseIterator:
     """An iterator over the responses to a call; a failed call ends with a response that has an error.
 
@@ -157,9 +136,7 @@ class InferenceTrace:
 
     @property
     def requests(self) -> tuple[int, ...]:
-        """The numbers of the requests whose traces a call with this trace belongs to: by default the
-        requests that `execute` runs.
-        """
+        """The numbers of the requests whose traces a call belongs to; by default those `execute` runs."""
         return (self._number,) if self._number else _SERVED.get()
 
 
@@ -209,9 +186,7 @@ class PreferredMemory:
 
 
 class InferenceRequest:
-    """A request. `correlation_id` is the id of its sequence, a number or a string; 0 for none. `timeout` is
-    in microseconds.
-    """
+    """A request. `correlation_id` is the id of its sequence, 0 for none; `timeout` is in microseconds."""
 
     __slots__ = (
         "_correlation_id",
@@ -310,14 +285,14 @@ class InferenceRequest:
         return self._correlation_id
 
     def flags(self) -> int:
-        """The sum of TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END, as far as they apply."""
+        """The flags TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END that are set, as a sum."""
         return self._flags
 
     def set_flags(self, flags: int) -> None:
         self._flags = flags
 
     def timeout(self) -> int:
-        """The longest time that the request may wait in a queue, in microseconds; 0 for any time."""
+        """The longest time that the request may wait in a queue, in microseconds; 0 for no limit."""
         return self._timeout
 
     def parameters(self) -> str:
@@ -352,11 +327,23 @@ class InferenceRequest:
         """Calls the model, and waits for its response; with `decoupled` returns an iterator over responses.
         If the call fails, the response has an error.
         """
-        return stream(self._call()) if decoupled else infer(self._call())
+        call = self._call()
+        if decoupled:
+            return ResponseIterator(call, worker.caller().stream(call))
+        try:
+            return _response(worker.caller().infer(call))
+        except BacklineError as error:
+            return _failure(call, error)
 
     async def async_exec(self, decoupled: bool = False) -> InferenceResponse | ResponseIterator:
         """`exec` for coroutines."""
-        return stream(self._call()) if decoupled else await infer_async(self._call())
+        call = self._call()
+        if decoupled:
+            return ResponseIterator(call, worker.caller().stream(call))
+        try:
+            return _response(await worker.caller().infer_async(call))
+        except BacklineError as error:
+            return _failure(call, error)
 
     def _call(self) -> ModelCall:
         note = RequestNote(

@@ -84,11 +84,11 @@ class InferenceResponseSender:
         return self._request.cancelled
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
-        """Sends a response. With TRITONSERVER_RESPONSE_COMPLETE_FINAL it is the last, or, without a
-        response, ends the request.
+        """Sends a response. The flag TRITONSERVER_RESPONSE_COMPLETE_FINAL marks it as the last one; without a
+        response, the flag ends the request.
 
         Blocks while the client does not read responses. Raises TritonModelException, with Triton's texts,
-        if it cannot be sent.
+        if the response cannot be sent.
         """
         if flags not in (0, FINAL):
             raise TritonModelException("Unable to send response. Unsupported flag provided.")
@@ -163,9 +163,7 @@ def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) 
 
 
 def read_parameters(given: Any) -> dict[str, Parameter]:
-    """Reads parameters from a dict, a JSON object or None. Raises TritonModelException for keys or values of
-    unsupported types.
-    """
+    """Reads parameters from a dict, a JSON object or None. Raises TritonModelException for other types."""
     if given is None or given == "":
         return {}
     if isinstance(given, str):

@@ -1,4 +1,4 @@
-"""Named tensors, as models create and receive them, DLPack, and the numbers of Triton's datatypes."""
+"""Named tensors as models create and receive them, their exchange by DLPack, and Triton's datatypes."""
 
 from __future__ import annotations
 
@@ -95,10 +95,7 @@ def from_object(given: Any) -> tuple[DataType, np.ndarray]:
 def _ask(given: Any) -> Any:
     device = getattr(given, "__dlpack_device__", None)
     if device is None or not hasattr(given, "__dlpack__"):
-        raise TritonModelException(
-            "Provided tensor is not supported. Tensor must be a DLPack capsule         or have `__dlpack__`"
-            " and `__dlpack_device__` attributes"
-        )
+        raise TritonModelException(_NOT_SUPPORTED)
     kind = int(device()[0])
     if kind != CPU[0]:
         raise _elsewhere(kind)

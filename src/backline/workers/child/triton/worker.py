@@ -1,6 +1,4 @@
-"""State of the worker process for `triton_python_backend_utils`: its model, its channel to the server, its
-log.
-"""
+"""State of the worker process for `triton_python_backend_utils`: its model, its channel and its log."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from backline.engine.errors import Unavailable
 from backline.workers.channel.protocol import Kind, Log, WorkerLoad
 from backline.workers.child.caller import Caller
 
-_OUTSIDE = "triton_python_backend_utils works in worker processes of a server only"
+_OUTSIDE = "triton_python_backend_utils works only in a worker process of a server"
 
 
 class _Worker:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class BaseEnvelope(abc.ABC):
-    """Translates the rows of a batch for a handler, and its results back."""
+    """Translates the rows of a batch for a handler, and the handler's results back."""
 
     def __init__(self, handle_fn: Callable[[Any, Any], Any]) -> None:
         self._handle_fn = handle_fn

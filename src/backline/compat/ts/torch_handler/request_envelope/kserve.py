@@ -1,6 +1,4 @@
-"""KServe's v1 protocol: `{"instances": [...]}` in, `{"predictions": [...]}` out. The instances of a single
-request form the batch.
-"""
+"""KServe's v1 protocol: one request's `{"instances": [...]}` in, `{"predictions": [...]}` out."""
 
 from __future__ import annotations
 

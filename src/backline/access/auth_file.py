@@ -1,0 +1,156 @@
+"""The file given with --auth: which keys exist and what each allows. A running server follows its changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from backline.access.access import Access, Policy
+from backline.access.identity import Grant, Identity, anonymous
+from backline.access.keys import MIN_LENGTH, hash_key
+from backline.access.scope import Scope
+from backline.engine.document_limits import check_toml
+from backline.engine.errors import InvalidArgument
+
+#: Environment variables that each hold one key, for containers, and what it may do.
+ENVIRONMENT_KEYS: Mapping[str, frozenset[Scope]] = {
+    "BACKLINE_API_KEY": frozenset((Scope.INFER, Scope.READ, Scope.METRICS)),
+    "BACKLINE_ADMIN_KEY": frozenset(Scope),
+}
+#: Seconds between checks whether the file has changed.
+WATCH_INTERVAL = 1.0
+_MAX_SIZE = 4 * 1024 * 1024
+
+log = logging.getLogger("backline.access")
+
+_Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[\w.@+-]+$")]
+
+
+class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A [[keys]] table. `sha256` is the hash of the key."""
+
+    name: _Name
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    scopes: list[Scope]
+    models: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["*"]
+    )
+    expires: datetime | None = None
+
+
+class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The [anonymous] table: what requests without a key may do."""
+
+    scopes: list[Scope] = msgspec.field(default_factory=list)
+
+
+class AuthDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The contents of an auth file."""
+
+    anonymous: AnonymousEntry = msgspec.field(default_factory=AnonymousEntry)
+    keys: list[KeyEntry] = msgspec.field(default_factory=list)
+
+
+def read_auth_file(path: Path) -> AuthDocument:
+    """Raises InvalidArgument if the file cannot be read or is not valid."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_SIZE + 1)
+    except OSError as error:
+        raise InvalidArgument(f"--auth: '{path}' cannot be read: {error.strerror}") from None
+    if len(content) > _MAX_SIZE:
+        raise InvalidArgument(f"--auth: '{path}' is larger than {_MAX_SIZE >> 20} MiB")
+    try:
+        text = content.decode()
+        check_toml(text, str(path))
+        return msgspec.convert(tomllib.loads(text), AuthDocument)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise InvalidArgument(f"--auth: '{path}' is not valid: {error}") from None
+
+
+def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.environ) -> Policy:
+    """The policy of a file and of the keys in environment variables.
+
+    Raises InvalidArgument for two keys with one name or hash, or a key that is too short.
+    """
+    identities: dict[str, Identity] = {}
+    names: set[str] = set()
+    for entry in document.keys:
+        if entry.name in names:
+            raise InvalidArgument(f"--auth: two keys are named '{entry.name}'; rename or revoke one")
+        if entry.sha256 in identities:
+            raise InvalidArgument(f"--auth: '{entry.name}' repeats the hash of another key; rotate one")
+        names.add(entry.name)
+        grant = Grant(frozenset(entry.scopes), tuple(entry.models))
+        identities[entry.sha256] = Identity(entry.name, (grant,), _timestamp(entry.expires))
+    for variable, scopes in ENVIRONMENT_KEYS.items():
+        key = environment.get(variable)
+        if key is None:
+            continue
+        if len(key) < MIN_LENGTH:
+            raise InvalidArgument(
+                f"{variable} has {len(key)} characters, but a key needs at least {MIN_LENGTH};"
+                " 'backline keys generate' prints a good one"
+            )
+        identities[hash_key(key)] = Identity(variable, (Grant(scopes),))
+    return Policy(anonymous(document.anonymous.scopes), identities)
+
+
+def _timestamp(moment: datetime | None) -> float | None:
+    """Seconds of time.time(). A moment without a time zone is in UTC."""
+    if moment is None:
+        return None
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def environment_has_keys(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a key is in an environment variable."""
+    return any(variable in environment for variable in ENVIRONMENT_KEYS)
+
+
+class AuthFileWatch:
+    """Applies changes of the file while the server runs. A file that is not valid changes nothing."""
+
+    def __init__(self, path: Path, access: Access, loop: asyncio.AbstractEventLoop) -> None:
+        self._path = path
+        self._access = access
+        self._loop = loop
+        self._seen = _state(path)
+        self._timer = loop.call_later(WATCH_INTERVAL, self._look)
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def reload(self) -> None:
+        """Reads the file again."""
+        self._seen = _state(self._path)
+        try:
+            policy = make_policy(read_auth_file(self._path))
+        except InvalidArgument as error:
+            log.error("%s; the keys read before stay in force", error.message)
+            return
+        self._access.use(policy)
+        log.info("read %d keys from '%s'", len(policy.keys), self._path)
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(WATCH_INTERVAL, self._look)
+        if _state(self._path) != self._seen:
+            self.reload()
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """A value that changes whenever the file is written; None if there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

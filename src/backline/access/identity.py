@@ -1,0 +1,106 @@
+"""Who sends a request, and what that identity may do. Pure decisions over plain values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from backline.access.scope import Scope
+from backline.engine.errors import Forbidden, Unauthenticated
+from backline.memo import Memo
+
+#: A model whose name is in the part of the message that is still unread; allowed if any model is.
+ANY_MODEL = ""
+#: How many decisions an identity remembers; clients choose the model names.
+_MAX_REMEMBERED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Scopes, and patterns of the models they are limited to: shell patterns, "*" for every model."""
+
+    scopes: frozenset[Scope]
+    models: tuple[str, ...] = ("*",)
+
+    def covers(self, scope: Scope, model: str | None) -> bool:
+        """Whether the grant allows `scope` on `model`, which is None for the server or every model."""
+        if scope not in self.scopes:
+            return False
+        if "*" in self.models or model == ANY_MODEL:
+            return True
+        return model is not None and any(fnmatchcase(model, pattern) for pattern in self.models)
+
+
+@dataclass(eq=False, slots=True)
+class Identity:
+    """A caller with a name, such as the holder of an API key.
+
+    Requests and calls refer to their identity, so `revoked` also stops streams that are already open.
+    """
+
+    name: str
+    grants: tuple[Grant, ...]
+    #: When it expires, in seconds of time.time(); None for never.
+    expires: float | None = None
+    #: What to do about a missing permission, appended to the error.
+    cure: str = ""
+    revoked: bool = False
+    _allowed: Memo[tuple[Scope, str | None], bool] = field(
+        default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False
+    )
+
+    @property
+    def anonymous(self) -> bool:
+        return not self.name
+
+    def become(self, other: Identity) -> None:
+        """Takes over what `other` may do, as the configuration has changed."""
+        self.name, self.grants, self.expires, self.cure = other.name, other.grants, other.expires, other.cure
+        self._allowed.clear()
+
+    def may(self, scope: Scope, model: str | None) -> bool:
+        """Whether one of the grants allows `scope` on `model`; see Grant.covers."""
+        known = self._allowed.get((scope, model))
+        if known is None:
+            known = any(grant.covers(scope, model) for grant in self.grants)
+            self._allowed.keep((scope, model), known)
+        return known
+
+    def require(self, scope: Scope, model: str | None) -> None:
+        """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
+
+        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every identity has
+        the scope HEALTH.
+        """
+        if scope is Scope.HEALTH:
+            return
+        if self.revoked:
+            raise Unauthenticated("the key has been revoked; ask the server's operator for a new one")
+        if self.expires is not None and time.time() >= self.expires:
+            raise Unauthenticated(
+                f"the key '{self.name}' has expired; ask the server's operator for a new one"
+            )
+        if self.may(scope, model):
+            return
+        if self.anonymous:
+            raise Unauthenticated(f"this request needs a key with the scope '{scope}'{self.cure}")
+        target = {None: "every model", ANY_MODEL: "any model"}.get(model, f"model '{model}'")
+        raise Forbidden(
+            f"the key '{self.name}' does not have the scope '{scope}' for {target}; {_granted(self.grants)}"
+        )
+
+
+def anonymous(scopes: Iterable[Scope], cure: str = "") -> Identity:
+    """The identity of requests without credentials. `cure` is appended to errors about permissions."""
+    return Identity("", (Grant(frozenset(scopes)),), cure=cure)
+
+
+def _granted(grants: Iterable[Grant]) -> str:
+    """What a key may do, for error texts."""
+    told = []
+    for grant in grants:
+        models = "" if "*" in grant.models else " for models " + ", ".join(grant.models)
+        told.append(", ".join(sorted(grant.scopes)) + models)
+    return "it has " + ("; ".join(told) or "none")

@@ -1,0 +1,275 @@
+"""`backline keys`: the keys in the file of `backline serve --auth`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backline.access.auth_file import AuthDocument, make_policy, read_auth_file
+from backline.access.keys import generate_key, hash_key
+from backline.access.scope import Scope
+from backline.cli.command import CommandGroup
+from backline.cli.table import print_table
+from backline.engine.errors import AlreadyExists, NotFound, Unsupported
+
+#: The scopes that a key can have.
+_SCOPES = tuple(scope.value for scope in Scope if scope is not Scope.HEALTH)
+_UNITS = {"m": 60, "h": 3600, "d": 86400}
+_HEADER = "Keys of `backline serve --auth`. Only hashes are kept here; a lost key can only be replaced."
+
+
+class _Moment(click.ParamType):
+    """A date, or a time span from now."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        span = re.fullmatch(r"(\d{1,6})([mhd])", value)
+        if span is not None:
+            seconds = int(span[1]) * _UNITS[span[2]]
+            return datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither a span such as 90d, 12h or 30m nor a date such as 2027-01-31")
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def file_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --auth; the command receives `file`."""
+    return click.option(
+        "--auth",
+        "file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path("auth.toml"),
+        envvar="BACKLINE_AUTH",
+        show_envvar=True,
+        show_default=True,
+        help="The file of keys; a running server that uses it notices changes within a second.",
+    )(function)
+
+
+class _KeyFile:
+    """The file for editing. Comments and order are kept."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        """Raises NotFound if there is no such file, unless `create`; InvalidArgument if it is not valid."""
+        try:
+            import tomlkit
+        except ImportError:
+            raise Unsupported("changing a file of keys needs tomlkit: pip install 'backline[auth]'") from None
+        self.path = path
+        if path.exists():
+            self.content = read_auth_file(path)
+            self._document = tomlkit.parse(path.read_text())
+        elif create:
+            self.content = AuthDocument()
+            self._document = tomlkit.document()
+            self._document.add(tomlkit.comment(_HEADER))
+        else:
+            raise NotFound(f"there is no file '{path}'; name it with --auth, or create a key")
+        if "keys" not in self._document:
+            self._document.add("keys", tomlkit.aot())
+        self._keys: Any = self._document["keys"]
+
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.content.keys]
+
+    def table(self, name: str) -> Any:
+        """The [[keys]] table of this name. Raises NotFound."""
+        for table in self._keys:
+            if table["name"] == name:
+                return table
+        known = ", ".join(self.names()) or "none"
+        raise NotFound(f"'{self.path}' has no key named '{name}'; it has {known}")
+
+    def add(self, fields: dict[str, Any]) -> None:
+        import tomlkit
+
+        table = tomlkit.table()
+        table.update(fields)
+        self._keys.append(table)
+
+    def remove(self, name: str) -> None:
+        self._keys.remove(self.table(name))
+
+    def save(self) -> None:
+        """Replaces the file, readable by its owner only. Raises InvalidArgument if a value is invalid."""
+        folder = self.path.absolute().parent
+        # Created with mode 0600, and renamed over the file, so a server never reads half of it.
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{self.path.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(self._document.as_string())
+            make_policy(read_auth_file(Path(temporary)), environment={})
+            Path(temporary).replace(self.path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _show_key(key: str, name: str, *, as_json: bool, **more: Any) -> None:
+    if as_json:
+        print(json.dumps({"name": name, "key": key, **more}))
+        return
+    print(key)
+    click.secho(
+        f"This is the only time that the key '{name}' is shown. Clients send it as"
+        " 'Authorization: Bearer KEY'.",
+        err=True,
+        fg="yellow",
+    )
+
+
+_CREATE_EPILOG = """\b
+Examples:
+  backline keys create app --scope infer --scope read --auth auth.toml
+  backline keys create app --scope infer --model 'speech-*' --expires 90d
+  backline keys create deploy --scope manage --scope read
+  backline serve models/ --host 0.0.0.0 --auth auth.toml"""
+
+
+@click.command("create", epilog=_CREATE_EPILOG)
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(_SCOPES),
+    default=("infer", "read"),
+    show_default=True,
+    help="What the key allows; repeatable.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="PATTERN",
+    default=("*",),
+    help="Limit the key to models whose names match, such as 'speech-*'; repeatable.",
+)
+@click.option("--expires", type=_Moment(), metavar="TIME", help="When it expires: 90d, 12h, or 2027-01-31.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@file_option
+def create_key(
+    file: Path,
+    name: str,
+    scopes: Sequence[str],
+    models: Sequence[str],
+    expires: datetime | None,
+    as_json: bool,
+) -> None:
+    """Create a key and print it, once. The file is created if it does not exist."""
+    edited = _KeyFile(file, create=True)
+    if name in edited.names():
+        raise AlreadyExists(f"'{file}' already has a key named '{name}'; rotate it or choose another name")
+    key = generate_key()
+    fields: dict[str, Any] = {"name": name, "sha256": hash_key(key), "scopes": sorted(set(scopes))}
+    if tuple(models) != ("*",):
+        fields["models"] = list(models)
+    if expires is not None:
+        fields["expires"] = expires
+    edited.add(fields)
+    edited.save()
+    _show_key(key, name, as_json=as_json)
+
+
+_LIST_EPILOG = """\b
+Examples:
+  backline keys list --auth auth.toml
+  backline keys list --json | jq '.keys[].name'"""
+
+
+@click.command("list", epilog=_LIST_EPILOG)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@file_option
+def list_keys(file: Path, as_json: bool) -> None:
+    """List the keys: names, scopes, models and expiry, but never the keys themselves."""
+    entries = _KeyFile(file).content.keys
+    now = datetime.now(UTC)
+    if as_json:
+        listed = [
+            {
+                "name": entry.name,
+                "hash": entry.sha256[:8],
+                "scopes": sorted(entry.scopes),
+                "models": entry.models,
+                "expires": None if entry.expires is None else entry.expires.isoformat(),
+            }
+            for entry in entries
+        ]
+        print(json.dumps({"keys": listed}))
+        return
+    if not entries:
+        print(f"No keys in '{file}'")
+        return
+    rows = []
+    for entry in entries:
+        expires = "never"
+        if entry.expires is not None:
+            moment = entry.expires if entry.expires.tzinfo else entry.expires.replace(tzinfo=UTC)
+            expires = f"{moment:%Y-%m-%d %H:%M} UTC" if moment > now else "expired"
+        rows.append(
+            (entry.name, entry.sha256[:8], ", ".join(sorted(entry.scopes)), ", ".join(entry.models), expires)
+        )
+    print_table(("name", "hash", "scopes", "models", "expires"), rows)
+
+
+@click.command("revoke", epilog="\b\nExample:\n  backline keys revoke app --auth auth.toml")
+@click.argument("name")
+@file_option
+def revoke_key(file: Path, name: str) -> None:
+    """Remove a key. Servers refuse it within a second, streams that are already open included."""
+    edited = _KeyFile(file)
+    edited.remove(name)
+    edited.save()
+    print(f"Revoked '{name}'")
+
+
+@click.command("rotate", epilog="\b\nExample:\n  backline keys rotate app --auth auth.toml")
+@click.argument("name")
+@click.option(
+    "--expires", type=_Moment(), metavar="TIME", help="When the new key expires; default: unchanged."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@file_option
+def rotate_key(file: Path, name: str, expires: datetime | None, as_json: bool) -> None:
+    """Replace a key by a new one with the same name and permissions, and print it, once."""
+    edited = _KeyFile(file)
+    key = generate_key()
+    table = edited.table(name)
+    table["sha256"] = hash_key(key)
+    if expires is not None:
+        table["expires"] = expires
+    edited.save()
+    _show_key(key, name, as_json=as_json)
+
+
+_GENERATE_EPILOG = """\b
+Example:
+  BACKLINE_API_KEY=$(backline keys generate) backline serve models/"""
+
+
+@click.command("generate", epilog=_GENERATE_EPILOG)
+def generate() -> None:
+    """Print a random key for BACKLINE_API_KEY or BACKLINE_ADMIN_KEY. No file changes."""
+    print(generate_key())
+
+
+@click.group("keys", cls=CommandGroup)
+def command() -> None:
+    """Create, list, revoke and rotate the API keys of a server."""
+
+
+for _command in (create_key, list_keys, revoke_key, rotate_key, generate):
+    command.add_command(_command)

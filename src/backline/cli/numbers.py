@@ -1,0 +1,58 @@
+"""Numbers as values of options; an error says which numbers are allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+def _allowed(kind: click.IntRange | click.FloatRange) -> str:
+    """The range of a type, to follow "a number"."""
+    least = "" if kind.min is None else f" {'above' if kind.min_open else 'of at least'} {kind.min}"
+    most = "" if kind.max is None else f" {'below' if kind.max_open else 'of at most'} {kind.max}"
+    if least and most and not (kind.min_open or kind.max_open):
+        return f" from {kind.min} to {kind.max}"
+    return least + (" and" if least and most else "") + most
+
+
+class WholeNumber(click.IntRange):
+    """An integer within a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            return self.fail(f"{str(value)!r} is not a whole number{_allowed(self)}.", param, ctx)
+
+
+class Number(click.FloatRange):
+    """A number within a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            return self.fail(f"{str(value)!r} is not a number{_allowed(self)}.", param, ctx)
+
+
+class Numbers(click.ParamType):
+    """Comma-separated positive numbers."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self._kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self._kind(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or min(numbers) <= 0:
+            self.fail(f"{value!r} is not a list of positive numbers such as 1,2,4", param, ctx)
+        return numbers

@@ -1,0 +1,91 @@
+"""Finds the known names that a misspelt name may stand for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+#: How many characters of a name are compared, because the time grows with the product of the lengths.
+_COMPARED: Final = 64
+#: How much the similarity is reduced if a name only matches some words of a longer one.
+_PART: Final = 0.1
+#: Names with fewer characters than this are not compared with single words of longer names.
+_SHORTEST_PART: Final = 3
+_BETWEEN_WORDS: Final = re.compile(r"[-_.:/ ]+")
+
+
+def nearest(
+    name: str, known: Iterable[str], limit: int = 1, cutoff: float = 0.6, *, whole: bool = False
+) -> list[str]:
+    """At most `limit` of the known names, the most similar first.
+
+    Similarity is 1 for equal names and 0 for names without a letter in common. A letter that is inserted,
+    left out, replaced or swapped with its neighbour counts as one that differs; upper case, and the kind of
+    dashes between words, do not matter. Unless names are compared only as a `whole`, a name also resembles a
+    longer one of which it is a few words: "prot" is near to "--http-port".
+    """
+    plain = _plain(name)
+    best: list[tuple[float, str]] = []
+    for other in dict.fromkeys(known):
+        score = _similarity(plain, _plain(other), cutoff, whole=whole)
+        if score < cutoff or (len(best) == limit and score <= best[-1][0]):
+            continue
+        best = sorted([*best, (score, other)], key=lambda found: -found[0])[:limit]
+        if len(best) == limit:
+            cutoff = best[-1][0]  # only nearer names count from now on, and most are ruled out quickly
+    return [other for _, other in best]
+
+
+def _plain(name: str) -> str:
+    return _BETWEEN_WORDS.sub("-", name[:_COMPARED].casefold()).strip("-")
+
+
+def _similarity(name: str, other: str, cutoff: float, *, whole: bool) -> float:
+    best = _alike(name, other, cutoff)
+    if not whole and len(name) >= _SHORTEST_PART and len(other) > len(name):
+        best = max(best, *(_alike(name, part, cutoff + _PART) - _PART for part in _parts(other)), 0.0)
+    return best
+
+
+def _parts(name: str) -> Iterator[str]:
+    """All runs of consecutive words in a name, except the whole name: of "http-port", "http" and "port"."""
+    words = name.split("-")
+    for start in range(len(words)):
+        for end in range(start + 1, len(words) + 1):
+            if end - start < len(words):
+                yield "-".join(words[start:end])
+
+
+def _alike(one: str, other: str, cutoff: float) -> float:
+    """The share of letters that are alike; 0 if it is below the cutoff."""
+    longest = max(len(one), len(other))
+    if not longest:
+        return 1.0
+    most = int(longest * (1 - cutoff) + 1e-9)
+    # Letters that only one of the names has are a lower bound of the distance, and quickly counted.
+    if abs(len(one) - len(other)) > most or (Counter(one) - Counter(other)).total() > most:
+        return 0.0
+    distance = _distance(one, other, most)
+    return 1 - distance / longest if distance <= most else 0.0
+
+
+def _distance(one: str, other: str, most: int) -> int:
+    """The optimal string alignment distance: insertions, deletions, replacements, and swaps of neighbours.
+
+    Distances above `most` may be reported as any number above it.
+    """
+    before: list[int] = []
+    above = list(range(len(other) + 1))
+    for row, letter in enumerate(one, 1):
+        line = [row]
+        for column, wanted in enumerate(other, 1):
+            least = min(above[column] + 1, line[-1] + 1, above[column - 1] + (letter != wanted))
+            if row > 1 and column > 1 and letter == other[column - 2] and one[row - 2] == wanted:
+                least = min(least, before[column - 2] + 1)
+            line.append(least)
+        if min(line) > most and min(above) > most:  # a swap reaches back two rows
+            return most + 1
+        before, above = above, line
+    return above[-1]

@@ -1,0 +1,181 @@
+"""Trial runs of a model: the search for inputs that the model accepts, and the time that each run took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from time import perf_counter, process_time
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from backline.engine.errors import BacklineError
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import Signature
+from backline.engine.values.tensor import Tensor, element_count
+from backline.lifecycle.loading.trial_inputs import (
+    FLOATS,
+    LARGE,
+    NORMAL,
+    ONES,
+    SAMPLING_RATE,
+    ZEROS,
+    Arrays,
+    Sizes,
+    ValueFamily,
+    free_dimensions,
+    make_inputs,
+    size_choices,
+    trial_shape,
+)
+
+# The search is limited by what it runs and never by a clock, so that replicas of a server find the same
+# inputs however busy their machines are.
+#: The most made-up inputs that are tried in one round.
+_MOST_TRIES = 100
+#: The most elements of all inputs of a round, because large inputs take long. The first is always tried.
+_MOST_ELEMENTS = 1 << 20
+#: How many inputs may give an empty output before the search settles for the first of them.
+_MOST_EMPTY = 6
+
+
+#: The user's own items, from warm-up requests, with or without a batch dimension.
+Samples: TypeAlias = Sequence[Mapping[str, Tensor]]
+
+
+class Tried(Protocol):
+    """What trial runs need of a model."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunTime:
+    """How long one run took: in `seconds`, and in seconds of processor time (of the whole process)."""
+
+    seconds: float
+    computed: float
+
+
+class TrialRuns:
+    """A model that remembers how long each of its runs took, so that none is repeated only to be timed."""
+
+    def __init__(self, model: Tried) -> None:
+        self.model = model
+        self._times: dict[object, list[RunTime]] = {}
+
+    @property
+    def signature(self) -> Signature:
+        """The model's signature."""
+        return self.model.signature
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """Runs the model; failed runs are not timed."""
+        begun, computed = perf_counter(), process_time()
+        arrays = self.model.run(inputs, outputs)
+        time = RunTime(perf_counter() - begun, process_time() - computed)
+        self._times.setdefault(_shapes(inputs), []).append(time)
+        return arrays
+
+    def times_of(self, inputs: Mapping[str, np.ndarray]) -> Sequence[RunTime]:
+        """The times of the runs whose inputs had the shapes of `inputs`, in the order in which they ran."""
+        return self._times.get(_shapes(inputs), ())
+
+
+def _shapes(inputs: Mapping[str, np.ndarray]) -> object:
+    return tuple(sorted((name, array.shape) for name, array in inputs.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Inputs that the model accepts, and the outputs that it gave for them.
+
+    `sizes` are those of the variable dimensions. Made-up values are of `family`, with seed 1.
+    """
+
+    sizes: Sizes
+    family: ValueFamily
+    inputs: Arrays
+    outputs: list[np.ndarray]
+
+    def unbatched(self, signature: Signature) -> Trial:
+        """This trial for a model without batches, whose first dimension is like any variable dimension."""
+        free = free_dimensions(signature, batched=False)
+        sizes = {(name, axis): self.inputs[name].shape[axis] for name, axis in free}
+        return Trial(sizes, self.family, self.inputs, self.outputs)
+
+
+def fitting(signature: Signature, samples: Samples, *, batched: bool) -> list[Arrays]:
+    """The samples that fit a signature, as inputs of the model: with `batched`, one item of each."""
+    fitted: list[Arrays] = []
+    for sample in samples:
+        arrays: Arrays = {}
+        for spec in signature.inputs:
+            tensor = sample.get(spec.name)
+            if tensor is None or tensor.datatype is not spec.datatype:
+                break
+            array = tensor.data.reshape(tensor.shape)
+            if array.ndim == len(spec.shape) - 1:
+                array = array[np.newaxis]
+            if array.ndim != len(spec.shape):
+                break
+            arrays[spec.name] = array[:1] if batched else array
+        else:
+            fitted.append(arrays)
+    return fitted
+
+
+def find_trial(model: Tried, *, batched: bool, samples: Iterable[Arrays] = ()) -> Trial | None:
+    """The first inputs that the model accepts, preferably without empty outputs; None if there are none.
+
+    With `batched`, they are one item. The user's `samples` come first, then made-up inputs.
+    """
+    names = [spec.name for spec in model.signature.outputs]
+    fallback: Trial | None = None
+    empty = 0
+    for sizes, family, inputs in _candidates(model.signature, batched=batched, samples=samples):
+        try:
+            outputs = model.run(inputs, names)
+        except BacklineError:
+            continue
+        trial = Trial(sizes, family, inputs, outputs)
+        if all(array.size for array in outputs):
+            return trial
+        fallback = fallback or trial
+        empty += 1
+        if empty == _MOST_EMPTY:
+            break
+    return fallback
+
+
+def _candidates(
+    signature: Signature, *, batched: bool, samples: Iterable[Arrays]
+) -> Iterator[tuple[Sizes, ValueFamily, Arrays]]:
+    free = free_dimensions(signature, batched=batched)
+    for sample in samples:
+        yield {(name, axis): sample[name].shape[axis] for name, axis in free}, NORMAL, sample
+    rows = 1 if batched else None
+    for families in _rounds(signature):
+        tries = elements = 0
+        for sizes, family in product(size_choices(signature, batched=batched), families):
+            size = sum(element_count(trial_shape(spec, sizes, rows)) for spec in signature.inputs)
+            if tries and elements + size > _MOST_ELEMENTS:
+                continue
+            if tries == _MOST_TRIES:
+                break
+            tries += 1
+            elements += size
+            yield sizes, family, make_inputs(signature, sizes, rows, family, 1)
+
+
+def _rounds(signature: Signature) -> Iterator[tuple[ValueFamily, ...]]:
+    """The families of values to try in each round: a model may accept only a few numbers or strings."""
+    others = {*FLOATS, DataType.BOOL}
+    whole_numbers = [spec for spec in signature.inputs if spec.datatype not in others]
+    yield (NORMAL, SAMPLING_RATE) if any(not spec.shape for spec in whole_numbers) else (NORMAL,)
+    if whole_numbers:
+        yield ONES, ZEROS, LARGE

@@ -1,0 +1,106 @@
+"""The file of keys: what it may contain, and how a running server follows it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from backline.access import auth_file
+from backline.access.access import Access
+from backline.access.auth_file import AuthDocument, AuthFileWatch, make_policy, read_auth_file
+from backline.access.keys import hash_key
+from backline.access.scope import Scope
+from backline.engine.errors import InvalidArgument, Unauthenticated
+
+#: Fixed, as workers of one test run must collect the same tests.
+KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"
+VALID = f'[[keys]]\nname = "app"\nsha256 = "{hash_key(KEY)}"\nscopes = ["infer"]\n'
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_keys_get_their_scopes_models_and_expiry(tmp_path: Path) -> None:
+    text = VALID + 'models = ["speech-*"]\nexpires = 2040-01-02T00:00:00Z\n[anonymous]\nscopes = ["read"]\n'
+    policy = make_policy(read_auth_file(write(tmp_path / "auth.toml", text)), {})
+    (identity,) = policy.keys.values()
+    assert identity.name == "app"
+    assert identity.may(Scope.INFER, "speech-1")
+    assert not identity.may(Scope.INFER, "add1")
+    assert identity.expires == 2209075200
+    assert policy.anonymous.may(Scope.READ, None)
+    assert not policy.anonymous.may(Scope.INFER, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (VALID + "scope = 1", "unknown field `scope`"),
+        (VALID.replace("infer", "all"), "Invalid enum value 'all'"),
+        (VALID.replace(hash_key(KEY), KEY), "sha256"),
+        (VALID + "models = []", "models"),
+        (VALID.replace("app", "a b"), "name"),
+        (VALID + VALID, "two keys are named 'app'"),
+        (VALID + VALID.replace("app", "other"), "repeats the hash"),
+        (VALID + 'expires = "soon"', "expires"),
+        ("keys = 1", "keys"),
+        ("[key]\n", "unknown field `key`"),
+        ("a = ", "is not valid"),
+        ("\x00", "is not valid"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(InvalidArgument, match=told) as refused:
+        make_policy(read_auth_file(write(tmp_path / "auth.toml", text)), {})
+    assert "--auth" in refused.value.message
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="cannot be read: No such file"):
+        read_auth_file(tmp_path / "auth.toml")
+
+
+def test_containers_take_keys_from_the_environment() -> None:
+    policy = make_policy(AuthDocument(), {"BACKLINE_API_KEY": KEY, "BACKLINE_ADMIN_KEY": "k" * 16})
+    user, admin = policy.keys[hash_key(KEY)], policy.keys[hash_key("k" * 16)]
+    assert user.may(Scope.INFER, "m")
+    assert not user.may(Scope.MANAGE, "m")
+    assert admin.may(Scope.ADMIN, None)
+    with pytest.raises(InvalidArgument, match="BACKLINE_API_KEY has 5 characters"):
+        make_policy(AuthDocument(), {"BACKLINE_API_KEY": "short"})
+
+
+def test_a_running_server_follows_the_file_but_not_into_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(auth_file, "WATCH_INTERVAL", 0.01)
+    path = write(tmp_path / "auth.toml", VALID)
+    given = {b"x-api-key": KEY.encode()}
+
+    async def scenario() -> None:
+        access = Access(make_policy(read_auth_file(path), {}))
+        watch = AuthFileWatch(path, access, asyncio.get_running_loop())
+        try:
+            app = access.identify(given)
+            for text, told in (("[[keys]]", "the keys read before stay in force"), (None, "cannot be read")):
+                if text is None:
+                    path.unlink()
+                else:
+                    write(path, text)
+                while told not in caplog.text:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                assert access.identify(given) is app
+            write(path, "")
+            while access.policy.keys:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            with pytest.raises(Unauthenticated):
+                access.identify(given)
+            assert app.revoked
+        finally:
+            watch.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))

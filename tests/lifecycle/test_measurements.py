@@ -1,0 +1,149 @@
+"""What follows from a proof, and from a configured batch; and that a slow model is proved only once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backline.engine.errors import Internal
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.messages import InferRequest
+from backline.engine.values.tensor import Tensor
+from support.networks import FLOAT, build, floats, ints, node
+
+Homes = Callable[..., Any]
+SLOW = """
+backend: "identity"
+max_batch_size: 0
+input { name: "X" data_type: TYPE_FP32 dims: [ 4 ] }
+output { name: "Y" data_type: TYPE_FP32 dims: [ 4 ] }
+parameters { key: "execute_delay_ms" value: { string_value: "150" } }
+"""
+
+
+def slow(repository: Path, text: str = SLOW) -> None:
+    (repository / "slow" / "1").mkdir(parents=True, exist_ok=True)
+    (repository / "slow" / "config.pbtxt").write_text(text)
+
+
+async def reason(home: Homes, repository: Path) -> str:
+    async with home(repository) as server:
+        placement = server.engine.find("slow").placement
+        assert placement is not None
+        return placement.reason
+
+
+@pytest.fixture
+def measurements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the models that are measured."""
+    from backline.lifecycle.loading import loader
+
+    names: list[str] = []
+    measure = loader.measure_model
+
+    def noted(config: object, *rest: object) -> object:
+        names.append(config.name)
+        return measure(config, *rest)
+
+    monkeypatch.setattr(loader, "measure_model", noted)
+    return names
+
+
+def test_a_slow_model_is_not_measured_again_after_a_restart(
+    home: Homes, repository: Path, measurements: list[str]
+) -> None:
+    slow(repository)
+
+    first = asyncio.run(reason(home, repository))
+    again = asyncio.run(reason(home, repository))
+
+    assert measurements == ["slow"]
+    assert again == first
+
+
+def test_other_files_or_a_damaged_memory_are_measured_again(
+    home: Homes, repository: Path, measurements: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    slow(repository)
+    asyncio.run(reason(home, repository))
+
+    (repository / "slow" / "1" / "weights").write_bytes(b"others")
+    asyncio.run(reason(home, repository))
+    slow(repository, SLOW.replace("150", "160"))
+    asyncio.run(reason(home, repository))
+    (kept,) = (repository.parent / "state" / "measured").iterdir()
+    kept.write_text("{}")
+    asyncio.run(reason(home, repository))
+
+    assert measurements == ["slow"] * 4
+    assert "cannot be used" in caplog.text
+
+
+def test_a_quick_model_is_measured_at_each_start(
+    home: Homes, repository: Path, measurements: list[str]
+) -> None:
+    slow(repository, SLOW.replace("150", "0"))
+
+    asyncio.run(reason(home, repository))
+    asyncio.run(reason(home, repository))
+
+    assert measurements == ["slow", "slow"]
+
+
+def test_an_answer_without_the_configured_batch_is_an_error_that_says_so(
+    home: Homes, repository: Path
+) -> None:
+    nodes = [node("MatMul", ["X", "W"], ["h"]), node("ReduceSum", ["h", "axis"], ["Y"], keepdims=0)]
+    build(
+        repository / "wrong" / "1" / "model.onnx",
+        nodes,
+        [("X", FLOAT, ["N", 4])],
+        [("Y", FLOAT, ["M"])],
+        {"W": floats(4, 5), "axis": ints(0)},
+    )
+    (repository / "wrong" / "config.pbtxt").write_text("max_batch_size: 8")
+
+    async def scenario() -> str:
+        async with home(repository) as server:
+            data = np.zeros((3, 4), np.float32)
+            request = InferRequest("wrong", {"X": Tensor("X", DataType.FP32, data.shape, data)})
+            together = [server.engine.infer(request) for _ in range(2)]
+            found = await asyncio.gather(*together, return_exceptions=True)
+            assert all(isinstance(error, Internal) for error in found)
+            return str(found[0])
+
+    text = asyncio.run(scenario())
+    assert "output 'Y' of model 'wrong' has shape [5] for a batch of" in text
+    assert "although its configuration sets max_batch_size to 8: set it to 0" in text
+
+
+def test_a_model_whose_batch_was_proved_still_broadcasts_its_inputs(home: Homes, repository: Path) -> None:
+    inputs = [("A", FLOAT, ["N", 4]), ("B", FLOAT, ["M", 4])]
+    build(
+        repository / "mul" / "1" / "model.onnx",
+        [node("Mul", ["A", "B"], ["Y"])],
+        inputs,
+        [("Y", FLOAT, ["N", 4])],
+    )
+
+    def request(rows: int, others: int) -> InferRequest:
+        arrays = {"A": np.full((rows, 4), rows, np.float32), "B": np.full((others, 4), others, np.float32)}
+        return InferRequest(
+            "mul", {name: Tensor(name, DataType.FP32, array.shape, array) for name, array in arrays.items()}
+        )
+
+    async def scenario() -> None:
+        async with home(repository) as server:
+            assert server.engine.find("mul").max_batch_size > 0
+            pairs = [(1, 3), (2, 2), (3, 1), (1, 3), (2, 2)]
+            answers = await asyncio.gather(*(server.engine.infer(request(*pair)) for pair in pairs))
+            for (rows, others), answer in zip(pairs, answers, strict=True):
+                product = np.full((max(rows, others), 4), rows * others, np.float32)
+                np.testing.assert_array_equal(answer.outputs[0].data, product)
+
+    asyncio.run(scenario())
