@@ -38,11 +38,18 @@ _LONGEST_LOOK = 5.0
 _SHORTEST_LOOK = 0.05
 #: Seconds that a load waits for room that running requests and loads hold.
 _PATIENCE = 30.0
+#: Seconds that a load waits for worker processes that are ending.
+_ENDING = 5.0
+#: Seconds after which no later load may take the room that a load waits for. Until then later ones may, since
+#: the load may wait for a request that waits for a later load.
+_OVERTAKEN = 3.0
 #: Seconds that the first load of a model waits for another first load, so that each is measured alone. A
 #: longer wait might never end: a model may call another model while it is loaded.
 _ALONE = 5.0
 #: Seconds between two looks at whether a busy model has become idle.
 _BUSY_LOOK = 0.005
+#: The longest wait for a change, in seconds, before room is looked for again.
+_LONGEST_WAIT = 1.0
 #: Seconds between two looks at the workers of a model that is loaded for the first time.
 _GROWTH_LOOK = 0.005
 #: How much more than it holds a growing load is granted at a time, in bytes.
@@ -113,7 +120,11 @@ class Residency:
         self._turn = asyncio.Lock()
         self._first = asyncio.Lock()
         self._running: dict[Reservation, None] = {}
-        self._load_ended = asyncio.Event()
+        #: The loads that wait for room, in order of arrival, with the time of their arrival.
+        self._waiting: dict[Reservation, float] = {}
+        #: Set, and replaced, when a load has ended or no longer waits. Each waiter holds the event of its last
+        #: look, so that none misses a change.
+        self._changed = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
     @property
@@ -137,7 +148,12 @@ class Residency:
             return
         alone = not reservation.need.measured and await self._take_first_turn()
         try:
-            await self._find_room(reservation, need)
+            self._waiting[reservation] = monotonic()
+            try:
+                await self._find_room(reservation, need)
+            finally:
+                del self._waiting[reservation]
+                self._announce_change()
             if alone:
                 await self.give_back()  # a load into memory that is kept for reuse would seem to need none
             yield reservation
@@ -145,9 +161,7 @@ class Residency:
             if alone:
                 self._first.release()
             self._running.pop(reservation, None)
-            # Each waiter holds the event of its last look, so that none misses an end.
-            ended, self._load_ended = self._load_ended, asyncio.Event()
-            ended.set()
+            self._announce_change()
 
     async def watch(
         self, reservation: Reservation, load: Coroutine[Any, Any, Result], *, seen: Callable[[int], None]
@@ -222,12 +236,14 @@ class Residency:
 
     async def _find_room(self, reservation: Reservation, current: Callable[[], Need]) -> None:
         """Reserves the current need, in place of what is reserved. Raises NoRoom."""
-        until = monotonic() + _PATIENCE
+        began = monotonic()
         trimming = doubted = False
         while True:
+            while self._must_queue(reservation) and monotonic() < began + _PATIENCE:
+                await self._wait_for_change(self._changed, set())
             async with self._turn:
                 while True:  # repeat: unloading may free less than was measured
-                    ended, tenants, need = self._load_ended, self._tenants(), current()
+                    changed, tenants, need = self._changed, self._tenants(), current()
                     if doubted:
                         need = replace(need, peak=need.own)
                     found = await self._plan(reservation, need, tenants, trim=trimming)
@@ -243,28 +259,59 @@ class Residency:
                         await self._put_to_sleep(found, f"{TO_MAKE_ROOM} for {reservation.what}")
             # Waits without the lock, since what this load waits for may itself wait for a load.
             others = any(other is not reservation for other in self._running)
-            if not (others or (reservation.evict and found.passes)) or monotonic() > until:
+            waited = monotonic() - began
+            if (
+                not (others or (reservation.evict and found.passes))
+                and not (waited < _ENDING and self._are_ending(tenants))
+            ) or waited > _PATIENCE:
                 if reservation.evict and not need.measured and need.own < need.peak:
                     # A guess of what the load takes on its way must not refuse the model for ever.
                     doubted = True
                     continue
                 error = found.error(reservation.what)
                 raise NoRoom(error.message, error.retry_after)
-            await self._wait_for_change(ended, {one.key for one in tenants if one.busy}, until)
+            await self._wait_for_change(changed, {one.key for one in tenants if one.busy})
+
+    def _must_queue(self, reservation: Reservation) -> bool:
+        """Whether an earlier load has waited for so long that this one must not take its room."""
+        if reservation in self._running:  # what a running load waits for, it must get first
+            return False
+        for one, since in self._waiting.items():
+            if one is reservation:
+                return False
+            if monotonic() - since > _OVERTAKEN:
+                return True
+        return False
+
+    def _are_ending(self, tenants: Collection[Tenant]) -> bool:
+        """Whether there are workers of versions that are being unloaded, or of loads that were stopped."""
+        kept = {pid for one in tenants for pid in one.pids} | {
+            pid for one in self._running for pid in one.pids()
+        }
+        return not kept.issuperset(self._workers())
+
+    def _announce_change(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _read(self, workers: Collection[int], trim: bool) -> Held:
         if trim:
             self._trim()
         return self._held(workers)
 
-    async def _wait_for_change(self, ended: asyncio.Event, busy: set[Hashable], until: float) -> None:
-        """Returns once a load has ended, or a version that was `busy` no longer is."""
-        while not ended.is_set() and monotonic() < until:
+    async def _wait_for_change(self, changed: asyncio.Event, busy: set[Hashable]) -> None:
+        """Returns once `changed` is set, a version that was `busy` is not, or a worker has ended.
+
+        Returns after a moment in any case, so that the caller notices when its time is up.
+        """
+        workers = set(self._workers())
+        until = monotonic() + _LONGEST_WAIT
+        while not changed.is_set() and monotonic() < until:
             try:
                 async with asyncio.timeout(_BUSY_LOOK):
-                    await ended.wait()
+                    await changed.wait()
             except TimeoutError:
-                if busy - {one.key for one in self._tenants() if one.busy}:
+                if busy - {one.key for one in self._tenants() if one.busy} or workers - set(self._workers()):
                     return
 
     async def _plan(
