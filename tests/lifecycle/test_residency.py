@@ -11,6 +11,7 @@ import pytest
 
 from backline.engine.errors import Unavailable
 from backline.engine.values.device import CPU
+from backline.lifecycle.memory import residency
 from backline.lifecycle.memory.held import Held
 from backline.lifecycle.memory.needs import Need
 from backline.lifecycle.memory.residency import Reservation, Residency
@@ -32,6 +33,8 @@ class House:
         self.tenants: dict[Hashable, Tenant] = {}
         self.base = 100 * MIB
         self.stays = stays
+        #: The memory of workers that are ending, by process.
+        self.ending: dict[int, int] = {}
         self.gone: list[Hashable] = []
         self.reasons: list[str] = []
         self.left = asyncio.Event()
@@ -39,7 +42,7 @@ class House:
             budget,
             tenants=lambda: list(self.tenants.values()),
             put_to_sleep=self.put_to_sleep,
-            workers=lambda: [pid for one in self.tenants.values() for pid in one.pids],
+            workers=lambda: [*self.ending, *(pid for one in self.tenants.values() for pid in one.pids)],
             held=self.held,
             gpu_budgets=gpu_budgets,
             trim=lambda: None,
@@ -52,6 +55,7 @@ class House:
     def held(self, _: Collection[int]) -> Held:
         inside = sum(one.memory for one in self.tenants.values() if not one.pids)
         workers = {pid: Footprint(one.memory) for one in self.tenants.values() for pid in one.pids}
+        workers |= {pid: Footprint(size) for pid, size in self.ending.items()}
         gpus = {
             index: {0: sum(one.gpus.get(index, 0) for one in self.tenants.values())}
             for index in self.residency.gpu_budgets
@@ -286,5 +290,40 @@ def test_room_on_a_gpu_is_made_by_what_is_on_it() -> None:
         need = Need(MIB, MIB, gpus={1: 50 * MIB}, measured=True)
         async with house.residency.room("m", lambda: need, evict=True):
             assert house.gone == ["there"]
+
+    run(scenario)
+
+
+def test_a_load_waits_for_workers_that_are_ending() -> None:
+    async def scenario() -> None:
+        house = House()
+        house.ending = {9: 80 * MIB}
+        waiting = asyncio.ensure_future(house.room("m", 50 * MIB, evict=True).__aenter__())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        house.ending = {}
+        await waiting
+
+    run(scenario)
+
+
+def test_a_later_load_does_not_take_the_room_that_another_has_long_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(residency, "_OVERTAKEN", 0.0)
+
+    async def scenario() -> None:
+        house = House()
+        async with house.room("running", 60 * MIB, evict=True):
+            large_room = house.room("large", 90 * MIB, evict=True)
+            large = asyncio.ensure_future(large_room.__aenter__())
+            await asyncio.sleep(0.05)
+            small = asyncio.ensure_future(house.room("small", 30 * MIB, evict=True).__aenter__())
+            await asyncio.sleep(0.05)
+            assert not small.done(), "it would fit, and delay the large one"
+        await large
+        assert not small.done()
+        await large_room.__aexit__(None, None, None)
+        await small
 
     run(scenario)

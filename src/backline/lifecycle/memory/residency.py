@@ -122,8 +122,8 @@ class Residency:
         self._running: dict[Reservation, None] = {}
         #: The loads that wait for room, in order of arrival, with the time of their arrival.
         self._waiting: dict[Reservation, float] = {}
-        #: Set, and replaced, when a load has ended or no longer waits. Each waiter holds the event of its last
-        #: look, so that none misses a change.
+        #: Set, and replaced, when a load has ended or no longer waits. Each waiter holds the event that it
+        #: found at its last look, so that none misses a change.
         self._changed = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
