@@ -214,16 +214,25 @@ class Executor:
         async def settle(memory: LoadMemory) -> None:
             if memory.need.measured:
                 needs.learn(kind, memory.need)
+            assert reservation is not None, "it is loaded within its reservation"
             await residency.settle(reservation, memory.need)
 
-        async with residency.room(
-            label, lambda: needs.of(kind), evict=evict, pids=lambda: one.pids
-        ) as reservation:
-            await residency.watch(
-                reservation,
-                one.load(self._threads, known, settle),
-                seen=lambda own: needs.learn(kind, Need(own, own)),
-            )
+        while True:
+            reservation = None
+            try:
+                async with residency.room(
+                    label, lambda: needs.of(kind), evict=evict, pids=lambda: one.pids
+                ) as reservation:
+                    await residency.watch(
+                        reservation,
+                        one.load(self._threads, known, settle),
+                        seen=lambda own: needs.learn(kind, Need(own, own)),
+                    )
+                return
+            except NoRoom:
+                if reservation is None or not reservation.crowded_out:
+                    raise
+                # Begins again, with room for what the load is now known to need at least.
 
     def _save_needs(self) -> None:
         if self._saving is None or self._saving.done():

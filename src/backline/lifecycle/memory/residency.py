@@ -75,6 +75,10 @@ class Reservation:
         self.pids = pids
         #: Whether the model is loaded, so that what it needs is part of what is held.
         self.loaded = False
+        #: Whether its workers are suspended until there is more room.
+        self.suspended = False
+        #: Whether the load was stopped because other loads held the room that it needed.
+        self.crowded_out = False
 
     def there(self, held: Held, need: Need) -> int:
         """The bytes of host memory that the load holds already, as far as they can be told apart."""
@@ -225,13 +229,17 @@ class Residency:
         self, reservation: Reservation, pids: Collection[int], own: int, seen: Callable[[int], None]
     ) -> None:
         pause(pids)
+        reservation.suspended = True
+        self._announce_change()
         try:
             grown = replace(reservation.need, own=own, peak=own + _GROWTH)
             await self._find_room(reservation, lambda: grown)
         except NoRoom:
             seen(own + _GROWTH)  # the next load asks for this much at once, and is refused without evictions
+            reservation.crowded_out = len(self._running) > 1
             raise
         finally:
+            reservation.suspended = False
             resume(pids)
 
     async def _find_room(self, reservation: Reservation, current: Callable[[], Need]) -> None:
@@ -258,7 +266,7 @@ class Residency:
                     else:
                         await self._put_to_sleep(found, f"{TO_MAKE_ROOM} for {reservation.what}")
             # Waits without the lock, since what this load waits for may itself wait for a load.
-            others = any(other is not reservation for other in self._running)
+            others = self._will_end(reservation)
             waited = monotonic() - began
             if (
                 not (others or (reservation.evict and found.passes))
@@ -271,6 +279,15 @@ class Residency:
                 error = found.error(reservation.what)
                 raise NoRoom(error.message, error.retry_after)
             await self._wait_for_change(changed, {one.key for one in tenants if one.busy})
+
+    def _will_end(self, reservation: Reservation) -> bool:
+        """Whether there are running loads that will end without the room that this one waits for.
+
+        Of the loads that are suspended, the one that began last is stopped, and the others wait for that.
+        """
+        began = list(self._running)
+        later = began[began.index(reservation) + 1 :] if reservation in self._running else []
+        return any(other is not reservation and (not other.suspended or other in later) for other in began)
 
     def _must_queue(self, reservation: Reservation) -> bool:
         """Whether an earlier load has waited for so long that this one must not take its room."""
