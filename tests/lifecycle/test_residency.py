@@ -327,3 +327,24 @@ def test_a_later_load_does_not_take_the_room_that_another_has_long_waited_for(
         await small
 
     run(scenario)
+
+
+def test_of_loads_that_wait_for_each_other_the_last_is_refused_and_the_first_goes_on() -> None:
+    async def scenario() -> None:
+        house = House()
+        two_room = house.room("two", 40 * MIB, evict=True)
+        async with house.room("one", 40 * MIB, evict=True) as one:
+            two = await two_room.__aenter__()
+            one.suspended = two.suspended = True
+            house.base += 160 * MIB  # both models, in the server's process
+            first = asyncio.ensure_future(
+                house.residency.settle(one, Need(80 * MIB, 80 * MIB, measured=True))
+            )
+            with pytest.raises(Unavailable, match="two needs 80 MiB"):
+                await house.residency.settle(two, Need(80 * MIB, 80 * MIB, measured=True))
+            assert not first.done()
+            await two_room.__aexit__(None, None, None)
+            house.base -= 80 * MIB
+            await first
+
+    run(scenario)
