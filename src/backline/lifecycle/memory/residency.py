@@ -272,7 +272,8 @@ class Residency:
                 not (others or (reservation.evict and found.passes))
                 and not (waited < _ENDING and self._are_ending(tenants))
             ) or waited > _PATIENCE:
-                if reservation.evict and not need.measured and need.own < need.peak:
+                guessed = not need.measured and need.own < need.peak
+                if reservation.evict and guessed and waited <= _PATIENCE:
                     # A guess of what the load takes on its way must not refuse the model for ever.
                     doubted = True
                     continue
