@@ -13,7 +13,7 @@ from backline.engine.model import Model
 from backline.engine.ticket import Ticket
 from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.loading.queueing import queue_settings
-from backline.lifecycle.memory import Tenant
+from backline.lifecycle.memory.room import Tenant
 from backline.lifecycle.phase import StandIn, VersionPhase
 from backline.lifecycle.served_model import ServedModel, ServedModels
 from backline.schedule.queues.priority import make_queue
@@ -54,6 +54,8 @@ class Sleep:
                 idle_limit=None
                 if served.only_kept(one.model.version)
                 else one.model.config.idle_unload_seconds,
+                gpus={} if one.memory is None else one.memory.need.gpus,
+                pids=tuple(one.pids),
             )
             for served in self._models
             for one in served.held.values()
