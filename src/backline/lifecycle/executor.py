@@ -55,7 +55,7 @@ class Executor:
         self.models = ServedModels(strict_readiness=options.strict_readiness)
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
-        self._sleep = Sleep(self.models, self.changes, shared.total, self.advance)
+        self._sleep = Sleep(self.models, self.changes, shared.total, self.advance, fair=options.fair_queues)
         self._residency = Residency(
             options.memory_budget,
             tenants=self._sleep.tenants,

@@ -51,6 +51,8 @@ class LifecycleOptions:
     #: Limit of the process' resident memory in bytes; idle versions are unloaded, and reloaded on request.
     #: None for no limit.
     memory_budget: int | None = None
+    #: Whether the callers of a model are served in turn, rather than in the order in which requests arrive.
+    fair_queues: bool = False
     #: Limit of queued requests over all models; None for no limit.
     max_queued_requests: int | None = None
     #: Limit of threads, over all models, that compute at once; None for one per core, 0 for no limit.
