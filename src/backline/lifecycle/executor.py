@@ -57,7 +57,9 @@ class Executor:
         self.models = ServedModels(strict_readiness=options.strict_readiness)
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
-        sleep = self._sleep = Sleep(self.models, self.changes, shared.total, self.advance)
+        sleep = self._sleep = Sleep(
+            self.models, self.changes, shared.total, self.advance, fair=options.fair_queues
+        )
         self._residency = Residency(
             options.memory_budget,
             tenants=sleep.tenants,

@@ -57,6 +57,8 @@ class LifecycleOptions:
     memory_budget: int | None = None
     #: The same for the memory of each GPU, as "SIZE" for every GPU or "GPU:SIZE" for one.
     gpu_memory_budget: tuple[str, ...] = ()
+    #: Whether the callers of a model are served in turn, rather than in the order in which requests arrive.
+    fair_queues: bool = False
     #: Limit of queued requests over all models; None for no limit.
     max_queued_requests: int | None = None
     #: Limit of threads, over all models, that compute at once; None for one per core, 0 for no limit.

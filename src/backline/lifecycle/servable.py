@@ -204,7 +204,14 @@ class Servable(ShownVersion):
             content = warm.content or f"load {uuid4()}"
             turn, cache = shared.turn, shared.cache
             self._queue = build_queue(
-                model, loaded, instances, shared.total, turn=turn, cache=cache, fingerprint=content
+                model,
+                loaded,
+                instances,
+                shared.total,
+                turn=turn,
+                cache=cache,
+                fingerprint=content,
+                fair=shared.options.fair_queues,
             )
         model.backend = loaded.backend
         model.platform = loaded.platform
@@ -325,7 +332,8 @@ class Servable(ShownVersion):
         moved = (loaded.lane, loaded.instances) != (before.lane, before.instances)
         if moved or config.instance_groups != groups:
             instances = self._maker.make(loaded)
-        self._queue.update(settings_of(config, loaded), instances=instances)
+        fair = self._shared.options.fair_queues
+        self._queue.update(settings_of(config, loaded, fair=fair), instances=instances)
         self._tell(loaded)
         if instances is not None:
             self.model.placement = self._maker.placement(loaded, instances)
