@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,8 @@ from click.testing import CliRunner
 from backline.cli.run import command
 from support import models
 from support.repositories import put
+from support.waiting import until
+from support.web import WebServer
 
 PYTHON = """
 from collections.abc import Iterator
@@ -198,6 +206,73 @@ def test_with_loads_the_models_it_calls(backline: Any, repository: Path) -> None
 
 def test_an_ensemble_loads_its_steps(backline: Any, repository: Path) -> None:
     assert outputs(backline("run", repository / "both", "--input", "a=hey", "--json")) == {"b": ["HEY"]}
+
+
+@pytest.fixture
+def archived(repository: Path) -> Iterator[str]:
+    """The URL of an archive of the repository's folder, models/."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        archive.add(repository, "models")
+    with WebServer() as web:
+        web.put("/models.tgz", made.getvalue())
+        yield f"{web.url}/models.tgz"
+
+
+def test_a_model_in_an_archive_is_shown_with_its_name(backline: Any, archived: str, tmp_path: Path) -> None:
+    run = backline(
+        "run", f"{archived}#models/add1", "--input", "zeros:1,16", "--cache-dir", tmp_path / "cache"
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.startswith("add1 version 1 loaded in ")
+
+
+def test_an_archive_of_a_repository_says_how_to_name_a_model(
+    backline: Any, archived: str, tmp_path: Path
+) -> None:
+    run = backline("run", archived, "--input", "zeros:1,16", "--cache-dir", tmp_path / "cache")
+
+    assert run.returncode == 1
+    assert (
+        f"'{archived}' is a repository, not a model; it holds add1, both, caller, loud, picture, shout, song,"
+        f" words: name the folder of one, such as '{archived}#models/add1'"
+    ) in run.stderr
+
+
+HANGING = """
+import pathlib, time
+
+class Model:
+    def load(self):
+        {load}
+
+    def predict(self, x: str) -> str:
+        {predict}
+        return x
+"""
+_HANG = "pathlib.Path({!r}).touch(); time.sleep(600)"
+
+
+@pytest.mark.parametrize("stage", ["load", "predict"])
+def test_ctrl_c_ends_the_command_without_a_traceback(stage: str, tmp_path: Path) -> None:
+    reached = tmp_path / "reached"
+    code = {"load": "pass", "predict": "pass", stage: _HANG.format(str(reached))}
+    put(tmp_path / "slow" / "1" / "model.py", HANGING.format(**code))
+    with subprocess.Popen(
+        [sys.executable, "-m", "backline", "run", str(tmp_path / "slow"), "--input", "x=a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            until(reached.exists)
+            process.send_signal(signal.SIGINT)
+            shown, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+
+    assert (process.returncode, shown.strip()) == (130, "")
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,20 @@ def test_a_signal_stops_the_server_with_status_0(
         assert server.output.rstrip().endswith("Stopped")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_was_ignored_at_the_start_stops_the_server(
+    repository: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = signal.signal(number, signal.SIG_IGN)  # as in the background jobs of a shell script
+    try:
+        with serve(repository, tmp_path / "log") as server:
+            wait_report(server)
+            server.process.send_signal(number)
+            assert server.process.wait(30) == 0
+    finally:
+        signal.signal(number, before)
+
+
 SLOW = """
 import sys, time
 

@@ -45,6 +45,12 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--model-name", "add1"), "model_name", "add1"),
     (("--no-strict-readiness",), "lifecycle.strict_readiness", False),
     (("--trust-pickle",), "lifecycle.trust_pickle", True),
+    (
+        ("--trust-pickle-model", "forest", "--trust-pickle-model", "risk-*"),
+        "lifecycle.trust_pickle_models",
+        ("forest", "risk-*"),
+    ),
+    (("--trust-skops-type", "a.B"), "lifecycle.trust_skops_types", ("a.B",)),
     (("--trust-remote-code",), "lifecycle.trust_remote_code", True),
     (("--strict-devices",), "lifecycle.strict_devices", True),
     (("--exit-on-error",), "exit_on_error", True),
@@ -70,6 +76,12 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--unix-socket", "there"), "unix_socket", Path("there")),
     (TLS, "tls", TlsFiles(Path("c.pem"), Path("k.pem"), None)),
     ((*TLS, "--ssl-client-ca", "a.pem"), "tls", TlsFiles(Path("c.pem"), Path("k.pem"), Path("a.pem"))),
+    (
+        (*TLS, "--ssl-client-ca", "a.pem", "--ssl-client-auth", "optional", "--auth", "auth.toml"),
+        "tls.client_auth",
+        "optional",
+    ),
+    ((*TLS, "--metrics-plain"), "metrics_plain", True),
     (("--http-max-input-size", "7"), "limits.max_body_size", 7),
     (("--max-header-size", "7"), "limits.max_header_size", 7),
     (("--max-connections", "7"), "limits.max_connections", 7),
@@ -97,6 +109,21 @@ def test_an_option_sets_its_field(arguments: tuple[str, ...], path: str, value: 
         return reduce(getattr, path.split("."), options)
 
     assert at(read(*arguments)) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--ssl-key", "k.pem"), "both --ssl-certificate and --ssl-key"),
+        ((*TLS, "--ssl-client-auth", "optional"), "needs --ssl-client-ca"),
+        ((*TLS, "--ssl-client-ca", "a.pem", "--ssl-client-auth", "optional"), "needs --auth"),
+        (("--metrics-plain",), "no effect without --ssl-certificate"),
+        ((*TLS, "--metrics-plain", "--no-metrics"), "no effect without a metrics port"),
+    ],
+)
+def test_options_that_need_another_are_refused_without_it(arguments: tuple[str, ...], told: str) -> None:
+    with pytest.raises(click.UsageError, match=told):
+        read(*arguments)
 
 
 def test_without_options_everything_is_the_default() -> None:

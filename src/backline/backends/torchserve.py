@@ -31,6 +31,12 @@ class TorchServe:
     #: As in TorchServe, requirements come on top of the packages that handlers run on.
     on_top: ClassVar[bool] = True
 
+    def check_file(self, path: Path) -> None:
+        read_start(path)
+        if not is_tar(path):  # listing a compressed archive means reading all of it
+            with MarFile.opened(path):
+                pass
+
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """All GPUs of the machine, because handlers decide how to use them; see GpuBackend."""
         return cuda_gpus()

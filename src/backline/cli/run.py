@@ -16,6 +16,7 @@ from time import perf_counter
 
 import click
 
+from backline.backends.registry import FORMATS
 from backline.cli.command import run
 from backline.cli.inputs import input_option, lone_parameters, read_inputs
 from backline.cli.model_folder import open_models
@@ -28,6 +29,9 @@ from backline.embedded.transport import InprocTransport
 from backline.engine.errors import InvalidArgument, NotFound
 from backline.engine.spelling import nearest
 from backline.lifecycle.options import LifecycleOptions
+from backline.repository.listing import place_below
+from backline.repository.location import open_repository
+from backline.system.user_folders import user_cache
 
 _URL = "inproc:once"
 #: Seconds that unloading may take after Ctrl-C, as a run cannot be interrupted.
@@ -67,6 +71,13 @@ Examples:
     help="Load a model that can execute code when loaded: a pickle, machine code.",
 )
 @click.option(
+    "--trust-skops-type",
+    "trust_skops_types",
+    multiple=True,
+    metavar="TYPE",
+    help="Load a skops file with this type, such as sklearn.tree._tree.Tree; repeatable.",
+)
+@click.option(
     "--trust-remote-code",
     is_flag=True,
     help="Run code (Python, TorchScript, torch.export) from a remote repository.",
@@ -86,6 +97,7 @@ def command(
     as_json: bool,
     others: tuple[str, ...],
     trust_pickle: bool,
+    trust_skops_types: tuple[str, ...],
     trust_remote_code: bool,
     cache_dir: Path | None,
 ) -> None:
@@ -101,13 +113,16 @@ def command(
         options = LifecycleOptions(
             mode="explicit",
             trust_pickle=trust_pickle,
+            trust_skops_types=trust_skops_types,
             trust_remote_code=trust_remote_code,
             cache_folder=cache_dir,
             state_folder=Path(state),
         )
         embedded = Embedded([repository], options)
         try:
-            ran = run(_run(embedded, repository, name, others, model_version, inputs))
+            ran = run(
+                _run(embedded, repository, cache_dir or user_cache(), name, others, model_version, inputs)
+            )
         except KeyboardInterrupt:
             ran = None
     if ran is None:
@@ -170,6 +185,7 @@ def _near(path: Path) -> str:
 async def _run(
     embedded: Embedded,
     repository: str,
+    cache: Path,
     name: str,
     others: Sequence[str],
     version: str,
@@ -183,7 +199,7 @@ async def _run(
     try:
         await transport.open()
         client = client.through(transport)
-        name = name or await _only(client, repository)
+        name = name or await _only(client, repository, cache)
         for each in (*others, name):
             await client.load(each, version if each == name else None)
         loaded = perf_counter()
@@ -202,13 +218,17 @@ async def _run(
                 await transport.close()
 
 
-async def _only(client: AsyncClient, repository: str) -> str:
+async def _only(client: AsyncClient, repository: str, cache: Path) -> str:
     """The name of the only model. Raises InvalidArgument if the repository has several, or none."""
     names = sorted({entry.name for entry in await client.models()})
-    if len(names) != 1:
-        mark = "#" if repository.startswith(("http://", "https://")) and "#" not in repository else "/"
-        raise InvalidArgument(
-            f"'{repository}' is a repository, not a model; it holds {', '.join(names) or 'none'}: add the"
-            f" folder of one to the URL, after '{mark}'"
-        )
-    return names[0]
+    if len(names) == 1:
+        return names[0]
+    message = f"'{repository}' is a repository, not a model; it holds {', '.join(names) or 'none'}"
+    if names:
+        opened = open_repository(repository, formats=FORMATS, cache=cache)
+        try:
+            first, *_ = await opened.scan()
+        finally:
+            await opened.close()
+        message += f": name the folder of one, such as '{place_below(opened.location, first.folder)}'"
+    raise InvalidArgument(message)

@@ -13,6 +13,7 @@ import numpy as np
 from backline.client.address import Address
 from backline.client.control import ModelControl
 from backline.client.errors import ProtocolError, from_http_status
+from backline.client.handshake import unanswered
 from backline.client.http_connection import HttpAnswer
 from backline.client.http_control import HttpControl
 from backline.client.http_pool import HttpPool
@@ -169,7 +170,12 @@ class HttpTransport(Transport):
         parts, _ = self._infer_request(call, STREAM_HEAD, binary=False)
         context = self._options.ssl_context() if self._address.tls else None
         events = stream_events(
-            self._address, context, parts, connect_timeout=self._options.connect_timeout, timeout=call.timeout
+            self._address,
+            context,
+            parts,
+            advice=unanswered(self._address, self._options),
+            connect_timeout=self._options.connect_timeout,
+            timeout=call.timeout,
         )
         async with aclosing(events):
             async for event in events:

@@ -43,6 +43,10 @@ class LifecycleOptions:
     strict_readiness: bool = True
     #: Whether to load files that can execute any code when they are loaded: pickles, machine code.
     trust_pickle: bool = False
+    #: Patterns of the names of models for which pickles and machine code are loaded, as by `trust_pickle`.
+    trust_pickle_models: tuple[str, ...] = ()
+    #: Types that skops does not know and that its files may have, by full name.
+    trust_skops_types: tuple[str, ...] = ()
     #: Whether a model that asks for a GPU fails to load where none can be used, instead of running on the
     #: CPU.
     strict_devices: bool = False

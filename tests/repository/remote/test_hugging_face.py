@@ -9,10 +9,10 @@ import pytest
 
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from support import models
+from support.hub import publish
+from support.web import Page, WebServer
 
 from .conftest import Open, fetch, scan
-from .hub import publish
-from .web import Page, WebServer
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def exposure(options: ServerOptions) -> str:
     ports = (options.http_port, options.grpc_port, options.metrics_port)
     if is_loopback(options.host) or ports == (None, None, None):
         return ""
-    if options.tls is not None and options.tls.client_ca is not None:
+    if options.tls is not None and options.tls.only_certified:
         return ""
     keyed = options.auth is not None or environment_has_keys()
     if keyed:
@@ -313,7 +313,7 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
         if model.state is ModelState.READY and model.signature.inputs and model.config.sequence is None
     ]
     url = next((url for label, url in server.urls if label == "HTTP"), "")
-    if not loaded or not url or (options.tls is not None and options.tls.client_ca is not None):
+    if not loaded or not url or (options.tls is not None and options.tls.only_certified):
         return
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     certificate = None if options.tls is None else str(options.tls.certificate)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
@@ -110,7 +111,8 @@ class VersionLoad:
                 self._on_phase,
                 self._start_workers,
                 LoadOptions(
-                    trust_pickle=options.trust_pickle,
+                    trust_pickle=options.trust_pickle or self._is_trusted_by_name(),
+                    trust_skops_types=frozenset(options.trust_skops_types),
                     may_run_code=self._may_run_code,
                     strict_devices=options.strict_devices,
                 ),
@@ -159,6 +161,11 @@ class VersionLoad:
         if self._cancelled:  # cancelled before there was a starter
             self._starter.cancel()
         return self._starter.start(hosted, placed)
+
+    def _is_trusted_by_name(self) -> bool:
+        """Whether pickles of this model are trusted; not those that a client loads under a trusted name."""
+        patterns = self._shared.options.trust_pickle_models
+        return self._may_run_code and any(fnmatchcase(self._config.name, one) for one in patterns)
 
     def _content(self, otherwise: str) -> VersionContent | None:
         """A digest of the files: what is kept beyond this load must not be used for other files.

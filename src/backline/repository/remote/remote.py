@@ -51,8 +51,11 @@ class RemoteRepository:
         *,
         formats: Sequence[ModelFormat],
         configs: ConfigFiles | None = None,
+        nested: bool = False,
     ) -> None:
+        """With `nested`, the repository may be the only folder of the place; see scan_listing."""
         self._files = files
+        self._nested = nested
         self._cache = cache
         self._formats = tuple(formats)
         self._configs = configs or ConfigFiles()
@@ -106,6 +109,7 @@ class RemoteRepository:
                 name=self._files.name,
                 configs=self._configs,
                 known=self._known,
+                nested=self._nested,
             )
             self._last = None if unread else (files, models)
             return models

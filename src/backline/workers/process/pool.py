@@ -163,7 +163,13 @@ class WorkerPool(ModelInWorkers):
         batch = (-1,) if loaded.max_batch_size else ()
         inputs, outputs = (
             tuple(
-                TensorSpec(spec.name, DataType.from_name(spec.datatype), (*batch, *spec.shape), spec.optional)
+                TensorSpec(
+                    spec.name,
+                    DataType.from_name(spec.datatype),
+                    (*batch, *spec.shape),
+                    spec.optional,
+                    json=spec.json,
+                )
                 for spec in specs
             )
             for specs in (loaded.inputs, loaded.outputs)

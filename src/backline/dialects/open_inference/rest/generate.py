@@ -60,6 +60,9 @@ _KINDS = {
 }
 
 
+_JSON_KINDS = {"object": "an object", "list": "a list"}
+
+
 class Generate:
     """Handles the routes `generate`, `generate_stream` and `infer_stream`."""
 
@@ -93,14 +96,18 @@ class Generate:
             asked: InferRequest,
             plan: InferPlan,
         ) -> None:
-            answer(request, asked.model_name, self._submit(asked, deadline, trace), plan)
+            responses = self._submit(request, asked, deadline, trace)
+            answer(request, asked.model_name, responses, plan)
 
         return RequestIntake(self._engine, HTTP, read, submit, self._off_loop).take
 
-    def _submit(self, asked: InferRequest, deadline: float | None, trace: Trace | None) -> Responses:
+    def _submit(
+        self, request: HttpRequest, asked: InferRequest, deadline: float | None, trace: Trace | None
+    ) -> Responses:
         """Submits a request. If an input is missing, the error says which key may be its misspelt name."""
+        admit = None if request.identity is None else request.identity.follow
         try:
-            return self._engine.stream(asked, deadline, trace=trace)
+            return self._engine.stream(asked, deadline, trace=trace, admit=admit)
         except InvalidArgument as error:
             model = self._engine.find(asked.model_name, asked.model_version)
             raise InvalidArgument(error.message + _misspelt(asked, model)) from None
@@ -120,13 +127,16 @@ class Generate:
             raise LargeRequest
         return read_generate(body, headers, served)
 
-    def _answer_with_one(self, request: HttpRequest, model: str, responses: Responses, _: InferPlan) -> None:
-        self._streams.run(request, model, responses, _answer_with_one(request, responses, self._off_loop))
+    def _answer_with_one(
+        self, request: HttpRequest, model: str, responses: Responses, plan: InferPlan
+    ) -> None:
+        answering = _answer_with_one(request, responses, self._off_loop, plan)
+        self._streams.run(request, model, responses, answering)
 
     def _answer_with_events(
-        self, request: HttpRequest, model: str, responses: Responses, _: InferPlan
+        self, request: HttpRequest, model: str, responses: Responses, plan: InferPlan
     ) -> None:
-        self._streams.answer(request, model, responses, write_generate)
+        self._streams.answer(request, model, responses, partial(write_generate, plan))
 
     def _answer_with_infer_events(
         self, request: HttpRequest, model: str, responses: Responses, plan: InferPlan
@@ -143,16 +153,18 @@ class Generate:
         return bytes(body)
 
 
-async def _answer_with_one(request: HttpRequest, responses: Responses, off_loop: OffLoop) -> None:
+async def _answer_with_one(
+    request: HttpRequest, responses: Responses, off_loop: OffLoop, plan: InferPlan
+) -> None:
     try:
         response = await anext(responses, None)
         if response is None or await anext(responses, None) is not None:
             raise Internal(NOT_ONE)
-        body = await encoded(off_loop, write_generate, response)
+        body = await encoded(off_loop, partial(write_generate, plan), response)
     except BacklineError as error:
         respond_error(request, error)
     else:
-        request.respond(200, [(b"content-type", JSON)], [body])
+        request.respond(200, [(b"content-type", JSON)], [body], compressible=True)
 
 
 def _misspelt(asked: InferRequest, model: Model) -> str:
@@ -214,6 +226,7 @@ def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) ->
             f"'id' must be a string, got {'true or false' if isinstance(id, bool) else 'a number'}"
         )
     plan = InferPlan(())
+    plan.json_outputs = frozenset(spec.name for spec in model.signature.outputs if spec.json)
     # Unlike `infer`, Triton's generate extension accepts parameters with this prefix.
     reserved = {key: value for key, value in parameters.items() if key.startswith("triton_")}
     apply_parameters(plan, {key: value for key, value in parameters.items() if key not in reserved})
@@ -222,12 +235,14 @@ def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) ->
     return plan, id, tensors
 
 
-def write_generate(response: InferResponse) -> bytes:
+def write_generate(plan: InferPlan, response: InferResponse) -> bytes:
     """The JSON of a response: a single element as itself, several as a flat list.
 
     Raises InvalidArgument for values that JSON cannot represent.
     """
-    document: dict[str, Any] = {tensor.name: _value(tensor) for tensor in response.outputs}
+    document: dict[str, Any] = {
+        tensor.name: _value(tensor, json=tensor.name in plan.json_outputs) for tensor in response.outputs
+    }
     document.update(response.parameters or {})
     document["model_name"] = response.model_name
     document["model_version"] = response.model_version
@@ -283,6 +298,8 @@ def _plain(what: str, text: Raw | bytes) -> Any:
 
 
 def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
+    if spec.json and _kind(value) == _JSON_KINDS[spec.json]:
+        return _decoded(spec, 1, _encode(_text(spec, value)))
     if _first(value) == b"{":
         if spec.datatype is DataType.BYTES:
             return _decoded(spec, 1, bytes(value))
@@ -302,6 +319,13 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
             chain.from_iterable(element if isinstance(element, list) else [element] for element in elements)
         )
     return _decoded(spec, len(elements), _encode(elements))
+
+
+def _text(spec: TensorSpec, value: Raw) -> str:
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"the JSON of input '{spec.name}' is not UTF-8 text: {error.reason}") from None
 
 
 def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
@@ -329,8 +353,13 @@ def _no_shape(spec: TensorSpec) -> InvalidArgument:
     return InvalidArgument(f"The schema can not convert input '{spec.name}' to tensor with proper shape")
 
 
-def _value(tensor: Tensor) -> Any:
+def _value(tensor: Tensor, *, json: bool) -> Any:
     values = encode_data(tensor)
+    if json and isinstance(values, list):
+        try:
+            values = [_skip(text) for text in values]
+        except (ValueError, RecursionError) as error:
+            raise Internal(f"output '{tensor.name}' is not JSON: {error}") from None
     return values[0] if isinstance(values, list) and len(values) == 1 else values
 
 
