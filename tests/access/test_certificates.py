@@ -47,9 +47,7 @@ def certificate(*names: str, expires: float = 60.0) -> Certificate:
 
 
 def access(tmp_path: Path, text: str = TABLES) -> Access:
-    path = tmp_path / "auth.toml"
-    path.write_text(text)
-    return Access(make_policy(read_auth_file(path), {}))
+    return Access(make_policy(read_auth_file(write(tmp_path, text)), {}))
 
 
 APP = certificate("CN=app", "O=Example", "OU=anything", "DNS:app.example.org")
@@ -105,7 +103,7 @@ def test_an_identity_ends_with_its_certificate(tmp_path: Path) -> None:
     late = certificate("CN=app", "O=Example", expires=-1)
     with pytest.raises(Unauthenticated, match="the certificate 'app' has expired; connect again"):
         access(tmp_path).identify({}, Ingress(certificate=late)).require(Scope.INFER, "add1")
-    text = TABLES.replace('models = ["add*"]', "expires = 2020-01-01T00:00:00Z")
+    text = TABLES.replace('models = ["add*"]', "expires = 2020-01-01")
     with pytest.raises(Unauthenticated, match="has expired"):
         access(tmp_path, text).identify({}, Ingress(certificate=APP)).require(Scope.INFER, "add1")
 
@@ -145,3 +143,27 @@ def test_an_alternative_name_without_a_known_kind_is_refused(text: str) -> None:
 def test_a_table_without_names_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="the certificate 'app' needs a subject"):
         access(tmp_path, '[[certificates]]\nname = "app"\nscopes = ["infer"]')
+
+
+def test_callers_whose_certificate_no_table_names_share_the_quota_of_those_without(tmp_path: Path) -> None:
+    text = TABLES + "[anonymous.quota]\nrequests_per_second = 1\n"
+    found = access(tmp_path, text)
+    one, other = (
+        found.identify({}, Ingress(certificate=certificate(f"CN=stranger-{number}"))) for number in range(2)
+    )
+    nobody = found.identify({})
+    assert nobody.meter is not None
+    assert one.meter is other.meter is nobody.meter
+    for changed in (TABLES, text):
+        found.use(make_policy(read_auth_file(write(tmp_path, changed)), {}))
+        assert one.meter is other.meter is nobody.meter
+    app = found.identify({}, Ingress(certificate=APP))
+    assert app.meter is None
+    found.use(make_policy(read_auth_file(write(tmp_path, text.replace("CN=app", "CN=other"))), {}))
+    assert app.meter is nobody.meter
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "auth.toml"
+    path.write_text(text)
+    return path

@@ -46,7 +46,7 @@ class Certified(Protocol):
     def certificate(self) -> Certificate | None: ...
 
 
-#: Without any identity configured, on an address that other machines can reach.
+#: What errors add if no identity is configured and other machines can reach the server's address.
 _CLOSED = (
     ", as the server listens on a network without knowing any keys; give it some with --auth FILE (see"
     " 'backline keys create --help'), or allow everything to everybody with --insecure-open"
@@ -121,12 +121,14 @@ class Access:
                 identity.revoked = True
             else:
                 identity.become(now)
+                if now.anonymous:
+                    identity.meter = now.meter
 
     def identify(self, headers: Mapping[bytes, bytes], caller: Certified = REMOTE) -> Identity:
         """The identity of a request with these fields.
 
-        Raises Unauthenticated if its key or token is not valid: no request with a wrong key passes as one
-        without. Raises Unavailable while the keys that verify a token are being fetched.
+        Raises Unauthenticated if its key or token is not valid: a request with a wrong key never passes as
+        one without a key. Raises Unavailable while the keys that verify a token are being fetched.
         """
         given = headers.get(AUTHORIZATION)
         if given is None:
@@ -172,7 +174,10 @@ class Access:
             if identity is not None:
                 return identity
         cure = f"; no table [[certificates]] applies to the client's certificate ({describe(certificate)})"
-        return replace(self._policy.anonymous, cure=cure)
+        unknown = replace(self._policy.anonymous, cure=cure, quotas=())
+        # All callers without a key share one quota, whatever certificate they have.
+        unknown.meter = self._policy.anonymous.meter
+        return unknown
 
     def _issue(self, credential: Certificate | Claims) -> Identity | None:
         """The identity that a credential has by now; None if it would no longer be accepted."""

@@ -7,9 +7,9 @@ import logging
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,7 @@ from backline.access.access import Access, Policy
 from backline.access.certificates import CertificateRule, parse_alternative_name, parse_subject
 from backline.access.identity import Grant, Identity, anonymous
 from backline.access.keys import MIN_LENGTH, hash_key
+from backline.access.quota import Quota
 from backline.access.scope import Scope
 from backline.access.tokens import Algorithm, TokenRule
 from backline.engine.document_limits import check_toml
@@ -38,6 +39,47 @@ _Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[\w.@+-]+$"
 _Models = Annotated[list[_Text], Meta(min_length=1)]
 
 
+_Rate = Annotated[float, Meta(gt=0)]
+_Count = Annotated[int, Meta(ge=1)]
+
+
+class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A [keys.quota] or [anonymous.quota] table: limits on all requests together."""
+
+    requests_per_second: _Rate | None = None
+    burst: _Count | None = None
+    max_in_flight: _Count | None = None
+    bytes_per_second: _Rate | None = None
+
+    def quota(self, whose: str, models: Sequence[str] = ("*",)) -> Quota:
+        """Raises InvalidArgument for a burst without a rate, or a table without limits."""
+        if self.burst is not None and self.requests_per_second is None:
+            raise InvalidArgument(f"--auth: the quota of {whose} has a burst but no requests_per_second")
+        if (self.requests_per_second, self.max_in_flight, self.bytes_per_second) == (None, None, None):
+            raise InvalidArgument(
+                f"--auth: the quota of {whose} limits nothing; set requests_per_second, max_in_flight or"
+                " bytes_per_second, or remove the table"
+            )
+        return Quota(
+            self.requests_per_second, self.burst, self.max_in_flight, self.bytes_per_second, tuple(models)
+        )
+
+
+class ModelQuotaEntry(QuotaEntry, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A [[keys.quotas]] or [[anonymous.quotas]] table: limits on the requests to some models together."""
+
+    models: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
+
+
+def _quotas(whose: str, quota: QuotaEntry | None, by_model: Sequence[ModelQuotaEntry]) -> tuple[Quota, ...]:
+    """Raises InvalidArgument for an invalid quota, or two for the same models."""
+    found = [] if quota is None else [quota.quota(whose)]
+    found += [entry.quota(whose, entry.models) for entry in by_model]
+    if len({one.models for one in found}) < len(found):
+        raise InvalidArgument(f"--auth: two quotas of {whose} are for the same models; merge them")
+    return tuple(found)
+
+
 class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A [[keys]] table. `sha256` is the hash of the key."""
 
@@ -46,6 +88,8 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scopes: list[Scope]
     models: _Models = msgspec.field(default_factory=lambda: ["*"])
     expires: datetime | None = None
+    quota: QuotaEntry | None = None
+    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 class CertificateEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,10 +125,12 @@ class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The [anonymous] table: what requests without credentials may do."""
 
     scopes: list[Scope] = msgspec.field(default_factory=list)
+    quota: QuotaEntry | None = None
+    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 class AuthDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole file."""
+    """The contents of an auth file."""
 
     anonymous: AnonymousEntry = msgspec.field(default_factory=AnonymousEntry)
     keys: list[KeyEntry] = msgspec.field(default_factory=list)
@@ -104,9 +150,18 @@ def read_auth_file(path: Path) -> AuthDocument:
     try:
         text = content.decode()
         check_toml(text, str(path))
-        return msgspec.convert(tomllib.loads(text), AuthDocument)
+        return msgspec.convert(_with_times(tomllib.loads(text)), AuthDocument)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise InvalidArgument(f"--auth: '{path}' is not valid: {error}") from None
+
+
+def _with_times(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with each expiry that is a date replaced by the midnight, in UTC, with which it begins."""
+    for tables in (document.get("keys"), document.get("certificates")):
+        for entry in tables if isinstance(tables, list) else ():
+            if isinstance(entry, dict) and type(entry.get("expires")) is date:
+                entry["expires"] = datetime.combine(entry["expires"], time(), UTC)
+    return document
 
 
 def make_policy(
@@ -114,8 +169,8 @@ def make_policy(
 ) -> Policy:
     """The policy of a file and of the keys in environment variables. Paths in the file start from `folder`.
 
-    Raises InvalidArgument for two keys with one name or hash, a key that is too short, or a certificate or
-    issuer that is not valid.
+    Raises InvalidArgument for two keys with one name or hash, a key that is too short, or an invalid quota,
+    certificate or issuer.
     """
     identities: dict[str, Identity] = {}
     names: set[str] = set()
@@ -126,7 +181,8 @@ def make_policy(
             raise InvalidArgument(f"--auth: '{entry.name}' repeats the hash of another key; rotate one")
         names.add(entry.name)
         grant = Grant(frozenset(entry.scopes), tuple(entry.models))
-        identities[entry.sha256] = Identity(entry.name, (grant,), _timestamp(entry.expires))
+        quotas = _quotas(f"key '{entry.name}'", entry.quota, entry.quotas)
+        identities[entry.sha256] = Identity(entry.name, (grant,), _timestamp(entry.expires), quotas=quotas)
     for variable, scopes in ENVIRONMENT_KEYS.items():
         key = environment.get(variable)
         if key is None:
@@ -137,8 +193,10 @@ def make_policy(
                 " 'backline keys generate' prints a good one"
             )
         identities[hash_key(key)] = Identity(variable, (Grant(scopes),))
+    unknown = document.anonymous
+    quotas = _quotas("[anonymous]", unknown.quota, unknown.quotas)
     return Policy(
-        anonymous(document.anonymous.scopes),
+        anonymous(unknown.scopes, quotas=quotas),
         identities,
         tuple(map(_certificate_rule, document.certificates)),
         _token_rules(document.tokens, folder),

@@ -149,9 +149,11 @@ class _SharedRequest(HttpRequest):
     def certificate(self) -> Certificate | None:
         return self._inner.certificate
 
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
         self.on_abandon = None
-        self._inner.respond(status, (*fields, *self._shared), body)
+        self._inner.respond(status, (*fields, *self._shared), body, compressible=compressible)
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         return self._inner.stream(status, (*fields, *self._shared))

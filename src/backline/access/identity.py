@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from backline.access.quota import Meter, Quota
 from backline.access.scope import Scope
 from backline.engine.errors import Forbidden, Unauthenticated
+from backline.engine.ticket import Ticket
 from backline.memo import Memo
 
-#: Some model that is not known yet, since the message names it: allowed if any model is.
+#: A model whose name is in the part of the message that is still unread; allowed if any model is.
 ANY_MODEL = ""
 #: How many decisions an identity remembers; clients choose the model names.
 _MAX_REMEMBERED = 1024
@@ -33,7 +35,7 @@ class Grant:
     models: tuple[str, ...] = ("*",)
 
     def covers(self, scope: Scope, model: str | None) -> bool:
-        """Whether it allows `scope` on `model`; None means a route about the server or every model."""
+        """Whether the grant allows `scope` on `model`, which is None for the server or every model."""
         if scope not in self.scopes:
             return False
         if "*" in self.models or model == ANY_MODEL:
@@ -57,9 +59,25 @@ class Identity:
     #: What identifies it: a key, a client certificate or a token; for error texts.
     kind: str = "key"
     revoked: bool = False
+    quotas: tuple[Quota, ...] = ()
+    #: Measures what it uses; None without quotas.
+    meter: Meter | None = field(default=None, init=False, repr=False)
     _allowed: Memo[tuple[Scope, str | None], bool] = field(
         default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        self._meter_quotas()
+
+    def _meter_quotas(self) -> None:
+        if not self.quotas:
+            self.meter = None
+            return
+        whose = "callers without a key together" if self.anonymous else f"the key '{self.name}'"
+        if self.meter is None:
+            self.meter = Meter(self.quotas, whose, time.monotonic())
+        else:
+            self.meter.change(self.quotas, whose, time.monotonic())
 
     @property
     def anonymous(self) -> bool:
@@ -77,10 +95,21 @@ class Identity:
         """Takes over what `other` may do, as the configuration has changed."""
         self.name, self.kind, self.grants = other.name, other.kind, other.grants
         self.expires, self.cure = other.expires, other.cure
+        self.quotas = other.quotas
+        self._meter_quotas()
         self._allowed.clear()
 
+    def follow(self, ticket: Ticket) -> None:
+        """Marks a ticket as this identity's, and counts it as in flight until it ends.
+
+        Must be called before the ticket is submitted. Raises QuotaExceeded.
+        """
+        ticket.identity = self.name
+        if self.meter is not None:
+            self.meter.follow(ticket)
+
     def may(self, scope: Scope, model: str | None) -> bool:
-        """Whether its grants allow `scope` on `model`; see Grant.covers."""
+        """Whether one of the grants allows `scope` on `model`; see Grant.covers."""
         known = self._allowed.get((scope, model))
         if known is None:
             known = any(grant.covers(scope, model) for grant in self.grants)
@@ -90,17 +119,16 @@ class Identity:
     def require(self, scope: Scope, model: str | None) -> None:
         """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
 
-        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. HEALTH needs none.
+        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every valid identity
+        has the scope HEALTH.
         """
-        if scope is Scope.HEALTH:
-            return
         if self.revoked:
             raise Unauthenticated(
                 f"the {self.kind} has been revoked; ask the server's operator for a new one"
             )
         if self.expires is not None and time.time() >= self.expires:
             raise Unauthenticated(f"the {self.kind} '{self.name}' has expired; {_RENEWAL[self.kind]}")
-        if self.may(scope, model):
+        if scope is Scope.HEALTH or self.may(scope, model):
             return
         if self.anonymous:
             raise Unauthenticated(f"this request needs a key with the scope '{scope}'{self.cure}")
@@ -111,9 +139,9 @@ class Identity:
         )
 
 
-def anonymous(scopes: Iterable[Scope], cure: str = "") -> Identity:
+def anonymous(scopes: Iterable[Scope], cure: str = "", quotas: tuple[Quota, ...] = ()) -> Identity:
     """The identity of requests without credentials. `cure` is appended to errors about permissions."""
-    return Identity("", (Grant(frozenset(scopes)),), cure=cure)
+    return Identity("", (Grant(frozenset(scopes)),), cure=cure, quotas=quotas)
 
 
 def _granted(grants: Iterable[Grant]) -> str:

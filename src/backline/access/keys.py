@@ -7,9 +7,9 @@ import secrets
 
 #: The start of every generated key, by which scanners recognise one that has leaked.
 PREFIX = "bk_"
-#: A shorter key could be guessed.
+#: The minimum number of characters of a key, because a shorter one could be guessed.
 MIN_LENGTH = 16
-#: No longer header value is hashed.
+#: The maximum number of characters of a key. Longer header values are refused without hashing them.
 MAX_LENGTH = 512
 
 

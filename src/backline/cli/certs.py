@@ -17,7 +17,7 @@ from backline.access.browsers import parse_host_name
 from backline.cli.command import CommandGroup
 from backline.cli.numbers import WholeNumber
 from backline.engine.errors import InvalidArgument, Unsupported
-from backline.system.private_file import replace_private
+from backline.system.private_file import replacement
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -172,8 +172,9 @@ class _Folder:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        replace_private(self.key(name), pem)
-        replace_private(self.certificate(name), certificate)
+        for path, content in ((self.key(name), pem), (self.certificate(name), certificate)):
+            with replacement(path) as new:
+                new.write_bytes(content)
 
 
 def _new_key() -> EllipticCurvePrivateKey:

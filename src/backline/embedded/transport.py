@@ -187,6 +187,9 @@ def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
 async def _within(timeout: float, change: Coroutine[Any, Any, Result]) -> Result:
     """Waits for a change. Raises DeadlineExceeded after `timeout` seconds, without cancelling the change."""
     task = asyncio.ensure_future(change)
+    # If the caller has left when the change fails, nobody takes the error from the task, and asyncio would
+    # print a traceback. The lifecycle has logged the error.
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
     done, _ = await asyncio.wait((task,), timeout=timeout)
     if not done:
         raise DeadlineExceeded(f"the change was not done within {timeout:.3g} s")

@@ -1,26 +1,26 @@
-"""Files that only their owner may read, replaced in one step."""
+"""Replaces files that only their owner may read, such as those with keys."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def replace_private(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
-    """Writes a file with mode 0600. Whoever reads it sees the old or the new content, never a part.
+@contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """A new, empty file with mode 0600, which takes the place of `path` at the end of a `with` block.
 
-    `check` may refuse the new file by raising an exception; then the old one stays. Raises OSError.
+    If the block raises, `path` stays as it was. Nobody ever reads half of the file. Raises OSError.
     """
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    os.close(handle)
+    new = Path(temporary)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        if check is not None:
-            check(temporary)
-        temporary.replace(path)
+        yield new
+        new.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise

@@ -82,11 +82,13 @@ class HttpRequest(ABC):
         return None
 
     @abstractmethod
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
         """Sends a response whose body is the concatenation of `body`, without copying large buffers.
 
-        Call it once. The wire adds content-length and date, compresses the body if the client accepts that,
-        and omits the body for HEAD.
+        Call it once. The wire adds content-length and date, compresses a `compressible` body if the client
+        accepts that, and omits the body for HEAD.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The options of `backline serve`, each with the ServerOptions, LifecycleOptions or Limits field it sets."""
+"""Defines the options of `backline serve`, and the fields that they set."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--model-name",
         "model_name",
         metavar="NAME",
-        help="The model's name if the repository is a single model, a file or folder.",
+        help="The model's name if the repository is a single model: a file, a folder or a URL.",
     ),
     fills(
         "--strict-readiness/--no-strict-readiness",
@@ -113,6 +113,20 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--trust-pickle",
         "trust_pickle",
         "Load models that can execute code when loaded: pickles, machine code.",
+    ),
+    fills(
+        "--trust-pickle-model",
+        "trust_pickle_models",
+        multiple=True,
+        metavar="PATTERN",
+        help="Like --trust-pickle, but only for models of this name, such as forest or risk-*; repeatable.",
+    ),
+    fills(
+        "--trust-skops-type",
+        "trust_skops_types",
+        multiple=True,
+        metavar="TYPE",
+        help="Load skops files with this type, such as sklearn.tree._tree.Tree; repeatable.",
     ),
     flag(
         "--trust-remote-code",
@@ -151,8 +165,15 @@ _OPTIONS: tuple[Decorator, ...] = (
         "memory_budget",
         type=Size(),
         metavar="SIZE",
-        help="The most resident memory the server may use, such as 2GiB: idle models are evicted, and loaded"
-        " on demand.",
+        help="The most memory that the server and its workers may hold, such as 2GiB: idle models are"
+        " evicted, and loaded again on demand.",
+    ),
+    fills(
+        "--gpu-memory-budget",
+        "gpu_memory_budget",
+        multiple=True,
+        metavar="[GPU:]SIZE",
+        help="The same for the memory of every GPU, or of one, such as 0:20GiB; repeatable.",
     ),
     count(
         "--max-queued-requests",
@@ -333,9 +354,9 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a server to a command, which receives them as `options`, a ServerOptions.
+    """Adds the options of a server to a command, which receives `options`, a ServerOptions.
 
-    The options may name no repository. Raises UsageError for contradictory options.
+    The list of repositories may be empty. Raises UsageError for contradictory options.
     """
 
     @wraps(command)
@@ -373,7 +394,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filled(kind: Any, given: dict[str, Any]) -> Any:
-    """Creates the dataclass from `given`, and removes its fields from `given`."""
+    """Creates a dataclass of this kind from its fields in `given`, and removes these fields from `given`."""
     return kind(**{field.name: given.pop(field.name) for field in fields(kind) if field.name in given})
 
 

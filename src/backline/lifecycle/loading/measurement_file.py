@@ -42,9 +42,9 @@ class Content(Protocol):
 class MeasurementFile:
     """The file that keeps the measurements of one version. For use on any thread.
 
-    They hold for the same files (by content), configuration, devices, packages and number of cores. Without
-    the file, or if it does not fit or is damaged, the version is measured again. Only models with runs above
-    100 ms are kept: for others, reading all files would take longer than the trial runs.
+    The measurements are valid for the same files (by content), configuration, devices, packages and number of
+    cores. If the file is missing, damaged or not valid, the version is measured again. Measurements are only
+    kept for models with runs above 100 ms: for others, reading all files takes longer than the trial runs.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class MeasurementFile:
             log.warning("the measurements of model '%s' cannot be stored: %s", self._config.name, error)
 
     def _key(self, placed: Places) -> str:
-        """What the measurements hold for; empty if the files cannot be read."""
+        """A digest of everything that the measurements depend on; empty if the files cannot be read."""
         if self._content is None:
             self._content = self._read_content()
         if self._content is None:

@@ -68,14 +68,16 @@ class Http1Request(HttpRequest):
     def certificate(self) -> Certificate | None:
         return None if self._pipeline is None else self._pipeline.certificate
 
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
         pipeline = self._pipeline
         if pipeline is None:
             return
         size = 0
         for part in body:
             size += len(part) if type(part) is bytes else memoryview(part).nbytes
-        if size >= WORTH_COMPRESSING and b"accept-encoding" in self.headers:
+        if compressible and size >= WORTH_COMPRESSING and b"accept-encoding" in self.headers:
             coding = negotiate(self.headers[b"accept-encoding"], fields)
             if coding is not None and self._respond_compressed(pipeline, coding, status, fields, body, size):
                 return

@@ -165,7 +165,9 @@ class HttpExchange(Stream, HttpRequest):
 
     # Responding
 
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
         if self._responding or self.closed:
             return
         self._responding = True
@@ -175,7 +177,8 @@ class HttpExchange(Stream, HttpRequest):
         if size > admission.passes or self.kind:
             admission.learn(self, size)
         coding = None
-        if size >= WORTH_COMPRESSING and b"accept-encoding" in self.headers and self.method != b"HEAD":
+        worth = compressible and size >= WORTH_COMPRESSING and self.method != b"HEAD"
+        if worth and b"accept-encoding" in self.headers:
             coding = negotiate(self.headers[b"accept-encoding"], fields)
         if coding is None:
             self._send(status, fields, body, size)
