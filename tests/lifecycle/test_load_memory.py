@@ -94,8 +94,10 @@ def test_a_load_that_imports_its_runtime_does_not_count_the_import() -> None:
 def test_the_first_load_of_a_runtime_needs_room_for_its_import() -> None:
     needs = Needs()
     before = needs.of(onnx(10)).peak
+    assert needs.of(onnx(10)).runtime > 40 * MIB
     needs.imported("onnxruntime", 70 * MIB)
     assert before > needs.of(onnx(10)).peak + 40 * MIB
+    assert needs.of(onnx(10)).runtime == 0
 
 
 def test_the_estimate_follows_what_was_measured() -> None:
