@@ -187,7 +187,7 @@ class Needs:
             if before is not None and before.measured and need.measured:
                 # Requests that run during a load disturb its measurement, so no single one is trusted.
                 own = (before.own + need.own) // 2
-                need = replace(need, own=own, peak=max(own, min(before.peak, need.peak)))
+                need = replace(need, own=own, peak=max(own, (before.peak + need.peak) // 2))
             self._models[kind.key] = need
             self._changed |= (
                 before is None
