@@ -52,7 +52,8 @@ class Need:
 
     `own` is what the loaded model holds and no other process has, `peak` the most that it holds while it
     loads. `files` are the files that its workers map, with their resident bytes; libraries among them are
-    shared with other workers. `gpus` has the bytes on each GPU. Unless it was `measured`, it is a guess.
+    shared with other workers. `gpus` has the bytes on each GPU. `runtime` is the part of `peak` by which the
+    import of the runtime grows the server. Unless it was `measured`, all but `runtime` is a guess.
     """
 
     own: int = 0
@@ -60,6 +61,7 @@ class Need:
     files: Mapping[str, int] = field(default_factory=dict)
     gpus: Mapping[int, int] = field(default_factory=dict)
     measured: bool = False
+    runtime: int = 0
 
     @property
     def nothing(self) -> bool:
@@ -143,7 +145,8 @@ class Needs:
                 own = estimate.own if need is None else max(estimate.own, need.own)
                 need = replace(estimate, own=own, peak=max(estimate.peak, own))
             if need.own and not kind.workers:
-                need = replace(need, peak=need.peak + self._import_of(kind.backend))
+                runtime = self._import_of(kind.backend)
+                need = replace(need, peak=need.peak + runtime, runtime=runtime)
             return need
 
     def _estimate(self, kind: LoadKind) -> Need:
@@ -184,7 +187,7 @@ class Needs:
             if before is not None and before.measured and need.measured:
                 # Requests that run during a load disturb its measurement, so no single one is trusted.
                 own = (before.own + need.own) // 2
-                need = replace(need, own=own, peak=max(own, min(before.peak, need.peak)))
+                need = replace(need, own=own, peak=max(own, (before.peak + need.peak) // 2))
             self._models[kind.key] = need
             self._changed |= (
                 before is None

@@ -253,7 +253,7 @@ class Residency:
                 while True:  # repeat: unloading may free less than was measured
                     changed, tenants, need = self._changed, self._tenants(), current()
                     if doubted:
-                        need = replace(need, peak=need.own)
+                        need = replace(need, peak=need.own + need.runtime)
                     found = await self._plan(reservation, need, tenants, trim=trimming)
                     if not found:
                         reservation.need = need
@@ -272,7 +272,7 @@ class Residency:
                 not (others or (reservation.evict and found.passes))
                 and not (waited < _ENDING and self._are_ending(tenants))
             ) or waited > _PATIENCE:
-                guessed = not need.measured and need.own < need.peak
+                guessed = not need.measured and need.own + need.runtime < need.peak
                 if reservation.evict and guessed and waited <= _PATIENCE:
                     # A guess of what the load takes on its way must not refuse the model for ever.
                     doubted = True
@@ -284,10 +284,13 @@ class Residency:
     def _will_end(self, reservation: Reservation) -> bool:
         """Whether there are running loads that will end without the room that this one waits for.
 
-        Of the loads that are suspended, the one that began last is stopped, and the others wait for that.
+        A load that has not begun holds nothing, so no other waits for it. Of the loads that are suspended,
+        the one that began last is stopped, and the others wait for that.
         """
         began = list(self._running)
-        later = began[began.index(reservation) + 1 :] if reservation in self._running else []
+        if reservation not in self._running:
+            return bool(began)
+        later = began[began.index(reservation) + 1 :]
         return any(other is not reservation and (not other.suspended or other in later) for other in began)
 
     def _must_queue(self, reservation: Reservation) -> bool:
