@@ -11,6 +11,7 @@ from pathlib import Path
 
 from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.names import printable
 from backline.repository.configuration import ConfigFiles
 from backline.repository.file_events import changes, is_remote
 from backline.repository.layouts.layouts import Known, read_single
@@ -24,7 +25,6 @@ from backline.repository.layouts.model_config_list import (
 from backline.repository.layouts.model_files import suffix_of
 from backline.repository.layouts.scan import scan_listing
 from backline.repository.listing import Folder
-from backline.repository.names import printable
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 from backline.repository.walk import identity, reason, walk, walk_file
 
