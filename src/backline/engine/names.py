@@ -75,3 +75,10 @@ def check_file_path(path: str) -> None:
             f"load parameter {'file:' + path[:256]!r} does not name a file inside the model's folder,"
             " expected for example 'file:1/model.onnx'"
         )
+
+
+def printable(text: object) -> str:
+    """The text, safe for terminals and logs: control characters and undecodable bytes are escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text)
+    )

@@ -11,12 +11,12 @@ from typing import Any
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.document_limits import check_size
 from backline.engine.errors import InvalidArgument
+from backline.engine.names import printable
 from backline.repository.configuration.checks import check_complete
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.plain import read_plain
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
-from backline.repository.names import printable
 
 SOURCE = "load parameter 'config'"
 #: Triton's error about a configuration that it cannot read begins like this.

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.names import version_order
+from backline.engine.names import printable, version_order
 from backline.repository import configuration
 from backline.repository.configuration import ConfigFiles
 from backline.repository.fingerprint import fingerprint
@@ -33,7 +33,7 @@ from backline.repository.layouts.model_files import (
     usual_file,
 )
 from backline.repository.listing import FileEntry, Folder, Listing
-from backline.repository.names import check_name, printable, some_of
+from backline.repository.names import check_name, some_of
 from backline.repository.repository import FoundModel, FoundVersion
 
 #: The configuration files, whose presence marks a model's folder.

@@ -14,6 +14,8 @@ from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_l
 
 #: When a batch is filled out of turn, the most callers that are looked at and have no request for it.
 _REACH = 64
+#: How many flows without requests may stay.
+_KEPT = 16
 
 
 class _Flow:
@@ -68,7 +70,12 @@ class FairQueue:
         policy = self.policy
         if ticket.request.timeout is not None or policy.timeout_us:
             limit_wait(ticket, policy)
-        self.append(ticket)
+        flow = self._flows.get(ticket.identity)
+        if flow is None:
+            self.append(ticket)
+        else:
+            flow.line.append(ticket)
+            self._size += 1
         return True
 
     def append(self, ticket: Ticket) -> None:
@@ -104,6 +111,8 @@ class FairQueue:
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
         taken: list[Ticket] = []
         items = 0
+        if self._size and self._ring[0].line.size == self._size:  # nobody else waits
+            return self._take_all_from(self._ring[0], max_items, now)
         while items < max_items and (flow := self._whose_turn()) is not None:
             ticket = self._from(flow, now)
             if ticket is None:
@@ -114,6 +123,14 @@ class FairQueue:
             self._end_turn(flow, ticket)
             taken.append(ticket)
             items += ticket.batch_size
+        return taken, items
+
+    def _take_all_from(self, flow: _Flow, max_items: int, now: float) -> tuple[list[Ticket], int]:
+        """A batch of the only caller that waits."""
+        flow.debt = 0
+        taken, items = flow.line.take(max_items, now)
+        self._size -= len(taken)
+        self._collect(flow)
         return taken, items
 
     def _fill(self, taken: list[Ticket], items: int, max_items: int, now: float) -> tuple[list[Ticket], int]:
@@ -179,8 +196,7 @@ class FairQueue:
         """The first flow, after those that pass their turns or have left; None if nothing is queued."""
         ring = self._ring
         if not self._size:
-            self._flows.clear()
-            ring.clear()
+            self._forget()
             return None
         passed = 0
         while True:
@@ -199,6 +215,14 @@ class FairQueue:
                 for other in ring:
                     other.debt -= rounds
                 passed = 0
+
+    def _forget(self) -> None:
+        """Forgets the debts, and all flows if there are many: to create one for each request takes time."""
+        if len(self._ring) > _KEPT:
+            self._flows.clear()
+            self._ring.clear()
+        for flow in self._ring:
+            flow.debt = 0
 
     def _end_turn(self, flow: _Flow, ticket: Ticket) -> None:
         """Ends the turn of the first flow, in which `ticket` was taken."""
