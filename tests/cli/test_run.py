@@ -166,6 +166,31 @@ def test_audio_is_decoded_to_samples(backline: Any, repository: Path, tmp_path: 
     assert "tone.wav: 800 samples at 8000 Hz, mixed from 2 channels" in run.stderr
 
 
+def test_a_text_is_no_audio_whatever_its_name(backline: Any, repository: Path, tmp_path: Path) -> None:
+    pytest.importorskip("soundfile", reason="soundfile is not installed")
+    (tmp_path / "text.mp3").write_text("These are the lyrics.")
+
+    run = backline("run", repository / "song", "--input", tmp_path / "text.mp3")
+
+    assert run.returncode == 1
+    assert (
+        "text.mp3' for input 'samples': the sound cannot be decoded: it is none of WAV, FLAC, OGG"
+        in run.stderr
+    )
+    assert "it begins with the text 'These are the lyrics.'" in run.stderr
+
+
+def test_audio_that_is_cut_short_is_noted(backline: Any, repository: Path, tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+    soundfile.write(tmp_path / "whole.wav", np.full(800, 0.5, np.float32), 8000)
+    (tmp_path / "half.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:844])
+
+    run = backline("run", repository / "song", "--input", tmp_path / "half.wav", "--json")
+
+    assert outputs(run) == {"output": [0.5]}
+    assert "cut short: it has 844 of 1644 bytes" in run.stderr
+
+
 def test_all_responses_of_a_decoupled_model_are_shown(backline: Any, repository: Path) -> None:
     run = backline("run", repository / "words", "--input", "text=one two", "--json")
 

@@ -68,6 +68,8 @@ def test_the_report_shows_models_states_reasons_and_urls(repository: Path, tmp_p
     )
     assert re.search(r"^broken +1 +UNAVAILABLE .*model\.onnx", output, re.MULTILINE)
     assert "loaded add1 version 1" in output
+    told = [line for line in output.splitlines() if "broken" in line and "version" in line]
+    assert len(told) == 1, "in the log, and apart from it only in the table"
     assert server.url in output
     assert server.grpc_url in output
     assert "Not all models are ready: 2 of 3" in output
@@ -135,6 +137,15 @@ def test_no_sample_is_printed_for_a_sequence_model(tmp_path: Path) -> None:
     (tmp_path / "models" / "steps" / "1").mkdir()
     with serve(tmp_path / "models", tmp_path / "log") as server:
         assert "Try it" not in wait_report(server)
+
+
+def test_a_failure_is_printed_at_once_if_the_log_goes_elsewhere(repository: Path, tmp_path: Path) -> None:
+    put(repository / "broken" / "1" / "model.onnx", "no")
+    with serve(repository, tmp_path / "log", "--log-file", str(tmp_path / "file"), ready=False) as server:
+        assert re.search(
+            r"^FAILED broken version 1 \(\d/2\): .*model\.onnx", wait_report(server), re.MULTILINE
+        )
+    assert "model 'broken' version 1 is not available" in (tmp_path / "file").read_text()
 
 
 async def test_a_slow_load_gets_a_line(
@@ -492,6 +503,7 @@ def test_a_misspelt_environment_variable_is_warned_of(tmp_path: Path) -> None:
         "BACKLINE_SERVICE_PORT_HTTP": "8000",
         "BACKLINE_PORT_8000_TCP_ADDR": "10.0.0.1",
         "BACKLINE_IDLE_TIMEOUT": "60",
+        "BACKLINE_API_KEY": "a" * 40,
     }
     with serve(tmp_path / "models", tmp_path / "server.log", environment=environment) as server:
         lines = [line for line in server.output.splitlines() if "environment variable" in line]

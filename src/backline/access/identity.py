@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from backline.access.quota import Meter, Quota
 from backline.access.scope import Scope
 from backline.engine.errors import Forbidden, Unauthenticated
+from backline.engine.ticket import Ticket
 from backline.memo import Memo
 
 #: A model whose name is in the part of the message that is still unread; allowed if any model is.
@@ -47,9 +49,25 @@ class Identity:
     #: What to do about a missing permission, appended to the error.
     cure: str = ""
     revoked: bool = False
+    quotas: tuple[Quota, ...] = ()
+    #: Measures what it uses; None without quotas.
+    meter: Meter | None = field(default=None, init=False, repr=False)
     _allowed: Memo[tuple[Scope, str | None], bool] = field(
         default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        self._meter_quotas()
+
+    def _meter_quotas(self) -> None:
+        if not self.quotas:
+            self.meter = None
+            return
+        whose = "callers without a key together" if self.anonymous else f"the key '{self.name}'"
+        if self.meter is None:
+            self.meter = Meter(self.quotas, whose, time.monotonic())
+        else:
+            self.meter.change(self.quotas, whose, time.monotonic())
 
     @property
     def anonymous(self) -> bool:
@@ -58,7 +76,18 @@ class Identity:
     def become(self, other: Identity) -> None:
         """Takes over what `other` may do, as the configuration has changed."""
         self.name, self.grants, self.expires, self.cure = other.name, other.grants, other.expires, other.cure
+        self.quotas = other.quotas
+        self._meter_quotas()
         self._allowed.clear()
+
+    def follow(self, ticket: Ticket) -> None:
+        """Marks a ticket as this identity's, and counts it as in flight until it ends.
+
+        Must be called before the ticket is submitted. Raises QuotaExceeded.
+        """
+        ticket.identity = self.name
+        if self.meter is not None:
+            self.meter.follow(ticket)
 
     def may(self, scope: Scope, model: str | None) -> bool:
         """Whether one of the grants allows `scope` on `model`; see Grant.covers."""
@@ -71,18 +100,16 @@ class Identity:
     def require(self, scope: Scope, model: str | None) -> None:
         """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
 
-        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every identity has
-        the scope HEALTH.
+        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every valid identity
+        has the scope HEALTH.
         """
-        if scope is Scope.HEALTH:
-            return
         if self.revoked:
             raise Unauthenticated("the key has been revoked; ask the server's operator for a new one")
         if self.expires is not None and time.time() >= self.expires:
             raise Unauthenticated(
                 f"the key '{self.name}' has expired; ask the server's operator for a new one"
             )
-        if self.may(scope, model):
+        if scope is Scope.HEALTH or self.may(scope, model):
             return
         if self.anonymous:
             raise Unauthenticated(f"this request needs a key with the scope '{scope}'{self.cure}")
@@ -92,9 +119,9 @@ class Identity:
         )
 
 
-def anonymous(scopes: Iterable[Scope], cure: str = "") -> Identity:
+def anonymous(scopes: Iterable[Scope], cure: str = "", quotas: tuple[Quota, ...] = ()) -> Identity:
     """The identity of requests without credentials. `cure` is appended to errors about permissions."""
-    return Identity("", (Grant(frozenset(scopes)),), cure=cure)
+    return Identity("", (Grant(frozenset(scopes)),), cure=cure, quotas=quotas)
 
 
 def _granted(grants: Iterable[Grant]) -> str:

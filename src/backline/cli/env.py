@@ -151,11 +151,13 @@ def _needed(path: Path, model: FoundModel) -> Iterator[tuple[User, Requirements]
     seen: set[str] = set()
     for version in model.versions:
         file = None if version.path is None else root / version.path
-        if file is None or not choose(model.config, file).hosted:
+        entry = None if file is None else choose(model.config, file)
+        if file is None or entry is None or not entry.hosted:
             continue
+        on_top = getattr(entry.backend(), "on_top", False)
         folder = file if file.is_dir() else file.parent
-        user = User(model.name, str(folder), str(root / model.folder), model.config.python)
-        requirements = find_requirements(folder, root / model.folder, model.config.python)
+        user = User(model.name, str(folder), str(root / model.folder), model.config.python, on_top)
+        requirements = find_requirements(folder, root / model.folder, model.config.python, on_top=on_top)
         if requirements is not None and requirements.digest not in seen:
             seen.add(requirements.digest)
             yield user, requirements

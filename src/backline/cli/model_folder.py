@@ -10,12 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
-from backline.backends.backend import LoadOptions
-from backline.backends.registry import FORMATS
+from backline.backends.backend import FileCheck, LoadOptions
+from backline.backends.registry import FORMATS, choose
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model, ModelState, Placement
+from backline.lifecycle.wanted import listed
 from backline.repository import configuration
 from backline.repository.configuration import files, override
 from backline.repository.configuration.document import Document
@@ -181,12 +182,12 @@ class CheckedModel:
 
 
 def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
-    """Checks the configuration of a model found at `path`; with `load`, also loads it."""
-    errors = (
-        [found.problem]
-        if found.problem
-        else [version.problem for version in found.versions if version.problem]
-    )
+    """Checks the configuration and the files of a model found at `path`; with `load`, also loads it."""
+    if found.problem:
+        errors = [found.problem]
+    else:
+        errors = [version.problem or _file_problem(path, found, version) for version in found.versions]
+        errors = [*filter(None, errors), *_label_problems(found)]
     checked = CheckedModel(found, errors, list(found.warnings))
     if load and not errors:
         try:
@@ -195,6 +196,30 @@ def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
         except BacklineError as error:
             errors.append(error.message)
     return checked
+
+
+def _file_problem(path: Path, found: FoundModel, version: FoundVersion) -> str:
+    """Why the file of a version cannot be a model, as far as its backend can tell without loading it."""
+    file = (path if path.is_dir() else path.parent) / (version.path or "")
+    if found.config.ensemble is not None or not file.is_file():
+        return ""
+    try:
+        backend = choose(found.config, file).backend()
+        if isinstance(backend, FileCheck):
+            backend.check_file(file)
+    except BacklineError as error:
+        return error.message
+    return ""
+
+
+def _label_problems(found: FoundModel) -> list[str]:
+    versions = [version.version for version in found.versions]
+    return [
+        f"label '{label}' of '{found.name}' points to version {version}, which does not exist; available:"
+        f" {listed(versions)}"
+        for label, version in found.config.labels.items()
+        if version not in versions
+    ]
 
 
 def check_ensembles(checked: Sequence[CheckedModel]) -> None:

@@ -71,6 +71,13 @@ Examples:
     help="Load a model that can execute code when loaded: a pickle, machine code.",
 )
 @click.option(
+    "--trust-skops-type",
+    "trust_skops_types",
+    multiple=True,
+    metavar="TYPE",
+    help="Load a skops file with this type, such as sklearn.tree._tree.Tree; repeatable.",
+)
+@click.option(
     "--trust-remote-code",
     is_flag=True,
     help="Run code (Python, TorchScript, torch.export) from a remote repository.",
@@ -90,6 +97,7 @@ def command(
     as_json: bool,
     others: tuple[str, ...],
     trust_pickle: bool,
+    trust_skops_types: tuple[str, ...],
     trust_remote_code: bool,
     cache_dir: Path | None,
 ) -> None:
@@ -105,6 +113,7 @@ def command(
         options = LifecycleOptions(
             mode="explicit",
             trust_pickle=trust_pickle,
+            trust_skops_types=trust_skops_types,
             trust_remote_code=trust_remote_code,
             cache_folder=cache_dir,
             state_folder=Path(state),

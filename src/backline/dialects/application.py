@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Any, TypeAlias
 
 from backline.access.access import Access
@@ -15,6 +16,7 @@ from backline.dialects import standard_services
 from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error, respond_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
+from backline.dialects.open_inference.grpc.wire_format import model_name
 from backline.dialects.open_inference.rest.service import RestService
 from backline.dialects.open_inference.settings import RecordingRoutes
 from backline.dialects.router import Handler, MethodNotAllowed, Router
@@ -136,8 +138,11 @@ class _IdentifyingHandler(_HttpHandler):
         target = self._target(request.method, request.path)
         if target is not None:
             try:
-                request.identity = self._identify(request.headers)
-                request.identity.require(target.scope, target.model)
+                identity = request.identity = self._identify(request.headers)
+                identity.require(target.scope, target.model)
+                meter = identity.meter
+                if meter is not None and target.scope is not Scope.HEALTH:
+                    meter.charge(target.model, len(request.body), monotonic())
             except BacklineError as error:
                 respond_error(request, error)
                 return
@@ -173,11 +178,18 @@ def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
     identify = access.identify
     scope, model = _target(method)
     handler, model_of = method.handler, method.model_of
+    infers = scope is Scope.INFER
 
     def handle(call: UnaryCall, received: Buffer) -> None:
         try:
             identity = call.identity = identify(call.metadata)
-            identity.require(scope, model if model_of is None else model_of(received) or None)
+            name = model if model_of is None else model_of(received) or None
+            identity.require(scope, name)
+            meter = identity.meter
+            if meter is not None and scope is not Scope.HEALTH:
+                if infers and meter.by_model:
+                    name = model_name(received)
+                meter.charge(name, len(received), monotonic())
         except BacklineError as error:
             fail_call(call, error)
         else:
@@ -189,7 +201,9 @@ def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
 def _metrics_page(page: Page, deferred: DeferredAnswers) -> Handler:
     def answer(request: HttpRequest) -> None:
         deferred.answer(
-            request, page(), lambda told: request.respond(200, [(b"content-type", told[0])], told[1])
+            request,
+            page(),
+            lambda told: request.respond(200, [(b"content-type", told[0])], told[1], compressible=True),
         )
 
     return answer

@@ -97,11 +97,7 @@ class Embedded:
         """
         await self._lifecycle.start(on_event)
         if self._exit_on_error:
-            failed = [
-                model
-                for model in self.engine.models()
-                if model.state is ModelState.UNAVAILABLE and not model.on_demand
-            ]
+            failed = [model for model in self.engine.models() if model.state is ModelState.UNAVAILABLE]
             if failed:
                 reasons = "".join(
                     f"\n  {model.name} version {model.version}: {model.reason}" for model in failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,8 @@ from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
 
+#: Seconds for which a version is listed after the version policy has given it up and it was unloaded.
+UNLOADED_SHOWN_SECONDS = 60.0
 #: Makes the stand-in for a version that is loaded on request.
 MakeAsleep = Callable[[str], StandIn]
 
@@ -388,13 +391,25 @@ class ServedModel:
             self.failures[version] = StandIn(self.name, version, config, VersionPhase.FAILED, reason)
 
     def _unloaded_versions(self) -> Mapping[str, Servable]:
-        """Versions that served before and are still in the repository, to be listed as unloaded."""
-        known = self.known_versions
-        self._unloaded = {version: one for version, one in self._unloaded.items() if version in known}
+        """Versions that served before and are still in the repository, to be listed as unloaded.
+
+        One that a request has unloaded is listed until it is loaded again. One that the version policy has
+        given up is listed for a while, for those who follow the change.
+        """
+        earliest = time.monotonic() - UNLOADED_SHOWN_SECONDS
+        self._unloaded = {
+            version: one
+            for version, one in self._unloaded.items()
+            if version in self.known_versions and (self._by_request(version) or one.ended_at > earliest)
+        }
         there = {one.model.version for one in self.held.values()} | {goal.version for goal in self.wanted()}
         for version in there:
             self._unloaded.pop(version, None)
         return self._unloaded
+
+    def _by_request(self, version: str) -> bool:
+        """Whether a version that is not wanted is not wanted because of a request."""
+        return self.target is None or version in self.target.removed
 
     def unloaded(self, one: Servable) -> None:
         """Removes a drained version."""

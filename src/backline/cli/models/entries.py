@@ -35,6 +35,11 @@ def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
     )
 
 
+def state_text(entry: ModelIndex) -> str:
+    """The state, such as "READY" or "ON DEMAND"."""
+    return entry.state.replace("_", " ") or "not loaded"
+
+
 def memory_text(entry: ModelIndex) -> str:
     return format_bytes(entry.memory_bytes) if entry.memory_bytes else "-"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from backline.cli.connection import connection_options
-from backline.cli.models.entries import document, memory_text, reason_text
+from backline.cli.models.entries import document, memory_text, reason_text, state_text
 from backline.cli.models.progress import run_change
 from backline.cli.numbers import Number
 from backline.cli.table import print_table
@@ -131,7 +131,7 @@ def _print_versions(entries: Sequence[ModelIndex], as_json: bool) -> None:
             (
                 entry.name,
                 entry.version or "-",
-                entry.state or "not loaded",
+                state_text(entry),
                 memory_text(entry),
                 reason_text(entry),
             )

@@ -207,7 +207,8 @@ def within_open_files(limits: Limits) -> Limits:
     return replace(limits, max_connections=fitting)
 
 
-#: Signals that stop the server: sent by a service manager, by Ctrl-C, and by a terminal that closes.
+#: Signals that stop the server: from a service manager, by Ctrl-C, by closing the terminal. SIGHUP may also
+#: mean that certificates and keys are to be read again.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: Seconds for which runs and unloading may continue once all connections are closed.
 REST_WITHIN = 5.0
@@ -280,7 +281,11 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
 
 
 async def serve(options: ServerOptions, log: ServerLog) -> bool:
-    """Serves until a signal arrives; returns whether all runs have ended. A second signal ends it at once."""
+    """Serves until a signal arrives; returns whether all runs have ended.
+
+    A second signal ends the process. SIGHUP reloads certificates and keys, unless there are none or it
+    reports that the terminal has closed.
+    """
     began = monotonic()
     server = Server(options, log)
     stopping = asyncio.Event()
@@ -292,6 +297,14 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
+    on_terminal = _has_terminal()
+
+    def hang_up() -> None:
+        if server.reloadable and on_terminal == _has_terminal():
+            server.reload()
+        else:
+            stop()
+
     # SIGINT and SIGTERM stop the server even if they were ignored when it started, as SIGINT is in the
     # background jobs of a shell script. SIGHUP stays ignored, because nohup asks for that.
     heard = [
@@ -300,8 +313,13 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
         if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
     ]
     for number in heard:
-        loop.add_signal_handler(number, stop)
-    report = LoadReport(server.engine, bar=not options.lifecycle.debugged_model)
+        loop.add_signal_handler(number, hang_up if number == signal.SIGHUP else stop)
+    logged = log.settings()
+    report = LoadReport(
+        server.engine,
+        bar=not options.lifecycle.debugged_model,
+        failures=bool(logged["log_file"]) or not logged["log_error"],
+    )
     starting = asyncio.create_task(server.start(report.on_event))
     waiting = asyncio.create_task(stopping.wait())
     try:
@@ -327,6 +345,15 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
         rested = await _stop(server, options)
     print("Stopped", flush=True)
     return rested
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal. It loses it when the terminal closes."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 async def _stop(server: Server, options: ServerOptions) -> bool:

@@ -39,7 +39,7 @@ def exposure(options: ServerOptions) -> str:
     ports = (options.http_port, options.grpc_port, options.metrics_port)
     if is_loopback(options.host) or ports == (None, None, None):
         return ""
-    if options.tls is not None and options.tls.client_ca is not None:
+    if options.tls is not None and options.tls.only_certified:
         return ""
     keyed = options.auth is not None or environment_has_keys()
     if keyed:
@@ -79,9 +79,13 @@ class LoadReport:
     On a terminal, if loads take long, a bar shows their phases.
     """
 
-    def __init__(self, engine: Engine, *, bar: bool = True) -> None:
-        """`bar=False` prints only lines, so that a debugger can use the terminal."""
+    def __init__(self, engine: Engine, *, bar: bool = True, failures: bool = True) -> None:
+        """`bar=False` prints lines only, so that a debugger can use the terminal.
+
+        `failures=False` leaves failed loads to the log, for a log that goes to the same terminal.
+        """
         self._engine = engine
+        self._failures = failures
         self._built: set[tuple[str, str]] = set()
         self._long: set[tuple[str, str]] = set()
         self._bar: Any = None
@@ -102,10 +106,10 @@ class LoadReport:
         if event.state is ModelState.READY:
             state = click.style("loaded", fg="green")
             line = f"{state} {where} in {event.seconds:.2f} s ({event.done}/{event.total})"
-        else:
+            self._say(line)
+        elif self._failures:
             state = click.style("FAILED", fg="red", bold=True)
-            line = f"{state} {where} ({event.done}/{event.total}): {event.reason}"
-        self._say(line)
+            self._say(f"{state} {where} ({event.done}/{event.total}): {event.reason}")
         if self._bar is not None:
             self._bar.update(self._task, completed=event.done, total=event.total)
 
@@ -277,7 +281,7 @@ def _row(model: Model, labels: str) -> tuple[str, ...]:
         return (
             name,
             version,
-            "ON DEMAND" if model.on_demand else state,
+            state.replace("_", " "),
             labels,
             "-",
             "-",
@@ -309,7 +313,7 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
         if model.state is ModelState.READY and model.signature.inputs and model.config.sequence is None
     ]
     url = next((url for label, url in server.urls if label == "HTTP"), "")
-    if not loaded or not url or (options.tls is not None and options.tls.client_ca is not None):
+    if not loaded or not url or (options.tls is not None and options.tls.only_certified):
         return
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     certificate = None if options.tls is None else str(options.tls.certificate)

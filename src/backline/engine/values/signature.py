@@ -41,7 +41,8 @@ class TensorSpec:
     """An input or output.
 
     `shape` has -1 for variable dimensions. `labels` name the classes of a classification output. In a
-    configuration `shape` is what clients see and `reshape` what the model has instead.
+    configuration `shape` is what clients see and `reshape` what the model has instead. `json` is "object" or
+    "list" if each element of a BYTES tensor is the JSON text of one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TensorSpec:
     optional: bool = False
     labels: tuple[str, ...] = ()
     reshape: Shape | None = None
+    json: str = ""
 
     def __str__(self) -> str:
         """The tensor as messages show it, such as "x FP32[-1, 4]"."""

@@ -48,7 +48,7 @@ def scan_listing(
         root = _innermost(root, formats)
     folders = root.folders()
     configs = configs or ConfigFiles()
-    name = name or root.name
+    is_named, name = bool(name), name or root.name
     if has_settings(root):
         return read_settings(root, formats, configs)
     configured = has_config(root)
@@ -63,6 +63,12 @@ def scan_listing(
     if candidates(root.listing, formats) and not any(
         is_model_folder(place, formats) for place in folders.values()
     ):
+        if not is_named and is_version_name(name):
+            above = root.location.rstrip("/").rpartition("/")[0]
+            raise InvalidArgument(
+                f"'{root.location}' is not a model or a repository: by its name it is version {name} of a"
+                f" model. Name the model's folder, '{above}', or give the model a name with --model-name"
+            )
         return [read_single(root, name, formats, configs)]
     if configured:
         model = read_model(root, name, formats, configs)
