@@ -91,11 +91,6 @@ class Address:
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
 
     @property
-    def local(self) -> bool:
-        """Whether requests stay on this machine."""
-        return self.unix or self.host in ("localhost", "::1") or self.host.startswith("127.")
-
-    @property
     def authority(self) -> str:
         """host:port, as in the Host header."""
         if self.unix:
