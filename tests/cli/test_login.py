@@ -88,6 +88,13 @@ def test_commands_take_a_key(backline: Any, server: ServerProcess, tmp_path: Pat
     assert KEY not in run.stdout + run.stderr
 
 
+def test_a_key_for_an_unencrypted_connection_is_asked_for_with_a_warning(backline: Any) -> None:
+    run = backline("login", "http://models.invalid", "--api-key", KEY)
+    assert run.returncode == 1
+    assert "http://models.invalid:8000 is not encrypted" in run.stderr
+    assert "is not encrypted" not in backline("login", "https://models.invalid", "--api-key", KEY).stderr
+
+
 def test_a_repository_needs_no_key(backline: Any) -> None:
     run = backline("login", "inproc:///models")
     assert (run.returncode, "needs no key" in run.stderr) == (2, True)
