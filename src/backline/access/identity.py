@@ -100,18 +100,16 @@ class Identity:
     def require(self, scope: Scope, model: str | None) -> None:
         """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
 
-        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every identity has
-        the scope HEALTH.
+        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every valid identity
+        has the scope HEALTH.
         """
-        if scope is Scope.HEALTH:
-            return
         if self.revoked:
             raise Unauthenticated("the key has been revoked; ask the server's operator for a new one")
         if self.expires is not None and time.time() >= self.expires:
             raise Unauthenticated(
                 f"the key '{self.name}' has expired; ask the server's operator for a new one"
             )
-        if self.may(scope, model):
+        if scope is Scope.HEALTH or self.may(scope, model):
             return
         if self.anonymous:
             raise Unauthenticated(f"this request needs a key with the scope '{scope}'{self.cure}")

@@ -34,6 +34,7 @@ def connect(
     key: str | Path | None = None,
     max_connections: int = 256,
     retries: int = 1,
+    api_key: str | None = None,
 ) -> Client:
     """Returns a synchronous client, which any number of threads may share.
 
@@ -46,7 +47,16 @@ def connect(
     ...     notes = client["basic_pitch"](audio)
     """
     options = ClientOptions(
-        timeout, connect_timeout, headers or {}, verify, ca, certificate, key, max_connections, retries
+        timeout,
+        connect_timeout,
+        headers or {},
+        verify,
+        ca,
+        certificate,
+        key,
+        max_connections,
+        retries,
+        api_key,
     )
     return Client(url, options)
 
@@ -63,6 +73,7 @@ def connect_async(
     key: str | Path | None = None,
     max_connections: int = 256,
     retries: int = 1,
+    api_key: str | None = None,
 ) -> AsyncClient:
     """Returns an asyncio client, which connects with its first request. The arguments are those of `connect`.
 
@@ -70,6 +81,15 @@ def connect_async(
     ...     notes = await client["basic_pitch"](audio)
     """
     options = ClientOptions(
-        timeout, connect_timeout, headers or {}, verify, ca, certificate, key, max_connections, retries
+        timeout,
+        connect_timeout,
+        headers or {},
+        verify,
+        ca,
+        certificate,
+        key,
+        max_connections,
+        retries,
+        api_key,
     )
     return AsyncClient(url, options)

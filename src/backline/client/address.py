@@ -73,13 +73,26 @@ class Address:
             raise InvalidArgument(f"'{url}' names no host. Use, for example, {_EXAMPLES}")
         if parts.username is not None:
             raise InvalidArgument(
-                "the URL contains a user name or password: pass headers={'authorization': '...'} instead"
+                "the URL contains a user name or password: pass headers={'authorization': '...'} instead, or"
+                " api_key"
             )
         if parts.query or parts.fragment:
             raise InvalidArgument(f"'{url}' has a query or a fragment, but servers have none: leave it out")
         if protocol == "grpc" and parts.path not in ("", "/"):
             raise InvalidArgument(f"'{url}' has the path '{parts.path}', which gRPC cannot use: leave it out")
         return cls(text, protocol, host, port, parts.path.rstrip("/"), tls)
+
+    @property
+    def server(self) -> str:
+        """The URL of the server, equal for HTTP and gRPC on one port, as each port speaks both."""
+        if self.unix:
+            return f"unix:{self.path}"
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
+
+    @property
+    def local(self) -> bool:
+        """Whether requests stay on this machine."""
+        return self.unix or self.host in ("localhost", "::1") or self.host.startswith("127.")
 
     @property
     def authority(self) -> str:

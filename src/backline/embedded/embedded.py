@@ -13,7 +13,7 @@ from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions
 from backline.repository.configuration import ConfigFiles
-from backline.repository.location import open_repository
+from backline.repository.location import open_repository, split_name
 from backline.system.user_folders import user_cache
 
 
@@ -36,7 +36,13 @@ class Embedded:
         configs = ConfigFiles(config_name, complete=options.complete_configs)
         cache = options.cache_folder or user_cache()
         # A folder given twice, perhaps in different spellings, is one repository.
-        locations = {_same(location): str(location) for location in reversed(repositories)}
+        locations: dict[str, str] = {}
+        for location in map(str, repositories):
+            first = locations.setdefault(_same(location), location)
+            if split_name(first)[0] != split_name(location)[0]:
+                raise InvalidArgument(
+                    f"a repository was given twice: '{first}' and '{location}'; leave one out"
+                )
         if model_name and len(locations) > 1:
             raise InvalidArgument(
                 f"the model name '{model_name}' is for one repository with one model, but there are"
@@ -44,7 +50,7 @@ class Embedded:
             )
         opened = [
             open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)
-            for location in reversed(locations.values())
+            for location in locations.values()
         ]
         self._lifecycle = Lifecycle(self.engine, opened, options)
 
@@ -78,7 +84,7 @@ class Embedded:
         await self._lifecycle.close()
 
 
-def _same(location: str | Path) -> str:
+def _same(location: str) -> str:
     """A key that is equal for all spellings of one repository's location."""
-    text = str(location)
+    _, text = split_name(location)
     return text if "://" in text or text.startswith("hf:") else str(Path(text).resolve())

@@ -22,6 +22,7 @@ from backline.repository.layouts.layouts import (
 from backline.repository.layouts.model_files import candidates
 from backline.repository.layouts.model_settings import has_settings, read_settings
 from backline.repository.listing import Folder, Listing
+from backline.repository.names import printable
 from backline.repository.repository import FoundModel
 
 
@@ -83,6 +84,17 @@ def scan_listing(
             f" '{root.location}/{FIRST_VERSION}'"
         )
     return read_repository(root, folders, formats, configs, known)
+
+
+def check_named(models: Sequence[FoundModel], name: str, location: str) -> None:
+    """Raises InvalidArgument if a `name` was given, but `models` is not a single model that took it."""
+    if not name or [model.name for model in models] == [printable(name)]:
+        return
+    names = ", ".join(f"'{model.name}'" for model in models) or "no model"
+    raise InvalidArgument(
+        f"the name '{name}' is for the only model at a location, but '{location}' is a repository that holds"
+        f" {names}; leave the name out, or give the location of one model"
+    )
 
 
 def _innermost(root: Folder, formats: Sequence[ModelFormat]) -> Folder:
