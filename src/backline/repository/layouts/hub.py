@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument, NotFound
+from backline.engine.names import printable
 from backline.engine.spelling import nearest
 from backline.repository.layouts.layouts import (
     has_config,
@@ -22,7 +23,6 @@ from backline.repository.layouts.layouts import (
 from backline.repository.layouts.model_files import find_by_suffix, named_models, suffix_of
 from backline.repository.layouts.model_settings import has_settings
 from backline.repository.listing import FileEntry, Folder, Listing
-from backline.repository.names import printable
 
 #: Weights that no backend loads: they may be larger than the model, and are not downloaded with it.
 _WEIGHTS_OF_LIBRARIES = re.compile(
