@@ -55,7 +55,7 @@ def test_a_key_is_asked_for_without_echo_checked_kept_and_forgotten(
     assert "Removed the key" in backline("logout", server.url).stdout
     assert "needs a key" in backline("models", "list", "--url", server.url).stderr
     again = backline("logout", server.url)
-    assert (again.returncode, "has no key of" in again.stderr) == (1, True)
+    assert (again.returncode, "has no key for" in again.stderr) == (1, True)
 
 
 def test_a_key_that_the_server_does_not_know_is_not_kept(

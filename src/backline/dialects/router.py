@@ -94,7 +94,7 @@ class Router:
     def _find(self, path: bytes) -> _Methods | None:
         """The handlers of a path; None if there are none.
 
-        Anybody may send any path, so that the cost of one without handlers is bounded. Raises InvalidArgument
+        Anybody may send any path, so the cost of a path without handlers is bounded. Raises InvalidArgument
         for a malformed path.
         """
         known = self._resolved.get(path)

@@ -25,7 +25,7 @@ _MOST_MODELS = 10_000
 #: The ratio of memory to file size before any measurement, and the weight of a new measurement in the mean.
 _FIRST_RATIO = 1.2
 _WEIGHT = 0.2
-#: A loading runtime holds the file next to the model that it makes of the file.
+#: While it loads, a runtime holds both the file and the model made from it.
 _COPIES_WHILE_LOADING = 1.2
 #: What a worker process needs besides the model's files, in bytes, until it was measured: the interpreter
 #: with NumPy, and for TorchServe also PyTorch.
@@ -73,7 +73,7 @@ class LoadKind:
     """What is known of a load before it begins.
 
     `key` changes with the files and with what a load reads of the configuration. `backend` is "" if the
-    files do not tell. `gpus` are those that the model may be placed on, of those with a budget.
+    files do not show it. `gpus` are those that the model may be placed on, of those with a budget.
     """
 
     key: str
@@ -141,7 +141,7 @@ class Needs:
             need = self._models.get(kind.key)
             if need is None or not need.measured:
                 estimate = self._estimate(kind)
-                # A load that was stopped when it needed too much needs at least that.
+                # A load that was stopped for needing too much needs at least what it had reached.
                 own = estimate.own if need is None else max(estimate.own, need.own)
                 need = replace(estimate, own=own, peak=max(estimate.peak, own))
             if need.own and not kind.workers:
