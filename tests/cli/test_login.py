@@ -55,7 +55,7 @@ def test_a_key_is_asked_for_without_echo_checked_kept_and_forgotten(
     assert "Removed the key" in backline("logout", server.url).stdout
     assert "needs a key" in backline("models", "list", "--url", server.url).stderr
     again = backline("logout", server.url)
-    assert (again.returncode, "has no key of" in again.stderr) == (1, True)
+    assert (again.returncode, "has no key for" in again.stderr) == (1, True)
 
 
 def test_a_key_that_the_server_does_not_know_is_not_kept(
@@ -86,6 +86,13 @@ def test_commands_take_a_key(backline: Any, server: ServerProcess, tmp_path: Pat
     )
     assert run.returncode == 0, run.stderr
     assert KEY not in run.stdout + run.stderr
+
+
+def test_a_key_for_an_unencrypted_connection_is_asked_for_with_a_warning(backline: Any) -> None:
+    run = backline("login", "http://models.invalid", "--api-key", KEY)
+    assert run.returncode == 1
+    assert "http://models.invalid:8000 is not encrypted" in run.stderr
+    assert "is not encrypted" not in backline("login", "https://models.invalid", "--api-key", KEY).stderr
 
 
 def test_a_repository_needs_no_key(backline: Any) -> None:

@@ -58,7 +58,7 @@ def test_a_budget_is_for_every_gpu_or_for_one(texts: tuple[str, ...], expected: 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("2:1GiB", "GPU 2, which is not there; the GPUs are 0, 1"), ("0:much", "'much' is not")],
+    [("2:1GiB", "GPU 2, which does not exist; the GPUs are 0, 1"), ("0:much", "'much' is not")],
 )
 def test_an_invalid_budget_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InvalidArgument, match=reason):
@@ -74,7 +74,7 @@ def test_a_driver_that_does_not_tell_what_is_in_use_is_an_error() -> None:
     def broken(_: Collection[int]) -> ReadGpus:
         raise OSError("libnvidia-ml.so.1: cannot open shared object file")
 
-    with pytest.raises(InvalidArgument, match="does not tell what is in use: libnvidia-ml"):
+    with pytest.raises(InvalidArgument, match="does not report what is in use: libnvidia-ml"):
         GpuBudgets(("1GiB",), lambda: Gpus((0,)), broken)
 
 

@@ -79,6 +79,36 @@ def test_a_load_overlapped_at_its_start_is_not_measured() -> None:
     assert second.need == Need(12 * MIB, 12 * MIB)
 
 
+@pytest.mark.parametrize("ends", ["before the load", "during the load"])
+def test_a_load_during_which_another_model_was_freed_is_not_measured(ends: str) -> None:
+    bench = Bench()
+    freeing = bench.meter.freeing()
+    freeing.__enter__()
+    with bench.meter.measure(onnx(10)) as load:
+        bench.grow(-20)
+        if ends == "during the load":
+            freeing.__exit__(None, None, None)
+        bench.grow(11)
+    assert not load.need.measured
+    assert load.shown == 12 * MIB, "the estimate"
+
+
+def test_a_load_after_another_model_was_freed_is_measured() -> None:
+    bench = Bench()
+    with bench.meter.freeing():
+        bench.grow(-20)
+    with bench.meter.measure(onnx(10)) as load:
+        bench.grow(11)
+    assert load.need.measured
+
+
+def test_a_peak_that_was_measured_too_low_is_outweighed_by_later_ones() -> None:
+    needs = Needs()
+    for peak in (200, 100, 200, 200, 200):
+        needs.learn(onnx(10), Need(100 * MIB, peak * MIB, measured=True))
+    assert needs.of(onnx(10)).peak - needs.of(onnx(10)).runtime > 190 * MIB
+
+
 def test_a_load_that_imports_its_runtime_does_not_count_the_import() -> None:
     bench = Bench()
     with bench.meter.measure(onnx(10)) as load:
@@ -94,8 +124,10 @@ def test_a_load_that_imports_its_runtime_does_not_count_the_import() -> None:
 def test_the_first_load_of_a_runtime_needs_room_for_its_import() -> None:
     needs = Needs()
     before = needs.of(onnx(10)).peak
+    assert needs.of(onnx(10)).runtime > 40 * MIB
     needs.imported("onnxruntime", 70 * MIB)
     assert before > needs.of(onnx(10)).peak + 40 * MIB
+    assert needs.of(onnx(10)).runtime == 0
 
 
 def test_the_estimate_follows_what_was_measured() -> None:

@@ -267,6 +267,33 @@ def test_the_peak_of_a_load_is_reserved_and_what_it_does_not_keep_is_given_back(
     run(scenario)
 
 
+def test_a_load_without_room_for_its_guessed_copies_keeps_the_room_for_its_runtime() -> None:
+    async def scenario() -> None:
+        house = House()
+        guess = Need(20 * MIB, 130 * MIB, runtime=70 * MIB)
+        async with house.residency.room("m", lambda: guess, evict=True) as reservation:
+            assert reservation.need.peak == 90 * MIB
+        guess = Need(20 * MIB, 150 * MIB, runtime=90 * MIB)
+        with pytest.raises(Unavailable, match="m needs 110 MiB"):
+            await house.residency.room("m", lambda: guess, evict=True).__aenter__()
+
+    run(scenario)
+
+
+def test_a_load_waits_for_a_suspended_one_to_end_rather_than_doubt_its_estimate() -> None:
+    async def scenario() -> None:
+        house = House()
+        guess = Need(20 * MIB, 90 * MIB)
+        async with house.room("one", 40 * MIB, evict=True) as one:
+            one.suspended = True
+            two = asyncio.ensure_future(house.residency.room("two", lambda: guess, evict=True).__aenter__())
+            await asyncio.sleep(0.05)
+            assert not two.done()
+        assert (await two).need.peak == 90 * MIB
+
+    run(scenario)
+
+
 def test_a_load_that_took_more_than_was_known_makes_more_room_or_fails() -> None:
     async def scenario() -> None:
         house = House()

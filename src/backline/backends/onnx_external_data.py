@@ -1,4 +1,4 @@
-"""Checks that an ONNX file is one, and that it takes external data (weights) only from its own folder.
+"""Checks that a file is an ONNX model, and that it takes external data (weights) only from its own folder.
 
 Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The file is parsed by its
 protobuf wire format (onnx.proto), skipping the weights.

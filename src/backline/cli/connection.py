@@ -26,8 +26,8 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         show_envvar=True,
         default="http://localhost:8000",
         show_default=True,
-        help="http://, https://, grpc://, grpcs://, unix:PATH, or inproc:///path/to/repository to load the"
-        " models in this process.",
+        help="http://, https://, grpc://, grpcs://, unix:PATH, or inproc:///path/to/repository?model=NAME to"
+        " load models in this process.",
     )(client_options(function))
 
 

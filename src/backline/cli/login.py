@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import click
 
+from backline.access.exposure import is_loopback
 from backline.cli.connection import client_options
 from backline.client.address import Address
 from backline.client.credentials import StoredKeys
@@ -34,6 +35,13 @@ def command(url: str, options: ClientOptions) -> None:
     this URL, and to no other, unless they are given another key.
     """
     address = server_address(url)
+    if not (address.tls or address.unix or is_loopback(address.host)):
+        click.secho(
+            f"{address.server} is not encrypted: others on the network could read the key; use https:// if"
+            " the server has it",
+            err=True,
+            fg="yellow",
+        )
     key = options.api_key or _ask(address)
     check_api_key(key, "the key")
     with Client(url, replace(options, api_key=key)) as client:
@@ -48,10 +56,6 @@ def command(url: str, options: ClientOptions) -> None:
     keys = StoredKeys()
     keys.put(address.server, key)
     print(f"Kept the key of {address.server} in '{keys.path}'")
-    if not address.tls and not address.local:
-        click.secho(
-            f"{address.server} is not encrypted: others may read the key on its way", err=True, fg="yellow"
-        )
 
 
 def server_address(url: str) -> Address:

@@ -23,5 +23,5 @@ def command(url: str) -> None:
     server = server_address(url).server
     keys = StoredKeys()
     if not keys.remove(server):
-        raise NotFound(f"'{keys.path}' has no key of {server}")
-    print(f"Removed the key of {server} from '{keys.path}'")
+        raise NotFound(f"'{keys.path}' has no key for {server}")
+    print(f"Removed the key for {server} from '{keys.path}'")

@@ -39,9 +39,10 @@ def connect(
     """Returns a synchronous client, which any number of threads may share.
 
     `url` is http://host:8000, https://host, grpc://host:8001, grpcs://host, unix:/path/of/socket (HTTP),
-    grpc+unix:/path, or inproc:///path/of/repository, which loads the models into this process. The default
-    port is 8000 for http, 8001 for grpc, and 443 for https and grpcs. A network client connects with its
-    first request. The other arguments are the fields of ClientOptions.
+    grpc+unix:/path, or inproc:///path/of/repository, which loads the models into this process, as Embedded
+    does; its options may follow as in ?model=add1&memory_budget=2GiB. The default port is 8000 for http, 8001
+    for grpc, and 443 for https and grpcs. A network client connects with its first request. The other
+    arguments are the fields of ClientOptions.
 
     >>> with connect("http://localhost:8000") as client:
     ...     notes = client["basic_pitch"](audio)

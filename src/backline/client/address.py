@@ -29,7 +29,7 @@ _EXAMPLES = (
 @dataclass(frozen=True, slots=True)
 class Address:
     """A server's address. `path` is the path of the socket or the repository; over TCP, it is the prefix that
-    a proxy puts before /v2.
+    a proxy puts before /v2. `query` has the options of a repository.
     """
 
     url: str
@@ -39,6 +39,7 @@ class Address:
     path: str = ""
     tls: bool = False
     unix: bool = False
+    query: str = ""
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -58,10 +59,10 @@ class Address:
             )
         protocol, tls, port = _SCHEMES[scheme]
         if scheme == "inproc" or scheme.endswith("unix"):
-            path = unquote(rest[2:] if rest.startswith("//") else rest)
+            path, _, query = rest.removeprefix("//").partition("?" if scheme == "inproc" else "\0")
             if not path:
                 raise InvalidArgument(f"'{url}' names no path. Use, for example, {_EXAMPLES}")
-            return cls(text, protocol, path=path, unix=scheme != "inproc")
+            return cls(text, protocol, path=unquote(path), unix=scheme != "inproc", query=query)
         try:
             parts = urlsplit(text)
             host, port = parts.hostname or "", port if parts.port is None else parts.port
@@ -88,11 +89,6 @@ class Address:
         if self.unix:
             return f"unix:{self.path}"
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
-
-    @property
-    def local(self) -> bool:
-        """Whether requests stay on this machine."""
-        return self.unix or self.host in ("localhost", "::1") or self.host.startswith("127.")
 
     @property
     def authority(self) -> str:

@@ -19,7 +19,7 @@ from backline.system.user_folders import user_config
 
 #: The environment variable with the key of all servers that a program connects to.
 VARIABLE = "BACKLINE_KEY"
-#: Header fields with credentials, in lower case. A program that sets one is not given another.
+#: Header fields with credentials, in lower case. If a program sets one, no key is added.
 _FIELDS = ("authorization", "x-api-key")
 
 
@@ -39,7 +39,7 @@ class Credential:
             hint = f"the client sent the key {self.source}"
         elif isinstance(error, CredentialsRefused):
             hint = f"the client sent no key: run 'backline login {url}', set {VARIABLE}, or pass api_key"
-        else:  # the reason is not the key: a host name, a proxy
+        else:  # the key is not at fault, but a host name or a proxy
             return error
         explained = type(error)(f"{error.message.rstrip('.')} ({hint})")
         explained.retry_after = error.retry_after
@@ -81,11 +81,11 @@ class StoredKeys:
         return self._read().get(server, "")
 
     def put(self, server: str, key: str) -> None:
-        """Raises InvalidArgument for a file with a problem, OSError if it cannot be written."""
+        """Stores a key. Raises InvalidArgument for a file with a problem, OSError if it cannot be written."""
         self._write({**self._read(), server: key})
 
     def remove(self, server: str) -> bool:
-        """Whether there was a key. Raises as `put` does."""
+        """Removes a key, and returns whether there was one. Raises what `put` raises."""
         keys = self._read()
         if keys.pop(server, None) is None:
             return False
@@ -104,7 +104,7 @@ class StoredKeys:
             return {}
         except OSError as error:
             raise InvalidArgument(f"'{self.path}' cannot be read: {error.strerror}") from None
-        except msgspec.DecodeError:  # whose text could contain a key
+        except msgspec.DecodeError:  # the error's text could contain a key
             raise InvalidArgument(
                 f"'{self.path}' is not a file of keys: remove it, and log in again with 'backline login'"
             ) from None

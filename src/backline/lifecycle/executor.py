@@ -68,7 +68,7 @@ class Executor:
             held=shared.held,
             gpu_budgets=None if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
         )
-        #: The running write of what was learned of the needs of models.
+        #: The task that writes what was learned about how much memory models need.
         self._saving: asyncio.Task[None] | None = None
         self._threads = LoadThreads()
         self._keys = count(1)

@@ -376,8 +376,11 @@ class Servable(ShownVersion):
         self.model.memory_bytes = 0
 
     def _free(self, loaded: LoadedVersion) -> None:
-        loaded.close()
-        if not self.kind.workers:
+        if self.kind.workers:
+            loaded.close()
+            return
+        with self._shared.meter.freeing():
+            loaded.close()
             trim()
 
     def end(self) -> None:

@@ -30,7 +30,7 @@ from backline.repository.walk import identity, reason, walk, walk_file
 
 #: A file larger than this, in bytes, is not a list of models.
 _MAX_LIST = 1024 * 1024
-#: Seconds between looks whether the next scan has found what changed.
+#: Seconds between checks of files that differ from the last scan, until the next scan finds the change.
 _LOOK = 0.25
 
 

@@ -31,7 +31,7 @@ class _MemoryInfo(ctypes.Structure):
 
 
 class GpuMemory:
-    """Reads the memory of GPUs, known by CUDA's numbers. Call it on a thread, as the driver may block."""
+    """Reads the memory of GPUs, as CUDA numbers them. Call it on a thread, because the driver may block."""
 
     def __init__(self, indexes: Collection[int]) -> None:
         """Raises OSError, with the reason, if the driver or its management library cannot be used."""

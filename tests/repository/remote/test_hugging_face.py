@@ -6,14 +6,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import backline
 from backline.backends.registry import ONNX
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.wanted import Sources
 from backline.repository.location import open_repository
 from support import models
 from support.hub import publish
+from support.server import serve
 from support.web import Page, WebServer
 
 from .conftest import Open, fetch, scan
@@ -140,6 +143,27 @@ def test_a_given_name_replaces_the_name_of_the_repository(
         InvalidArgument, match="the name 'x' is for the only model at a location, but 'hf://acme"
     ):
         scan(opened("x=hf://acme/models/served"))
+
+
+def test_a_server_serves_variants_of_a_model_under_the_names_it_is_given(
+    usual: dict[str, bytes], web: WebServer, tmp_path: Path
+) -> None:
+    folders = ("--cache-dir", str(tmp_path / "cache"), "--state-dir", str(tmp_path / "state"))
+    with (
+        serve("hf://acme/speech", tmp_path / "log", "--model-name", "whisper", *folders) as server,
+        backline.connect(server.url) as client,
+    ):
+        assert client["whisper"](np.ones((1, 16), np.float32))["OUTPUT0"][0, 0] == 2
+    with (
+        serve(
+            "half=hf://acme/speech:model_fp16.onnx", tmp_path / "log", "hf://acme/speech", *folders
+        ) as server,
+        backline.connect(server.url) as client,
+    ):
+        assert {(model.name, model.state) for model in client.models()} == {
+            ("half", "READY"),
+            ("speech", "READY"),
+        }
 
 
 async def test_models_with_the_same_layout_are_told_apart(

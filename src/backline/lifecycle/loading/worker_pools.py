@@ -287,7 +287,7 @@ class Completion:
 
 
 def read_completion(text: str, name: str, listing: Listing) -> Completion:
-    """Parses the JSON that the model `name` returned. Raises InvalidArgument if it is no configuration."""
+    """Parses the JSON that the model `name` returned. Raises InvalidArgument if it is not a configuration."""
     try:
         return Completion(parse(text).message, listing)
     except InvalidArgument as error:

@@ -15,7 +15,7 @@ from backline.system.gpu_memory import GpuMemory
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Reads what processes hold, of those with the given ids and this one: bytes by GPU and process.
+#: Reads what this process and those with the given ids hold: bytes by GPU and process.
 ReadGpus: TypeAlias = Callable[[Collection[int]], Mapping[int, Mapping[int, int]]]
 _OPTION = "--gpu-memory-budget"
 
@@ -32,14 +32,14 @@ class GpuBudgets:
         """Each text is "SIZE", for every GPU, or "GPU:SIZE", which takes precedence.
 
         Raises InvalidArgument for anything else, for a GPU that is missing while there are others, and if the
-        driver does not tell what is in use. A machine without GPUs gets a warning.
+        driver does not report what is in use. A machine without GPUs gets a warning.
         """
         given = dict(map(_parse, texts))
         there = gpus()
         wrong = [index for index in given if index is not None and index not in there.indexes]
         if there.indexes and wrong:
             raise InvalidArgument(
-                f"{_OPTION} names GPU {wrong[0]}, which is not there; the GPUs are"
+                f"{_OPTION} names GPU {wrong[0]}, which does not exist; the GPUs are"
                 f" {', '.join(map(str, there.indexes))}"
             )
         if not there.indexes:
@@ -53,7 +53,7 @@ class GpuBudgets:
                 self._read = reader(self.bytes)
             except OSError as error:
                 raise InvalidArgument(
-                    f"{_OPTION} cannot be kept, as the NVIDIA driver does not tell what is in use: {error}"
+                    f"{_OPTION} cannot be enforced: the NVIDIA driver does not report what is in use: {error}"
                 ) from None
 
     def read(self, pids: Collection[int]) -> Mapping[int, Mapping[int, int]]:

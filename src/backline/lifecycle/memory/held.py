@@ -40,7 +40,7 @@ class HeldMemory:
         with self._lock:
             self._footprints.forget_others(pids)
             server = self._footprints.read_one()
-        # The server maps the blocks through which workers receive tensors, too: they count as theirs.
+        # The server also maps the blocks through which workers receive tensors; these count as the workers'.
         shared = min(server.shared, sum(one.shared for one in workers.values()))
         return Held(server.own - shared, server.files, workers, self.on_gpus(pids))
 

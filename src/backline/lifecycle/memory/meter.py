@@ -41,7 +41,8 @@ class LoadMeter:
 
     A load that ran alone took the growth of resident memory, or the size of its files if that is larger:
     reused memory does not show as growth. Loads that overlapped share the growth in proportion to their
-    estimates, once the last of them has ended. What importing a runtime takes is not the model's.
+    estimates, once the last of them has ended. What importing a runtime takes is not the model's. A load
+    during which another model was freed is not measured, since the process grew by less than the load took.
     """
 
     def __init__(
@@ -68,6 +69,21 @@ class LoadMeter:
         self._modules = self._imports_before = 0
         self._counts_peak = False
         self._disturbed = False
+        #: The models that are being freed, and whether one was since the first of the loads began.
+        self._freeing = 0
+        self._freed = False
+
+    @contextmanager
+    def freeing(self) -> Iterator[None]:
+        """Surrounds the freeing of a model in this process."""
+        with self._lock:
+            self._freeing += 1
+            self._freed = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._freeing -= 1
 
     @contextmanager
     def measure(self, kind: LoadKind) -> Iterator[LoadMemory]:
@@ -77,6 +93,7 @@ class LoadMeter:
         with self._lock:
             if not self._running:
                 self._together, self._disturbed = [], False
+                self._freed = self._freeing > 0
                 self._modules = len(sys.modules)
                 self._counts_peak = self._restart()
                 self._before = self._resident()
@@ -104,7 +121,9 @@ class LoadMeter:
             return
         grown = max(self._resident() - self._before, 0)
         imports = self._imported() - self._imports_before
-        if imports or len(sys.modules) - self._modules >= _MODULES_OF_A_RUNTIME:
+        if self._freed:
+            pass  # each load is shown with its estimate
+        elif imports or len(sys.modules) - self._modules >= _MODULES_OF_A_RUNTIME:
             self._learn_runtime(grown)
             self._share_out(max(grown - imports, 0))
         elif len(self._together) == 1 and not self._disturbed:

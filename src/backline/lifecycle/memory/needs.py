@@ -25,7 +25,7 @@ _MOST_MODELS = 10_000
 #: The ratio of memory to file size before any measurement, and the weight of a new measurement in the mean.
 _FIRST_RATIO = 1.2
 _WEIGHT = 0.2
-#: A loading runtime holds the file next to the model that it makes of the file.
+#: While it loads, a runtime holds both the file and the model made from it.
 _COPIES_WHILE_LOADING = 1.2
 #: What a worker process needs besides the model's files, in bytes, until it was measured: the interpreter
 #: with NumPy, and for TorchServe also PyTorch.
@@ -52,7 +52,8 @@ class Need:
 
     `own` is what the loaded model holds and no other process has, `peak` the most that it holds while it
     loads. `files` are the files that its workers map, with their resident bytes; libraries among them are
-    shared with other workers. `gpus` has the bytes on each GPU. Unless it was `measured`, it is a guess.
+    shared with other workers. `gpus` has the bytes on each GPU. `runtime` is the part of `peak` by which the
+    import of the runtime grows the server. Unless it was `measured`, all but `runtime` is a guess.
     """
 
     own: int = 0
@@ -60,6 +61,7 @@ class Need:
     files: Mapping[str, int] = field(default_factory=dict)
     gpus: Mapping[int, int] = field(default_factory=dict)
     measured: bool = False
+    runtime: int = 0
 
     @property
     def nothing(self) -> bool:
@@ -71,7 +73,7 @@ class LoadKind:
     """What is known of a load before it begins.
 
     `key` changes with the files and with what a load reads of the configuration. `backend` is "" if the
-    files do not tell. `gpus` are those that the model may be placed on, of those with a budget.
+    files do not show it. `gpus` are those that the model may be placed on, of those with a budget.
     """
 
     key: str
@@ -139,11 +141,12 @@ class Needs:
             need = self._models.get(kind.key)
             if need is None or not need.measured:
                 estimate = self._estimate(kind)
-                # A load that was stopped when it needed too much needs at least that.
+                # A load that was stopped for needing too much needs at least what it had reached.
                 own = estimate.own if need is None else max(estimate.own, need.own)
                 need = replace(estimate, own=own, peak=max(estimate.peak, own))
             if need.own and not kind.workers:
-                need = replace(need, peak=need.peak + self._import_of(kind.backend))
+                runtime = self._import_of(kind.backend)
+                need = replace(need, peak=need.peak + runtime, runtime=runtime)
             return need
 
     def _estimate(self, kind: LoadKind) -> Need:
@@ -184,7 +187,7 @@ class Needs:
             if before is not None and before.measured and need.measured:
                 # Requests that run during a load disturb its measurement, so no single one is trusted.
                 own = (before.own + need.own) // 2
-                need = replace(need, own=own, peak=max(own, min(before.peak, need.peak)))
+                need = replace(need, own=own, peak=max(own, (before.peak + need.peak) // 2))
             self._models[kind.key] = need
             self._changed |= (
                 before is None

@@ -46,15 +46,15 @@ _OVERTAKEN = 3.0
 #: Seconds that the first load of a model waits for another first load, so that each is measured alone. A
 #: longer wait might never end: a model may call another model while it is loaded.
 _ALONE = 5.0
-#: Seconds between two looks at whether a busy model has become idle.
+#: Seconds between checks for a busy model that has become idle.
 _BUSY_LOOK = 0.005
 #: The longest wait for a change, in seconds, before room is looked for again.
 _LONGEST_WAIT = 1.0
-#: Seconds between two looks at the workers of a model that is loaded for the first time.
+#: Seconds between checks of the workers of a model that is loaded for the first time.
 _GROWTH_LOOK = 0.005
 #: How much more than it holds a growing load is granted at a time, in bytes.
 _GROWTH = 32 << 20
-#: By how many bytes two loads of one model differ at least.
+#: Bytes by which two loads of the same model may differ by chance.
 _NOISE = 4 << 20
 
 
@@ -87,7 +87,7 @@ class Reservation:
         return max(own, need.own) if self.loaded and not own else own
 
     def there_on_gpu(self, index: int, held: Held, need: Need) -> int:
-        """The same for the memory of a GPU."""
+        """The bytes of a GPU's memory that the load holds already; see `there`."""
         by_pid = held.gpus.get(index, {})
         own = sum(by_pid.get(pid, 0) for pid in self.pids())
         return max(own, need.gpus.get(index, 0)) if self.loaded and not own else own
@@ -127,7 +127,7 @@ class Residency:
         #: The loads that wait for room, in order of arrival, with the time of their arrival.
         self._waiting: dict[Reservation, float] = {}
         #: Set, and replaced, when a load has ended or no longer waits. Each waiter holds the event that it
-        #: found at its last look, so that none misses a change.
+        #: found at its last check, so that none misses a change.
         self._changed = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -253,7 +253,7 @@ class Residency:
                 while True:  # repeat: unloading may free less than was measured
                     changed, tenants, need = self._changed, self._tenants(), current()
                     if doubted:
-                        need = replace(need, peak=need.own)
+                        need = replace(need, peak=need.own + need.runtime)
                     found = await self._plan(reservation, need, tenants, trim=trimming)
                     if not found:
                         reservation.need = need
@@ -272,9 +272,9 @@ class Residency:
                 not (others or (reservation.evict and found.passes))
                 and not (waited < _ENDING and self._are_ending(tenants))
             ) or waited > _PATIENCE:
-                guessed = not need.measured and need.own < need.peak
+                guessed = not need.measured and need.own + need.runtime < need.peak
                 if reservation.evict and guessed and waited <= _PATIENCE:
-                    # A guess of what the load takes on its way must not refuse the model for ever.
+                    # A mere guess of the most that the load holds must not keep the model out for ever.
                     doubted = True
                     continue
                 error = found.error(reservation.what)
@@ -284,10 +284,13 @@ class Residency:
     def _will_end(self, reservation: Reservation) -> bool:
         """Whether there are running loads that will end without the room that this one waits for.
 
-        Of the loads that are suspended, the one that began last is stopped, and the others wait for that.
+        A load that has not begun holds nothing, so no other waits for it. Of the loads that are suspended,
+        the one that began last is stopped, and the others wait for that.
         """
         began = list(self._running)
-        later = began[began.index(reservation) + 1 :] if reservation in self._running else []
+        if reservation not in self._running:
+            return bool(began)
+        later = began[began.index(reservation) + 1 :]
         return any(other is not reservation and (not other.suspended or other in later) for other in began)
 
     def _must_queue(self, reservation: Reservation) -> bool:

@@ -80,7 +80,7 @@ class Shortage:
 
 
 class _Freed:
-    """What unloading some tenants frees on each device: a mapped file, only when its last user leaves."""
+    """What unloading some tenants frees on each device. A mapped file is freed when its last user leaves."""
 
     def __init__(self, tenants: Collection[Tenant], kept_files: Collection[str]) -> None:
         self.bytes: Counter[Device] = Counter()

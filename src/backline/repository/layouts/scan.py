@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument
+from backline.engine.names import printable
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import (
     CONFIG_FILES,
@@ -22,7 +23,6 @@ from backline.repository.layouts.layouts import (
 from backline.repository.layouts.model_files import candidates
 from backline.repository.layouts.model_settings import has_settings, read_settings
 from backline.repository.listing import Folder, Listing
-from backline.repository.names import printable
 from backline.repository.repository import FoundModel
 
 

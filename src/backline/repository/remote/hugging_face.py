@@ -179,7 +179,7 @@ class HubFiles:
         )
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        if not self._commit:  # the cache told what the place holds
+        if not self._commit:  # the listing came from the cache
             self.files()
         full = f"{self._base}/{path}" if self._base else path
         return self._client.open_from(

@@ -35,7 +35,7 @@ _SMALL = 1 << 20
 _READ_AT_SCAN = (".pbtxt", ".toml", "model-settings.json", "settings.json", ".config")
 #: Seconds after which the trees in use are marked as used again, far below the cache's KEEP_SECONDS.
 _KEEP_SECONDS = 3600.0
-#: While files stay the same, that the place was reached is recorded again only after this many seconds.
+#: Seconds between two records of the time when the place was last reached, while its files stay the same.
 _REMEMBER_SECONDS = 60.0
 #: Seconds between two warnings that the place has been unreachable since the start.
 _WARN_SECONDS = 600.0

@@ -12,8 +12,10 @@ from backline.engine.ticket import Ticket
 from backline.schedule.queues.plain import PlainQueue
 from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
 
-#: When a batch is filled out of turn, the most callers that are looked at and have no request for it.
+#: The most callers whose requests are considered when a batch is filled out of turn.
 _REACH = 64
+#: How many flows without requests may stay.
+_KEPT = 16
 
 
 class _Flow:
@@ -68,7 +70,12 @@ class FairQueue:
         policy = self.policy
         if ticket.request.timeout is not None or policy.timeout_us:
             limit_wait(ticket, policy)
-        self.append(ticket)
+        flow = self._flows.get(ticket.identity)
+        if flow is None:
+            self.append(ticket)
+        else:
+            flow.line.append(ticket)
+            self._size += 1
         return True
 
     def append(self, ticket: Ticket) -> None:
@@ -104,6 +111,8 @@ class FairQueue:
     def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
         taken: list[Ticket] = []
         items = 0
+        if self._size and self._ring[0].line.size == self._size:  # nobody else waits
+            return self._take_all_from(self._ring[0], max_items, now)
         while items < max_items and (flow := self._whose_turn()) is not None:
             ticket = self._from(flow, now)
             if ticket is None:
@@ -116,12 +125,20 @@ class FairQueue:
             items += ticket.batch_size
         return taken, items
 
+    def _take_all_from(self, flow: _Flow, max_items: int, now: float) -> tuple[list[Ticket], int]:
+        """A batch of the only caller that waits."""
+        flow.debt = 0
+        taken, items = flow.line.take(max_items, now)
+        self._size -= len(taken)
+        self._collect(flow)
+        return taken, items
+
     def _fill(self, taken: list[Ticket], items: int, max_items: int, now: float) -> tuple[list[Ticket], int]:
         """Fills a batch that the caller whose turn it is cannot join.
 
-        That caller is first in the next batch, as it would be without this one growing. Those that join now
-        pay for it with later turns. Otherwise callers whose requests have different batch keys would keep
-        each other from running in batches.
+        That caller is still first in the next batch, and callers that join this one pay with later turns.
+        Otherwise callers whose requests have different batch keys would keep each other from running in
+        batches.
         """
         waiting = list(islice(self._ring, 1, 1 + _REACH))
         while waiting and items < max_items:
@@ -169,7 +186,7 @@ class FairQueue:
         return waited_too_long(ticket, self.policy, now)
 
     def _join(self, name: str) -> _Flow:
-        """A flow for a caller that has none. Its place in the ring is for the caller of this to choose."""
+        """A flow for a caller that has none. Whoever calls this gives it a place in the ring."""
         line = PlainQueue(self.policy)
         line.on_left = self._left
         flow = self._flows[name] = _Flow(name, line)
@@ -179,8 +196,7 @@ class FairQueue:
         """The first flow, after those that pass their turns or have left; None if nothing is queued."""
         ring = self._ring
         if not self._size:
-            self._flows.clear()
-            ring.clear()
+            self._forget()
             return None
         passed = 0
         while True:
@@ -199,6 +215,14 @@ class FairQueue:
                 for other in ring:
                     other.debt -= rounds
                 passed = 0
+
+    def _forget(self) -> None:
+        """Forgets the debts, and all flows if there are many: to create one for each request takes time."""
+        if len(self._ring) > _KEPT:
+            self._flows.clear()
+            self._ring.clear()
+        for flow in self._ring:
+            flow.debt = 0
 
     def _end_turn(self, flow: _Flow, ticket: Ticket) -> None:
         """Ends the turn of the first flow, in which `ticket` was taken."""
