@@ -260,7 +260,7 @@ class Residency:
                         self._running[reservation] = None
                         return
                     if changed.is_set():
-                        continue  # a load ended meanwhile: its model was no tenant yet, but its memory counted
+                        continue  # a load has ended: its memory counted, but its model was no tenant yet
                     if not trimming:
                         trimming = True  # first, without evictions: the C library may keep freed memory
                     elif isinstance(found, Shortage):
