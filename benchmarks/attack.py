@@ -4,8 +4,8 @@ Each attack lasts 2 s (`--duration`). Before, during and after it, an honest cli
 add1 over HTTP and gRPC every 50 ms. The server passes if the honest client gets no error, its p99 is at most
 100 ms above the p99 under valid load, the server takes at most 64 MB more memory and releases it, and the
 server is idle again within 1 s. The exit status is 1 if any attack fails. Only servers on the loopback
-interface are attacked. On a busy machine use `--tries 3`: an attack that misses a mark is repeated on a fresh
-server, after another measurement of the valid load. The row shows the last try.
+interface are attacked. On a busy machine, `--tries 3` repeats an attack that misses a limit, on a fresh
+server and after another measurement of the valid load. The row shows the last try.
 """
 
 from __future__ import annotations

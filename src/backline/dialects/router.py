@@ -16,7 +16,7 @@ from backline.wire.application import HttpRequest
 
 Handler: TypeAlias = Callable[[HttpRequest], None]
 #: The most bytes of a path whose handlers are cached, and the number of cached paths.
-_MAX_REMEMBERED_SIZE = 512
+MAX_REMEMBERED_SIZE = 512
 _MAX_REMEMBERED = 4096
 #: The most bytes of a path that are decoded; the names in it are far shorter.
 _MAX_PATH_SIZE = 8192
@@ -94,7 +94,7 @@ class Router:
     def _find(self, path: bytes) -> _Methods | None:
         """The handlers of a path; None if there are none.
 
-        Anybody may send any path, so that the cost of one without handlers is bounded. Raises InvalidArgument
+        Anybody may send any path, so the cost of a path without handlers is bounded. Raises InvalidArgument
         for a malformed path.
         """
         known = self._resolved.get(path)
@@ -116,7 +116,7 @@ class Router:
                 )
                 model = _model(pattern, segments)
                 bound.targets = {name: Target(route.scope, model) for name, route in methods.items()}
-                if len(path) <= _MAX_REMEMBERED_SIZE:
+                if len(path) <= MAX_REMEMBERED_SIZE:
                     self._resolved.keep(bytes(path), bound)
                 return bound
         return None
