@@ -169,7 +169,6 @@ def _show(
     tensors += [("output", spec) for spec in metadata.outputs]
     rows = [(kind, spec.name, spec.datatype.name, str(list(spec.shape))) for kind, spec in tensors]
     print_table(("tensor", "name", "datatype", "shape"), rows)
-    print()
     states = [
         (
             entry.version,
@@ -180,7 +179,9 @@ def _show(
         )
         for entry in entries
     ]
-    print_table(("version", "state", "labels", "memory", "reason"), states, right=("memory",))
+    if states:
+        print()
+        print_table(("version", "state", "labels", "memory", "reason"), states, right=("memory",))
     ran = [entry for entry in statistics if int(entry.get("inference_count", 0))]
     if ran:
         print()
