@@ -60,18 +60,6 @@ class User:
         assert bool(done.stderr.startswith("Error: ")) == (status == 1 and not done.stdout)
         return Said(done.stdout, done.stderr)
 
-    def start(self, *arguments: object) -> subprocess.Popen[str]:
-        """Starts a command in the background."""
-        return subprocess.Popen(
-            self._command(arguments, None),
-            cwd=self.folder,
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
     def serve(self, *options: str, ready: bool = True) -> AbstractContextManager[ServerProcess]:
         """Runs a server of the folder `models` until the block ends."""
         self.used.add("serve")
