@@ -129,9 +129,12 @@ class Server:
     def __init__(self, options: ServerOptions, log: ServerLog | None = None) -> None:
         """`log` is the program's log; pass it to let clients change its settings."""
         self.options = options
+        lifecycle = options.lifecycle
+        if options.auth is not None or environment_has_keys():
+            lifecycle = replace(lifecycle, fair_queues=True)
         self._embedded = Embedded(
             options.repositories,
-            options.lifecycle,
+            lifecycle,
             config_name=options.config_name,
             model_name=options.model_name,
             exit_on_error=options.exit_on_error,

@@ -227,9 +227,13 @@ def test_a_clock_that_goes_back_gives_nothing_away() -> None:
     assert bucket.level(100.0) == 0
 
 
-def test_what_is_left_is_told() -> None:
+def test_what_is_left_is_told_once_half_is_used() -> None:
     found = meter(Quota(requests_per_second=10, burst=20), Quota(requests_per_second=1, models=("m",)))
-    assert found.standing(0.0) == (20, 2, 20, 0)
-    found.charge("m", 0, 0.0)
-    assert found.standing(0.0) == (20, 2, 19, 1)
+    for _ in range(9):
+        found.charge("other", 0, 0.0)
+    assert found.standing(0.0) is None
+    for _ in range(3):
+        found.charge("other", 0, 0.0)
+    assert found.standing(0.0) == (20, 2, 8, 2)
+    assert found.standing(0.5) is None
     assert meter(Quota(max_in_flight=1)).standing(0.0) is None

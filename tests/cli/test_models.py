@@ -308,6 +308,7 @@ def test_wrong_usage(backline: Run, arguments: tuple[str, ...], text: str) -> No
 def test_changes_are_refused_in_mode_none(backline: Run, server: ServerProcess) -> None:
     done = backline("models", "load", "add1", "--url", server.url)
     assert done.returncode == 1
-    assert "explicit model load / unload is not allowed" in done.stderr
+    assert "this server's mode is none" in done.stderr
+    assert "start it with --model-control-mode explicit" in done.stderr
     done = backline("models", "promote", "add1", "1", "--url", server.url)
     assert "start it with --model-control-mode poll or explicit" in done.stderr

@@ -59,6 +59,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--drain-timeout-secs", "7"), "lifecycle.drain_seconds", 7.0),
     (("--keep-previous-secs", "0"), "lifecycle.keep_previous_seconds", 0.0),
     (("--memory-budget", "2GiB"), "lifecycle.memory_budget", 2 << 30),
+    (("--gpu-memory-budget", "0:2GiB"), "lifecycle.gpu_memory_budget", ("0:2GiB",)),
     (("--max-queued-requests", "7"), "lifecycle.max_queued_requests", 7),
     (("--cache-config", "local,size=64MiB"), "lifecycle.response_cache.size", 64 << 20),
     (("--compute-threads", "7"), "lifecycle.compute_threads", 7),

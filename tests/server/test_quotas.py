@@ -139,6 +139,9 @@ def test_a_key_over_its_rate_is_refused_over_http(served: ServerProcess, keys: d
     for left in (2, 1, 0):
         status, answer, _ = ask(served, keys["few"])
         assert status == 200
+        if left == 2:
+            assert "ratelimit" not in answer.headers
+            continue
         assert answer.headers["ratelimit-policy"] == '"requests";q=3;w=3000'
         assert answer.headers["ratelimit"].startswith(f'"requests";r={left};t=')
     status, answer, told = ask(served, keys["few"])

@@ -25,7 +25,7 @@ class Policy:
     keys: Mapping[str, Identity] = field(default_factory=dict)
 
 
-#: What errors add if no identity is configured and other machines can reach the server's address.
+#: The end of error texts if no identity is configured and other machines can reach the server's address.
 _CLOSED = (
     ", as the server listens on a network without knowing any keys; give it some with --auth FILE (see"
     " 'backline keys create --help'), or allow everything to everybody with --insecure-open"

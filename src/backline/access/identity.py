@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from backline.access.quota import Meter, Quota
 from backline.access.scope import Scope
@@ -50,6 +51,10 @@ class Identity:
     cure: str = ""
     revoked: bool = False
     quotas: tuple[Quota, ...] = ()
+    #: Whether it may run every model.
+    infers_all: bool = field(default=False, init=False, repr=False)
+    #: What the application remembers that this identity may do for ever, unless it is revoked or changed.
+    passes: Memo[Any, Any] = field(default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False)
     #: Measures what it uses; None without quotas.
     meter: Meter | None = field(default=None, init=False, repr=False)
     _allowed: Memo[tuple[Scope, str | None], bool] = field(
@@ -57,9 +62,12 @@ class Identity:
     )
 
     def __post_init__(self) -> None:
-        self._meter_quotas()
+        self._changed()
 
-    def _meter_quotas(self) -> None:
+    def _changed(self) -> None:
+        self._allowed.clear()
+        self.passes.clear()
+        self.infers_all = any(Scope.INFER in grant.scopes and "*" in grant.models for grant in self.grants)
         if not self.quotas:
             self.meter = None
             return
@@ -77,8 +85,12 @@ class Identity:
         """Takes over what `other` may do, as the configuration has changed."""
         self.name, self.grants, self.expires, self.cure = other.name, other.grants, other.expires, other.cure
         self.quotas = other.quotas
-        self._meter_quotas()
-        self._allowed.clear()
+        self._changed()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether what it may do now, it may do until the configuration changes."""
+        return self.expires is None and not self.revoked
 
     def follow(self, ticket: Ticket) -> None:
         """Marks a ticket as this identity's, and counts it as in flight until it ends.
@@ -100,18 +112,16 @@ class Identity:
     def require(self, scope: Scope, model: str | None) -> None:
         """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
 
-        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every identity has
-        the scope HEALTH.
+        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every valid identity
+        has the scope HEALTH.
         """
-        if scope is Scope.HEALTH:
-            return
         if self.revoked:
             raise Unauthenticated("the key has been revoked; ask the server's operator for a new one")
         if self.expires is not None and time.time() >= self.expires:
             raise Unauthenticated(
                 f"the key '{self.name}' has expired; ask the server's operator for a new one"
             )
-        if self.may(scope, model):
+        if scope is Scope.HEALTH or self.may(scope, model):
             return
         if self.anonymous:
             raise Unauthenticated(f"this request needs a key with the scope '{scope}'{self.cure}")

@@ -21,7 +21,7 @@ def generate_key() -> str:
 def hash_key(key: str | bytes) -> str:
     """The SHA-256 of a key in hex.
 
-    No slow password hash is needed: nobody can try 2**256 random keys. Looking up a hash takes no time from
-    which a key could be learned, since a caller cannot choose the hash of what it sends.
+    No slow password hash is needed: nobody can try 2**256 random keys. The time that a lookup takes reveals
+    nothing about the known keys, since a caller cannot choose the hash of what it sends.
     """
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()

@@ -150,7 +150,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class FileCheck(Protocol):
-    """A Backend that recognises some files that are no models, without its runtime and at little cost."""
+    """A Backend that recognises some files that are not models, without its runtime and at little cost."""
 
     def check_file(self, path: Path) -> None:
         """Raises InvalidArgument, saying what is wrong, for a file that cannot be a model, or is cut off."""

@@ -1,4 +1,4 @@
-"""Checks that an ONNX file is one, and that it takes external data (weights) only from its own folder.
+"""Checks that a file is an ONNX model, and that it takes external data (weights) only from its own folder.
 
 Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The file is parsed by its
 protobuf wire format (onnx.proto), skipping the weights.
@@ -55,10 +55,11 @@ def check_structure(path: Path) -> None:
             fields.update(number for number, _, _ in _fields(content, 0, len(content)))
         except (IndexError, ValueError):
             whole = False
+    refused = f"'{path}' cannot be loaded by ONNX Runtime"
     if begins_well and not whole:
-        raise InvalidArgument(f"'{path}' is an ONNX model that is cut off; was it copied completely?")
+        raise InvalidArgument(f"{refused}: it is cut off; was it copied completely?")
     if not whole or _GRAPH not in fields:
-        raise InvalidArgument(f"'{path}' is not an ONNX model, whatever its name says")
+        raise InvalidArgument(f"{refused}: it is not an ONNX model, whatever its name says")
 
 
 def _check(path: Path, folder: Path, location: str) -> None:

@@ -25,6 +25,8 @@ COMMANDS = {
     "config": "Show, check, explain and convert the configuration of models on disk.",
     "env": "Show, build and remove the environments of Python models.",
     "keys": "Create, list, revoke and rotate the API keys of a server.",
+    "login": "Keep the API key of a server for this user.",
+    "logout": "Forget the API key of a server.",
     "bench": "Measure a model on a server under load.",
 }
 

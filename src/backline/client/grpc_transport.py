@@ -13,6 +13,7 @@ import numpy as np
 
 from backline.client.address import Address
 from backline.client.control import ModelControl
+from backline.client.credentials import find_credential
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
 from backline.client.grpc_control import GrpcControl
 from backline.client.handshake import no_tls, unanswered, unverified
@@ -130,7 +131,9 @@ class GrpcTransport(Transport):
         self._options = options
         self._connect_timeout = options.connect_timeout
         self._connected = False
-        self._metadata = tuple((name.lower(), value) for name, value in options.headers.items()) or None
+        self._credential = find_credential(address, options)
+        fields = self._credential.fields.items()
+        self._metadata = tuple((name.lower(), value) for name, value in fields) or None
         target = f"unix:{address.path}" if address.unix else address.authority
         arguments: list[tuple[str, str | int]] = [
             ("grpc.max_send_message_length", -1),
@@ -184,8 +187,11 @@ class GrpcTransport(Transport):
                 if answer is grpc.aio.EOF:
                     if await streaming.code() is not grpc.StatusCode.OK:
                         code, details = (await streaming.code()).value[0], await streaming.details()
-                        raise from_grpc_code(
-                            code, details or f"{self._url} ended the stream with gRPC status {code}"
+                        raise self._credential.explain(
+                            from_grpc_code(
+                                code, details or f"{self._url} ended the stream with gRPC status {code}"
+                            ),
+                            self._url,
                         )
                     return
                 if answer.error_message:
@@ -313,9 +319,10 @@ class GrpcTransport(Transport):
             return DeadlineExceeded(
                 f"no answer from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else "")
             )
-        return from_grpc_code(
+        failure = from_grpc_code(
             code, details or f"{self._url} answered {method} with gRPC status {error.code().name}"
         )
+        return self._credential.explain(failure, self._url)
 
     def _unreachable(self, details: str) -> ConnectionFailed:
         """The error for a failed connection. What failed is only in the text of grpcio."""

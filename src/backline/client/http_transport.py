@@ -12,6 +12,7 @@ import numpy as np
 
 from backline.client.address import Address
 from backline.client.control import ModelControl
+from backline.client.credentials import find_credential
 from backline.client.errors import ProtocolError, from_http_status
 from backline.client.handshake import unanswered
 from backline.client.http_connection import HttpAnswer
@@ -147,7 +148,8 @@ class HttpTransport(Transport):
         self._address = address
         self._options = options
         self._prefix = address.path.encode() if not address.unix else b""
-        fields = {"Host": address.authority, **options.headers}
+        self._credential = find_credential(address, options)
+        fields = {"Host": address.authority, **self._credential.fields}
         self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
         self._pool = HttpPool(address, options)
         self._control = HttpControl(self, address.url, options)
@@ -308,7 +310,8 @@ class HttpTransport(Transport):
             text = body[:200].decode(errors="replace").strip()
             message = f"{self._url} answered status {answer.status}" + (f": {text}" if text else "")
         after = answer.headers.get(b"retry-after", b"")
-        return from_http_status(answer.status, message, float(after) if after.isdigit() else None)
+        error = from_http_status(answer.status, message, float(after) if after.isdigit() else None)
+        return self._credential.explain(error, self._url)
 
 
 def _model_path(model: str, version: str) -> bytes:

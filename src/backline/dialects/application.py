@@ -19,7 +19,7 @@ from backline.dialects.open_inference.grpc.service import SERVICE, InferenceServ
 from backline.dialects.open_inference.grpc.wire_format import model_name
 from backline.dialects.open_inference.rest.service import RestService
 from backline.dialects.open_inference.settings import RecordingRoutes
-from backline.dialects.router import Handler, MethodNotAllowed, Router
+from backline.dialects.router import MAX_REMEMBERED_SIZE, Handler, MethodNotAllowed, Router
 from backline.dialects.standard_services import HealthService, ReflectionService
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
@@ -111,11 +111,11 @@ class _HttpHandler:
     """Handles every HTTP request; never raises."""
 
     def __init__(self, router: Router) -> None:
-        self._resolve = router.resolve
+        self._handler_of = router.resolve
 
     def __call__(self, request: HttpRequest) -> None:
         try:
-            self._resolve(request)(request)
+            self._handler_of(request)(request)
         except MethodNotAllowed as error:
             respond_error(request, error, [(b"allow", error.allow)])
         except BacklineError as error:
@@ -131,22 +131,37 @@ class _IdentifyingHandler(_HttpHandler):
 
     def __init__(self, router: Router, access: Access) -> None:
         super().__init__(router)
+        self._resolve = router.resolve
         self._target = router.target
         self._identify = access.identify
+        self._handler_of = self._admit
 
-    def __call__(self, request: HttpRequest) -> None:
-        target = self._target(request.method, request.path)
-        if target is not None:
-            try:
-                identity = request.identity = self._identify(request.headers)
-                identity.require(target.scope, target.model)
-                meter = identity.meter
-                if meter is not None and target.scope is not Scope.HEALTH:
-                    meter.charge(target.model, len(request.body), monotonic())
-            except BacklineError as error:
-                respond_error(request, error)
-                return
-        super().__call__(request)
+    def _admit(self, request: HttpRequest) -> Handler:
+        """The handler of a request whose caller may make it. Raises BacklineError."""
+        try:
+            identity = self._identify(request.headers)
+        except BacklineError:
+            if self._target(request.method, request.path) is None:
+                return self._resolve(request)  # which raises
+            raise
+        request.identity = identity
+        route = (request.method, request.path)
+        handler = identity.passes.get(route)
+        if handler is None or not identity.lasts:
+            target = self._target(*route)
+            handler = self._resolve(request)
+            if target is None:
+                return handler
+            identity.require(target.scope, target.model)
+            if target.scope is Scope.HEALTH:
+                return handler
+            if len(request.path) <= MAX_REMEMBERED_SIZE:
+                identity.passes.keep(route, handler)
+        if identity.meter is not None:
+            target = self._target(*route) if identity.meter.by_model else None
+            model = None if target is None else target.model
+            identity.meter.charge(model, len(request.body), monotonic())
+        return handler
 
 
 def _target(method: UnaryMethod | StreamMethod) -> Target:
@@ -178,18 +193,20 @@ def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
     identify = access.identify
     scope, model = _target(method)
     handler, model_of = method.handler, method.model_of
-    infers = scope is Scope.INFER
+    name_of: Callable[[Buffer], str | None] = model_of or (lambda _: None)
+    if scope is Scope.INFER:
+        name_of = model_name
 
     def handle(call: UnaryCall, received: Buffer) -> None:
         try:
             identity = call.identity = identify(call.metadata)
-            name = model if model_of is None else model_of(received) or None
-            identity.require(scope, name)
+            if identity.passes.get(handler) is None or not identity.lasts:
+                identity.require(scope, model if model_of is None else model_of(received) or None)
+                if model_of is None:
+                    identity.passes.keep(handler, True)
             meter = identity.meter
             if meter is not None and scope is not Scope.HEALTH:
-                if infers and meter.by_model:
-                    name = model_name(received)
-                meter.charge(name, len(received), monotonic())
+                meter.charge(name_of(received) if meter.by_model else None, len(received), monotonic())
         except BacklineError as error:
             fail_call(call, error)
         else:

@@ -87,7 +87,9 @@ class Carrier(Generic[Caller, Written]):
 def _respond(request: HttpRequest, written: HttpBody) -> None:
     fields, body = written
     if request.identity is not None and request.identity.meter is not None:
-        fields = (*fields, *quota_fields(request.identity.meter))
+        left = quota_fields(request.identity.meter)
+        if left:
+            fields = (*fields, *left)
     request.respond(200, fields, body, compressible=True)
 
 
@@ -144,7 +146,8 @@ class RequestIntake(Generic[Caller, Plan]):
             request, deadline = plan.request(model, version, id, inputs, deadline), None
         else:
             request = plan.request(model, version, id, inputs, None)
-        if caller.identity is not None:
+        # A model in the URL has been checked with the route.
+        if not model and caller.identity is not None and not caller.identity.infers_all:
             caller.identity.require(Scope.INFER, request.model_name)
         trace = (
             trace_arrival(self._engine, self._protocol, request.model_name, fields, began) if began else None

@@ -18,7 +18,9 @@ from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import LoadThreads
-from backline.lifecycle.memory import NoRoom, Residency
+from backline.lifecycle.memory.meter import LoadMemory
+from backline.lifecycle.memory.needs import Need
+from backline.lifecycle.memory.residency import NoRoom, Residency
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.plan import Action, BeginLoad, Cancel, Forget, Serve, Unload, Update, Wanted, plan
 from backline.lifecycle.servable import Servable
@@ -55,10 +57,19 @@ class Executor:
         self.models = ServedModels(strict_readiness=options.strict_readiness)
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
-        sleep = self._sleep = Sleep(self.models, self.changes, shared.total, self.advance)
-        self._residency = Residency(
-            options.memory_budget, tenants=sleep.tenants, put_to_sleep=sleep.put, meter=shared.meter
+        sleep = self._sleep = Sleep(
+            self.models, self.changes, shared.total, self.advance, fair=options.fair_queues
         )
+        self._residency = Residency(
+            options.memory_budget,
+            tenants=sleep.tenants,
+            workers=shared.worker_pids,
+            put_to_sleep=sleep.put,
+            held=shared.held,
+            gpu_budgets=None if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
+        )
+        #: The task that writes what was learned about how much memory models need.
+        self._saving: asyncio.Task[None] | None = None
         self._threads = LoadThreads()
         self._keys = count(1)
         self._loading = 0
@@ -170,10 +181,8 @@ class Executor:
         known = measured if fingerprint == one.fingerprint else None
         requested = served.change is not None or model.version in served.awake
         evict = model.config.pinned or one.another_serves or requested
-        what = f"model '{model.name}' version {model.version}"
         try:
-            async with self._residency.room(what, one.file_bytes, evict=evict):
-                await one.load(self._threads, known)
+            await self._load_within_budget(one, known, evict=evict)
         except asyncio.CancelledError:
             served.held.pop(one.key, None)
         except NoRoom as error:
@@ -192,11 +201,44 @@ class Executor:
             self._fail(served, one, f"{type(error).__name__}: {error}", time.monotonic() - began)
         else:
             self._engine.record_load(model.name, time.monotonic() - began, succeeded=True)
+            self._save_needs()
             if one.measured is not None:
                 self._measured[model.name, model.version] = (one.fingerprint, one.measured)
         finally:
             self._loading -= 1
             self.advance((served.name,))
+
+    async def _load_within_budget(self, one: Servable, known: Measured | None, *, evict: bool) -> None:
+        """Raises NoRoom if the memory budget has no room for it, and otherwise what Servable.load raises."""
+        needs, residency, kind = self._shared.needs, self._residency, one.kind
+        label = f"model '{one.model.name}' version {one.model.version}"
+
+        async def settle(memory: LoadMemory) -> None:
+            if memory.need.measured:
+                needs.learn(kind, memory.need)
+            assert reservation is not None, "it is loaded within its reservation"
+            await residency.settle(reservation, memory.need)
+
+        while True:
+            reservation = None
+            try:
+                async with residency.room(
+                    label, lambda: needs.of(kind), evict=evict, pids=lambda: one.pids
+                ) as reservation:
+                    await residency.watch(
+                        reservation,
+                        one.load(self._threads, known, settle),
+                        seen=lambda own: needs.learn(kind, Need(own, own)),
+                    )
+                return
+            except NoRoom:
+                if reservation is None or not reservation.crowded_out:
+                    raise
+                # Begins again, with room for what the load is now known to need at least.
+
+    def _save_needs(self) -> None:
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.create_task(asyncio.to_thread(self._shared.needs.save))
 
     def _fail(self, served: ServedModel, one: Servable, reason: str, seconds: float) -> None:
         model = one.model
@@ -217,7 +259,6 @@ class Executor:
             await one.drain(self._options.drain_seconds)
         except Exception:
             log.exception("unloading '%s' version %s failed", one.model.name, one.model.version)
-        await self._residency.give_back()
         served.unloaded(one)
         self._advance_later(UNLOADED_SHOWN_SECONDS, served)
         self._on_step(Step("unloaded", one.model, self._sleep.reason(one.key)))
@@ -247,6 +288,7 @@ class Executor:
         self._engine.refresh()
         if tasks:
             await asyncio.wait(tasks)
+        await asyncio.to_thread(self._shared.needs.save)
         for one in held:
             if one.phase is VersionPhase.DRAINING:
                 await one.drain(0)

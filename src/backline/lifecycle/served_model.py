@@ -259,7 +259,10 @@ class ServedModel:
         )
 
     def rest(self, version: str, reason: str) -> None:
-        """Marks a version to be unloaded until a request asks for it, or for good if it was `only_kept`."""
+        """Marks a version to be unloaded, for the `reason` that clients see.
+
+        A request will load it again. A version that was only kept for a rollback is dropped for good instead.
+        """
         self.awake.discard(version)
         if self.only_kept(version):
             self.kept.drop(version)
@@ -408,7 +411,7 @@ class ServedModel:
         return self._unloaded
 
     def _by_request(self, version: str) -> bool:
-        """Whether a version that is not wanted is not wanted because of a request."""
+        """Whether an unwanted version is unwanted because a request unloaded it or its model."""
         return self.target is None or version in self.target.removed
 
     def unloaded(self, one: Servable) -> None:

@@ -19,7 +19,8 @@ _CODECS: Final = ("aac", "alac", "flac", "mp3float", "mp3", "opus", "libopus", "
 _ITEM: Final = np.dtype(np.float32).itemsize
 #: By how many samples the length in the header of an MP3 file may be wrong: two frames of the format.
 _MP3_TOLERANCE: Final = 2 * 1152
-#: Lengths that programs write which do not know them, as they write to a pipe.
+#: Programs that write to a pipe do not know the size in advance, and put this number or a larger one into the
+#: header.
 _UNKNOWN_SIZE: Final = 0x7F000000
 
 

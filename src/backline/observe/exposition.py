@@ -18,7 +18,7 @@ _LABEL = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 _HELP = str.maketrans({"\\": "\\\\", "\n": "\\n"})
 
 
-#: Above this, floats are not whole numbers of ones any more.
+#: Floats represent every whole number up to this one exactly.
 _EXACT = 2**53
 
 

@@ -23,15 +23,14 @@ from backline.repository.layouts.model_config_list import (
     read_listed,
 )
 from backline.repository.layouts.model_files import suffix_of
-from backline.repository.layouts.scan import scan_listing
+from backline.repository.layouts.scan import check_named, scan_listing
 from backline.repository.listing import Folder
-from backline.repository.names import printable
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 from backline.repository.walk import identity, reason, walk, walk_file
 
 #: A file larger than this, in bytes, is not a list of models.
 _MAX_LIST = 1024 * 1024
-#: Seconds between looks whether the next scan has found what changed.
+#: Seconds between checks of files that differ from the last scan, until the next scan finds the change.
 _LOOK = 0.25
 
 
@@ -61,6 +60,10 @@ class LocalRepository:
     @property
     def location(self) -> str:
         return str(self._path)
+
+    @property
+    def name(self) -> str:
+        return self._name or self._path.name or "root"
 
     async def scan(self) -> list[FoundModel]:
         return await asyncio.to_thread(self.scan_now)
@@ -94,13 +97,7 @@ class LocalRepository:
         found = scan_listing(
             listing, formats=self._formats, name=self._name, configs=self._configs, known=self._known
         )
-        if self._name and [model.name for model in found] != [printable(self._name)]:
-            names = ", ".join(f"'{model.name}'" for model in found) or "no model"
-            raise InvalidArgument(
-                f"the name '{self._name}' is for the only model at a path, but '{self._path}' is a"
-                f" repository that holds {names};"
-                " leave the name out, or name the folder of one model"
-            )
+        check_named(found, self._name, str(self._path))
         return found
 
     def _scan_file(self) -> list[FoundModel]:
@@ -118,8 +115,8 @@ class LocalRepository:
             )
         if self._name:
             raise InvalidArgument(
-                f"the name '{self._name}' is for the only model at a path, but the list '{self._path}' names"
-                " its models"
+                f"the name '{self._name}' is for the only model at a location, but the list '{self._path}'"
+                " names its models"
             )
         listed = parse_list(text, str(self._path))
         models = [self._read_listed(model) for model in listed]

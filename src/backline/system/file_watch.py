@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-#: Seconds between looks at the files.
+#: Seconds between checks of the files.
 WATCH_INTERVAL = 1.0
 
 #: What changes with a file's content; None if there is no file.

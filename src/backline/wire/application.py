@@ -219,9 +219,9 @@ BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 class Gate(ABC):
     """Decides from the head of a request whether it may reach the application, before its body is received.
 
-    To admit a request must depend on the head and the ingress alone, since the wire then admits identical
-    heads of the connection without asking; what may change meanwhile, such as a key, the application checks
-    again. A refusal is not reused. Over HTTP/1.1 the wire skips the gate if Host is in `own_hosts` and no
+    Admission must depend on the head and the ingress alone, since the wire then admits identical heads of the
+    connection without asking. The application checks again whatever may change meanwhile, such as a key. A
+    refusal is not reused. Over HTTP/1.1 the wire skips the gate if Host is in `own_hosts` and no
     field is in BROWSER_FIELDS, unless the port serves only metrics.
     """
 

@@ -102,8 +102,8 @@ def read_certificate(presented: Mapping[str, Any]) -> Certificate:
 class LiveTls:
     """The context for new handshakes, which follows changes of the files while the server runs.
 
-    Each change makes a new context: a context whose files turn out not to fit together would be lost, and
-    handshakes in progress keep the one they began with. Open connections do not notice.
+    Each change makes a new context: the old one must stay usable if the new files do not fit together, and
+    handshakes in progress continue with theirs. Open connections are not affected.
     """
 
     def __init__(self, files: TlsFiles, loop: asyncio.AbstractEventLoop) -> None:

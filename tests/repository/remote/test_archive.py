@@ -13,7 +13,7 @@ import pytest
 
 from backline.backends.registry import ONNX
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.repository.names import printable
+from backline.engine.names import printable
 from backline.repository.remote.archive import ArchiveRepository
 from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.unpack import UnpackLimits

@@ -220,6 +220,7 @@ Examples:
   backline serve models/ more-models/ --host 0.0.0.0 --http-port 9000
   BACKLINE_GRPC_PORT=0 backline serve models/
   backline serve models/ --model-control-mode poll --repository-poll-secs 5
+  backline serve fast=hf://owner/repo:onnx/model_int8.onnx
   backline serve s3://bucket/models --model-control-mode explicit --load-model add1
   backline serve models/ --cache-config local,size=256MiB
   backline serve models/ --rate-limit execution_count --rate-limit-resource memory:4

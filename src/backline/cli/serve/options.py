@@ -102,7 +102,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--model-name",
         "model_name",
         metavar="NAME",
-        help="The model's name if the repository is a single model, a file or folder.",
+        help="The model's name if the repository is a single model: a file, a folder or a URL.",
     ),
     fills(
         "--strict-readiness/--no-strict-readiness",
@@ -165,8 +165,15 @@ _OPTIONS: tuple[Decorator, ...] = (
         "memory_budget",
         type=Size(),
         metavar="SIZE",
-        help="The most resident memory the server may use, such as 2GiB: idle models are evicted, and loaded"
-        " on demand.",
+        help="The most memory that the server and its workers may hold, such as 2GiB: idle models are"
+        " evicted, and loaded again on demand.",
+    ),
+    fills(
+        "--gpu-memory-budget",
+        "gpu_memory_budget",
+        multiple=True,
+        metavar="[GPU:]SIZE",
+        help="The same for the memory of every GPU, or of one, such as 0:20GiB; repeatable.",
     ),
     count(
         "--max-queued-requests",

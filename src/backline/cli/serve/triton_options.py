@@ -41,7 +41,7 @@ ELSEWHERE = {
     "--repoagent-directory": "leave it out: Backline has no repository agents",
     "--backend-config": "`parameters` in the models' configurations",
     "--host-policy": "`cpus` in the models' configurations",
-    "--model-load-gpu-limit": "leave it out: GPU memory is not limited",
+    "--model-load-gpu-limit": "`--gpu-memory-budget GPU:SIZE`, a size instead of a fraction",
     "--pinned-memory-pool-byte-size": "leave it out: Backline has no such pool",
     "--cuda-memory-pool-byte-size": "leave it out: Backline has no such pool",
     "--buffer-manager-thread-count": "leave it out: Backline has no such threads",

@@ -77,8 +77,9 @@ class RequestCheck:
     `signature` has full shapes, the first dimension being the batch unless `max_batch_size` is 0. Requests
     with equal `batch_key` may share a batch. A request without items, or above `max_batch_size`, is only
     refused if `strict` (the limit was configured). A request whose inputs differ in the first dimension is
-    refused, unless the batch was `proved` and nobody declared it: then the dimension may be no batch in this
-    request (an input is broadcast, or two matrices are multiplied), which runs alone and counts as one item.
+    refused, unless the batch was `proved` and nobody declared it: then the dimension may mean something else
+    in this request (an input is broadcast, or two matrices are multiplied), which runs alone and counts as
+    one item.
     Error texts are Triton's (core/src/infer_request.cc).
     """
 

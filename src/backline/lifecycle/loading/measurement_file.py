@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Protocol
 
@@ -103,6 +102,9 @@ class MeasurementFile:
             self._content = self._read_content()
         if self._content is None:
             return ""
+        # Imported late: the import takes long, and only slow models have a file with measurements.
+        from importlib.metadata import distributions
+
         packages = sorted((found.name, found.version) for found in distributions())
         machine = (platform.machine(), usable_cores(), [repr(device) for device in placed.devices])
         parts = (self._content.digest, load_key(self._config), packages, machine)

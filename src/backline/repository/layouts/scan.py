@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument
+from backline.engine.names import printable
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import (
     CONFIG_FILES,
@@ -83,6 +84,17 @@ def scan_listing(
             f" '{root.location}/{FIRST_VERSION}'"
         )
     return read_repository(root, folders, formats, configs, known)
+
+
+def check_named(models: Sequence[FoundModel], name: str, location: str) -> None:
+    """Raises InvalidArgument if a `name` was given, but `models` is not a single model that took it."""
+    if not name or [model.name for model in models] == [printable(name)]:
+        return
+    names = ", ".join(f"'{model.name}'" for model in models) or "no model"
+    raise InvalidArgument(
+        f"the name '{name}' is for the only model at a location, but '{location}' is a repository that holds"
+        f" {names}; leave the name out, or give the location of one model"
+    )
 
 
 def _innermost(root: Folder, formats: Sequence[ModelFormat]) -> Folder:

@@ -38,6 +38,7 @@ class ArchiveRepository(RemoteRepository):
         formats: Sequence[ModelFormat],
         cache: Path,
         configs: ConfigFiles | None = None,
+        name: str = "",
         limits: UnpackLimits | None = None,
     ) -> None:
         contents = ContentCache(cache)
@@ -54,7 +55,7 @@ class ArchiveRepository(RemoteRepository):
             if kind is None
             else _WebArchive(location, kind, contents, limits or UnpackLimits())
         )
-        super().__init__(files, contents, formats=formats, configs=configs, nested=True)
+        super().__init__(files, contents, formats=formats, configs=configs, name=name, nested=True)
 
 
 class _WebFile:

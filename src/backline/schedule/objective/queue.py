@@ -67,6 +67,7 @@ class ObjectiveQueue(Owner):
         self._levels = Levels(lambda number: DueList(number, settings.policy_of(number).max_size or inf))
         self._size = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
+        self.on_displaced: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
 
     @property

@@ -328,7 +328,13 @@ class Receiver:
     def _turn_away(self, request: Http1Request, status: int, message: str, fields: Fields = ()) -> None:
         """Refuses this request after receiving and dropping its body; the connection stays open."""
         self._pipeline.release(request)
-        self._entry = Refusal(status, message, close=not request.keep_alive, fields=fields)
+        self._entry = Refusal(
+            status,
+            message,
+            close=not request.keep_alive,
+            fields=fields,
+            head_only=request.method == b"HEAD",
+        )
         self._body = GrowingBuffer()
         self._unusual = True
 

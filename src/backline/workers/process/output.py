@@ -102,7 +102,7 @@ class WorkerOutput:
         if _TRACEBACK in line or line in _CONNECTING:
             self._named = False
         elif line and not line.startswith((" ", "\t")):
-            # The first line without an indent names the exception. One more is no part of the traceback.
+            # The first line without an indent names the exception. A second one is not part of the traceback.
             before, self._named = self._named, True
             return not before
         return True

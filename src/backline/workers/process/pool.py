@@ -195,10 +195,6 @@ class WorkerPool(ModelInWorkers):
     def pids(self) -> list[int]:
         return [process.pid for process in self._running()]
 
-    @property
-    def resident_bytes(self) -> int:
-        return sum(process.resident_bytes for process in self._running())
-
     def _running(self) -> list[WorkerProcess]:
         return [seat.process for seat in self._seats if seat.process is not None and seat.process.alive]
 
