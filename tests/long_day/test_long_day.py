@@ -47,23 +47,25 @@ def test_a_long_day(tmp_path: Path) -> None:
     keys = make_keys(user)
     folders = ("--state-dir", str(tmp_path / "state"), "--cache-dir", str(tmp_path / "cache"))
     with user.serve("--auth", str(tmp_path / "auth.toml"), *folders, *SERVE) as server:
-        user.server, user.key = server, keys["operator"]
+        user.server = server
+        log_in(user, keys)
         see_what_is_served(user)
         call_every_model(user)
         call_from_a_program(server, keys["app"])
         keep_others_out(user, keys)
         measure(user)
-        put_a_new_version_into_service_under_load(user)
+        put_a_new_version_into_service_under_load(user, keys["app"])
         survive_a_file_that_is_no_model(user)
         roll_a_bad_version_back(user)
-        find_out_what_went_wrong(user)
+        find_out_what_went_wrong(user, keys["operator"])
         take_a_model_out_of_service(user)
         lock_the_app_out(user, keys)
+        log_out(user)
         assert server.stop() == 0
         assert "Traceback" not in server.output
     user.server = None
     with user.serve("--no-grpc", "--no-metrics", *folders, "--model-control-mode", "explicit") as server:
-        user.server, user.key = server, ""
+        user.server = server
         find_everything_as_it_was(user)
     user.server = None
     embed_the_models(user)
@@ -173,6 +175,18 @@ def make_keys(user: User) -> dict[str, str]:
     return {"operator": made.out.strip(), "app": rotated["key"], "leaked": leaked["key"], "none": random}
 
 
+def log_in(user: User, keys: dict[str, str]) -> None:
+    refused = user.backline("models", "list", status=1).err
+    assert f"run 'backline login {user.server.url}'" in refused
+    put(user.folder / "operator.key", keys["operator"])
+    put(user.folder / "leaked.key", keys["leaked"])
+    assert "was not kept" in user.backline("login", user.server.url, "--api-key", "@leaked.key", status=1).err
+    for url in (user.server.url, user.server.grpc_url):
+        kept = user.backline("login", url, "--api-key", "@operator.key").out
+        assert kept.startswith("Kept the key of ")
+        assert keys["operator"] not in kept
+
+
 def see_what_is_served(user: User) -> None:
     listed = user.backline("models", "list", "--json").json
     assert {entry["name"]: entry["state"] for entry in listed} == dict.fromkeys(names(user), "READY")
@@ -190,25 +204,23 @@ def see_what_is_served(user: User) -> None:
 
 def call_every_model(user: User) -> None:
     urls = (user.server.url, user.server.grpc_url)
-    header = ("--header", f"Authorization: Bearer {user.key}")
     requests = [(kind.name, kind.inputs, kind.shows) for kind in repository.kinds()]
     requests += [(name, (value,), shows) for name, value, shows in repository.CREATED_KINDS]
     for number, (name, inputs, shows) in enumerate(requests):
         values = [word for value in inputs for word in ("--input", value)]
-        answer = user.backline("infer", name, *values, "--json", "--url", urls[number % 2], *header)
+        answer = user.backline("infer", name, *values, "--json", "--url", urls[number % 2])
         assert shows in answer.out, name
         assert '"version": "1"' in answer.out
 
 
 def call_from_a_program(server: ServerProcess, key: str) -> None:
     for url in (server.url, server.grpc_url):
-        with backline.connect(url, headers={"Authorization": f"Bearer {key}"}) as client:
+        with backline.connect(url, api_key=key) as client:
             answer = client["add1"](np.ones((3, 16), np.float32))
             np.testing.assert_array_equal(answer["OUTPUT0"], np.full((3, 16), 2, np.float32))
 
 
 def keep_others_out(user: User, keys: dict[str, str]) -> None:
-    assert "key" in user.backline("models", "list", key="", status=1).err
     for name in ("leaked", "none"):
         refused = user.backline("infer", "add1", "-i", "zeros", key=keys[name], status=1).err
         assert "key" in refused
@@ -233,14 +245,13 @@ def arrive(user: User, version: str, constant: float) -> None:
 
 
 @contextmanager
-def load_on_add1(user: User) -> Iterator[list[float]]:
+def load_on_add1(user: User, key: str) -> Iterator[list[float]]:
     """One caller that never pauses, until the block ends. Yields the answers, which the thread extends."""
     seen: list[float] = []
     ended = threading.Event()
 
     def call() -> None:
-        headers = {"Authorization": f"Bearer {user.key}"}
-        with backline.connect(user.server.url, headers=headers) as client:
+        with backline.connect(user.server.url, api_key=key) as client:
             while not ended.is_set():
                 seen.append(client["add1"](np.zeros((1, 16), np.float32))["OUTPUT0"][0, 0].item())
 
@@ -260,16 +271,16 @@ def measure(user: User) -> None:
     assert step["errors"] == {}
     assert step["answered"] > 0
     assert "INPUT0 FP32[1, 16]" in printed
-    assert (printed.split()[-10], printed.split()[-1]) == ("2", "0")  # in flight and errors, in the last row
+    assert (printed.split()[-11], printed.split()[-1]) == ("2", "0")  # in flight and errors, in the last row
     page = (user.folder / "bench.html").read_text()
     assert "<title>add1 at" in page
     assert "<svg" in page
 
 
-def put_a_new_version_into_service_under_load(user: User) -> None:
+def put_a_new_version_into_service_under_load(user: User, key: str) -> None:
     # Without the label, requests that name no version would go to version 2 as soon as it is loaded.
     assert user.backline("models", "promote", "add1", "1").out == "stable of add1: (none) -> 1\n"
-    with load_on_add1(user) as seen:
+    with load_on_add1(user, key) as seen:
         arrive(user, "2", 2)
         assert "add1" in user.backline("models", "refresh").out
         assert user.backline("models", "label", "add1", "canary", "2").out == "canary of add1: (none) -> 2\n"
@@ -313,7 +324,7 @@ def roll_a_bad_version_back(user: User) -> None:
     assert "label 'canary' of 'add1' has no earlier version" in canary
 
 
-def find_out_what_went_wrong(user: User) -> None:
+def find_out_what_went_wrong(user: User, key: str) -> None:
     history = user.backline("models", "history", "add1", "--json").json
     moves = [
         (entry["action"], entry["before"], entry["version"])
@@ -342,9 +353,7 @@ def find_out_what_went_wrong(user: User) -> None:
     assert wrong is None or "the image cannot be decoded" in wrong.err
     assert "ERROR" in user.server.output
     assert "model 'add1' version 3 is not available" in user.server.output
-    request = urllib.request.Request(
-        f"{user.server.url}/metrics", headers={"Authorization": f"Bearer {user.key}"}
-    )
+    request = urllib.request.Request(f"{user.server.url}/metrics", headers={"Authorization": f"Bearer {key}"})
     with urllib.request.urlopen(request, timeout=30) as page:
         metrics = page.read().decode()
     assert 'nv_inference_request_success{model="add1",version="2"}' in metrics
@@ -370,12 +379,17 @@ def take_a_model_out_of_service(user: User) -> None:
 def lock_the_app_out(user: User, keys: dict[str, str]) -> None:
     assert user.backline("keys", "revoke", "app").out == "Revoked 'app'\n"
     end = time.monotonic() + 60
-    with backline.connect(user.server.url, headers={"Authorization": f"Bearer {keys['app']}"}) as client:
+    with backline.connect(user.server.url, api_key=keys["app"]) as client:
         with contextlib.suppress(BacklineError):
             while time.monotonic() < end:
                 client["add1"](np.zeros((1, 16), np.float32))
         with pytest.raises(BacklineError, match="key"):
             client["add1"](np.zeros((1, 16), np.float32))
+
+
+def log_out(user: User) -> None:
+    assert user.backline("logout", user.server.url).out.startswith("Removed the key for ")
+    assert "backline login" in user.backline("models", "list", status=1).err
 
 
 def find_everything_as_it_was(user: User) -> None:

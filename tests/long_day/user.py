@@ -32,21 +32,24 @@ class Said:
 
 @dataclass(slots=True)
 class User:
-    """Runs commands in `folder`. With a `key`, commands that talk to the server send it."""
+    """Runs commands in `folder`, which also holds what commands remember for the user."""
 
     folder: Path
     server: ServerProcess | None = None
-    key: str = ""
     #: The names of the commands so far, such as "models list".
     used: set[str] = field(default_factory=set)
 
-    def backline(self, *arguments: object, status: int = 0, key: str | None = None) -> Said:
-        """Runs a command, which must exit with `status` and print no traceback."""
-        command = self._command(arguments, key)
+    def backline(self, *arguments: object, status: int = 0, key: str = "") -> Said:
+        """Runs a command, which must exit with `status` and print no traceback.
+
+        With a `key`, it takes precedence over the one of `backline login`.
+        """
+        words = list(map(str, arguments))
+        self.used.add(find(words))
         done = subprocess.run(
-            command,
+            [sys.executable, "-m", "backline", *words],
             cwd=self.folder,
-            env=self._environment(),
+            env=self._environment(key),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -65,22 +68,15 @@ class User:
         self.used.add("serve")
         return serve(self.folder / "models", self.folder / "server.log", *options, ready=ready)
 
-    def _command(self, arguments: tuple[object, ...], key: str | None) -> list[str]:
-        words = list(map(str, arguments))
-        used = find(words)
-        self.used.add(used)
-        key = self.key if key is None else key
-        connects = self.server is not None and "--url" in {
-            option for param in leaf(used).params for option in param.opts
-        }
-        if connects and key and "--url" not in words:
-            words += ["--header", f"Authorization: Bearer {key}"]
-        return [sys.executable, "-m", "backline", *words]
-
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, key: str) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BACKLINE_")}
-        address = {} if self.server is None else {"BACKLINE_URL": self.server.url}
-        return {**clean, **address, "BACKLINE_AUTH": str(self.folder / "auth.toml")}
+        clean |= {
+            "XDG_CONFIG_HOME": str(self.folder / "home"),
+            "BACKLINE_AUTH": str(self.folder / "auth.toml"),
+        }
+        if self.server is not None:
+            clean["BACKLINE_URL"] = self.server.url
+        return clean | ({"BACKLINE_KEY": key} if key else {})
 
 
 def leaves(group: click.Group = root, before: str = "") -> Iterator[str]:
@@ -97,13 +93,3 @@ def leaves(group: click.Group = root, before: str = "") -> Iterator[str]:
 def find(words: list[str]) -> str:
     """The command that a command line runs."""
     return next((name for name in leaves() if words[: len(name.split())] == name.split()), "")
-
-
-def leaf(name: str) -> click.Command:
-    found: click.Command = root
-    for word in name.split():
-        assert isinstance(found, click.Group)
-        below = found.get_command(click.Context(found), word)
-        assert below is not None
-        found = below
-    return found
