@@ -108,7 +108,8 @@ def main() -> NoReturn:
             bold=True,
             color=None if "NO_COLOR" not in os.environ else False,
         )
-        click.echo(text, err=True)
+        # The text of a failed load ends with ";" and a newline, as in Triton.
+        click.echo(text.rstrip("\n").removesuffix(";"), err=True)
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
 
