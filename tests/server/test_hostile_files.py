@@ -1,4 +1,4 @@
-"""Damaged and hostile model files of every format, loaded by one server while a client uses an honest model."""
+"""Damaged and hostile files of many formats, loaded by one server while a client uses an honest model."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ from backends.served_models import need
 from support import models
 from support.server import ServerProcess, serve
 from support.waiting import until
+
+#: All files are loaded before the first test, which takes long on a busy machine.
+pytestmark = pytest.mark.timeout(900)
 
 need("catboost", "lightgbm", "openvino", "ai_edge_litert", "skops", "xgboost")
 
@@ -84,27 +87,34 @@ def damage(content: bytes, number: int, chance: random.Random) -> bytes:
 
 def endless(repository: Path, name: str, *, grows: bool) -> None:
     """A network with a loop that does not end; with `grows`, each turn adds 1 MiB to an output."""
-    turn = [helper.make_node("Identity", ["before"], ["after"])]
-    outputs = [helper.make_tensor_value_info("after", TensorProto.BOOL, [])]
-    if grows:
-        ones = helper.make_tensor("ones", TensorProto.FLOAT, [1], [1.0])
-        turn.append(helper.make_node("ConstantOfShape", ["size"], ["part"], value=ones))
-        outputs.append(helper.make_tensor_value_info("part", TensorProto.FLOAT, [None]))
-    counted = [
-        helper.make_tensor_value_info("count", TensorProto.INT64, []),
-        helper.make_tensor_value_info("before", TensorProto.BOOL, []),
+    value, flag, number = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
+    turn = [
+        helper.make_node("Identity", ["before"], ["after"]),
+        helper.make_node("Neg", ["given"], ["kept"]),
     ]
-    body = helper.make_graph(turn, "turn", counted, outputs)
-    looped = ["parts"] if grows else []
-    loop = helper.make_node("Loop", ["most", "go_on"], looped, body=body)
-    nodes = [loop, helper.make_node("Identity", ["X"], ["Y"])]
-    named = [("X", TensorProto.FLOAT, [1])], [("Y", TensorProto.FLOAT, [1])]
+    outputs = [
+        helper.make_tensor_value_info("after", flag, []),
+        helper.make_tensor_value_info("kept", value, [1]),
+    ]
     if grows:
-        named[1].append(("parts", TensorProto.FLOAT, ["turns", 1 << 18]))
+        ones = helper.make_tensor("ones", value, [1], [1.0])
+        turn.append(helper.make_node("ConstantOfShape", ["size"], ["part"], value=ones))
+        outputs.append(helper.make_tensor_value_info("part", value, [None]))
+    inputs = [
+        helper.make_tensor_value_info("count", number, []),
+        helper.make_tensor_value_info("before", flag, []),
+        helper.make_tensor_value_info("given", value, [1]),
+    ]
+    body = helper.make_graph(turn, "turn", inputs, outputs)
+    looped = ["Y", "parts"] if grows else ["Y"]
+    nodes = [helper.make_node("Loop", ["most", "go_on", "X"], looped, body=body)]
+    named = [("X", value, [1])], [("Y", value, [1])]
+    if grows:
+        named[1].append(("parts", value, ["turns", 1 << 18]))
     constants = [
-        helper.make_tensor("most", TensorProto.INT64, [], [1 << 60]),
-        helper.make_tensor("go_on", TensorProto.BOOL, [], [True]),
-        helper.make_tensor("size", TensorProto.INT64, [1], [1 << 18]),
+        helper.make_tensor("most", number, [], [1 << 60]),
+        helper.make_tensor("go_on", flag, [], [True]),
+        helper.make_tensor("size", number, [1], [1 << 18]),
     ]
     models.save(repository / name / "1" / "model.onnx", nodes, *named, constants)
 
@@ -114,6 +124,16 @@ class Segfault:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ctypes.string_at, (0,)
+
+
+class Flood:
+    """A pickle of this writes a file of a gigabyte when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (f"open({str(self.path)!r}, 'wb').write(bytes(1 << 28))",)
 
 
 @dataclass
@@ -148,6 +168,7 @@ class Outcome:
     """A server that has tried to load all files: the state and reason of each, and what the client saw."""
 
     server: ServerProcess
+    folder: Path
     states: dict[str, tuple[str, str]]
     client: HonestClient
 
@@ -167,8 +188,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
                 shutil.copy(folder / "model.bin", version)
     endless(repository, "an_endless_run", grows=False)
     endless(repository, "an_endless_output", grows=True)
-    (repository / "a_segfault" / "1").mkdir(parents=True)
-    (repository / "a_segfault" / "1" / "model.pkl").write_bytes(pickle.dumps(Segfault()))
+    for name, pickled in (("a_segfault", Segfault()), ("a_flood", Flood(folder / "flood"))):
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "1" / "model.pkl").write_bytes(pickle.dumps(pickled))
     options = (
         "--isolate=new",
         "--no-strict-readiness",
@@ -181,10 +203,10 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         until(lambda: _is_ready(server, "add1"), seconds=60)
         client = HonestClient(server.url)
         client.start()
-        server.wait_started(400)
+        server.wait_started(800)
         client.stopped.set()
         client.join()
-        yield Outcome(server, _states(server), client)
+        yield Outcome(server, folder, _states(server), client)
 
 
 def _is_ready(server: ServerProcess, model: str) -> bool:
@@ -237,6 +259,13 @@ def test_a_model_that_takes_ever_more_memory_is_stopped(outcome: Outcome) -> Non
 
     assert "used more than 600 MiB of memory while running '" in reason
     assert "raise --load-memory-limit" in reason
+
+
+def test_a_model_cannot_fill_the_disk(outcome: Outcome) -> None:
+    _, reason = outcome.states["a_flood"]
+
+    assert "File too large" in reason
+    assert (outcome.folder / "flood").stat().st_size < 65 << 20
 
 
 def test_nothing_of_the_trials_is_left(outcome: Outcome) -> None:

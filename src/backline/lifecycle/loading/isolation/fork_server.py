@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from backline.lifecycle.loading.isolation.messages import Report, decode_job, encode_report
 from backline.lifecycle.loading.isolation.trial import run_trial
+from backline.system.memory import resident_bytes
 from backline.workers.child.worker import end_with_parent
 
 #: The descriptors that come with a request: the trial's channel, its job, its output, and where to say how it
@@ -74,7 +75,7 @@ class _ForkServer:
         self._trials[pidfd] = _Trial(pid, said)
         self._selector.register(pidfd, selectors.EVENT_READ)
         with suppress(OSError):  # the server no longer waits
-            socket.send_fds(said, [b"%d" % pid], [pidfd])
+            socket.send_fds(said, [b"%d %d" % (pid, resident_bytes())], [pidfd])
         return True
 
     def _reap(self, pidfd: int) -> None:

@@ -20,6 +20,11 @@ from backline.lifecycle.loading.measurement_file import device_names
 from backline.lifecycle.loading.version_load import warm_up_version
 from backline.lifecycle.loading.warm_up import warm_up_items
 from backline.system.cores import pinned
+from backline.system.memory import fill_blocks
+
+#: What new and freed memory is filled with. A damaged file that makes a runtime read such memory should crash
+#: the trial; with the zeros of a new process it might pass, and crash the server later.
+_FILLING = 0x5A
 
 
 def run_trial(job: TrialJob, report: Callable[[Report], None]) -> None:
@@ -30,6 +35,8 @@ def run_trial(job: TrialJob, report: Callable[[Report], None]) -> None:
     config = replace(job.config, warm_up=tuple(replace(sample, count=1) for sample in job.config.warm_up))
 
     def on_phase(phase: str) -> None:
+        # Not in the trial runs, which are timed.
+        fill_blocks(0 if phase == "probe" else _FILLING)
         if phase in ("load", "probe", "warm-up"):
             report(Began(phase))  # type: ignore[arg-type]
 

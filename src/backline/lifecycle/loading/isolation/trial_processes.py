@@ -109,10 +109,10 @@ class TrialProcesses:
             self._ask(json.dumps(asked).encode(), descriptors)
             given.close()
             said.close()
-            pid, pidfd = trial.await_start(ending)
+            begun, pidfd = trial.await_start(ending)
             opened.callback(os.close, pidfd)
             try:
-                return trial.attend(_Process(job, runtime, limits, pid, channel, ending))
+                return trial.attend(_Process(job, runtime, limits, begun, channel, ending))
             except _Ended as ended:
                 raise Internal(f"{ended}{_said(output.fileno())}") from None
             finally:
@@ -202,8 +202,8 @@ class TrialWatch:
         """Kills the trial soon. Call it on any thread, even before the trial."""
         self._cancelled = True
 
-    def await_start(self, ending: socket.socket) -> tuple[int, int]:
-        """The process id of a trial, and its pidfd, once the fork server has imported the runtime.
+    def await_start(self, ending: socket.socket) -> tuple[_Begun, int]:
+        """A trial and its pidfd, once the fork server has imported the runtime.
 
         Raises Cancelled, or Internal if the fork server ended.
         """
@@ -214,7 +214,8 @@ class TrialWatch:
         begun, descriptors, _, _ = socket.recv_fds(ending, 32, 1)
         if not descriptors:
             raise Internal("the process that starts trials of model files ended, so the model was not loaded")
-        return int(begun), descriptors[0]
+        pid, shared = map(int, begun.split())
+        return _Begun(pid, shared), descriptors[0]
 
     def _check(self) -> None:
         if self._cancelled:
@@ -256,6 +257,14 @@ class TrialWatch:
                 return report
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A trial's process id, and the bytes of its resident memory that it shares with the fork server."""
+
+    pid: int
+    shared_bytes: int
+
+
 class _Ended(Exception):
     """A trial ended without a result; the message says why."""
 
@@ -268,7 +277,7 @@ class _Process:
         job: TrialJob,
         runtime: str,
         limits: TrialLimits,
-        pid: int,
+        begun: _Begun,
         channel: socket.socket,
         ending: socket.socket,
     ) -> None:
@@ -277,12 +286,12 @@ class _Process:
         self.phase = "load"
         self._path = job.path
         self._runtime = runtime
-        self._pid = pid
+        self._begun = begun
         self.ending = ending
 
     def check_memory(self) -> None:
         """Raises _Ended if the process uses more memory than it may."""
-        used = resident_bytes(self._pid)
+        used = resident_bytes(self._begun.pid) - self._begun.shared_bytes
         if used > self.limits.memory:
             raise _Ended(
                 f"{self._runtime} used more than {format_bytes(self.limits.memory)} of memory while"
