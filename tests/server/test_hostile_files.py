@@ -200,7 +200,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         f"--state-dir={folder / 'state'}",
     )
     with serve(repository, folder / "log", *options, ready=False) as server:
-        until(lambda: _is_ready(server, "add1"), seconds=60)
+        until(lambda: _is_ready(server, "add1"), seconds=600)
         client = HonestClient(server.url)
         client.start()
         server.wait_started(800)
