@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,13 @@ def test_a_load_that_is_given_up_ends_its_process(home: Homes, repository: Path)
     endless(repository, "endless", grows=False)
 
     def running_trials() -> list[psutil.Process]:
-        children = psutil.Process().children(recursive=True)
-        return [one for one in children if one.ppid() != os.getpid()]
+        found = []
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            for fork_server in psutil.Process().children():
+                found += [
+                    one for one in fork_server.children(recursive=True) if os.getsid(one.pid) == one.pid
+                ]
+        return found
 
     async def scenario() -> None:
         async with home(repository, mode="explicit", isolate="new") as server:

@@ -1,7 +1,9 @@
 """The fork server: a process that imports runtimes and forks itself for each trial of a model file.
 
-A fork takes milliseconds, where a new interpreter that imports a runtime takes seconds. The fork server
-itself reads no model file. It ends when the server closes its end of the control socket, or dies.
+A fork takes milliseconds, where a new interpreter that imports a runtime takes seconds. The first fork server
+forks another for each runtime, so that importing one delays no trial of another, and a runtime that crashes
+when it is imported ends only its own fork server. Fork servers read no model file. They end when the server
+closes its end of the control socket, or dies.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -38,8 +40,20 @@ class _Trial:
     ending: socket.socket
 
 
+@dataclass(frozen=True, slots=True)
+class _ForRuntime:
+    """The fork server of a runtime."""
+
+    pid: int
+    control: socket.socket
+
+
 class _ForkServer:
-    def __init__(self, control: socket.socket) -> None:
+    """Forks itself for trials with the runtime of `modules`, and passes on requests for others."""
+
+    def __init__(self, control: socket.socket, modules: tuple[str, ...] = ()) -> None:
+        self._modules = modules
+        self._others: dict[tuple[str, ...], _ForRuntime] = {}
         self._control = control
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
@@ -62,7 +76,10 @@ class _ForkServer:
             return False
         channel, job, output, ending = descriptors
         asked = json.loads(request)
-        _import(asked["modules"])
+        modules = tuple(asked["modules"])
+        if modules != self._modules:
+            self._pass_on(modules, request, descriptors)
+            return True
         gc.freeze()  # so that collections in trials do not copy pages
         parent = os.getpid()
         pid = os.fork()
@@ -77,6 +94,50 @@ class _ForkServer:
         with suppress(OSError):  # the server no longer waits
             socket.send_fds(said, [b"%d %d" % (pid, resident_bytes())], [pidfd])
         return True
+
+    def _pass_on(self, modules: tuple[str, ...], request: bytes, descriptors: Sequence[int]) -> None:
+        for _ in range(2):
+            other = self._others.get(modules) or self._start_for(modules)
+            try:
+                socket.send_fds(other.control, [request], descriptors)
+                break
+            except OSError:  # it has died
+                del self._others[modules]
+                other.control.close()
+                os.waitpid(other.pid, 0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _start_for(self, modules: tuple[str, ...]) -> _ForRuntime:
+        own, given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        pid = os.fork()
+        if not pid:
+            try:
+                self._leave(parent)
+                own.close()
+                _import(modules)
+                _ForkServer(given, modules).serve()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(70)
+        given.close()
+        self._others[modules] = _ForRuntime(pid, own)
+        return self._others[modules]
+
+    def _leave(self, parent: int) -> None:
+        """Lets a fork of this process end with it, and closes what only this process needs."""
+        end_with_parent()
+        if os.getppid() != parent:  # it ended before that took effect
+            os._exit(1)
+        self._selector.close()
+        self._control.close()
+        for other in self._others.values():
+            other.control.close()
+        for pidfd, trial in self._trials.items():
+            os.close(pidfd)
+            trial.ending.close()
 
     def _reap(self, pidfd: int) -> None:
         self._selector.unregister(pidfd)
@@ -93,16 +154,9 @@ class _ForkServer:
         self, parent: int, channel: int, job: int, output: int, ending: int, limits: dict[str, int]
     ) -> NoReturn:
         try:
-            end_with_parent()
-            if os.getppid() != parent:  # the fork server ended before that took effect
-                os._exit(1)
+            self._leave(parent)
             os.setsid()
-            self._selector.close()
-            self._control.close()
             os.close(ending)
-            for pidfd, other in self._trials.items():
-                os.close(pidfd)
-                other.ending.close()
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
