@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from backline.access import auth_file
 from backline.access.access import Access
 from backline.access.auth_file import AuthDocument, AuthFileWatch, make_policy, read_auth_file
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
 from backline.engine.errors import InvalidArgument, Unauthenticated
+from backline.system import file_watch
 
 #: Fixed, as workers of one test run must collect the same tests.
 KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"
@@ -36,6 +36,12 @@ def test_keys_get_their_scopes_models_and_expiry(tmp_path: Path) -> None:
     assert not policy.anonymous.may(Scope.INFER, None)
 
 
+def test_a_key_with_a_date_expires_at_midnight_utc(tmp_path: Path) -> None:
+    text = VALID + "expires = 2040-01-02\n"
+    (identity,) = make_policy(read_auth_file(write(tmp_path / "auth.toml", text)), {}).keys.values()
+    assert identity.expires == 2209075200
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -47,6 +53,14 @@ def test_keys_get_their_scopes_models_and_expiry(tmp_path: Path) -> None:
         (VALID + VALID, "two keys are named 'app'"),
         (VALID + VALID.replace("app", "other"), "repeats the hash"),
         (VALID + 'expires = "soon"', "expires"),
+        (VALID + "[keys.quota]\nrate = 1", "unknown field `rate`"),
+        (VALID + "[keys.quota]\nrequests_per_second = 0", "requests_per_second"),
+        (VALID + "[keys.quota]\nmax_in_flight = 0", "max_in_flight"),
+        (VALID + "[keys.quota]\nburst = 1", "key 'app' has a burst but no requests_per_second"),
+        (VALID + "[keys.quota]", "the quota of key 'app' limits nothing"),
+        (VALID + "[[keys.quotas]]\nmax_in_flight = 1", "models"),
+        (VALID + 2 * '[[keys.quotas]]\nmodels = ["a"]\nmax_in_flight = 1\n', "are for the same models"),
+        ("[anonymous.quota]", "the quota of \\[anonymous\\] limits nothing"),
         ("keys = 1", "keys"),
         ("[key]\n", "unknown field `key`"),
         ("a = ", "is not valid"),
@@ -77,7 +91,7 @@ def test_containers_take_keys_from_the_environment() -> None:
 def test_a_running_server_follows_the_file_but_not_into_a_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(auth_file, "WATCH_INTERVAL", 0.01)
+    monkeypatch.setattr(file_watch, "WATCH_INTERVAL", 0.01)
     path = write(tmp_path / "auth.toml", VALID)
     given = {b"x-api-key": KEY.encode()}
 

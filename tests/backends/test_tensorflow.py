@@ -78,7 +78,8 @@ def test_bfloat16_travels_as_its_bits(folder: Path) -> None:
 
 def test_a_missing_signature_lists_the_available_ones(folder: Path) -> None:
     with pytest.raises(
-        InvalidArgument, match=r"has no signature 'sing', .* it has 'halve', 'serving_default', 'shout'"
+        InvalidArgument,
+        match=r"has no signature 'sing': set .* to one of 'halve', 'serving_default', 'shout'",
     ):
         load(folder, parameters={"TF_SIGNATURE_DEF": "sing"})
 

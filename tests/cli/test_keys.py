@@ -53,6 +53,33 @@ def test_keys_are_listed_without_the_keys(file: Path) -> None:
     assert hash_key(key) not in keys(file, "list", "--json").stdout
 
 
+def test_a_key_can_be_created_with_a_quota(file: Path) -> None:
+    limits = ("--rate", "100", "--burst", "200", "--max-in-flight", "8", "--bytes-per-second", "1e6")
+    keys(file, "create", "app", *limits)
+    keys(file, "create", "other", "--rate", "0.5")
+    file.write_text(file.read_text() + '[[keys.quotas]]\nmodels = ["big-*"]\nmax_in_flight = 1\n')
+    keys(file, "rotate", "app")  # keeps it
+    listed = json.loads(keys(file, "list", "--json").stdout)["keys"]
+    assert [entry["quotas"] for entry in listed] == [
+        [
+            {
+                "requests_per_second": 100,
+                "burst": 200,
+                "max_in_flight": 8,
+                "bytes_per_second": 1e6,
+            }
+        ],
+        [{"requests_per_second": 0.5}, {"max_in_flight": 1, "models": ["big-*"]}],
+    ]
+    shown = keys(file, "list").stdout
+    assert "100/s (burst 200), 8 in flight, 1e+06 B/s" in shown
+    assert "0.5/s; 1 in flight to big-*" in shown
+    assert [
+        identity.quotas[0].requests_per_second
+        for identity in make_policy(read_auth_file(file), {}).keys.values()
+    ] == [100, 0.5]
+
+
 def test_rotating_keeps_the_permissions_and_ends_the_old_key(file: Path) -> None:
     old = keys(file, "create", "app", "--scope", "manage", "--model", "a").stdout.strip()
     new = json.loads(keys(file, "rotate", "app", "--json").stdout)["key"]
@@ -73,6 +100,23 @@ def test_editing_keeps_comments_and_other_tables(file: Path) -> None:
     document = read_auth_file(file)
     assert [entry.name for entry in document.keys] == ["other"]
     assert document.anonymous.scopes == [Scope.READ]
+
+
+@pytest.mark.parametrize(
+    "before", ["", "# ours\n", '[anonymous]\nscopes = ["read"]', '[anonymous]\nscopes = ["read"]\n\n']
+)
+def test_one_blank_line_separates_the_tables(file: Path, before: str) -> None:
+    if before:
+        file.write_text(before)
+    for name in ("one", "two", "three"):
+        keys(file, "create", name)
+    keys(file, "revoke", "two")
+    keys(file, "create", "four")
+    lines = file.read_text().splitlines()
+    tables = [number for number, line in enumerate(lines) if line == "[[keys]]"]
+    assert len(tables) == 3
+    assert all(lines[number - 1] == "" and lines[number - 2] != "" for number in tables)
+    assert sum(line == "" for line in lines) == 3
 
 
 @pytest.mark.parametrize(

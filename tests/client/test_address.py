@@ -37,7 +37,7 @@ def test_urls_are_parsed(url: str, expected: tuple[object, ...]) -> None:
         ("http://a:b", "is not a server URL"),
         ("http://u:p@a", "headers="),
         ("http://a?x=1", "query"),
-        ("grpc://a/b", "gRPC does not support"),
+        ("grpc://a/b", "gRPC cannot use"),
         ("unix:", "names no path"),
     ],
 )

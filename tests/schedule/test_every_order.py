@@ -51,6 +51,7 @@ asks = st.fixed_dictionaries(
         "timeout": st.sampled_from([None, None, 0.05]),
         "priority": st.integers(0, 3),
         "key": st.sampled_from([None, None, None, "other"]),
+        "identity": st.sampled_from(["", "often", "often", "often", "rarely"]),
         "then": reactions,
     }
 )
@@ -74,15 +75,16 @@ batches = st.sampled_from(
 )
 
 
-def queues(levels: int) -> st.SearchStrategy[QueueSettings]:
+def queues(levels: int, *, fair: bool = False) -> st.SearchStrategy[QueueSettings]:
     if not levels:
-        return st.builds(QueueSettings, policies)
+        return st.builds(QueueSettings, policies, fair=st.just(fair))
     return st.builds(
         QueueSettings,
         policies,
         st.just(levels),
         st.integers(1, levels),
         st.dictionaries(st.integers(1, levels), policies, max_size=2),
+        st.just(fair),
     )
 
 
@@ -91,6 +93,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     LEVELS = 0
     ORDERED = False
+    FAIR = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(data=st.data(), inline=st.booleans(), count=st.integers(1, 3), batch=batches)
     def begin(self, data: st.DataObject, inline: bool, count: int, batch: BatchPolicy) -> None:
         self.draw = data.draw
-        self.settings = Settings(batch, data.draw(queues(self.LEVELS)))
+        self.settings = Settings(batch, data.draw(queues(self.LEVELS, fair=self.FAIR)))
         self.world.most = batch.max_items
         instances = [
             self.world.instance(off_loop=not inline, prompt=data.draw(st.booleans())) for _ in range(count)
@@ -200,7 +203,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         world.asked = [
             asked for asked in world.asked if asked not in waiting
         ] + waiting  # earlier relations still hold
-        self.settings = Settings(batch, data.draw(queues(data.draw(st.sampled_from([0, self.LEVELS])))))
+        self.settings = Settings(
+            batch, data.draw(queues(data.draw(st.sampled_from([0, self.LEVELS])), fair=self.FAIR))
+        )
         self.world.most = max(self.world.most, batch.max_items)
         others = [self.world.instance()] if instances else None
         self.world.loop.inside(lambda: self.change(self.settings, others))
@@ -294,6 +299,43 @@ class OrderedMachine(SchedulerMachine):
     """Responses in the order of runs."""
 
     ORDERED = True
+
+
+class FairMachine(SchedulerMachine):
+    """Callers that are served in turn, within priority levels."""
+
+    LEVELS = 2
+    FAIR = True
+
+    def make(self, instances: list[HeldInstance]) -> Any:
+        began = self.world.began
+
+        def check_order(batch: Batch) -> None:
+            began(batch)
+            for ticket in batch.tickets:
+                self.check_is_first(ticket)
+
+        self.world.began = check_order  # type: ignore[method-assign]
+        return super().make(instances)
+
+    def rank(self, asked: Asked) -> tuple[float, float]:
+        return self.settings.queue.level_of(asked.ticket), 0
+
+    def check_is_first(self, ticket: Ticket) -> None:
+        """A caller's own requests stay in order."""
+        world = self.world
+        one = world.asked_of(ticket)
+        before = world.asked[: world.asked.index(one)]
+        now = world.clock.monotonic()
+        overtaken = [
+            other
+            for other in before
+            if other in world.waiting
+            and other.ticket.identity == ticket.identity
+            and self.rank(other) == self.rank(one)
+            and world.deadline_of(other) > now
+        ]
+        world.claim(not overtaken, "a caller's requests run in order")
 
 
 class ObjectiveMachine(SchedulerMachine):
@@ -634,6 +676,7 @@ def _in_every_order(machine: type[SchedulerMachine]) -> Any:
 
 TestPlain = _in_every_order(SchedulerMachine)
 TestLevels = _in_every_order(LevelsMachine)
+TestFair = _in_every_order(FairMachine)
 TestOrdered = _in_every_order(OrderedMachine)
 TestObjective = _in_every_order(ObjectiveMachine)
 TestSplitting = _in_every_order(SplittingMachine)

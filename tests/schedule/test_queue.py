@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from backline.engine.config.model_config import QueuePolicy
 from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy, form_batch
-from backline.schedule.queues.priority import PlainQueue, PriorityQueue, make_queue
+from backline.schedule.queues.plain import PlainQueue
+from backline.schedule.queues.priority import PriorityQueue, make_queue
 from backline.schedule.queues.queue import Queue, QueueSettings
 from schedule.tickets import ticket
 

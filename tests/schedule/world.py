@@ -116,7 +116,7 @@ class HeldInstance:
             batch, finished = self.vacated.pop(0)
         else:
             batch, finished = self.batch, self._finished  # type: ignore[assignment]
-            self.batch = None
+            self.batch = self._finished = None
         now = self._world.clock.ns
         batch.gathered_ns = batch.ran_ns = batch.ended_ns = now
         batch.executed = True
@@ -203,6 +203,7 @@ class World:
         priority: int = 0,
         key: object = None,
         step: SequenceStep | None = None,
+        identity: str = "",
         then: Callable[[], None] | None = None,
     ) -> Asked | None:
         """Submits a request; None if it is refused."""
@@ -222,7 +223,7 @@ class World:
             ),
             self._answered,
         )
-        ticket.batch_size, ticket.batch_key = len(values), key
+        ticket.batch_size, ticket.batch_key, ticket.identity = len(values), key, identity
         asked = ticket.context = Asked(number, ticket, values, then)
         try:
             self.loop.inside(lambda: submit(ticket))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backline.wire.application import Gate
+from backline.wire.application import Gate, Ingress
 
 
 class OpenGate(Gate):
@@ -14,6 +14,6 @@ class OpenGate(Gate):
         self.own_hosts = set()
 
     def refusal(
-        self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, local: bool
+        self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], ingress: Ingress
     ) -> str | None:
         return None

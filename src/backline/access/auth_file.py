@@ -6,10 +6,10 @@ import asyncio
 import logging
 import os
 import tomllib
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -17,22 +17,63 @@ from msgspec import Meta
 from backline.access.access import Access, Policy
 from backline.access.identity import Grant, Identity, anonymous
 from backline.access.keys import MIN_LENGTH, hash_key
+from backline.access.quota import Quota
 from backline.access.scope import Scope
 from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
+from backline.system.file_watch import FileWatch
 
 #: Environment variables that each hold one key, for containers, and what it may do.
 ENVIRONMENT_KEYS: Mapping[str, frozenset[Scope]] = {
     "BACKLINE_API_KEY": frozenset((Scope.INFER, Scope.READ, Scope.METRICS)),
     "BACKLINE_ADMIN_KEY": frozenset(Scope),
 }
-#: Seconds between looks at the file.
-WATCH_INTERVAL = 1.0
 _MAX_SIZE = 4 * 1024 * 1024
 
 log = logging.getLogger("backline.access")
 
 _Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[\w.@+-]+$")]
+
+
+_Rate = Annotated[float, Meta(gt=0)]
+_Count = Annotated[int, Meta(ge=1)]
+
+
+class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A [keys.quota] or [anonymous.quota] table: limits on all requests together."""
+
+    requests_per_second: _Rate | None = None
+    burst: _Count | None = None
+    max_in_flight: _Count | None = None
+    bytes_per_second: _Rate | None = None
+
+    def quota(self, whose: str, models: Sequence[str] = ("*",)) -> Quota:
+        """Raises InvalidArgument for a burst without a rate, or a table without limits."""
+        if self.burst is not None and self.requests_per_second is None:
+            raise InvalidArgument(f"--auth: the quota of {whose} has a burst but no requests_per_second")
+        if (self.requests_per_second, self.max_in_flight, self.bytes_per_second) == (None, None, None):
+            raise InvalidArgument(
+                f"--auth: the quota of {whose} limits nothing; set requests_per_second, max_in_flight or"
+                " bytes_per_second, or remove the table"
+            )
+        return Quota(
+            self.requests_per_second, self.burst, self.max_in_flight, self.bytes_per_second, tuple(models)
+        )
+
+
+class ModelQuotaEntry(QuotaEntry, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A [[keys.quotas]] or [[anonymous.quotas]] table: limits on the requests to some models together."""
+
+    models: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
+
+
+def _quotas(whose: str, quota: QuotaEntry | None, by_model: Sequence[ModelQuotaEntry]) -> tuple[Quota, ...]:
+    """Raises InvalidArgument for an invalid quota, or two for the same models."""
+    found = [] if quota is None else [quota.quota(whose)]
+    found += [entry.quota(whose, entry.models) for entry in by_model]
+    if len({one.models for one in found}) < len(found):
+        raise InvalidArgument(f"--auth: two quotas of {whose} are for the same models; merge them")
+    return tuple(found)
 
 
 class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,16 +86,20 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         default_factory=lambda: ["*"]
     )
     expires: datetime | None = None
+    quota: QuotaEntry | None = None
+    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The [anonymous] table: what requests without a key may do."""
 
     scopes: list[Scope] = msgspec.field(default_factory=list)
+    quota: QuotaEntry | None = None
+    quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
 class AuthDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole file."""
+    """The contents of an auth file."""
 
     anonymous: AnonymousEntry = msgspec.field(default_factory=AnonymousEntry)
     keys: list[KeyEntry] = msgspec.field(default_factory=list)
@@ -72,15 +117,24 @@ def read_auth_file(path: Path) -> AuthDocument:
     try:
         text = content.decode()
         check_toml(text, str(path))
-        return msgspec.convert(tomllib.loads(text), AuthDocument)
+        return msgspec.convert(_with_times(tomllib.loads(text)), AuthDocument)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise InvalidArgument(f"--auth: '{path}' is not valid: {error}") from None
+
+
+def _with_times(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with each expiry that is a date replaced by the midnight, in UTC, with which it begins."""
+    keys = document.get("keys")
+    for entry in keys if isinstance(keys, list) else ():
+        if isinstance(entry, dict) and type(entry.get("expires")) is date:
+            entry["expires"] = datetime.combine(entry["expires"], time(), UTC)
+    return document
 
 
 def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.environ) -> Policy:
     """The policy of a file and of the keys in environment variables.
 
-    Raises InvalidArgument for two keys with one name or hash, or a key that is too short.
+    Raises InvalidArgument for two keys with one name or hash, a key that is too short, or an invalid quota.
     """
     identities: dict[str, Identity] = {}
     names: set[str] = set()
@@ -91,7 +145,8 @@ def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.envi
             raise InvalidArgument(f"--auth: '{entry.name}' repeats the hash of another key; rotate one")
         names.add(entry.name)
         grant = Grant(frozenset(entry.scopes), tuple(entry.models))
-        identities[entry.sha256] = Identity(entry.name, (grant,), _timestamp(entry.expires))
+        quotas = _quotas(f"key '{entry.name}'", entry.quota, entry.quotas)
+        identities[entry.sha256] = Identity(entry.name, (grant,), _timestamp(entry.expires), quotas=quotas)
     for variable, scopes in ENVIRONMENT_KEYS.items():
         key = environment.get(variable)
         if key is None:
@@ -102,7 +157,9 @@ def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.envi
                 " 'backline keys generate' prints a good one"
             )
         identities[hash_key(key)] = Identity(variable, (Grant(scopes),))
-    return Policy(anonymous(document.anonymous.scopes), identities)
+    unknown = document.anonymous
+    quotas = _quotas("[anonymous]", unknown.quota, unknown.quotas)
+    return Policy(anonymous(unknown.scopes, quotas=quotas), identities)
 
 
 def _timestamp(moment: datetime | None) -> float | None:
@@ -123,16 +180,17 @@ class AuthFileWatch:
     def __init__(self, path: Path, access: Access, loop: asyncio.AbstractEventLoop) -> None:
         self._path = path
         self._access = access
-        self._loop = loop
-        self._seen = _state(path)
-        self._timer = loop.call_later(WATCH_INTERVAL, self._look)
+        self._watch = FileWatch([path], self._apply, loop)
 
     def close(self) -> None:
-        self._timer.cancel()
+        self._watch.close()
 
     def reload(self) -> None:
-        """Reads the file again."""
-        self._seen = _state(self._path)
+        """Reads the file again, changed or not."""
+        self._watch.mark_read()
+        self._apply()
+
+    def _apply(self) -> None:
         try:
             policy = make_policy(read_auth_file(self._path))
         except InvalidArgument as error:
@@ -140,17 +198,3 @@ class AuthFileWatch:
             return
         self._access.use(policy)
         log.info("read %d keys from '%s'", len(policy.keys), self._path)
-
-    def _look(self) -> None:
-        self._timer = self._loop.call_later(WATCH_INTERVAL, self._look)
-        if _state(self._path) != self._seen:
-            self.reload()
-
-
-def _state(path: Path) -> tuple[int, int, int] | None:
-    """What changes with the file's content; None if there is no file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -6,12 +6,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
+from backline.access.quota import Meter, Quota
 from backline.access.scope import Scope
 from backline.engine.errors import Forbidden, Unauthenticated
+from backline.engine.ticket import Ticket
 from backline.memo import Memo
 
-#: Some model that is not known yet, since the message names it: allowed if any model is.
+#: A model whose name is in the part of the message that is still unread; allowed if any model is.
 ANY_MODEL = ""
 #: How many decisions an identity remembers; clients choose the model names.
 _MAX_REMEMBERED = 1024
@@ -25,7 +28,7 @@ class Grant:
     models: tuple[str, ...] = ("*",)
 
     def covers(self, scope: Scope, model: str | None) -> bool:
-        """Whether it allows `scope` on `model`; None means a route about the server or every model."""
+        """Whether the grant allows `scope` on `model`, which is None for the server or every model."""
         if scope not in self.scopes:
             return False
         if "*" in self.models or model == ANY_MODEL:
@@ -47,9 +50,32 @@ class Identity:
     #: What to do about a missing permission, appended to the error.
     cure: str = ""
     revoked: bool = False
+    quotas: tuple[Quota, ...] = ()
+    #: Whether it may run every model.
+    infers_all: bool = field(default=False, init=False, repr=False)
+    #: What the application remembers that this identity may do for ever, unless it is revoked or changed.
+    passes: Memo[Any, Any] = field(default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False)
+    #: Measures what it uses; None without quotas.
+    meter: Meter | None = field(default=None, init=False, repr=False)
     _allowed: Memo[tuple[Scope, str | None], bool] = field(
         default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        self._changed()
+
+    def _changed(self) -> None:
+        self._allowed.clear()
+        self.passes.clear()
+        self.infers_all = any(Scope.INFER in grant.scopes and "*" in grant.models for grant in self.grants)
+        if not self.quotas:
+            self.meter = None
+            return
+        whose = "callers without a key together" if self.anonymous else f"the key '{self.name}'"
+        if self.meter is None:
+            self.meter = Meter(self.quotas, whose, time.monotonic())
+        else:
+            self.meter.change(self.quotas, whose, time.monotonic())
 
     @property
     def anonymous(self) -> bool:
@@ -58,10 +84,25 @@ class Identity:
     def become(self, other: Identity) -> None:
         """Takes over what `other` may do, as the configuration has changed."""
         self.name, self.grants, self.expires, self.cure = other.name, other.grants, other.expires, other.cure
-        self._allowed.clear()
+        self.quotas = other.quotas
+        self._changed()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether what it may do now, it may do until the configuration changes."""
+        return self.expires is None and not self.revoked
+
+    def follow(self, ticket: Ticket) -> None:
+        """Marks a ticket as this identity's, and counts it as in flight until it ends.
+
+        Must be called before the ticket is submitted. Raises QuotaExceeded.
+        """
+        ticket.identity = self.name
+        if self.meter is not None:
+            self.meter.follow(ticket)
 
     def may(self, scope: Scope, model: str | None) -> bool:
-        """Whether its grants allow `scope` on `model`; see Grant.covers."""
+        """Whether one of the grants allows `scope` on `model`; see Grant.covers."""
         known = self._allowed.get((scope, model))
         if known is None:
             known = any(grant.covers(scope, model) for grant in self.grants)
@@ -71,17 +112,16 @@ class Identity:
     def require(self, scope: Scope, model: str | None) -> None:
         """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
 
-        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. HEALTH needs none.
+        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every valid identity
+        has the scope HEALTH.
         """
-        if scope is Scope.HEALTH:
-            return
         if self.revoked:
             raise Unauthenticated("the key has been revoked; ask the server's operator for a new one")
         if self.expires is not None and time.time() >= self.expires:
             raise Unauthenticated(
                 f"the key '{self.name}' has expired; ask the server's operator for a new one"
             )
-        if self.may(scope, model):
+        if scope is Scope.HEALTH or self.may(scope, model):
             return
         if self.anonymous:
             raise Unauthenticated(f"this request needs a key with the scope '{scope}'{self.cure}")
@@ -91,9 +131,9 @@ class Identity:
         )
 
 
-def anonymous(scopes: Iterable[Scope], cure: str = "") -> Identity:
+def anonymous(scopes: Iterable[Scope], cure: str = "", quotas: tuple[Quota, ...] = ()) -> Identity:
     """The identity of requests without credentials. `cure` is appended to errors about permissions."""
-    return Identity("", (Grant(frozenset(scopes)),), cure=cure)
+    return Identity("", (Grant(frozenset(scopes)),), cure=cure, quotas=quotas)
 
 
 def _granted(grants: Iterable[Grant]) -> str:

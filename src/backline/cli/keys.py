@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
-from backline.access.auth_file import AuthDocument, make_policy, read_auth_file
+from backline.access.auth_file import (
+    AuthDocument,
+    KeyEntry,
+    ModelQuotaEntry,
+    QuotaEntry,
+    make_policy,
+    read_auth_file,
+)
 from backline.access.keys import generate_key, hash_key
 from backline.access.scope import Scope
 from backline.cli.command import CommandGroup
 from backline.cli.table import print_table
 from backline.engine.errors import AlreadyExists, NotFound, Unsupported
+from backline.system.private_file import replacement
 
 #: The scopes that a key can have.
 _SCOPES = tuple(scope.value for scope in Scope if scope is not Scope.HEALTH)
@@ -93,11 +100,17 @@ class _KeyFile:
         known = ", ".join(self.names()) or "none"
         raise NotFound(f"'{self.path}' has no key named '{name}'; it has {known}")
 
-    def add(self, fields: dict[str, Any]) -> None:
+    def add(self, fields: dict[str, Any], quota: dict[str, Any]) -> None:
         import tomlkit
 
         table = tomlkit.table()
         table.update(fields)
+        if quota:
+            limits = tomlkit.table()
+            limits.update(quota)
+            table.add("quota", limits)
+        if not self._document.as_string().endswith("\n\n"):
+            table.trivia.indent = "\n"  # a blank line before the table
         self._keys.append(table)
 
     def remove(self, name: str) -> None:
@@ -105,17 +118,9 @@ class _KeyFile:
 
     def save(self) -> None:
         """Replaces the file, readable by its owner only. Raises InvalidArgument if a value is invalid."""
-        folder = self.path.absolute().parent
-        # Created with mode 0600, and renamed over the file, so a server never reads half of it.
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{self.path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(self._document.as_string())
-            make_policy(read_auth_file(Path(temporary)), environment={})
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacement(self.path) as new:
+            new.write_text(self._document.as_string())
+            make_policy(read_auth_file(new), environment={})
 
 
 def _show_key(key: str, name: str, *, as_json: bool, **more: Any) -> None:
@@ -136,6 +141,7 @@ Examples:
   backline keys create app --scope infer --scope read --auth auth.toml
   backline keys create app --scope infer --model 'speech-*' --expires 90d
   backline keys create deploy --scope manage --scope read
+  backline keys create guest --rate 100 --burst 200 --max-in-flight 8
   backline serve models/ --host 0.0.0.0 --auth auth.toml"""
 
 
@@ -159,6 +165,25 @@ Examples:
     help="Limit the key to models whose names match, such as 'speech-*'; repeatable.",
 )
 @click.option("--expires", type=_Moment(), metavar="TIME", help="When it expires: 90d, 12h, or 2027-01-31.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    metavar="NUMBER",
+    help="Requests per second; default: any number.",
+)
+@click.option(
+    "--burst",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="Requests that may arrive at once after a pause; default: those of one second.",
+)
+@click.option("--max-in-flight", type=click.IntRange(1), metavar="NUMBER", help="Requests in flight.")
+@click.option(
+    "--bytes-per-second",
+    type=click.FloatRange(0, min_open=True),
+    metavar="NUMBER",
+    help="Bytes of request bodies per second.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @file_option
 def create_key(
@@ -167,9 +192,15 @@ def create_key(
     scopes: Sequence[str],
     models: Sequence[str],
     expires: datetime | None,
+    rate: float | None,
+    burst: int | None,
+    max_in_flight: int | None,
+    bytes_per_second: float | None,
     as_json: bool,
 ) -> None:
     """Create a key and print it, once. The file is created if it does not exist."""
+    if burst is not None and rate is None:
+        raise click.UsageError("--burst needs --rate")
     edited = _KeyFile(file, create=True)
     if name in edited.names():
         raise AlreadyExists(f"'{file}' already has a key named '{name}'; rotate it or choose another name")
@@ -179,7 +210,13 @@ def create_key(
         fields["models"] = list(models)
     if expires is not None:
         fields["expires"] = expires
-    edited.add(fields)
+    limits = {
+        "requests_per_second": rate,
+        "burst": burst,
+        "max_in_flight": max_in_flight,
+        "bytes_per_second": bytes_per_second,
+    }
+    edited.add(fields, {name: limit for name, limit in limits.items() if limit is not None})
     edited.save()
     _show_key(key, name, as_json=as_json)
 
@@ -194,7 +231,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @file_option
 def list_keys(file: Path, as_json: bool) -> None:
-    """List the keys: names, scopes, models and expiry, but never the keys themselves."""
+    """List the keys: names, scopes, models, expiry and quotas, but never the keys themselves."""
     entries = _KeyFile(file).content.keys
     now = datetime.now(UTC)
     if as_json:
@@ -205,6 +242,10 @@ def list_keys(file: Path, as_json: bool) -> None:
                 "scopes": sorted(entry.scopes),
                 "models": entry.models,
                 "expires": None if entry.expires is None else entry.expires.isoformat(),
+                "quotas": [
+                    {name: value for name, value in msgspec.to_builtins(quota).items() if value is not None}
+                    for quota in _quotas_of(entry)
+                ],
             }
             for entry in entries
         ]
@@ -220,9 +261,33 @@ def list_keys(file: Path, as_json: bool) -> None:
             moment = entry.expires if entry.expires.tzinfo else entry.expires.replace(tzinfo=UTC)
             expires = f"{moment:%Y-%m-%d %H:%M} UTC" if moment > now else "expired"
         rows.append(
-            (entry.name, entry.sha256[:8], ", ".join(sorted(entry.scopes)), ", ".join(entry.models), expires)
+            (
+                entry.name,
+                entry.sha256[:8],
+                ", ".join(sorted(entry.scopes)),
+                ", ".join(entry.models),
+                expires,
+                "; ".join(map(_shown_quota, _quotas_of(entry))) or "none",
+            )
         )
-    print_table(("name", "hash", "scopes", "models", "expires"), rows)
+    print_table(("name", "hash", "scopes", "models", "expires", "quota"), rows)
+
+
+def _quotas_of(entry: KeyEntry) -> Sequence[QuotaEntry]:
+    return [*(() if entry.quota is None else (entry.quota,)), *entry.quotas]
+
+
+def _shown_quota(quota: QuotaEntry) -> str:
+    parts = []
+    if quota.requests_per_second is not None:
+        burst = "" if quota.burst is None else f" (burst {quota.burst})"
+        parts.append(f"{quota.requests_per_second:g}/s{burst}")
+    if quota.max_in_flight is not None:
+        parts.append(f"{quota.max_in_flight} in flight")
+    if quota.bytes_per_second is not None:
+        parts.append(f"{quota.bytes_per_second:g} B/s")
+    models = f" to {', '.join(quota.models)}" if isinstance(quota, ModelQuotaEntry) else ""
+    return ", ".join(parts) + models
 
 
 @click.command("revoke", epilog="\b\nExample:\n  backline keys revoke app --auth auth.toml")

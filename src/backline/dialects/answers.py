@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable
 from functools import wraps
 from math import ceil
+from time import monotonic
 from typing import Any
 
 import msgspec
 
 from backline.access.gate import CHALLENGE
+from backline.access.quota import Meter
 from backline.access.scope import Scope
 from backline.dialects.documents import read_message
 from backline.engine.errors import BacklineError, Internal, Unavailable
@@ -35,12 +37,26 @@ def respond_encoded(request: HttpRequest, document: bytes, status: int = 200) ->
 def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = ()) -> None:
     """Responds with the error's status and {"error": message}."""
     answer = [*_JSON_FIELDS, *fields, *retry_fields(error), *(CHALLENGE if error.http_status == 401 else ())]
+    if request.identity is not None and request.identity.meter is not None:
+        answer += quota_fields(request.identity.meter)
     request.respond(error.http_status, answer, [error_body(error.public_message)])
 
 
 def retry_fields(error: BacklineError) -> Fields:
     """The Retry-After field where a retry makes sense; otherwise no field."""
     return () if error.retry_after is None else [(b"retry-after", b"%d" % max(1, ceil(error.retry_after)))]
+
+
+def quota_fields(meter: Meter) -> Fields:
+    """What is left of a limited request rate (draft-ietf-httpapi-ratelimit-headers-10); empty without one."""
+    standing = meter.standing(monotonic())
+    if standing is None:
+        return ()
+    burst, window, left, reset = standing
+    return (
+        (b"ratelimit-policy", b'"requests";q=%d;w=%d' % (burst, window)),
+        (b"ratelimit", b'"requests";r=%d;t=%d' % (left, reset)),
+    )
 
 
 def error_body(message: str) -> bytes:
@@ -55,8 +71,8 @@ def render_error(_: int, message: str) -> tuple[bytes, bytes]:
 def hidden_error(what: str, cause: BaseException) -> BacklineError:
     """Logs an unexpected exception with its traceback; returns the error that the client sees instead.
 
-    Running out of memory is no bug of the line that failed: it is logged without a traceback, and the client
-    may try again.
+    Running out of memory is not a bug in the line where it happens, so it is logged without a traceback, and
+    the client may try again.
     """
     if isinstance(cause, MemoryError):
         _log.error("out of memory in %s", what)

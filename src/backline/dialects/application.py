@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Any, TypeAlias
 
 from backline.access.access import Access
@@ -15,9 +16,10 @@ from backline.dialects import standard_services
 from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error, respond_json
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
+from backline.dialects.open_inference.grpc.wire_format import model_name
 from backline.dialects.open_inference.rest.service import RestService
 from backline.dialects.open_inference.settings import RecordingRoutes
-from backline.dialects.router import Handler, MethodNotAllowed, Router
+from backline.dialects.router import MAX_REMEMBERED_SIZE, Handler, MethodNotAllowed, Router
 from backline.dialects.standard_services import HealthService, ReflectionService
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
@@ -109,11 +111,11 @@ class _HttpHandler:
     """Handles every HTTP request; never raises."""
 
     def __init__(self, router: Router) -> None:
-        self._resolve = router.resolve
+        self._handler_of = router.resolve
 
     def __call__(self, request: HttpRequest) -> None:
         try:
-            self._resolve(request)(request)
+            self._handler_of(request)(request)
         except MethodNotAllowed as error:
             respond_error(request, error, [(b"allow", error.allow)])
         except BacklineError as error:
@@ -129,19 +131,37 @@ class _IdentifyingHandler(_HttpHandler):
 
     def __init__(self, router: Router, access: Access) -> None:
         super().__init__(router)
+        self._resolve = router.resolve
         self._target = router.target
         self._identify = access.identify
+        self._handler_of = self._admit
 
-    def __call__(self, request: HttpRequest) -> None:
-        target = self._target(request.method, request.path)
-        if target is not None:
-            try:
-                request.identity = self._identify(request.headers)
-                request.identity.require(target.scope, target.model)
-            except BacklineError as error:
-                respond_error(request, error)
-                return
-        super().__call__(request)
+    def _admit(self, request: HttpRequest) -> Handler:
+        """The handler of a request whose caller may make it. Raises BacklineError."""
+        try:
+            identity = self._identify(request.headers)
+        except BacklineError:
+            if self._target(request.method, request.path) is None:
+                return self._resolve(request)  # which raises
+            raise
+        request.identity = identity
+        route = (request.method, request.path)
+        handler = identity.passes.get(route)
+        if handler is None or not identity.lasts:
+            target = self._target(*route)
+            handler = self._resolve(request)
+            if target is None:
+                return handler
+            identity.require(target.scope, target.model)
+            if target.scope is Scope.HEALTH:
+                return handler
+            if len(request.path) <= MAX_REMEMBERED_SIZE:
+                identity.passes.keep(route, handler)
+        if identity.meter is not None:
+            target = self._target(*route) if identity.meter.by_model else None
+            model = None if target is None else target.model
+            identity.meter.charge(model, len(request.body), monotonic())
+        return handler
 
 
 def _target(method: UnaryMethod | StreamMethod) -> Target:
@@ -173,11 +193,20 @@ def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
     identify = access.identify
     scope, model = _target(method)
     handler, model_of = method.handler, method.model_of
+    name_of: Callable[[Buffer], str | None] = model_of or (lambda _: None)
+    if scope is Scope.INFER:
+        name_of = model_name
 
     def handle(call: UnaryCall, received: Buffer) -> None:
         try:
             identity = call.identity = identify(call.metadata)
-            identity.require(scope, model if model_of is None else model_of(received) or None)
+            if identity.passes.get(handler) is None or not identity.lasts:
+                identity.require(scope, model if model_of is None else model_of(received) or None)
+                if model_of is None:
+                    identity.passes.keep(handler, True)
+            meter = identity.meter
+            if meter is not None and scope is not Scope.HEALTH:
+                meter.charge(name_of(received) if meter.by_model else None, len(received), monotonic())
         except BacklineError as error:
             fail_call(call, error)
         else:
@@ -189,7 +218,9 @@ def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
 def _metrics_page(page: Page, deferred: DeferredAnswers) -> Handler:
     def answer(request: HttpRequest) -> None:
         deferred.answer(
-            request, page(), lambda told: request.respond(200, [(b"content-type", told[0])], told[1])
+            request,
+            page(),
+            lambda told: request.respond(200, [(b"content-type", told[0])], told[1], compressible=True),
         )
 
     return answer

@@ -14,7 +14,7 @@ from time import monotonic, monotonic_ns
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from backline.access.scope import Scope
-from backline.dialects.answers import fail_call, hidden_error, respond_error
+from backline.dialects.answers import fail_call, hidden_error, quota_fields, respond_error
 from backline.dialects.off_loop import LargeRequest, OffLoop
 from backline.engine.engine import Engine
 from backline.engine.errors import (
@@ -84,9 +84,16 @@ class Carrier(Generic[Caller, Written]):
     fail: Callable[[Caller, BacklineError], None]
 
 
-HTTP: Carrier[HttpRequest, HttpBody] = Carrier(
-    "HTTP", False, lambda request, written: request.respond(200, written[0], written[1]), respond_error
-)
+def _respond(request: HttpRequest, written: HttpBody) -> None:
+    fields, body = written
+    if request.identity is not None and request.identity.meter is not None:
+        left = quota_fields(request.identity.meter)
+        if left:
+            fields = (*fields, *left)
+    request.respond(200, fields, body, compressible=True)
+
+
+HTTP: Carrier[HttpRequest, HttpBody] = Carrier("HTTP", False, _respond, respond_error)
 GRPC: Carrier[UnaryCall, Buffer] = Carrier("GRPC", True, lambda call, message: call.reply(message), fail_call)
 
 
@@ -139,7 +146,8 @@ class RequestIntake(Generic[Caller, Plan]):
             request, deadline = plan.request(model, version, id, inputs, deadline), None
         else:
             request = plan.request(model, version, id, inputs, None)
-        if caller.identity is not None:
+        # A model in the URL has been checked with the route.
+        if not model and caller.identity is not None and not caller.identity.infers_all:
             caller.identity.require(Scope.INFER, request.model_name)
         trace = (
             trace_arrival(self._engine, self._protocol, request.model_name, fields, began) if began else None
@@ -203,6 +211,8 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         self, caller: Caller, deadline: float | None, trace: Trace | None, request: InferRequest, plan: Plan
     ) -> None:
         ticket = Ticket(request, self._complete, context=(caller, plan), trace=trace)
+        if caller.identity is not None:
+            caller.identity.follow(ticket)
         caller.on_abandon = partial(cancel, ticket)
         try:
             if deadline is None:

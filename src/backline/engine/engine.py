@@ -29,6 +29,8 @@ class Engine:
         self._models: dict[str, dict[str, Model]] = {}
         #: Changes models; None if they cannot be changed.
         self.control: Control | None = None
+        #: Whether models are loaded by request only, as errors about models without versions then say.
+        self.loads_by_request = False
         #: The regions that clients have registered; None if they may not register any.
         self.shared_memory: SharedMemory | None = None
         #: Reads and changes the log settings; None without a server.
@@ -123,17 +125,25 @@ class Engine:
             raise
 
     def stream(
-        self, request: InferRequest, deadline: float | None = None, *, trace: Trace | None = None
+        self,
+        request: InferRequest,
+        deadline: float | None = None,
+        *,
+        trace: Trace | None = None,
+        admit: Callable[[Ticket], None] | None = None,
     ) -> Responses:
         """Submits a request to any model and iterates over its responses. The model waits for slow callers.
 
-        Raises BacklineError if the request is refused at once. `deadline` is as for `submit_until`. A caller
-        that does not take all responses must close the iterator, which cancels the request:
+        Raises BacklineError if the request is refused at once. `deadline` is as for `submit_until`. `admit`
+        is called with the ticket before it is submitted, and may raise BacklineError. A caller that does not
+        take all responses must close the iterator, which cancels the request:
 
         >>> async with engine.stream(request) as responses:
         ...     async for response in responses: ...
         """
         responses = Responses(request, trace)
+        if admit is not None:
+            admit(responses.ticket)
         if deadline is None:
             self.submit(responses.ticket)
         else:
@@ -175,7 +185,8 @@ class Engine:
         self.check_known(name)
         versions = self._models[name]
         if not versions:
-            raise NotFound(f"Request for unknown model: '{name}' has no available versions")
+            how = f": it is not loaded, load it: backline models load {name}" if self.loads_by_request else ""
+            raise NotFound(f"Request for unknown model: '{name}' has no available versions{how}")
         if version:
             labels = self._labels.get(name, {})
             found = versions.get(version) or versions.get(labels.get(version, ""))

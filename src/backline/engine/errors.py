@@ -8,6 +8,7 @@
 | NotFound           | 404  | 5 NOT_FOUND           | no such model, version, output or route                |
 | AlreadyExists      | 400  | 6 ALREADY_EXISTS      | what should be created exists already                  |
 | PayloadTooLarge    | 413  | 8 RESOURCE_EXHAUSTED  | the request exceeds a limit of the server              |
+| QuotaExceeded      | 429  | 8 RESOURCE_EXHAUSTED  | the caller has used up its quota                       |
 | Unavailable        | 503  | 14 UNAVAILABLE        | try again later: loading, draining, queue full         |
 | DeadlineExceeded   | 504  | 4 DEADLINE_EXCEEDED   | the deadline passed before a response was ready        |
 | Cancelled          | 499  | 1 CANCELLED           | the caller has left                                    |
@@ -73,6 +74,15 @@ class AlreadyExists(BacklineError):
 class PayloadTooLarge(BacklineError):
     http_status = 413
     grpc_code = 8
+
+
+class QuotaExceeded(BacklineError):
+    http_status = 429
+    grpc_code = 8
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Unavailable(BacklineError):

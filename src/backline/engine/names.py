@@ -24,7 +24,7 @@ def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple
     return natural, tuple(map(len, parts))
 
 
-#: The maximum length in bytes of UTF-8; file systems accept no longer names.
+#: The maximum length in bytes of UTF-8; file systems do not accept longer names.
 LONGEST_NAME: Final = 255
 #: Folders that file systems and tools create anywhere. Repository scans ignore them.
 IGNORED_FOLDERS: Final = frozenset(
@@ -75,3 +75,10 @@ def check_file_path(path: str) -> None:
             f"load parameter {'file:' + path[:256]!r} does not name a file inside the model's folder,"
             " expected for example 'file:1/model.onnx'"
         )
+
+
+def printable(text: object) -> str:
+    """The text, safe for terminals and logs: control characters and undecodable bytes are escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text)
+    )

@@ -113,8 +113,8 @@ class Ticket:
     runs: the caller's deadline (`waits_until`), or an earlier one set by a queue's policy. `level` is the
     request's priority, or the level assigned by a queue. The model's check sets `batch_size`, the number of
     items, and `batch_key`, which must be equal for requests to share a batch. `context` belongs to the
-    caller. Callers that take any number of responses pass `on_response` and `flow`; without them a decoupled
-    model refuses the request.
+    caller, and `identity` is the caller's name for fair queueing, empty if it has none. Callers that take any
+    number of responses pass `on_response` and `flow`; without them a decoupled model refuses the request.
     """
 
     __slots__ = (
@@ -127,6 +127,7 @@ class Ticket:
         "context",
         "deadline",
         "flow",
+        "identity",
         "level",
         "owner",
         "request",
@@ -147,6 +148,7 @@ class Ticket:
         self.request = request
         self.flow = flow
         self.context = context
+        self.identity = ""
         #: The trace of the request; None if it is not traced.
         self.trace = trace
         self.state = NEW
@@ -170,6 +172,7 @@ class Ticket:
     ) -> Ticket:
         """A new ticket to run in place of this one, with `changes` to the request, and the same deadlines."""
         other = Ticket(replace(self.request, **changes), on_complete, on_response, flow, None, self.trace)
+        other.identity = self.identity
         other.deadline, other.waits_until, other.level = self.deadline, self.waits_until, self.level
         other.batch_size, other.batch_key, other.compute = self.batch_size, self.batch_key, self.compute
         return other

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from backline.engine.errors import InvalidArgument, Unavailable
-from backline.repository.names import printable
+from backline.engine.names import printable
 from backline.system.archive_limits import UnpackLimits
 
 #: The configuration parameter that holds the path; the path may contain the placeholder below.

@@ -13,11 +13,11 @@ from backline.engine.model import Model
 from backline.engine.ticket import Ticket
 from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.loading.queueing import queue_settings
-from backline.lifecycle.memory import Tenant
+from backline.lifecycle.memory.room import Tenant
 from backline.lifecycle.phase import StandIn, VersionPhase
 from backline.lifecycle.served_model import ServedModel, ServedModels
 from backline.schedule.queues.priority import make_queue
-from backline.schedule.queues.queue import QueueSettings, QueueTotal
+from backline.schedule.queues.queue import QueueSettings, QueueTotal, queue_full
 from backline.schedule.turn import Alarm
 
 log = logging.getLogger("backline.lifecycle")
@@ -32,11 +32,15 @@ class Sleep:
         changes: AwaitedChanges,
         total: QueueTotal,
         advance: Callable[[Iterable[str]], None],
+        *,
+        fair: bool = False,
     ) -> None:
+        """With `fair`, callers that wait for a load are served in turn."""
         self._models = models
         self._changes = changes
         self._total = total
         self._advance = advance
+        self._fair = fair
         #: Why versions that are being unloaded were put to sleep, by key.
         self._reasons: dict[int, str] = {}
 
@@ -46,12 +50,16 @@ class Sleep:
             Tenant(
                 (served.name, one.key),
                 one.model.memory_bytes,
-                0.0 if served.only_kept(one.model.version) else one.last_used,  # it is the first to go
+                0.0
+                if served.only_kept(one.model.version)
+                else one.last_used,  # kept versions are evicted first
                 pinned=one.model.config.pinned and not served.only_kept(one.model.version),
                 busy=one.busy or not served.may_rest(one),
                 idle_limit=None
                 if served.only_kept(one.model.version)
                 else one.model.config.idle_unload_seconds,
+                gpus={} if one.memory is None else one.memory.need.gpus,
+                pids=tuple(one.pids),
             )
             for served in self._models
             for one in served.held.values()
@@ -60,12 +68,8 @@ class Sleep:
 
     async def put(self, keys: Collection[Hashable], reason: str) -> None:
         """Unloads the tenants with these keys, to be reloaded on request; returns when they are unloaded."""
-        leaving = [
-            (served, one)
-            for served in self._models
-            for one in served.held.values()
-            if (served.name, one.key) in keys
-        ]
+        held = [(served, one) for served in self._models for one in served.held.values()]
+        leaving = [(served, one) for served, one in held if (served.name, one.key) in keys]
         for served, one in leaving:
             served.rest(one.model.version, reason)
             self._reasons[one.key] = reason
@@ -91,7 +95,10 @@ class Sleep:
         served.take_over(asleep)
         model = asleep.model
         queue = OnDemandQueue(
-            model, lambda: self._wake(served, asleep), queue_settings(model.config), self._total
+            model,
+            lambda: self._wake(served, asleep),
+            queue_settings(model.config, fair=self._fair),
+            self._total,
         )
         asleep.hold_requests(check_later, queue, queue.wake)
         return asleep
@@ -145,7 +152,7 @@ class OnDemandQueue:
         self._total = total
         self._settings = settings
         self._held = make_queue(settings)
-        self._held.on_left = self._left
+        self._held.on_left, self._held.on_displaced = self._left, self._displaced
         self._loading: asyncio.Task[None] | None = None
         self._failure: BacklineError | None = None
         self._failed_at = -inf
@@ -165,12 +172,7 @@ class OnDemandQueue:
             raise self._total.refusal(model.name)
         if not self._held.add(ticket):
             model.statistics.rejected_full += 1
-            limit = self._settings.policy_of(ticket.level).max_size
-            raise Unavailable(
-                f"Exceeds maximum queue size of {limit} for model '{model.name}', which is being loaded, try"
-                " again later",
-                retry_after=1,
-            )
+            raise self._full(ticket)
         self._total.waiting += 1
         if ticket.deadline is not None:
             self._expiry.set(ticket.deadline)
@@ -246,6 +248,15 @@ class OnDemandQueue:
         held = self._held.clear()
         self._total.waiting -= len(held)
         return held
+
+    def _full(self, ticket: Ticket) -> Unavailable:
+        limit = self._settings.policy_of(ticket.level).max_size
+        return queue_full(self._model.name, limit, ", which is being loaded")
+
+    def _displaced(self, ticket: Ticket) -> None:
+        self._total.waiting -= 1
+        self._model.statistics.rejected_full += 1
+        ticket.complete(None, self._full(ticket))
 
     def _left(self, ticket: Ticket) -> None:
         self._total.waiting -= 1

@@ -1,11 +1,11 @@
-"""Checks names of models and versions, and prints any name safely."""
+"""Checks names of models and versions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from backline.engine.errors import InvalidArgument
-from backline.engine.names import fault_in_name
+from backline.engine.names import fault_in_name, printable
 
 _SHOWN = 20
 
@@ -24,10 +24,3 @@ def some_of(names: Sequence[str]) -> str:
     """The names for a message; a long list is shortened: "1, 2 and 998 more"."""
     shown = ", ".join(names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
-
-
-def printable(text: object) -> str:
-    """The text, safe for terminals and logs: control characters and undecodable bytes are escaped."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text)
-    )

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backline.engine.errors import InvalidArgument, NotFound
-from backline.engine.names import IGNORED_FOLDERS, PYTHON_VERSION
+from backline.engine.names import IGNORED_FOLDERS, PYTHON_VERSION, printable
 from backline.repository.listing import FileEntry, Listing
-from backline.repository.names import printable
 
 #: The most levels of nested folders; far more than any layout has.
 MAX_DEPTH = 16

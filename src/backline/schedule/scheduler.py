@@ -28,9 +28,9 @@ from backline.schedule.turn import Alarm, Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance, WaitsForTurn
 
-#: Minimum delay in seconds until the next look for expired requests: event loop timers may fire this early.
+#: Minimum delay in seconds until the next check for expired requests: event loop timers may fire this early.
 _SHORTEST_WAIT = 0.001
-#: A look for expired requests scans the whole queue; the pause after it is this many times its duration.
+#: A check for expired requests scans the whole queue; the pause after it is this many times its duration.
 _SWEEP_PAUSE = 20
 
 
@@ -92,8 +92,7 @@ class Scheduler(Owner):
         self._name = name
         self._settings = settings
         self._policy = settings.batch
-        self._queue = self._make_queue(settings.queue)
-        self._queue.on_left = self._left
+        self._queue = self._connected_queue(settings.queue)
         self._order = ResponseOrder() if preserve_ordering else None
         self._take_instances(instances)
         #: Batches that run outside the event loop.
@@ -161,8 +160,7 @@ class Scheduler(Owner):
         Queued requests stay, even if they exceed the new limits; those past the new timeout are refused.
         """
         if settings.queue != self._settings.queue:
-            before, self._queue = self._queue, self._make_queue(settings.queue)
-            self._queue.on_left = self._left
+            before, self._queue = self._queue, self._connected_queue(settings.queue)
             self._queue.expired = before.expired
             for ticket in before.clear():
                 self._queue.add(ticket, anyway=True)
@@ -211,6 +209,11 @@ class Scheduler(Owner):
         await self._until_rest(None)
         for instance in self._instances:
             instance.close()
+
+    def _connected_queue(self, settings: QueueSettings) -> Queue:
+        queue = self._make_queue(settings)
+        queue.on_left, queue.on_displaced = self._left, self._displaced
+        return queue
 
     def _make_queue(self, settings: QueueSettings) -> Queue:
         return make_queue(settings)
@@ -365,6 +368,13 @@ class Scheduler(Owner):
         if self._total is not None:
             self._total.waiting -= 1
         self._look_at_rest()
+
+    def _displaced(self, ticket: Ticket) -> None:
+        """Called when a queued request has made room for another caller's."""
+        self._statistics.rejected_full += 1
+        if self._total is not None:
+            self._total.waiting -= 1
+        self._end(ticket, lambda _: ticket.complete(None, self._full(ticket)))
 
     def cancelled(self, ticket: Ticket) -> None:
         """Handles the cancellation of a ticket whose batch runs off the event loop; see Owner."""

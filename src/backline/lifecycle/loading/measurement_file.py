@@ -54,9 +54,9 @@ class _Kept(msgspec.Struct, frozen=True):
 class MeasurementFile:
     """The file that keeps the measurements of one version. For use on any thread.
 
-    They hold for the same files (by content), configuration, packages and number of cores, and also prove
-    that these packages can load these files. Without the file, or if it does not fit or is damaged, the
-    version is tried and measured again.
+    The measurements are valid for the same files (by content), configuration, packages and number of cores.
+    They also prove that these packages can load these files. If the file is missing, damaged or not valid,
+    the version is tried and measured again.
     """
 
     def __init__(

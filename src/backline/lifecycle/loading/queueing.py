@@ -42,14 +42,15 @@ def build_queue(
     turn: Turn | None = None,
     cache: ResponseCache | None = None,
     fingerprint: str = "",
+    fair: bool = False,
 ) -> InstancesQueue:
     """The queue of a loaded version: a scheduler, wrapped in splitting and a response cache if configured.
 
     If the model uses the `cache`, its responses are stored under `fingerprint`, which identifies the loaded
-    files.
+    files. With `fair`, callers are served in turn.
     """
     config = model.config
-    settings = settings_of(config, loaded)
+    settings = settings_of(config, loaded, fair=fair)
     loop = asyncio.get_running_loop()
     scheduler = _scheduler(model, loaded, settings, instances, total, turn)
     queue: InstancesQueue = scheduler
@@ -160,16 +161,16 @@ def build_sequence_queue(
     )
 
 
-def settings_of(config: ModelConfig, loaded: LoadedVersion) -> Settings:
+def settings_of(config: ModelConfig, loaded: LoadedVersion, *, fair: bool = False) -> Settings:
     """The settings of a version's queue and of its batches."""
-    return Settings(_batch_policy(config, loaded), queue_settings(config))
+    return Settings(_batch_policy(config, loaded), queue_settings(config, fair=fair))
 
 
-def queue_settings(config: ModelConfig) -> QueueSettings:
+def queue_settings(config: ModelConfig, *, fair: bool = False) -> QueueSettings:
     """The settings of a model's queue: limits and timeouts by priority."""
     policies = {level: _limited(policy) for level, policy in config.priority_queue_policies.items()}
     return QueueSettings(
-        _limited(config.queue_policy), config.priority_levels, config.default_priority_level, policies
+        _limited(config.queue_policy), config.priority_levels, config.default_priority_level, policies, fair
     )
 
 

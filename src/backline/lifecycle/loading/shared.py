@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from backline.engine.engine import Engine
 from backline.lifecycle.call_graph import CallGraph
-from backline.lifecycle.memory import LoadMeter
+from backline.lifecycle.memory.held import HeldMemory
+from backline.lifecycle.memory.meter import LoadMeter
+from backline.lifecycle.memory.needs import NEEDS_FILE, Needs
 from backline.lifecycle.options import LifecycleOptions, check_isolation
 from backline.schedule.queues.queue import QueueTotal
 from backline.schedule.sequences.state_store import MemoryStateStore, StateStore
@@ -18,9 +21,11 @@ from backline.workers.here.execution import CoreBudget
 
 if TYPE_CHECKING:
     from backline.lifecycle.loading.isolation.trial_processes import TrialProcesses
+    from backline.lifecycle.memory.gpu_budgets import GpuBudgets
     from backline.schedule.cache.cache import ResponseCache
     from backline.schedule.cache.config import CacheOptions
     from backline.schedule.rate_limit.permits import Permits
+    from backline.workers.process.pool import WorkerPool
 
 
 class Shared:
@@ -40,8 +45,13 @@ class Shared:
         #: The states of sequences, kept here so that sequences continue when their version is reloaded.
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
         self.call_graph = CallGraph()
-        #: Also used on load threads.
-        self.meter = LoadMeter()
+        #: What loads need in memory; also used on load threads. Kept across restarts if there is a budget.
+        self.needs = Needs(state_folder / NEEDS_FILE if options.limits_memory else None)
+        self.gpu_budgets = _gpu_budgets(options)
+        self.held = HeldMemory(self.gpu_budgets)
+        self.meter = LoadMeter(self.needs, self.held)
+        #: The worker pools that have processes.
+        self.pools: WeakSet[WorkerPool] = WeakSet()
         #: Whether all initial loads have ended.
         self.started = False
         self._trials: TrialProcesses | None = None
@@ -62,6 +72,10 @@ class Shared:
             if self._trials is not None:
                 self._trials.close()
 
+    def worker_pids(self) -> list[int]:
+        """The ids of all worker processes that have not ended."""
+        return [pid for pool in self.pools if not pool.debugged for pid in pool.pids]
+
 
 def _core_budget(threads: int | None) -> CoreBudget | None:
     count = usable_cores() if threads is None else threads
@@ -69,6 +83,14 @@ def _core_budget(threads: int | None) -> CoreBudget | None:
 
 
 # The functions below import modules that few servers need.
+
+
+def _gpu_budgets(options: LifecycleOptions) -> GpuBudgets | None:
+    if not options.gpu_memory_budget:
+        return None
+    from backline.lifecycle.memory.gpu_budgets import GpuBudgets
+
+    return GpuBudgets(options.gpu_memory_budget)
 
 
 def _permits(resources: tuple[str, ...]) -> Permits:

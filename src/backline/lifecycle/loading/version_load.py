@@ -9,7 +9,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
@@ -28,6 +30,8 @@ from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.measurement_file import MeasurementFile
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.warm_up import warm_up, warm_up_items, warm_up_samples
+from backline.lifecycle.memory.meter import LoadMemory, measure_workers
+from backline.lifecycle.memory.needs import LoadKind
 from backline.observe.recording import recorded_file
 from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
@@ -47,11 +51,11 @@ Check: TypeAlias = Callable[[Ticket], None]
 
 @dataclass(frozen=True, slots=True)
 class WarmModel:
-    """The result of a load. `memory` is in bytes."""
+    """The result of a load."""
 
     loaded: LoadedVersion
     check: Check
-    memory: int
+    memory: LoadMemory
     #: The hidden tensors of a model that serves sequences, otherwise None.
     tensors: SequenceTensors | None
     #: The parts of the configuration that the model completed.
@@ -76,6 +80,7 @@ class VersionLoad:
         version: FoundVersion,
         fetched: FetchedVersion,
         known: Measured | None,
+        kind: LoadKind,
         *,
         from_elsewhere: bool,
         on_bytes: OnBytes,
@@ -86,7 +91,9 @@ class VersionLoad:
         self._version = version
         self._fetched = fetched
         self._known = known
+        self._kind = kind
         self._from_elsewhere = from_elsewhere
+        self._may_run_code = shared.options.trust_remote_code or not from_elsewhere
         self._on_bytes = on_bytes
         self._loop = asyncio.get_running_loop()
         self._starter: WorkerStarter | None = None
@@ -98,7 +105,6 @@ class VersionLoad:
         cached = self._shared.cache is not None and self._config.response_cache
         content = self._content("its responses are cached for this load only") if cached else None
         config, options = self._config, self._shared.options
-        file_bytes = sum(file.size for file in self._version.files.values())
         check_cores(config.name, config.cpus)
         kept = MeasurementFile(
             self._shared.state_folder,
@@ -107,12 +113,15 @@ class VersionLoad:
             lambda: content or self._content("it is measured at each start"),
         )
         load_options = LoadOptions(
-            trust_pickle=options.trust_pickle,
-            may_run_code=options.trust_remote_code or not self._from_elsewhere,
+            trust_pickle=options.trust_pickle or self._is_trusted_by_name(),
+            trust_skops_types=frozenset(options.trust_skops_types),
+            may_run_code=self._may_run_code,
             strict_devices=options.strict_devices,
         )
-        known = self._proved(kept, load_options, file_bytes)
-        with self._shared.meter.measure(file_bytes) as measured, pinned(config.cpus):
+        known = self._proved(kept, load_options)
+        # A worker's load does not grow this process.
+        measuring = nullcontext() if self._kind.workers else self._shared.meter.measure(self._kind)
+        with measuring as memory, pinned(config.cpus):
             loaded = load(
                 self._fetched.path,
                 config,
@@ -142,10 +151,16 @@ class VersionLoad:
                 raise
         unchanged = content is not None and content.unchanged
         digest = f"{load_key(self._config)} {content.digest}" if content is not None and unchanged else ""
-        memory = loaded.resident_bytes(measured.memory)
+        if memory is None:
+            memory = measure_workers(self._kind, loaded.pids, self._shared.held)
         return WarmModel(loaded, check, memory, tensors, completion, digest)
 
-    def _proved(self, kept: MeasurementFile, options: LoadOptions, file_bytes: int) -> Measured | None:
+    @property
+    def pids(self) -> list[int]:
+        """The workers that the load has started."""
+        return [] if self._starter is None else self._starter.pids
+
+    def _proved(self, kept: MeasurementFile, options: LoadOptions) -> Measured | None:
         """Tries the files in another process, unless they were tried before or need not be.
 
         Returns their measurements, None if there are none yet. Raises BacklineError if the trial fails.
@@ -172,7 +187,7 @@ class VersionLoad:
             entry.modules,
         )
         limits = TrialLimits.of(
-            file_bytes,
+            sum(file.size for file in self._version.files.values()),
             seconds=self._shared.options.load_timeout_seconds,
             memory=self._shared.options.load_memory_limit,
         )
@@ -218,6 +233,11 @@ class VersionLoad:
         if self._cancelled:  # cancelled before there was a starter
             self._starter.cancel()
         return self._starter.start(hosted, placed)
+
+    def _is_trusted_by_name(self) -> bool:
+        """Whether pickles of this model are trusted; not those that a client loads under a trusted name."""
+        patterns = self._shared.options.trust_pickle_models
+        return self._may_run_code and any(fnmatchcase(self._config.name, one) for one in patterns)
 
     def _content(self, otherwise: str) -> VersionContent | None:
         """A digest of the files: what is kept beyond this load must not be used for other files.

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from backline.engine.errors import InvalidArgument
+from backline.engine.names import printable
 from backline.engine.spelling import nearest
 from backline.engine.values.datatypes import DataType
-from backline.repository.names import printable
 
 #: Line and column, both from 1.
 Place = tuple[int, int]

@@ -11,12 +11,12 @@ from typing import Any
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.document_limits import check_size
 from backline.engine.errors import InvalidArgument
+from backline.engine.names import printable
 from backline.repository.configuration.checks import check_complete
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.plain import read_plain
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
-from backline.repository.names import printable
 
 SOURCE = "load parameter 'config'"
 #: Triton's error about a configuration that it cannot read begins like this.
@@ -116,7 +116,7 @@ def parse(text: str) -> Document:
             f"{_UNREADABLE}:{error.lineno}:{error.colno}: is not JSON: {error.msg}"
         ) from None
     except RecursionError:
-        raise InvalidArgument(f"{_UNREADABLE}: is nested too deep") from None
+        raise InvalidArgument(f"{_UNREADABLE}: is nested too deeply") from None
     if re.search(r"\\u[dD][89a-fA-F]", text):  # an escape that may be only half of a surrogate pair
         try:
             json.dumps(table, ensure_ascii=False).encode()

@@ -9,10 +9,10 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from backline.engine.errors import InvalidArgument
+from backline.engine.names import printable
 from backline.protos import message
 from backline.repository.configuration import native
 from backline.repository.configuration.document import Document, Place, suggest
-from backline.repository.names import printable
 
 #: The path to a value in the data, made of table keys and list indexes.
 Keys = tuple[str | int, ...]

@@ -7,8 +7,8 @@ from posixpath import dirname
 
 from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import InvalidArgument
+from backline.engine.names import printable
 from backline.repository.listing import Listing
-from backline.repository.names import printable
 
 #: The most names, or suffixes, that a message lists.
 _LISTED = 4

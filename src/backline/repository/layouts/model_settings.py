@@ -15,7 +15,7 @@ import msgspec
 from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.document_limits import check_size
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.names import version_order
+from backline.engine.names import printable, version_order
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import (
     FIRST_VERSION,
@@ -25,7 +25,7 @@ from backline.repository.layouts.layouts import (
     read_single,
 )
 from backline.repository.listing import Folder
-from backline.repository.names import check_name, printable
+from backline.repository.names import check_name
 from backline.repository.repository import FoundModel, FoundVersion
 
 SETTINGS_FILE = "model-settings.json"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backline.engine.errors import Unavailable
+from backline.engine.names import printable
 from backline.repository.listing import FileEntry
-from backline.repository.names import printable
 from backline.repository.remote.cache import CachedContent, ContentCache
 from backline.repository.remote.files import GIT, MD5, SHA256, RemoteFiles, Unreachable
 from backline.repository.repository import OnBytes

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from backline.engine.errors import Unavailable
+from backline.engine.names import printable
 from backline.repository.listing import FileEntry
-from backline.repository.names import printable
 
 #: Prefixes of identities that are checksums, such as "sha256:9f86...", against which contents are verified.
 #: "git:" precedes git's SHA-1 of a blob.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from backline.engine.errors import BacklineError, InvalidArgument, Unsupported
-from backline.repository.names import printable
+from backline.engine.names import printable
 from backline.repository.remote.cache import Readable
 from backline.repository.remote.files import name_problem
 from backline.system.archive_limits import UnpackLimits, check_zip_list

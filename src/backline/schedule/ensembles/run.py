@@ -74,6 +74,7 @@ class EnsembleRun(Owner):
         )
         ticket = Ticket(request, self._answered, on_response, flow, planned, self._ticket.trace)
         ticket.compute = self._compute
+        ticket.identity = self._ticket.identity
         return ticket
 
     def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:

@@ -59,17 +59,6 @@ class ObjectiveQueue(Owner):
     run: it may be wrong, and only a run can correct it.
     """
 
-    __slots__ = (
-        "_levels",
-        "_objective",
-        "_outlook",
-        "_settings",
-        "_size",
-        "_sizing",
-        "expired",
-        "on_left",
-    )
-
     def __init__(self, settings: QueueSettings, objective: float, outlook: Outlook) -> None:
         self._settings = settings
         self._objective = objective
@@ -78,6 +67,7 @@ class ObjectiveQueue(Owner):
         self._levels = Levels(lambda number: DueList(number, settings.policy_of(number).max_size or inf))
         self._size = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
+        self.on_displaced: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
 
     @property

@@ -1,140 +1,19 @@
-"""The queues of a model: PlainQueue, or PriorityQueue with levels or if late requests stay queued."""
+"""The queue of a model: a PlainQueue or FairQueue, or a PriorityQueue with levels or if late requests stay
+queued.
+"""
 
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
 from collections.abc import Callable
 from math import inf
 from operator import attrgetter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from backline.engine.config.model_config import QueuePolicy
-from backline.engine.ticket import QUEUED, Owner, Ticket, release_all
+from backline.engine.ticket import Ticket
+from backline.schedule.queues.fair import FairQueue
+from backline.schedule.queues.plain import PlainQueue
 from backline.schedule.queues.queue import Queue, QueueSettings, limit_wait, nobody_asks, waited_too_long
-
-#: The queue is rebuilt once it holds more cancelled requests than this, and more than live ones.
-FEW = 16
-
-
-class PlainQueue(Owner):
-    """A first-in, first-out Queue. Cancelled tickets do not count, but stay in the deque until their turn."""
-
-    __slots__ = ("_gone", "_waiting", "expired", "limit", "on_left", "policy", "rank")
-
-    def __init__(self, policy: QueuePolicy, rank: object = None) -> None:
-        """`rank` identifies the queue within a PriorityQueue."""
-        self.rank = rank
-        self.policy = policy
-        self.limit = policy.max_size or inf
-        self._waiting: deque[Ticket] = deque()
-        #: The number of cancelled tickets in the deque.
-        self._gone = 0
-        self.on_left: Callable[[Ticket], None] = nobody_asks
-        self.expired: list[Ticket] = []
-
-    @property
-    def size(self) -> int:
-        return len(self._waiting) - self._gone
-
-    def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
-        if len(self._waiting) - self._gone >= self.limit and not anyway:
-            return False
-        policy = self.policy
-        if ticket.request.timeout is not None or policy.timeout_us:
-            limit_wait(ticket, policy)
-        ticket.enqueue(self)
-        self._waiting.append(ticket)
-        return True
-
-    def append(self, ticket: Ticket) -> None:
-        """Adds a ticket at the end, whatever the limits are."""
-        ticket.enqueue(self)
-        self._waiting.append(ticket)
-
-    def next(self, now: float) -> Ticket | None:
-        waiting = self._waiting
-        while waiting:
-            ticket = waiting.popleft()
-            deadline = ticket.deadline
-            if ticket.state is not QUEUED or (deadline is not None and deadline <= now):
-                self._skip(ticket)
-                continue
-            ticket.owner = None
-            return ticket
-        return None
-
-    def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        # Does not use `next`: a call per request would take a tenth of the total cost of scheduling one.
-        waiting = self._waiting
-        taken: list[Ticket] = []
-        items = 0
-        key: object = None
-        while waiting:
-            ticket = waiting[0]
-            deadline = ticket.deadline
-            if ticket.state is not QUEUED or (deadline is not None and deadline <= now):
-                self._skip(waiting.popleft())
-                continue
-            if not taken:
-                key = ticket.batch_key
-            elif items + ticket.batch_size > max_items or ticket.batch_key != key:
-                break
-            waiting.popleft()
-            ticket.owner = None
-            taken.append(ticket)
-            items += ticket.batch_size
-            if items >= max_items:
-                break
-        return taken, items
-
-    def put_back(self, tickets: list[Ticket], now: float) -> None:
-        for ticket in tickets:
-            ticket.enqueue(self)
-        self._waiting.extendleft(reversed(tickets))
-
-    def sweep(self, now: float) -> float:
-        kept: deque[Ticket] = deque()
-        nearest = inf
-        for ticket in self._waiting:
-            if ticket.state is not QUEUED:
-                continue
-            deadline = ticket.deadline
-            if deadline is not None:
-                if deadline <= now:
-                    ticket.release()
-                    self.expired.append(ticket)
-                    continue
-                nearest = min(nearest, deadline)
-            kept.append(ticket)
-        self._waiting, self._gone = kept, 0
-        return nearest
-
-    def clear(self) -> list[Ticket]:
-        tickets = [ticket for ticket in self._waiting if ticket.state is QUEUED]
-        self._waiting.clear()
-        self._gone = 0
-        release_all(tickets)
-        return tickets
-
-    def timed_out(self, ticket: Ticket, now: float) -> bool:
-        return waited_too_long(ticket, self.policy, now)
-
-    def _skip(self, ticket: Ticket) -> None:
-        """Handles a ticket that was taken out and is cancelled or expired."""
-        if ticket.state is not QUEUED:
-            self._gone -= 1
-            return
-        ticket.release()
-        self.expired.append(ticket)
-
-    def cancelled(self, ticket: Ticket) -> None:
-        self._gone += 1
-        if self._gone > FEW and self._gone > len(self._waiting) // 2:
-            self._waiting = deque(other for other in self._waiting if other.state is QUEUED)
-            self._gone = 0
-        self.on_left(ticket)
-
 
 _by_rank = attrgetter("rank")
 
@@ -179,30 +58,36 @@ class Levels(dict[Any, L], Generic[L]):
 
 
 def make_queue(settings: QueueSettings) -> Queue:
-    """An empty queue with these settings: a PlainQueue if that is enough."""
+    """An empty queue with these settings: one without levels if that is enough."""
     if settings.levels or settings.policy.delay:
         return PriorityQueue(settings)
-    return PlainQueue(settings.policy)
+    return FairQueue(settings.policy) if settings.fair else PlainQueue(settings.policy)
+
+
+Line: TypeAlias = PlainQueue | FairQueue
 
 
 class PriorityQueue:
-    """A Queue with one PlainQueue per level, each followed by one for the level's late requests if those
-    stay queued.
+    """A Queue with one line per level, each followed by one for the level's late requests if those stay
+    queued. A line is a PlainQueue, or a FairQueue if callers take turns.
     """
 
-    __slots__ = ("_lines", "_settings", "_size", "expired", "on_left")
+    __slots__ = ("_lines", "_settings", "_size", "expired", "on_displaced", "on_left")
 
     def __init__(self, settings: QueueSettings) -> None:
         self._settings = settings
-        #: The PlainQueues by rank: the priority level, and whether the requests are late.
+        #: The lines by rank: the priority level, and whether the requests are late.
         self._lines = Levels(self._make_line)
         self._size = 0
         self.on_left: Callable[[Ticket], None] = nobody_asks
+        self.on_displaced: Callable[[Ticket], None] = nobody_asks
         self.expired: list[Ticket] = []
 
-    def _make_line(self, rank: tuple[int, bool]) -> PlainQueue:
-        line = PlainQueue(self._settings.policy_of(rank[0]), rank)
+    def _make_line(self, rank: tuple[int, bool]) -> Line:
+        kind = FairQueue if self._settings.fair else PlainQueue
+        line = kind(self._settings.policy_of(rank[0]), rank)
         line.on_left = self._left
+        line.on_displaced = self._displaced
         return line
 
     @property
@@ -215,7 +100,9 @@ class PriorityQueue:
         delay = line.policy.delay
         late = self._lines.get((number, True)) if delay else None
         if line.size + (0 if late is None else late.size) >= line.limit and not anyway:
-            return False
+            line.make_room(ticket)
+            if line.size + (0 if late is None else late.size) >= line.limit:
+                return False
         if not delay:
             limit_wait(ticket, line.policy)
         line.append(ticket)
@@ -277,7 +164,7 @@ class PriorityQueue:
         policy = self._settings.policy_of(ticket.level)
         return policy.delay and waited_too_long(ticket, policy, now)
 
-    def _collect(self, line: PlainQueue) -> None:
+    def _collect(self, line: Line) -> None:
         """Moves the expired requests of one line to `expired`."""
         self._size -= len(line.expired)
         self.expired += line.expired
@@ -287,3 +174,8 @@ class PriorityQueue:
         """Called when a ticket in one of the lines is cancelled."""
         self._size -= 1
         self.on_left(ticket)
+
+    def _displaced(self, ticket: Ticket) -> None:
+        """Called when a ticket in one of the lines has made room for another."""
+        self._size -= 1
+        self.on_displaced(ticket)

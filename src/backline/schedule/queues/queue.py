@@ -26,6 +26,8 @@ class QueueSettings:
     levels: int = 0
     default_level: int = 0
     policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+    #: Whether callers are served in turn within a level, rather than in the order of arrival.
+    fair: bool = False
 
     def level_of(self, ticket: Ticket) -> int:
         """The priority level of a request."""
@@ -46,6 +48,9 @@ class Queue(Protocol):
 
     #: Called with a request that was cancelled, after it has left the queue.
     on_left: Callable[[Ticket], None]
+    #: Called with a request that was removed from a full queue to make room for another caller's. It must
+    #: complete the removed request.
+    on_displaced: Callable[[Ticket], None]
     #: Requests removed as expired. Callers of `next`, `take` and `sweep` complete them and clear the list.
     expired: list[Ticket]
 
@@ -56,7 +61,7 @@ class Queue(Protocol):
     def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
         """Adds a request to the end of its level, setting its deadline by the queue's timeout.
 
-        Returns False if the level is full, unless `anyway`.
+        Returns False if the level is full and no request is displaced, unless `anyway`.
         """
 
     def next(self, now: float) -> Ticket | None:
@@ -82,7 +87,7 @@ class Queue(Protocol):
 
 
 def nobody_asks(ticket: Ticket) -> None:
-    """The default `on_left`, which does nothing."""
+    """The default `on_left` and `on_displaced`, which do nothing."""
 
 
 def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:

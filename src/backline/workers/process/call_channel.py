@@ -179,6 +179,8 @@ class CallChannel:
             ResponseFlow() if message.stream else None,
             trace=part_of(self._open_requests(message.traced) if message.traced else asked),
         )
+        if asked:
+            ticket.identity = asked[0].identity
         self._open[number] = _Open(ticket, asked, monotonic_ns())
         if ticket.deadline is not None:
             watch(ticket, ticket.deadline)

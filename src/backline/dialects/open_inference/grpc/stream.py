@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from functools import partial
-from time import monotonic_ns
+from time import monotonic, monotonic_ns
 from typing import Any
 
 from backline.access.scope import Scope
@@ -168,8 +168,11 @@ class _Stream:
                     partial(self._inference.read, received, metadata, "", "", False)
                 )
             request = plan.request("", "", id, inputs, self._call.deadline)
-            if self._call.identity is not None:
-                self._call.identity.require(Scope.INFER, request.model_name)
+            identity = self._call.identity
+            if identity is not None:
+                identity.require(Scope.INFER, request.model_name)
+                if identity.meter is not None:
+                    identity.meter.charge(request.model_name, asked.size, monotonic())
             asked.request, asked.plan = request, plan
             trace = trace_arrival(self._engine, "GRPC", request.model_name, metadata, began)
             if self._is_decoupled(plan):
@@ -178,6 +181,8 @@ class _Stream:
             else:
                 self._begin_ordered(asked)
                 asked.ticket = Ticket(request, self._complete, context=asked, trace=trace)
+            if identity is not None:
+                identity.follow(asked.ticket)
             self._engine.submit(asked.ticket)
         except BacklineError as error:
             if asked.request is None:

@@ -9,11 +9,13 @@ here, and the runtime handles the rest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.engine.values.tensor import Buffer
 
 #: Tags of length-delimited fields: number << 3 | 2.
+_MODEL_NAME = 1 << 3 | 2
 _REQUEST_ID = 3 << 3 | 2
 _RAW_INPUT = 7 << 3 | 2
 _INPUT = 5 << 3 | 2
@@ -121,6 +123,18 @@ def _fields(message: Buffer, position: int, end: int) -> Iterator[tuple[int, int
             yield tag, start, min(position, end)
     except (IndexError, InvalidArgument):
         return
+
+
+def model_name(message: Buffer) -> str:
+    """The name of the model in a ModelInferRequest, without parsing the rest; empty if there is none.
+
+    Fields after the first MAX_FIELDS are not looked at, as `split_request` refuses such a message.
+    """
+    name = b""
+    for tag, start, end in islice(_fields(message, 0, len(message)), MAX_FIELDS):
+        if tag == _MODEL_NAME:
+            name = bytes(message[start:end])
+    return name.decode(errors="replace")
 
 
 def _too_many_fields() -> PayloadTooLarge:

@@ -1,0 +1,256 @@
+"""A queue in which callers take turns, so that none can make the others wait by sending more requests."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from math import inf
+
+from backline.engine.config.model_config import QueuePolicy
+from backline.engine.ticket import Ticket
+from backline.schedule.queues.plain import PlainQueue
+from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
+
+#: The most callers whose requests are considered when a batch is filled out of turn.
+_REACH = 64
+#: How many flows without requests may stay.
+_KEPT = 16
+
+
+class _Flow:
+    """The queued requests of one caller, and its debt: how many turns it has to pass.
+
+    A request costs as many turns as it has items. The first is the turn in which it is taken, unless it
+    joined a batch out of turn; the others become debt.
+    """
+
+    __slots__ = ("debt", "line", "name")
+
+    def __init__(self, name: str, line: PlainQueue) -> None:
+        self.name = name
+        self.line = line
+        self.debt = 0
+
+
+class FairQueue:
+    """A Queue that serves its callers in turn, one item each: deficit round robin with a quantum of one item
+    (Shreedhar and Varghese, 1995), except that a caller pays for a large request after it is taken, not
+    before.
+
+    Callers are told apart by `Ticket.identity`. Each caller's own requests stay in order. A full queue admits
+    a request of a caller with fewer queued requests than another by displacing the last request of the caller
+    that has the most. Debts are forgotten once nobody waits.
+    """
+
+    __slots__ = ("_flows", "_ring", "_size", "expired", "limit", "on_displaced", "on_left", "policy", "rank")
+
+    def __init__(self, policy: QueuePolicy, rank: object = None) -> None:
+        """`rank` identifies the queue within a PriorityQueue."""
+        self.rank = rank
+        self.policy = policy
+        self.limit = policy.max_size or inf
+        self._size = 0
+        self._flows: dict[str, _Flow] = {}
+        #: The flows in the order of their turns: those with requests, and those with debts.
+        self._ring: deque[_Flow] = deque()
+        self.on_left: Callable[[Ticket], None] = nobody_asks
+        self.on_displaced: Callable[[Ticket], None] = nobody_asks
+        self.expired: list[Ticket] = []
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
+        if self._size >= self.limit and not anyway:
+            self.make_room(ticket)
+            if self._size >= self.limit:  # completing the displaced request may have added another
+                return False
+        policy = self.policy
+        if ticket.request.timeout is not None or policy.timeout_us:
+            limit_wait(ticket, policy)
+        flow = self._flows.get(ticket.identity)
+        if flow is None:
+            self.append(ticket)
+        else:
+            flow.line.append(ticket)
+            self._size += 1
+        return True
+
+    def append(self, ticket: Ticket) -> None:
+        """Adds a ticket at the end of its caller's requests, whatever the limits are."""
+        flow = self._flows.get(ticket.identity)
+        if flow is None:
+            flow = self._join(ticket.identity)
+            self._ring.append(flow)
+        flow.line.append(ticket)
+        self._size += 1
+
+    def make_room(self, ticket: Ticket) -> None:
+        """Displaces a request of the caller that has the most, unless the caller of `ticket` would then have
+        as many.
+        """
+        own = self._flows.get(ticket.identity)
+        longest = max(self._ring, key=lambda flow: flow.line.size, default=None)
+        if longest is None or longest.line.size <= (0 if own is None else own.line.size) + 1:
+            return
+        displaced = longest.line.remove_last()
+        if displaced is not None:
+            self._size -= 1
+            self.on_displaced(displaced)
+
+    def next(self, now: float) -> Ticket | None:
+        while (flow := self._whose_turn()) is not None:
+            ticket = self._from(flow, now)
+            if ticket is not None:
+                self._end_turn(flow, ticket)
+                return ticket
+        return None
+
+    def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
+        taken: list[Ticket] = []
+        items = 0
+        if self._size and self._ring[0].line.size == self._size:  # nobody else waits
+            return self._take_all_from(self._ring[0], max_items, now)
+        while items < max_items and (flow := self._whose_turn()) is not None:
+            ticket = self._from(flow, now)
+            if ticket is None:
+                continue
+            if taken and (items + ticket.batch_size > max_items or ticket.batch_key != taken[0].batch_key):
+                self._return(flow, ticket, now)
+                return self._fill(taken, items, max_items, now)
+            self._end_turn(flow, ticket)
+            taken.append(ticket)
+            items += ticket.batch_size
+        return taken, items
+
+    def _take_all_from(self, flow: _Flow, max_items: int, now: float) -> tuple[list[Ticket], int]:
+        """A batch of the only caller that waits."""
+        flow.debt = 0
+        taken, items = flow.line.take(max_items, now)
+        self._size -= len(taken)
+        self._collect(flow)
+        return taken, items
+
+    def _fill(self, taken: list[Ticket], items: int, max_items: int, now: float) -> tuple[list[Ticket], int]:
+        """Fills a batch that the caller whose turn it is cannot join.
+
+        That caller is still first in the next batch, and callers that join this one pay with later turns.
+        Otherwise callers whose requests have different batch keys would keep each other from running in
+        batches.
+        """
+        waiting = list(islice(self._ring, 1, 1 + _REACH))
+        while waiting and items < max_items:
+            fitting = []
+            for flow in waiting:
+                ticket = self._from(flow, now) if flow.line.size else None
+                if ticket is None:
+                    continue
+                if items + ticket.batch_size > max_items or ticket.batch_key != taken[0].batch_key:
+                    self._return(flow, ticket, now)
+                    continue
+                flow.debt += ticket.batch_size
+                taken.append(ticket)
+                items += ticket.batch_size
+                fitting.append(flow)
+            waiting = fitting
+        return taken, items
+
+    def put_back(self, tickets: list[Ticket], now: float) -> None:
+        for ticket in reversed(tickets):
+            flow = self._flows.get(ticket.identity)
+            if flow is None:
+                flow = self._join(ticket.identity)
+            else:
+                self._ring.remove(flow)
+            flow.debt = max(0, flow.debt - ticket.batch_size)
+            self._ring.appendleft(flow)
+            self._return(flow, ticket, now)
+
+    def sweep(self, now: float) -> float:
+        nearest = inf
+        for flow in self._ring:
+            nearest = min(nearest, flow.line.sweep(now))
+            self._collect(flow)
+        return nearest
+
+    def clear(self) -> list[Ticket]:
+        tickets = [ticket for flow in self._ring for ticket in flow.line.clear()]
+        self._flows.clear()
+        self._ring.clear()
+        self._size = 0
+        return tickets
+
+    def timed_out(self, ticket: Ticket, now: float) -> bool:
+        return waited_too_long(ticket, self.policy, now)
+
+    def _join(self, name: str) -> _Flow:
+        """A flow for a caller that has none. Whoever calls this gives it a place in the ring."""
+        line = PlainQueue(self.policy)
+        line.on_left = self._left
+        flow = self._flows[name] = _Flow(name, line)
+        return flow
+
+    def _whose_turn(self) -> _Flow | None:
+        """The first flow, after those that pass their turns or have left; None if nothing is queued."""
+        ring = self._ring
+        if not self._size:
+            self._forget()
+            return None
+        passed = 0
+        while True:
+            flow = ring[0]
+            if not flow.debt:
+                if flow.line.size:
+                    return flow
+                ring.popleft()
+                del self._flows[flow.name]
+            elif passed < len(ring):
+                flow.debt -= 1
+                ring.rotate(-1)
+                passed += 1
+            else:  # all owe turns; this is as many rounds as it takes until one does not
+                rounds = min(other.debt for other in ring)
+                for other in ring:
+                    other.debt -= rounds
+                passed = 0
+
+    def _forget(self) -> None:
+        """Forgets the debts, and all flows if there are many: to create one for each request takes time."""
+        if len(self._ring) > _KEPT:
+            self._flows.clear()
+            self._ring.clear()
+        for flow in self._ring:
+            flow.debt = 0
+
+    def _end_turn(self, flow: _Flow, ticket: Ticket) -> None:
+        """Ends the turn of the first flow, in which `ticket` was taken."""
+        flow.debt = max(0, ticket.batch_size - 1)
+        self._ring.rotate(-1)
+
+    def _from(self, flow: _Flow, now: float) -> Ticket | None:
+        """Removes and returns the next request of a flow that may run at `now`, or None."""
+        ticket = flow.line.next(now)
+        self._collect(flow)
+        if ticket is not None:
+            self._size -= 1
+        return ticket
+
+    def _return(self, flow: _Flow, ticket: Ticket, now: float) -> None:
+        """Puts a request back to the front of its flow."""
+        flow.line.put_back([ticket], now)
+        self._size += 1
+
+    def _collect(self, flow: _Flow) -> None:
+        """Moves the expired requests of a flow to `expired`."""
+        line = flow.line
+        if line.expired:
+            self._size -= len(line.expired)
+            self.expired += line.expired
+            line.expired = []
+
+    def _left(self, ticket: Ticket) -> None:
+        """Called when a queued request is cancelled."""
+        self._size -= 1
+        self.on_left(ticket)

@@ -1,0 +1,280 @@
+"""A server with quotas, over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from backline.cli.keys import command
+from support import models
+from support.server import ServerProcess, serve
+
+INFER = "/v2/models/add1/infer"
+BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.5] * 16}]})
+HELD = """
+import os, time
+from backline.model import FP32
+
+class Model:
+    def predict(self, INPUT0: FP32[1, 16]) -> FP32[1, 16]:
+        while not os.path.exists({gate!r}):
+            time.sleep(0.01)
+        return INPUT0
+"""
+#: A rate so low that nothing is regained during a test.
+NEVER = "0.001"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "auth.toml"
+
+
+def create(file: Path, name: str, *options: str) -> str:
+    result = CliRunner().invoke(command, ["create", name, *options, "--auth", str(file)])
+    assert result.exit_code == 0, result.output
+    return result.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def keys(file: Path) -> dict[str, str]:
+    found = {
+        "few": create(file, "few", "--rate", NEVER, "--burst", "3"),
+        "rpc": create(file, "rpc", "--rate", NEVER, "--burst", "3"),
+        "stream": create(file, "stream", "--rate", NEVER, "--burst", "3"),
+        "one": create(file, "one", "--max-in-flight", "1"),
+        "one-rpc": create(file, "one-rpc", "--max-in-flight", "1"),
+        "slim": create(file, "slim", "--bytes-per-second", "1"),
+        "picky": create(file, "picky"),
+        "picky-rpc": create(file, "picky-rpc"),
+        "free": create(file, "free"),
+    }
+    quotas = f'[[keys.quotas]]\nmodels = ["add1"]\nrequests_per_second = {NEVER}\nburst = 1\n'
+    text = file.read_text()
+    for name in ("picky", "picky-rpc"):
+        head, tail = text.split(f'name = "{name}"\n')
+        table, *others = tail.split("\n[[keys]]")
+        text = "\n[[keys]]".join((f'{head}name = "{name}"\n{table}\n{quotas}', *others))
+    file.write_text(
+        f'{text}\n[anonymous]\nscopes = ["read"]\n'
+        f"[anonymous.quota]\nrequests_per_second = {NEVER}\nburst = 2\n"
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def served(
+    file: Path, keys: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("served")
+    models.add1(folder / "models")
+    models.add1(folder / "models", name="add2")
+    (folder / "models" / "held" / "1").mkdir(parents=True)
+    gate = str(file.parent / "gate")
+    (folder / "models" / "held" / "1" / "model.py").write_text(HELD.format(gate=gate))
+    options = ("--auth", str(file))
+    with serve(folder / "models", folder / "log", *options) as running:
+        yield running
+
+
+def ask(
+    served: ServerProcess, key: str | None, path: str = INFER, body: str = BODY
+) -> tuple[int, HTTPResponse, str]:
+    with closing(HTTPConnection("127.0.0.1", served.http_port, timeout=30)) as connection:
+        send(connection, key, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer, answer.read().decode()
+
+
+def send(connection: HTTPConnection, key: str | None, path: str = INFER, body: str = BODY) -> None:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    if path.startswith("/v2/models") and path != "/v2/models/stats":
+        connection.request("POST", path, body, headers)
+    else:
+        connection.request("GET", path, headers=headers)
+
+
+def message(model: str = "add1") -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, 16])
+    request.raw_input_contents.append(np.full(16, 1.5, np.float32).tobytes())
+    return request
+
+
+@pytest.fixture(scope="module")
+def stub(served: ServerProcess) -> Iterator[service_pb2_grpc.GRPCInferenceServiceStub]:
+    options = [("grpc.enable_retries", 0)]
+    with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}", options=options) as channel:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def code(call: Callable[[], object]) -> grpc.StatusCode:
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error.code()  # type: ignore[no-any-return]
+    return grpc.StatusCode.OK
+
+
+def becomes(condition: Callable[[], bool]) -> bool:
+    """Whether a condition comes true within 30 seconds."""
+    end = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > end:
+            return False
+    return True
+
+
+def test_a_key_over_its_rate_is_refused_over_http(served: ServerProcess, keys: dict[str, str]) -> None:
+    for left in (2, 1, 0):
+        status, answer, _ = ask(served, keys["few"])
+        assert status == 200
+        if left == 2:
+            assert "ratelimit" not in answer.headers
+            continue
+        assert answer.headers["ratelimit-policy"] == '"requests";q=3;w=3000'
+        assert answer.headers["ratelimit"].startswith(f'"requests";r={left};t=')
+    status, answer, told = ask(served, keys["few"])
+    assert status == 429
+    assert 900 < int(answer.headers["retry-after"]) <= 1000
+    assert answer.headers["ratelimit"].startswith('"requests";r=0;t=')
+    assert "the key 'few' may send 0.001 requests per second with bursts of 3; try again in" in told
+    assert ask(served, keys["few"], "/v2/health/ready")[0] == 200
+    assert ask(served, keys["free"])[0] == 200
+
+
+def test_a_key_over_its_rate_is_refused_over_grpc(
+    stub: service_pb2_grpc.GRPCInferenceServiceStub, keys: dict[str, str]
+) -> None:
+    metadata = [("authorization", f"Bearer {keys['rpc']}")]
+    for _ in range(3):
+        stub.ModelInfer(message(), metadata=metadata, timeout=30)
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.ModelInfer(message(), metadata=metadata, timeout=30)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "the key 'rpc' may send 0.001 requests per second" in refused.value.details()
+    trailers = dict(refused.value.trailing_metadata())
+    assert 900_000 < int(trailers["grpc-retry-pushback-ms"]) <= 1_000_000
+
+
+def test_every_message_of_a_stream_counts(
+    stub: service_pb2_grpc.GRPCInferenceServiceStub, keys: dict[str, str]
+) -> None:
+    metadata = [("authorization", f"Bearer {keys['stream']}")]
+    answers = list(stub.ModelStreamInfer(iter([message()] * 5), metadata=metadata, timeout=30))
+    assert [bool(answer.error_message) for answer in answers] == [False, False, False, True, True]
+    assert "the key 'stream' may send" in answers[3].error_message
+
+
+def test_callers_without_a_key_share_a_quota(served: ServerProcess) -> None:
+    assert [ask(served, None, path)[0] for path in ("/v2", "/v2/models/stats", "/v2")] == [200, 200, 429]
+    assert "callers without a key together may send" in ask(served, None, "/v2")[2]
+
+
+def test_bytes_are_limited(served: ServerProcess, keys: dict[str, str]) -> None:
+    assert ask(served, keys["slim"])[0] == 200
+    status, _, told = ask(served, keys["slim"])
+    assert status == 429
+    assert "the key 'slim' may send 1 bytes per second" in told
+
+
+def test_a_quota_can_be_for_some_models(
+    served: ServerProcess, stub: service_pb2_grpc.GRPCInferenceServiceStub, keys: dict[str, str]
+) -> None:
+    asked = ["add2", "add1", "add1", "add2"]
+    assert [ask(served, keys["picky"], f"/v2/models/{model}/infer")[0] for model in asked] == [
+        200,
+        200,
+        429,
+        200,
+    ]
+    metadata = [("authorization", f"Bearer {keys['picky-rpc']}")]
+    codes = [
+        code(lambda model=model: stub.ModelInfer(message(model), metadata=metadata, timeout=30))
+        for model in asked
+    ]
+    refused = grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert codes == [grpc.StatusCode.OK, grpc.StatusCode.OK, refused, grpc.StatusCode.OK]
+
+
+@pytest.mark.parametrize("route", ["infer", "generate", "generate_stream"])
+@pytest.mark.parametrize("ending", ["disconnect", "response"])
+def test_a_slot_over_http_is_free_again_when_its_request_has_ended(
+    served: ServerProcess, keys: dict[str, str], file: Path, route: str, ending: str
+) -> None:
+    gate = file.parent / "gate"
+    gate.unlink(missing_ok=True)
+    body = BODY if route == "infer" else json.dumps({"INPUT0": [1.5] * 16})
+    with closing(HTTPConnection("127.0.0.1", served.http_port, timeout=30)) as connection:
+        send(connection, keys["one"], f"/v2/models/held/{route}", body)
+        assert becomes(lambda: ask(served, keys["one"])[0] == 429)
+        if ending == "response":
+            gate.touch()
+            assert connection.getresponse().read()
+    assert becomes(lambda: ask(served, keys["one"])[0] == 200)
+    gate.touch()
+    assert [ask(served, keys["one"])[0] for _ in range(3)] == [200] * 3
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("ending", ["cancel", "deadline", "response"])
+def test_a_slot_over_grpc_is_free_again_when_its_request_has_ended(
+    stub: service_pb2_grpc.GRPCInferenceServiceStub,
+    keys: dict[str, str],
+    file: Path,
+    streamed: bool,
+    ending: str,
+) -> None:
+    gate = file.parent / "gate"
+    gate.unlink(missing_ok=True)
+    metadata = [("authorization", f"Bearer {keys['one-rpc']}")]
+    timeout = 1 if ending == "deadline" else 30
+    held = message("held")
+    call = (
+        stub.ModelStreamInfer(iter([held]), metadata=metadata, timeout=timeout)
+        if streamed
+        else stub.ModelInfer.future(held, metadata=metadata, timeout=timeout)
+    )
+
+    def outcome() -> grpc.StatusCode:
+        return code(lambda: stub.ModelInfer(message(), metadata=metadata, timeout=30))
+
+    assert becomes(lambda: outcome() is grpc.StatusCode.RESOURCE_EXHAUSTED)
+    if ending == "cancel":
+        call.cancel()
+    elif ending == "response":
+        gate.touch()
+        assert code(lambda: list(call) if streamed else call.result()) is grpc.StatusCode.OK
+    assert becomes(lambda: outcome() is grpc.StatusCode.OK)
+    gate.touch()
+    assert outcome() is grpc.StatusCode.OK
+
+
+def test_a_changed_file_changes_the_quotas_of_open_connections(
+    served: ServerProcess, keys: dict[str, str], file: Path
+) -> None:
+    with closing(HTTPConnection("127.0.0.1", served.http_port, timeout=30)) as connection:
+
+        def status() -> int:
+            send(connection, keys["few"])
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+
+        assert becomes(lambda: status() == 429)
+        file.write_text(
+            file.read_text()
+            .replace('name = "few"', 'name = "many"')
+            .replace("burst = 3", "burst = 1000000", 1)
+        )
+        assert becomes(lambda: status() == 200)
