@@ -112,6 +112,7 @@ def command(
     repository, name = find_model(model, whole=bool(others))
     with tempfile.TemporaryDirectory(prefix="backline-") as state:
         options = LifecycleOptions(
+            isolate="never",  # this process serves nobody else
             mode="explicit",
             trust_pickle=trust_pickle,
             trust_skops_types=trust_skops_types,
