@@ -149,4 +149,4 @@ def test_every_field_is_set_by_options_or_is_for_programs() -> None:
     left = {
         field.name for kind in (ServerOptions, LifecycleOptions) for field in dataclasses.fields(kind)
     } - filled
-    assert left == {"lifecycle", "limits", "tls", "debugged_model"} | {"state_store"}
+    assert left == {"lifecycle", "limits", "tls", "debugged_model", "state_store", "fair_queues"}
