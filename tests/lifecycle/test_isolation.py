@@ -26,7 +26,6 @@ from backline.lifecycle.loading.isolation.trial_processes import TrialLimits, Tr
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.run_time import RunTimes
 from backline.lifecycle.overriding import Overrides
-from server.test_hostile_files import endless
 from support import models
 from support.waiting import until
 
@@ -110,7 +109,7 @@ def test_files_of_a_load_request_are_tried_where_local_ones_are_not(
 
 
 def test_a_load_that_is_given_up_ends_its_process(home: Homes, repository: Path) -> None:
-    endless(repository, "endless", grows=False)
+    models.endless(repository, "endless", grows=False)
 
     def running_trials() -> list[psutil.Process]:
         found = []

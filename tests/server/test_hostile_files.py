@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from onnx import TensorProto, helper
 
 from backends.served_models import need
 from support import models
@@ -83,40 +82,6 @@ def damage(content: bytes, number: int, chance: random.Random) -> bytes:
     for _ in range(chance.choice((1, 2, 8))):
         damaged[chance.randrange(len(damaged))] = chance.randrange(256)
     return bytes(damaged)
-
-
-def endless(repository: Path, name: str, *, grows: bool) -> None:
-    """A network with a loop that does not end; with `grows`, each turn adds 1 MiB to an output."""
-    value, flag, number = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
-    turn = [
-        helper.make_node("Identity", ["before"], ["after"]),
-        helper.make_node("Neg", ["given"], ["kept"]),
-    ]
-    outputs = [
-        helper.make_tensor_value_info("after", flag, []),
-        helper.make_tensor_value_info("kept", value, [1]),
-    ]
-    if grows:
-        ones = helper.make_tensor("ones", value, [1], [1.0])
-        turn.append(helper.make_node("ConstantOfShape", ["size"], ["part"], value=ones))
-        outputs.append(helper.make_tensor_value_info("part", value, [None]))
-    inputs = [
-        helper.make_tensor_value_info("count", number, []),
-        helper.make_tensor_value_info("before", flag, []),
-        helper.make_tensor_value_info("given", value, [1]),
-    ]
-    body = helper.make_graph(turn, "turn", inputs, outputs)
-    looped = ["Y", "parts"] if grows else ["Y"]
-    nodes = [helper.make_node("Loop", ["most", "go_on", "X"], looped, body=body)]
-    named = [("X", value, [1])], [("Y", value, [1])]
-    if grows:
-        named[1].append(("parts", value, ["turns", 1 << 18]))
-    constants = [
-        helper.make_tensor("most", number, [], [1 << 60]),
-        helper.make_tensor("go_on", flag, [], [True]),
-        helper.make_tensor("size", number, [1], [1 << 18]),
-    ]
-    models.save(repository / name / "1" / "model.onnx", nodes, *named, constants)
 
 
 class Segfault:
@@ -186,8 +151,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
             (version / file.name).write_bytes(damage(file.read_bytes(), number, chance))
             if file.suffix == ".xml":
                 shutil.copy(folder / "model.bin", version)
-    endless(repository, "an_endless_run", grows=False)
-    endless(repository, "an_endless_output", grows=True)
+    models.endless(repository, "an_endless_run", grows=False)
+    models.endless(repository, "an_endless_output", grows=True)
     for name, pickled in (("a_segfault", Segfault()), ("a_flood", Flood(folder / "flood"))):
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "1" / "model.pkl").write_bytes(pickle.dumps(pickled))

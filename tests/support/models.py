@@ -67,3 +67,37 @@ def slow(repository: Path, name: str = "slow", size: int = 512, layers: int = 8)
         [("OUTPUT0", TensorProto.FLOAT, ["N", size])],
         [weight],
     )
+
+
+def endless(repository: Path, name: str, *, grows: bool) -> Path:
+    """A network with a loop that does not end; with `grows`, each turn adds 1 MiB to an output."""
+    value, flag, number = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
+    turn = [
+        helper.make_node("Identity", ["before"], ["after"]),
+        helper.make_node("Neg", ["given"], ["kept"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("after", flag, []),
+        helper.make_tensor_value_info("kept", value, [1]),
+    ]
+    if grows:
+        ones = helper.make_tensor("ones", value, [1], [1.0])
+        turn.append(helper.make_node("ConstantOfShape", ["size"], ["part"], value=ones))
+        outputs.append(helper.make_tensor_value_info("part", value, [None]))
+    inputs = [
+        helper.make_tensor_value_info("count", number, []),
+        helper.make_tensor_value_info("before", flag, []),
+        helper.make_tensor_value_info("given", value, [1]),
+    ]
+    body = helper.make_graph(turn, "turn", inputs, outputs)
+    looped = ["Y", "parts"] if grows else ["Y"]
+    nodes = [helper.make_node("Loop", ["most", "go_on", "X"], looped, body=body)]
+    named = [("X", value, [1])], [("Y", value, [1])]
+    if grows:
+        named[1].append(("parts", value, ["turns", 1 << 18]))
+    constants = [
+        helper.make_tensor("most", number, [], [1 << 60]),
+        helper.make_tensor("go_on", flag, [], [True]),
+        helper.make_tensor("size", number, [1], [1 << 18]),
+    ]
+    return save(repository / name / "1" / "model.onnx", nodes, *named, constants)
