@@ -29,7 +29,7 @@ PATHS = {
 
 @pytest.fixture
 def router() -> Router:
-    router: Router = build_application(Engine()).http._resolve.__self__  # type: ignore[attr-defined]
+    router: Router = build_application(Engine()).http._handler_of.__self__  # type: ignore[attr-defined]
     return router
 
 

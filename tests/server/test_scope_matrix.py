@@ -72,7 +72,7 @@ class Combination:
 def known_routes(folder: Path) -> Routes:
     engine = Engine()
     application = build_application(engine, Metrics(engine).page, recorder=Recorder(engine, folder))
-    router: Router = application.http._resolve.__self__  # type: ignore[attr-defined]
+    router: Router = application.http._handler_of.__self__  # type: ignore[attr-defined]
     return Routes(
         {
             "/" + "/".join(parts): [name.decode() for name in found]
