@@ -55,7 +55,7 @@ class LifecycleOptions:
     #: Retries of a failed load, for models that set none.
     load_retries: int = 0
     #: Which model files are tried in a process of their own first. That needs Linux.
-    isolate: IsolateMode = "new" if TRIALS_WORK else "never"
+    isolate: IsolateMode = "remote" if TRIALS_WORK else "never"
     #: Seconds after which the process that tries a model file is killed.
     load_timeout_seconds: float = 600.0
     #: Resident bytes above which that process is killed; None for 4 GiB and eight times the size of the
