@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import click
 
+from backline.access.auth_file import ENVIRONMENT_KEYS
 from backline.cli.numbers import Number, WholeNumber
 from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
@@ -24,7 +25,7 @@ Decorator: TypeAlias = Callable[[Function], Function]
 
 _PREFIX = "BACKLINE_"
 #: Variables that are read elsewhere than by the options of `backline serve`.
-_OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_URL"})
+_OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_URL", *ENVIRONMENT_KEYS})
 #: Variables that Kubernetes sets in every container if a service is called backline or backline-something.
 _OF_KUBERNETES = re.compile(
     r"BACKLINE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
