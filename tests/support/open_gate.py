@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backline.wire.application import Gate
+from backline.wire.application import Denial, Gate
 
 
 class OpenGate(Gate):
@@ -17,3 +17,6 @@ class OpenGate(Gate):
         self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, local: bool
     ) -> str | None:
         return None
+
+    def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
+        """Never called, as no request is refused."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -169,7 +169,15 @@ def environment_has_keys(environment: Mapping[str, str] = os.environ) -> bool:
 class AuthFileWatch:
     """Applies changes of the file while the server runs. A file that is not valid changes nothing."""
 
-    def __init__(self, path: Path, access: Access, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        path: Path,
+        access: Access,
+        loop: asyncio.AbstractEventLoop,
+        on_reload: Callable[[str], None] = lambda error: None,
+    ) -> None:
+        """`on_reload` is called after each reload with the error, which is empty if it succeeded."""
+        self._on_reload = on_reload
         self._path = path
         self._access = access
         self._loop = loop
@@ -186,9 +194,11 @@ class AuthFileWatch:
             policy = make_policy(read_auth_file(self._path))
         except InvalidArgument as error:
             log.error("%s; the keys read before stay in force", error.message)
+            self._on_reload(error.message)
             return
         self._access.use(policy)
         log.info("read %d keys from '%s'", len(policy.keys), self._path)
+        self._on_reload("")
 
     def _look(self) -> None:
         self._timer = self._loop.call_later(WATCH_INTERVAL, self._look)

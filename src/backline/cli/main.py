@@ -64,6 +64,12 @@ def _keys() -> click.Command:
     return command
 
 
+def _audit() -> click.Command:
+    from backline.cli.audit import command
+
+    return command
+
+
 def _bench() -> click.Command:
     from backline.cli.bench import command
 
@@ -80,6 +86,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
     "config": ("Show, check, explain and convert the configuration of models on disk.", _config),
     "env": ("Show, build and remove the environments of Python models.", _env),
     "keys": ("Create, list, revoke and rotate the API keys of a server.", _keys),
+    "audit": ("Show who changed something on a server, and who was refused.", _audit),
     "bench": ("Measure a model on a server under load.", _bench),
 }
 

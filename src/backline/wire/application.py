@@ -168,6 +168,8 @@ class Denial:
     grpc_code: int
     message: str
     fields: Fields = ()
+    #: Who is refused, for the application's use.
+    identity: str = ""
 
 
 #: Fields that only browsers send. A request with any of them must pass the gate.
@@ -192,6 +194,10 @@ class Gate(ABC):
 
         `local` means that the connection is over a Unix socket.
         """
+
+    @abstractmethod
+    def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
+        """Called for every request that is refused, as `refusal` is not called for repeated heads."""
 
 
 @dataclass(frozen=True, slots=True)
