@@ -4,27 +4,33 @@ Each attack lasts 2 s (`--duration`). Before, during and after it, an honest cli
 add1 over HTTP and gRPC every 50 ms. The server passes if the honest client gets no error, its p99 is at most
 100 ms above the p99 under valid load, the server takes at most 64 MB more memory and releases it, and the
 server is idle again within 1 s. The exit status is 1 if any attack fails. Only servers on the loopback
-interface are attacked.
+interface are attacked. On a busy machine, `--tries 3` repeats an attack that misses a limit, on a fresh
+server and after another measurement of the valid load. The row shows the last try.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from attacks.arena import Result, Target, fight
+from attacks.arena import Result, fight
+from attacks.target import Target
 from attacks.valid_load import valid_p99
 from attacks.weapons import WEAPONS
 from harness.model import write_model
 from harness.peers.backline import serve_command
 from harness.server_process import ServerProcess, answers_200, free_ports
+
+from backline.access.keys import generate_key, hash_key
 
 COLUMNS = (
     "attack",
@@ -43,16 +49,50 @@ COLUMNS = (
 )
 
 
-@contextmanager
-def own_server(repository: Path) -> Iterator[Target]:
-    """A fresh server with add1 and ident."""
-    port, *others = free_ports(3)
-    server = ServerProcess("attacked", serve_command(repository, port, *others))
-    try:
-        server.wait_until(lambda: answers_200(f"http://127.0.0.1:{port}/v2/health/ready"))
-        yield Target(port, server.process.pid)
-    finally:
-        server.end()
+@dataclass(frozen=True)
+class Arms:
+    """What the attacked server is protected by, in `folder`."""
+
+    folder: Path
+    keys: bool
+    tls: bool
+
+    @contextmanager
+    def server(self) -> Iterator[Target]:
+        """A fresh server with add1 and ident."""
+        port, *others = free_ports(3)
+        command = serve_command(self.folder / "models", port, *others)
+        key = ""
+        if self.keys:
+            key = generate_key()
+            auth = self.folder / "auth.toml"
+            auth.write_text(f'[[keys]]\nname = "honest"\nsha256 = "{hash_key(key)}"\nscopes = ["infer"]\n')
+            command += ["--auth", str(auth)]
+        certificate = None
+        if self.tls:
+            certificate, private = self.folder / "server.crt", self.folder / "server.key"
+            if not certificate.exists():
+                make_certificate(certificate, private)
+            command += ["--ssl-certificate", str(certificate), "--ssl-key", str(private)]
+        server = ServerProcess("attacked", command)
+        url = f"http{'s' if self.tls else ''}://127.0.0.1:{port}/v2/health/ready"
+        target = Target(port, server.process.pid, key=key, certificate=certificate)
+        try:
+            server.wait_until(lambda: answers_200(url, context=target.tls()))
+            yield target
+        finally:
+            server.end()
+
+
+def make_certificate(certificate: Path, private: Path) -> None:
+    """A certificate for 127.0.0.1, made by openssl."""
+    made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    files = ("-keyout", str(private), "-out", str(certificate))
+    subprocess.run(
+        ["openssl", *made.split(), "-addext", "subjectAltName=IP:127.0.0.1", *files],
+        check=True,
+        capture_output=True,
+    )
 
 
 def allow_many_files() -> None:
@@ -113,6 +153,11 @@ def record(result: Result) -> dict[str, Any]:
     help="Attack a running server on this port of 127.0.0.1, with add1 and ident; needs --pid.",
 )
 @click.option("--pid", type=int, help="Process id of the server on --port.")
+@click.option(
+    "--keys", is_flag=True, help="The server knows keys: honest clients send one, attackers do not."
+)
+@click.option("--tls", is_flag=True, help="The server speaks TLS.")
+@click.option("--tries", default=1, show_default=True, help="How often an attack that misses is repeated.")
 @click.option("--shared", is_flag=True, help="Use one server for all attacks instead of a fresh one each.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Also write the results to this file."
@@ -124,6 +169,9 @@ def main(
     slack: float,
     port: int | None,
     pid: int | None,
+    keys: bool,
+    tls: bool,
+    tries: int,
     shared: bool,
     json_path: Path | None,
     list_only: bool,
@@ -136,13 +184,17 @@ def main(
         raise click.UsageError(f"no attack matches {', '.join(only)}; --list shows them")
     if (port is None) != (pid is None):
         raise click.UsageError("--port and --pid go together: give both or neither")
+    if port is not None and (keys or tls):
+        raise click.UsageError("--keys and --tls configure a fresh server: leave out --port")
+    if tries > 1 and (shared or port is not None):
+        raise click.UsageError("--tries repeats an attack on a fresh server: leave out --shared and --port")
     allow_many_files()
     with tempfile.TemporaryDirectory(prefix="backline-attack-") as folder:
-        write_model(Path(folder) / "add1/1/model.onnx", "Add", [16], 1.0)
-        write_model(Path(folder) / "ident/1/model.onnx", "Identity", [3, 224, 224])
-        results = run(
-            names, duration, slack, Path(folder), Target(port, pid) if port and pid else None, shared
-        )
+        arms = Arms(Path(folder), keys, tls)
+        write_model(arms.folder / "models/add1/1/model.onnx", "Add", [16], 1.0)
+        write_model(arms.folder / "models/ident/1/model.onnx", "Identity", [3, 224, 224])
+        given = Target(port, pid) if port and pid else None
+        results = run(names, duration, slack, arms, given, shared, tries)
     if json_path:
         json_path.write_text(json.dumps([record(result) for result in results], indent=1))
     missed = [result for result in results if result.misses]
@@ -153,41 +205,45 @@ def main(
 
 
 def run(
-    names: list[str], duration: float, slack: float, repository: Path, given: Target | None, shared: bool
+    names: list[str],
+    duration: float,
+    slack: float,
+    arms: Arms,
+    given: Target | None,
+    shared: bool,
+    tries: int,
 ) -> list[Result]:
     """Runs the attacks one after another and prints each result as a row."""
     click.echo("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
     controls: dict[int, float] = {}
     results: list[Result] = []
 
-    def one(target: Target, name: str) -> None:
+    def one(target: Target, name: str, *, last: bool = True) -> bool:
+        """Whether the result counts: that of the last try, or one without a miss."""
         weapon = WEAPONS[name]
         if weapon.connections not in controls:
             controls[weapon.connections] = valid_p99(target, weapon.connections, min(duration, 2.0))
         result = fight(target, name, weapon, duration)
         result.valid_p99 = controls[weapon.connections]
         result.judge(slack)
+        if result.misses and not last:
+            del controls[weapon.connections]
+            return False
         results.append(result)
         click.echo("| " + " | ".join(row(result)) + " |")
+        return True
 
     if given is not None or shared:
-        with given_or_own(given, repository) as target:
+        with nullcontext(given) if given is not None else arms.server() as target:
             for name in names:
                 one(target, name)
         return results
     for name in names:
-        with own_server(repository) as target:
-            one(target, name)
+        for number in range(1, tries + 1):
+            with arms.server() as target:
+                if one(target, name, last=number == tries):
+                    break
     return results
-
-
-@contextmanager
-def given_or_own(given: Target | None, repository: Path) -> Iterator[Target]:
-    if given is not None:
-        yield given
-        return
-    with own_server(repository) as target:
-        yield target
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import psutil
 
 from attacks import honest
 from attacks.attacker import Attacker, Spoils
+from attacks.target import Target
 from attacks.weapons import Weapon
 
 MIB = 1 << 20
@@ -25,15 +26,6 @@ IDLE_WITHIN = 1.0
 IDLE_SHARE = 0.25
 
 _context = multiprocessing.get_context("spawn")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A server on the loopback interface."""
-
-    port: int
-    pid: int
-    host: str = "127.0.0.1"
 
 
 @dataclass
@@ -145,7 +137,7 @@ class Sampler:
 def honest_client(target: Target) -> Iterator[Connection]:
     """Runs an honest client in another process during the block; `collect` returns its calls."""
     try:
-        process, ours = in_process(honest.run, target.host, target.port)
+        process, ours = in_process(honest.run, target)
     except EOFError:
         raise RuntimeError(
             f"an honest client got no answer for {honest.PATIENCE:.0f} s before the attack"
@@ -164,8 +156,8 @@ def collect(control: Connection) -> honest.Log:
     return honest.Log(control.recv())
 
 
-def _attack(address: tuple[str, int], weapon: Weapon, duration: float, control: Connection) -> None:
-    attacker = Attacker(address, weapon)
+def _attack(target: Target, weapon: Weapon, duration: float, control: Connection) -> None:
+    attacker = Attacker(target, weapon)
     control.send("loaded")
     control.recv()
     control.send(attacker.run(duration))
@@ -185,7 +177,7 @@ def in_process(function: Callable[..., None], *arguments: object) -> tuple[BaseP
 
 
 def fight(target: Target, name: str, weapon: Weapon, duration: float) -> Result:
-    process, attacker = in_process(_attack, (target.host, target.port), weapon, duration)
+    process, attacker = in_process(_attack, target, weapon, duration)
     sampler = Sampler(target.pid)
     with honest_client(target) as client:
         sleep(QUIET / 2)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import selectors
 import socket
+import ssl
 from collections import Counter
 from dataclasses import dataclass, field
 from time import monotonic
 
+from attacks.target import Target
 from attacks.weapons import Ammunition, Weapon
 
 PIECE = 1 << 18
 TAIL = 4096
+#: Seconds for the TCP connection of a TLS session.
+CONNECT_WITHIN = 5.0
 GOAWAY_CODES = {
     0x0: "NO_ERROR",
     0x1: "PROTOCOL_ERROR",
@@ -50,14 +54,24 @@ def goaway(tail: bytes) -> str | None:
 class Shooter:
     """One connection of an attack."""
 
-    __slots__ = ("at", "blob", "closed", "events", "first", "head", "opening", "socket", "tail")
+    __slots__ = ("at", "blob", "closed", "events", "first", "head", "opening", "socket", "tail", "waits")
 
-    def __init__(self, address: tuple[str, int], weapon: Weapon, ammunition: Ammunition) -> None:
-        self.socket = socket.socket()
-        self.socket.setblocking(False)
+    def __init__(
+        self, target: Target, tls: ssl.SSLContext | None, weapon: Weapon, ammunition: Ammunition
+    ) -> None:
+        plain = socket.socket()
+        plain.setblocking(False)
         if weapon.receive_buffer is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, weapon.receive_buffer)
-        self.socket.connect_ex(address)
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, weapon.receive_buffer)
+        if tls is None:
+            plain.connect_ex(target.address)
+            self.socket = plain
+        else:
+            plain.settimeout(CONNECT_WITHIN)
+            plain.connect(target.address)
+            plain.setblocking(False)
+            # The first bytes sent bring about the handshake.
+            self.socket = tls.wrap_socket(plain, server_hostname=target.host, do_handshake_on_connect=False)
         self.opening = True
         self.blob = memoryview(ammunition.opening or ammunition.blob)
         self.at = 0
@@ -66,13 +80,16 @@ class Shooter:
         self.closed = False
         self.first = True
         self.events = 0
+        #: Whether it waits for the server's part of the TLS handshake.
+        self.waits = False
 
 
 class Attacker:
     """Runs a weapon against an address until its time is up."""
 
-    def __init__(self, address: tuple[str, int], weapon: Weapon) -> None:
-        self.address = address
+    def __init__(self, target: Target, weapon: Weapon) -> None:
+        self._target = target
+        self._tls = target.tls()
         self.weapon = weapon
         self.ammunition = weapon.load()
         self.spoils = Spoils()
@@ -104,7 +121,7 @@ class Attacker:
 
     def _open(self) -> None:
         try:
-            shooter = Shooter(self.address, self.weapon, self.ammunition)
+            shooter = Shooter(self._target, self._tls, self.weapon, self.ammunition)
         except OSError as error:
             self.spoils.got[errno.errorcode.get(error.errno or 0, "error")] += 1
             return
@@ -132,7 +149,10 @@ class Attacker:
             size = max(size, len(shooter.blob))
         try:
             sent = shooter.socket.send(shooter.blob[shooter.at : shooter.at + size])
-        except BlockingIOError:
+        except ssl.SSLWantReadError:
+            self._await_handshake(shooter)
+            return
+        except (BlockingIOError, ssl.SSLWantWriteError):
             return
         except OSError as error:
             if error.errno in (errno.ENOTCONN, errno.EAGAIN):
@@ -156,14 +176,27 @@ class Attacker:
             if self.weapon.leaves:
                 self._drop(shooter, "all sent")
             elif self.weapon.reads and shooter.blob:
-                shooter.socket.shutdown(socket.SHUT_WR)
+                socket.socket.shutdown(shooter.socket, socket.SHUT_WR)  # without an end of the TLS session
         else:
             shooter.opening = False
 
+    def _await_handshake(self, shooter: Shooter) -> None:
+        """Sends again when the server has answered, which also attackers that read nothing must wait for."""
+        if not self.weapon.trickle:
+            self._selector.modify(shooter.socket, selectors.EVENT_READ, shooter)
+            shooter.events = selectors.EVENT_READ
+            shooter.waits = True
+
     def _read(self, shooter: Shooter) -> None:
+        if shooter.waits:
+            shooter.waits = False
+            self._watch(shooter, writing=True)
+            return
         try:
             received = shooter.socket.recv(1 << 18)
-        except BlockingIOError:
+            while isinstance(shooter.socket, ssl.SSLSocket) and shooter.socket.pending():
+                received += shooter.socket.recv(1 << 18)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
         except OSError:
             self._note_head(shooter)

@@ -93,7 +93,7 @@ def post(path: str, body: bytes, *extra: str) -> bytes:
     return "\r\n".join(head).encode() + body
 
 
-def binary_request(model: str, shape: Sequence[int], raw: bytes) -> bytes:
+def binary_request(model: str, shape: Sequence[int], raw: bytes, *extra: str) -> bytes:
     """An HTTP inference request with a binary input and a binary output."""
     dimensions = ",".join(map(str, shape))
     document = (
@@ -102,12 +102,16 @@ def binary_request(model: str, shape: Sequence[int], raw: bytes) -> bytes:
         '"parameters":{"binary_data_output":true}}'
     ).encode()
     return post(
-        f"/v2/models/{model}/infer", document + raw, f"Inference-Header-Content-Length: {len(document)}"
+        f"/v2/models/{model}/infer",
+        document + raw,
+        f"Inference-Header-Content-Length: {len(document)}",
+        *extra,
     )
 
 
-def add1_request() -> bytes:
-    return binary_request("add1", (1, 16), bytes(64))
+def add1_request(*extra: str) -> bytes:
+    """An inference request over HTTP, with further header fields."""
+    return binary_request("add1", (1, 16), bytes(64), *extra)
 
 
 @cache

@@ -11,6 +11,7 @@ from time import monotonic, sleep
 import grpc
 
 from attacks import bytes_on_the_wire as wire
+from attacks.target import Target
 
 PERIOD = 0.05
 TIMEOUT = 3.0
@@ -50,15 +51,14 @@ class HttpCaller:
 
     protocol = "HTTP"
 
-    def __init__(self, host: str, port: int) -> None:
-        self._address = (host, port)
-        self._request = wire.add1_request()
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._request = wire.add1_request(*target.key_field)
         self._socket: socket.socket | None = None
 
     def __call__(self) -> None:
         if self._socket is None:
-            self._socket = socket.create_connection(self._address, TIMEOUT)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket = self._target.connect(TIMEOUT)
         try:
             self._socket.sendall(self._request)
             response = http.client.HTTPResponse(self._socket)
@@ -77,15 +77,21 @@ class GrpcCaller:
 
     protocol = "gRPC"
 
-    def __init__(self, host: str, port: int) -> None:
-        self._channel = grpc.insecure_channel(f"{host}:{port}")
+    def __init__(self, target: Target) -> None:
+        address = f"{target.host}:{target.port}"
+        if target.certificate is None:
+            self._channel = grpc.insecure_channel(address)
+        else:
+            credentials = grpc.ssl_channel_credentials(target.certificate.read_bytes())
+            self._channel = grpc.secure_channel(address, credentials)
+        self._metadata = (("authorization", f"Bearer {target.key}"),) if target.key else ()
         self._call = self._channel.unary_unary(
             wire.MODEL_INFER, request_serializer=bytes, response_deserializer=bytes
         )
         self._message = wire.infer_message("add1", (1, 16), bytes(64))
 
     def __call__(self) -> None:
-        self._call(self._message, timeout=TIMEOUT)
+        self._call(self._message, timeout=TIMEOUT, metadata=self._metadata)
 
 
 def _first_call(caller: HttpCaller | GrpcCaller) -> None:
@@ -102,9 +108,9 @@ def _first_call(caller: HttpCaller | GrpcCaller) -> None:
             return
 
 
-def run(host: str, port: int, control: Connection) -> None:
+def run(target: Target, control: Connection) -> None:
     """Reports on `control` when ready, calls until a message arrives there, then sends all calls there."""
-    callers = (HttpCaller(host, port), GrpcCaller(host, port))
+    callers = (HttpCaller(target), GrpcCaller(target))
     for caller in callers:
         _first_call(caller)
     control.send("ready")

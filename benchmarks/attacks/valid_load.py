@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import selectors
-import socket
 from multiprocessing.connection import Connection
 from time import monotonic
 
 from attacks import bytes_on_the_wire as wire
-from attacks.arena import Target, collect, honest_client, in_process
+from attacks.arena import collect, honest_client, in_process
+from attacks.target import Target
 
 #: Maximum number of connections: more would only measure their own queueing.
 CONNECTIONS = 32
 
 
-def _take_turns(address: tuple[str, int], connections: int, duration: float, control: Connection) -> None:
+def _take_turns(target: Target, connections: int, duration: float, control: Connection) -> None:
     """Runs closed-loop clients: each sends its next request when it has the response to the last one."""
-    request = wire.add1_request()
+    request = wire.add1_request(*target.key_field)
     selector = selectors.DefaultSelector()
     control.send("loaded")
     control.recv()
     end = monotonic() + duration
     for _ in range(connections):
-        connection = socket.create_connection(address)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = target.connect()
         selector.register(connection, selectors.EVENT_READ, connection)
         connection.sendall(request)
     answered = 0
@@ -41,7 +40,7 @@ def _take_turns(address: tuple[str, int], connections: int, duration: float, con
 def valid_p99(target: Target, connections: int, duration: float) -> float:
     """The honest client's p99 in milliseconds while `connections` other clients send valid requests."""
     count = min(connections, CONNECTIONS)
-    process, load = in_process(_take_turns, (target.host, target.port), count, duration)
+    process, load = in_process(_take_turns, target, count, duration)
     with honest_client(target) as client:
         begin = monotonic()
         load.send("go")

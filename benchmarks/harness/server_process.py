@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -30,10 +31,10 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def answers_200(url: str, timeout: float = 2.0) -> bool:
-    """Whether a GET of `url` returns 200."""
+def answers_200(url: str, timeout: float = 2.0, context: ssl.SSLContext | None = None) -> bool:
+    """Whether a GET of `url` returns 200. An https URL needs a `context`."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
+        with urllib.request.urlopen(url, timeout=timeout, context=context) as answer:
             return answer.status == 200
     except (OSError, urllib.error.URLError, ValueError):
         return False

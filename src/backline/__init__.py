@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from backline.version import __version__
 
 if TYPE_CHECKING:
     from backline.client import connect, connect_async
+    from backline.embedded.embedded import Embedded
+    from backline.lifecycle.options import LifecycleOptions
 
-__all__ = ["__version__", "connect", "connect_async"]
+__all__ = ["Embedded", "LifecycleOptions", "__version__", "connect", "connect_async"]
+
+#: The modules of the names that are imported when they are first used: a server does not import the client,
+#: nor a client the server.
+_MODULES = {
+    "connect": "backline.client",
+    "connect_async": "backline.client",
+    "Embedded": "backline.embedded.embedded",
+    "LifecycleOptions": "backline.lifecycle.options",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that a server does not import the client.
-    if name in ("connect", "connect_async"):
-        from backline import client
-
-        return getattr(client, name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'backline' has no attribute {name!r}")

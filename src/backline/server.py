@@ -73,6 +73,8 @@ class ServerOptions:
     metrics_port: int | None = 8002
     unix_socket: Path | None = None
     tls: TlsFiles | None = None
+    #: Whether the metrics port does without TLS; it then serves only metrics and health checks.
+    metrics_plain: bool = False
     limits: Limits = field(default_factory=Limits)
     #: Origins of web pages that may use the server, such as "https://console.example.org".
     cors_origins: tuple[str, ...] = ()
@@ -100,7 +102,7 @@ def _access(options: ServerOptions) -> Access | None:
         return Access(make_policy(read_auth_file(options.auth)))
     if environment_has_keys():
         return Access(make_policy(AuthDocument()))
-    certified = options.tls is not None and options.tls.client_ca is not None
+    certified = options.tls is not None and options.tls.only_certified
     if options.insecure_open or certified or is_loopback(options.host):
         return None
     return Access(UNCONFIGURED)
@@ -214,18 +216,31 @@ class Server:
     async def _open(self, listeners: Listeners) -> None:
         options = self.options
         host = f"[{options.host}]" if ":" in options.host else options.host
-        secure = "s" if listeners.secure else ""
         for label, port, scheme, path in (
             ("HTTP", options.http_port, "http", ""),
             ("gRPC", options.grpc_port, "grpc", ""),
             ("metrics", options.metrics_port, "http", "/metrics"),
         ):
             if port is not None:
-                opened = await listeners.open_tcp(options.host, port)
+                metrics_only = options.metrics_plain and label == "metrics"
+                opened = await listeners.open_tcp(options.host, port, metrics_only=metrics_only)
+                secure = "s" if listeners.secure and not metrics_only else ""
                 self.urls.append((label, f"{scheme}{secure}://{host}:{opened}{path}"))
         if options.unix_socket is not None:
             await listeners.open_unix(options.unix_socket)
             self.urls.append(("Unix socket", f"unix:{options.unix_socket}"))
+
+    @property
+    def reloadable(self) -> bool:
+        """Whether `reload` can change anything."""
+        return self.options.tls is not None or self.options.auth is not None
+
+    def reload(self) -> None:
+        """Reads certificates and the file of keys again. Whichever is not valid stays as it was."""
+        if self._listeners is not None:
+            self._listeners.reload()
+        if self._auth_watch is not None:
+            self._auth_watch.reload()
 
     async def stop(self) -> None:
         """Refuses new requests, drains those in flight until the drain timeout, closes all connections and

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from backline.access import auth_file
 from backline.access.access import Access
 from backline.access.auth_file import AuthDocument, AuthFileWatch, make_policy, read_auth_file
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
 from backline.engine.errors import InvalidArgument, Unauthenticated
+from backline.system import file_watch
 
 #: Fixed, as workers of one test run must collect the same tests.
 KEY = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I"
@@ -34,6 +34,12 @@ def test_keys_get_their_scopes_models_and_expiry(tmp_path: Path) -> None:
     assert identity.expires == 2209075200
     assert policy.anonymous.may(Scope.READ, None)
     assert not policy.anonymous.may(Scope.INFER, None)
+
+
+def test_a_key_with_a_date_expires_at_midnight_utc(tmp_path: Path) -> None:
+    text = VALID + "expires = 2040-01-02\n"
+    (identity,) = make_policy(read_auth_file(write(tmp_path / "auth.toml", text)), {}).keys.values()
+    assert identity.expires == 2209075200
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,7 @@ def test_containers_take_keys_from_the_environment() -> None:
 def test_a_running_server_follows_the_file_but_not_into_a_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(auth_file, "WATCH_INTERVAL", 0.01)
+    monkeypatch.setattr(file_watch, "WATCH_INTERVAL", 0.01)
     path = write(tmp_path / "auth.toml", VALID)
     given = {b"x-api-key": KEY.encode()}
 

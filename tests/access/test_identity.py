@@ -75,6 +75,11 @@ def test_an_expired_key_is_refused() -> None:
         identity(Scope.INFER, expires=time.time()).require(Scope.INFER, "m")
 
 
+def test_an_expired_key_is_refused_even_where_no_key_is_needed() -> None:
+    with pytest.raises(Unauthenticated, match="'app' has expired"):
+        identity(Scope.INFER, expires=time.time()).require(Scope.HEALTH, None)
+
+
 def test_without_configuration_nothing_can_be_changed() -> None:
     caller = Access(UNCONFIGURED).identify({})
     for scope in (Scope.INFER, Scope.READ, Scope.METRICS):

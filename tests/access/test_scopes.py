@@ -12,7 +12,7 @@ from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
-from backline.wire.application import Application, UnaryMethod
+from backline.wire.application import REMOTE, Application, UnaryMethod
 
 #: Routes that change nothing although their method is not GET or HEAD.
 READING = {("POST", "/v2/repository/index"), ("POST", "/v2/repository/{}/index")}
@@ -84,7 +84,7 @@ def test_the_gate_refuses_a_page_wherever_something_is_changed(application: Appl
     calls = [(b"POST", path, method.scope) for path, method in application.rpc.items()]
 
     for method, path, scope in routes + calls:
-        refusal = application.gate.refusal(method, path, headers, local=False)
+        refusal = application.gate.refusal(method, path, headers, REMOTE)
         assert (refusal is None) == (scope not in GUARDED), (method, path)
 
 

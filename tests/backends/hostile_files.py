@@ -31,7 +31,30 @@ def torch_scripts(folder: Path, secret: str) -> None:
         def forward(self, x: torch.Tensor) -> str:
             return "save from_file"
 
-    for name, module in (("reading", Reading()), ("plain", Plain()), ("words", Words())):
+    class Child(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.full((1,), 2.0))
+
+        @torch.jit.export
+        def save(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.w
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.save(x)
+
+    class OwnNames(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.child = Child()
+            self.save = torch.nn.Parameter(torch.ones(1))
+            self.from_file = 3
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.child.save(x) + self.save + self.from_file
+
+    made = {"reading": Reading(), "plain": Plain(), "words": Words(), "own_names": OwnNames()}
+    for name, module in made.items():
         torch.jit.script(module).save(str(folder / f"{name}.pt"))
 
 

@@ -10,9 +10,16 @@ from backline.engine.config.model_config import ModelConfig
 
 
 def load(
-    path: Path, *, trust_pickle: bool = False, may_run_code: bool = True, **fields: object
+    path: Path,
+    *,
+    trust_pickle: bool = False,
+    trust_skops_types: frozenset[str] = frozenset(),
+    may_run_code: bool = True,
+    **fields: object,
 ) -> LoadedModel:
     """Loads a file as the lifecycle does local ones; `may_run_code=False` as remote ones."""
     config = ModelConfig("m", source="config.pbtxt", **fields)  # type: ignore[arg-type]
-    options = LoadOptions(trust_pickle=trust_pickle, may_run_code=may_run_code)
+    options = LoadOptions(
+        trust_pickle=trust_pickle, trust_skops_types=trust_skops_types, may_run_code=may_run_code
+    )
     return choose(config, path).backend().load(path, config, options)

@@ -114,7 +114,7 @@ def test_a_lightgbm_model_with_wrong_numbers_is_refused(
     (tmp_path / "model.txt").write_text(text if "tree_sizes" in pattern else resized(text))
 
     with pytest.raises(InvalidArgument, match=f"is damaged, or was not copied completely: .*{reason}"):
-        lightgbm_backend.check_file(tmp_path / "model.txt")
+        lightgbm_backend.check_trees(tmp_path / "model.txt")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_model_written_by_lightgbm_passes(tmp_path: Path, parameters: dict[str
     )
     lightgbm.train(given, data, 3).save_model(tmp_path / "model.txt")
 
-    lightgbm_backend.check_file(tmp_path / "model.txt")
+    lightgbm_backend.check_trees(tmp_path / "model.txt")
 
 
 def booster(**parameters: Any) -> xgboost.Booster:
@@ -223,7 +223,7 @@ def test_an_xgboost_model_with_wrong_numbers_is_refused(
     (tmp_path / "model.json").write_text(json.dumps(model))
 
     with pytest.raises(InvalidArgument, match=f"is damaged, or was not copied completely: .*{reason}"):
-        xgboost_backend.check_file(tmp_path / "model.json")
+        xgboost_backend.check_trees(tmp_path / "model.json")
 
 
 @pytest.mark.parametrize("form", ["json", "ubj"])
@@ -249,7 +249,7 @@ def test_a_model_written_by_xgboost_passes(tmp_path: Path, form: str, parameters
         made = booster(**parameters)
     (tmp_path / f"model.{form}").write_bytes(bytes(made.save_raw(form)))
 
-    xgboost_backend.check_file(tmp_path / f"model.{form}")
+    xgboost_backend.check_trees(tmp_path / f"model.{form}")
 
 
 @pytest.mark.parametrize("form", ["json", "ubj"])
@@ -258,7 +258,7 @@ def test_a_linear_xgboost_model_passes(tmp_path: Path, form: str) -> None:
     made = xgboost.train(given, xgboost.DMatrix(X, Y), 2)
     (tmp_path / f"model.{form}").write_bytes(bytes(made.save_raw(form)))
 
-    xgboost_backend.check_file(tmp_path / f"model.{form}")
+    xgboost_backend.check_trees(tmp_path / f"model.{form}")
 
 
 def test_a_server_survives_half_a_copy_and_serves_the_complete_file(tmp_path: Path) -> None:

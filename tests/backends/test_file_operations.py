@@ -20,6 +20,8 @@ from backends.loading import load
 from backends.served_models import need
 from backline.backends.pytorch_files import check_source
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.values.datatypes import DataType
+from backline.engine.values.signature import TensorSpec
 from support.server import serve
 
 need("torch", "tensorflow", "jax", "onnx")
@@ -109,7 +111,46 @@ def test_no_spelling_of_save_writes_a_file(tmp_path: Path, scripts: Path, spelli
 
 
 def test_the_word_save_in_a_string_is_not_a_call(scripts: Path) -> None:
-    check_source(scripts / "words.pt")
+    assert not check_source(scripts / "words.pt")
+
+
+def test_attributes_and_methods_named_save_are_the_users_own(scripts: Path) -> None:
+    x, y = (TensorSpec(name, DataType.FP32, (-1,)) for name in ("x", "OUTPUT__0"))
+    model = load(scripts / "own_names.pt", inputs=(x,), outputs=(y,))
+
+    (answer,) = model.run({"x": np.arange(4, dtype=np.float32)}, ["OUTPUT__0"])
+
+    np.testing.assert_array_equal(answer, np.arange(4, dtype=np.float32) * 2 + 1 + 3)
+
+
+@pytest.mark.parametrize(
+    ("old", "call"),
+    [
+        ("torch.mul(x, w)", 'torch.save(x, "{out}")'),
+        ("torch.mul(x, w)", 'x.save("{out}")'),
+        ("torch.mul(x, w)", 'torch.neg(x).save("{out}")'),
+        ("torch.mul(x, w)", "__torch__.helper(x)"),
+    ],
+)
+@pytest.mark.parametrize("when", ["in a run", "on load"])
+def test_a_script_with_own_names_cannot_hide_an_operation(
+    tmp_path: Path, scripts: Path, old: str, call: str, when: str
+) -> None:
+    out = tmp_path / "written"
+    written = call.format(out=out)
+    before = f"    return {old}\n"
+    after = f"    _9 = {written}\n" + before
+    helper = f'\ndef helper(x: Tensor) -> None:\n  t = torch\n  _0 = t.save(x, "{out}")\n  return None\n'
+    if when == "on load":
+        after = before + (
+            f"  def __setstate__(self: __torch__.Child,\n    x: Tensor) -> None:\n    _9 = {written}\n"
+        )
+    path = edited(scripts / "own_names.pt", tmp_path / "model.pt", before, after + helper)
+
+    with pytest.raises(BacklineError, match=r"names torch\.save|has no attribute or method 'save'"):
+        load(path)
+
+    assert not out.exists()
 
 
 def test_a_script_in_a_load_request_needs_trust(tmp_path: Path, scripts: Path) -> None:

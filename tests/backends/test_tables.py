@@ -143,9 +143,15 @@ def test_types_that_skops_does_not_trust_are_named_and_need_trust(tmp_path: Path
 
     with pytest.raises(
         InvalidArgument,
-        match=r"types that skops does not trust: sklearn\.tree\._tree\.Tree; serve with --trust-pickle",
+        match=r"types that skops does not trust: sklearn\.tree\._tree\.Tree; serve with"
+        r" --trust-skops-type sklearn\.tree\._tree\.Tree if you know",
     ):
         load(tmp_path / "model.skops")
+    with pytest.raises(InvalidArgument, match="types that skops does not trust"):
+        load(tmp_path / "model.skops", trust_skops_types=frozenset({"sklearn.tree._tree.Other"}))
+    forest = load(tmp_path / "model.skops", trust_skops_types=frozenset({"sklearn.tree._tree.Tree"}))
+    (answer,) = forest.run({"input__0": wines()[0][:3]}, ["predict"])
+    assert answer.shape == (3,)
     assert [spec.name for spec in load(tmp_path / "model.skops", trust_pickle=True).signature.outputs] == [
         "predict",
         "predict_proba",

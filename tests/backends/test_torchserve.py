@@ -559,6 +559,36 @@ def test_requirements_in_an_archive_give_it_an_environment(tmp_path: Path) -> No
         assert client["six"](np.array([b"x"], object))["output"][0] == b"1.16.0"
 
 
+@pytest.mark.skipif(shutil.which("uv") is None and find_spec("uv") is None, reason="uv is not installed")
+def test_requirements_come_on_top_of_the_servers_packages(tmp_path: Path) -> None:
+    """The handler finds the server's torch without listing it, and its own version of another package."""
+    source = (
+        "import numpy, packaging, torch\n\n"
+        "def handle(data, context):\n"
+        "    places = {one.__name__: one.__file__ for one in (torch, packaging, numpy)}\n"
+        "    return data and [{'version': packaging.__version__, **places}]\n"
+    )
+    files = {
+        "MAR-INF/MANIFEST.json": manifest(handler="h"),
+        "h.py": source,
+        "requirements.txt": "packaging==23.1\ntorch\n",
+    }
+    mar(tmp_path / "models" / "own" / "1" / "model.mar", files)
+    cache = tmp_path / "cache"
+    with serve(tmp_path / "models", tmp_path / "log", "--cache-dir", str(cache)) as server:
+        found = ask(server, "own", "x")
+
+    assert found["version"] == "23.1"
+    (environment,) = (cache / "environments").glob("[0-9a-f]*")
+    assert sorted(path.name for path in environment.glob("lib/*/site-packages/*.dist-info")) == [
+        "packaging-23.1.dist-info"
+    ]
+    import torch
+
+    assert found["torch"] == torch.__file__
+    assert found["numpy"] == np.__file__
+
+
 def test_a_handler_is_debugged_in_the_servers_process_and_loaded_again(tmp_path: Path) -> None:
     def write(answer: str) -> None:
         source = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tritonclient.http as tritonclient
 
 from backends.served_models import need
 from backends.test_tables import Payload
@@ -80,3 +81,40 @@ def test_a_server_that_trusts_pickles_serves_them_and_says_so(tmp_path: Path) ->
 
     assert outputs[0]["data"] == pytest.approx([5.0])
     assert f"{repository / 'line' / '1' / 'model.joblib'}' is a pickle" in server.output
+
+
+def _put_line(folder: Path) -> None:
+    import joblib
+    from sklearn.linear_model import LinearRegression
+
+    folder.mkdir(parents=True)
+    joblib.dump(LinearRegression().fit([[0.0], [1.0]], [1.0, 3.0]), folder / "model.joblib")
+
+
+def test_pickles_are_trusted_by_the_names_of_models(tmp_path: Path) -> None:
+    need("sklearn")
+    repository = tmp_path / "repository"
+    for name in ("risk-eu", "risk-us", "other"):
+        _put_line(repository / name / "1")
+
+    options = ("--trust-pickle-model", "risk-*", "--no-strict-readiness")
+    with serve(repository, tmp_path / "log", *options) as server:
+        ready = {name: _is_ready(server, name) for name in ("risk-eu", "risk-us", "other")}
+        states = _states(server)
+
+    assert ready == {"risk-eu": True, "risk-us": True, "other": False}
+    assert "serve with --trust-pickle-model other" in states["other"][1]
+
+
+def test_a_trusted_name_does_not_make_a_clients_pickle_trusted(tmp_path: Path) -> None:
+    need("sklearn")
+    _put_line(tmp_path / "made")
+    (tmp_path / "repository").mkdir()
+    files = {"file:1/model.joblib": (tmp_path / "made" / "model.joblib").read_bytes()}
+    options = ("--model-control-mode", "explicit", "--trust-pickle-model", "risk-*")
+    with (
+        serve(tmp_path / "repository", tmp_path / "log", *options) as server,
+        tritonclient.InferenceServerClient(server.url.removeprefix("http://")) as client,
+        pytest.raises(Exception, match="is a pickle, which can execute anything"),
+    ):
+        client.load_model("risk-mine", config="{}", files=files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -155,6 +156,59 @@ def test_validate_with_load_finds_disagreements_with_the_model(backline: Run, re
     (checked,) = json.loads(done.stdout)
     assert checked["model"] == "add1"
     assert "names the input 'OTHER', which" in checked["errors"][0]
+
+
+@pytest.mark.parametrize("load", [(), ("--load",)])
+def test_validate_refuses_labels_of_versions_that_do_not_exist(
+    backline: Run, repository: Path, load: tuple[str, ...]
+) -> None:
+    put(repository / "ident" / "model.toml", 'labels = { stable = "1", canary = "4" }')
+
+    done = backline("config", "validate", repository / "ident", *load)
+
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1:] == [
+        "  error: label 'canary' of 'ident' points to version 4, which does not exist; available: 1"
+    ]
+
+
+FILES = {
+    "model.onnx": ("an essay", "is not an ONNX model, whatever its name says"),
+    "model.pt": ("an essay", "is not a file of PyTorch"),
+    "model.tflite": ("an essay", "is not a LiteRT model"),
+    "model.cbm": ("an essay", "is not a CatBoost model"),
+    "model.txt": ("an essay", "is not a model that LightGBM's save_model wrote"),
+    "model.json": ("an essay", "is not a model that XGBoost's save_model wrote"),
+    "model.skops": ("an essay", "is not a file of skops"),
+    "model.mar": ("an essay", "is not a TorchServe model archive"),
+}
+
+
+def test_validate_refuses_files_that_are_no_models_without_loading_them(
+    backline: Run, repository: Path
+) -> None:
+    for name, (content, _) in FILES.items():
+        put(repository / name.rpartition(".")[2] / "1" / name, content)
+    whole = (repository / "add1" / "1" / "model.onnx").read_bytes()
+    for part in (len(whole) // 2, len(whole) - 1):
+        cut = put(repository / f"cut{part}" / "1" / "model.onnx")
+        cut.write_bytes(whole[:part])
+    with zipfile.ZipFile(put(repository / "broken" / "1" / "model.pt"), "w") as archive:
+        archive.writestr("model/data.pkl", "x" * 1000)
+    broken = repository / "broken" / "1" / "model.pt"
+    broken.write_bytes(broken.read_bytes()[:500])
+
+    done = backline("config", "validate", repository, "--json")
+
+    errors = {checked["model"]: checked["errors"] for checked in json.loads(done.stdout)}
+    assert errors.pop("add1") == errors.pop("ident") == []
+    for name, (_, reason) in FILES.items():
+        (error,) = errors.pop(name.rpartition(".")[2])
+        assert reason in error
+        assert name in error
+    assert errors.pop("broken")[0].endswith("was it copied completely?")
+    assert len(errors) == 2
+    assert all(error.endswith("is cut off; was it copied completely?") for (error,) in errors.values())
 
 
 ENSEMBLE = """

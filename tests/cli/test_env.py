@@ -59,3 +59,18 @@ def test_a_failed_build_is_reported_with_status_1(backline: Any, tmp_path: Path)
 
     assert run.returncode == 1
     assert "m: FAILED: the environment of model 'm' cannot be built from requirements.txt" in run.stdout
+
+
+def test_a_repository_with_an_ensemble_gets_its_environments(backline: Any, tmp_path: Path) -> None:
+    tensor = '[{ name: "%s" data_type: TYPE_STRING dims: [ 1 ] }]'
+    put(tmp_path / "models" / "plain" / "1" / "model.py", MODEL)
+    put(
+        tmp_path / "models" / "all" / "config.pbtxt",
+        f'platform: "ensemble" input {tensor % "a"} output {tensor % "b"}'
+        'ensemble_scheduling { step [{ model_name: "plain" model_version: -1'
+        ' input_map { key: "x" value: "a" } output_map { key: "output" value: "b" } }] }',
+    )
+
+    run = backline("env", "build", tmp_path / "models", "--cache-dir", tmp_path / "cache")
+
+    assert (run.returncode, run.stdout) == (0, "No model needs an environment\n"), run.stderr

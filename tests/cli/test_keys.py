@@ -103,6 +103,23 @@ def test_editing_keeps_comments_and_other_tables(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "before", ["", "# ours\n", '[anonymous]\nscopes = ["read"]', '[anonymous]\nscopes = ["read"]\n\n']
+)
+def test_one_blank_line_separates_the_tables(file: Path, before: str) -> None:
+    if before:
+        file.write_text(before)
+    for name in ("one", "two", "three"):
+        keys(file, "create", name)
+    keys(file, "revoke", "two")
+    keys(file, "create", "four")
+    lines = file.read_text().splitlines()
+    tables = [number for number, line in enumerate(lines) if line == "[[keys]]"]
+    assert len(tables) == 3
+    assert all(lines[number - 1] == "" and lines[number - 2] != "" for number in tables)
+    assert sum(line == "" for line in lines) == 3
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("create", "app"), "already has a key named 'app'"),

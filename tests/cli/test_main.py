@@ -48,7 +48,7 @@ def test_every_command_has_help_with_an_example(backline: Run, command: tuple[st
         (("serve", "x", "--ssl-key", "k"), "both --ssl-certificate and --ssl-key"),
         (("serve", "x", "--idle-timeout", "0"), "--idle-timeout"),
         (("bench", "m", "-c", "0"), "not a list of positive numbers"),
-        (("bench", "m", "--json", "/nowhere/x.json"), "its folder does not exist"),
+        (("bench", "m", "--json", "/nowhere/x.json"), "create its folder first"),
         (("infer", "m", "-o", "x.txt"), "is not a .npz, .npy or .json file"),
         (("infer", "m", "--header", "x"), "is not of the form NAME:VALUE"),
         (("config", "explian", "models"), "Did you mean 'explain'?"),

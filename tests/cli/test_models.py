@@ -287,7 +287,7 @@ def test_unknown_names_get_a_hint(
     [
         (("lod", "x"), "No such command 'lod'. Did you mean 'load'?"),
         (("load", "x", "--file", "1/model.onnx=x"), "--file needs --config"),
-        (("load", "x", "--config", "{"), "this is not JSON"),
+        (("load", "x", "--config", "{"), "the configuration is not JSON"),
         (("load", "x", "--config", "[]"), "expected an object"),
         (("load", "x", "--config", "@/nowhere.json"), "cannot read '/nowhere.json'"),
         (("load", "x", "--config", "{}", "--file", "1/model.onnx"), "is not of the form PATH=FILE"),
@@ -306,6 +306,7 @@ def test_wrong_usage(backline: Run, arguments: tuple[str, ...], text: str) -> No
 def test_changes_are_refused_in_mode_none(backline: Run, server: ServerProcess) -> None:
     done = backline("models", "load", "add1", "--url", server.url)
     assert done.returncode == 1
-    assert "explicit model load / unload is not allowed" in done.stderr
+    assert "this server's mode is none" in done.stderr
+    assert "start it with --model-control-mode explicit" in done.stderr
     done = backline("models", "promote", "add1", "1", "--url", server.url)
     assert "start it with --model-control-mode poll or explicit" in done.stderr

@@ -15,11 +15,11 @@ from backline.cli.new import TEMPLATES
 from support.server import serve
 
 ANSWERS = {
-    "model": '"output":"{\\"Backline\\": \\"name\\", \\"serves\\": \\"verb\\", \\"models\\": \\"noun\\"}"',
+    "model": '"output":{"Backline": "name", "serves": "verb", "models": "noun"}',
     "batch": '"data":[3.333',
     "triton": '"data":[3.333',
     "stream": '"output":"THREE"',
-    "pipeline": '"output":"[\\"longest\\", \\"words\\", \\"first\\", \\"the\\"]"',
+    "pipeline": '"output":["longest", "words", "first", "the"]',
 }
 
 

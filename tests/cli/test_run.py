@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,8 @@ from click.testing import CliRunner
 from backline.cli.run import command
 from support import models
 from support.repositories import put
+from support.waiting import until
+from support.web import WebServer
 
 PYTHON = """
 from collections.abc import Iterator
@@ -158,6 +166,31 @@ def test_audio_is_decoded_to_samples(backline: Any, repository: Path, tmp_path: 
     assert "tone.wav: 800 samples at 8000 Hz, mixed from 2 channels" in run.stderr
 
 
+def test_a_text_is_no_audio_whatever_its_name(backline: Any, repository: Path, tmp_path: Path) -> None:
+    pytest.importorskip("soundfile", reason="soundfile is not installed")
+    (tmp_path / "text.mp3").write_text("These are the lyrics.")
+
+    run = backline("run", repository / "song", "--input", tmp_path / "text.mp3")
+
+    assert run.returncode == 1
+    assert (
+        "text.mp3' for input 'samples': the sound cannot be decoded: it is none of WAV, FLAC, OGG"
+        in run.stderr
+    )
+    assert "it begins with the text 'These are the lyrics.'" in run.stderr
+
+
+def test_audio_that_is_cut_short_is_noted(backline: Any, repository: Path, tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+    soundfile.write(tmp_path / "whole.wav", np.full(800, 0.5, np.float32), 8000)
+    (tmp_path / "half.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:844])
+
+    run = backline("run", repository / "song", "--input", tmp_path / "half.wav", "--json")
+
+    assert outputs(run) == {"output": [0.5]}
+    assert "cut short: it has 844 of 1644 bytes" in run.stderr
+
+
 def test_all_responses_of_a_decoupled_model_are_shown(backline: Any, repository: Path) -> None:
     run = backline("run", repository / "words", "--input", "text=one two", "--json")
 
@@ -173,6 +206,73 @@ def test_with_loads_the_models_it_calls(backline: Any, repository: Path) -> None
 
 def test_an_ensemble_loads_its_steps(backline: Any, repository: Path) -> None:
     assert outputs(backline("run", repository / "both", "--input", "a=hey", "--json")) == {"b": ["HEY"]}
+
+
+@pytest.fixture
+def archived(repository: Path) -> Iterator[str]:
+    """The URL of an archive of the repository's folder, models/."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        archive.add(repository, "models")
+    with WebServer() as web:
+        web.put("/models.tgz", made.getvalue())
+        yield f"{web.url}/models.tgz"
+
+
+def test_a_model_in_an_archive_is_shown_with_its_name(backline: Any, archived: str, tmp_path: Path) -> None:
+    run = backline(
+        "run", f"{archived}#models/add1", "--input", "zeros:1,16", "--cache-dir", tmp_path / "cache"
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.startswith("add1 version 1 loaded in ")
+
+
+def test_an_archive_of_a_repository_says_how_to_name_a_model(
+    backline: Any, archived: str, tmp_path: Path
+) -> None:
+    run = backline("run", archived, "--input", "zeros:1,16", "--cache-dir", tmp_path / "cache")
+
+    assert run.returncode == 1
+    assert (
+        f"'{archived}' is a repository, not a model; it holds add1, both, caller, loud, picture, shout, song,"
+        f" words: name the folder of one, such as '{archived}#models/add1'"
+    ) in run.stderr
+
+
+HANGING = """
+import pathlib, time
+
+class Model:
+    def load(self):
+        {load}
+
+    def predict(self, x: str) -> str:
+        {predict}
+        return x
+"""
+_HANG = "pathlib.Path({!r}).touch(); time.sleep(600)"
+
+
+@pytest.mark.parametrize("stage", ["load", "predict"])
+def test_ctrl_c_ends_the_command_without_a_traceback(stage: str, tmp_path: Path) -> None:
+    reached = tmp_path / "reached"
+    code = {"load": "pass", "predict": "pass", stage: _HANG.format(str(reached))}
+    put(tmp_path / "slow" / "1" / "model.py", HANGING.format(**code))
+    with subprocess.Popen(
+        [sys.executable, "-m", "backline", "run", str(tmp_path / "slow"), "--input", "x=a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            until(reached.exists)
+            process.send_signal(signal.SIGINT)
+            shown, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+
+    assert (process.returncode, shown.strip()) == (130, "")
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ def test_the_report_shows_models_states_reasons_and_urls(repository: Path, tmp_p
     )
     assert re.search(r"^broken +1 +UNAVAILABLE .*model\.onnx", output, re.MULTILINE)
     assert "loaded add1 version 1" in output
+    told = [line for line in output.splitlines() if "broken" in line and "version" in line]
+    assert len(told) == 1, "in the log, and apart from it only in the table"
     assert server.url in output
     assert server.grpc_url in output
     assert "Not all models are ready: 2 of 3" in output
@@ -137,6 +139,15 @@ def test_no_sample_is_printed_for_a_sequence_model(tmp_path: Path) -> None:
         assert "Try it" not in wait_report(server)
 
 
+def test_a_failure_is_printed_at_once_if_the_log_goes_elsewhere(repository: Path, tmp_path: Path) -> None:
+    put(repository / "broken" / "1" / "model.onnx", "no")
+    with serve(repository, tmp_path / "log", "--log-file", str(tmp_path / "file"), ready=False) as server:
+        assert re.search(
+            r"^FAILED broken version 1 \(\d/2\): .*model\.onnx", wait_report(server), re.MULTILINE
+        )
+    assert "model 'broken' version 1 is not available" in (tmp_path / "file").read_text()
+
+
 async def test_a_slow_load_gets_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +173,20 @@ def test_a_signal_stops_the_server_with_status_0(
         server.process.send_signal(number)
         assert server.process.wait(30) == 0
         assert server.output.rstrip().endswith("Stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_was_ignored_at_the_start_stops_the_server(
+    repository: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = signal.signal(number, signal.SIG_IGN)  # as in the background jobs of a shell script
+    try:
+        with serve(repository, tmp_path / "log") as server:
+            wait_report(server)
+            server.process.send_signal(number)
+            assert server.process.wait(30) == 0
+    finally:
+        signal.signal(number, before)
 
 
 SLOW = """
@@ -478,6 +503,7 @@ def test_a_misspelt_environment_variable_is_warned_of(tmp_path: Path) -> None:
         "BACKLINE_SERVICE_PORT_HTTP": "8000",
         "BACKLINE_PORT_8000_TCP_ADDR": "10.0.0.1",
         "BACKLINE_IDLE_TIMEOUT": "60",
+        "BACKLINE_API_KEY": "a" * 40,
     }
     with serve(tmp_path / "models", tmp_path / "server.log", environment=environment) as server:
         lines = [line for line in server.output.splitlines() if "environment variable" in line]

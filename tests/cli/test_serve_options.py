@@ -45,6 +45,12 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--model-name", "add1"), "model_name", "add1"),
     (("--no-strict-readiness",), "lifecycle.strict_readiness", False),
     (("--trust-pickle",), "lifecycle.trust_pickle", True),
+    (
+        ("--trust-pickle-model", "forest", "--trust-pickle-model", "risk-*"),
+        "lifecycle.trust_pickle_models",
+        ("forest", "risk-*"),
+    ),
+    (("--trust-skops-type", "a.B"), "lifecycle.trust_skops_types", ("a.B",)),
     (("--trust-remote-code",), "lifecycle.trust_remote_code", True),
     (("--strict-devices",), "lifecycle.strict_devices", True),
     (("--exit-on-error",), "exit_on_error", True),
@@ -53,6 +59,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--drain-timeout-secs", "7"), "lifecycle.drain_seconds", 7.0),
     (("--keep-previous-secs", "0"), "lifecycle.keep_previous_seconds", 0.0),
     (("--memory-budget", "2GiB"), "lifecycle.memory_budget", 2 << 30),
+    (("--gpu-memory-budget", "0:2GiB"), "lifecycle.gpu_memory_budget", ("0:2GiB",)),
     (("--max-queued-requests", "7"), "lifecycle.max_queued_requests", 7),
     (("--cache-config", "local,size=64MiB"), "lifecycle.response_cache.size", 64 << 20),
     (("--compute-threads", "7"), "lifecycle.compute_threads", 7),
@@ -70,6 +77,12 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--unix-socket", "there"), "unix_socket", Path("there")),
     (TLS, "tls", TlsFiles(Path("c.pem"), Path("k.pem"), None)),
     ((*TLS, "--ssl-client-ca", "a.pem"), "tls", TlsFiles(Path("c.pem"), Path("k.pem"), Path("a.pem"))),
+    (
+        (*TLS, "--ssl-client-ca", "a.pem", "--ssl-client-auth", "optional", "--auth", "auth.toml"),
+        "tls.client_auth",
+        "optional",
+    ),
+    ((*TLS, "--metrics-plain"), "metrics_plain", True),
     (("--http-max-input-size", "7"), "limits.max_body_size", 7),
     (("--max-header-size", "7"), "limits.max_header_size", 7),
     (("--max-connections", "7"), "limits.max_connections", 7),
@@ -97,6 +110,21 @@ def test_an_option_sets_its_field(arguments: tuple[str, ...], path: str, value: 
         return reduce(getattr, path.split("."), options)
 
     assert at(read(*arguments)) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--ssl-key", "k.pem"), "both --ssl-certificate and --ssl-key"),
+        ((*TLS, "--ssl-client-auth", "optional"), "needs --ssl-client-ca"),
+        ((*TLS, "--ssl-client-ca", "a.pem", "--ssl-client-auth", "optional"), "needs --auth"),
+        (("--metrics-plain",), "no effect without --ssl-certificate"),
+        ((*TLS, "--metrics-plain", "--no-metrics"), "no effect without a metrics port"),
+    ],
+)
+def test_options_that_need_another_are_refused_without_it(arguments: tuple[str, ...], told: str) -> None:
+    with pytest.raises(click.UsageError, match=told):
+        read(*arguments)
 
 
 def test_without_options_everything_is_the_default() -> None:

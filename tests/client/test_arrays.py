@@ -38,6 +38,12 @@ def test_values_that_fit_are_converted(datatype: str, value: Any, expected: np.n
     np.testing.assert_array_equal(data, expected)
 
 
+def test_a_dict_is_sent_as_json_text() -> None:
+    assert tensor("BYTES", {"a": [1, "é"]}, (1,)).tolist() == ['{"a": [1, "é"]}'.encode()]
+    with pytest.raises(InvalidArgument, match=r"input 'x' of model 'm' cannot become JSON: .*set"):
+        tensor("BYTES", {"a": {1}}, (1,))
+
+
 def test_an_array_of_the_right_type_is_not_copied() -> None:
     value = np.zeros(4, np.float32)
     assert tensor("FP32", value) is value

@@ -63,7 +63,10 @@ def test_a_connection_closed_before_the_answer_is_reported_and_not_retried(
 
 def test_a_port_without_tls_is_reported(server: ServerProcess) -> None:
     url = server.url.replace("http:", "https:")
-    with connect(url) as client, pytest.raises(ConnectionFailed, match=r"Does that port speak https\?$"):
+    with (
+        connect(url) as client,
+        pytest.raises(ConnectionFailed, match=f"Use {server.url}, or start the server with --ssl"),
+    ):
         client.live()
 
 

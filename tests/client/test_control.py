@@ -192,7 +192,7 @@ def test_errors_have_their_classes(changing: Client, make_model: MakeModel) -> N
         changing.promote(name, 9)
     with pytest.raises(NotFound, match="'nope' is not found"):
         changing.labels("nope")
-    with pytest.raises(InvalidArgument, match="has not been moved"):
+    with pytest.raises(InvalidArgument, match="has no earlier version"):
         changing.rollback(name)
 
 

@@ -34,13 +34,17 @@ class Answer:
 
 
 class HttpProbe:
-    """One connection."""
+    """One connection: to a port, or the one that is given."""
 
-    def __init__(self, host: str, port: int, timeout: float = 2.0) -> None:
+    def __init__(
+        self, host: str, port: int, timeout: float = 2.0, connected: socket.socket | None = None
+    ) -> None:
         self.host = f"{host}:{port}"
         self.timeout = timeout
-        self.socket = socket.create_connection((host, port), timeout=timeout)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connected is None:
+            connected = socket.create_connection((host, port), timeout=timeout)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = connected
         self._buffer = b""
         self._sent = time.monotonic()
         self.closed = False

@@ -163,13 +163,20 @@ def priority_payload(depends_on: int, weight: int = 255, exclusive: bool = False
 
 
 class Probe:
-    """One connection. `send` and methods named after frames write; `expect_*` read the outcome or fail."""
+    """One connection: to a port, or the one that is given.
 
-    def __init__(self, host: str, port: int, timeout: float = TIMEOUT) -> None:
+    `send` and methods named after frames write; `expect_*` read the outcome or fail.
+    """
+
+    def __init__(
+        self, host: str, port: int, timeout: float = TIMEOUT, connected: socket.socket | None = None
+    ) -> None:
         self.authority = f"{host}:{port}"
         self.timeout = timeout
-        self.socket = socket.create_connection((host, port), timeout=timeout)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connected is None:
+            connected = socket.create_connection((host, port), timeout=timeout)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = connected
         self.encoder = hpack.Encoder()
         self.decoder = hpack.Decoder()
         #: The server's settings.
@@ -418,6 +425,34 @@ class Probe:
             if event.ends_stream:
                 return Outcome(fields, body, "", time.monotonic() - started)
         return Outcome(fields, body, str(event), time.monotonic() - started)
+
+    def outcomes(self, streams: Sequence[int], *, calls: bool = False) -> dict[int, Outcome]:
+        """The outcomes of several requests. With `calls`, the first message ends the wait for a stream."""
+        fields: dict[int, dict[str, str]] = {stream: {} for stream in streams}
+        bodies: dict[int, bytes] = dict.fromkeys(streams, b"")
+        found: dict[int, Outcome] = {}
+        started = time.monotonic()
+
+        def end(stream: int, why: str = "") -> None:
+            if stream in fields and stream not in found:
+                found[stream] = Outcome(fields[stream], bodies[stream], why, time.monotonic() - started)
+
+        while len(found) < len(fields):
+            event = self.wait(max(0.0, started + self.timeout - time.monotonic()))
+            if not isinstance(event, Frame) or event.type == GOAWAY:
+                for stream in fields:
+                    end(stream, str(event))
+                continue
+            if event.type == HEADERS:
+                decoded = {_text(name): _text(value) for name, value in self.decoder.decode(event.payload)}
+                fields.get(event.stream, {}).update(decoded)
+            elif event.type == DATA and event.stream in bodies:
+                bodies[event.stream] += event.payload
+            elif event.type == RST_STREAM:
+                end(event.stream, f"reset {event.code:#x}")
+            if event.ends_stream or (calls and event.type == DATA):
+                end(event.stream)
+        return found
 
     def response_length(self) -> int:
         """The length of the body of `GET /`, over a separate connection."""

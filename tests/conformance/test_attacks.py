@@ -17,7 +17,8 @@ from support.server import serve
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from attacks.arena import Target, fight
+from attacks.arena import fight
+from attacks.target import Target
 from attacks.valid_load import valid_p99
 from attacks.weapons import WEAPONS
 

@@ -212,7 +212,9 @@ class FakeHttpRequest(HttpRequest):
     def peer(self) -> str:
         return self._peer
 
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
         assert self.answer is None, "answered twice"
         self.buffers = body
         self.answer = HttpAnswer(status, dict(fields), b"".join(body))

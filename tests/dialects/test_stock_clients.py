@@ -261,3 +261,12 @@ def test_error_shape_of_an_unknown_route(stock_server: ServerProcess) -> None:
 
 def test_log_has_no_traceback(stock_server: ServerProcess) -> None:
     assert "Traceback" not in Path(stock_server.log).read_text()
+
+
+async def test_the_asyncio_client_reads_large_answers_that_are_no_inference(
+    stock_server: ServerProcess,
+) -> None:
+    """It asks for gzip, as aiohttp does, but inflates the results of inference only."""
+    async with triton_http_aio.InferenceServerClient(f"127.0.0.1:{stock_server.http_port}") as client:
+        assert len(str(await client.get_inference_statistics())) > 2048
+        assert (await client.get_model_config("add1"))["name"] == "add1"

@@ -256,7 +256,7 @@ def test_a_model_that_was_never_loaded_tells_its_inputs_and_is_loaded_for_it(tmp
         (tmp_path / "models" / name / "model.toml").write_text('load = "on_demand"\n')
     with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(tmp_path / "state")) as running:
         with tritonclient.http.InferenceServerClient(f"127.0.0.1:{running.http_port}") as client:
-            assert {state for state, _ in index(client).values()} == {"UNAVAILABLE"}
+            assert {state for state, _ in index(client).values()} == {"ON_DEMAND"}
             assert client.get_model_metadata("by_metadata")["inputs"] == [
                 {"name": "INPUT0", "datatype": "FP32", "shape": [-1, 16]}
             ]

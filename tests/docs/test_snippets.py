@@ -19,6 +19,7 @@ from docs.pages import ROOT, Block, blocks, code, read
 RUN = (
     "README.md",
     "docs/client.md",
+    "docs/embedding.md",
     "docs/configuration.md",
     "docs/protocol.md",
     "docs/operations.md",

@@ -247,9 +247,9 @@ def test_the_history_names_the_cause_of_loads_and_unloads_in_mode_poll(home: Hom
         async with home(repository, mode="poll") as server:
             (repository / "add1" / "model.toml").write_text("idle_unload_seconds = 0.05\n")
             await server.lifecycle.refresh()
-            await server.until(lambda: server.states() == {"1": "UNAVAILABLE"})
+            await server.until(lambda: server.states() == {"1": "ON_DEMAND"})
             assert await server.answer() == 1
-            await server.until(lambda: server.states() == {"1": "UNAVAILABLE"})
+            await server.until(lambda: server.states() == {"1": "ON_DEMAND"})
             told = {(change.action, change.who, change.detail) for change in server.lifecycle.history("add1")}
             assert {("remove", "idle limit", "unloaded after it was idle"), ("add", "request", "")} <= told
 

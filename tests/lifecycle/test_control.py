@@ -47,24 +47,44 @@ NAMES_OF_NO_MODEL = [
     "x" * 256,
     "ü" * 128,
 ]
-TRITONS_WORDS = "explicit model load / unload is not allowed if polling is enabled"
 
 
-@pytest.mark.parametrize("mode", ["none", "poll"])
-def test_models_are_loaded_by_request_in_mode_explicit_only(home: Homes, repository: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        (
+            "poll",
+            "explicit model load / unload is not allowed if polling is enabled: this server's mode is poll, ",
+        ),
+        (
+            "none",
+            "models cannot be loaded or unloaded by request: this server's mode is none, it serves what .*; ",
+        ),
+    ],
+)
+def test_models_are_loaded_by_request_in_mode_explicit_only(
+    home: Homes, repository: Path, mode: str, why: str
+) -> None:
     async def scenario() -> None:
         versions(repository, "1")
         async with home(repository, mode=mode) as server:
             for change in (server.lifecycle.load, server.lifecycle.unload):
-                with pytest.raises(
-                    Unavailable,
-                    match=(
-                        f"^{TRITONS_WORDS}: this server's mode is {mode}, start it with --model-control-mode"
-                        " explicit$"
-                    ),
-                ):
+                with pytest.raises(Unavailable, match=f"^{why}start it with --model-control-mode explicit$"):
                     await change("add1", who=WHO)
             assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_request_for_a_model_that_is_not_loaded_says_how_to_load_it(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1")
+        async with home(repository, mode="explicit") as server:
+            with pytest.raises(
+                NotFound,
+                match=r"'add1' has no available versions: .*, load it: backline models load add1$",
+            ):
+                await server.answer()
 
     asyncio.run(scenario())
 

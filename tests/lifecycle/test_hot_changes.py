@@ -6,6 +6,7 @@ import asyncio
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,7 +335,7 @@ def test_a_model_on_demand_is_loaded_by_its_first_request(home: Homes, repositor
         configure(repository, 'parameters { key: "backline.load" value { string_value: "on_demand" } }')
         async with home(repository) as server:
             assert server.engine.ready
-            assert server.states() == {"1": "UNAVAILABLE"}
+            assert server.states() == {"1": "ON_DEMAND"}
             assert await asyncio.gather(*(server.answer() for _ in range(20))) == [3] * 20
             assert server.states() == {"1": "READY"}
             assert server.engine.loads["add1"].succeeded == 1
@@ -404,5 +405,29 @@ def test_a_load_whose_version_disappears_is_cancelled(
             go_on.set()
             assert server.states() == {"1": "READY"}
             assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_copy_fails_once_at_most(home: Homes, repository: Path, tmp_path: Path) -> None:
+    pauses, pause = 4, 1.4  # longer than the second after which a file that has not grown counts as complete
+    content = ADD1(tmp_path / "build", version="2", constant=2).read_bytes()
+    size = -(-len(content) // pauses)
+
+    def copy() -> None:
+        file = repository / "add1" / "2" / "model.onnx"
+        file.parent.mkdir()
+        with file.open("wb", buffering=0) as target:
+            for start in range(0, len(content), size):
+                target.write(content[start : start + size])
+                time.sleep(pause)
+
+    async def scenario() -> None:
+        ADD1(repository)
+        async with home(repository, mode="poll") as server:
+            await asyncio.to_thread(copy)
+            await server.until(lambda: server.states().get("2") == "READY")
+            actions = [change.action for change in server.lifecycle.history("add1")]
+            assert actions.count("fail") <= 1
 
     asyncio.run(scenario())

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 
 from backline.engine.errors import Unavailable
-from backline.lifecycle.memory import LoadMeter, Residency, Shortage, Tenant, make_room
+from backline.engine.values.device import CPU
+from backline.lifecycle.memory import residency
+from backline.lifecycle.memory.held import Held
+from backline.lifecycle.memory.needs import Need
+from backline.lifecycle.memory.residency import Reservation, Residency
+from backline.lifecycle.memory.room import Demand, Shortage, Tenant, make_room
+from backline.system.process_memory import Footprint
 
 MIB = 1 << 20
 
@@ -17,10 +24,17 @@ MIB = 1 << 20
 class House:
     """A 100 MiB process with a 200 MiB budget. An unloaded version keeps the share `stays` of its memory."""
 
-    def __init__(self, budget: int | None = 200 * MIB, stays: float = 0.0) -> None:
+    def __init__(
+        self,
+        budget: int | None = 200 * MIB,
+        stays: float = 0.0,
+        gpu_budgets: Mapping[int, int] | None = None,
+    ) -> None:
         self.tenants: dict[Hashable, Tenant] = {}
         self.base = 100 * MIB
         self.stays = stays
+        #: The memory of workers that are ending, by process.
+        self.ending: dict[int, int] = {}
         self.gone: list[Hashable] = []
         self.reasons: list[str] = []
         self.left = asyncio.Event()
@@ -28,13 +42,25 @@ class House:
             budget,
             tenants=lambda: list(self.tenants.values()),
             put_to_sleep=self.put_to_sleep,
-            meter=LoadMeter(self.resident),
-            resident=self.resident,
+            workers=lambda: [*self.ending, *(pid for one in self.tenants.values() for pid in one.pids)],
+            held=self.held,
+            gpu_budgets=gpu_budgets,
             trim=lambda: None,
         )
 
-    def resident(self) -> int:
-        return self.base + sum(one.memory for one in self.tenants.values())
+    def room(self, what: str, needed: int, *, evict: bool) -> AbstractAsyncContextManager[Reservation]:
+        """The room for a load that was measured before."""
+        return self.residency.room(what, lambda: Need(needed, needed, measured=True), evict=evict)
+
+    def held(self, _: Collection[int]) -> Held:
+        inside = sum(one.memory for one in self.tenants.values() if not one.pids)
+        workers = {pid: Footprint(one.memory) for one in self.tenants.values() for pid in one.pids}
+        workers |= {pid: Footprint(size) for pid, size in self.ending.items()}
+        gpus = {
+            index: {0: sum(one.gpus.get(index, 0) for one in self.tenants.values())}
+            for index in self.residency.gpu_budgets
+        }
+        return Held(self.base + inside, {}, workers, gpus)
 
     def add(
         self,
@@ -44,8 +70,12 @@ class House:
         *,
         pinned: bool = False,
         idle_limit: float | None = None,
+        pids: tuple[int, ...] = (),
+        gpus: Mapping[int, int] | None = None,
     ) -> None:
-        self.tenants[key] = Tenant(key, size * MIB, last_used, pinned, idle_limit=idle_limit)
+        self.tenants[key] = Tenant(
+            key, size * MIB, last_used, pinned, idle_limit=idle_limit, pids=pids, gpus=gpus or {}
+        )
 
     async def put_to_sleep(self, keys: Collection[Hashable], reason: str) -> None:
         for key in keys:
@@ -63,7 +93,7 @@ def test_a_load_that_fits_evicts_nothing() -> None:
     async def scenario() -> None:
         house = House()
         house.add("a", 30)
-        async with house.residency.room("m", 50 * MIB, evict=True):
+        async with house.room("m", 50 * MIB, evict=True):
             assert house.gone == []
 
     run(scenario)
@@ -74,9 +104,9 @@ def test_the_least_recently_used_are_evicted_for_a_load_that_does_not_fit() -> N
         house = House()
         for key, used in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
             house.add(key, 30, used)
-        async with house.residency.room("m", 40 * MIB, evict=True):
+        async with house.room("m", 48 * MIB, evict=True):
             assert house.gone == ["b", "c"]
-            assert house.reasons == ["unloaded to make room"]
+            assert house.reasons == ["unloaded to make room for m"]
 
     run(scenario)
 
@@ -86,8 +116,8 @@ def test_more_are_evicted_when_the_first_freed_less_than_measured() -> None:
         house = House(stays=0.5)
         for number in range(5):
             house.add(str(number), 20, float(number))
-        async with house.residency.room("m", 20 * MIB, evict=True):
-            assert house.resident() + 24 * MIB <= 200 * MIB
+        async with house.room("m", 24 * MIB, evict=True):
+            assert house.held(()).server + 24 * MIB <= 200 * MIB
             assert house.gone == ["0", "1", "2"]
 
     run(scenario)
@@ -101,7 +131,7 @@ def test_a_load_that_may_not_evict_is_refused_with_the_numbers() -> None:
             Unavailable,
             match=r"^model 'm' needs 24 MiB, and the memory budget of 200 MiB has no room for it: 190 MiB",
         ):
-            async with house.residency.room("model 'm'", 20 * MIB, evict=False):
+            async with house.room("model 'm'", 24 * MIB, evict=False):
                 pytest.fail("there is no room")
         assert house.gone == []
 
@@ -111,7 +141,7 @@ def test_a_load_that_may_not_evict_is_refused_with_the_numbers() -> None:
 def test_a_load_without_files_is_admitted_when_memory_is_full() -> None:
     async def scenario() -> None:
         house = House(budget=50 * MIB)
-        async with house.residency.room("an ensemble", 0, evict=False):
+        async with house.room("an ensemble", 0, evict=False):
             assert not house.gone
 
     run(scenario)
@@ -125,7 +155,7 @@ def test_a_refusal_advises_a_retry_if_that_may_help(
 ) -> None:
     busy = Tenant("busy", 30 * MIB, 0.0, busy=True)
 
-    found = make_room([busy], budget=budget * MIB, resident=130 * MIB, needed=50 * MIB)
+    found = make_room([busy], {CPU: Demand(budget * MIB, 130 * MIB, 50 * MIB)})
 
     assert isinstance(found, Shortage)
     assert found.error("m").message.endswith(f". {advice}")
@@ -137,7 +167,7 @@ def test_pinned_versions_stay_and_are_named_in_the_refusal() -> None:
         house = House()
         house.add("a", 90, pinned=True)
         with pytest.raises(Unavailable, match="90 MiB of it by pinned models"):
-            async with house.residency.room("m", 20 * MIB, evict=True):
+            async with house.room("m", 20 * MIB, evict=True):
                 pytest.fail("there is no room")
 
     run(scenario)
@@ -149,10 +179,10 @@ def test_memory_promised_to_a_load_is_not_given_to_another_until_it_ends() -> No
         order: list[str] = []
 
         async def other() -> None:
-            async with house.residency.room("other", 50 * MIB, evict=True):
+            async with house.room("other", 50 * MIB, evict=True):
                 order.append("other begins")
 
-        async with house.residency.room("one", 50 * MIB, evict=True):
+        async with house.room("one", 50 * MIB, evict=True):
             waiting = asyncio.ensure_future(other())
             await asyncio.sleep(0)
             order.append("one ends")
@@ -164,7 +194,7 @@ def test_memory_promised_to_a_load_is_not_given_to_another_until_it_ends() -> No
 
 def test_without_a_budget_everything_fits() -> None:
     async def scenario() -> None:
-        async with House(budget=None).residency.room("m", 10**15, evict=False):
+        async with House(budget=None).room("m", 10**15, evict=False):
             pass
 
     run(scenario)
@@ -180,5 +210,168 @@ def test_a_version_that_is_idle_too_long_is_put_to_sleep() -> None:
         house.residency.close()
         assert house.gone == ["idle"]
         assert house.reasons == ["unloaded after it was idle"]
+
+    run(scenario)
+
+
+def test_memory_of_workers_counts_as_they_hold_it_now() -> None:
+    async def scenario() -> None:
+        house = House()
+        house.add("grown", 90, 1.0, pids=(7,))
+        house.add("used", 5, 2.0, pids=(8,))
+        async with house.room("m", 50 * MIB, evict=True):
+            assert house.gone == ["grown"]
+
+    run(scenario)
+
+
+def test_nothing_is_evicted_for_a_load_that_would_not_fit_even_then() -> None:
+    async def scenario() -> None:
+        house = House()
+        house.add("a", 40, pids=(7,))
+        house.add("b", 40)
+        with pytest.raises(Unavailable, match=r"^m needs 120 MiB, .*; unloading the idle ones frees 80 MiB"):
+            async with house.room("m", 120 * MIB, evict=True):
+                pytest.fail("there is no room")
+        assert house.gone == []
+
+    run(scenario)
+
+
+def test_a_load_waits_for_a_busy_version_and_evicts_it_once_it_is_idle() -> None:
+    async def scenario() -> None:
+        house = House()
+        house.tenants["a"] = Tenant("a", 90 * MIB, 0.0, busy=True)
+        waiting = asyncio.ensure_future(house.room("m", 50 * MIB, evict=True).__aenter__())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        house.add("a", 90)
+        await waiting
+        assert house.gone == ["a"]
+
+    run(scenario)
+
+
+def test_the_peak_of_a_load_is_reserved_and_what_it_does_not_keep_is_given_back() -> None:
+    async def scenario() -> None:
+        house = House()
+        need = Need(20 * MIB, 90 * MIB, measured=True)
+        async with house.residency.room("one", lambda: need, evict=True) as one:
+            refused = asyncio.ensure_future(house.room("two", 50 * MIB, evict=True).__aenter__())
+            await asyncio.sleep(0.05)
+            assert not refused.done()
+            house.base += 20 * MIB  # the model, in the server's process
+            await house.residency.settle(one, need)
+        await refused
+
+    run(scenario)
+
+
+def test_a_load_without_room_for_its_guessed_copies_keeps_the_room_for_its_runtime() -> None:
+    async def scenario() -> None:
+        house = House()
+        guess = Need(20 * MIB, 130 * MIB, runtime=70 * MIB)
+        async with house.residency.room("m", lambda: guess, evict=True) as reservation:
+            assert reservation.need.peak == 90 * MIB
+        guess = Need(20 * MIB, 150 * MIB, runtime=90 * MIB)
+        with pytest.raises(Unavailable, match="m needs 110 MiB"):
+            await house.residency.room("m", lambda: guess, evict=True).__aenter__()
+
+    run(scenario)
+
+
+def test_a_load_waits_for_a_suspended_one_to_end_rather_than_doubt_its_estimate() -> None:
+    async def scenario() -> None:
+        house = House()
+        guess = Need(20 * MIB, 90 * MIB)
+        async with house.room("one", 40 * MIB, evict=True) as one:
+            one.suspended = True
+            two = asyncio.ensure_future(house.residency.room("two", lambda: guess, evict=True).__aenter__())
+            await asyncio.sleep(0.05)
+            assert not two.done()
+        assert (await two).need.peak == 90 * MIB
+
+    run(scenario)
+
+
+def test_a_load_that_took_more_than_was_known_makes_more_room_or_fails() -> None:
+    async def scenario() -> None:
+        house = House()
+        house.add("a", 60)
+        async with house.room("m", 30 * MIB, evict=True) as reservation:
+            house.base += 90 * MIB
+            await house.residency.settle(reservation, Need(90 * MIB, 90 * MIB, measured=True))
+            assert house.gone == ["a"]
+            house.base += 20 * MIB
+            with pytest.raises(Unavailable, match="m needs 110 MiB"):
+                await house.residency.settle(reservation, Need(110 * MIB, 110 * MIB, measured=True))
+
+    run(scenario)
+
+
+def test_room_on_a_gpu_is_made_by_what_is_on_it() -> None:
+    async def scenario() -> None:
+        house = House(budget=None, gpu_budgets={0: 100 * MIB, 1: 100 * MIB})
+        house.add("there", 1, 2.0, gpus={1: 80 * MIB})
+        house.add("elsewhere", 1, 1.0, gpus={0: 80 * MIB})
+        need = Need(MIB, MIB, gpus={1: 50 * MIB}, measured=True)
+        async with house.residency.room("m", lambda: need, evict=True):
+            assert house.gone == ["there"]
+
+    run(scenario)
+
+
+def test_a_load_waits_for_workers_that_are_ending() -> None:
+    async def scenario() -> None:
+        house = House()
+        house.ending = {9: 80 * MIB}
+        waiting = asyncio.ensure_future(house.room("m", 50 * MIB, evict=True).__aenter__())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        house.ending = {}
+        await waiting
+
+    run(scenario)
+
+
+def test_a_later_load_does_not_take_the_room_that_another_has_long_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(residency, "_OVERTAKEN", 0.0)
+
+    async def scenario() -> None:
+        house = House()
+        async with house.room("running", 60 * MIB, evict=True):
+            large_room = house.room("large", 90 * MIB, evict=True)
+            large = asyncio.ensure_future(large_room.__aenter__())
+            await asyncio.sleep(0.05)
+            small = asyncio.ensure_future(house.room("small", 30 * MIB, evict=True).__aenter__())
+            await asyncio.sleep(0.05)
+            assert not small.done(), "it would fit, and delay the large one"
+        await large
+        assert not small.done()
+        await large_room.__aexit__(None, None, None)
+        await small
+
+    run(scenario)
+
+
+def test_of_loads_that_wait_for_each_other_the_last_is_refused_and_the_first_goes_on() -> None:
+    async def scenario() -> None:
+        house = House()
+        two_room = house.room("two", 40 * MIB, evict=True)
+        async with house.room("one", 40 * MIB, evict=True) as one:
+            two = await two_room.__aenter__()
+            one.suspended = two.suspended = True
+            house.base += 160 * MIB  # both models, in the server's process
+            first = asyncio.ensure_future(
+                house.residency.settle(one, Need(80 * MIB, 80 * MIB, measured=True))
+            )
+            with pytest.raises(Unavailable, match="two needs 80 MiB"):
+                await house.residency.settle(two, Need(80 * MIB, 80 * MIB, measured=True))
+            assert not first.done()
+            await two_room.__aexit__(None, None, None)
+            house.base -= 80 * MIB
+            await first
 
     run(scenario)

@@ -5,6 +5,10 @@ refused.
 from __future__ import annotations
 
 import io
+import logging
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,3 +136,134 @@ def test_a_meaningless_hint_is_an_error(given: object) -> None:
         match="optionally the number of channels and the file format of an output, one of WAV, FLAC, OGG",
     ):
         Audio[given]
+
+
+def recorded(folder: Path, format: str, codec: str, rate: int = RATE, **options: str) -> bytes:
+    """Half a second of a tone, as FFmpeg writes it."""
+    av = pytest.importorskip("av")
+    path = folder / "sound"
+    with av.open(str(path), "w", format=format, options=options) as container:
+        track = container.add_stream(codec, rate=rate, layout="mono")
+        wanted = track.codec_context
+        resampler = av.AudioResampler(wanted.format, "mono", rate, wanted.frame_size or 1024)
+        frame = av.AudioFrame.from_ndarray(tone(rate).reshape(1, -1), format="fltp", layout="mono")
+        frame.sample_rate = rate
+        for part in [*resampler.resample(frame), *resampler.resample(None), None]:
+            container.mux(track.encode(part))
+    return path.read_bytes()
+
+
+#: As phones, browsers and editors write sound: container, codec, rate, options.
+RECORDED = {
+    "M4A": ("mp4", "aac", RATE, {}),
+    "M4A with its index first": ("mp4", "aac", RATE, {"movflags": "faststart"}),
+    "ALAC": ("mp4", "alac", RATE, {}),
+    "3GP": ("3gp", "aac", RATE, {}),
+    "AAC": ("adts", "aac", RATE, {}),
+    "WebM": ("webm", "libopus", 48000, {}),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_recordings_of_phones_and_browsers_are_decoded(kind: str, tmp_path: Path) -> None:
+    format, codec, rate, options = RECORDED[kind]
+
+    samples = Audio[16000].decode(recorded(tmp_path, format, codec, rate, **options))
+
+    assert (samples.dtype, samples.ndim) == (np.float32, 1)
+    assert len(samples) == pytest.approx(8000, abs=800)
+    assert pitch_of(samples, 16000) == pytest.approx(440, abs=4)
+    assert np.abs(samples).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_recording_that_decodes_to_a_huge_sound_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="bytes when it is decoded, more than 10000"):
+        Audio[16000].decode(recorded(tmp_path, "mp4", "aac"), 10_000)
+
+
+def test_a_film_without_sound_is_refused(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "film"), "w", format="mp4") as container:
+        track = container.add_stream("mpeg4", rate=25)
+        track.width = track.height = 64
+        track.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        for part in (frame, None):
+            container.mux(track.encode(part))
+
+    with pytest.raises(InvalidArgument, match="the file has no track in one of the formats aac, alac"):
+        Audio[16000].decode((tmp_path / "film").read_bytes())
+
+
+def test_without_pyav_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = recorded(tmp_path, "mp4", "aac")
+    monkeypatch.setitem(sys.modules, "av", None)
+
+    with pytest.raises(InvalidArgument, match=r"M4A needs PyAV .*pip install 'backline\[aac\]'"):
+        Audio[16000].decode(sound)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it is none of WAV, FLAC, OGG, MP3, AIFF and .* M4A, AAC and WebM; it is empty"),
+        (b"These are the lyrics of a song\n", "it begins with the text 'These are the lyrics of '"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "it begins with the bytes 89 50 4e 47 0d 0a 1a 0a"),
+        (b"\xff\xfb\x90\x00" + bytes(400), "it begins like an MP3 file, but has no complete frame of sound"),
+        (b"fLaC" + bytes(60), "The file is damaged or cut short"),
+    ],
+    ids=["empty", "text", "image", "mp3", "flac"],
+)
+def test_the_error_says_what_the_file_is(data: bytes, reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=reason):
+        Audio[16000].decode(data)
+
+
+@pytest.mark.parametrize("format", ["WAV", "AIFF", "OGG", "MP3", "FLAC"])
+def test_a_complete_file_gets_no_warning(format: str, caplog: pytest.LogCaptureFixture) -> None:
+    Audio[16000].decode(written(tone(seconds=5), format=format))
+
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("WAV", r"it has 220522 of 441044 bytes, 2\.5 seconds of sound"),
+        ("AIFF", r"it has 220527 of 441054 bytes, 2\.5 seconds of sound"),
+        ("MP3", r"it has [12]\.\d of 5\.0 seconds of sound"),
+        ("OGG", r"it has [12]\.\d seconds of sound, and no last page"),
+    ],
+)
+def test_what_is_there_of_a_file_that_is_cut_short_is_decoded_with_a_warning(
+    format: str, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # noise, as a tone takes so little room that half of a file may end within its first page
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * RATE).astype(np.float32)
+    whole = written(noise, format=format)
+
+    with caplog.at_level(logging.WARNING, "backline.model"):
+        samples = Audio[16000].decode(whole[: len(whole) // 2])
+
+    assert 16000 < len(samples) < 48000
+    (record,) = caplog.records
+    assert record.getMessage().startswith("a sound file is cut short: ")
+    assert re.search(text, record.getMessage())
+
+
+def test_a_recording_that_is_cut_short_is_decoded_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = recorded(tmp_path, "mp4", "aac", movflags="faststart")
+
+    samples = Audio[16000].decode(whole[: len(whole) // 2])
+
+    assert 1000 < len(samples) < 6000
+    assert "of 0.5 seconds of sound" in caplog.text
+
+
+def test_a_file_that_ends_before_its_first_sample_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"the file is cut short, it has 0\.0 seconds of sound"):
+        Audio[16000].decode(written(tone(seconds=3), format="OGG")[:4162])
+    with pytest.raises(InvalidArgument, match=r"its index is missing\. The file is damaged"):
+        Audio[16000].decode(recorded(tmp_path, "mp4", "aac")[:3000])

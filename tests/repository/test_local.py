@@ -231,6 +231,29 @@ async def test_a_file_that_is_still_being_written_is_not_loaded_by_the_watch(
     repository = open_local(tmp_path)
     repository.changes(LONG)
 
+    pauses: list[float] = []
+
+    async def written_meanwhile(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 5:  # as the lifecycle does when the next scan has found the change
+            raise asyncio.CancelledError
+        file.write_text("half and the rest" + "." * len(pauses))
+
+    monkeypatch.setattr(local.asyncio, "sleep", written_meanwhile)
+
+    with pytest.raises(asyncio.CancelledError):
+        await fetch_of(repository)
+
+
+async def test_a_change_that_no_scan_finds_is_reported_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = put(tmp_path / "m" / "1" / "model.onnx", "half")
+    repository = open_local(tmp_path)
+    repository.changes(LONG)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(local.time, "monotonic", lambda: float(next(clock)))
+
     async def written_meanwhile(seconds: float) -> None:
         file.write_text("half and the rest")
 

@@ -51,6 +51,14 @@ def test_a_location_that_is_neither_path_nor_known_url_is_refused(
     assert reason in raised.value.message
 
 
-def test_a_name_for_a_remote_repository_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"a name \('m'\) can be given only to a model at a path"):
-        open_repository("s3://bucket/models", formats=[ONNX], cache=tmp_path, name="m")
+@pytest.mark.parametrize("url", ["https://host/models.zip", "https://host/model.onnx?a=b", "hf:owner/repo"])
+def test_a_url_can_be_given_with_a_name(url: str, tmp_path: Path) -> None:
+    named = open_repository(f"my-model={url}", formats=[ONNX], cache=tmp_path)
+    assert (named.name, named.location) == ("my-model", url.partition("?")[0])
+    assert open_repository(url, formats=[ONNX], cache=tmp_path, name="other").name == "other"
+    with pytest.raises(InvalidArgument, match="was given two names, 'my-model' and 'other'; leave one out"):
+        open_repository(f"my-model={url}", formats=[ONNX], cache=tmp_path, name="other")
+
+
+def test_a_path_may_contain_an_equals_sign(tmp_path: Path) -> None:
+    assert open_repository("a=b", formats=[ONNX], cache=tmp_path).location == str(Path("a=b").absolute())

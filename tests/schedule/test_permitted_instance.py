@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from backline.schedule.rate_limit.limits import Claim, RateLimits
 from backline.schedule.rate_limit.permits import Permits, PermittedInstance
 from backline.schedule.scheduler import Scheduler
 from backline.schedule.scheduler import Settings as SchedulerSettings
+from backline.workers.batch import Batch
 from schedule.world import Asked, HeldInstance, World
 
 MEMORY = ("0", "memory")
@@ -54,6 +56,19 @@ def test_an_instance_takes_its_next_batch_before_all_responses_if_it_can(world: 
     world.loop.inside(instance.end)
     assert len(first.answers) == len(second.answers) == 1
     assert not world.faults
+
+
+def test_an_idle_instance_keeps_nothing_of_its_last_run(world: World) -> None:
+    """Otherwise the inputs of the last request would stay in memory, and its client's connection."""
+    scheduler, instance = model(world, Permits(RateLimits()))
+    asked = world.ask(scheduler.submit, [1.0])
+    assert asked is not None
+    turns(world)
+    world.loop.inside(instance.end)
+    turns(world)
+    assert asked.answers
+    gc.collect()
+    assert not [one for one in gc.get_objects() if isinstance(one, Batch) and asked.ticket in one.tickets]
 
 
 def test_a_permit_given_up_in_the_turn_of_its_grant_goes_to_others(

@@ -116,7 +116,7 @@ class HeldInstance:
             batch, finished = self.vacated.pop(0)
         else:
             batch, finished = self.batch, self._finished  # type: ignore[assignment]
-            self.batch = None
+            self.batch = self._finished = None
         now = self._world.clock.ns
         batch.gathered_ns = batch.ran_ns = batch.ended_ns = now
         batch.executed = True

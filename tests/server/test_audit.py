@@ -218,6 +218,7 @@ def test_the_log_can_be_followed(audited: Audited) -> None:
 
 
 def test_changes_and_refusals_do_not_mix_in_the_history_of_models(audited: Audited) -> None:
+    assert audited.ask("POST", "/v2/repository/models/add2/load", "root") == 200
     with closing(HTTPConnection("127.0.0.1", audited.server.http_port, timeout=60)) as connection:
         headers = {"Authorization": f"Bearer {audited.keys['root']}"}
         connection.request("GET", "/v2/repository/history?limit=1000", headers=headers)

@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from backline.cli.keys import command
+from conformance.h1probe import HttpProbe
 from support import models
 from support.server import ServerProcess, serve
 
@@ -129,6 +130,19 @@ def test_probes_need_no_key(served: ServerProcess, path: str) -> None:
 def test_another_spelling_of_a_path_is_no_way_in(served: ServerProcess, keys: Keys, path: str) -> None:
     assert ask(served.http_port, "POST", path, BODY, keys.of["app"])[0] in (403, 404)
     assert ask(served.http_port, "POST", path, BODY)[0] in (401, 404)
+
+
+def test_a_refused_head_request_has_no_body(served: ServerProcess) -> None:
+    """The client would take a body for the start of the next response."""
+    probe = HttpProbe("127.0.0.1", served.http_port, timeout=30)
+    head = "HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    probe.send(f"HEAD /v2 {head}GET /v2/health/live {head}".encode())
+    refused, live = probe.read(head_only=True), probe.read()
+    probe.close()
+    assert refused is not None
+    assert (refused.status, int(refused.headers["content-length"]) > 0) == (401, True)
+    assert live is not None
+    assert json.loads(live.body)["live"]
 
 
 def test_stock_clients_send_a_key_as_a_header(served: ServerProcess, keys: Keys) -> None:

@@ -22,9 +22,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from backline.access.keys import generate_key
 from backline.cli.keys import command
-from repository.remote.web import Page, WebServer
 from support import models
 from support.server import ServerProcess, free_ports, serve
+from support.web import Page, WebServer
 
 BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.5] * 16}]})
 CRASHES = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backline.wire.application import Denial, Gate
+from backline.wire.application import Denial, Gate, Ingress
 
 
 class OpenGate(Gate):
@@ -14,7 +14,7 @@ class OpenGate(Gate):
         self.own_hosts = set()
 
     def refusal(
-        self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, local: bool
+        self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], ingress: Ingress
     ) -> str | None:
         return None
 

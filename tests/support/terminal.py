@@ -60,9 +60,15 @@ class Terminal:
         """Whether the terminal echoes input, as it must again once a command has exited."""
         return bool(termios.tcgetattr(self._theirs)[3] & termios.ECHO)
 
+    def hang_up(self) -> None:
+        """Closes the terminal, as closing its window does."""
+        os.close(self._fd)
+        self._fd = -1
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
         os.close(self._theirs)

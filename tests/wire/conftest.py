@@ -40,22 +40,25 @@ class EchoApplication:
     def http(self, request: HttpRequest) -> None:
         match request.path.strip(b"/").split(b"/")[0]:
             case b"echo":
-                request.respond(200, OCTETS, (request.body,))
+                request.respond(200, OCTETS, (request.body,), compressible=True)
             case b"later":
                 asyncio.get_running_loop().call_soon(
                     request.respond, 200, OCTETS, (request.path, b"?", request.query, b":", request.body)
                 )
             case b"dump":
                 request.respond(
-                    200, ((b"content-type", b"application/json"),), (json.dumps(describe(request)).encode(),)
+                    200,
+                    ((b"content-type", b"application/json"),),
+                    (json.dumps(describe(request)).encode(),),
+                    compressible=True,
                 )
             case b"size":
                 request.respond(200, OCTETS, (b"%d" % len(request.body),))
             case b"zeros":
                 half = memoryview(bytes(int(request.query) // 2))
-                request.respond(200, OCTETS, (half, half))
+                request.respond(200, OCTETS, (half, half), compressible=True)
             case b"ending":  # the last part is empty
-                request.respond(200, OCTETS, (memoryview(bytes(int(request.query))), b""))
+                request.respond(200, OCTETS, (memoryview(bytes(int(request.query))), b""), compressible=True)
             case b"held":
                 self.held.append(request)
                 request.on_abandon = self.lost.release

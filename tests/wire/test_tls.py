@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from backline.system import file_watch
 from backline.wire.tls import TlsFileError, TlsFiles
+from support.authority import Authority
+from support.waiting import until
 
 from .conftest import WireServer, read_answer
 
@@ -183,3 +186,147 @@ def test_invalid_files_are_errors_that_name_the_file(files: dict[str, Path], tmp
         with pytest.raises(TlsFileError, match="TLS") as caught:
             wrong.context()
         assert message in str(caught.value)
+
+
+def ask_openssl(server: WireServer, *options: str) -> str:
+    """What `openssl s_client` says about a handshake. Security level 0 lets it offer everything."""
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-brief", *options]
+    return subprocess.run(
+        command, input="", capture_output=True, text=True, timeout=20, check=False
+    ).stderr.strip()
+
+
+def was_refused(told: str) -> bool:
+    """Whether the server, not openssl, ended the handshake: with an alert, which asyncio may drop, or EOF."""
+    return "Ciphersuite" not in told and ("alert" in told or "unexpected eof" in told)
+
+
+@pytest.fixture(scope="module")
+def rsa_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    issued = Authority(tmp_path_factory.mktemp("rsa")).issue("server", rsa_key=True)
+    return TlsFiles(issued.certificate, issued.key)
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        "ECDHE-RSA-AES128-GCM-SHA256",
+        "ECDHE-RSA-AES256-GCM-SHA384",
+        "ECDHE-RSA-CHACHA20-POLY1305",
+        "ECDHE-ECDSA-AES128-GCM-SHA256",
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+    ],
+)
+def test_tls_1_2_has_authenticated_encryption_with_forward_secrecy(
+    start: Start, files: dict[str, Path], rsa_files: TlsFiles, suite: str
+) -> None:
+    server = start(rsa_files if "RSA-" in suite else TlsFiles(files["certificate"], files["key"]))
+    assert f"Ciphersuite: {suite}" in ask_openssl(server, "-tls1_2", "-cipher", suite)
+
+
+@pytest.mark.parametrize(
+    "suites",
+    [
+        "ECDHE-RSA-AES128-SHA256:ECDHE-RSA-AES256-SHA384",  # CBC
+        "ECDHE-RSA-AES128-SHA:ECDHE-RSA-AES256-SHA",  # CBC with SHA-1
+        "AES128-GCM-SHA256:AES256-GCM-SHA384:AES128-SHA",  # no forward secrecy
+        "DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384",
+        "AECDH-AES128-SHA:ADH-AES128-GCM-SHA256",  # no certificate
+        "ECDHE-RSA-NULL-SHA:NULL-SHA256",
+    ],
+)
+def test_other_suites_of_tls_1_2_are_refused(start: Start, rsa_files: TlsFiles, suites: str) -> None:
+    told = ask_openssl(start(rsa_files), "-tls1_2", "-cipher", f"{suites}:@SECLEVEL=0")
+    assert was_refused(told), told
+
+
+@pytest.mark.parametrize("version", ["-tls1", "-tls1_1"])
+def test_openssl_cannot_speak_earlier_versions(start: Start, rsa_files: TlsFiles, version: str) -> None:
+    told = ask_openssl(start(rsa_files), version, "-cipher", "ALL:@SECLEVEL=0")
+    assert was_refused(told), told
+
+
+def test_sha_1_signatures_are_refused(start: Start, rsa_files: TlsFiles) -> None:
+    server = start(rsa_files)
+    given = ("-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256:@SECLEVEL=0", "-sigalgs")
+    assert was_refused(ask_openssl(server, *given, "RSA+SHA1"))
+    assert "Ciphersuite" in ask_openssl(server, *given, "RSA+SHA256")
+
+
+def test_openssl_gets_tls_1_3(start: Start, rsa_files: TlsFiles) -> None:
+    assert "Protocol version: TLSv1.3" in ask_openssl(start(rsa_files))
+
+
+def presented(server: WireServer) -> bytes:
+    """The certificate that a new connection gets, in DER."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with connect_tls(server, context) as client:
+        got = client.getpeercert(binary_form=True)
+    assert got is not None
+    return got
+
+
+def der(path: Path) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(path.read_text())
+
+
+def test_a_replaced_certificate_is_used_for_new_connections_and_open_ones_stay(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_watch, "WATCH_INTERVAL", 0.01)
+    authority = Authority(tmp_path)
+    now = authority.issue("server")
+    server = start(TlsFiles(now.certificate, now.key))
+    first = der(now.certificate)
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    with connect_tls(server, context) as client:
+        client.sendall(GET)
+        assert read_answer(client)[0] == 200
+        assert presented(server) == first
+        authority.issue("server")
+        second = der(now.certificate)
+        until(lambda: presented(server) != first)
+        assert presented(server) == second
+        client.sendall(GET)
+        assert read_answer(client)[0] == 200
+        assert client.getpeercert(binary_form=True) == first
+
+
+def test_a_broken_new_file_keeps_the_certificate_until_it_is_repaired(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_watch, "WATCH_INTERVAL", 0.01)
+    authority = Authority(tmp_path)
+    now, new = authority.issue("server"), authority.issue("new")
+    server = start(TlsFiles(now.certificate, now.key))
+    first = der(now.certificate)
+    for break_it, told in (
+        (lambda: now.key.write_bytes(new.key.read_bytes()), "does not belong to the certificate"),
+        (lambda: now.key.write_text("-----BEGIN PRIV"), "holds no private key"),
+        (now.key.unlink, "cannot be read"),
+    ):
+        break_it()
+        until(lambda told=told: told in caplog.text)  # type: ignore[misc]
+        assert presented(server) == first
+    assert all(record.levelname == "ERROR" for record in caplog.records)
+    assert caplog.text.count("new connections get the certificate read before") == 3
+    now.certificate.write_bytes(new.certificate.read_bytes())
+    now.key.write_bytes(new.key.read_bytes())
+    until(lambda: presented(server) == der(new.certificate))
+
+
+def test_a_replaced_client_authority_decides_about_new_connections(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_watch, "WATCH_INTERVAL", 0.01)
+    mine, other = Authority(tmp_path / "mine"), Authority(tmp_path / "other")
+    issued, client = mine.issue("server"), other.issue("client")
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(mine.certificate.read_bytes())
+    server = start(TlsFiles(issued.certificate, issued.key, trusted))
+    context = ssl.create_default_context(cafile=str(mine.certificate))
+    context.load_cert_chain(client.certificate, client.key)
+    assert ask_and_read(server, context) == b""
+    trusted.write_bytes(other.certificate.read_bytes())
+    until(lambda: ask_and_read(server, context).startswith(b"HTTP/1.1 200"))

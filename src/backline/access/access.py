@@ -25,7 +25,7 @@ class Policy:
     keys: Mapping[str, Identity] = field(default_factory=dict)
 
 
-#: Without any identity configured, on an address that other machines can reach.
+#: The end of error texts if no identity is configured and other machines can reach the server's address.
 _CLOSED = (
     ", as the server listens on a network without knowing any keys; give it some with --auth FILE (see"
     " 'backline keys create --help'), or allow everything to everybody with --insecure-open"
@@ -65,7 +65,8 @@ class Access:
     def identify(self, headers: Mapping[bytes, bytes]) -> Identity:
         """The identity of a request with these fields. The first credential found decides.
 
-        Raises Unauthenticated if it is unknown: no request with a wrong key passes as one without.
+        Raises Unauthenticated if that credential is unknown: a request with a wrong key never passes as one
+        without a key.
         """
         given = headers.get(AUTHORIZATION)
         if given is None:

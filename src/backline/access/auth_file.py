@@ -7,9 +7,9 @@ import logging
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -21,14 +21,13 @@ from backline.access.quota import Quota
 from backline.access.scope import Scope
 from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
+from backline.system.file_watch import FileWatch
 
 #: Environment variables that each hold one key, for containers, and what it may do.
 ENVIRONMENT_KEYS: Mapping[str, frozenset[Scope]] = {
     "BACKLINE_API_KEY": frozenset((Scope.INFER, Scope.READ, Scope.METRICS)),
     "BACKLINE_ADMIN_KEY": frozenset(Scope),
 }
-#: Seconds between looks at the file.
-WATCH_INTERVAL = 1.0
 _MAX_SIZE = 4 * 1024 * 1024
 
 log = logging.getLogger("backline.access")
@@ -100,7 +99,7 @@ class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AuthDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole file."""
+    """The contents of an auth file."""
 
     anonymous: AnonymousEntry = msgspec.field(default_factory=AnonymousEntry)
     keys: list[KeyEntry] = msgspec.field(default_factory=list)
@@ -118,9 +117,18 @@ def read_auth_file(path: Path) -> AuthDocument:
     try:
         text = content.decode()
         check_toml(text, str(path))
-        return msgspec.convert(tomllib.loads(text), AuthDocument)
+        return msgspec.convert(_with_times(tomllib.loads(text)), AuthDocument)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise InvalidArgument(f"--auth: '{path}' is not valid: {error}") from None
+
+
+def _with_times(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with each expiry that is a date replaced by the midnight, in UTC, with which it begins."""
+    keys = document.get("keys")
+    for entry in keys if isinstance(keys, list) else ():
+        if isinstance(entry, dict) and type(entry.get("expires")) is date:
+            entry["expires"] = datetime.combine(entry["expires"], time(), UTC)
+    return document
 
 
 def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.environ) -> Policy:
@@ -180,16 +188,17 @@ class AuthFileWatch:
         self._on_reload = on_reload
         self._path = path
         self._access = access
-        self._loop = loop
-        self._seen = _state(path)
-        self._timer = loop.call_later(WATCH_INTERVAL, self._look)
+        self._watch = FileWatch([path], self._apply, loop)
 
     def close(self) -> None:
-        self._timer.cancel()
+        self._watch.close()
 
     def reload(self) -> None:
-        """Reads the file again."""
-        self._seen = _state(self._path)
+        """Reads the file again, changed or not."""
+        self._watch.mark_read()
+        self._apply()
+
+    def _apply(self) -> None:
         try:
             policy = make_policy(read_auth_file(self._path))
         except InvalidArgument as error:
@@ -199,17 +208,3 @@ class AuthFileWatch:
         self._access.use(policy)
         log.info("read %d keys from '%s'", len(policy.keys), self._path)
         self._on_reload("")
-
-    def _look(self) -> None:
-        self._timer = self._loop.call_later(WATCH_INTERVAL, self._look)
-        if _state(self._path) != self._seen:
-            self.reload()
-
-
-def _state(path: Path) -> tuple[int, int, int] | None:
-    """What changes with the file's content; None if there is no file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -9,7 +9,16 @@ from backline.access.access import Access
 from backline.access.browsers import BrowserPolicy
 from backline.access.scope import Scope
 from backline.engine.errors import BacklineError, Forbidden
-from backline.wire.application import Buffer, Denial, Fields, Gate, HttpRequest, ResponseStream
+from backline.wire.application import (
+    Buffer,
+    Certificate,
+    Denial,
+    Fields,
+    Gate,
+    HttpRequest,
+    Ingress,
+    ResponseStream,
+)
 
 #: The maximum number of Host values cached as known, and as unknown. Clients may send any number of values.
 _MAX_HOSTS = 64
@@ -20,6 +29,9 @@ _METHODS = b"GET, HEAD, POST, PUT, DELETE"
 
 #: The fields of a response that asks for credentials (RFC 6750, section 3).
 CHALLENGE: Fields = ((b"www-authenticate", b'Bearer realm="backline"'),)
+
+
+METRICS_ONLY = "this port serves only metrics and health checks, as it does not speak TLS; use another port"
 
 
 def route_of(method: bytes, path: bytes) -> str:
@@ -62,13 +74,15 @@ class ScopeGate(Gate):
         self._others: set[bytes] = set()
 
     def refusal(
-        self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, local: bool
+        self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], ingress: Ingress
     ) -> Denial | None:
         if self._access is None:
             self._learn(headers.get(b"host", b""))
         target = self._target_of(method, path)
         if target is None:
             return None
+        if ingress.metrics_only and target.scope not in (Scope.METRICS, Scope.HEALTH):
+            return Denial(Forbidden.http_status, Forbidden.grpc_code, METRICS_ONLY)
         anonymous, name = True, ""
         if self._access is not None:
             try:
@@ -79,7 +93,7 @@ class ScopeGate(Gate):
                 fields = CHALLENGE if error.http_status == 401 else ()
                 return Denial(error.http_status, error.grpc_code, error.public_message, fields, name)
             anonymous = identity.anonymous
-        reason = self._policy.refusal(target.scope, headers, local=local) if anonymous else None
+        reason = self._policy.refusal(target.scope, headers, local=ingress.local) if anonymous else None
         return None if reason is None else Denial(Forbidden.http_status, Forbidden.grpc_code, reason)
 
     def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
@@ -147,9 +161,15 @@ class WrappedRequest(HttpRequest):
     def peer(self) -> str:
         return self._inner.peer
 
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+    @property
+    def certificate(self) -> Certificate | None:
+        return self._inner.certificate
+
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
         self.on_abandon = None
-        self._inner.respond(status, fields, body)
+        self._inner.respond(status, fields, body, compressible=compressible)
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         return self._inner.stream(status, fields)
@@ -164,8 +184,10 @@ class _SharedRequest(WrappedRequest):
         self._shared = shared
         super().__init__(inner)
 
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
-        super().respond(status, (*fields, *self._shared), body)
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
+        super().respond(status, (*fields, *self._shared), body, compressible=compressible)
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         return self._inner.stream(status, (*fields, *self._shared))

@@ -14,7 +14,7 @@ from backline.engine.errors import Forbidden, Unauthenticated
 from backline.engine.ticket import Ticket
 from backline.memo import Memo
 
-#: Some model that is not known yet, since the message names it: allowed if any model is.
+#: A model whose name is in the part of the message that is still unread; allowed if any model is.
 ANY_MODEL = ""
 #: How many decisions an identity remembers; clients choose the model names.
 _MAX_REMEMBERED = 1024
@@ -28,7 +28,7 @@ class Grant:
     models: tuple[str, ...] = ("*",)
 
     def covers(self, scope: Scope, model: str | None) -> bool:
-        """Whether it allows `scope` on `model`; None means a route about the server or every model."""
+        """Whether the grant allows `scope` on `model`, which is None for the server or every model."""
         if scope not in self.scopes:
             return False
         if "*" in self.models or model == ANY_MODEL:
@@ -102,7 +102,7 @@ class Identity:
             self.meter.follow(ticket)
 
     def may(self, scope: Scope, model: str | None) -> bool:
-        """Whether its grants allow `scope` on `model`; see Grant.covers."""
+        """Whether one of the grants allows `scope` on `model`; see Grant.covers."""
         known = self._allowed.get((scope, model))
         if known is None:
             known = any(grant.covers(scope, model) for grant in self.grants)
@@ -112,17 +112,16 @@ class Identity:
     def require(self, scope: Scope, model: str | None) -> None:
         """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
 
-        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. HEALTH needs none.
+        An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every valid identity
+        has the scope HEALTH.
         """
-        if scope is Scope.HEALTH:
-            return
         if self.revoked:
             raise Unauthenticated("the key has been revoked; ask the server's operator for a new one")
         if self.expires is not None and time.time() >= self.expires:
             raise Unauthenticated(
                 f"the key '{self.name}' has expired; ask the server's operator for a new one"
             )
-        if self.may(scope, model):
+        if scope is Scope.HEALTH or self.may(scope, model):
             return
         if self.anonymous:
             raise Unauthenticated(f"this request needs a key with the scope '{scope}'{self.cure}")

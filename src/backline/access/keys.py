@@ -7,9 +7,9 @@ import secrets
 
 #: The start of every generated key, by which scanners recognise one that has leaked.
 PREFIX = "bk_"
-#: A shorter key could be guessed.
+#: The minimum number of characters of a key, because a shorter one could be guessed.
 MIN_LENGTH = 16
-#: No longer header value is hashed.
+#: The maximum number of characters of a key. Longer header values are refused without hashing them.
 MAX_LENGTH = 512
 
 
@@ -21,7 +21,7 @@ def generate_key() -> str:
 def hash_key(key: str | bytes) -> str:
     """The SHA-256 of a key in hex.
 
-    No slow password hash is needed: nobody can try 2**256 random keys. Looking up a hash takes no time from
-    which a key could be learned, since a caller cannot choose the hash of what it sends.
+    No slow password hash is needed: nobody can try 2**256 random keys. The time that a lookup takes reveals
+    nothing about the known keys, since a caller cannot choose the hash of what it sends.
     """
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()

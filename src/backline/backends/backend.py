@@ -109,6 +109,8 @@ class HostedModel:
     parameters: Mapping[str, str] = field(default_factory=dict)
     #: Instance groups from the model's own files, used if the configuration has none.
     groups: tuple[InstanceGroup, ...] = ()
+    #: Whether a requirements.txt adds to the server's packages; otherwise it lists all that the model needs.
+    on_top: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ class LoadOptions:
     device: Device = CPU
     #: Whether to load files that can execute anything when loaded: pickles, machine code.
     trust_pickle: bool = False
+    #: Types that a skops file may have, besides those that skops trusts.
+    trust_skops_types: frozenset[str] = frozenset()
     #: Whether code in the model's files may run: they are local, or the server trusts remote code.
     may_run_code: bool = False
     #: Whether a GPU that cannot be used is an error; otherwise the model runs on the CPU.
@@ -142,6 +146,14 @@ class Backend(Protocol):
         start. Raises BacklineError with the path and the reason, or with the extra to install if the runtime
         is missing.
         """
+
+
+@runtime_checkable
+class FileCheck(Protocol):
+    """A Backend that recognises some files that are not models, without its runtime and at little cost."""
+
+    def check_file(self, path: Path) -> None:
+        """Raises InvalidArgument, saying what is wrong, for a file that cannot be a model, or is cut off."""
 
 
 @runtime_checkable

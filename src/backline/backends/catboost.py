@@ -26,6 +26,13 @@ class CatBoost:
 
     name: ClassVar[str] = "catboost"
 
+    def check_file(self, path: Path) -> None:
+        if not read_start(path).startswith(_MAGIC):
+            raise InvalidArgument(
+                f"'{path}' is not a CatBoost model: it does not begin with '{_MAGIC.decode()}'; write it with"
+                " save_model"
+            )
+
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a model. `output__0` is the result of `predict`.
 
@@ -36,11 +43,7 @@ class CatBoost:
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("thread_count", 1)
-        if not read_start(path).startswith(_MAGIC):
-            raise InvalidArgument(
-                f"'{path}' is not a CatBoost model: it does not begin with '{_MAGIC.decode()}'; write it with"
-                " save_model"
-            )
+        self.check_file(path)
         runtime = import_runtime("catboost", what="CatBoost models need CatBoost", extra="catboost")
         model: Any = runtime.CatBoost()
         with loading(path, f"CatBoost {runtime.__version__}", reason):

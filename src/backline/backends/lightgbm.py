@@ -27,6 +27,10 @@ class LightGbm:
 
     name: ClassVar[str] = "lightgbm"
 
+    def check_file(self, path: Path) -> None:
+        _check_start(path)
+        check_trees(path)
+
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a booster. The output `output__0` is the result of Booster.predict.
 
@@ -35,13 +39,9 @@ class LightGbm:
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("num_threads", 1)
-        if read_start(path).split(None, 1)[0] != b"tree":
-            raise InvalidArgument(
-                f"'{path}' is not a model that LightGBM's save_model wrote: it does not begin with 'tree'; if"
-                " the model has another file name, set default_model_filename to it"
-            )
+        _check_start(path)
         runtime = import_runtime("lightgbm", what="LightGBM models need LightGBM", extra="lightgbm")
-        check_file(path)
+        check_trees(path)
         with loading(path, f"LightGBM {runtime.__version__}", reason):
             booster: Any = runtime.Booster(model_file=str(path))
             count = booster.num_feature()
@@ -62,9 +62,18 @@ _MORE_OF_LEAVES: Final = ("leaf_weight", "leaf_count")
 _CATEGORICAL: Final = 1
 
 
-def check_file(path: Path) -> None:
-    """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers, which would make
-    LightGBM read out of bounds, loop for ever, or abort the process.
+def _check_start(path: Path) -> None:
+    if read_start(path).split(None, 1)[:1] != [b"tree"]:
+        raise InvalidArgument(
+            f"'{path}' is not a model that LightGBM's save_model wrote: it does not begin with 'tree'; if"
+            " the model has another file name, set default_model_filename to it"
+        )
+
+
+def check_trees(path: Path) -> None:
+    """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers.
+
+    LightGBM would read out of bounds, loop for ever, or abort the process.
     """
     with damaged(path):
         content = path.read_bytes()

@@ -29,6 +29,12 @@ class LiteRt:
 
     name: ClassVar[str] = "litert"
 
+    def check_file(self, path: Path) -> None:
+        if read_start(path)[4:8] != _IDENTIFIER:
+            raise InvalidArgument(
+                f"'{path}' is not a LiteRT model: it lacks the file identifier '{_IDENTIFIER.decode()}'"
+            )
+
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LiteRtModel:
         """Loads a model. Its signature names inputs and outputs; without one, the tensors' names are used.
 
@@ -40,10 +46,7 @@ class LiteRt:
         )
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("num_threads", 1)
-        if read_start(path)[4:8] != _IDENTIFIER:
-            raise InvalidArgument(
-                f"'{path}' is not a LiteRT model: it lacks the file identifier '{_IDENTIFIER.decode()}'"
-            )
+        self.check_file(path)
 
         def interpreter() -> Any:
             return runtime.Interpreter(model_path=str(path), num_threads=threads)

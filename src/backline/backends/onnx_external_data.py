@@ -1,4 +1,4 @@
-"""Checks that an ONNX file takes external data (weights) only from its own folder.
+"""Checks that a file is an ONNX model, and that it takes external data (weights) only from its own folder.
 
 Recent versions of ONNX Runtime check this too, but older ones do not resolve links. The file is parsed by its
 protobuf wire format (onnx.proto), skipping the weights.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeAlias
 
+from backline.backends.runtime import read_start
 from backline.engine.errors import InvalidArgument
 
 #: For each message type, the fields that can contain tensors, and the message type of each field.
@@ -25,6 +26,9 @@ _PATHS: Final[dict[str, dict[int, str]]] = {
     "Tensor": {13: "Entry"},
 }
 _KEY, _VALUE = 1, 2
+_GRAPH: Final = 7
+#: The first byte of a model: the tag of the version of its format, which is field 1, a number.
+_BEGIN: Final = 0x08
 _DEEPEST: Final = 100
 _Bytes: TypeAlias = bytes | mmap.mmap
 
@@ -38,6 +42,24 @@ def check_external_data(path: Path) -> None:
                 _check(path, folder, location)
     except (IndexError, ValueError):
         return  # not valid protobuf, which the runtime will report
+
+
+def check_structure(path: Path) -> None:
+    """Raises InvalidArgument for a file that is no ONNX model or is cut off. Reads only its outer fields."""
+    read_start(path)
+    fields: set[int] = set()
+    whole = True
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        begins_well = content[0] == _BEGIN
+        try:
+            fields.update(number for number, _, _ in _fields(content, 0, len(content)))
+        except (IndexError, ValueError):
+            whole = False
+    refused = f"'{path}' cannot be loaded by ONNX Runtime"
+    if begins_well and not whole:
+        raise InvalidArgument(f"{refused}: it is cut off; was it copied completely?")
+    if not whole or _GRAPH not in fields:
+        raise InvalidArgument(f"{refused}: it is not an ONNX model, whatever its name says")
 
 
 def _check(path: Path, folder: Path, location: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions, Run
-from backline.backends.onnx_external_data import check_external_data
+from backline.backends.onnx_external_data import check_external_data, check_structure
 from backline.backends.onnx_options import SessionSettings, read_settings
 from backline.backends.onnx_providers import (
     Provider,
@@ -31,7 +31,6 @@ from backline.backends.runtime import (
     import_runtime,
     loading,
     one_line,
-    read_start,
     unservable,
 )
 from backline.engine.config.model_config import ModelConfig
@@ -72,6 +71,9 @@ class OnnxRuntime:
 
     name: ClassVar[str] = "onnxruntime"
 
+    def check_file(self, path: Path) -> None:
+        check_structure(path)
+
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         runtime = _import()
         reason = why_on_no_gpu(config, runtime.get_available_providers())
@@ -91,7 +93,7 @@ class OnnxRuntime:
         )
         if options.device == CPU and (idle := idle_accelerators(config)):
             settings = _without_accelerators(config, settings, idle, strict=options.strict_devices)
-        read_start(path)
+        check_structure(path)
         check_external_data(path)
         with loading(path, f"ONNX Runtime {runtime.__version__}", _one_line):
             session = runtime.InferenceSession(

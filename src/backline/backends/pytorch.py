@@ -35,6 +35,9 @@ class Pytorch:
 
     name: ClassVar[str] = "pytorch"
 
+    def check_file(self, path: Path) -> None:
+        identify(path)
+
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """See GpuBackend. An AOTInductor package runs only on the kind of device that it is compiled for."""
         if identify(path) is PytorchKind.COMPILED and (kind := compiled_for(path)) != "cuda":
@@ -67,8 +70,8 @@ class Pytorch:
         else:
             raise InvalidArgument(
                 f"'{path}' is an AOTInductor package, whose machine code can do anything when it is loaded;"
-                " serve with --trust-pickle if you know where it comes from, or serve the torch.export"
-                " program it was made of"
+                f" serve with --trust-pickle-model {config.name} if you know where it comes from, or serve"
+                " the torch.export program it was made of"
             )
         if place is not None and options.device != CPU:
             program = replace(program, call=moving(torch, program.call, place))

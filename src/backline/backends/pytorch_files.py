@@ -89,11 +89,19 @@ _TOKEN: Final = re.compile(
 )  # fmt: skip
 
 
-def check_source(path: Path) -> None:
-    """Raises InvalidArgument if TorchScript source mentions a forbidden operation.
+#: Names in a source that is run while it is loaded, or whose calls are not all visible in the graphs.
+_OPAQUE: Final = frozenset(
+    {"__setstate__", "__forward_hooks__", "__forward_pre_hooks__", "Interface", "ModuleInterface"}
+)
+
+
+def check_source(path: Path) -> bool:
+    """Raises InvalidArgument if TorchScript source may call a forbidden operation.
 
     Call this before loading, which already runs code (`__setstate__`). Any call must contain the operation's
     name (`torch.save`, a method, an alias), or have it as a string (`getattr`), so these are searched for.
+    Attributes and methods of that name which the source itself declares are allowed if loading runs no code.
+    Returns whether there are any; then only `check_graphs` can tell which ones are meant.
     """
     try:
         with ZipFile(path) as archive:
@@ -108,41 +116,61 @@ def check_source(path: Path) -> None:
             source = [member for member in members if member.filename.lower().endswith(".py")]
             if sum(member.file_size for member in source) > _MOST_SOURCE:
                 raise InvalidArgument(f"'{path}' holds more than {_MOST_SOURCE >> 20} MiB of source")
-            for member in source:
-                for name in _named(archive.read(member).decode("latin-1")):
+            tokens = [_tokens(archive.read(member).decode("latin-1")) for member in source]
+            opaque = any(token in _OPAQUE for part in tokens for token in part)
+            declared = (
+                frozenset() if opaque else frozenset(name for part in tokens for name in _declared(part))
+            )
+            for part in tokens:
+                for name in _named(part, declared):
                     raise _forbidden(path, name)
+            return bool(declared)
     except (BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise InvalidArgument(f"'{path}' is a broken archive ({error}); was it copied completely?") from None
 
 
-def check_graphs(path: Path, module: Any) -> None:
+def check_graphs(path: Path, module: Any, *, inlined: bool) -> None:
     """Raises InvalidArgument if a graph of a loaded module calls a forbidden operation.
 
     The graphs show how PyTorch understood the source, in case `check_source` understood it differently.
+    `inlined` graphs show what functions and methods of other classes call, too.
     """
     for part in module.modules():
         for name in part._c._method_names():
-            for kind in _kinds(part._c._get_method(name).graph):
+            method = part._c._get_method(name)
+            for kind in _kinds(method.inlined_graph if inlined else method.graph):
                 if kind.removeprefix("aten::") in _FORBIDDEN:
                     raise _forbidden(path, kind.removeprefix("aten::"))
 
 
-def _named(text: str) -> Iterator[str]:
-    """The forbidden operations that a source file mentions."""
-    by_text = "getattr" in text
-    before, literal = "", ""
-    for match in _TOKEN.finditer(text):
-        token = match[0]
+def _tokens(text: str) -> list[str]:
+    """The tokens of a source file, without comments."""
+    return [match[0] for match in _TOKEN.finditer(text) if match[0][0] != "#"]
+
+
+def _declared(tokens: list[str]) -> Iterator[str]:
+    """The forbidden names that a source file declares as methods or attributes."""
+    for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
+        if token in _FORBIDDEN and (before == "def" or (before != "." and after == ":")):
+            yield token
+
+
+def _named(tokens: list[str], declared: frozenset[str]) -> Iterator[str]:
+    """The forbidden operations that a source file mentions, except where `declared` ones may be meant."""
+    by_text = "getattr" in tokens
+    before, receiver, literal = "", "", ""
+    for token in tokens:
         if token[0] in "\"'":  # adjacent strings are concatenated
             literal += _value(token)
-            continue
-        if token[0] == "#":
             continue
         if by_text and literal in _FORBIDDEN:
             yield literal
         if token in _FORBIDDEN and before != "def":  # defining a method of that name is harmless
-            yield token
-        before, literal = token, ""
+            # Only a dot makes it an operation: of `torch`, of `ops.aten` or as a method of a tensor.
+            own = token in declared and (before != "." or receiver not in ("torch", "aten"))
+            if not own:
+                yield token
+        before, receiver, literal = token, before, ""
 
 
 def _value(token: str) -> str:
@@ -165,5 +193,5 @@ def _kinds(graph: Any) -> Iterator[str]:
 def _forbidden(path: Path, operation: str) -> InvalidArgument:
     return InvalidArgument(
         f"'{path}' names torch.{operation}, which reads or writes files and is not served: remove it from the"
-        " script and save it again; rename a method or attribute of that name"
+        " script and save it again"
     )

@@ -67,10 +67,10 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
     The code can reach neither Python nor files, see `check_source`.
     """
-    check_source(path)
+    own_names = check_source(path)
     with loading(path, f"PyTorch {torch.__version__}"):
         module = torch.jit.load(str(path), map_location=device)
-    check_graphs(path, module)
+    check_graphs(path, module, inlined=own_names)
     module.eval()
     arguments = []
     for argument in module.forward.schema.arguments[1:]:

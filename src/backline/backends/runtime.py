@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from backline.backends.backend import LoadOptions
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.values.device import Gpus
+from backline.system.process_memory import count_pages
 
 _MAX_REASON = 300
 
@@ -29,11 +30,37 @@ def import_runtime(module: str, *, what: str, extra: str) -> Any:
     `what` begins the error text, such as "TensorFlow models need TensorFlow".
     """
     try:
-        return import_module(module)
+        return _IMPORTS.load(module)
     except ImportError as error:
         missing = error.name is not None and error.name.partition(".")[0] == module.partition(".")[0]
         why = "it is not installed" if missing else f"it cannot be imported ({error})"
         raise Internal(f"{what}, and {why}: pip install 'backline[{extra}]'") from None
+
+
+class _Imports:
+    """Imports modules, and counts how much the process grows by that."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self.grown = 0
+
+    def load(self, module: str) -> Any:
+        if module in sys.modules:
+            return import_module(module)
+        with self._lock:  # one at a time, so that each grows the process by itself
+            before = count_pages().total
+            try:
+                return import_module(module)
+            finally:
+                self.grown += max(count_pages().total - before, 0)
+
+
+_IMPORTS = _Imports()
+
+
+def grown_by_imports() -> int:
+    """The bytes by which imports of runtimes have grown this process so far."""
+    return _IMPORTS.grown
 
 
 #: Held while TensorFlow or PyTorch's compiler is imported. The latter imports the Triton compiler, whose copy

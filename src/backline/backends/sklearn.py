@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,13 +30,21 @@ class Sklearn:
 
     name: ClassVar[str] = "sklearn"
 
+    def check_file(self, path: Path) -> None:
+        read_start(path)
+        if path.suffix not in _PICKLES and not zipfile.is_zipfile(path):
+            raise InvalidArgument(
+                f"'{path}' is not a file of skops: it is not a zip archive, or is cut off; write it with"
+                " skops.io.dump"
+            )
+
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SklearnModel:
         """Loads an estimator.
 
         The input `input__0` has a row of features for each item, or strings if the estimator begins with a
         vectoriser. Outputs are named after the methods: `predict` and `predict_proba`, or `transform`. A run
         uses one core. Unless `trust_pickle` is set, raises InvalidArgument for a pickle, and for a skops file
-        with types that skops does not trust.
+        with types that neither skops nor `trust_skops_types` trusts.
         """
         parameters = Parameters(config, self.name, ())
         read_start(path)
@@ -43,11 +52,13 @@ class Sklearn:
         import_runtime("sklearn", what=what, extra="sklearn")
         warnings = parameters.warnings
         if path.suffix in _PICKLES:
-            estimator = _unpickle(path, what, trusted=options.trust_pickle)
-            executed = "which can execute anything when it is loaded; it was loaded because of --trust-pickle"
+            estimator = _unpickle(path, config.name, what, trusted=options.trust_pickle)
+            executed = (
+                "which can execute anything when it is loaded; it was loaded because pickles are trusted"
+            )
             warnings += (f"'{path}' is a pickle, {executed}",)
         else:
-            estimator = _load_skops(path, what, trusted=options.trust_pickle)
+            estimator = _load_skops(path, what, options)
         _use_one_core(estimator)
         inputs = _inputs(path, estimator, config)
         methods = [method for method in _METHODS if hasattr(estimator, method)]
@@ -132,24 +143,26 @@ def _use_one_core(estimator: Any) -> None:
         estimator.set_params(**dict.fromkeys(parallel, 1))
 
 
-def _load_skops(path: Path, what: str, *, trusted: bool) -> Any:
+def _load_skops(path: Path, what: str, options: LoadOptions) -> Any:
     skops = import_runtime("skops.io", what=what, extra="sklearn")
     with loading(path, "skops"):
         untrusted = skops.get_untrusted_types(file=path)
-        if untrusted and not trusted:
+        refused = [] if options.trust_pickle else [t for t in untrusted if t not in options.trust_skops_types]
+        if refused:
+            settings = " ".join(f"--trust-skops-type {one}" for one in refused)
             raise InvalidArgument(
-                f"'{path}' holds types that skops does not trust: {', '.join(untrusted)}; serve with"
-                " --trust-pickle if you know where it comes from"
+                f"'{path}' holds types that skops does not trust: {', '.join(refused)}; serve with"
+                f" {settings} if you know where the file comes from"
             )
         return skops.load(path, trusted=untrusted)
 
 
-def _unpickle(path: Path, what: str, *, trusted: bool) -> Any:
+def _unpickle(path: Path, model: str, what: str, *, trusted: bool) -> Any:
     if not trusted:
         raise InvalidArgument(
             f"'{path}' is a pickle, which can execute anything when it is loaded; save the estimator with"
-            " skops.io.dump(estimator, 'model.skops'), or serve with --trust-pickle if you know where the"
-            " file comes from"
+            " skops.io.dump(estimator, 'model.skops'), or serve with --trust-pickle-model"
+            f" {model} if you know where the file comes from"
         )
     joblib = import_runtime("joblib", what=what, extra="sklearn")
     try:

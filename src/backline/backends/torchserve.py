@@ -28,6 +28,14 @@ class TorchServe:
     """The backend for model archives: zip and gzipped tar files, or folders with MAR-INF/MANIFEST.json."""
 
     name: ClassVar[str] = "torchserve"
+    #: As in TorchServe, requirements come on top of the packages that handlers run on.
+    on_top: ClassVar[bool] = True
+
+    def check_file(self, path: Path) -> None:
+        read_start(path)
+        if not is_tar(path):  # listing a compressed archive means reading all of it
+            with MarFile.opened(path):
+                pass
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """All GPUs of the machine, because handlers decide how to use them; see GpuBackend."""
@@ -53,6 +61,7 @@ class TorchServe:
             packed=packed,
             parameters={SETTINGS: json.dumps(settings)},
             groups=_groups(settings),
+            on_top=self.on_top,
         )
 
 

@@ -26,6 +26,10 @@ class XgBoost:
 
     name: ClassVar[str] = "xgboost"
 
+    def check_file(self, path: Path) -> None:
+        _check_start(path)
+        check_trees(path)
+
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a booster. The output `output__0` is the result of Booster.inplace_predict.
 
@@ -34,13 +38,9 @@ class XgBoost:
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("nthread", 1)
-        if b"learner" not in read_start(path):
-            raise InvalidArgument(
-                f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if the model has"
-                " another file name, set default_model_filename to it"
-            )
+        _check_start(path)
         runtime = import_runtime("xgboost", what="XGBoost models need XGBoost", extra="xgboost")
-        check_file(path)
+        check_trees(path)
         with loading(path, f"XGBoost {runtime.__version__}", reason):
             booster: Any = runtime.Booster({"nthread": threads}, model_file=str(path))
             count = booster.num_features()
@@ -68,9 +68,18 @@ _OF_NODES: Final = (
 )
 
 
-def check_file(path: Path) -> None:
-    """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers, which would make
-    XGBoost read out of bounds or loop for ever.
+def _check_start(path: Path) -> None:
+    if b"learner" not in read_start(path):
+        raise InvalidArgument(
+            f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if the model has"
+            " another file name, set default_model_filename to it"
+        )
+
+
+def check_trees(path: Path) -> None:
+    """Raises InvalidArgument for an incomplete file, or one with inconsistent numbers.
+
+    XGBoost would read out of bounds or loop for ever.
     """
     with damaged(path):
         content = path.read_bytes()

@@ -34,7 +34,7 @@ def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
         finally:
             loader.dispose()
     except RecursionError:
-        raise InvalidArgument(f"{source}: is nested too deep") from None
+        raise InvalidArgument(f"{source}: is nested too deeply") from None
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise InvalidArgument(f"{source} cannot be read: {one_line(error)}") from None
 
@@ -51,7 +51,7 @@ class _Measure:
     def of(self, node: Any, depth: int) -> int:
         if depth > MAX_NESTING:
             raise InvalidArgument(
-                f"{self._source}: is nested too deep; at most {MAX_NESTING} levels are read"
+                f"{self._source}: is nested too deeply; at most {MAX_NESTING} levels are read"
             )
         if isinstance(node, self._yaml.ScalarNode):
             if node.tag in _NUMBERS and len(node.value) > _MAX_NUMBER:

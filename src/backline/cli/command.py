@@ -1,4 +1,4 @@
-"""Groups of commands, and the event loop that commands run on."""
+"""Provides groups of commands, and the event loop that commands run on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 
 class CommandGroup(click.Group):
-    """Lists its commands in the order they were added, and suggests the nearest name for a misspelt one."""
+    """A group that lists its commands in the order in which they were added, and corrects misspelt names."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
     def help_lines(self) -> list[tuple[str, str]]:
-        """Each command's name and full help text, which click would truncate."""
+        """The name and help text of each command. The text is complete, whereas click would truncate it."""
         return [(name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -38,8 +38,8 @@ class CommandGroup(click.Group):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to completion, on uvloop if it is installed."""
-    import asyncio  # imported here, as `backline --help` needs no event loop
+    """Runs a coroutine to completion, on uvloop if that is installed."""
+    import asyncio  # imported here, because `backline --help` needs no event loop
 
     try:
         import uvloop

@@ -1,4 +1,4 @@
-"""`backline config`: configurations of models on disk, without a server."""
+"""`backline config`: shows, checks and converts configurations of models on disk, without a server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.origins import Value, origins
 
-#: The most characters of a value shown in a table; --json prints values in full.
+#: The most characters of a value that a table shows; --json prints values in full.
 _LONGEST_VALUE = 60
 _PATH = click.Path(exists=True, path_type=Path)
 _EPILOG = """\b
@@ -141,7 +141,7 @@ def validate(paths: tuple[Path, ...], load: bool, as_json: bool, config_name: st
     checked = [
         check_model(path, found, load=load) for path in paths for found in open_models(path, config_name)
     ]
-    # The steps of a single model cannot be checked: its repository was not given.
+    # The steps of an ensemble cannot be checked if it was given as a single model, without its repository.
     if all(one.found.folder for one in checked):
         check_ensembles(checked)
     if as_json:
@@ -208,9 +208,9 @@ def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> N
 
 
 def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple[str, ...]]:
-    """The configuration, the same with defaults filled in, and the warnings of the load.
+    """The configuration, the same configuration with defaults filled in, and the warnings of the load.
 
-    With `inspect` it is first completed from the model's files.
+    With `inspect`, the model is loaded, and both are completed with what the load found.
     """
     model, warnings = (
         loaded_model(folder) if inspect else (unloaded_model(folder.found.name, folder.found.config), ())

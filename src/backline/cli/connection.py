@@ -1,9 +1,10 @@
-"""Options to connect to a server, and hints for names it does not know."""
+"""Adds the options to connect to a server, and hints for model names that the server does not know."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,19 +18,22 @@ from backline.engine.spelling import nearest
 
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --url and other connection options; the command receives `url` and `options` (ClientOptions)."""
-
-    @click.option(
+    """Adds --url and other connection options. The command receives `url`, and `options` as ClientOptions."""
+    return click.option(
         "--url",
         "-u",
         envvar="BACKLINE_URL",
         show_envvar=True,
         default="http://localhost:8000",
         show_default=True,
-        help="http://, https://, grpc://, grpcs://, unix:PATH, or inproc:///path/to/repository to load the"
-        " models"
-        " in this process.",
-    )
+        help="http://, https://, grpc://, grpcs://, unix:PATH, or inproc:///path/to/repository?model=NAME to"
+        " load models in this process.",
+    )(client_options(function))
+
+
+def client_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds connection options other than --url. The command receives `options`, as ClientOptions."""
+
     @click.option(
         "--timeout",
         type=Number(0, min_open=True),
@@ -59,15 +63,22 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(exists=True, dir_okay=False),
         help="PEM file with the key of the client certificate.",
     )
+    @click.option(
+        "--api-key",
+        callback=_api_key,
+        metavar="KEY|@FILE",
+        help="The API key, or @FILE to read it from a file. Other users can see a KEY in the process list:"
+        " prefer a file, the environment variable BACKLINE_KEY, or `backline login`.",
+    )
     @click.option("--insecure", is_flag=True, help="Accept any certificate (https only).")
     @wraps(function)
     def with_options(
-        url: str,
         timeout: float,
         headers: tuple[str, ...],
         ca: str | None,
         certificate: str | None,
         key: str | None,
+        api_key: str | None,
         insecure: bool,
         **others: Any,
     ) -> Any:
@@ -79,10 +90,20 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
             certificate=certificate,
             key=key,
             max_connections=4096,
+            api_key=api_key,
         )
-        return function(url=url, options=options, **others)
+        return function(options=options, **others)
 
     return with_options
+
+
+def _api_key(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"'{text[1:]}' cannot be read: {error}") from None
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -93,7 +114,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
-    """The error with a hint: the server's nearest model name, or all of them."""
+    """The error with a hint added: the nearest model name on the server, or all names."""
     try:
         return nearest_model(name, client.models(), error)
     except BacklineError:
@@ -101,7 +122,7 @@ def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
 
 
 def nearest_model(name: str, index: Sequence[ModelIndex], error: NotFound) -> NotFound:
-    """The error with a hint: the nearest name in `index`, or all of them."""
+    """The error with a hint added: the nearest model name in `index`, or all names."""
     known = sorted({entry.name for entry in index})
     if name in known:
         return error

@@ -1,4 +1,4 @@
-"""`backline env`: the environments of Python models, built by uv."""
+"""`backline env`: lists, builds and removes the environments of Python models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from backline.repository.repository import FoundModel
 
 
 def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --cache-dir; the command receives `store`."""
+    """Adds --cache-dir; the command receives `store`, an Environments."""
     return click.option(
         "--cache-dir",
         "store",
@@ -55,7 +55,7 @@ def document(entry: StoredEnvironment) -> dict[str, Any]:
 
 
 def ago(moment: float) -> str:
-    """How long ago a time in seconds since 1970 was, such as "3 h ago"."""
+    """How long ago `moment`, in seconds since 1970, was: for example "3 h ago"."""
     seconds = max(time.time() - moment, 0)
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -145,15 +145,19 @@ def build_environments(store: Environments, paths: tuple[Path, ...], rebuild: bo
 
 
 def _needed(path: Path, model: FoundModel) -> Iterator[tuple[User, Requirements]]:
+    if model.config.ensemble is not None:  # it runs in no backend
+        return
     root = path if path.is_dir() else path.parent
     seen: set[str] = set()
     for version in model.versions:
         file = None if version.path is None else root / version.path
-        if file is None or not choose(model.config, file).hosted:
+        entry = None if file is None else choose(model.config, file)
+        if file is None or entry is None or not entry.hosted:
             continue
+        on_top = getattr(entry.backend(), "on_top", False)
         folder = file if file.is_dir() else file.parent
-        user = User(model.name, str(folder), str(root / model.folder), model.config.python)
-        requirements = find_requirements(folder, root / model.folder, model.config.python)
+        user = User(model.name, str(folder), str(root / model.folder), model.config.python, on_top)
+        requirements = find_requirements(folder, root / model.folder, model.config.python, on_top=on_top)
         if requirements is not None and requirements.digest not in seen:
             seen.add(requirements.digest)
             yield user, requirements
@@ -173,7 +177,7 @@ def _build(store: Environments, user: User, requirements: Requirements, *, again
             store.build(
                 requirements, Uv(), user, on_bytes=_bytes_shown(user.model), stop=lambda: False, again=again
             )
-            store.find(requirements, user)  # records the model as its user
+            store.find(requirements, user)  # records the model as a user of the environment
     except BacklineError as error:
         return {**result, "error": error.message}
     return {**result, "built": not there, "seconds": round(perf_counter() - began, 3)}

@@ -79,7 +79,7 @@ def command(
 
 
 def _config(model: Model) -> dict[str, Any]:
-    """The configuration; empty if the server cannot report it."""
+    """The model's configuration; empty if the server does not provide it."""
     try:
         return model.config()
     except BacklineError:

@@ -15,9 +15,26 @@ from backline.client.records import ModelMetadata
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import TensorSpec
+from backline.model.sound_files import read_sound
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
-AUDIO = frozenset({".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"})
+AUDIO = frozenset(
+    {
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aiff",
+        ".aif",
+        ".m4a",
+        ".mp4",
+        ".3gp",
+        ".aac",
+        ".webm",
+    }
+)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -121,6 +138,8 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
             return _audio(spec, path)
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"cannot read {where}: {_why(error)}") from None
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{where}: {error.message}") from None
     raise InvalidArgument(
         f"{where} is not a .npy, .npz, .json, image or audio file; for numbers, write JSON, random, zeros,"
         " or @FILE with such a file"
@@ -209,18 +228,15 @@ def _image(spec: TensorSpec, path: Path) -> np.ndarray:
 
 def _audio(spec: TensorSpec, path: Path) -> np.ndarray:
     """Decodes audio to one channel: floats from -1 to 1, or 16-bit integers for INT16."""
-    try:
-        import soundfile
-    except ImportError:
-        raise _missing(path, "soundfile", "audio") from None
-    integers = spec.datatype is DataType.INT16
-    samples, rate = soundfile.read(str(path), dtype="int16" if integers else "float32", always_2d=True)
+    samples, rate = read_sound(path.read_bytes(), sys.maxsize)
     note = f"{path.name}: {len(samples)} samples at {rate} Hz"
     if samples.shape[1] > 1:
         note += f", mixed from {samples.shape[1]} channels"
     print(note, file=sys.stderr)
     mixed = samples.mean(axis=1, dtype=np.float32)
-    return _as_batch(mixed.astype(np.int16) if integers else mixed, spec)
+    if spec.datatype is DataType.INT16:
+        mixed = np.rint(mixed * 32768).clip(-32768, 32767)
+    return _as_batch(mixed, spec)
 
 
 def _as_batch(data: np.ndarray, spec: TensorSpec) -> np.ndarray:

@@ -81,7 +81,7 @@ def _example(spec: TensorSpec) -> str:
 
 
 def read_value(spec: TensorSpec, text: str) -> Any:
-    """The value of one input. Raises InvalidArgument, naming the input and the accepted forms."""
+    """The value of one input. Raises InvalidArgument, which names the input and the accepted forms."""
     kind, _, dims = text.partition(":")
     if kind in ("random", "zeros"):
         return generate(spec, kind, _shape(spec, dims))
@@ -99,7 +99,7 @@ def read_value(spec: TensorSpec, text: str) -> Any:
 
 
 def parse_shape(name: str, dims: str) -> tuple[int, ...]:
-    """Parses a shape such as "1,16" or "1x16"."""
+    """Parses a shape such as "1,16" or "1x16" for the input `name`. Raises InvalidArgument."""
     try:
         shape = tuple(int(part) for part in dims.replace("x", ",").split(",") if part.strip())
     except ValueError:
@@ -124,7 +124,7 @@ def _shape(spec: TensorSpec, dims: str) -> tuple[int, ...]:
 
 
 def generate(spec: TensorSpec, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros, or reproducible random values: floats from 0 to 1, integers from 0 to 9, short strings."""
+    """Zeros, or reproducible random values: floats from 0 to 1, integers from 0 to 9, or short strings."""
     try:
         return _generate(spec.datatype, kind, shape)
     except (MemoryError, ValueError) as error:
@@ -151,7 +151,7 @@ def _generate(datatype: DataType, kind: str, shape: tuple[int, ...]) -> np.ndarr
 
 
 def input_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --input; the command receives `inputs`, a tuple of NAME=VALUE."""
+    """Adds --input; the command receives `inputs`, a tuple of items for `read_inputs`."""
     return click.option(
         "--input",
         "-i",
@@ -164,7 +164,7 @@ def input_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lone_parameters(config: Mapping[str, Any]) -> dict[str, int | bool]:
-    """Parameters for a single request: to a sequence model, it is a complete sequence."""
+    """The parameters of a single request. For a sequence model, they make it a complete sequence."""
     batching = config.get("sequence_batching")
     if not batching or batching.get("iterative_sequence"):
         return {}

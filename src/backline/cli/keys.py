@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +25,7 @@ from backline.access.scope import Scope
 from backline.cli.command import CommandGroup
 from backline.cli.table import print_table
 from backline.engine.errors import AlreadyExists, NotFound, Unsupported
+from backline.system.private_file import replacement
 
 #: The scopes that a key can have.
 _SCOPES = tuple(scope.value for scope in Scope if scope is not Scope.HEALTH)
@@ -110,6 +109,8 @@ class _KeyFile:
             limits = tomlkit.table()
             limits.update(quota)
             table.add("quota", limits)
+        if not self._document.as_string().endswith("\n\n"):
+            table.trivia.indent = "\n"  # a blank line before the table
         self._keys.append(table)
 
     def remove(self, name: str) -> None:
@@ -117,17 +118,9 @@ class _KeyFile:
 
     def save(self) -> None:
         """Replaces the file, readable by its owner only. Raises InvalidArgument if a value is invalid."""
-        folder = self.path.absolute().parent
-        # Created with mode 0600, and renamed over the file, so a server never reads half of it.
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{self.path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(self._document.as_string())
-            make_policy(read_auth_file(Path(temporary)), environment={})
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacement(self.path) as new:
+            new.write_text(self._document.as_string())
+            make_policy(read_auth_file(new), environment={})
 
 
 def _show_key(key: str, name: str, *, as_json: bool, **more: Any) -> None:

@@ -1,11 +1,11 @@
-"""The command `backline`. Subcommands are imported when called, so that `serve` starts without the client."""
+"""The command `backline`. Subcommands are imported when they are called, so that each starts quickly."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from typing import NoReturn
 
 import click
@@ -15,84 +15,25 @@ from backline.cli.command import CommandGroup
 from backline.engine.errors import BacklineError
 from backline.engine.spelling import nearest
 
-
-def _serve() -> click.Command:
-    from backline.cli.serve import command
-
-    return command
-
-
-def _new() -> click.Command:
-    from backline.cli.new import command
-
-    return command
-
-
-def _run() -> click.Command:
-    from backline.cli.run import command
-
-    return command
-
-
-def _infer() -> click.Command:
-    from backline.cli.infer import command
-
-    return command
-
-
-def _models() -> click.Command:
-    from backline.cli.models import command
-
-    return command
-
-
-def _config() -> click.Command:
-    from backline.cli.config import command
-
-    return command
-
-
-def _env() -> click.Command:
-    from backline.cli.env import command
-
-    return command
-
-
-def _keys() -> click.Command:
-    from backline.cli.keys import command
-
-    return command
-
-
-def _audit() -> click.Command:
-    from backline.cli.audit import command
-
-    return command
-
-
-def _bench() -> click.Command:
-    from backline.cli.bench import command
-
-    return command
-
-
-#: What each command does, and how it is imported.
-COMMANDS: dict[str, tuple[str, Callable[[], click.Command]]] = {
-    "serve": ("Serve the models of one or more repositories.", _serve),
-    "new": ("Create a Python model to start from.", _new),
-    "run": ("Run a model once, without a server.", _run),
-    "infer": ("Send one request to a model on a server.", _infer),
-    "models": ("Show, load, unload and label the models on a server.", _models),
-    "config": ("Show, check, explain and convert the configuration of models on disk.", _config),
-    "env": ("Show, build and remove the environments of Python models.", _env),
-    "keys": ("Create, list, revoke and rotate the API keys of a server.", _keys),
-    "audit": ("Show who changed something on a server, and who was refused.", _audit),
-    "bench": ("Measure a model on a server under load.", _bench),
+#: What each command does. A command is the object `command` in the module backline.cli.NAME.
+COMMANDS = {
+    "serve": "Serve the models of one or more repositories.",
+    "new": "Create a Python model to start from.",
+    "run": "Run a model once, without a server.",
+    "infer": "Send one request to a model on a server.",
+    "models": "Show, load, unload and label the models on a server.",
+    "config": "Show, check, explain and convert the configuration of models on disk.",
+    "env": "Show, build and remove the environments of Python models.",
+    "keys": "Create, list, revoke and rotate the API keys of a server.",
+    "login": "Keep the API key of a server for this user.",
+    "logout": "Forget the API key of a server.",
+    "audit": "Show who changed something on a server, and who was refused.",
+    "bench": "Measure a model on a server under load.",
 }
 
 
 class LazyCommands(CommandGroup):
-    """Imports each command only when it is called."""
+    """A group that imports a command only when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -100,7 +41,7 @@ class LazyCommands(CommandGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found = COMMANDS[cmd_name][1]()
+        found: click.Command = import_module(f"backline.cli.{cmd_name}").command
         if not gc.isenabled():  # main() disabled it
             gc.freeze()
             gc.enable()
@@ -108,7 +49,7 @@ class LazyCommands(CommandGroup):
 
     def help_lines(self) -> list[tuple[str, str]]:
         # Read from COMMANDS, so that --help imports no command.
-        return [(name, what) for name, (what, _) in COMMANDS.items()]
+        return list(COMMANDS.items())
 
 
 @click.group(
@@ -136,8 +77,9 @@ def main() -> NoReturn:
     """
     _open_standard_streams()
     debug = os.environ.get("BACKLINE_DEBUG", "") not in ("", "0")
-    # Objects created by imports live forever. Scanning them repeatedly took a tenth of the start-up time, and
-    # later delayed requests: LazyCommands freezes them, then enables the collector.
+    # Objects that imports create live forever. While the garbage collector scanned them again and again, it
+    # took a tenth of the start-up time and later delayed requests. LazyCommands freezes these objects and
+    # then enables the collector.
     gc.disable()
     try:
         status = command.main(prog_name="backline", standalone_mode=False)
@@ -182,7 +124,7 @@ def _explain(error: click.ClickException) -> click.ClickException:
 
 
 def _open_standard_streams() -> None:
-    """Opens closed standard streams to /dev/null: otherwise a socket could receive what is printed."""
+    """Opens closed standard streams on /dev/null, as a socket could otherwise get their number and output."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -1,4 +1,4 @@
-"""Models on local disk, read and checked without a server."""
+"""Reads and checks models on local disk, without a server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
-from backline.backends.backend import LoadOptions
-from backline.backends.registry import FORMATS
+from backline.backends.backend import FileCheck, LoadOptions
+from backline.backends.registry import FORMATS, choose
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model, ModelState, Placement
+from backline.lifecycle.wanted import listed
 from backline.repository import configuration
 from backline.repository.configuration import files, override
 from backline.repository.configuration.document import Document
@@ -26,7 +27,7 @@ from backline.repository.walk import walk
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """One model: what a scan finds at its path, and its parsed configuration (None without a file)."""
+    """One model: what a scan finds at its path, and its configuration as written (None without a file)."""
 
     path: Path
     found: FoundModel
@@ -52,7 +53,7 @@ def open_models(path: Path, config_name: str = "") -> list[FoundModel]:
 
 
 def open_model(path: Path, config_name: str = "", overriding: Path | None = None) -> ModelFolder:
-    """The model at a path. The JSON in the file `overriding` replaces its configuration.
+    """The model at a path. If the file `overriding` is given, the JSON in it replaces the configuration.
 
     Raises BacklineError if there is no such model, or its configuration is invalid.
     """
@@ -86,10 +87,10 @@ def _only(path: Path, config_name: str) -> FoundModel:
 
 
 def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
-    """Loads and measures a model as a server does; returns it with the load's warnings.
+    """Loads and measures a model as a server does; returns the model and the warnings of the load.
 
-    An ensemble is not loaded: its configuration describes it completely. Raises BacklineError if the model
-    cannot be served.
+    An ensemble is not loaded, because its configuration describes it completely. Raises BacklineError if the
+    model cannot be served.
     """
     if folder.found.config.ensemble is not None:
         return unloaded_model(
@@ -97,7 +98,7 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
             folder.found.config,
             folder.version.version if folder.version is not None else "",
         ), ()
-    from backline.lifecycle.loading.loader import load  # imported here, as it imports the runtimes
+    from backline.lifecycle.loading.loader import load  # imported here, because it imports the runtimes
     from backline.lifecycle.loading.queueing import scheduling_text
     from backline.lifecycle.loading.version_load import request_check
     from backline.lifecycle.loading.warm_up import fitting_request, warm_up_samples
@@ -149,7 +150,7 @@ async def _served_model(folder: ModelFolder) -> Model:
         raise InvalidArgument(
             f"'{folder.path}' cannot be inspected with an override: add --no-inspect, or use a server"
         )
-    logging.getLogger("backline").setLevel(logging.CRITICAL)  # the caller reports errors
+    logging.getLogger("backline").setLevel(logging.CRITICAL)  # the caller reports all errors
     with TemporaryDirectory() as state:
         embedded = Embedded([folder.path / folder.found.folder], LifecycleOptions(state_folder=Path(state)))
         try:
@@ -164,7 +165,7 @@ async def _served_model(folder: ModelFolder) -> Model:
 
 
 def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
-    """The model as described by its configuration alone."""
+    """The model as its configuration alone describes it."""
     model = Model(name, version, config)
     model.max_batch_size = config.max_batch_size or 0
     return model
@@ -172,7 +173,7 @@ def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
 
 @dataclass(slots=True)
 class CheckedModel:
-    """A model, with the errors and warnings found. `loaded` is None unless the model was loaded."""
+    """A model, with the errors and warnings that were found. `loaded` is None unless the model was loaded."""
 
     found: FoundModel
     errors: list[str]
@@ -181,12 +182,12 @@ class CheckedModel:
 
 
 def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
-    """Checks the configuration of a model found at `path`; with `load`, also loads it."""
-    errors = (
-        [found.problem]
-        if found.problem
-        else [version.problem for version in found.versions if version.problem]
-    )
+    """Checks the configuration and the files of a model found at `path`; with `load`, also loads it."""
+    if found.problem:
+        errors = [found.problem]
+    else:
+        errors = [version.problem or _file_problem(path, found, version) for version in found.versions]
+        errors = [*filter(None, errors), *_label_problems(found)]
     checked = CheckedModel(found, errors, list(found.warnings))
     if load and not errors:
         try:
@@ -197,8 +198,32 @@ def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
     return checked
 
 
+def _file_problem(path: Path, found: FoundModel, version: FoundVersion) -> str:
+    """Why the file of a version cannot be a model, as far as its backend can tell without loading it."""
+    file = (path if path.is_dir() else path.parent) / (version.path or "")
+    if found.config.ensemble is not None or not file.is_file():
+        return ""
+    try:
+        backend = choose(found.config, file).backend()
+        if isinstance(backend, FileCheck):
+            backend.check_file(file)
+    except BacklineError as error:
+        return error.message
+    return ""
+
+
+def _label_problems(found: FoundModel) -> list[str]:
+    versions = [version.version for version in found.versions]
+    return [
+        f"label '{label}' of '{found.name}' points to version {version}, which does not exist; available:"
+        f" {listed(versions)}"
+        for label, version in found.config.labels.items()
+        if version not in versions
+    ]
+
+
 def check_ensembles(checked: Sequence[CheckedModel]) -> None:
-    """Adds the errors of ensembles with missing steps, or with tensors that do not fit the loaded ones."""
+    """Adds an error to each ensemble that has a missing step, or a tensor that does not fit a loaded step."""
     from backline.lifecycle.composed import check_steps, composed_signature, unanswered_step
 
     engine = Engine()
@@ -229,7 +254,7 @@ def check_ensembles(checked: Sequence[CheckedModel]) -> None:
 
 
 def _make_known(engine: Engine, checked: CheckedModel) -> None:
-    """Adds a model to the engine. Versions that were not loaded count as on demand, with unknown tensors."""
+    """Adds a model to the engine. A version that was not loaded counts as on demand, with unknown tensors."""
     found = checked.found
     for version in found.versions:
         model = unloaded_model(found.name, found.config, version.version)

@@ -13,13 +13,13 @@ import click
 from backline.engine.errors import AlreadyExists, InvalidArgument
 
 _TEMPLATES = Path(__file__).with_name("templates")
-#: Placeholder for the model's name in the paths of a template.
+#: Stands for the model's name in the paths of a template.
 _NAME = "NAME"
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What a template is for, and an example request: the end of its URL, and its body."""
+    """A template: what it is for, and the last part of the URL and the body of an example request."""
 
     what: str
     method: str
@@ -92,7 +92,7 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
 
 
 def _files(template: str, name: str) -> Iterator[tuple[Path, str]]:
-    """The path below the new folder, and the content, of each file."""
+    """Yields the path below the new folder, and the content, of each file."""
     root = _TEMPLATES / template
     for file in sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         relative = file.relative_to(root)

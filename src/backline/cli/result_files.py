@@ -17,7 +17,7 @@ SUFFIXES = (".npz", ".npy", ".json")
 
 
 def check_destination(path: Path | None, param_hint: str, *, folders: bool = False) -> None:
-    """Raises BadParameter for an unknown file type, before anything runs."""
+    """Raises BadParameter if `path` is not of a type that results can be saved as."""
     if path is None or path.suffix in SUFFIXES or (folders and not path.suffix):
         return
     others = " or a folder" if folders else ""
@@ -35,21 +35,22 @@ def present(results: Sequence[InferResult], destination: Path | None, *, as_json
 
 
 def summary(results: Sequence[InferResult], version: str) -> tuple[str, str]:
-    """The version that ran, and "responded", or "gave 3 responses" unless there is exactly one."""
+    """The version that ran, and "responded" or, for any other number than one, "gave 3 responses"."""
     responses = "responded" if len(results) == 1 else f"gave {len(results)} responses"
     return (results[0].model_version if results else version) or "?", responses
 
 
 def save_all(path: Path, results: Sequence[InferResult]) -> None:
-    """Saves each response: outputs.npz, outputs-1.npz, and so on. Raises UsageError like `save`."""
+    """Saves each response with `save`: to outputs.npz, outputs-1.npz, and so on."""
     for index, result in enumerate(results):
         save(path.with_name(f"{path.stem}-{index}{path.suffix}") if index else path, result)
 
 
 def save(path: Path, result: InferResult) -> None:
-    """Saves all outputs to .npz or .json, a single one to .npy, or each as <name>.npy to a folder.
+    """Saves all outputs to a .npz or .json file, a single output to a .npy file, or all to a folder.
 
-    Raises UsageError for several outputs and a .npy file.
+    In a folder, each output is a file <name>.npy. Raises UsageError if `path` is a .npy file and there are
+    several outputs.
     """
     if path.suffix == ".npz":
         np.savez(path, allow_pickle=False, **{name: _storable(array) for name, array in result.items()})
@@ -70,7 +71,7 @@ def save(path: Path, result: InferResult) -> None:
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    """The array to save: BYTES are converted to fixed-width bytes, which need no pickle."""
+    """The array to save. An array of BYTES is converted to fixed-width bytes, which need no pickle."""
     return (
         array.astype("S")
         if array.dtype == object and array.size
@@ -81,13 +82,12 @@ def _storable(array: np.ndarray) -> np.ndarray:
 
 
 def documents(results: Sequence[InferResult]) -> dict[str, Any] | list[dict[str, Any]]:
-    """The responses as JSON: a list, or the response itself if there is one."""
+    """The responses as JSON: a list, or the response itself if there is exactly one."""
     found = [document(result) for result in results]
     return found[0] if len(found) == 1 else found
 
 
 def document(result: InferResult) -> dict[str, Any]:
-    """A response as JSON."""
     outputs = {
         name: {"shape": list(array.shape), "datatype": str(array.dtype), "data": _plain(array.tolist())}
         for name, array in result.items()
@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
 
 
 def show(results: Sequence[InferResult]) -> None:
-    """Prints outputs with datatype, shape and range; long ones are shortened."""
+    """Prints each output with datatype, shape and range. Long outputs are shortened."""
     colour = sys.stdout.isatty()
     for result in results:
         for name, array in result.items():

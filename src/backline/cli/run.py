@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from time import perf_counter
 
 import click
 
+from backline.backends.registry import FORMATS
 from backline.cli.command import run
 from backline.cli.inputs import input_option, lone_parameters, read_inputs
 from backline.cli.model_folder import open_models
@@ -24,8 +29,13 @@ from backline.embedded.transport import InprocTransport
 from backline.engine.errors import InvalidArgument, NotFound
 from backline.engine.spelling import nearest
 from backline.lifecycle.options import LifecycleOptions
+from backline.repository.listing import place_below
+from backline.repository.location import open_repository
+from backline.system.user_folders import user_cache
 
 _URL = "inproc:once"
+#: Seconds that unloading may take after Ctrl-C, as a run cannot be interrupted.
+_REST_WITHIN = 1.0
 _EPILOG = """\b
 Examples:
   backline run models/add1 --input x=[[1,2,3,4]]
@@ -61,6 +71,13 @@ Examples:
     help="Load a model that can execute code when loaded: a pickle, machine code.",
 )
 @click.option(
+    "--trust-skops-type",
+    "trust_skops_types",
+    multiple=True,
+    metavar="TYPE",
+    help="Load a skops file with this type, such as sklearn.tree._tree.Tree; repeatable.",
+)
+@click.option(
     "--trust-remote-code",
     is_flag=True,
     help="Run code (Python, TorchScript, torch.export) from a remote repository.",
@@ -80,6 +97,7 @@ def command(
     as_json: bool,
     others: tuple[str, ...],
     trust_pickle: bool,
+    trust_skops_types: tuple[str, ...],
     trust_remote_code: bool,
     cache_dir: Path | None,
 ) -> None:
@@ -95,22 +113,42 @@ def command(
         options = LifecycleOptions(
             mode="explicit",
             trust_pickle=trust_pickle,
+            trust_skops_types=trust_skops_types,
             trust_remote_code=trust_remote_code,
             cache_folder=cache_dir,
             state_folder=Path(state),
         )
         embedded = Embedded([repository], options)
-        results, loaded, answered = run(_run(embedded, name, others, model_version, inputs))
-    present(results, destination, as_json=as_json)
-    version, responses = summary(results, model_version)
+        try:
+            ran = run(
+                _run(embedded, repository, cache_dir or user_cache(), name, others, model_version, inputs)
+            )
+        except KeyboardInterrupt:
+            ran = None
+    if ran is None:
+        print(file=sys.stderr, flush=True)
+        os._exit(130)  # an orderly exit would wait for the threads of a load or a run in progress
+    present(ran.results, destination, as_json=as_json)
+    version, responses = summary(ran.results, model_version)
     print(
-        f"{name} version {version} loaded in {loaded:.2f} s and {responses} in {answered * 1000:.2f} ms",
+        f"{ran.name} version {version} loaded in {ran.loaded:.2f} s and {responses}"
+        f" in {ran.answered * 1000:.2f} ms",
         file=sys.stderr,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The responses of the model `name`, and the seconds that loading and the request took."""
+
+    name: str
+    results: list[InferResult]
+    loaded: float
+    answered: float
+
+
 def find_model(model: str, *, whole: bool) -> tuple[str, str]:
-    """The repository to open and the model in it, "" if the repository is a single model.
+    """The repository to open, and the name of the model in it, which is "" for a URL.
 
     With `whole`, and for ensembles, the repository is the folder that contains the model's folder, so that
     other models are found. Raises BacklineError if there is no such model.
@@ -145,16 +183,23 @@ def _near(path: Path) -> str:
 
 
 async def _run(
-    embedded: Embedded, name: str, others: Sequence[str], version: str, inputs: Sequence[str]
-) -> tuple[list[InferResult], float, float]:
-    """The responses, and the seconds that the load and the request took."""
+    embedded: Embedded,
+    repository: str,
+    cache: Path,
+    name: str,
+    others: Sequence[str],
+    version: str,
+    inputs: Sequence[str],
+) -> _Run:
+    """Loads the models and sends the request."""
     client = AsyncClient(_URL, ClientOptions(timeout=inf))
     transport = InprocTransport(client.address, embedded)
     began = perf_counter()
+    interrupted = False
     try:
         await transport.open()
         client = client.through(transport)
-        name = name or await _only(client)
+        name = name or await _only(client, repository, cache)
         for each in (*others, name):
             await client.load(each, version if each == name else None)
         loaded = perf_counter()
@@ -163,16 +208,27 @@ async def _run(
         parameters = lone_parameters(await handle.config())
         sent = perf_counter()
         results = [result async for result in handle.stream(values, parameters=parameters)]
-        return results, loaded - began, perf_counter() - sent
+        return _Run(name, results, loaded - began, perf_counter() - sent)
+    except asyncio.CancelledError:
+        interrupted = True
+        raise
     finally:
-        await transport.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REST_WITHIN if interrupted else None):
+                await transport.close()
 
 
-async def _only(client: AsyncClient) -> str:
+async def _only(client: AsyncClient, repository: str, cache: Path) -> str:
+    """The name of the only model. Raises InvalidArgument if the repository has several, or none."""
     names = sorted({entry.name for entry in await client.models()})
-    if len(names) != 1:
-        raise InvalidArgument(
-            f"the repository is not a single model, it has {', '.join(names) or 'none'};"
-            " add a model's name to the URL"
-        )
-    return names[0]
+    if len(names) == 1:
+        return names[0]
+    message = f"'{repository}' is a repository, not a model; it holds {', '.join(names) or 'none'}"
+    if names:
+        opened = open_repository(repository, formats=FORMATS, cache=cache)
+        try:
+            first, *_ = await opened.scan()
+        finally:
+            await opened.close()
+        message += f": name the folder of one, such as '{place_below(opened.location, first.folder)}'"
+    raise InvalidArgument(message)

@@ -1,4 +1,4 @@
-"""Tables: drawn by rich on a terminal, aligned plain lines otherwise."""
+"""Prints tables: rich draws them on a terminal; elsewhere they are plain lines."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _lines(cell: str) -> str:
 
 
 def _fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether all columns fit the terminal (the last may wrap); if not, rich would truncate numbers."""
+    """Whether all columns fit the terminal, if the last one wraps; otherwise, rich would truncate numbers."""
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     return sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 16) <= shutil.get_terminal_size().columns
 

@@ -34,19 +34,30 @@ def connect(
     key: str | Path | None = None,
     max_connections: int = 256,
     retries: int = 1,
+    api_key: str | None = None,
 ) -> Client:
     """Returns a synchronous client, which any number of threads may share.
 
     `url` is http://host:8000, https://host, grpc://host:8001, grpcs://host, unix:/path/of/socket (HTTP),
-    grpc+unix:/path, or inproc:///path/of/repository, which loads the models into this process. The default
-    port is 8000 for http, 8001 for grpc, and 443 for https and grpcs. A network client connects with its
-    first request. The other arguments are the fields of ClientOptions.
+    grpc+unix:/path, or inproc:///path/of/repository, which loads the models into this process, as Embedded
+    does; its options may follow as in ?model=add1&memory_budget=2GiB. The default port is 8000 for http, 8001
+    for grpc, and 443 for https and grpcs. A network client connects with its first request. The other
+    arguments are the fields of ClientOptions.
 
     >>> with connect("http://localhost:8000") as client:
     ...     notes = client["basic_pitch"](audio)
     """
     options = ClientOptions(
-        timeout, connect_timeout, headers or {}, verify, ca, certificate, key, max_connections, retries
+        timeout,
+        connect_timeout,
+        headers or {},
+        verify,
+        ca,
+        certificate,
+        key,
+        max_connections,
+        retries,
+        api_key,
     )
     return Client(url, options)
 
@@ -63,6 +74,7 @@ def connect_async(
     key: str | Path | None = None,
     max_connections: int = 256,
     retries: int = 1,
+    api_key: str | None = None,
 ) -> AsyncClient:
     """Returns an asyncio client, which connects with its first request. The arguments are those of `connect`.
 
@@ -70,6 +82,15 @@ def connect_async(
     ...     notes = await client["basic_pitch"](audio)
     """
     options = ClientOptions(
-        timeout, connect_timeout, headers or {}, verify, ca, certificate, key, max_connections, retries
+        timeout,
+        connect_timeout,
+        headers or {},
+        verify,
+        ca,
+        certificate,
+        key,
+        max_connections,
+        retries,
+        api_key,
     )
     return AsyncClient(url, options)

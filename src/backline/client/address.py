@@ -29,7 +29,7 @@ _EXAMPLES = (
 @dataclass(frozen=True, slots=True)
 class Address:
     """A server's address. `path` is the path of the socket or the repository; over TCP, it is the prefix that
-    a proxy puts before /v2.
+    a proxy puts before /v2. `query` has the options of a repository.
     """
 
     url: str
@@ -39,6 +39,7 @@ class Address:
     path: str = ""
     tls: bool = False
     unix: bool = False
+    query: str = ""
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -58,10 +59,10 @@ class Address:
             )
         protocol, tls, port = _SCHEMES[scheme]
         if scheme == "inproc" or scheme.endswith("unix"):
-            path = unquote(rest[2:] if rest.startswith("//") else rest)
+            path, _, query = rest.removeprefix("//").partition("?" if scheme == "inproc" else "\0")
             if not path:
                 raise InvalidArgument(f"'{url}' names no path. Use, for example, {_EXAMPLES}")
-            return cls(text, protocol, path=path, unix=scheme != "inproc")
+            return cls(text, protocol, path=unquote(path), unix=scheme != "inproc", query=query)
         try:
             parts = urlsplit(text)
             host, port = parts.hostname or "", port if parts.port is None else parts.port
@@ -73,13 +74,21 @@ class Address:
             raise InvalidArgument(f"'{url}' names no host. Use, for example, {_EXAMPLES}")
         if parts.username is not None:
             raise InvalidArgument(
-                "the URL contains a user name or password: pass headers={'authorization': '...'} instead"
+                "the URL contains a user name or password: pass headers={'authorization': '...'} instead, or"
+                " api_key"
             )
         if parts.query or parts.fragment:
             raise InvalidArgument(f"'{url}' has a query or a fragment, but servers have none: leave it out")
         if protocol == "grpc" and parts.path not in ("", "/"):
             raise InvalidArgument(f"'{url}' has the path '{parts.path}', which gRPC cannot use: leave it out")
         return cls(text, protocol, host, port, parts.path.rstrip("/"), tls)
+
+    @property
+    def server(self) -> str:
+        """The URL of the server, equal for HTTP and gRPC on one port, as each port speaks both."""
+        if self.unix:
+            return f"unix:{self.path}"
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
 
     @property
     def authority(self) -> str:

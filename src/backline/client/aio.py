@@ -140,7 +140,7 @@ class AsyncClient:
         lines = [
             f"{entry.name} {entry.version} is {entry.state}{f' ({entry.reason})' if entry.reason else ''}"
             for entry in index
-            if entry.state not in ("READY", "")
+            if entry.state not in ("READY", "ON_DEMAND", "")
         ]
         return "; ".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,9 +18,9 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
     """Converts `value` to the tensor for input `spec` of `model`.
 
     Arrays (anything with a dtype) are cast only where numpy calls that safe, so FP64 is not narrowed to FP32.
-    Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes. No dimension is
-    added, except that a single number fits shape [1], which is how servers describe a scalar. Raises
-    InvalidArgument for any other value.
+    Plain Python numbers take the model's type if they fit. BYTES inputs take str and bytes, and a dict as its
+    JSON text. No dimension is added, except that a single number fits shape [1], which is how servers
+    describe a scalar. Raises InvalidArgument for any other value.
     """
     where = f"input '{spec.name}' of model '{model}'"
     if isinstance(value, Tensor):
@@ -118,6 +119,11 @@ def _to_bfloat16(data: np.ndarray) -> np.ndarray:
 
 
 def _bytes_array(where: str, value: Any) -> np.ndarray:
+    if isinstance(value, dict):
+        try:
+            value = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"{where} cannot become JSON: {error}") from None
     if isinstance(value, (bytes, bytearray, memoryview)):  # numpy would drop trailing zero bytes
         data = np.empty((), np.object_)
         data[()] = bytes(value)

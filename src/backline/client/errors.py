@@ -20,6 +20,7 @@ __all__ = [
     "BacklineError",
     "Cancelled",
     "ConnectionFailed",
+    "CredentialsRefused",
     "DeadlineExceeded",
     "Internal",
     "InvalidArgument",
@@ -45,12 +46,19 @@ class PermissionDenied(BacklineError):
     grpc_code = 7
 
 
+class CredentialsRefused(PermissionDenied):
+    """The server asks for a key, or does not know the one that was sent."""
+
+    http_status = 401
+    grpc_code = 16
+
+
 class ProtocolError(BacklineError):
     """The other side does not speak the protocol of the URL."""
 
 
 _BY_STATUS: dict[int, type[BacklineError]] = {
-    401: PermissionDenied,
+    401: CredentialsRefused,
     403: PermissionDenied,
     408: DeadlineExceeded,
     429: Unavailable,
@@ -73,7 +81,7 @@ _BY_CODE: dict[int, type[BacklineError]] = {
     7: PermissionDenied,
     9: InvalidArgument,  # FAILED_PRECONDITION
     11: InvalidArgument,  # OUT_OF_RANGE
-    16: PermissionDenied,  # UNAUTHENTICATED
+    16: CredentialsRefused,  # UNAUTHENTICATED
     **{
         kind.grpc_code: kind
         for kind in (

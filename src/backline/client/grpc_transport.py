@@ -13,10 +13,12 @@ import numpy as np
 
 from backline.client.address import Address
 from backline.client.control import ModelControl
+from backline.client.credentials import find_credential
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
 from backline.client.grpc_control import GrpcControl
+from backline.client.handshake import no_tls, unanswered, unverified
 from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
 from backline.client.transport import InferCall, Transport
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.values.datatypes import DataType
@@ -125,9 +127,13 @@ class GrpcTransport(Transport):
                 " Start processes with multiprocessing's 'spawn', or use http://"
             )
         self._url = address.url
+        self._address = address
+        self._options = options
         self._connect_timeout = options.connect_timeout
         self._connected = False
-        self._metadata = tuple((name.lower(), value) for name, value in options.headers.items()) or None
+        self._credential = find_credential(address, options)
+        fields = self._credential.fields.items()
+        self._metadata = tuple((name.lower(), value) for name, value in fields) or None
         target = f"unix:{address.path}" if address.unix else address.authority
         arguments: list[tuple[str, str | int]] = [
             ("grpc.max_send_message_length", -1),
@@ -181,8 +187,11 @@ class GrpcTransport(Transport):
                 if answer is grpc.aio.EOF:
                     if await streaming.code() is not grpc.StatusCode.OK:
                         code, details = (await streaming.code()).value[0], await streaming.details()
-                        raise from_grpc_code(
-                            code, details or f"{self._url} ended the stream with gRPC status {code}"
+                        raise self._credential.explain(
+                            from_grpc_code(
+                                code, details or f"{self._url} ended the stream with gRPC status {code}"
+                            ),
+                            self._url,
                         )
                     return
                 if answer.error_message:
@@ -246,7 +255,7 @@ class GrpcTransport(Transport):
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         found = await self._ask("RepositoryIndex", timeout)
         return [
-            ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=entry.state == "READY")
+            ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=answers(entry.state))
             for entry in found.models
         ]
 
@@ -305,16 +314,29 @@ class GrpcTransport(Transport):
         code, details = error.code().value[0], error.details() or ""
         if code == 14 and self._channel.get_state() is not _grpc().ChannelConnectivity.READY:
             self._connected = False
-            return ConnectionFailed(
-                f"cannot reach {self._url}: {details}. Start a server (backline serve REPO),"
-                " or check the host and port, and that it speaks gRPC"
-            )
+            return self._unreachable(details)
         if code == 4:
             return DeadlineExceeded(
                 f"no answer from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else "")
             )
-        return from_grpc_code(
+        failure = from_grpc_code(
             code, details or f"{self._url} answered {method} with gRPC status {error.code().name}"
+        )
+        return self._credential.explain(failure, self._url)
+
+    def _unreachable(self, details: str) -> ConnectionFailed:
+        """The error for a failed connection. What failed is only in the text of grpcio."""
+        _, found, reason = details.partition("CERTIFICATE_VERIFY_FAILED: ")
+        if found:
+            return unverified(self._address, reason.removesuffix(": OK"))
+        if self._address.tls and ("Handshake read failed" in details or "WRONG_VERSION" in details):
+            return no_tls(self._address)
+        told = f"cannot reach {self._url}: {details}."
+        if "Socket closed" in details and (advice := unanswered(self._address, self._options)):
+            return ConnectionFailed(told + advice)
+        return ConnectionFailed(
+            f"{told} Start a server (backline serve REPO), or check the host and port, and that it speaks"
+            " gRPC"
         )
 
 

@@ -38,8 +38,10 @@ class HttpConnection(asyncio.BufferedProtocol):
     last one ended (time.monotonic()).
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, advice: str = "") -> None:
+        """`advice` follows the error if the server closes the connection without ever sending a byte."""
         self._url = url
+        self._advice = advice
         self._loop = asyncio.get_running_loop()
         self._receive = memoryview(bytearray(RECEIVE_BUFFER))
         self._transport: asyncio.Transport | None = None
@@ -131,6 +133,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         return self._receive if self._direct is None else self._direct[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._advice = ""
         if self._direct is not None:
             self._filled += nbytes
             if self._filled == len(self._direct):
@@ -176,7 +179,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         why = f": {error}" if error else ""
         got = "in the middle of its answer" if self._answered else "before it answered"
         waiter.set_exception(
-            ConnectionFailed(f"{self._url} closed the connection {got}{why}; the request may have run")
+            ConnectionFailed(
+                f"{self._url} closed the connection {got}{why}; the request may have run.{self._advice}"
+            )
         )
 
     # callbacks of the parser (httptools)

@@ -11,6 +11,7 @@ from time import monotonic
 
 from backline.client.address import Address
 from backline.client.errors import ConnectionFailed, DeadlineExceeded
+from backline.client.handshake import failed_handshake, no_tls, unanswered
 from backline.client.http_connection import HttpAnswer, HttpConnection
 from backline.client.options import ClientOptions
 from backline.engine.values.tensor import Buffer
@@ -124,7 +125,7 @@ class HttpPool:
         address = self._address
 
         def protocol() -> HttpConnection:
-            return HttpConnection(address.url)
+            return HttpConnection(address.url, unanswered(address, self._options))
 
         if address.unix:
             _, connection = await loop.create_unix_connection(protocol, address.path)
@@ -142,16 +143,8 @@ class HttpPool:
 def refused(address: Address, timeout: float, error: Exception) -> ConnectionFailed:
     """The error for a connection that failed within `timeout` seconds, with what to do about it."""
     number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return ConnectionFailed(
-            f"the certificate of {address.url} cannot be verified: {error.verify_message}."
-            " Pass ca='ca.pem' with the authority that signed it"
-        )
     if isinstance(error, ssl.SSLError):
-        return ConnectionFailed(
-            f"the TLS handshake with {address.url} failed: {error.reason or error}. Does that port speak"
-            " https?"
-        )
+        return failed_handshake(address, error)
     if isinstance(error, TimeoutError) and number is None:
         return ConnectionFailed(
             f"{address.url} did not accept a connection within {timeout:g} s. Is the host reachable?"
@@ -167,7 +160,5 @@ def refused(address: Address, timeout: float, error: Exception) -> ConnectionFai
             " Start a server (backline serve REPO), or check host and port"
         )
     if address.tls and number is None and isinstance(error, ConnectionError):
-        return ConnectionFailed(
-            f"{address.url} closed the connection instead of starting TLS. Does that port speak https?"
-        )
+        return no_tls(address)
     return ConnectionFailed(f"cannot connect to {address.url}: {error or type(error).__name__}")

@@ -87,17 +87,20 @@ async def stream_events(
     context: ssl.SSLContext | None,
     parts: Sequence[Buffer],
     *,
+    advice: str,
     connect_timeout: float,
     timeout: float,
 ) -> AsyncGenerator[bytes | HttpAnswer, None]:
     """Sends a request and yields the data of each event. An error, or an answer that is not an event stream,
     is yielded as one HttpAnswer.
 
-    `timeout` limits the wait for each event, in seconds. Closing the generator closes the connection, which
-    cancels the request. Raises ConnectionFailed, DeadlineExceeded and ProtocolError.
+    `timeout` limits the wait for each event, in seconds. `advice` follows the error if the server closes the
+    connection without sending a byte. Closing the generator closes the connection, which cancels the request.
+    Raises ConnectionFailed, DeadlineExceeded and ProtocolError.
     """
     reader, writer = await _connect(address, context, connect_timeout)
     events = EventReader()
+    got = "before it answered"
     try:
         for part in parts:
             writer.write(part)
@@ -112,9 +115,10 @@ async def stream_events(
                 ) from None
             except OSError as error:
                 raise ConnectionFailed(
-                    f"the connection to {address.url} broke: {error}; the request may have run"
+                    f"the connection to {address.url} broke: {error}; the request may have run.{advice}"
                 ) from None
             if data:
+                got, advice = "in the middle of its answer", ""
                 events.feed(data)
             if events.begun and events.is_events:
                 while (event := events.next()) is not None:
@@ -124,8 +128,7 @@ async def stream_events(
                 break
             if not data:
                 raise ConnectionFailed(
-                    f"{address.url} closed the connection in the middle of its answer; the request may have"
-                    " run"
+                    f"{address.url} closed the connection {got}; the request may have run.{advice}"
                 )
         if not events.is_events:
             yield HttpAnswer(events.status, events.headers, events.body)

@@ -12,13 +12,15 @@ import numpy as np
 
 from backline.client.address import Address
 from backline.client.control import ModelControl
+from backline.client.credentials import find_credential
 from backline.client.errors import ProtocolError, from_http_status
+from backline.client.handshake import unanswered
 from backline.client.http_connection import HttpAnswer
 from backline.client.http_control import HttpControl
 from backline.client.http_pool import HttpPool
 from backline.client.http_stream import stream_events
 from backline.client.options import ClientOptions
-from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata, answers
 from backline.client.transport import InferCall, Transport
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -146,7 +148,8 @@ class HttpTransport(Transport):
         self._address = address
         self._options = options
         self._prefix = address.path.encode() if not address.unix else b""
-        fields = {"Host": address.authority, **options.headers}
+        self._credential = find_credential(address, options)
+        fields = {"Host": address.authority, **self._credential.fields}
         self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
         self._pool = HttpPool(address, options)
         self._control = HttpControl(self, address.url, options)
@@ -169,7 +172,12 @@ class HttpTransport(Transport):
         parts, _ = self._infer_request(call, STREAM_HEAD, binary=False)
         context = self._options.ssl_context() if self._address.tls else None
         events = stream_events(
-            self._address, context, parts, connect_timeout=self._options.connect_timeout, timeout=call.timeout
+            self._address,
+            context,
+            parts,
+            advice=unanswered(self._address, self._options),
+            connect_timeout=self._options.connect_timeout,
+            timeout=call.timeout,
         )
         async with aclosing(events):
             async for event in events:
@@ -245,7 +253,7 @@ class HttpTransport(Transport):
                 str(entry.get("version", "")),
                 entry.get("state", ""),
                 entry.get("reason", ""),
-                ready=entry.get("state") == "READY",
+                ready=answers(entry.get("state", "")),
             )
             for entry in found
         ]
@@ -302,7 +310,8 @@ class HttpTransport(Transport):
             text = body[:200].decode(errors="replace").strip()
             message = f"{self._url} answered status {answer.status}" + (f": {text}" if text else "")
         after = answer.headers.get(b"retry-after", b"")
-        return from_http_status(answer.status, message, float(after) if after.isdigit() else None)
+        error = from_http_status(answer.status, message, float(after) if after.isdigit() else None)
+        return self._credential.explain(error, self._url)
 
 
 def _model_path(model: str, version: str) -> bytes:

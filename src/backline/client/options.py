@@ -10,13 +10,26 @@ from pathlib import Path
 from backline.engine.errors import InvalidArgument
 
 
+def check_api_key(key: str, source: str) -> None:
+    """Raises InvalidArgument, without the key, if a key cannot be sent in a header field."""
+    if not key:
+        raise InvalidArgument(f"the API key from {source} is empty")
+    if not all("!" <= character <= "~" for character in key):
+        raise InvalidArgument(
+            f"the API key from {source} has a character that a key cannot have: a space, a line break, or one"
+            " that is not ASCII"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
     """The options of a client. `timeout` and `connect_timeout` are in seconds.
 
     `headers` are sent with every request (over gRPC, as metadata). `ca`, `certificate` and `key` are paths of
     PEM files; `verify=False` accepts any server certificate (https only). `retries` counts further attempts
-    to connect; a request is never repeated once any part of it was sent.
+    to connect; a request is never repeated once any part of it was sent. `api_key` is sent with every request
+    as `Authorization: Bearer`; by default it is the one in the environment variable BACKLINE_KEY, or else the
+    one that `backline login` keeps for the URL.
     """
 
     timeout: float = 60.0
@@ -28,6 +41,7 @@ class ClientOptions:
     key: str | Path | None = None
     max_connections: int = 256
     retries: int = 1
+    api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("timeout", "connect_timeout"):
@@ -50,6 +64,8 @@ class ClientOptions:
                 )
         if self.key is not None and self.certificate is None:
             raise InvalidArgument("a key was given without a certificate: pass certificate='client.crt' too")
+        if self.api_key is not None:
+            check_api_key(self.api_key, "api_key")
 
     def ssl_context(self) -> ssl.SSLContext:
         """The TLS context for an https URL. Raises InvalidArgument for files that cannot be read."""

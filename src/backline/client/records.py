@@ -52,8 +52,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ModelIndex:
-    """One version of a model. `state` is READY, LOADING, UNLOADING, UNAVAILABLE or UNKNOWN; empty if the
-    version was never loaded.
+    """One version of a model. `state` is READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN, or ON_DEMAND if a
+    request loads the version; empty if the version was never loaded.
 
     Only Backline reports the fields after `reason`. `ready` means that the version serves requests, `default`
     that it serves requests without a version. `labels` are the labels that point to it, `memory_bytes` is its
@@ -69,6 +69,11 @@ class ModelIndex:
     labels: tuple[str, ...] = ()
     memory_bytes: int = 0
     progress: Progress | None = None
+
+
+def answers(state: str) -> bool:
+    """Whether a version in this state answers requests, for servers whose index has only the state."""
+    return state in ("READY", "ON_DEMAND")
 
 
 class _Listing(msgspec.Struct):

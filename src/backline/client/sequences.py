@@ -47,10 +47,11 @@ class _Progress:
 
 
 class AsyncSequence(_Progress):
-    """A sequence is called like its model, one call at a time; pass `end=True` with the last call, if known.
+    """A sequence of calls to a model: call it as you would call the model, but one call at a time.
 
-    Leaving the `async with` block ends a sequence that no call has ended: it sends the last inputs again,
-    marked as the end, and drops the result. A failed call does not advance the sequence.
+    Pass `end=True` with the last call if you know that it is the last. Leaving the `async with` block ends a
+    sequence that no call has ended: it sends the last inputs again, marked as the end, and drops the result.
+    A failed call does not advance the sequence.
     """
 
     def __init__(self, model: AsyncModel, id: int | str | None = None) -> None:

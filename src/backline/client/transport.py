@@ -81,4 +81,4 @@ class Transport(ABC):
 
     @abstractmethod
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
-        """All versions with name, state and reason, which every server of the protocol reports."""
+        """All versions, with the fields that every server of the protocol reports: name, state and reason."""

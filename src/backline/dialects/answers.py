@@ -71,8 +71,8 @@ def render_error(_: int, message: str) -> tuple[bytes, bytes]:
 def hidden_error(what: str, cause: BaseException) -> BacklineError:
     """Logs an unexpected exception with its traceback; returns the error that the client sees instead.
 
-    Running out of memory is no bug of the line that failed: it is logged without a traceback, and the client
-    may try again.
+    Running out of memory is not a bug in the line where it happens, so it is logged without a traceback, and
+    the client may try again.
     """
     if isinstance(cause, MemoryError):
         _log.error("out of memory in %s", what)

@@ -114,7 +114,7 @@ class _HttpHandler:
     """Handles every HTTP request; never raises."""
 
     def __init__(self, router: Router) -> None:
-        self._handler_of = router.resolve
+        self._resolve = self._handler_of = router.resolve
 
     def __call__(self, request: HttpRequest) -> None:
         try:
@@ -135,7 +135,6 @@ class _IdentifyingHandler(_HttpHandler):
     def __init__(self, router: Router, access: Access, audit: Audit) -> None:
         super().__init__(router)
         self._audit = audit
-        self._resolve = router.resolve
         self._target = router.target
         self._identify = access.identify
         self._handler_of = self._admit
@@ -246,7 +245,9 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
 def _metrics_page(page: Page, deferred: DeferredAnswers) -> Handler:
     def answer(request: HttpRequest) -> None:
         deferred.answer(
-            request, page(), lambda told: request.respond(200, [(b"content-type", told[0])], told[1])
+            request,
+            page(),
+            lambda told: request.respond(200, [(b"content-type", told[0])], told[1], compressible=True),
         )
 
     return answer

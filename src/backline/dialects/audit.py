@@ -19,6 +19,7 @@ from backline.engine.errors import BacklineError
 from backline.wire.application import (
     Buffer,
     Call,
+    Certificate,
     Denial,
     Fields,
     HttpRequest,
@@ -163,10 +164,12 @@ class _AuditedRequest(WrappedRequest):
     def peer(self) -> str:
         return self._peer
 
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
         error = None if status < 400 else _error_text(body)
         self._audit.ended(self, route_of(self.method, self.path), self._model, error)
-        super().respond(status, fields, body)
+        super().respond(status, fields, body, compressible=compressible)
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         self._audit.ended(self, route_of(self.method, self.path), self._model, None)
@@ -205,6 +208,10 @@ class _AuditedCall(UnaryCall):
     @property
     def peer(self) -> str:
         return self._peer
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return self._inner.certificate
 
     def reply(self, message: Buffer) -> None:
         self._audit.ended(self, self._route, self._model, None)

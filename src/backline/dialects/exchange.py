@@ -89,7 +89,7 @@ def _respond(request: HttpRequest, written: HttpBody) -> None:
     identity = request.identity
     if identity is not None and identity.meter is not None and identity.meter.low:
         fields = (*fields, *quota_fields(identity.meter))
-    request.respond(200, fields, body)
+    request.respond(200, fields, body, compressible=True)
 
 
 HTTP: Carrier[HttpRequest, HttpBody] = Carrier("HTTP", False, _respond, respond_error)

@@ -1,4 +1,7 @@
-"""Tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order."""
+"""Tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order.
+
+A string that is not UTF-8 is an object with base64, as in TensorFlow Serving: {"b64": "..."}.
+"""
 
 from __future__ import annotations
 
@@ -53,19 +56,26 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
         _compare_count(spec, commas + 1 if _has_more(raw, b"[]" + _BLANK) else 0)
     elif spec.count * 3 - 1 > len(raw):  # a string and its comma take at least three characters
         raise _count_error(_TOO_FEW, spec, f"but its data has only {len(raw)} characters")
-    if large and datatype is DataType.BYTES:
+    encoded = datatype is DataType.BYTES and _first_element(raw) == ord("{")
+    if large and datatype is DataType.BYTES and not encoded:
         return Tensor(name, datatype, spec.shape, _decode_strings(spec, raw).reshape(spec.shape))
     if large:
         dense = b"".join(
             raw[start : start + STEP].translate(None, _BLANK) for start in range(0, len(raw), STEP)
         )
-        return Tensor(name, datatype, spec.shape, _decode_pieces(spec, dense, depth).reshape(spec.shape))
+        return Tensor(
+            name,
+            datatype,
+            spec.shape,
+            _decode_pieces(spec, dense, depth, encoded=encoded).reshape(spec.shape),
+        )
     try:
-        values = _decoder(datatype, depth).decode(raw)
+        mixed = datatype is DataType.BYTES and b"{" in raw
+        values = _decoder(str | _Encoded if mixed else _ELEMENTS[datatype], depth).decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgument(
-            f"Unable to parse 'data' of input '{name}': {str(error).replace('`$', '`' + path)}"
-        ) from None
+        reason = str(error).replace("`$", "`" + path)
+        hint = '. A string that is not UTF-8 is written as {"b64": "..."}' if encoded else ""
+        raise InvalidArgument(f"Unable to parse 'data' of input '{name}': {reason}{hint}") from None
     if depth == 0:
         values = [values]
     for _ in range(depth - 1):
@@ -112,13 +122,16 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
     return msgspec.Raw(b"[" + b",".join(pieces) + b"]")
 
 
-def _decode_pieces(spec: InputPlan, raw: bytes, depth: int) -> np.ndarray:
-    """The elements of a large list without blanks, decoded piece by piece to save memory."""
+def _decode_pieces(spec: InputPlan, raw: bytes, depth: int, *, encoded: bool) -> np.ndarray:
+    """The elements of a large list without blanks, decoded piece by piece to save memory.
+
+    If they are `encoded`, none may be a plain string, which might have lost blanks.
+    """
     array = np.empty(spec.count, spec.dtype)
     end = 0
     for piece, piece_depth in _pieces(raw, depth):
         try:
-            values = _decoder(spec.datatype, piece_depth).decode(piece)
+            values = _decoder(_Encoded if encoded else _ELEMENTS[spec.datatype], piece_depth).decode(piece)
         except msgspec.DecodeError as error:
             reason = str(error).partition(" - at ")[0]
             raise InvalidArgument(
@@ -152,7 +165,7 @@ def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
         flat = left + part[kept].tobytes()
         whole, left = flat[: len(left) + cut] if cut else b"", flat[len(left) + cut if cut else 0 :]
         try:
-            values = _decoder(DataType.BYTES, 1).decode(b"[" + whole.strip(b",") + b"]")
+            values = _decoder(str, 1).decode(b"[" + whole.strip(b",") + b"]")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = str(error).partition(" - at ")[0]
             raise InvalidArgument(
@@ -187,6 +200,11 @@ def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:
         start = end + 1
 
 
+def _first_element(raw: bytes) -> int:
+    """The first character of the first element; 0 for none."""
+    return next((character for character in raw[: 64 * MAX_DEPTH] if character not in b"[" + _BLANK), 0)
+
+
 def _depth(raw: bytes, name: str) -> int:
     depth = 0
     for character in raw[: 64 * MAX_DEPTH]:
@@ -213,7 +231,7 @@ def _count_error(text: str, spec: InputPlan, detail: str) -> InvalidArgument:
 def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:
     if spec.datatype is DataType.BYTES:
         elements = np.empty(len(values), np.object_)
-        elements[:] = [value.encode() for value in values]
+        elements[:] = [value.encode() if isinstance(value, str) else value.b64 for value in values]
         return elements
     try:
         with np.errstate(over="ignore"):
@@ -226,9 +244,15 @@ def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:
     raise InvalidArgument(f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold")
 
 
+class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
+    """Bytes in base64."""
+
+    b64: bytes
+
+
 @lru_cache(maxsize=256)
-def _decoder(datatype: DataType, depth: int) -> msgspec.json.Decoder[Any]:
-    element: Any = _ELEMENTS[datatype]
+def _decoder(element: Any, depth: int) -> msgspec.json.Decoder[Any]:
+    """Decodes lists of elements of a type, nested `depth` deep."""
     for _ in range(depth):
         element = list[element]
     return msgspec.json.Decoder(element)

@@ -18,6 +18,8 @@ Handler: TypeAlias = Callable[[HttpRequest], None]
 #: The most bytes of a path whose handlers are cached, and the number of cached paths.
 MAX_REMEMBERED_SIZE = 512
 _MAX_REMEMBERED = 4096
+#: The most bytes of a path that are decoded; the names in it are far shorter.
+_MAX_PATH_SIZE = 8192
 
 
 class MethodNotAllowed(BacklineError):
@@ -55,6 +57,8 @@ class Router:
         """`changing` wraps the handlers of routes that change something."""
         self._changing = changing
         self._patterns: dict[tuple[str, ...], dict[bytes, _Route]] = {}
+        #: The number of segments of the longest pattern.
+        self._most_segments = 0
         self._resolved: Memo[bytes, _Methods] = Memo(_MAX_REMEMBERED)
 
     def add(
@@ -69,6 +73,7 @@ class Router:
             handler = self._changing(handler)
         segments = tuple(pattern.strip("/").split("/"))
         methods = self._patterns.setdefault(segments, {})
+        self._most_segments = max(self._most_segments, len(segments))
         for name in (method.encode(), *([b"HEAD"] if method == "GET" else [])):
             if name in methods:
                 raise ValueError(f"{method} {pattern} is routed twice")
@@ -76,9 +81,9 @@ class Router:
 
     def resolve(self, request: HttpRequest) -> Handler:
         """A request's handler. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
-        methods = self._resolved.get(request.path)
+        methods = self._find(request.path)
         if methods is None:
-            methods = self._resolve(request.method, request.path)
+            raise NotFound(self._not_found(request.method, request.path))
         handler = methods.get(request.method)
         if handler is None:
             handler = self._other_method(request, methods)
@@ -87,14 +92,24 @@ class Router:
     def target(self, method: bytes, path: bytes) -> Target | None:
         """What a request is about; None if no handler takes it."""
         try:
-            methods = self._resolved.get(path) or self._resolve(method, path)
-        except BacklineError:
+            methods = self._find(path)
+        except InvalidArgument:
             return None
-        return methods.targets.get(method)
+        return None if methods is None else methods.targets.get(method)
 
-    def _resolve(self, method: bytes, path: bytes) -> _Methods:
+    def _find(self, path: bytes) -> _Methods | None:
+        """The handlers of a path; None if there are none.
+
+        Anybody may send any path, so the cost of a path without handlers is bounded. Raises InvalidArgument
+        for a malformed path.
+        """
+        known = self._resolved.get(path)
+        if known is not None:
+            return known
         if path == b"*":
             return _Methods()
+        if len(path) > _MAX_PATH_SIZE or path.count(b"/") > self._most_segments + 1:
+            return None
         segments = _segments(path)
         for pattern, methods in self._patterns.items():
             if len(pattern) != len(segments):
@@ -110,7 +125,7 @@ class Router:
                 if len(path) <= MAX_REMEMBERED_SIZE:
                     self._resolved.keep(bytes(path), bound)
                 return bound
-        raise NotFound(self._not_found(method, segments))
+        return None
 
     def _other_method(self, request: HttpRequest, methods: dict[bytes, Handler]) -> Handler:
         allow = b", ".join(
@@ -122,8 +137,9 @@ class Router:
         path = request.path[:256].decode("latin-1")
         raise MethodNotAllowed(f"Method Not Allowed: {method} {path} (allowed: {allow.decode()})", allow)
 
-    def _not_found(self, method: bytes, segments: list[str]) -> str:
+    def _not_found(self, method: bytes, path: bytes) -> str:
         """The error text, with the nearest route that takes this method."""
+        segments = _segments(path[:_MAX_PATH_SIZE], "replace")
         asked = "/" + "/".join(segments)
         text = f"Not Found: {method[:32].decode('latin-1')} {asked[:256]}"
         if segments[:2] == ["v1", "models"] and len(segments) > 2:
@@ -170,10 +186,12 @@ def _instead_of_v1(segments: list[str]) -> str:
     )
 
 
-def _segments(path: bytes) -> list[str]:
+def _segments(path: bytes, errors: str = "strict") -> list[str]:
     if len(path) > 1 and path.endswith(b"/"):
         path = path[:-1]
     try:
-        return [unquote_to_bytes(segment).decode() for segment in path.removeprefix(b"/").split(b"/")]
+        return [
+            unquote_to_bytes(segment).decode(errors=errors) for segment in path.removeprefix(b"/").split(b"/")
+        ]
     except UnicodeDecodeError:
         raise InvalidArgument("the path is not UTF-8 after percent-decoding") from None

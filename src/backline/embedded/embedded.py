@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backline.backends.registry import FORMATS
 from backline.engine.engine import Engine
@@ -11,32 +13,67 @@ from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.model import ModelState
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle
-from backline.lifecycle.options import LifecycleOptions
+from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.repository.configuration import ConfigFiles
-from backline.repository.location import open_repository
+from backline.repository.location import open_repository, split_name
 from backline.system.user_folders import user_cache
+
+if TYPE_CHECKING:
+    from backline.client.aio import AsyncClient
+    from backline.client.background_loop import BackgroundLoop
+    from backline.client.sync import Client
 
 
 class Embedded:
-    """An engine and the models of its repositories. Runs on the current event loop."""
+    """An engine in the program itself, with the models of its repositories.
+
+    >>> with Embedded("models/", models=["add1"]) as client:
+    ...     client["add1"](x)
+
+    In a `with` block it runs on a background thread, in an `async with` block on the current event loop. The
+    block receives a `Client` or an `AsyncClient`, and the models are unloaded at its end. Programs that
+    submit tickets to the `engine` themselves call `start` and `stop`.
+    """
 
     def __init__(
         self,
-        repositories: Sequence[str | Path],
+        repositories: str | Path | Sequence[str | Path],
         options: LifecycleOptions | None = None,
         *,
+        models: Sequence[str] | None = None,
         config_name: str = "",
         model_name: str = "",
         exit_on_error: bool = False,
     ) -> None:
-        """`repositories` are paths or URLs. Raises BacklineError if one or the stored state is invalid."""
+        """`repositories` are paths or URLs, as for `backline serve`.
+
+        `models` are the models to load at start, "*" for all; the program can load and unload models later.
+        Without `models`, the `options` decide what is loaded; without both, all models are. `model_name` is
+        the name of the model if the repository is a single one. With `exit_on_error`, `start` raises an error
+        if a model fails to load. Raises BacklineError if a location or the stored state is invalid.
+        """
         self.engine = Engine()
         self._exit_on_error = exit_on_error
+        self._stopped = False
+        self._client: AsyncClient | None = None
+        self._loop: BackgroundLoop | None = None
+        if isinstance(repositories, str | Path):
+            repositories = (repositories,)
+        if models is None and options is None:
+            models = (ALL_MODELS,)
         options = options or LifecycleOptions()
+        if models is not None:
+            options = replace(options, mode="explicit", load_models=tuple(models))
         configs = ConfigFiles(config_name, complete=options.complete_configs)
         cache = options.cache_folder or user_cache()
         # A folder given twice, perhaps in different spellings, is one repository.
-        locations = {_same(location): str(location) for location in reversed(repositories)}
+        locations: dict[str, str] = {}
+        for location in map(str, repositories):
+            first = locations.setdefault(_same(location), location)
+            if split_name(first)[0] != split_name(location)[0]:
+                raise InvalidArgument(
+                    f"a repository was given twice: '{first}' and '{location}'; leave one out"
+                )
         if model_name and len(locations) > 1:
             raise InvalidArgument(
                 f"the model name '{model_name}' is for one repository with one model, but there are"
@@ -44,7 +81,7 @@ class Embedded:
             )
         opened = [
             open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)
-            for location in reversed(locations.values())
+            for location in locations.values()
         ]
         self._lifecycle = Lifecycle(self.engine, opened, options)
 
@@ -60,11 +97,7 @@ class Embedded:
         """
         await self._lifecycle.start(on_event)
         if self._exit_on_error:
-            failed = [
-                model
-                for model in self.engine.models()
-                if model.state is ModelState.UNAVAILABLE and not model.on_demand
-            ]
+            failed = [model for model in self.engine.models() if model.state is ModelState.UNAVAILABLE]
             if failed:
                 reasons = "".join(
                     f"\n  {model.name} version {model.version}: {model.reason}" for model in failed
@@ -78,11 +111,45 @@ class Embedded:
 
     async def stop(self) -> None:
         """Completes running requests, refuses queued ones, and unloads the models."""
+        if self._stopped:
+            return
+        self._stopped = True
         self.stopping()
         await self._lifecycle.close()
 
+    async def __aenter__(self) -> AsyncClient:
+        """Loads the models; returns a client for them. Raises as `start` does."""
+        # Imported here, because a server needs no client.
+        from backline.client.aio import AsyncClient
+        from backline.client.options import ClientOptions
+        from backline.embedded.transport import InprocTransport
 
-def _same(location: str | Path) -> str:
+        if self._client is not None or self._stopped:
+            raise Unavailable("an Embedded serves one with block: create another one")
+        client = AsyncClient("inproc:embedded", ClientOptions())
+        transport = InprocTransport(client.address, self)
+        await transport.open()
+        self._client = client.through(transport)
+        return self._client
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    def __enter__(self) -> Client:
+        """Loads the models on a background thread; returns a client for them. Raises as `start` does."""
+        from backline.client.background_loop import background_loop
+        from backline.client.sync import Client
+
+        self._loop = background_loop()
+        return Client.over(self._loop.run(self.__aenter__()), self._loop)
+
+    def __exit__(self, *error: object) -> None:
+        if self._loop is not None:
+            self._loop.run(self.__aexit__())
+
+
+def _same(location: str) -> str:
     """A key that is equal for all spellings of one repository's location."""
-    text = str(location)
+    _, text = split_name(location)
     return text if "://" in text or text.startswith("hf:") else str(Path(text).resolve())

@@ -18,12 +18,12 @@ from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.metadata import model_listing, server_metadata
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.embedded.embedded import Embedded
+from backline.embedded.url_options import read_options
 from backline.engine.control import Attempt, Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import Unsupported
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.parameters import read_parameters
-from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.protos import to_plain
 
 Result = TypeVar("Result")
@@ -35,10 +35,7 @@ class InprocTransport(Transport):
     def __init__(self, address: Address, embedded: Embedded | None = None) -> None:
         """Serves the repository at the address, or wraps an existing engine."""
         self._url = address.url
-        # Explicit mode lets the program load and unload models.
-        self._embedded = embedded or Embedded(
-            [address.path], LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,))
-        )
+        self._embedded = embedded or Embedded(address.path, read_options(address.query))
         self._engine = self._embedded.engine
         self._closed = False
         self._control = InprocControl(self._engine)
@@ -48,7 +45,11 @@ class InprocTransport(Transport):
         return self._control
 
     async def open(self) -> None:
-        await self._embedded.start()
+        try:
+            await self._embedded.start()
+        except BaseException:
+            await self._embedded.stop()
+            raise
 
     async def close(self) -> None:
         self._closed = True
@@ -190,6 +191,9 @@ def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
 async def _within(timeout: float, change: Coroutine[Any, Any, Result]) -> Result:
     """Waits for a change. Raises DeadlineExceeded after `timeout` seconds, without cancelling the change."""
     task = asyncio.ensure_future(change)
+    # If the caller has left when the change fails, nobody takes the error from the task, and asyncio would
+    # print a traceback. The lifecycle has logged the error.
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
     done, _ = await asyncio.wait((task,), timeout=timeout)
     if not done:
         raise DeadlineExceeded(f"the change was not done within {timeout:.3g} s")

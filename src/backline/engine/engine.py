@@ -29,6 +29,8 @@ class Engine:
         self._models: dict[str, dict[str, Model]] = {}
         #: Changes models; None if they cannot be changed.
         self.control: Control | None = None
+        #: Whether models are loaded by request only, as errors about models without versions then say.
+        self.loads_by_request = False
         #: The regions that clients have registered; None if they may not register any.
         self.shared_memory: SharedMemory | None = None
         #: Reads and changes the log settings; None without a server.
@@ -183,7 +185,8 @@ class Engine:
         self.check_known(name)
         versions = self._models[name]
         if not versions:
-            raise NotFound(f"Request for unknown model: '{name}' has no available versions")
+            how = f": it is not loaded, load it: backline models load {name}" if self.loads_by_request else ""
+            raise NotFound(f"Request for unknown model: '{name}' has no available versions{how}")
         if version:
             labels = self._labels.get(name, {})
             found = versions.get(version) or versions.get(labels.get(version, ""))

@@ -16,9 +16,13 @@ from backline.engine.values.signature import Signature
 
 
 class ModelState(Enum):
-    """The state of a model version, under the names that clients know."""
+    """The state of a model version, under the names that clients know.
+
+    They are Triton's, and ON_DEMAND for a version that is not loaded and whose first request loads it.
+    """
 
     UNKNOWN = "UNKNOWN"
+    ON_DEMAND = "ON_DEMAND"
     LOADING = "LOADING"
     READY = "READY"
     UNLOADING = "UNLOADING"

@@ -24,7 +24,7 @@ def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple
     return natural, tuple(map(len, parts))
 
 
-#: The maximum length in bytes of UTF-8; file systems accept no longer names.
+#: The maximum length in bytes of UTF-8; file systems do not accept longer names.
 LONGEST_NAME: Final = 255
 #: Folders that file systems and tools create anywhere. Repository scans ignore them.
 IGNORED_FOLDERS: Final = frozenset(

@@ -1,9 +1,9 @@
-"""Memory shared by clients: POSIX shared memory objects, registered by name, for inputs and outputs of
+"""Memory shared by clients: POSIX shared memory objects, registered by name, that hold inputs and outputs of
 requests.
 
 A client may shrink its object at any time, and then any access to a mapping of it raises SIGBUS and kills the
 process. So objects are never mapped here, but read and written as files, which fails safely
-(docs/decisions/client-shared-memory.md). Messages are Triton's.
+(docs/decisions/client-shared-memory.md). The error texts are Triton's.
 """
 
 from __future__ import annotations

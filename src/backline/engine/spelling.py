@@ -1,4 +1,4 @@
-"""The known names that a misspelt one may stand for."""
+"""Finds the known names that a misspelt name may stand for."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-#: Longer names are compared up to here: the time grows with the product of the lengths.
+#: How many characters of a name are compared, because the time grows with the product of the lengths.
 _COMPARED: Final = 64
-#: What a match of some words of a longer name counts less than one of the whole name.
+#: How much the similarity is reduced if a name only matches some words of a longer one.
 _PART: Final = 0.1
-#: Shorter names are not looked for among the words of longer ones.
+#: Names with fewer characters than this are not compared with single words of longer names.
 _SHORTEST_PART: Final = 3
 _BETWEEN_WORDS: Final = re.compile(r"[-_.:/ ]+")
 
@@ -50,7 +50,7 @@ def _similarity(name: str, other: str, cutoff: float, *, whole: bool) -> float:
 
 
 def _parts(name: str) -> Iterator[str]:
-    """All runs of words of a name but the whole: of "http-port", "http" and "port"."""
+    """All runs of consecutive words in a name, except the whole name: of "http-port", "http" and "port"."""
     words = name.split("-")
     for start in range(len(words)):
         for end in range(start + 1, len(words) + 1):

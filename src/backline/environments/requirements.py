@@ -15,6 +15,7 @@ from typing import Any
 from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
 from backline.engine.names import PYTHON_VERSION
+from backline.environments.on_top import link, pins, server_packages
 
 #: The files that list required packages; the first one found in a folder is used.
 LOCK, PROJECT, LIST = "uv.lock", "pyproject.toml", "requirements.txt"
@@ -23,6 +24,7 @@ WORKER_PACKAGES = ("numpy>=1.24", "msgspec>=0.19")
 #: The oldest Python that a worker process runs on.
 OLDEST_PYTHON = (3, 11)
 OWN_PYTHON = "{}.{}".format(*sys.version_info)
+_OWN_VERSIONS = (OWN_PYTHON, "{}.{}.{}".format(*sys.version_info))
 #: Part of the digest; increment it when environments are built in a different way.
 _FORM = 1
 _PLATFORM = sysconfig.get_platform()
@@ -39,6 +41,7 @@ class Requirements:
     `python` is the required version ("3.13"); otherwise `requires_python` is the range that the project
     allows (">=3.12"). The server's version is used if both are empty, or if the range includes it. `digest`
     is equal for equal files, Python and platform. `ignored` are the files that `file` takes precedence over.
+    With `on_top`, the environment only adds to the server's packages, whose versions are part of the digest.
     """
 
     folder: Path
@@ -47,6 +50,7 @@ class Requirements:
     requires_python: str
     digest: str
     ignored: tuple[str, ...] = ()
+    on_top: bool = False
 
     @property
     def source(self) -> str:
@@ -55,11 +59,14 @@ class Requirements:
         return " and ".join(filter(None, (self.file, asked)))
 
 
-def find_requirements(version_folder: Path, model_folder: Path, python: str = "") -> Requirements | None:
+def find_requirements(
+    version_folder: Path, model_folder: Path, python: str = "", *, on_top: bool = False
+) -> Requirements | None:
     """What the model in these folders requires; the version's folder takes precedence. None if it requires
     nothing.
 
-    `python` is the version in the model's configuration. Raises InvalidArgument for an unreadable file.
+    `python` is the version in the model's configuration. With `on_top`, a requirements.txt adds to the
+    server's packages if it needs no other Python. Raises InvalidArgument for an unreadable file.
     """
     places = list(dict.fromkeys((version_folder, model_folder)))
     folder, files = next(((place, files) for place in places if (files := _files(place))), (places[0], []))
@@ -73,9 +80,12 @@ def find_requirements(version_folder: Path, model_folder: Path, python: str = ""
     digest = hashlib.sha256()
     for part in (str(_FORM), _PLATFORM, python or f"{requires} {OWN_PYTHON}", *WORKER_PACKAGES, file):
         digest.update(part.encode() + b"\0")
+    on_top = on_top and file == LIST and python in ("", *_OWN_VERSIONS)
+    if on_top:
+        digest.update(pins(server_packages()).encode() + link().encode())
     for read in dict.fromkeys(_read_files(folder, file)):
         digest.update(hashlib.sha256(_bytes(read)).digest())
-    return Requirements(folder, file, python, requires, digest.hexdigest()[:20], tuple(ignored))
+    return Requirements(folder, file, python, requires, digest.hexdigest()[:20], tuple(ignored), on_top)
 
 
 def _files(folder: Path) -> list[str]:
@@ -167,7 +177,7 @@ def python_choices(requirements: Requirements) -> Sequence[str]:
     if requirements.requires_python:
         return (f"{requirements.requires_python},=={OWN_PYTHON}.*", requirements.requires_python)
     wanted = requirements.python
-    if not wanted or wanted in (OWN_PYTHON, "{}.{}.{}".format(*sys.version_info)):
+    if not wanted or wanted in _OWN_VERSIONS:
         return (sys.executable,)
     return (wanted, *_of_pyenv(wanted))
 

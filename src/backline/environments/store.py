@@ -27,6 +27,7 @@ import msgspec
 
 from backline.engine.errors import BacklineError, Internal, Unavailable
 from backline.environments.environment import Environment
+from backline.environments.on_top import LINK, lacking, link, pins, server_packages
 from backline.environments.requirements import (
     LOCK,
     OLDEST_PYTHON,
@@ -65,13 +66,14 @@ class About(msgspec.Struct):
 
 class User(msgspec.Struct):
     """A model that requires an environment: its name, its folders, and the Python version in its
-    configuration.
+    configuration. With `on_top`, the environment adds to the server's packages.
     """
 
     model: str
     version_folder: str
     model_folder: str
     python: str = ""
+    on_top: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,17 +272,36 @@ def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnByt
             f" but worker processes need {'.'.join(map(str, OLDEST_PYTHON))} or newer"
         )
     install = ["pip", "install", "--python", str(environment.python), "--compile-bytecode"]
+    packages: tuple[str, ...] = WORKER_PACKAGES
     locked_list = ""
-    if requirements.file == LOCK:
+    if requirements.on_top:
+        locked_list = _additions(requirements, environment, building, uv)
+        install += ["--no-deps", "-r", "-"]
+        packages = ()
+    elif requirements.file == LOCK:
         export = ("export", "--frozen", "--no-emit-project", "--no-dev", "--no-header", "--python")
         locked_list = uv.run(*export, str(environment.python), folder=folder)
         install += ["-r", "-"]
     elif requirements.file:
         install += ["-r", requirements.file]
-    uv.run(*install, *WORKER_PACKAGES, folder=folder, given=locked_list, on_bytes=on_bytes)
+    uv.run(*install, *packages, folder=folder, given=locked_list, on_bytes=on_bytes)
     about = About(requirements.file, python, _installed(environment), time.time(), _size(building))
     _write(building / _ABOUT, msgspec.json.encode(about))
     building.chmod(0o755)
+
+
+def _additions(requirements: Requirements, environment: Environment, building: Path, uv: Uv) -> str:
+    """Links the environment to the server's packages, and returns those to install as a requirements file."""
+    there = server_packages()
+    (environment.packages / LINK).write_text(link(), encoding="utf-8")
+    # uv prefers the versions in its output file, so only what contradicts the server's packages differs.
+    resolved = building / "resolved.txt"
+    resolved.write_text(pins(there), encoding="utf-8")
+    resolve = ("pip", "compile", requirements.file, "-", "--no-header", "--annotation-style", "line", "-q")
+    python = ("--python", str(environment.python))
+    given = "".join(f"{package}\n" for package in WORKER_PACKAGES)
+    uv.run(*resolve, *python, "-o", str(resolved), folder=requirements.folder, given=given)
+    return "".join(f"{line}\n" for line in lacking(resolved.read_text(encoding="utf-8"), there))
 
 
 def _make(requirements: Requirements, building: Path, uv: Uv) -> None:
@@ -316,7 +337,9 @@ def _asks_for(user: User) -> str:
     try:
         if not Path(user.model_folder).is_dir():
             return ""
-        requirements = find_requirements(Path(user.version_folder), Path(user.model_folder), user.python)
+        requirements = find_requirements(
+            Path(user.version_folder), Path(user.model_folder), user.python, on_top=user.on_top
+        )
     except (BacklineError, OSError):
         return ""
     return requirements.digest if requirements is not None else ""

@@ -85,7 +85,7 @@ def called(engine: Engine, step: EnsembleStep) -> Model:
 
 
 def waits_for_steps(engine: Engine, model: Model) -> list[Wait]:
-    """The waits of an ensemble and of ensembles among its steps; empty if `model` is no ensemble."""
+    """The waits of an ensemble and of ensembles among its steps; empty if `model` is not an ensemble."""
     ensemble = model.config.ensemble
     if ensemble is None:
         return []

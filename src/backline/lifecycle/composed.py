@@ -21,7 +21,7 @@ from backline.lifecycle.call_graph import Node, Wait, called, node, waits_for_st
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.queueing import scheduling_text
 from backline.lifecycle.phase import VersionPhase
-from backline.lifecycle.servable import Servable
+from backline.lifecycle.servable import Servable, Settle
 from backline.schedule.cache.flight import RequestKeys
 from backline.schedule.cache.queue import CachedQueue
 from backline.schedule.ensembles.graph import StepModel, origins
@@ -48,7 +48,7 @@ class ComposedServable(Servable):
         #: Whether a model that it calls is unavailable; the ensemble is loaded again when all are available.
         self.lacking = False
 
-    async def load(self, threads: Threads, known: Measured | None) -> None:
+    async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
         """Raises InvalidArgument if its steps do not fit together, or call a model that is missing."""
         if self._version.problem:
             raise InvalidArgument(self._version.problem)

@@ -18,11 +18,13 @@ from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import LoadThreads
-from backline.lifecycle.memory import NoRoom, Residency
+from backline.lifecycle.memory.meter import LoadMemory
+from backline.lifecycle.memory.needs import Need
+from backline.lifecycle.memory.residency import NoRoom, Residency
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.plan import Action, BeginLoad, Cancel, Forget, Serve, Unload, Update, Wanted, plan
 from backline.lifecycle.servable import Servable
-from backline.lifecycle.served_model import ServedModel, ServedModels
+from backline.lifecycle.served_model import UNLOADED_SHOWN_SECONDS, ServedModel, ServedModels
 from backline.lifecycle.sleep import Sleep
 from backline.repository.local import LocalRepository
 
@@ -55,13 +57,19 @@ class Executor:
         self.models = ServedModels(strict_readiness=options.strict_readiness)
         self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
-        self._sleep = Sleep(self.models, self.changes, shared.total, self.advance, fair=options.fair_queues)
+        sleep = self._sleep = Sleep(
+            self.models, self.changes, shared.total, self.advance, fair=options.fair_queues
+        )
         self._residency = Residency(
             options.memory_budget,
-            tenants=self._sleep.tenants,
-            put_to_sleep=self._sleep.put,
-            meter=shared.meter,
+            tenants=sleep.tenants,
+            workers=shared.worker_pids,
+            put_to_sleep=sleep.put,
+            held=shared.held,
+            gpu_budgets=None if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
         )
+        #: The task that writes what was learned about how much memory models need.
+        self._saving: asyncio.Task[None] | None = None
         self._threads = LoadThreads()
         self._keys = count(1)
         self._loading = 0
@@ -90,12 +98,7 @@ class Executor:
             served.follow_target()
             own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
-            actions = plan(
-                served.wanted(),
-                served.planned(),
-                now=time.monotonic(),
-                load_slots=slots,
-            )
+            actions = plan(served.wanted(), served.planned(), now=time.monotonic(), load_slots=slots)
             if not sum(self._carry_out(served, action) for action in actions):
                 break
         there = {
@@ -178,10 +181,8 @@ class Executor:
         known = measured if fingerprint == one.fingerprint else None
         requested = served.change is not None or model.version in served.awake
         evict = model.config.pinned or one.another_serves or requested
-        what = f"model '{model.name}' version {model.version}"
         try:
-            async with self._residency.room(what, one.file_bytes, evict=evict):
-                await one.load(self._threads, known)
+            await self._load_within_budget(one, known, evict=evict)
         except asyncio.CancelledError:
             served.held.pop(one.key, None)
         except NoRoom as error:
@@ -200,11 +201,44 @@ class Executor:
             self._fail(served, one, f"{type(error).__name__}: {error}", time.monotonic() - began)
         else:
             self._engine.record_load(model.name, time.monotonic() - began, succeeded=True)
+            self._save_needs()
             if one.measured is not None:
                 self._measured[model.name, model.version] = (one.fingerprint, one.measured)
         finally:
             self._loading -= 1
             self.advance((served.name,))
+
+    async def _load_within_budget(self, one: Servable, known: Measured | None, *, evict: bool) -> None:
+        """Raises NoRoom if the memory budget has no room for it, and otherwise what Servable.load raises."""
+        needs, residency, kind = self._shared.needs, self._residency, one.kind
+        label = f"model '{one.model.name}' version {one.model.version}"
+
+        async def settle(memory: LoadMemory) -> None:
+            if memory.need.measured:
+                needs.learn(kind, memory.need)
+            assert reservation is not None, "it is loaded within its reservation"
+            await residency.settle(reservation, memory.need)
+
+        while True:
+            reservation = None
+            try:
+                async with residency.room(
+                    label, lambda: needs.of(kind), evict=evict, pids=lambda: one.pids
+                ) as reservation:
+                    await residency.watch(
+                        reservation,
+                        one.load(self._threads, known, settle),
+                        seen=lambda own: needs.learn(kind, Need(own, own)),
+                    )
+                return
+            except NoRoom:
+                if reservation is None or not reservation.crowded_out:
+                    raise
+                # Begins again, with room for what the load is now known to need at least.
+
+    def _save_needs(self) -> None:
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.create_task(asyncio.to_thread(self._shared.needs.save))
 
     def _fail(self, served: ServedModel, one: Servable, reason: str, seconds: float) -> None:
         model = one.model
@@ -215,9 +249,7 @@ class Executor:
         if one.attempt <= retries and not one.hopeless and not self._closed:
             pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
             again = time.monotonic() + pause
-            loop = asyncio.get_running_loop()
-            # A little later than `again`: the loop's timers may fire early.
-            loop.call_later(pause + 0.002, self.advance, (served.name,))
+            self._advance_later(pause, served)
             reason = f"{reason}; trying again in {pause:.0f} s (attempt {one.attempt + 1} of {retries + 1})"
         one.fail(reason, again)
         self._on_step(Step("failed", model, reason, again is not None))
@@ -227,10 +259,19 @@ class Executor:
             await one.drain(self._options.drain_seconds)
         except Exception:
             log.exception("unloading '%s' version %s failed", one.model.name, one.model.version)
-        await self._residency.give_back()
         served.unloaded(one)
+        self._advance_later(UNLOADED_SHOWN_SECONDS, served)
         self._on_step(Step("unloaded", one.model, self._sleep.reason(one.key)))
         self.advance((served.name,))
+
+    def _advance_later(self, seconds: float, served: ServedModel) -> None:
+        # A little later: the loop's timers may fire early.
+        asyncio.get_running_loop().call_later(seconds + 0.002, self.advance_known, served)
+
+    def advance_known(self, served: ServedModel) -> None:
+        """Advances a model, unless it was forgotten by now, perhaps for another one with its name."""
+        if self.models.find(served.name) is served:
+            self.advance((served.name,))
 
     async def close(self) -> None:
         """Refuses new and queued requests, lets running ones finish, and frees the models."""
@@ -247,6 +288,7 @@ class Executor:
         self._engine.refresh()
         if tasks:
             await asyncio.wait(tasks)
+        await asyncio.to_thread(self._shared.needs.save)
         for one in held:
             if one.phase is VersionPhase.DRAINING:
                 await one.drain(0)
@@ -287,12 +329,8 @@ class Dependencies:
 
     def needed(self) -> set[str]:
         """The models that ensembles with a target call directly."""
-        return {
-            name
-            for served in self._models
-            if served.target
-            for name in composed_of(served.target.source.config)
-        }
+        sources = (served.target.source for served in self._models if served.target)
+        return {name for source in sources for name in composed_of(source.config)}
 
     def is_waiting(self, config: ModelConfig) -> bool:
         """Whether a model's load must wait for loads of models that it calls."""

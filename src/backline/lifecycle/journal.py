@@ -13,7 +13,7 @@ from backline.engine.model import Model, ModelState
 from backline.engine.names import version_order
 from backline.lifecycle.audit_log import AuditLog
 from backline.lifecycle.executor import Step
-from backline.lifecycle.memory import TO_MAKE_ROOM, WHEN_IDLE
+from backline.lifecycle.memory.residency import TO_MAKE_ROOM, WHEN_IDLE
 from backline.lifecycle.served_model import ServedModel
 
 log = logging.getLogger("backline.lifecycle")
@@ -101,7 +101,8 @@ class Journal:
         if step.kind == "failed":
             log.error("model '%s' version %s is not available: %s", model.name, model.version, step.reason)
         else:
-            log.info("model '%s' version %s was %s", model.name, model.version, step.kind)
+            why = f": {step.reason}" if step.reason else ""
+            log.info("model '%s' version %s was %s%s", model.name, model.version, step.kind, why)
         if self._on_event is not None:
             self._done += not step.again
             seconds = model.statistics.load_seconds
@@ -127,8 +128,9 @@ class Journal:
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:
     """The author and the reason of a step, for the audit log."""
-    if step.reason in _SLEEP:
-        return _SLEEP[step.reason], step.reason
+    for reason, who in _SLEEP.items():
+        if step.reason.startswith(reason):
+            return who, step.reason
     by_request = (
         served is not None and step.kind in ("loaded", "failed") and step.model.version in served.awake
     )

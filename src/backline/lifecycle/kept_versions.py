@@ -14,7 +14,7 @@ class _Kept:
 
 
 class KeptVersions:
-    """For each label of one model at most one version: the one that a rollback of the label leads to.
+    """Keeps at most one version for each label of a model: the one that a rollback of the label leads to.
 
     Lives on the event loop.
     """
@@ -34,13 +34,13 @@ class KeptVersions:
         self._by_label[label] = _Kept(version, timer)
 
     def forget(self, label: str) -> None:
-        """Keeps no version for a label."""
+        """Stops keeping a version for a label."""
         kept = self._by_label.pop(label, None)
         if kept is not None:
             kept.end.cancel()
 
     def drop(self, version: str) -> None:
-        """Keeps a version for no label."""
+        """Stops keeping a version, whichever labels it was kept for."""
         for label in self.labels_of(version):
             self.forget(label)
 

@@ -114,9 +114,7 @@ class Labelling:
         """
         served.kept.forget(label)
         if version and action != "rollback" and self._keep_seconds:
-            served.kept.keep(
-                label, version, self._keep_seconds, lambda: self._executor.advance((served.name,))
-            )
+            served.kept.keep(label, version, self._keep_seconds, lambda: self._executor.advance_known(served))
 
     async def _remove(self, move: LabelMove, who: str) -> Change:
         """Removes a label set by request; a label of that name in the configuration applies again."""

@@ -63,6 +63,7 @@ class Lifecycle:
         self._changes: Counter[str] = Counter()
         self._watching: asyncio.Task[None] | None = None
         engine.control = self
+        engine.loads_by_request = options.mode == "explicit"
 
     async def start(self, on_event: OnEvent | None = None) -> None:
         """Loads the models chosen by the options; in mode poll also starts watching the repositories.
@@ -261,12 +262,14 @@ class Lifecycle:
             )
 
     def _check_loading(self) -> None:
-        if self._options.mode != "explicit":
-            # Triton's text, also for mode none.
+        start = "start it with --model-control-mode explicit"
+        if self._options.mode == "poll":  # Triton's text, which Triton also uses without polling
             text = "explicit model load / unload is not allowed if polling is enabled"
+            raise Unavailable(f"{text}: this server's mode is poll, {start}")
+        if self._options.mode == "none":
             raise Unavailable(
-                f"{text}: this server's mode is {self._options.mode}, start it with --model-control-mode"
-                " explicit"
+                "models cannot be loaded or unloaded by request: this server's mode is none, it serves what"
+                f" its repositories held at the start; {start}"
             )
 
     @asynccontextmanager

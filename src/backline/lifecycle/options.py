@@ -43,14 +43,20 @@ class LifecycleOptions:
     strict_readiness: bool = True
     #: Whether to load files that can execute any code when they are loaded: pickles, machine code.
     trust_pickle: bool = False
+    #: Patterns of the names of models for which pickles and machine code are loaded, as by `trust_pickle`.
+    trust_pickle_models: tuple[str, ...] = ()
+    #: Types that skops does not know and that its files may have, by full name.
+    trust_skops_types: tuple[str, ...] = ()
     #: Whether a model that asks for a GPU fails to load where none can be used, instead of running on the
     #: CPU.
     strict_devices: bool = False
     #: Whether to run code (Python, TorchScript, torch.export) from remote repositories or load requests.
     trust_remote_code: bool = False
-    #: Limit of the process' resident memory in bytes; idle versions are unloaded, and reloaded on request.
-    #: None for no limit.
+    #: Limit of the memory, in bytes, that the server and its workers hold; idle versions are unloaded, and
+    #: reloaded on request. None for no limit.
     memory_budget: int | None = None
+    #: The same for the memory of each GPU, as "SIZE" for every GPU or "GPU:SIZE" for one.
+    gpu_memory_budget: tuple[str, ...] = ()
     #: Whether the callers of a model are served in turn, rather than in the order in which requests arrive.
     fair_queues: bool = False
     #: Limit of queued requests over all models; None for no limit.
@@ -71,3 +77,8 @@ class LifecycleOptions:
     #: The folder for labels, the audit log and recorded requests; None for one in the user's home for this
     #: set of repositories.
     state_folder: Path | None = None
+
+    @property
+    def limits_memory(self) -> bool:
+        """Whether there is a memory budget."""
+        return self.memory_budget is not None or bool(self.gpu_memory_budget)

@@ -28,7 +28,7 @@ from backline.repository.repository import FoundVersion
 from backline.repository.walk import walk
 from backline.system.file_lock import open_lock, try_lock
 
-#: These are ignored among a load's files, because only the load's configuration parameter was checked.
+#: Configuration files, which are ignored among a load's files: only the load's configuration was checked.
 _CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})
 _PREFIX = "backline-loads-"
 

@@ -52,7 +52,7 @@ FOLLOWING: Mapping[VersionPhase, frozenset[VersionPhase]] = MappingProxyType(
 SEEN_AS: Mapping[VersionPhase, ModelState] = MappingProxyType(
     {
         _P.WAITING: ModelState.LOADING,
-        _P.ASLEEP: ModelState.UNAVAILABLE,
+        _P.ASLEEP: ModelState.ON_DEMAND,
         _P.WAKING: ModelState.LOADING,
         _P.LOADING: ModelState.LOADING,
         _P.LOADED: ModelState.LOADING,

@@ -191,8 +191,8 @@ def replacements(
     """For ready versions that are no longer selected: the versions that must be ready before they may go.
 
     To be called when the selection changes from `selected_before` to `selected`, with the previous result as
-    `before`. A version waits for the newly selected ones. It does not wait for a version whose load had
-    already `failed` by then: that one was no replacement, and a version that was deleted would never go.
+    `before`. A version waits for the newly selected ones, except those whose load has already `failed`:
+    otherwise a version whose files were deleted might never be unloaded.
     """
     new = frozenset(selected - ready - failed)
     leaving = {version: new for version in selected_before - selected if version in ready}

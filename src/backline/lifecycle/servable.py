@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor as Threads
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.errors import InvalidArgument
 from backline.engine.model import LoadProgress, Model
 from backline.engine.statistics import FIRST_RESPONSE_BOUNDS_MS, ModelStatistics
 from backline.engine.values.signature import DecoupledCheck
@@ -26,11 +26,14 @@ from backline.lifecycle.loading.queueing import (
 )
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
+from backline.lifecycle.memory.meter import LoadMemory
+from backline.lifecycle.memory.needs import load_kind
 from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import Held
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.queues.queue import being_unloaded
 from backline.schedule.version_queue import InstancesQueue, with_deadline
+from backline.system.memory import trim
 from backline.workers.here.instances import InlineInstance
 from backline.workers.here.streaming import StreamPool
 
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.lifecycle")
 
 Fetch: TypeAlias = Callable[[OnBytes], Awaitable[FetchedVersion]]
+#: Called with the memory of a loaded model; raises BacklineError if that is too much.
+Settle: TypeAlias = Callable[[LoadMemory], Awaitable[None]]
 
 
 class Servable(ShownVersion):
@@ -74,10 +79,18 @@ class Servable(ShownVersion):
         self.at_start = not shared.started
         #: Whether its load will fail however often it is tried, because what a scan found cannot be loaded.
         self.hopeless = bool(version.problem)
-        #: The size of its files, in bytes.
-        self.file_bytes = sum(file.size for file in version.files.values())
+        #: What is known of its load before it begins.
+        self.kind = load_kind(
+            config,
+            fingerprint,
+            version.path or "",
+            {name: file.size for name, file in version.files.items()},
+            () if shared.gpu_budgets is None else shared.gpu_budgets.bytes,
+        )
         #: When the version was opened to requests, by time.time().
         self.ready_at = 0.0
+        #: When it was unloaded, by time.monotonic().
+        self.ended_at = 0.0
         #: When a failed load is retried, by time.monotonic().
         self.retry_at: float | None = None
         #: Seconds after which a failed load might succeed if tried again; None if unknown.
@@ -85,6 +98,8 @@ class Servable(ShownVersion):
         #: The running load or drain.
         self.task: asyncio.Task[None] | None = None
         self.measured: Measured | None = None
+        #: What the loaded model holds; None before it is loaded.
+        self.memory: LoadMemory | None = None
         if statistics is not None:
             self.model.statistics = statistics
         self._shared = shared
@@ -107,10 +122,18 @@ class Servable(ShownVersion):
             self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at
         )
 
-    async def load(self, threads: Threads, known: Measured | None) -> None:
+    @property
+    def pids(self) -> Sequence[int]:
+        """The worker processes that hold the version, or that its load has started."""
+        if self._loaded is not None:
+            return self._loaded.pids
+        return () if self._load is None else self._load.pids
+
+    async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
         """Fetches, loads and warms up the version. Raises BacklineError if that fails.
 
-        `known` are the measurements of an earlier load of the same files.
+        `known` are the measurements of an earlier load of the same files. `settle` is called with the memory
+        of the loaded model before the model may serve. If it raises, the model is closed.
         """
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
@@ -128,6 +151,7 @@ class Servable(ShownVersion):
             self._version,
             fetched,
             known,
+            self.kind,
             may_run_code=self._may_run_code,
             on_bytes=on_bytes,
         )
@@ -141,8 +165,9 @@ class Servable(ShownVersion):
             loading.add_done_callback(_discard)
             raise
         try:
+            await settle(warm.memory)
             self._start(warm)
-        except BacklineError:
+        except BaseException:
             await loop.run_in_executor(None, warm.loaded.close)
             raise
         self.model.progress = None
@@ -192,12 +217,26 @@ class Servable(ShownVersion):
         model.platform = loaded.platform
         model.signature = loaded.signature
         model.max_batch_size = loaded.max_batch_size
-        model.memory_bytes = warm.memory
+        self._show_memory(warm.memory)
         model.placement = maker.placement(loaded, instances)
         model.decoupled = loaded.decoupled
         self._tell(loaded)
         model.check = DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
+
+    def _show_memory(self, memory: LoadMemory) -> None:
+        self.memory = memory
+        loop = asyncio.get_running_loop()
+
+        def show() -> None:
+            if self._loaded is not None:
+                self.model.memory_bytes = memory.shown
+
+        def on_change() -> None:
+            loop.call_soon_threadsafe(show)
+
+        memory.on_change = on_change
+        show()
 
     def _tell(self, loaded: LoadedVersion) -> None:
         """Updates the scheduling text and the metrics that depend on the configuration."""
@@ -253,12 +292,12 @@ class Servable(ShownVersion):
         self.ready_at = time.time()
 
     def show_newer(self, failure: str, progress: LoadProgress | None, remark: str = "") -> None:
-        """Shows, while it serves, why newer files cannot be served, else a `remark`; and their progress."""
-        self._show(
-            f"the current files cannot be served, so the previous ones still are: {failure}"
-            if failure
-            else remark
-        )
+        """Shows on a version that serves why its newer files cannot be served, or else a `remark`.
+
+        Also shows how far the load of the newer files is.
+        """
+        reason = f"the current files cannot be served, so the previous ones still are: {failure}"
+        self._show(reason if failure else remark)
         self.model.progress = progress
 
     @property
@@ -329,16 +368,25 @@ class Servable(ShownVersion):
             )
         elif self._loaded is not None:
             # On a thread: freeing a large model would block the loop.
-            await asyncio.get_running_loop().run_in_executor(None, self._loaded.close)
+            await asyncio.get_running_loop().run_in_executor(None, self._free, self._loaded)
         self._loaded = self._maker = None
         if self._load is not None:
             self._load.forget_calls()
         self.model.queue = self.model.check = self.model.sequences = None
         self.model.memory_bytes = 0
 
+    def _free(self, loaded: LoadedVersion) -> None:
+        if self.kind.workers:
+            loaded.close()
+            return
+        with self._shared.meter.freeing():
+            loaded.close()
+            trim()
+
     def end(self) -> None:
         """Marks the load as unloaded. The planner does not know this phase, so it must not hold the load."""
         self.enter(VersionPhase.UNLOADED, "unloaded")
+        self.ended_at = time.monotonic()
 
     def _end_streams(self, streams: StreamPool) -> None:
         """Ends streams that outlast the drain; they may be endless."""

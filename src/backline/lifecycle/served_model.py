@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,8 @@ from backline.lifecycle.servable import Servable
 from backline.lifecycle.wanted import Target, identity
 from backline.repository.repository import FoundVersion
 
+#: Seconds for which a version is listed after the version policy has given it up and it was unloaded.
+UNLOADED_SHOWN_SECONDS = 60.0
 #: Makes the stand-in for a version that is loaded on request.
 MakeAsleep = Callable[[str], StandIn]
 
@@ -98,7 +101,7 @@ class ServedModel:
         self._selected = selected
 
     def planned(self) -> list[Held]:
-        """The existing loads as the planner sees them."""
+        """The existing loads, as the planner needs to know them."""
         nothing: frozenset[str] = frozenset()
         return [
             replace(one.held(), replaced_by=self._replaced_by.get(one.model.version, nothing))
@@ -138,7 +141,7 @@ class ServedModel:
         )
 
     def may_give_up(self, version: str) -> bool:
-        """Whether a version is `only_kept`, and the planner would unload it at once without that."""
+        """Whether a version is `only_kept`, so that the planner would otherwise unload it at once."""
         return (
             self.only_kept(version)
             and version not in self._replaced_by
@@ -256,7 +259,10 @@ class ServedModel:
         )
 
     def rest(self, version: str, reason: str) -> None:
-        """Marks a version to be unloaded until a request asks for it, or for good if it was `only_kept`."""
+        """Marks a version to be unloaded, for the `reason` that clients see.
+
+        A request will load it again. A version that was only kept for a rollback is dropped for good instead.
+        """
         self.awake.discard(version)
         if self.only_kept(version):
             self.kept.drop(version)
@@ -362,7 +368,7 @@ class ServedModel:
             one.show_newer(failed[0] if failed else "", progress, self._remark(version))
 
     def _remark(self, version: str) -> str:
-        """What a user should know about a version that serves; usually nothing."""
+        """A text with what a user should know about a version that serves; usually empty."""
         if self.only_kept(version):
             labels = ", ".join(f"'{label}'" for label in self.kept.labels_of(version))
             return f"stays loaded for a while, for a rollback of {labels}"
@@ -370,7 +376,7 @@ class ServedModel:
 
     @property
     def files_gone(self) -> dict[str, str]:
-        """The versions that serve only because a label points to them, each with what becomes of it."""
+        """The versions that serve only because a label points to them, and texts on what becomes of each."""
         if self.target is None or self.target.source.found.problem:
             return {}
         gone = set(self.labels.values()) & self.ready_versions - set(self.target.source.versions)
@@ -388,13 +394,25 @@ class ServedModel:
             self.failures[version] = StandIn(self.name, version, config, VersionPhase.FAILED, reason)
 
     def _unloaded_versions(self) -> Mapping[str, Servable]:
-        """Versions that served before and are still in the repository, to be listed as unloaded."""
-        known = self.known_versions
-        self._unloaded = {version: one for version, one in self._unloaded.items() if version in known}
+        """Versions that served before and are still in the repository, to be listed as unloaded.
+
+        One that a request has unloaded is listed until it is loaded again. One that the version policy has
+        given up is listed for a while, for those who follow the change.
+        """
+        earliest = time.monotonic() - UNLOADED_SHOWN_SECONDS
+        self._unloaded = {
+            version: one
+            for version, one in self._unloaded.items()
+            if version in self.known_versions and (self._by_request(version) or one.ended_at > earliest)
+        }
         there = {one.model.version for one in self.held.values()} | {goal.version for goal in self.wanted()}
         for version in there:
             self._unloaded.pop(version, None)
         return self._unloaded
+
+    def _by_request(self, version: str) -> bool:
+        """Whether an unwanted version is unwanted because a request unloaded it or its model."""
+        return self.target is None or version in self.target.removed
 
     def unloaded(self, one: Servable) -> None:
         """Removes a drained version."""

@@ -13,7 +13,7 @@ from backline.engine.model import Model
 from backline.engine.ticket import Ticket
 from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.loading.queueing import queue_settings
-from backline.lifecycle.memory import Tenant
+from backline.lifecycle.memory.room import Tenant
 from backline.lifecycle.phase import StandIn, VersionPhase
 from backline.lifecycle.served_model import ServedModel, ServedModels
 from backline.schedule.queues.priority import make_queue
@@ -50,12 +50,16 @@ class Sleep:
             Tenant(
                 (served.name, one.key),
                 one.model.memory_bytes,
-                0.0 if served.only_kept(one.model.version) else one.last_used,  # it is the first to go
+                0.0
+                if served.only_kept(one.model.version)
+                else one.last_used,  # kept versions are evicted first
                 pinned=one.model.config.pinned and not served.only_kept(one.model.version),
                 busy=one.busy or not served.may_rest(one),
                 idle_limit=None
                 if served.only_kept(one.model.version)
                 else one.model.config.idle_unload_seconds,
+                gpus={} if one.memory is None else one.memory.need.gpus,
+                pids=tuple(one.pids),
             )
             for served in self._models
             for one in served.held.values()
@@ -64,12 +68,8 @@ class Sleep:
 
     async def put(self, keys: Collection[Hashable], reason: str) -> None:
         """Unloads the tenants with these keys, to be reloaded on request; returns when they are unloaded."""
-        leaving = [
-            (served, one)
-            for served in self._models
-            for one in served.held.values()
-            if (served.name, one.key) in keys
-        ]
+        held = [(served, one) for served in self._models for one in served.held.values()]
+        leaving = [(served, one) for served, one in held if (served.name, one.key) in keys]
         for served, one in leaving:
             served.rest(one.model.version, reason)
             self._reasons[one.key] = reason

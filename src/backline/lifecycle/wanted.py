@@ -7,12 +7,12 @@ import logging
 import posixpath
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 
 from backline.engine.config.model_config import ModelConfig, VersionPolicy
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.names import version_order
 from backline.lifecycle.plan import Wanted
+from backline.repository.listing import place_below
 from backline.repository.names import some_of
 from backline.repository.repository import FoundModel, FoundVersion, Repository
 
@@ -150,8 +150,7 @@ class Sources:
         self._prefixes = dict.fromkeys(self._repositories, "")
         if namespacing:
             self._prefixes = {
-                location: f"{PurePath(location.rstrip('/')).name or 'root'}."
-                for location in self._repositories
+                location: f"{repository.name}." for location, repository in self._repositories.items()
             }
             _check_apart(self._prefixes)
         self._found: dict[str, list[FoundModel]] = {}
@@ -252,16 +251,23 @@ def _check_apart(prefixes: dict[str, str]) -> None:
         if prefix in seen:
             raise InvalidArgument(
                 "with namespaces, models are named after the last part of their repository, which is"
-                f" '{prefix[:-1]}' for both '{seen[prefix]}' and '{location}'; rename one"
+                f" '{prefix[:-1]}' for both '{seen[prefix]}' and '{location}'; rename one, or name the"
+                " model at a URL: NAME=URL"
             )
         seen[prefix] = location
 
 
 def _refuse_same(same: list[Source]) -> Source:
     """A source with a problem, in place of several models that share a name: any of them could be meant."""
-    folders = ", ".join(f"'{source.found.namespace.rstrip('/')}/{source.found.folder}'" for source in same)
+    folders = ", ".join(f"'{_place(source.found)}'" for source in same)
     problem = (
         f"model '{same[0].name}' is in more than one repository: {folders}; rename or remove all but one, or"
         " serve them as <repository>.<model> with --model-namespacing"
     )
+    if any("://" in source.found.namespace for source in same):
+        problem += "; NAME=URL renames a model at a URL"
     return replace(same[0], found=replace(same[0].found, problem=problem, versions=()))
+
+
+def _place(found: FoundModel) -> str:
+    return place_below(found.namespace, found.folder) if found.folder else found.namespace

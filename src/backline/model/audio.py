@@ -10,9 +10,9 @@ import numpy as np
 
 from backline.engine.errors import InvalidArgument
 from backline.model.hints import DECODED_LIMIT, Array, OrNone, library
+from backline.model.sound_files import read_sound
 
 _WRITTEN: Final = ("WAV", "FLAC", "OGG")
-_ITEM = np.dtype(np.float32).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +28,12 @@ class AudioHint(OrNone):
         _soundfile(), _soxr()
         if self.format and not output:
             raise InvalidArgument(
-                f"an input's file decides its format (WAV, FLAC, OGG, MP3...); leave '{self.format}' out"
+                f"an input's file decides its format (WAV, FLAC, OGG, MP3, M4A...); leave '{self.format}' out"
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:
         """Decodes, mixes and resamples a file: FP32 [samples] for one channel, else [channels, samples]."""
-        soundfile = _soundfile()
-        try:
-            with soundfile.SoundFile(io.BytesIO(data)) as file:
-                rate = file.samplerate
-                _check_size(file.frames * file.channels * _ITEM, limit)
-                _check_size(file.frames * self.rate // rate * self.channels * _ITEM, limit)
-                samples = file.read(dtype="float32", always_2d=True)
-        except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as error:
-            reason = str(error).rpartition("': ")[2].rpartition(">: ")[2] or str(error)
-            raise InvalidArgument(f"the sound cannot be decoded: {reason}") from None
+        samples, rate = read_sound(data, limit, self.rate, self.channels)
         samples = self._mixed(samples)
         if rate != self.rate and len(samples):
             samples = _soxr().resample(samples, rate, self.rate)
@@ -82,8 +73,8 @@ class AudioHint(OrNone):
 
 
 class Audio(Array):
-    """Sound, sent as a file (WAV, FLAC, OGG, MP3 or another format of libsndfile) and passed to the model as
-    an FP32 array.
+    """Sound, sent as a file (WAV, FLAC, OGG, MP3 or another format of libsndfile; with PyAV also M4A, AAC and
+    WebM) and passed to the model as an FP32 array.
 
     `Audio[16000]` is one channel at 16 kHz, [samples]; `Audio[44100, 2]` is two channels, [2, samples]. An
     output becomes a WAV file, or a FLAC file with `Audio[44100, 2, "FLAC"]`. `Audio[16000].decode(data)`
@@ -112,11 +103,6 @@ def audio_hint(hint: Any) -> AudioHint | None:
     if hint is Audio:
         raise InvalidArgument("Audio needs a rate, as in Audio[16000]")
     return hint if isinstance(hint, AudioHint) else None
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise InvalidArgument(f"the sound has {size} bytes when it is decoded, more than {limit}")
 
 
 def _soundfile() -> Any:

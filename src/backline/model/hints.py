@@ -143,7 +143,7 @@ class Request:
 
     id: str = ""
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    #: The id of the request's sequence, 0 for none, and whether it is the first or the last request there.
+    #: The id of the request's sequence, 0 for none, and whether this is the sequence's first or last request.
     sequence: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False

@@ -18,6 +18,10 @@ _LABEL = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 _HELP = str.maketrans({"\\": "\\\\", "\n": "\\n"})
 
 
+#: Floats represent every whole number up to this one exactly.
+_EXACT = 2**53
+
+
 def comment(name: str, kind: str, text: str) -> str:
     """The HELP and TYPE lines of a metric; `kind` is counter, gauge or histogram."""
     return f"# HELP {name} {text.translate(_HELP)}\n# TYPE {name} {kind}\n"
@@ -32,7 +36,10 @@ def number(value: float) -> str:
     """A value as text for Prometheus, which reads numbers as Go does."""
     if value in (inf, -inf):
         return "+Inf" if value > 0 else "-Inf"
-    return "NaN" if isnan(value) else repr(value)
+    if isnan(value):
+        return "NaN"
+    # Written out, since scripts compare counters as text and Triton's have no exponent.
+    return str(int(value)) if value == int(value) and abs(value) < _EXACT else repr(value)
 
 
 #: What a label's name cannot contain. Such characters are replaced, since one model's bad label must not make

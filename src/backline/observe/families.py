@@ -60,7 +60,7 @@ def _counter(name: str, text: str, read: Read) -> FamilyTemplate:
 
 
 def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Read], ...]) -> FamilyTemplate:
-    """A metric with a sample for each value of `label`; `values` pairs it with what reads its number."""
+    """A metric with a sample per value of `label`; `values` pairs each with the function that reads it."""
     lines = "".join(f'{name}{{{_LABELS},{label}="{value}"}} %d\n' for value, _ in values)
     reads = tuple(read for _, read in values)
 

@@ -20,6 +20,12 @@ class FileEntry:
     problem: str = ""
 
 
+def place_below(location: str, path: str) -> str:
+    """The location of a path below a location; in an archive on a web server, `#` precedes the path."""
+    in_archive = location.startswith(("http://", "https://")) and "#" not in location
+    return f"{location.rstrip('/')}{'#' if in_archive else '/'}{path}"
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """All files below a folder or URL, `location`. Paths are relative, such as "add1/1/model.onnx".
@@ -41,7 +47,7 @@ class Listing:
         prefix = folder + "/"
         cut = len(prefix)
         return Listing(
-            f"{self.location.rstrip('/')}/{folder}",
+            place_below(self.location, folder),
             {path[cut:]: entry for path, entry in self.files.items() if path.startswith(prefix)},
             frozenset(path[cut:] for path in self.folders if path.startswith(prefix)),
             lambda path: self.read(prefix + path),
@@ -86,7 +92,7 @@ class Folder:
     def _below(self, name: str, files: Mapping[str, FileEntry], folders: set[str]) -> Folder:
         read = self.listing.read
         listing = Listing(
-            f"{self.location.rstrip('/')}/{name}",
+            place_below(self.location, name),
             files,
             frozenset(folders),
             lambda path: read(f"{name}/{path}"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.engine.names import printable
+from backline.repository.at_rest import LONGEST_REST, FilesAtRest, Seen
 from backline.repository.configuration import ConfigFiles
 from backline.repository.file_events import changes, is_remote
 from backline.repository.layouts.layouts import Known, read_single
@@ -23,15 +23,15 @@ from backline.repository.layouts.model_config_list import (
     read_listed,
 )
 from backline.repository.layouts.model_files import suffix_of
-from backline.repository.layouts.scan import scan_listing
+from backline.repository.layouts.scan import check_named, scan_listing
 from backline.repository.listing import Folder
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 from backline.repository.walk import identity, reason, walk, walk_file
 
 #: A file larger than this, in bytes, is not a list of models.
 _MAX_LIST = 1024 * 1024
-#: A version in a watched repository is loaded only once its files have not changed for this many seconds.
-_AT_REST = 1.0
+#: Seconds between checks of files that differ from the last scan, until the next scan finds the change.
+_LOOK = 0.25
 
 
 class LocalRepository:
@@ -51,7 +51,9 @@ class LocalRepository:
         self._name = name
         self._stable_inodes = not is_remote(self._path)
         self._known: Known = {}
-        self._is_watched = False
+        #: The interval of the watch, in seconds; None without a watch.
+        self._interval: float | None = None
+        self._at_rest = FilesAtRest()
         #: The paths to watch, as of the last scan.
         self._watched: tuple[Path, ...] = (self._path,)
 
@@ -59,23 +61,28 @@ class LocalRepository:
     def location(self) -> str:
         return str(self._path)
 
+    @property
+    def name(self) -> str:
+        return self._name or self._path.name or "root"
+
     async def scan(self) -> list[FoundModel]:
         return await asyncio.to_thread(self.scan_now)
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
         """Returns the original files, not copies. Raises Unavailable if they have changed since the scan.
 
-        In a watched repository, it waits a second if a file was just written: a copy may be in progress.
+        While the repository is watched, waits until no file is being written any more, as a copy may be in
+        progress. If a file changes meanwhile, the next scan finds a new version, and the caller cancels.
         """
-        if self._is_watched and await asyncio.to_thread(self._is_fresh, version):
-            await asyncio.sleep(_AT_REST)
+        if self._interval is not None:
+            await self._until_at_rest(version, self._interval)
         fetched = await asyncio.to_thread(self._check, model, version)
         total = sum(entry.size for entry in version.files.values())
         on_bytes(total, total)
         return fetched
 
     def changes(self, interval: float) -> AsyncIterator[None]:
-        self._is_watched = True
+        self._interval = interval
         return changes(lambda: self._watched, interval)
 
     async def close(self) -> None:
@@ -90,13 +97,7 @@ class LocalRepository:
         found = scan_listing(
             listing, formats=self._formats, name=self._name, configs=self._configs, known=self._known
         )
-        if self._name and [model.name for model in found] != [printable(self._name)]:
-            names = ", ".join(f"'{model.name}'" for model in found) or "no model"
-            raise InvalidArgument(
-                f"the name '{self._name}' is for the only model at a path, but '{self._path}' is a"
-                f" repository that holds {names};"
-                " leave the name out, or name the folder of one model"
-            )
+        check_named(found, self._name, str(self._path))
         return found
 
     def _scan_file(self) -> list[FoundModel]:
@@ -114,8 +115,8 @@ class LocalRepository:
             )
         if self._name:
             raise InvalidArgument(
-                f"the name '{self._name}' is for the only model at a path, but the list '{self._path}' names"
-                " its models"
+                f"the name '{self._name}' is for the only model at a location, but the list '{self._path}'"
+                " names its models"
             )
         listed = parse_list(text, str(self._path))
         models = [self._read_listed(model) for model in listed]
@@ -158,14 +159,24 @@ class LocalRepository:
     def _root(self) -> Path:
         return self._path.parent if self._path.is_file() else self._path
 
-    def _is_fresh(self, version: FoundVersion) -> bool:
-        """Whether a file was written within the last second, or in the future by another machine's clock."""
-        newest = time.time() - _AT_REST
+    async def _until_at_rest(self, version: FoundVersion, interval: float) -> None:
+        give_up = time.monotonic() + 2 * interval + LONGEST_REST  # _check reports a change that no scan found
+        while time.monotonic() < give_up:
+            seen = await asyncio.to_thread(self._look_at, version)
+            pause = self._at_rest.wait(seen, time.monotonic())
+            if not pause and all(file.identity == version.files[file.path].identity for file in seen):
+                return
+            await asyncio.sleep(pause or _LOOK)
+
+    def _look_at(self, version: FoundVersion) -> list[Seen]:
+        now = time.time()
+        seen = []
         for path in version.files:
             with contextlib.suppress(OSError):  # the file is gone; _check reports it
-                if (self._root() / path).stat().st_mtime > newest:
-                    return True
-        return False
+                status = (self._root() / path).stat()
+                found = identity(status, stable_inodes=self._stable_inodes)
+                seen.append(Seen(path, found, now - status.st_mtime))
+        return seen
 
     def _check(self, model: FoundModel, version: FoundVersion) -> FetchedVersion:
         root = self._root()

@@ -15,6 +15,8 @@ from backline.repository.repository import Repository
 
 #: The scheme of a URL. It has at least two letters, as one letter is a drive of Windows.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+#: The name in NAME=URL, with the equals sign.
+_NAMED = re.compile(r"([\w.+-]+)=(?=[A-Za-z][A-Za-z0-9+.-]+:/|hf:)")
 #: "as" is Triton's scheme for Azure Blob Storage.
 _OBJECT_STORES = ("s3", "gs", "az", "as")
 _ARCHIVES = ("http", "https")
@@ -40,11 +42,16 @@ def open_repository(
     configs: ConfigFiles | None = None,
     name: str = "",
 ) -> Repository:
-    """The repository at `location`, a path or a URL. Files of a URL are cached below `cache`.
+    """The repository at `location`, a path, a URL or NAME=URL. Files of a URL are cached below `cache`.
 
-    Opening a repository does not scan it. If the path is a single model, `name` replaces the last part of the
-    path as its name. Raises InvalidArgument if the location is neither a path nor a supported URL.
+    Opening a repository does not scan it. If the location is a single model, `name` or NAME replaces the last
+    part of the location as its name. Raises InvalidArgument if the location is neither a path nor a supported
+    URL.
     """
+    own_name, location = split_name(location)
+    if name and own_name:
+        raise InvalidArgument(f"'{location}' was given two names, '{own_name}' and '{name}'; leave one out")
+    name = name or own_name
     if not location.strip() or "\0" in location:
         raise InvalidArgument(
             f"{location!r} is not a model repository; expected a folder, a model file or a URL such as"
@@ -53,19 +60,23 @@ def open_repository(
     scheme = _scheme(location)
     if not scheme:
         return LocalRepository(Path(location), formats=formats, configs=configs, name=name)
-    if name:
-        raise InvalidArgument(f"a name ('{name}') can be given only to a model at a path, not to {location}")
     if scheme in _OBJECT_STORES:
         from backline.repository.remote.object_store import ObjectStoreRepository
 
-        return ObjectStoreRepository(location=location, formats=formats, cache=cache, configs=configs)
+        return ObjectStoreRepository(location, formats, cache, configs, name)
     if scheme in _ARCHIVES:
         from backline.repository.remote.archive import ArchiveRepository
 
-        return ArchiveRepository(location=location, formats=formats, cache=cache, configs=configs)
+        return ArchiveRepository(location, formats, cache, configs, name)
     from backline.repository.remote.hugging_face import HuggingFaceRepository
 
-    return HuggingFaceRepository(location=location, formats=formats, cache=cache, configs=configs)
+    return HuggingFaceRepository(location, formats, cache, configs, name)
+
+
+def split_name(location: str) -> tuple[str, str]:
+    """The name and the URL in NAME=URL. Any other location has no name, even a path that contains `=`."""
+    found = _NAMED.match(location)
+    return (found[1], location[found.end() :]) if found is not None else ("", location)
 
 
 def _scheme(location: str) -> str:

@@ -65,6 +65,10 @@ class Repository(Protocol):
     def location(self) -> str:
         """The absolute path, or the URL without secrets."""
 
+    @property
+    def name(self) -> str:
+        """The namespace of its models: a given name, or else one made from the location."""
+
     async def scan(self) -> list[FoundModel]:
         """The models that the repository holds now, sorted by name.
 

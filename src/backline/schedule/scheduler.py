@@ -28,9 +28,9 @@ from backline.schedule.turn import Alarm, Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance, WaitsForTurn
 
-#: Minimum delay in seconds until the next look for expired requests: event loop timers may fire this early.
+#: Minimum delay in seconds until the next check for expired requests: event loop timers may fire this early.
 _SHORTEST_WAIT = 0.001
-#: A look for expired requests scans the whole queue; the pause after it is this many times its duration.
+#: A check for expired requests scans the whole queue; the pause after it is this many times its duration.
 _SWEEP_PAUSE = 20
 
 

@@ -15,6 +15,14 @@ def user_cache() -> Path:
         return Path("/.cache/backline")
 
 
+def user_config() -> Path:
+    """The folder of the user's own files for the command line and the client, such as keys of servers."""
+    try:
+        return platformdirs.user_config_path("backline")
+    except RuntimeError:
+        return Path("/.config/backline")
+
+
 def user_state() -> Path:
     """The folder in which each server has a state folder, for what requests change, such as labels."""
     try:

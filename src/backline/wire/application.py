@@ -17,6 +17,36 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Fields: TypeAlias = Sequence[tuple[bytes, bytes]]
 
 
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A client certificate that the handshake has verified.
+
+    `subject` has the attributes of the subject, such as "CN=app", and `names` the subject alternative names,
+    such as "DNS:app.example.org". `expires` is in seconds of time.time().
+    """
+
+    subject: frozenset[str]
+    names: frozenset[str]
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ingress:
+    """How a connection reached the server; the same for all of its requests.
+
+    `local` means over a Unix socket, and `metrics_only` that its port serves nothing but metrics and health
+    checks. `certificate` is None if the client has presented none.
+    """
+
+    local: bool = False
+    metrics_only: bool = False
+    certificate: Certificate | None = None
+
+
+#: The ingress of most connections: TCP, without a client certificate.
+REMOTE = Ingress()
+
+
 class HttpRequest(ABC):
     """One complete HTTP request, and the means to respond to it.
 
@@ -46,12 +76,19 @@ class HttpRequest(ABC):
         """The client's address; "local" over a Unix socket, empty if it is no longer known."""
         return ""
 
+    @property
+    def certificate(self) -> Certificate | None:
+        """The client's certificate, if the handshake asked for one."""
+        return None
+
     @abstractmethod
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
         """Sends a response whose body is the concatenation of `body`, without copying large buffers.
 
-        Call it once. The wire adds content-length and date, compresses the body if the client accepts that,
-        and omits the body for HEAD.
+        Call it once. The wire adds content-length and date, compresses a `compressible` body if the client
+        accepts that, and omits the body for HEAD.
         """
 
     @abstractmethod
@@ -103,6 +140,11 @@ class Call(ABC):
     def peer(self) -> str:
         """The client's address; "local" over a Unix socket, empty if it is no longer known."""
         return ""
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The client's certificate, if the handshake asked for one."""
+        return None
 
 
 class UnaryCall(Call):
@@ -179,21 +221,19 @@ BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
 class Gate(ABC):
     """Decides from the head of a request whether it may reach the application, before its body is received.
 
-    The decision must depend on the head and on `local` alone, since the wire reuses it for identical heads of
-    a connection; what may change meanwhile, such as a key, the application checks again. Over HTTP/1.1 the
-    wire skips the gate if Host is in `own_hosts` and no field is in BROWSER_FIELDS.
+    Admission must depend on the head and the ingress alone, since the wire then admits identical heads of the
+    connection without asking. The application checks again whatever may change meanwhile, such as a key. A
+    refusal is not reused. Over HTTP/1.1 the wire skips the gate if Host is in `own_hosts` and no
+    field is in BROWSER_FIELDS, unless the port serves only metrics.
     """
 
     own_hosts: set[bytes]
 
     @abstractmethod
     def refusal(
-        self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, local: bool
+        self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], ingress: Ingress
     ) -> Denial | None:
-        """Why the request is refused; None to admit it.
-
-        `local` means that the connection is over a Unix socket.
-        """
+        """Why the request is refused; None to admit it."""
 
     @abstractmethod
     def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:

@@ -8,10 +8,11 @@ import time
 from abc import abstractmethod
 from types import MethodType
 
-from backline.wire.application import Application, Fields
+from backline.wire.application import REMOTE, Application, Fields, Ingress
 from backline.wire.compression import Inflation
 from backline.wire.limits import Limits
 from backline.wire.peers import Peer, Peers
+from backline.wire.tls import read_certificate
 from backline.wire.turns import Turns
 from backline.wire.unsent import Unsent
 
@@ -81,6 +82,7 @@ class Connection(asyncio.Protocol):
 
     wire: Wire
     peer: Peer
+    ingress: Ingress = REMOTE
     #: While more requests than this are in flight on the server, `overload` must check each new one.
     max_requests: int
     #: Whether this is one of the last free connections, which accept only vital requests.
@@ -140,13 +142,18 @@ def join_writelines(transport: asyncio.Transport) -> None:
         transport.writelines = joining  # type: ignore[method-assign]
 
 
-def is_local(transport: asyncio.BaseTransport) -> bool:
-    """Whether the connection is over a Unix socket.
+def ingress_of(transport: asyncio.BaseTransport, *, metrics_only: bool) -> Ingress:
+    """How a connection reached the server.
 
-    Checks the socket's family: a missing peer address may also mean that a TCP client has disconnected.
+    A Unix socket is recognised by its family: a missing peer address may also mean that a TCP client has
+    disconnected.
     """
     connected = transport.get_extra_info("socket")
-    return connected is not None and connected.family == socket.AF_UNIX
+    local = connected is not None and connected.family == socket.AF_UNIX
+    presented = transport.get_extra_info("peercert")
+    if not local and not metrics_only and not presented:
+        return REMOTE
+    return Ingress(local, metrics_only, read_certificate(presented) if presented else None)
 
 
 def peer_address(transport: asyncio.BaseTransport) -> str:

@@ -8,7 +8,6 @@ import errno
 import logging
 import os
 import socket
-import ssl
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import cast
 from backline.wire.connection import Connection, Wire
 from backline.wire.http1.head import refresh_date
 from backline.wire.sniffer import Sniffer
-from backline.wire.tls import TlsFiles
+from backline.wire.tls import LiveTls, TlsFiles
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Listeners:
     def __init__(self, wire: Wire, tls: TlsFiles | None = None) -> None:
         """Raises TlsFileError if a TLS file is missing or invalid."""
         self._wire = wire
-        self._tls: ssl.SSLContext | None = None if tls is None else tls.context()
+        self._tls = None if tls is None else LiveTls(tls, wire.loop)
         self._servers: list[asyncio.AbstractServer | TlsAcceptor] = []
         self._unix_files: list[tuple[Path, int]] = []
         self._timer: asyncio.Handle | None = None
@@ -50,13 +49,19 @@ class Listeners:
 
     @property
     def secure(self) -> bool:
-        """Whether the listeners use TLS."""
+        """Whether the ports use TLS."""
         return self._tls is not None
 
-    async def open_tcp(self, host: str, port: int) -> int:
+    def reload(self) -> None:
+        """Reads the TLS files again. Open connections are not affected."""
+        if self._tls is not None:
+            self._tls.reload()
+
+    async def open_tcp(self, host: str, port: int, *, metrics_only: bool = False) -> int:
         """Listens on all addresses of a host and returns the port; port 0 selects a free one.
 
-        "" and "::" mean all addresses of this machine, IPv4 included. Raises OSError naming host and port.
+        "" and "::" mean all addresses of this machine, IPv4 included. With `metrics_only`, the port speaks no
+        TLS and serves only metrics and health checks. Raises OSError naming host and port.
         """
         try:
             name = None if host == "::" else host or None
@@ -76,7 +81,7 @@ class Listeners:
             if not sockets:
                 raise OSError(errno.EADDRNOTAVAIL, "the host has no address that this machine can listen on")
             for listening in sockets:
-                await self._serve(listening)
+                await self._serve(listening, None if metrics_only else self._tls, metrics_only=metrics_only)
         except OSError as error:
             for listening in sockets:
                 listening.close()
@@ -84,28 +89,35 @@ class Listeners:
         return port
 
     async def open_unix(self, path: Path) -> None:
-        """Listens on a Unix socket, replacing a stale socket file. Raises OSError naming the path."""
+        """Listens on a Unix socket without TLS, replacing a stale socket file.
+
+        The permissions of its folder protect it. Raises OSError naming the path.
+        """
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _remove_stale(path)
             listening.bind(str(path))
-            await self._serve(listening)
+            await self._serve(listening, None)
         except OSError as error:
             listening.close()
             raise OSError(error.errno, f"cannot listen on '{path}': {error.strerror}") from error
         self._unix_files.append((path, os.stat(path).st_ino))
 
-    async def _serve(self, listening: socket.socket) -> None:
+    async def _serve(
+        self, listening: socket.socket, tls: LiveTls | None, *, metrics_only: bool = False
+    ) -> None:
         wire = self._wire
         listening.setblocking(False)
-        if self._tls is None:
+        if tls is None:
             server = await wire.loop.create_server(
-                lambda: Sniffer(wire), sock=listening, backlog=wire.limits.listen_backlog
+                lambda: Sniffer(wire, metrics_only=metrics_only),
+                sock=listening,
+                backlog=wire.limits.listen_backlog,
             )
             self._servers.append(server)
         else:
             listening.listen(wire.limits.listen_backlog)
-            self._servers.append(TlsAcceptor(wire, listening, self._tls))
+            self._servers.append(TlsAcceptor(wire, listening, tls))
         if self._timer is None:
             self._timer = wire.loop.call_later(self._interval, self._sweep)
 
@@ -116,6 +128,8 @@ class Listeners:
         for server in self._servers:
             server.close()
         self._servers.clear()
+        if self._tls is not None:
+            self._tls.close()
         for path, inode in self._unix_files:
             with contextlib.suppress(OSError):
                 if os.stat(path).st_ino == inode:
@@ -219,10 +233,10 @@ class TlsAcceptor:
     asyncio's own server does not report a connection until its handshake, the most expensive part, is done.
     """
 
-    def __init__(self, wire: Wire, listening: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, wire: Wire, listening: socket.socket, tls: LiveTls) -> None:
         self._wire = wire
         self._listening = listening
-        self._context = context
+        self._tls = tls
         self._handshakes: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         wire.loop.add_reader(listening, self._accept)
@@ -267,7 +281,7 @@ class TlsAcceptor:
             await wire.loop.connect_accepted_socket(
                 lambda: cast(asyncio.Protocol, Sniffer(wire)),
                 accepted,
-                ssl=self._context,
+                ssl=self._tls.context,
                 ssl_handshake_timeout=wire.limits.header_timeout,
                 ssl_shutdown_timeout=1.0,
             )

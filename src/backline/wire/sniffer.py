@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from backline.wire.connection import Connection, Wire, join_writelines
+from backline.wire.connection import Connection, Wire, ingress_of, join_writelines
 from backline.wire.http1.connection import Http1Connection
 from backline.wire.http1.head import response_head
 from backline.wire.http2.connection import Http2Connection
@@ -27,10 +27,11 @@ RESERVED_TIME = 5.0
 class Sniffer(Connection):
     """A connection whose first bytes, which determine the protocol, have not all arrived."""
 
-    __slots__ = ("_opened", "_peer", "_received", "_transport", "_wire")
+    __slots__ = ("_metrics_only", "_opened", "_peer", "_received", "_transport", "_wire")
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, *, metrics_only: bool = False) -> None:
         self._wire = wire
+        self._metrics_only = metrics_only
         self._transport: asyncio.Transport | None = None
         self._peer: Peer | None = None
         self._received = b""
@@ -76,6 +77,7 @@ class Sniffer(Connection):
         assert transport is not None
         self._leave()
         connection = protocol(self._wire)
+        connection.ingress = ingress_of(transport, metrics_only=self._metrics_only)
         if self.reserved:
             connection.reserve()
         transport.set_protocol(connection)

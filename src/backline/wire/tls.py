@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from backline.system.file_watch import FileWatch
+from backline.wire.application import Certificate
+
+log = logging.getLogger("backline.wire")
+
+#: The cipher suites of TLS 1.2: only authenticated encryption with forward secrecy (RFC 9325, section 4.2).
+#: All suites of TLS 1.3 are of this kind. Security level 2 rules out SHA-1 signatures and keys that are too
+#: short.
+CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
+#: Seconds for which certificate and key must stay the same before they are read again.
+SETTLE = 0.2
+
+
+#: Whether clients must present a certificate, or may.
+ClientAuth: TypeAlias = Literal["required", "optional"]
 
 
 class TlsFileError(ValueError):
@@ -14,16 +33,26 @@ class TlsFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Paths of PEM files. With `client_ca`, clients must present a certificate signed by it (mutual TLS)."""
+    """Paths of PEM files. With `client_ca`, clients present a certificate signed by it (mutual TLS).
+
+    With `client_auth` optional, clients without a certificate are admitted as well.
+    """
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
+    client_auth: ClientAuth = "required"
+
+    @property
+    def only_certified(self) -> bool:
+        """Whether every client has a certificate."""
+        return self.client_ca is not None and self.client_auth == "required"
 
     def context(self) -> ssl.SSLContext:
         """A server context: TLS 1.2 or later, ALPN h2 and http/1.1. Raises TlsFileError for a bad file."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(CIPHERS)
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
         context.set_alpn_protocols(["h2", "http/1.1"])
         _check_readable("certificate", self.certificate)
@@ -40,8 +69,70 @@ class TlsFiles:
                 raise TlsFileError(
                     f"TLS client CA '{self.client_ca}' holds no certificate in PEM form"
                 ) from error
-            context.verify_mode = ssl.CERT_REQUIRED
+            context.verify_mode = ssl.CERT_REQUIRED if self.only_certified else ssl.CERT_OPTIONAL
         return context
+
+
+#: The short names of the attributes of a subject (RFC 4519, section 2); Python has the long ones.
+ATTRIBUTES = {
+    "commonName": "CN",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "countryName": "C",
+    "stateOrProvinceName": "ST",
+    "localityName": "L",
+    "domainComponent": "DC",
+    "userId": "UID",
+}
+
+
+def read_certificate(presented: Mapping[str, Any]) -> Certificate:
+    """Reads what `SSLSocket.getpeercert` returns."""
+    subject = (pair for relative in presented.get("subject", ()) for pair in relative)
+    return Certificate(
+        frozenset(f"{ATTRIBUTES.get(name, name)}={value}" for name, value in subject),
+        frozenset(
+            f"{kind}:{value.lower() if kind == 'DNS' else value}"
+            for kind, value in presented.get("subjectAltName", ())
+        ),
+        float(ssl.cert_time_to_seconds(presented["notAfter"])),
+    )
+
+
+class LiveTls:
+    """The context for new handshakes, which follows changes of the files while the server runs.
+
+    Each change makes a new context: the old one must stay usable if the new files do not fit together, and
+    handshakes in progress continue with theirs. Open connections are not affected.
+    """
+
+    def __init__(self, files: TlsFiles, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises TlsFileError if a file is missing or invalid."""
+        self._files = files
+        paths = [path for path in (files.certificate, files.key, files.client_ca) if path is not None]
+        # Created first, so that no change is missed that follows the reading.
+        self._watch = FileWatch(paths, self._apply, loop, settle=SETTLE)
+        try:
+            self.context = files.context()
+        except TlsFileError:
+            self._watch.close()
+            raise
+
+    def close(self) -> None:
+        self._watch.close()
+
+    def reload(self) -> None:
+        """Reads the files again, changed or not. If they are not valid, the context stays as it is."""
+        self._watch.mark_read()
+        self._apply()
+
+    def _apply(self) -> None:
+        try:
+            self.context = self._files.context()
+        except (TlsFileError, OSError) as error:  # OSError: a file was removed just now
+            log.error("%s; new connections get the certificate read before", error)
+            return
+        log.info("new connections get the certificate in '%s'", self._files.certificate)
 
 
 def _check_readable(what: str, path: Path) -> None:

@@ -54,11 +54,6 @@ class ModelInWorkers(ABC):
     def debugged(self) -> bool:
         """Whether the model runs in this process, for a debugger."""
 
-    @property
-    @abstractmethod
-    def resident_bytes(self) -> int:
-        """The resident memory of all workers, in bytes."""
-
     @abstractmethod
     def instances(self) -> Sequence[Instance]:
         """One instance for each batch that the workers take at once."""

@@ -81,7 +81,7 @@ def test_a_name_for_several_models_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(
         InvalidArgument,
-        match=r"the name 'x' is for the only model at a path, but '.*' is a repository that holds 'a', 'b'",
+        match=r"the name 'x' is for the only model at a location, but '.*' is a repository .* holds 'a', 'b'",
     ):
         scan(tmp_path, name="x")
 
@@ -180,3 +180,15 @@ def test_a_base_path_is_recognised_whatever_is_next_to_its_versions(tmp_path: Pa
     put(tmp_path / "m" / "tokenizer" / "words" / "common.pkl")
 
     assert summary(tmp_path / "m") == {"m": [("1", "1/model.onnx")]}
+
+
+def test_a_folder_of_a_version_is_not_taken_for_a_model(tmp_path: Path) -> None:
+    put(tmp_path / "add1" / "1" / "model.onnx")
+    version = tmp_path / "add1" / "1"
+    with pytest.raises(
+        InvalidArgument,
+        match=f"'{version}' .* is version 1 of a model.* '{tmp_path / 'add1'}', or .*--model-name",
+    ):
+        scan(version)
+    (named,) = scan(version, name="add1")
+    assert (named.name, [one.problem for one in named.versions]) == ("add1", [""])

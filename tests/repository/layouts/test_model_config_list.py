@@ -153,5 +153,7 @@ def test_a_link_out_of_a_base_path_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_for_a_list_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="the name 'x' is for the only model at a path, but the list"):
+    with pytest.raises(
+        InvalidArgument, match="the name 'x' is for the only model at a location, but the list"
+    ):
         scan(put(tmp_path / "models.config", "model_config_list {}"), name="x")

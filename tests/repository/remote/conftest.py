@@ -15,8 +15,7 @@ from backline.backends.registry import ONNX
 from backline.repository.location import open_repository
 from backline.repository.repository import FetchedVersion, FoundModel, Repository
 from support.object_stores import Store, azure, gcs, s3
-
-from .web import WebServer
+from support.web import WebServer
 
 _numbers = itertools.count(1)
 #: Variables that may be set where the tests run, and must not affect them.

@@ -18,9 +18,9 @@ from backline.repository.remote.archive import ArchiveRepository
 from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.unpack import UnpackLimits
 from support import models
+from support.web import Page, WebServer
 
 from .conftest import Open, fetch, scan
-from .web import Page, WebServer
 
 
 @pytest.fixture
@@ -111,6 +111,31 @@ def test_a_folder_in_an_archive_is_named_after_it(
     assert sorted(scan(opened(f"{web.url}/release.zip#release-1.2/models"))) == ["add1", "ident"]
     with pytest.raises(NotFound, match=r"has no folder 'other'; it holds 'README.md', 'release-1.2'"):
         scan(opened(f"{web.url}/release.zip#other"))
+
+
+@pytest.mark.parametrize("above", ["models", "release-1.2/models"])
+def test_the_only_folder_of_an_archive_is_its_repository(
+    above: str, web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
+    web.put("/models.tgz", tarred({f"{above}/{path}": content for path, content in files.items()}))
+    repository = opened(f"{web.url}/models.tgz")
+    found = scan(repository)
+    assert sorted(found) == ["add1", "ident"]
+    assert found["add1"].config.max_batch_size == 8
+    assert fetch(repository, found["add1"]).path.read_bytes() == files["add1/1/model.onnx"]
+    with pytest.raises(NotFound, match=rf"did you mean '{web.url}/models.tgz#{above}/add1'\?"):
+        scan(opened(f"{web.url}/models.tgz#add1"))
+
+
+def test_an_archive_with_several_folders_says_which_to_name(
+    web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
+    web.put(
+        "/all.tgz",
+        tarred({f"models/{path}": content for path, content in files.items()} | {"docs/add1.md": b""}),
+    )
+    problem = scan(opened(f"{web.url}/all.tgz"))["models"].problem
+    assert f"'{web.url}/all.tgz#models' has no version, but contains models" in problem
 
 
 def test_a_start_without_the_server_works_from_the_cache(

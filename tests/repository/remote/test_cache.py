@@ -18,9 +18,9 @@ from backline.engine.errors import Unavailable
 from backline.repository.remote.cache import KEEP_SECONDS, ContentCache
 from backline.system.file_lock import Stopped
 from support import models
+from support.web import WebServer
 
 from .conftest import Open, fetch, scan
-from .web import WebServer
 
 NAME = "/files/detector.onnx"
 

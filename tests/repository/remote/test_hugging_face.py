@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from backline.engine.errors import InvalidArgument, NotFound, Unavailable
+import backline
+from backline.backends.registry import ONNX
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.lifecycle.wanted import Sources
+from backline.repository.location import open_repository
 from support import models
+from support.hub import publish
+from support.server import serve
+from support.web import Page, WebServer
 
 from .conftest import Open, fetch, scan
-from .hub import publish
-from .web import Page, WebServer
 
 
 @pytest.fixture
@@ -51,7 +58,160 @@ def test_the_models_in_a_folder_of_the_hub_are_found_and_fetched(hub: dict[str, 
 
 def test_one_file_of_the_hub_is_a_model(hub: dict[str, bytes], opened: Open) -> None:
     repository = opened("hf://acme/models/served/slow/1/model.onnx")
-    assert fetch(repository, scan(repository)["model"]).path.read_bytes() == hub["served/slow/1/model.onnx"]
+    assert fetch(repository, scan(repository)["slow"]).path.read_bytes() == hub["served/slow/1/model.onnx"]
+
+
+@pytest.fixture
+def usual(
+    web: WebServer, store: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, bytes]:
+    """The files of acme/speech, in the layout that is usual on the hub."""
+    models.add1(tmp_path / "add1")
+    models.ident(tmp_path / "ident", dims=(4,))
+    files = {
+        "README.md": b"# Speech",
+        "config.json": b"{}",
+        "model.safetensors": bytes(1000),
+        "onnx/model.onnx": (tmp_path / "add1" / "add1" / "1" / "model.onnx").read_bytes(),
+        "onnx/model.onnx_data": b"weights" * 100,
+        "onnx/model_fp16.onnx": (tmp_path / "ident" / "ident" / "1" / "model.onnx").read_bytes(),
+        "onnx/model_fp16.onnx_data": b"halves" * 100,
+        "onnx/pytorch_model-00001-of-00002.bin": bytes(500),
+        "onnx/labels.txt": b"a b c",
+        "openvino/openvino_model.xml": b"<xml/>",
+        "openvino/openvino_model.bin": bytes(300),
+    }
+    publish(web, store, "acme/speech", files)
+    monkeypatch.setenv("HF_ENDPOINT", web.url)
+    return files
+
+
+def test_the_usual_layout_is_a_model_named_after_its_repository(
+    usual: dict[str, bytes], web: WebServer, opened: Open
+) -> None:
+    repository = opened("hf://acme/speech")
+    found = scan(repository)["speech"]
+    assert found.problem == ""
+    fetched = fetch(repository, found)
+    assert fetched.path.read_bytes() == usual["onnx/model.onnx"]
+    got = {file.name: file.read_bytes() for file in fetched.path.parent.iterdir()}
+    assert got == {name: usual[f"onnx/{name}"] for name in ("model.onnx", "model.onnx_data", "labels.txt")}, (
+        "only what the model needs is downloaded"
+    )
+    assert not any("safetensors" in asked.path for asked in web.asked)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "hf://acme/speech:onnx/model_fp16.onnx",
+        "hf://acme/speech:model_fp16.onnx",
+        "hf://acme/speech@main:model_fp16.onnx",
+        "hf://acme/speech/onnx:model_fp16.onnx",
+        "hf://acme/speech/onnx/model_fp16.onnx",
+    ],
+)
+def test_a_file_can_be_chosen(usual: dict[str, bytes], opened: Open, location: str) -> None:
+    repository = opened(location)
+    fetched = fetch(repository, scan(repository)["speech"])
+    assert fetched.path.read_bytes() == usual["onnx/model_fp16.onnx"]
+    got = {file.name for file in fetched.path.parent.iterdir()}
+    assert got == {"model_fp16.onnx", "model_fp16.onnx_data", "labels.txt"}
+
+
+def test_a_folder_with_the_name_of_a_format_does_not_name_the_model(
+    usual: dict[str, bytes], opened: Open
+) -> None:
+    assert list(scan(opened("hf://acme/speech/onnx"))) == ["speech"]
+
+
+def test_a_file_at_the_top_is_served_without_the_weights_of_other_libraries(
+    web: WebServer, store: WebServer, usual: dict[str, bytes], opened: Open
+) -> None:
+    files = {"model.onnx": usual["onnx/model.onnx"], "labels.txt": b"a", "model.safetensors": bytes(900)}
+    publish(web, store, "acme/flat", {**files, "onnx/model_q4.onnx": b"small"})
+    repository = opened("hf://acme/flat")
+    fetched = fetch(repository, scan(repository)["flat"])
+    assert {file.name for file in fetched.path.parent.iterdir()} == {"model.onnx", "labels.txt"}
+
+
+def test_a_given_name_replaces_the_name_of_the_repository(
+    usual: dict[str, bytes], hub: dict[str, bytes], opened: Open
+) -> None:
+    assert list(scan(opened("whisper=hf://acme/speech"))) == ["whisper"]
+    with pytest.raises(
+        InvalidArgument, match="the name 'x' is for the only model at a location, but 'hf://acme"
+    ):
+        scan(opened("x=hf://acme/models/served"))
+
+
+def test_a_server_serves_variants_of_a_model_under_the_names_it_is_given(
+    usual: dict[str, bytes], web: WebServer, tmp_path: Path
+) -> None:
+    folders = ("--cache-dir", str(tmp_path / "cache"), "--state-dir", str(tmp_path / "state"))
+    with (
+        serve("hf://acme/speech", tmp_path / "log", "--model-name", "whisper", *folders) as server,
+        backline.connect(server.url) as client,
+    ):
+        assert client["whisper"](np.ones((1, 16), np.float32))["OUTPUT0"][0, 0] == 2
+    with (
+        serve(
+            "half=hf://acme/speech:model_fp16.onnx", tmp_path / "log", "hf://acme/speech", *folders
+        ) as server,
+        backline.connect(server.url) as client,
+    ):
+        assert {(model.name, model.state) for model in client.models()} == {
+            ("half", "READY"),
+            ("speech", "READY"),
+        }
+
+
+async def test_models_with_the_same_layout_are_told_apart(
+    web: WebServer, store: WebServer, usual: dict[str, bytes], cache: Path
+) -> None:
+    publish(web, store, "acme/song", usual)
+    publish(web, store, "other/song", usual)
+
+    async def names(*locations: str, namespacing: bool = False) -> list[str]:
+        opened = [open_repository(location, formats=[ONNX], cache=cache) for location in locations]
+        sources = Sources(opened, namespacing=namespacing)
+        try:
+            return sorted(name for name, source in (await sources.scan()).items() if not source.found.problem)
+        finally:
+            await sources.close()
+
+    assert await names("hf://acme/speech/onnx", "hf://acme/song/onnx") == ["song", "speech"]
+    assert await names("hf://acme/song", "theirs=hf://other/song") == ["song", "theirs"]
+    assert await names("hf://acme/song", "theirs=hf://other/song", namespacing=True) == [
+        "song.song",
+        "theirs.theirs",
+    ]
+    assert await names("hf://acme/song", "hf://other/song") == []
+
+
+@pytest.mark.parametrize(
+    ("location", "error", "message"),
+    [
+        ("hf://acme/speech:model_fp61.onnx", NotFound, "did you mean 'onnx/model_fp16.onnx'?"),
+        ("hf://acme/speech:config.json", InvalidArgument, "is not a model file; the model files are 'onnx/"),
+        ("hf://acme/parts", InvalidArgument, "choose one, such as 'hf://acme/parts:onnx/decoder.onnx'"),
+        ("hf://acme/twice:model.onnx", InvalidArgument, "several files have this name: 'a/model.onnx', 'b/"),
+        ("hf://acme/speech:", InvalidArgument, "is not a place on the hub"),
+    ],
+)
+def test_errors_say_how_to_choose_a_file(
+    web: WebServer,
+    store: WebServer,
+    usual: dict[str, bytes],
+    opened: Open,
+    location: str,
+    error: type[BacklineError],
+    message: str,
+) -> None:
+    publish(web, store, "acme/parts", {"onnx/encoder.onnx": b"e", "onnx/decoder.onnx": b"d"})
+    publish(web, store, "acme/twice", {"a/model.onnx": b"a", "b/model.onnx": b"b"})
+    with pytest.raises(error, match=re.escape(message)):
+        scan(opened(location))
 
 
 def test_a_revision_can_be_named(

@@ -13,9 +13,9 @@ from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Una
 from support import models
 from support.object_stores import Store
 from support.tools import Certificate, make_certificate, run
+from support.web import Page, WebServer
 
 from .conftest import Open, fetch, scan
-from .web import Page, WebServer
 
 
 @pytest.fixture

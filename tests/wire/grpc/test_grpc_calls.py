@@ -116,9 +116,10 @@ def test_client_stream_waits_for_a_slow_handler(served: Served, channel: grpc.Ch
 
 
 def test_metadata_reaches_the_handler(channel: grpc.Channel) -> None:
-    sent = (("x-plain", "value"), ("x-bytes-bin", b"\0\xff"))
+    sent = (("x-plain", "value"), ("x-blank", " padded "), ("x-bytes-bin", b"\0\xff"))
     seen = channel.unary_unary("/test.Test/Metadata")(b"", metadata=sent)
     assert b"(b'x-plain', b'value')" in seen
+    assert b"(b'x-blank', b'padded')" in seen
     assert base64.b64encode(b"\0\xff").rstrip(b"=") in seen
 
 

@@ -80,7 +80,10 @@ class Handlers:
             raise ValueError("broken on purpose")
         elif request.path == b"/large":
             request.respond(
-                200, [(b"content-type", b"application/octet-stream")], [bytes(int(request.query))]
+                200,
+                [(b"content-type", b"application/octet-stream")],
+                [bytes(int(request.query))],
+                compressible=True,
             )
         elif request.path == b"/stream":
             self.task = asyncio.get_running_loop().create_task(self.stream(request, int(request.query)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import pairwise
 from typing import cast
 
@@ -10,11 +11,13 @@ from hpack import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backline.wire.application import REMOTE, Denial
 from backline.wire.connection import Wire
 from backline.wire.http2 import frames
 from backline.wire.http2.connection import Http2Connection
 from backline.wire.http2.header_blocks import HeaderBlocks
 from backline.wire.limits import Limits
+from support.open_gate import OpenGate
 from wire.http2.served import Handlers
 
 
@@ -190,7 +193,7 @@ def test_random_frames_cause_no_internal_error(sent: list[bytes]) -> None:
 
 
 def blocks() -> HeaderBlocks:
-    return HeaderBlocks(Handlers().application(), Limits(), local=False)
+    return HeaderBlocks(Handlers().application(), Limits(), REMOTE)
 
 
 FIELDS = [(":method", "GET"), (":scheme", "http"), (":path", "/a"), (":authority", "test")]
@@ -229,6 +232,20 @@ def test_table_change_clears_the_memo() -> None:
     # New entries shift the old ones: the same index now refers to another field.
     decoder.request(encoder.encode([*FIELDS[:2], (":path", "/b"), FIELDS[3]]))
     assert decoder.known == {}
+
+
+def test_a_refused_head_is_judged_again_when_it_is_repeated() -> None:
+    denials = [Denial(401, 16, "the key is unknown"), None]
+    gate = OpenGate()
+    gate.refusal = lambda *arguments: denials.pop(0)  # type: ignore[method-assign]
+    decoder = HeaderBlocks(replace(Handlers().application(), gate=gate), Limits(), REMOTE)
+    block = b"\x82\x86\x84\x41\x04test"  # GET http / test, of which the table keeps the last
+    decoder.fields(block)
+    indexed = b"\x82\x86\x84\xbe"
+    assert decoder.request(indexed).refusal is not None
+    assert decoder.known == {}
+    assert decoder.request(indexed).refusal is None
+    assert indexed in decoder.known
 
 
 def test_memo_of_blocks_is_bounded() -> None:

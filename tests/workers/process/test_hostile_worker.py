@@ -1,4 +1,4 @@
-"""A worker whose code attacks the memory that it shares with the server."""
+"""Workers whose code attacks the server: the memory and the channel that they share with it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import backline
+from backline.engine.errors import BacklineError, Internal, Unavailable
+from support import models
 from support.repositories import put
 from support.server import serve
 
@@ -50,3 +52,40 @@ def test_a_worker_cannot_truncate_the_memory_that_the_server_writes_its_inputs_t
 
         assert answers == [b"1: Operation not permitted", b"1000000: Operation not permitted"]
         assert client.ready()
+
+
+FLOODING = """
+import os, random, socket
+from backline.model import FP32
+
+class Model:
+    def predict(self, x: FP32[-1]) -> FP32[-1]:
+        numbers = random.Random(int(x[0]))
+        for descriptor in range(3, 64):
+            try:
+                channel = socket.socket(fileno=os.dup(descriptor))
+            except OSError:
+                continue
+            for _ in range(20):
+                try:
+                    size = numbers.choice([1, 4, 64, 4096, 60_000])
+                    channel.send(numbers.randbytes(size), socket.MSG_DONTWAIT)
+                except OSError:
+                    break
+        return x
+"""
+
+
+def test_random_bytes_from_a_worker_end_that_worker_only(tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    put(tmp_path / "models" / "hostile" / "1" / "model.py", FLOODING)
+
+    with serve(tmp_path / "models", tmp_path / "log") as server, backline.connect(server.url) as client:
+        for number in range(1, 5):
+            with pytest.raises(BacklineError) as refused:
+                client["hostile"](np.full(4, number, np.float32))
+            assert isinstance(refused.value, Internal | Unavailable)
+            assert client["add1"](np.ones((1, 16), np.float32))["OUTPUT0"][0, 0] == 2
+        assert "broke the protocol" in server.output
+        assert "Traceback" not in server.output
+        assert server.stop() == 0

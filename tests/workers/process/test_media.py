@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,6 +59,13 @@ class Louder(NamedTuple):
 class Model:
     def predict(self, audio: Audio[8000], gain: float = 2.0) -> Louder:
         return Louder((audio * gain).clip(-1, 1), len(audio) / 8000)
+""",
+    "length": """
+from backline.model import Audio
+
+class Model:
+    def predict(self, audio: Audio[8000]) -> int:
+        return len(audio)
 """,
     "halves": """
 from collections.abc import Iterator
@@ -135,6 +144,20 @@ def test_a_sound_is_resampled_mixed_and_goes_out_as_flac(media: ServerProcess) -
     assert answer["seconds"] == 1.0
 
 
+def test_a_sound_that_is_cut_short_is_logged(media: ServerProcess) -> None:
+    with backline.connect(media.url) as client:
+        answer = client["louder"]({"audio": one(sound()[:100_000])})
+
+    assert 0.5 < answer["seconds"] < 0.6
+    media.wait_for("a sound file is cut short: it has 100000 of 176444 bytes, 0.6 seconds of sound")
+
+
+def test_a_sound_is_sent_as_base64(media: ServerProcess) -> None:
+    body = json.dumps({"audio": {"b64": base64.b64encode(sound()).decode()}, "gain": 1}).encode()
+    with urllib.request.urlopen(f"{media.url}/v2/models/length/generate", body, timeout=30) as answer:
+        assert json.load(answer)["output"] == 8000
+
+
 def test_a_stream_of_sounds(media: ServerProcess) -> None:
     with backline.connect(media.grpc_url) as client:
         parts = [
@@ -148,7 +171,7 @@ def test_a_stream_of_sounds(media: ServerProcess) -> None:
     ("model", "data", "text"),
     [
         ("negative", b"no image", "input 'image': the image cannot be decoded: it is none of PNG"),
-        ("louder", b"no sound", "input 'audio': the sound cannot be decoded: Format not recognised"),
+        ("louder", b"no sound", "input 'audio': the sound cannot be decoded: it is none of WAV"),
     ],
 )
 def test_an_undecodable_file_is_the_clients_error(

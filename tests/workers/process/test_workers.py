@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -221,6 +223,41 @@ def test_a_request_that_hangs_runs_again_only_if_the_model_allows_it(
         assert client["hanging"](np.array([b"fine"], object))["output"][0] == b"fine"
 
     assert path.with_name("runs").read_text().split() == ["hang"] * runs + ["fine"]
+
+
+JSON = """
+def predict(options: dict, items: list | None = None) -> dict:
+    return {"options": options, "items": items}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"options": {"a": [1, {"b": None}]}}, {"options": {"a": [1, {"b": None}]}, "items": None}),
+        ({"options": {"b64": "eA=="}, "items": []}, {"options": {"b64": "eA=="}, "items": []}),
+        ({"options": {}, "items": ["é", 2**70, [1.5]]}, {"options": {}, "items": ["é", 2**70, [1.5]]}),
+        ({"options": '{"a": 1}', "items": "[2]"}, {"options": {"a": 1}, "items": [2]}),
+        ({"options": ['{"a": 1}']}, {"options": {"a": 1}, "items": None}),
+    ],
+)
+def test_generate_takes_and_gives_json_where_the_hints_say_dict_or_list(
+    json_server: ServerProcess, body: dict[str, object], expected: dict[str, object]
+) -> None:
+    for route in ("generate", "generate_stream"):
+        with urllib.request.urlopen(
+            f"{json_server.url}/v2/models/taking/{route}", json.dumps(body).encode(), timeout=30
+        ) as answer:
+            text = answer.read().decode().removeprefix("data: ")
+        assert json.loads(text)["output"] == expected
+
+
+@pytest.fixture(scope="module")
+def json_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("json")
+    put(folder / "models" / "taking" / "1" / "model.py", JSON)
+    with serve(folder / "models", folder / "server.log") as running:
+        yield running
 
 
 def test_a_model_that_forks_answers_once(server: ServerProcess) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,10 +61,12 @@ was due."""
     type=Numbers(int),
     default="1,2,4,8,16,32",
     show_default=True,
-    help="Numbers of requests in flight, one step each.",
+    help="Numbers of requests in flight; each number is one step.",
 )
 @click.option(
-    "--rate", type=Numbers(float), help="Requests per second, one step each, instead of --concurrency."
+    "--rate",
+    type=Numbers(float),
+    help="Requests per second, instead of --concurrency; each number is one step.",
 )
 @click.option(
     "--arrivals",
@@ -136,8 +139,11 @@ def command(
         require_matplotlib()
     for path in (json_path, html_path, png_path):
         if path is not None and not path.absolute().parent.is_dir():
-            raise click.BadParameter(f"'{path}' cannot be written: its folder does not exist")
-    plan = _Plan(model, model_version, concurrency, rate, arrivals, duration, warm_up)
+            raise click.BadParameter(f"'{path}' cannot be written: create its folder first")
+    steps: list[tuple[int | None, float | None]] = (
+        [(None, each) for each in rate] if rate else [(int(each), None) for each in concurrency]
+    )
+    plan = _Plan(model, model_version, steps, arrivals, duration, warm_up)
     given = (*inputs, *(() if data is None else (f"@{data}",)))
     report = run(_measure(url, options, plan, input_shape, given))
     print_bench(report)
@@ -151,27 +157,16 @@ def command(
         raise click.exceptions.Exit(1)
 
 
+@dataclass(frozen=True, slots=True)
 class _Plan:
-    """The steps to measure."""
+    """What to measure. A step is a number of requests in flight, or else a number of requests per second."""
 
-    def __init__(
-        self,
-        model: str,
-        version: str,
-        concurrency: Sequence[int],
-        rates: Sequence[float] | None,
-        arrivals: Arrivals,
-        duration: float,
-        warm_up: float,
-    ) -> None:
-        self.model = model
-        self.version = version
-        self.steps: list[tuple[int | None, float | None]] = (
-            [(None, rate) for rate in rates] if rates else [(count, None) for count in concurrency]
-        )
-        self.arrivals = arrivals
-        self.duration = duration
-        self.warm_up = warm_up
+    model: str
+    version: str
+    steps: list[tuple[int | None, float | None]]
+    arrivals: Arrivals
+    duration: float
+    warm_up: float
 
 
 async def _measure(
@@ -186,7 +181,7 @@ async def _measure(
         config = await _reported(transport.model_config(plan.model, plan.version, options.timeout), {})
         tensors = _tensors(metadata.completed(config), shapes, given)
         call = InferCall(plan.model, tensors, plan.version, timeout=options.timeout)
-        await transport.infer(call)  # reports an error once, before the load starts
+        await transport.infer(call)  # so that an error is raised once, before the load starts
         inputs = ", ".join(f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in tensors)
         server = await transport.server_metadata(options.timeout)
         print(f"{plan.model} at {client.address.url} ({server.name} {server.version}): {inputs}", flush=True)

@@ -1,4 +1,4 @@
-"""Generates load, from a fixed number of callers or at a fixed rate, and summarises each step."""
+"""Generates load from a fixed number of callers, or at a fixed rate, and summarises the results."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Send = Callable[[], Awaitable[None]]
 Arrivals = Literal["poisson", "constant"]
 
 SECOND = 1_000_000_000
-#: The last nanoseconds before a request is due are spent polling the clock: timers are less precise.
+#: A request's last nanoseconds before it is due are spent polling the clock, because timers are less precise.
 SPIN_NS = 1_200_000
-#: The most outstanding requests of an open loop; with more, the server does not keep up, and the step ends.
+#: The most requests in flight in an open loop. If the server falls so far behind, the step ends.
 MAX_BEHIND = 20_000
 
 
 @dataclass
 class LoadResult:
-    """Measurements of one step. Times are in nanoseconds; latencies are of successful requests only.
+    """Measurements of one step.
 
-    `seconds` ends with the last response. `lateness` is how much later than planned an open loop sent each
-    request, which is part of its latency.
+    `latencies` of successful requests and `lateness` are in nanoseconds. `lateness` is how late an open loop
+    sent each request; it is part of the request's latency. `seconds` lasts until the last response.
     """
 
     seconds: float = 0.0
@@ -38,7 +38,7 @@ class LoadResult:
     lateness: array[int] = field(default_factory=lambda: array("q"))
     errors: Counter[str] = field(default_factory=Counter)
     last_error: BacklineError | None = None
-    #: The share of one core that this program used; near 1, the generator may be the bottleneck.
+    #: The share of one core that this program used. Near 1, the load generator may be the bottleneck.
     generator_cpu: float = 0.0
     fell_behind: bool = False
 
@@ -48,7 +48,7 @@ class LoadResult:
 
 
 async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResult:
-    """`concurrency` callers, each sending its next request when the last one is done."""
+    """Runs `concurrency` callers for `seconds`; each sends its next request when its last one is done."""
     load = LoadResult()
     began, cpu = perf_counter_ns(), process_time_ns()
     end = began + int(seconds * SECOND)
@@ -61,7 +61,7 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResul
                 await send()
             except BacklineError as error:
                 load.fail(error)
-                await asyncio.sleep(0.001)  # do not flood a server that refuses requests
+                await asyncio.sleep(0.001)  # so that a server that refuses requests is not flooded
                 now = perf_counter_ns()
             else:
                 done = perf_counter_ns()
@@ -73,10 +73,10 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> LoadResul
 
 
 async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals) -> LoadResult:
-    """Sends `rate` requests per second, regardless of responses.
+    """Sends `rate` requests per second for `seconds`, regardless of responses.
 
-    Latency counts from when a request was due, so that a stall of the server counts for every request it
-    delayed.
+    Latency counts from when a request was due, so that a stall of the server counts for each request that it
+    delays.
     """
     load = LoadResult()
     tasks: set[asyncio.Task[None]] = set()
@@ -105,7 +105,7 @@ async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals)
 
 
 def _plan(rate: float, seconds: float, arrivals: Arrivals) -> Iterator[int]:
-    """Yields when to send requests, in nanoseconds from the start; reproducible."""
+    """Yields the times at which to send requests, in nanoseconds from the start. They are reproducible."""
     chance = random.Random(0)
     moment = 0.0
     while moment < seconds:
@@ -118,7 +118,7 @@ async def _until(due: int) -> None:
     if left > SPIN_NS:
         await asyncio.sleep((left - SPIN_NS) / SECOND)
     elif left <= 0:
-        await asyncio.sleep(0)  # the request is late, but responses must be read too
+        await asyncio.sleep(0)  # the request is late, but responses must be read as well
     while perf_counter_ns() < due:  # noqa: ASYNC110 - polls the clock
         await asyncio.sleep(0)
 
@@ -135,10 +135,10 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 @dataclass(frozen=True, slots=True)
 class ServerShare:
-    """Mean times per request as the server counted them, in microseconds.
+    """The server's own counts for a step: mean microseconds per request in the queue and in the model.
 
-    `batch` is the mean number of items per run, 0 without any run; `cached` counts responses from the
-    response cache.
+    `batch` is the mean number of items per run, 0 without any run. `cached` is the number of responses from
+    the response cache.
     """
 
     queue_us: float
@@ -148,7 +148,7 @@ class ServerShare:
 
     @classmethod
     def between(cls, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> ServerShare | None:
-        """The difference of two readings of the statistics; None if there were no requests between them."""
+        """The difference between two readings of the statistics; None without a request between them."""
 
         def total(entries: Sequence[dict[str, Any]], *path: str) -> int:
             values = []
@@ -179,9 +179,10 @@ class ServerShare:
 
 @dataclass(frozen=True, slots=True)
 class BenchStep:
-    """Results at one concurrency or rate.
+    """The results at one concurrency or rate.
 
-    `percentiles_us` maps "p50", "p90", "p99" and "p99.9" to microseconds, None without a successful request.
+    `percentiles_us` maps "p50", "p90", "p99" and "p99.9" to microseconds; without a successful request, the
+    values are None.
     """
 
     concurrency: int | None
@@ -234,5 +235,4 @@ class BenchStep:
         return str(self.concurrency) if self.concurrency is not None else f"{self.rate:g}"
 
     def document(self) -> dict[str, Any]:
-        """The step as JSON."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""The results of a benchmark: table, bars on a terminal, JSON, and a plot by matplotlib."""
+"""Presents the results of a benchmark as a table, as bars on a terminal, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from backline.cli.bench.load_generator import BenchStep
 from backline.cli.table import print_table
 from backline.engine.errors import InvalidArgument
 
-_UNITS = "Latencies in ms as the client measured them; queue and compute are means in ms from the server."
+_UNITS = "Latencies are in ms, measured by the client; queue and compute are means in ms from the server."
 BUSY_GENERATOR = 0.9
 LATE_US = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """The results of a benchmark: what was measured, and the steps."""
+    """What a benchmark measured, and the results of its steps."""
 
     model: str
     url: str
@@ -41,7 +41,7 @@ class BenchReport:
         return "concurrency" if self.steps[0].concurrency is not None else "rate"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and rows. Times are in milliseconds; queue and compute are the server's."""
+        """The columns and rows. Times are in milliseconds; queue and compute come from the server."""
         columns = [
             "in flight" if self.kind == "concurrency" else self.kind,
             "requests/s",
@@ -74,7 +74,7 @@ class BenchReport:
         ]
 
     def notes(self) -> list[str]:
-        """Caveats about the numbers."""
+        """The caveats that apply to the numbers, each as a sentence."""
         notes = []
         embedded = self.url.startswith("inproc:")
         busy = [step.label for step in self.steps if step.generator_cpu > BUSY_GENERATOR]
@@ -108,7 +108,6 @@ class BenchReport:
         return notes
 
     def document(self) -> dict[str, Any]:
-        """The report as JSON."""
         return {
             "model": self.model,
             "url": self.url,
@@ -178,7 +177,7 @@ def write_png(report: BenchReport, path: Path) -> None:
 
 
 def write_html(report: BenchReport, path: Path) -> None:
-    """A self-contained page with plot, table and notes."""
+    """Writes a self-contained page with plot, table and notes."""
     drawing = io.StringIO()
     _figure(report).savefig(drawing, format="svg")
     svg = drawing.getvalue()

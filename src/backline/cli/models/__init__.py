@@ -63,8 +63,8 @@ def record_requests(
 ) -> None:
     """Record the next requests that a model answers, to warm it up at its next load.
 
-    The inputs of live requests go to the server's state folder and replace the previous recording. If fewer
-    requests arrive in time, or on Ctrl-C, the recording keeps those that did.
+    The server keeps the inputs of live requests in its state folder, in place of the previous recording. On
+    Ctrl-C, or if fewer requests arrive in time, the recording keeps the requests that have arrived.
     """
     recording = ServerRecording(url, options, name, model_version)
     state = asyncio.run(recording.run({"count": count, "max_bytes": max_bytes}, wait))
@@ -90,7 +90,7 @@ def _print(state: dict[str, Any]) -> None:
 
 
 class ServerRecording:
-    """A recording on a server, controlled over HTTP."""
+    """A recording on a server, which this class controls over HTTP."""
 
     def __init__(self, url: str, options: ClientOptions, name: str, version: str) -> None:
         self._url = url
@@ -99,7 +99,7 @@ class ServerRecording:
         self._version = f"/versions/{quote(version, safe='')}" if version else ""
 
     async def run(self, limits: dict[str, int], wait: float) -> dict[str, Any]:
-        """Records until done, or for `wait` seconds; returns the final state."""
+        """Records until the recording is done, or for `wait` seconds; returns its final state."""
         async with AsyncClient(self._url, self._options) as client:
             transport = await client.transport()
             if not isinstance(transport, HttpTransport):

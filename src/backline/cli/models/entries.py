@@ -1,4 +1,4 @@
-"""Entries of a server's model list as text and JSON, and hints for unknown names."""
+"""Formats entries of a server's model list as text and JSON, and adds hints to errors about unknown names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backline.engine.spelling import nearest
 
 
 def document(entry: ModelIndex) -> dict[str, Any]:
-    """An entry as JSON, without `progress` unless a load is in progress."""
+    """An entry as JSON. It has `progress` only while a load is in progress."""
     plain = asdict(entry)
     if plain["progress"] is None:
         del plain["progress"]
@@ -22,7 +22,7 @@ def document(entry: ModelIndex) -> dict[str, Any]:
 
 
 def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
-    """The labels of a version, with "(default)" if, of several, it serves requests that name no version."""
+    """The labels of a version; "(default)" marks which of several versions serves requests that name none."""
     others = any(other.ready for other in index if other.name == entry.name and other is not entry)
     return (
         ", ".join(
@@ -35,19 +35,24 @@ def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
     )
 
 
+def state_text(entry: ModelIndex) -> str:
+    """The state, such as "READY" or "ON DEMAND"."""
+    return entry.state.replace("_", " ") or "not loaded"
+
+
 def memory_text(entry: ModelIndex) -> str:
     return format_bytes(entry.memory_bytes) if entry.memory_bytes else "-"
 
 
 def reason_text(entry: ModelIndex) -> str:
-    """The progress of a load, else the reason for the state."""
+    """The progress of a load, or the reason for the state if no load is in progress."""
     return progress_text(entry.progress) if entry.progress is not None else entry.reason
 
 
 def progress_text(progress: Progress) -> str:
     """The progress of a load, such as "fetch, 12 MiB of 90 MiB, 3 s"."""
     parts = [progress.phase]
-    if progress.bytes_done < progress.bytes_total:  # left out once everything is fetched
+    if progress.bytes_done < progress.bytes_total:  # otherwise everything is fetched
         parts.append(f"{format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}")
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 
@@ -72,7 +77,7 @@ def explain(
     near = nearest(name, known, 1)
     if near:
         hint = f"Did you mean '{near[0]}'?"
-    elif "there are" in error.message or "there is" in error.message:  # the server already lists them
+    elif "there are" in error.message or "there is" in error.message:  # the error already lists the names
         return error
     else:
         hint = f"{has} {', '.join(known) or 'none'}."

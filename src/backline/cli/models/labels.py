@@ -1,4 +1,4 @@
-"""`backline models label`, `promote`, `rollback` and `history`."""
+"""`backline models label`, `promote`, `rollback` and `history`: move labels, and show past changes."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: flo
 
 
 def move_text(change: Change) -> str:
-    """The versions before and after, such as "3 -> 4"; "(none)" for a new or removed label."""
+    """The versions before and after a move, such as "3 -> 4"; "(none)" stands for no version."""
     return f"{change.before or '(none)'} -> {change.version or '(none)'}"
 
 
@@ -155,10 +155,7 @@ Examples:
   backline models history --json"""
 
 
-@click.command(
-    "history",
-    epilog=_EPILOG,
-)
+@click.command("history", epilog=_EPILOG)
 @click.argument("name", required=False, default="")
 @click.option(
     "--limit",

@@ -14,13 +14,14 @@ from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
 from backline.engine.errors import BacklineError
 
-#: Seconds before the first request for the progress, early as many loads are short, and between others.
+#: Seconds before the first request for the progress, which is early because many loads are short, and seconds
+#: between further requests.
 FIRST_POLL, POLL = 0.05, 0.25
 Result = TypeVar("Result")
 
 
 class Display(Protocol):
-    """Shows loads in progress."""
+    """A way to show loads in progress."""
 
     def update(self, loading: Sequence[ModelIndex]) -> None: ...
 
@@ -36,10 +37,10 @@ def run_change(
     version: str = "",
     quiet: bool = False,
 ) -> tuple[Result, list[ModelIndex]]:
-    """Runs a change to completion; returns its result and the list entries of `model` (or all) after it.
+    """Runs a change on the server; returns its result, and then the entries of `model`, or of all models.
 
-    Meanwhile the model's loads are shown on stderr, unless `quiet`. Errors about unknown names suggest the
-    nearest.
+    Unless `quiet`, the loads of the model are shown on stderr meanwhile. An error about an unknown name
+    suggests the nearest name.
     """
     return run(_run_change(url, options, change, model, version, None if quiet else _display()))
 
@@ -98,7 +99,7 @@ def _display() -> Display:
 
 
 class Lines:
-    """Prints a line per phase of a load, and per tenth of a download."""
+    """Prints a line for each phase of a load, and for each tenth of a download."""
 
     def __init__(self) -> None:
         self._shown: dict[tuple[str, str], tuple[str, int]] = {}
@@ -113,11 +114,11 @@ class Lines:
                 print(f"{entry.name} {entry.version}: {progress_text(progress)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Does nothing: the lines stay."""
+        """Does nothing: the printed lines stay."""
 
 
 class Bars:
-    """Draws a bar per loading version and phase; removed at the end."""
+    """Draws a bar for each phase of each version that is loading; `close` removes the bars."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -141,7 +142,7 @@ class Bars:
             total = progress.bytes_total if progress.bytes_done < progress.bytes_total else None
             key = (entry.name, entry.version, progress.phase, total)
             seen.add(key)
-            # Without a total the bar pulses: everything is fetched, or the size is unknown.
+            # The bar of an unknown total pulses. The total is unknown once everything is fetched, too.
             if key not in self._tasks:
                 self._tasks[key] = self.progress.add_task(
                     f"{entry.name} {entry.version}: {progress.phase}", total=None

@@ -1,4 +1,4 @@
-"""`backline models list` and `show`."""
+"""`backline models list` and `show`: show the models on a server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from backline.cli.connection import connection_options
-from backline.cli.models.entries import document, explain, labels_text, memory_text, reason_text
+from backline.cli.models.entries import document, explain, labels_text, memory_text, reason_text, state_text
 from backline.cli.table import print_table
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata
@@ -42,12 +42,11 @@ def list_models(url: str, options: ClientOptions, as_json: bool) -> None:
     for entry in index:
         counters = counts.get((entry.name, entry.version), {})
         number = str(int(counters.get("inference_count", 0))) if counters else "-"
-        state = entry.state or "not loaded"
         rows.append(
             (
                 entry.name,
                 entry.version or "-",
-                state,
+                state_text(entry),
                 labels_text(entry, index),
                 memory_text(entry),
                 number,
@@ -100,14 +99,14 @@ def show_model(url: str, options: ClientOptions, name: str, model_version: str, 
 
 
 def _give_reason(client: Client, name: str, error: BacklineError) -> None:
-    """Adds the reason why a model is not ready, from the server's list."""
+    """Adds to the error why the model is not ready, as the server's list says."""
     for entry in client.models():
         if entry.name == name and entry.reason and entry.reason not in error.message:
-            error.message = f"{error.message} ({entry.state}: {entry.reason})"
+            error.message = f"{error.message} ({state_text(entry)}: {entry.reason})"
 
 
 def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A model's configuration and counters, empty if the server does not provide them."""
+    """The model's configuration and counters; both are empty if the server does not provide them."""
     try:
         return model.config(), model.statistics()
     except BacklineError:
@@ -163,7 +162,13 @@ def _show(
     print_table(("tensor", "name", "datatype", "shape"), rows)
     print()
     states = [
-        (entry.version, entry.state, labels_text(entry, entries), memory_text(entry), reason_text(entry))
+        (
+            entry.version,
+            state_text(entry),
+            labels_text(entry, entries),
+            memory_text(entry),
+            reason_text(entry),
+        )
         for entry in entries
     ]
     print_table(("version", "state", "labels", "memory", "reason"), states, right=("memory",))
@@ -192,7 +197,7 @@ def _devices(group: dict[str, Any]) -> list[str]:
 
 
 def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Calls from a version to other models: the steps of a pipeline."""
+    """A row for each model that a version calls, such as the steps of a pipeline."""
     rows: list[tuple[str, ...]] = []
     for called, counts in entry.get("call_stats", {}).items():
         succeeded = int(counts["success"]["count"])

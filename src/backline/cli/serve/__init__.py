@@ -77,7 +77,7 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the log options to a command, which receives them as `log`, a LogSettings."""
+    """Adds the log options to a command, which receives `log`, a LogSettings."""
 
     @wraps(command)
     def with_settings(
@@ -107,7 +107,7 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def installed_log(settings: LogSettings) -> Iterator[ServerLog]:
-    """Installs the program's log for a `with` block. Raises UsageError if the log file cannot be opened."""
+    """Installs the server's log during a `with` block. Raises UsageError if its file cannot be opened."""
     try:
         log = ServerLog(settings)
     except OSError as error:
@@ -117,7 +117,7 @@ def installed_log(settings: LogSettings) -> Iterator[ServerLog]:
 
 
 class LastingOutput(io.RawIOBase):
-    """Writes to a descriptor; output that a full disk or a closed pipe refuses is silently lost."""
+    """A stream on a descriptor that drops output if the disk is full or the pipe is closed."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -140,7 +140,7 @@ class LastingOutput(io.RawIOBase):
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Makes printing safe for a `with` block: output that cannot be written is dropped."""
+    """Makes printing safe during a `with` block: output that cannot be written is dropped."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_lasting, before)
     try:
@@ -153,7 +153,10 @@ def lasting_output() -> Iterator[None]:
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
-    """A stream that never raises; replaced streams (as in tests) are kept, closed ones discard output."""
+    """A stream that writes like `stream` but never raises.
+
+    If `stream` is closed, output is discarded. Streams that are not files, as in tests, are returned as is.
+    """
     if stream is None:
         return io.TextIOWrapper(io.BufferedWriter(LastingOutput(-1)))
     if not isinstance(stream, io.TextIOWrapper) or stream.closed:
@@ -168,15 +171,14 @@ def _lasting(stream: TextIO | None) -> TextIO:
 
 log = logging.getLogger("backline.serve")
 
-#: Open files reserved for other uses than connections: models, worker processes, the log, late imports.
+#: The number of open files reserved for models, worker processes, the log and late imports.
 RESERVED = 256
 
 
 def within_open_files(limits: Limits) -> Limits:
-    """Raises the process's limit on open files as far as allowed; returns `limits` with as many connections
-    as fit it.
+    """Raises the limit on open files if possible; returns `limits` with as many connections as it allows.
 
-    Without a free descriptor a connection could not even be refused, and no model could be read.
+    Without a free descriptor, a connection could not even be refused, and no model could be read.
     """
     if sys.platform == "win32":
         return limits
@@ -196,8 +198,7 @@ def within_open_files(limits: Limits) -> Limits:
     fitting = max(soft - RESERVED, soft // 2, 1)
     log.warning(
         "this process may have %d open files, so it accepts at most %d connections instead of %d: raise the"
-        " limit"
-        " (ulimit -n %d)",
+        " limit (ulimit -n %d)",
         soft,
         fitting,
         limits.max_connections,
@@ -206,9 +207,10 @@ def within_open_files(limits: Limits) -> Limits:
     return replace(limits, max_connections=fitting)
 
 
-#: Signals that stop the server: from a service manager, by Ctrl-C, by closing the terminal.
+#: Signals that stop the server: from a service manager, by Ctrl-C, by closing the terminal. SIGHUP may also
+#: mean that certificates and keys are to be read again.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: Seconds that runs in progress and unloading may take once all connections are closed.
+#: Seconds for which runs and unloading may continue once all connections are closed.
 REST_WITHIN = 5.0
 
 _EPILOG = """\b
@@ -218,6 +220,7 @@ Examples:
   backline serve models/ more-models/ --host 0.0.0.0 --http-port 9000
   BACKLINE_GRPC_PORT=0 backline serve models/
   backline serve models/ --model-control-mode poll --repository-poll-secs 5
+  backline serve fast=hf://owner/repo:onnx/model_int8.onnx
   backline serve s3://bucket/models --model-control-mode explicit --load-model add1
   backline serve models/ --cache-config local,size=256MiB
   backline serve models/ --rate-limit execution_count --rate-limit-resource memory:4
@@ -280,7 +283,8 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
 async def serve(options: ServerOptions, log: ServerLog) -> bool:
     """Serves until a signal arrives; returns whether all runs have ended.
 
-    A second signal ends the process.
+    A second signal ends the process. SIGHUP reloads certificates and keys, unless there are none or it
+    reports that the terminal has closed.
     """
     began = monotonic()
     server = Server(options, log)
@@ -293,11 +297,29 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    # nohup ignores SIGHUP
-    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    on_terminal = _has_terminal()
+
+    def hang_up() -> None:
+        if server.reloadable and on_terminal == _has_terminal():
+            server.reload()
+        else:
+            stop()
+
+    # SIGINT and SIGTERM stop the server even if they were ignored when it started, as SIGINT is in the
+    # background jobs of a shell script. SIGHUP stays ignored, because nohup asks for that.
+    heard = [
+        number
+        for number in _SIGNALS
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
     for number in heard:
-        loop.add_signal_handler(number, stop)
-    report = LoadReport(server.engine, bar=not options.lifecycle.debugged_model)
+        loop.add_signal_handler(number, hang_up if number == signal.SIGHUP else stop)
+    logged = log.settings()
+    report = LoadReport(
+        server.engine,
+        bar=not options.lifecycle.debugged_model,
+        failures=bool(logged["log_file"]) or not logged["log_error"],
+    )
     starting = asyncio.create_task(server.start(report.on_event))
     waiting = asyncio.create_task(stopping.wait())
     try:
@@ -325,8 +347,17 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
     return rested
 
 
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal. It loses it when the terminal closes."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 async def _stop(server: Server, options: ServerOptions) -> bool:
-    """Stops the server; returns whether all runs have ended. No client waits for a run that has not."""
+    """Stops the server; returns whether all runs have ended. No client waits for those that have not."""
     # A request at a breakpoint may never end.
     limit = STOPPED_WITHIN if options.lifecycle.debugged_model else options.limits.drain_timeout + REST_WITHIN
     try:

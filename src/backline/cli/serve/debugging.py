@@ -1,4 +1,4 @@
-"""`backline serve --debug`: settings of a server on which one model is debugged."""
+"""`backline serve --debug`: the settings of a server on which one model is debugged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backline.server import ServerOptions
 
 #: Seconds between scans of the files, if the system does not report changes.
 _LOOK = 1.0
-#: Seconds to wait for requests of a replaced version, which may be at a breakpoint: in effect forever.
+#: Seconds to wait for requests of a replaced version, in effect forever: they may be at a breakpoint.
 _ANY_TIME = 1e8
 #: Seconds that a stopping server waits for requests in flight, and that the whole stop may take.
 _MOMENT = 0.5
@@ -51,9 +51,9 @@ def debugged_options(options: ServerOptions, model: str) -> ServerOptions:
 
 
 def check_debugged(engine: Engine, name: str) -> None:
-    """Raises BacklineError if there is no such model, or it cannot be debugged.
+    """Raises BacklineError if there is no such model, or if it cannot be debugged.
 
-    A model that failed to load is accepted: an edit reloads it.
+    A model that failed to load is accepted, because an edit reloads it.
     """
     models = [model for model in engine.models() if model.name == name]
     if not models:
@@ -89,7 +89,7 @@ def banner(name: str) -> str:
 
 @contextlib.contextmanager
 def kept_terminal() -> Iterator[None]:
-    """Restores the terminal's settings at the end: a debugger waiting for input has changed them."""
+    """Restores the settings of the terminal after the block: a debugger that waits for input changes them."""
     if not sys.stdin.isatty():
         yield
         return

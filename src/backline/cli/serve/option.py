@@ -25,7 +25,7 @@ Decorator: TypeAlias = Callable[[Function], Function]
 
 _PREFIX = "BACKLINE_"
 #: Variables that are read elsewhere than by the options of `backline serve`.
-_OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_URL", *ENVIRONMENT_KEYS})
+_OTHERS = frozenset({"BACKLINE_DEBUG", "BACKLINE_KEY", "BACKLINE_URL", *ENVIRONMENT_KEYS})
 #: Variables that Kubernetes sets in every container if a service is called backline or backline-something.
 _OF_KUBERNETES = re.compile(
     r"BACKLINE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -63,7 +63,7 @@ def unknown_variables(command: click.Command, environment: Mapping[str, str]) ->
 
 
 def decorated(function: Function, options: Sequence[Decorator]) -> Function:
-    """Adds options to a function; `--help` shows them in this order."""
+    """Adds options to a function, in the order in which `--help` shows them."""
     for add in reversed(options):
         function = add(function)
     return function
@@ -75,7 +75,7 @@ _DEFAULTS = {
 
 
 def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option that sets a field of ServerOptions, LifecycleOptions or Limits, whose default it shares."""
+    """An option for a field of ServerOptions, LifecycleOptions or Limits; it has the field's default."""
     default = _DEFAULTS[field]
     return option(
         name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}

@@ -1,4 +1,4 @@
-"""The options of `backline serve`, each with the ServerOptions, LifecycleOptions or Limits field it sets."""
+"""Defines the options of `backline serve`, and the fields that they set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from backline.lifecycle.options import ControlMode, LifecycleOptions
 from backline.observe.tracing.settings import TraceConfig, parse_trace_config
 from backline.server import ServerOptions
 from backline.wire.limits import Limits
-from backline.wire.tls import TlsFiles
+from backline.wire.tls import ClientAuth, TlsFiles
 
 if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
@@ -102,7 +102,7 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--model-name",
         "model_name",
         metavar="NAME",
-        help="The model's name if the repository is a single model, a file or folder.",
+        help="The model's name if the repository is a single model: a file, a folder or a URL.",
     ),
     fills(
         "--strict-readiness/--no-strict-readiness",
@@ -113,6 +113,20 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--trust-pickle",
         "trust_pickle",
         "Load models that can execute code when loaded: pickles, machine code.",
+    ),
+    fills(
+        "--trust-pickle-model",
+        "trust_pickle_models",
+        multiple=True,
+        metavar="PATTERN",
+        help="Like --trust-pickle, but only for models of this name, such as forest or risk-*; repeatable.",
+    ),
+    fills(
+        "--trust-skops-type",
+        "trust_skops_types",
+        multiple=True,
+        metavar="TYPE",
+        help="Load skops files with this type, such as sklearn.tree._tree.Tree; repeatable.",
     ),
     flag(
         "--trust-remote-code",
@@ -151,8 +165,15 @@ _OPTIONS: tuple[Decorator, ...] = (
         "memory_budget",
         type=Size(),
         metavar="SIZE",
-        help="The most resident memory the server may use, such as 2GiB: idle models are evicted, and loaded"
-        " on demand.",
+        help="The most memory that the server and its workers may hold, such as 2GiB: idle models are"
+        " evicted, and loaded again on demand.",
+    ),
+    fills(
+        "--gpu-memory-budget",
+        "gpu_memory_budget",
+        multiple=True,
+        metavar="[GPU:]SIZE",
+        help="The same for the memory of every GPU, or of one, such as 0:20GiB; repeatable.",
     ),
     count(
         "--max-queued-requests",
@@ -227,6 +248,17 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--ssl-client-ca",
         type=click.Path(path_type=Path),
         help="PEM file of an authority; only clients with a certificate signed by it are admitted.",
+    ),
+    option(
+        "--ssl-client-auth",
+        type=click.Choice(get_args(ClientAuth)),
+        help="optional: with --ssl-client-ca, also admit clients without a certificate, such as holders of a"
+        " key. Default: required.",
+    ),
+    flag(
+        "--metrics-plain",
+        "metrics_plain",
+        "Open the metrics port without TLS; it then serves only metrics and health checks.",
     ),
     count(
         "--http-max-input-size",
@@ -322,9 +354,9 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a server to a command, which receives them as `options`, a ServerOptions.
+    """Adds the options of a server to a command, which receives `options`, a ServerOptions.
 
-    The options may name no repository. Raises UsageError for contradictory options.
+    The list of repositories may be empty. Raises UsageError for contradictory options.
     """
 
     @wraps(command)
@@ -339,17 +371,19 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ssl_certificate: Path | None,
         ssl_key: Path | None,
         ssl_client_ca: Path | None,
+        ssl_client_auth: ClientAuth | None,
         **given: Any,
     ) -> Any:
         given["repositories"] = (*repositories, *model_repository)
         given["rate_limit"] = _resources(rate_limit, rate_limit_resource)
-        given["tls"] = _tls(ssl_certificate, ssl_key, ssl_client_ca)
+        given["tls"] = _tls(ssl_certificate, ssl_key, ssl_client_ca, ssl_client_auth)
         given["grpc_port"] = None if no_grpc else given["grpc_port"]
         given["metrics_port"] = None if no_metrics else given["metrics_port"]
         given["lifecycle"] = _filled(LifecycleOptions, given)
         given["limits"] = _filled(Limits, given)
         options: ServerOptions = _filled(ServerOptions, given)
         _check_ports(options)
+        _check_tls(options)
         if options.lifecycle.load_models and options.lifecycle.mode != "explicit":
             raise click.UsageError(
                 "--load-model needs --model-control-mode explicit: the other modes load all models"
@@ -360,7 +394,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _filled(kind: Any, given: dict[str, Any]) -> Any:
-    """Creates the dataclass from `given`, and removes its fields from `given`."""
+    """Creates a dataclass of this kind from its fields in `given`, and removes these fields from `given`."""
     return kind(**{field.name: given.pop(field.name) for field in fields(kind) if field.name in given})
 
 
@@ -397,9 +431,27 @@ def _resources(rate_limit: str, resources: Sequence[str]) -> tuple[str, ...] | N
     return tuple(resources)
 
 
-def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
+def _tls(
+    certificate: Path | None, key: Path | None, client_ca: Path | None, client_auth: ClientAuth | None
+) -> TlsFiles | None:
+    if client_auth is not None and client_ca is None:
+        raise click.UsageError(
+            "--ssl-client-auth needs --ssl-client-ca: the authority that signs client certificates"
+        )
     if certificate is None and key is None and client_ca is None:
         return None
     if certificate is None or key is None:
         raise click.UsageError("TLS needs both --ssl-certificate and --ssl-key")
-    return TlsFiles(certificate, key, client_ca)
+    return TlsFiles(certificate, key, client_ca, client_auth or "required")
+
+
+def _check_tls(options: ServerOptions) -> None:
+    tls = options.tls
+    if tls is not None and tls.client_auth == "optional" and options.auth is None:
+        raise click.UsageError(
+            "--ssl-client-auth optional needs --auth: a file whose [[certificates]] say what clients with a"
+            " certificate may do, as the server otherwise treats them like everybody else"
+        )
+    if options.metrics_plain and (tls is None or options.metrics_port is None):
+        missing = "--ssl-certificate" if tls is None else "a metrics port"
+        raise click.UsageError(f"--metrics-plain has no effect without {missing}")

@@ -1,4 +1,4 @@
-"""What `backline serve` prints: progress of loads, then models, addresses, and commands to try."""
+"""Prints the progress of loads, and then the models, the addresses and commands to try."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 def exposure(options: ServerOptions) -> str:
     """A warning if other machines can reach the server without a key or a client certificate; else empty.
 
-    A Unix socket is protected by the permissions of its folder.
+    A Unix socket needs no warning, as the permissions of its folder protect it.
     """
     ports = (options.http_port, options.grpc_port, options.metrics_port)
     if is_loopback(options.host) or ports == (None, None, None):
         return ""
-    if options.tls is not None and options.tls.client_ca is not None:
+    if options.tls is not None and options.tls.only_certified:
         return ""
     keyed = options.auth is not None or environment_has_keys()
     if keyed:
@@ -61,26 +61,31 @@ def exposure(options: ServerOptions) -> str:
 
 log = logging.getLogger("backline.serve")
 
-#: Seconds after which loads show a progress bar on a terminal; faster starts need not import rich.
+#: Seconds after which a progress bar appears on a terminal. A faster start need not import rich.
 PROGRESS_AFTER = 0.7
-#: Seconds between updates of the progress, and the number of loads whose phase is shown.
+#: Seconds between updates of the progress.
 PROGRESS_EVERY = 0.2
+#: The most loads whose phase is shown next to the bar.
 MAX_PHASES = 2
-#: Seconds after which a line reports that a load is still running: it may hang.
+#: Seconds after which a line reports that a load is still running, because it may hang.
 LONG_LOAD = 30.0
 #: A sample request with more elements is not printed as JSON.
 MAX_PRINTED = 32
 
 
 class LoadReport:
-    """Prints a line for each loaded or failed model, and each environment being built.
+    """Prints a line for each model that has loaded or failed, and for each environment being built.
 
-    On a terminal, a bar shows the phases of loads that take long.
+    On a terminal, if loads take long, a bar shows their phases.
     """
 
-    def __init__(self, engine: Engine, *, bar: bool = True) -> None:
-        """`bar=False` prints lines only, so that a debugger can use the terminal."""
+    def __init__(self, engine: Engine, *, bar: bool = True, failures: bool = True) -> None:
+        """`bar=False` prints lines only, so that a debugger can use the terminal.
+
+        `failures=False` leaves failed loads to the log, for a log that goes to the same terminal.
+        """
         self._engine = engine
+        self._failures = failures
         self._built: set[tuple[str, str]] = set()
         self._long: set[tuple[str, str]] = set()
         self._bar: Any = None
@@ -101,10 +106,10 @@ class LoadReport:
         if event.state is ModelState.READY:
             state = click.style("loaded", fg="green")
             line = f"{state} {where} in {event.seconds:.2f} s ({event.done}/{event.total})"
-        else:
+            self._say(line)
+        elif self._failures:
             state = click.style("FAILED", fg="red", bold=True)
-            line = f"{state} {where} ({event.done}/{event.total}): {event.reason}"
-        self._say(line)
+            self._say(f"{state} {where} ({event.done}/{event.total}): {event.reason}")
         if self._bar is not None:
             self._bar.update(self._task, completed=event.done, total=event.total)
 
@@ -158,7 +163,7 @@ class LoadReport:
         self._bar.start()
 
     def close(self) -> None:
-        """Removes the bar."""
+        """Ends the updates and removes the bar."""
         self._next_update.cancel()
         if self._timer is not None:
             self._timer.cancel()
@@ -168,14 +173,14 @@ class LoadReport:
 
 
 def _phase(progress: LoadProgress) -> str:
-    """The phase of a load and its download, such as "environment, 12 MiB of 90 MiB"."""
+    """The phase of a load and the state of its download, such as "environment, 12 MiB of 90 MiB"."""
     if progress.bytes_done >= progress.bytes_total:
         return progress.phase
     return f"{progress.phase}, {format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}"
 
 
 def say(line: str = "") -> None:
-    """Prints a line, coloured only on a terminal and without NO_COLOR."""
+    """Prints a line. Its colours are kept only on a terminal, and unless NO_COLOR is set."""
     click.echo(line, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
 
 
@@ -202,7 +207,7 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
             "batch",
         )
         headers += ("scheduling or reason" if any(model.reason for model in models) else "scheduling",)
-        # Leave out columns without information: no labels, or no device but the CPU.
+        # A column without information is left out: labels if there are none, devices if all are the CPU.
         for name, nothing in (("device", ("CPU", "-")), ("labels", ("", "-"))):
             column = headers.index(name)
             if all(row[column] in nothing for row in rows):
@@ -276,7 +281,7 @@ def _row(model: Model, labels: str) -> tuple[str, ...]:
         return (
             name,
             version,
-            "ON DEMAND" if model.on_demand else state,
+            state.replace("_", " "),
             labels,
             "-",
             "-",
@@ -308,7 +313,7 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
         if model.state is ModelState.READY and model.signature.inputs and model.config.sequence is None
     ]
     url = next((url for label, url in server.urls if label == "HTTP"), "")
-    if not loaded or not url or (options.tls is not None and options.tls.client_ca is not None):
+    if not loaded or not url or (options.tls is not None and options.tls.only_certified):
         return
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     certificate = None if options.tls is None else str(options.tls.certificate)
@@ -319,7 +324,7 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
 
 
 def _effort(model: Model) -> tuple[bool, bool, bool, int]:
-    """Sort key for choosing the sample model: fixed shapes first, then short but not empty requests."""
+    """A sort key for the sample model, which should have fixed shapes and a short but not empty request."""
     shapes = [_shape(model, spec) for spec in model.signature.inputs]
     varies = any(-1 in spec.shape[1 if model.max_batch_size else 0 :] for spec in model.signature.inputs)
     sizes = [element_count(shape) for shape in shapes]
@@ -332,14 +337,17 @@ def _shape(model: Model, spec: TensorSpec) -> tuple[int, ...]:
 
 def _printable(model: Model) -> bool:
     inputs = model.signature.inputs
-    half = any(
-        spec.datatype in (DataType.FP16, DataType.BF16) for spec in inputs
-    )  # JSON cannot represent these
+    # JSON cannot represent 16-bit floats.
+    half = any(spec.datatype in (DataType.FP16, DataType.BF16) for spec in inputs)
     return not half and sum(element_count(_shape(model, spec)) for spec in inputs) <= MAX_PRINTED
 
 
 def curl_line(model: Model, url: str, certificate: str | None = None) -> str:
-    """A curl command that sends JSON if short, else binary zeros for a single input, else gets metadata."""
+    """A curl command to try with the model.
+
+    It sends JSON if that is short, or else zeros in binary form if there is a single input of fixed shape.
+    For any other model, it gets the metadata.
+    """
     curl = "curl" if certificate is None else f"curl --cacert {shlex.quote(certificate)}"
     target = f"{url}/v2/models/{model.name}"
     if _printable(model):
@@ -383,7 +391,7 @@ def python_line(model: Model, url: str, certificate: str | None = None) -> str:
     model_text = f"backline.connect({url!r}{ca})[{model.name!r}]"
     answer = f"*map(dict, {model_text}.stream{call})" if model.decoupled else f"dict({model_text}{call})"
     code = f"import backline, numpy as np; print({answer})"
-    # Double quotes read better around code with single quotes, if the shell expands nothing in it.
+    # Double quotes read better around code with single quotes; they are used if the shell expands nothing.
     quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
     return f"{shlex.quote(sys.executable)} -c {quoted}"
 

@@ -1,10 +1,10 @@
-"""Accepts command lines written for tritonserver, and explains its options that do not exist here."""
+"""Accepts command lines written for tritonserver, and says what replaces options that are missing here."""
 
 from __future__ import annotations
 
 import click
 
-#: Options of tritonserver that `backline serve` lacks, and what to do instead; the same table is in
+#: What to do instead of each option of tritonserver that `backline serve` lacks. This table is also in
 #: docs/configuration.md.
 ELSEWHERE = {
     "--model-store": "`--model-repository`",
@@ -41,7 +41,7 @@ ELSEWHERE = {
     "--repoagent-directory": "leave it out: Backline has no repository agents",
     "--backend-config": "`parameters` in the models' configurations",
     "--host-policy": "`cpus` in the models' configurations",
-    "--model-load-gpu-limit": "leave it out: GPU memory is not limited",
+    "--model-load-gpu-limit": "`--gpu-memory-budget GPU:SIZE`, a size instead of a fraction",
     "--pinned-memory-pool-byte-size": "leave it out: Backline has no such pool",
     "--cuda-memory-pool-byte-size": "leave it out: Backline has no such pool",
     "--buffer-manager-thread-count": "leave it out: Backline has no such threads",
@@ -50,7 +50,7 @@ ELSEWHERE = {
 }
 
 
-#: The sections of `backline serve --help`, by the option that each starts with.
+#: The titles of sections in `backline serve --help`, each by the option that its section starts with.
 _SECTIONS = {
     "--model-repository": "Models",
     "--memory-budget": "Resources",
@@ -63,7 +63,7 @@ _SECTIONS = {
 
 
 class ServeCommand(click.Command):
-    """Accepts flags with a value, such as `--exit-on-error=false`; explains options that only Triton has."""
+    """A command that accepts flags with a value, `--exit-on-error=false`; it refuses those in ELSEWHERE."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

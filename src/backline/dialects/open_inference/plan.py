@@ -32,6 +32,7 @@ class InferPlan:
         "declared",
         "empty_final",
         "inputs",
+        "json_outputs",
         "keeps_outputs",
         "large",
         "outputs",
@@ -46,6 +47,8 @@ class InferPlan:
     def __init__(self, inputs: tuple[InputPlan, ...]) -> None:
         self.inputs = inputs
         self.shared: SharedTensors | None = None
+        #: The outputs whose elements are JSON texts, which the generate extension sends as JSON values.
+        self.json_outputs: frozenset[str] = frozenset()
         #: The input, if there is exactly one, its shape fixes its size, and nothing is in shared memory.
         self.single = inputs[0] if len(inputs) == 1 and inputs[0].size >= 0 else None
         self.declared: tuple[int | None, ...] = ()

@@ -33,7 +33,7 @@ class InstanceGroup:
     resources: tuple[Resource, ...] = ()
     priority: int = 1
     kind: Kind = "auto"
-    #: The GPUs, by the runtime's numbers; empty for all.
+    #: The GPUs, as the runtime numbers them; empty for all.
     gpus: tuple[int, ...] = ()
     #: The name of its instances; empty for Triton's default, <model>_<index>.
     name: str = ""

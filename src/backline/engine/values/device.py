@@ -10,7 +10,7 @@ from backline.engine.config.instance_group import InstanceGroup
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The CPU, a GPU by its runtime's number, or whatever the model file specifies."""
+    """The CPU, a GPU as its runtime numbers it, or whatever the model file specifies."""
 
     kind: Literal["cpu", "gpu", "model"] = "cpu"
     index: int = 0
@@ -24,10 +24,10 @@ CPU: Final = Device()
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """The GPUs that a runtime can use, by its own numbers. If it can use none, `reason` says why, and how to
-    fix that.
+    """The GPUs that a runtime can use, as it numbers them.
 
-    If not `by_default`, they are used only if a configuration asks for a GPU.
+    If there are none, `reason` says why and what to do.
+    Unless `by_default`, they are used only if a configuration asks for a GPU.
     """
 
     indexes: tuple[int, ...] = ()

@@ -41,7 +41,8 @@ class TensorSpec:
     """An input or output.
 
     `shape` has -1 for variable dimensions. `labels` name the classes of a classification output. In a
-    configuration `shape` is what clients see and `reshape` what the model has instead.
+    configuration `shape` is what clients see and `reshape` what the model has instead. `json` is "object" or
+    "list" if each element of a BYTES tensor is the JSON text of one.
     """
 
     name: str
@@ -50,9 +51,10 @@ class TensorSpec:
     optional: bool = False
     labels: tuple[str, ...] = ()
     reshape: Shape | None = None
+    json: str = ""
 
     def __str__(self) -> str:
-        """Such as "x FP32[-1, 4]", for a message."""
+        """The tensor as messages show it, such as "x FP32[-1, 4]"."""
         return f"{self.name} {self.datatype.name}{list(self.shape)}{' (optional)' * self.optional}"
 
 
@@ -75,8 +77,9 @@ class RequestCheck:
     `signature` has full shapes, the first dimension being the batch unless `max_batch_size` is 0. Requests
     with equal `batch_key` may share a batch. A request without items, or above `max_batch_size`, is only
     refused if `strict` (the limit was configured). A request whose inputs differ in the first dimension is
-    refused, unless the batch was `proved` and nobody declared it: then the dimension may be no batch in this
-    request (an input is broadcast, or two matrices are multiplied), which runs alone and counts as one item.
+    refused, unless the batch was `proved` and nobody declared it: then the dimension may mean something else
+    in this request (an input is broadcast, or two matrices are multiplied), which runs alone and counts as
+    one item.
     Error texts are Triton's (core/src/infer_request.cc).
     """
 

@@ -43,7 +43,7 @@ _FLOOR = 1e-5
 class BatchProbe:
     """The result of a proof; `reason` explains it to users in one sentence.
 
-    If it is not `known` whether requests can be batched, because nothing could be compared, they are not.
+    Without `known`, nothing could be compared, so requests are not batched to be safe.
     """
 
     batched: bool
@@ -51,7 +51,7 @@ class BatchProbe:
     known: bool = True
 
 
-#: The end of the reasons why nothing is known.
+#: Advice that ends each reason why nothing is known about batches.
 _ADVICE = "give one as model_warmup, or set max_batch_size"
 
 
@@ -102,9 +102,9 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
 
 
 def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -> BatchProbe:
-    """Whether something speaks against a configured batch: runs the trial's item again, after another item.
+    """Looks for a contradiction to a configured batch: runs the trial's item again, after another item.
 
-    Finds less than a proof does, since the configuration is believed, but takes a single run.
+    This finds less than a proof does, since the configuration is believed, but takes a single run.
     """
     try:
         _Prober(model).check(trial, tuple(samples))
@@ -151,7 +151,7 @@ class _Prober:
                 break
         if not others:
             raise _Unknown("only one input that was tried could be run")
-        # Each item has another neighbour on either side, and reversing the order moves all of them.
+        # Every item stands next to a different one, and every item would move if the batch were reversed.
         self._check_together([others[-1], first, others[0], first])
         self._check_other_sizes(trial)
         return (
@@ -173,7 +173,7 @@ class _Prober:
                 return
 
     def _other_inputs(self, trial: Trial, samples: tuple[Arrays, ...]) -> Iterator[Arrays]:
-        """Items to compare with that of the trial, most different first; some may be rejected."""
+        """Items to compare with the trial's item, most different first. The model may reject some of them."""
         given = [
             sample
             for sample in samples
@@ -183,7 +183,7 @@ class _Prober:
             make_inputs(self._signature, trial.sizes, 1, family, seed)
             for seed, family in enumerate((HUGE, LARGE, trial.family, POSITIVE, ONES, ZEROS), start=2)
         )
-        # The same values at other places: a model may know no other numbers or words.
+        # The same values in other places, because a model may accept no other numbers or words.
         moved = {name: np.roll(array, 1) for name, array in trial.inputs.items()}
         tried = [trial.inputs]
         for inputs in (*given, *made, moved):
@@ -192,7 +192,7 @@ class _Prober:
                 yield inputs
 
     def _check_other_sizes(self, trial: Trial) -> None:
-        """Runs one item at twice the sizes: a size that is a constant of the model can look like a batch."""
+        """Runs one item with all sizes doubled, because a size that the model fixes can look like a batch."""
         all_doubled = {place: 2 * size for place, size in trial.sizes.items()}
         large_doubled = {place: 2 * size if size > 1 else size for place, size in trial.sizes.items()}
         for sizes in (all_doubled, large_doubled):
@@ -278,7 +278,9 @@ def _joined(items: Sequence[Arrays]) -> Arrays:
 
 
 def _same(inputs: Arrays, others: Arrays) -> bool:
-    """Whether two items are equal and so cannot be told apart. Items without elements are never the same."""
+    """Whether two items are equal, so that they cannot be told apart. Items without elements never count as
+    equal.
+    """
     arrays = inputs.values()
     return any(array.size for array in arrays) and all(
         np.array_equal(array, others[name]) for name, array in inputs.items()

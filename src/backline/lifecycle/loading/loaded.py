@@ -95,9 +95,10 @@ class LoadedVersion(ABC):
         Call `states.prepare` first.
         """
 
-    def resident_bytes(self, measured: int) -> int:
-        """The model's memory in bytes; `measured` is the growth of this process during the load."""
-        return measured
+    @property
+    def pids(self) -> Sequence[int]:
+        """The worker processes that hold the model; none for a model in this process."""
+        return ()
 
     @abstractmethod
     def close(self) -> None:
@@ -189,8 +190,9 @@ class LoadedWorkers(LoadedVersion):
     def lone_runs(self) -> Iterable[Run]:
         return (self.view.alone(self.model).run,)
 
-    def resident_bytes(self, measured: int) -> int:
-        return self.model.resident_bytes
+    @property
+    def pids(self) -> Sequence[int]:
+        return () if self.model.debugged else self.model.pids
 
     def close(self) -> None:
         self.model.close()

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Protocol
 
@@ -42,9 +41,9 @@ class Content(Protocol):
 class MeasurementFile:
     """The file that keeps the measurements of one version. For use on any thread.
 
-    They hold for the same files (by content), configuration, devices, packages and number of cores. Without
-    the file, or if it does not fit or is damaged, the version is measured again. Only models with runs above
-    100 ms are kept: for others, reading all files would take longer than the trial runs.
+    The measurements are valid for the same files (by content), configuration, devices, packages and number of
+    cores. If the file is missing, damaged or not valid, the version is measured again. Measurements are only
+    kept for models with runs above 100 ms: for others, reading all files takes longer than the trial runs.
     """
 
     def __init__(
@@ -98,11 +97,14 @@ class MeasurementFile:
             log.warning("the measurements of model '%s' cannot be stored: %s", self._config.name, error)
 
     def _key(self, placed: Places) -> str:
-        """What the measurements hold for; empty if the files cannot be read."""
+        """A digest of everything that the measurements depend on; empty if the files cannot be read."""
         if self._content is None:
             self._content = self._read_content()
         if self._content is None:
             return ""
+        # Imported late: the import takes long, and only slow models have a file with measurements.
+        from importlib.metadata import distributions
+
         packages = sorted((found.name, found.version) for found in distributions())
         machine = (platform.machine(), usable_cores(), [repr(device) for device in placed.devices])
         parts = (self._content.digest, load_key(self._config), packages, machine)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from backline.engine.engine import Engine
 from backline.lifecycle.call_graph import CallGraph
-from backline.lifecycle.memory import LoadMeter
+from backline.lifecycle.memory.held import HeldMemory
+from backline.lifecycle.memory.meter import LoadMeter
+from backline.lifecycle.memory.needs import NEEDS_FILE, Needs
 from backline.lifecycle.options import LifecycleOptions
 from backline.schedule.queues.queue import QueueTotal
 from backline.schedule.sequences.state_store import MemoryStateStore, StateStore
@@ -16,9 +19,11 @@ from backline.system.cores import usable_cores
 from backline.workers.here.execution import CoreBudget
 
 if TYPE_CHECKING:
+    from backline.lifecycle.memory.gpu_budgets import GpuBudgets
     from backline.schedule.cache.cache import ResponseCache
     from backline.schedule.cache.config import CacheOptions
     from backline.schedule.rate_limit.permits import Permits
+    from backline.workers.process.pool import WorkerPool
 
 
 class Shared:
@@ -37,10 +42,19 @@ class Shared:
         #: The states of sequences, kept here so that sequences continue when their version is reloaded.
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
         self.call_graph = CallGraph()
-        #: Also used on load threads.
-        self.meter = LoadMeter()
+        #: What loads need in memory; also used on load threads. Kept across restarts if there is a budget.
+        self.needs = Needs(state_folder / NEEDS_FILE if options.limits_memory else None)
+        self.gpu_budgets = _gpu_budgets(options)
+        self.held = HeldMemory(self.gpu_budgets)
+        self.meter = LoadMeter(self.needs, self.held)
+        #: The worker pools that have processes.
+        self.pools: WeakSet[WorkerPool] = WeakSet()
         #: Whether all initial loads have ended.
         self.started = False
+
+    def worker_pids(self) -> list[int]:
+        """The ids of all worker processes that have not ended."""
+        return [pid for pool in self.pools if not pool.debugged for pid in pool.pids]
 
 
 def _core_budget(threads: int | None) -> CoreBudget | None:
@@ -49,6 +63,14 @@ def _core_budget(threads: int | None) -> CoreBudget | None:
 
 
 # The functions below import modules that few servers need.
+
+
+def _gpu_budgets(options: LifecycleOptions) -> GpuBudgets | None:
+    if not options.gpu_memory_budget:
+        return None
+    from backline.lifecycle.memory.gpu_budgets import GpuBudgets
+
+    return GpuBudgets(options.gpu_memory_budget)
 
 
 def _permits(resources: tuple[str, ...]) -> Permits:

@@ -85,7 +85,7 @@ def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
     """
     free = free_dimensions(signature, batched=batched)
     if not free:
-        # These sizes are the model's own, so larger inputs are allowed, but configurations may be absurd.
+        # Sizes that the model itself specifies may be larger than guessed ones, but not absurdly large.
         rows = 1 if batched else None
         if sum(element_count(trial_shape(s, {}, rows)) for s in signature.inputs) <= MAX_FIXED_ELEMENTS:
             yield {}

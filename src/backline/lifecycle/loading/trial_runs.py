@@ -36,7 +36,7 @@ from backline.lifecycle.loading.trial_inputs import (
 _MOST_TRIES = 100
 #: The most elements of all inputs of a round, because large inputs take long. The first is always tried.
 _MOST_ELEMENTS = 1 << 20
-#: The most inputs that are accepted but have an empty output, before one of them has to do.
+#: How many inputs may give an empty output before the search settles for the first of them.
 _MOST_EMPTY = 6
 
 
@@ -103,7 +103,7 @@ class Trial:
     outputs: list[np.ndarray]
 
     def unbatched(self, signature: Signature) -> Trial:
-        """The same for a model whose first dimension is not a batch, and so a variable dimension too."""
+        """This trial for a model without batches, whose first dimension is like any variable dimension."""
         free = free_dimensions(signature, batched=False)
         sizes = {(name, axis): self.inputs[name].shape[axis] for name, axis in free}
         return Trial(sizes, self.family, self.inputs, self.outputs)
@@ -173,12 +173,9 @@ def _candidates(
 
 
 def _rounds(signature: Signature) -> Iterator[tuple[ValueFamily, ...]]:
-    """The values to try with all sizes, and then others, as a model may accept few numbers or strings."""
-    whole_numbers = [
-        spec
-        for spec in signature.inputs
-        if spec.datatype not in FLOATS and spec.datatype is not DataType.BOOL
-    ]
+    """The families of values to try in each round: a model may accept only a few numbers or strings."""
+    others = {*FLOATS, DataType.BOOL}
+    whole_numbers = [spec for spec in signature.inputs if spec.datatype not in others]
     yield (NORMAL, SAMPLING_RATE) if any(not spec.shape for spec in whole_numbers) else (NORMAL,)
     if whole_numbers:
         yield ONES, ZEROS, LARGE

@@ -9,7 +9,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
+from contextlib import nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
@@ -27,6 +29,8 @@ from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.measurement_file import MeasurementFile
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.warm_up import warm_up, warm_up_items, warm_up_samples
+from backline.lifecycle.memory.meter import LoadMemory, measure_workers
+from backline.lifecycle.memory.needs import LoadKind
 from backline.observe.recording import recorded_file
 from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
@@ -45,11 +49,11 @@ Check: TypeAlias = Callable[[Ticket], None]
 
 @dataclass(frozen=True, slots=True)
 class WarmModel:
-    """The result of a load. `memory` is in bytes."""
+    """The result of a load."""
 
     loaded: LoadedVersion
     check: Check
-    memory: int
+    memory: LoadMemory
     #: The hidden tensors of a model that serves sequences, otherwise None.
     tensors: SequenceTensors | None
     #: The parts of the configuration that the model completed.
@@ -73,6 +77,7 @@ class VersionLoad:
         version: FoundVersion,
         fetched: FetchedVersion,
         known: Measured | None,
+        kind: LoadKind,
         *,
         may_run_code: bool,
         on_bytes: OnBytes,
@@ -83,6 +88,7 @@ class VersionLoad:
         self._version = version
         self._fetched = fetched
         self._known = known
+        self._kind = kind
         self._may_run_code = may_run_code
         self._on_bytes = on_bytes
         self._loop = asyncio.get_running_loop()
@@ -94,7 +100,6 @@ class VersionLoad:
         cached = self._shared.cache is not None and self._config.response_cache
         content = self._content("its responses are cached for this load only") if cached else None
         config, options = self._config, self._shared.options
-        file_bytes = sum(file.size for file in self._version.files.values())
         check_cores(config.name, config.cpus)
         kept = MeasurementFile(
             self._shared.state_folder,
@@ -102,7 +107,9 @@ class VersionLoad:
             self._version.version,
             lambda: content or self._content("it is measured at each start"),
         )
-        with self._shared.meter.measure(file_bytes) as measured, pinned(config.cpus):
+        # A worker's load does not grow this process.
+        measuring = nullcontext() if self._kind.workers else self._shared.meter.measure(self._kind)
+        with measuring as memory, pinned(config.cpus):
             loaded = load(
                 self._fetched.path,
                 config,
@@ -110,7 +117,8 @@ class VersionLoad:
                 self._on_phase,
                 self._start_workers,
                 LoadOptions(
-                    trust_pickle=options.trust_pickle,
+                    trust_pickle=options.trust_pickle or self._is_trusted_by_name(),
+                    trust_skops_types=frozenset(options.trust_skops_types),
                     may_run_code=self._may_run_code,
                     strict_devices=options.strict_devices,
                 ),
@@ -129,8 +137,14 @@ class VersionLoad:
                 raise
         unchanged = content is not None and content.unchanged
         digest = f"{load_key(self._config)} {content.digest}" if content is not None and unchanged else ""
-        memory = loaded.resident_bytes(measured.memory)
+        if memory is None:
+            memory = measure_workers(self._kind, loaded.pids, self._shared.held)
         return WarmModel(loaded, check, memory, tensors, completion, digest)
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers that the load has started."""
+        return [] if self._starter is None else self._starter.pids
 
     def cancel(self) -> None:
         """Stops waiting for workers to start, because the version is no longer wanted."""
@@ -159,6 +173,11 @@ class VersionLoad:
         if self._cancelled:  # cancelled before there was a starter
             self._starter.cancel()
         return self._starter.start(hosted, placed)
+
+    def _is_trusted_by_name(self) -> bool:
+        """Whether pickles of this model are trusted; not those that a client loads under a trusted name."""
+        patterns = self._shared.options.trust_pickle_models
+        return self._may_run_code and any(fnmatchcase(self._config.name, one) for one in patterns)
 
     def _content(self, otherwise: str) -> VersionContent | None:
         """A digest of the files: what is kept beyond this load must not be used for other files.

@@ -63,6 +63,7 @@ class WorkerStarter:
         on_phase: Callable[[str], None],
         on_bytes: OnBytes,
     ) -> None:
+        self._shared = shared
         self._config = config
         self._version = model.version
         self._folder = folder
@@ -77,6 +78,7 @@ class WorkerStarter:
         #: The parts of the configuration that the model completed, once started.
         self.completion: Completion | None = None
         self._starting: Future[None] | None = None
+        self._pool: WorkerPool | None = None
         self._uv: Uv | None = None
         self._cancelled = False
 
@@ -115,7 +117,8 @@ class WorkerStarter:
 
     def _start(self, command: WorkerCommand, options: PoolOptions, placed: Places) -> WorkerPool:
         pool = WorkerPool(command, options, self._loop, placed, self.calls)
-        starting = asyncio.run_coroutine_threadsafe(pool.start(), self._loop)
+        self._pool = pool
+        starting = asyncio.run_coroutine_threadsafe(self._begin(pool), self._loop)
         self._starting = starting
         if self._cancelled:
             starting.cancel()
@@ -124,6 +127,15 @@ class WorkerStarter:
         except CancelledError:
             raise Unavailable(f"the load of {pool.label} was cancelled") from None
         return pool
+
+    async def _begin(self, pool: WorkerPool) -> None:
+        self._shared.pools.add(pool)
+        await pool.start()
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers that it has started. Used on the event loop."""
+        return [] if self._pool is None or self._pool.debugged else self._pool.pids
 
     def cancel(self) -> None:
         """Aborts `start`. Called on the event loop."""
@@ -152,13 +164,13 @@ class WorkerStarter:
         if hosted.python is not None:
             return None
         folder = hosted.path if hosted.path.is_dir() else hosted.path.parent
-        requirements = find_requirements(folder, self._folder, self._config.python)
+        requirements = find_requirements(folder, self._folder, self._config.python, on_top=hosted.on_top)
         if requirements is None:
             return None
         for ignored in requirements.ignored:
             text = "model '%s': '%s' is ignored, because %s takes precedence"
             log.warning(text, self._config.name, ignored, requirements.file)
-        user = User(self._config.name, str(folder), str(self._folder), self._config.python)
+        user = User(self._config.name, str(folder), str(self._folder), self._config.python, hosted.on_top)
         while (environment := self._environments.find(requirements, user)) is None:
             self._build(requirements, user)
         return environment
@@ -275,7 +287,7 @@ class Completion:
 
 
 def read_completion(text: str, name: str, listing: Listing) -> Completion:
-    """Parses the JSON that the model `name` returned. Raises InvalidArgument if it is no configuration."""
+    """Parses the JSON that the model `name` returned. Raises InvalidArgument if it is not a configuration."""
     try:
         return Completion(parse(text).message, listing)
     except InvalidArgument as error:

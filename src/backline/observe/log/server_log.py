@@ -24,7 +24,7 @@ log = logging.getLogger("backline.observe")
 MOST_WAITING = 4 << 20
 #: Seconds to gather lines before writing them together.
 _GATHER = 0.002
-#: Seconds between checks whether log rotation has moved or deleted the file.
+#: Seconds between checks for a log file that rotation has moved or deleted.
 _LOOK = 1.0
 #: Seconds before writing again to a terminal or pipe that was full.
 _PAUSE = 0.05

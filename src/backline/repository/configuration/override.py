@@ -116,7 +116,7 @@ def parse(text: str) -> Document:
             f"{_UNREADABLE}:{error.lineno}:{error.colno}: is not JSON: {error.msg}"
         ) from None
     except RecursionError:
-        raise InvalidArgument(f"{_UNREADABLE}: is nested too deep") from None
+        raise InvalidArgument(f"{_UNREADABLE}: is nested too deeply") from None
     if re.search(r"\\u[dD][89a-fA-F]", text):  # an escape that may be only half of a surrogate pair
         try:
             json.dumps(table, ensure_ascii=False).encode()

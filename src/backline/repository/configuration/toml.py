@@ -41,7 +41,7 @@ def parse(text: str, source: str) -> Document:
             raise InvalidArgument(f"{source}:{len(lines)}:{len(lines[-1]) + 1}: {reason}") from None
         raise InvalidArgument(f"{source}: {reason}") from None
     except RecursionError:
-        raise InvalidArgument(f"{source}: is nested too deep") from None
+        raise InvalidArgument(f"{source}: is nested too deeply") from None
     return read_plain(table, source, _KeyScanner(text).places, is_json=False)
 
 

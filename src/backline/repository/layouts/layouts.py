@@ -40,7 +40,7 @@ from backline.repository.repository import FoundModel, FoundVersion
 CONFIG_FILES = ("config.pbtxt", "model.toml")
 #: The version of a model without version folders.
 FIRST_VERSION = "1"
-#: Triton's folders that lie next to the versions but are no versions; a load needs _NEEDED_FOLDERS.
+#: Triton's folders that lie next to the versions but are not versions; a load needs _NEEDED_FOLDERS.
 _OTHER_FOLDERS = frozenset({"configs", "warmup", "initial_state"})
 _NEEDED_FOLDERS = ("warmup/", "initial_state/")
 #: Folder names that are almost certainly versions: numbers, dotted numbers, dates.
@@ -183,7 +183,7 @@ def read_version(
 
 
 def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder is clearly a model's: it has a configuration, or has versions and is none itself."""
+    """Whether a folder is clearly a model's: it has a configuration, or holds versions and no model file."""
     if has_config(place):
         return True
     return not candidates(place.listing, formats) and any(

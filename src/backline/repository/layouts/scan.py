@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument
+from backline.engine.names import printable
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import (
     CONFIG_FILES,
@@ -32,18 +33,22 @@ def scan_listing(
     name: str = "",
     configs: ConfigFiles | None = None,
     known: Known | None = None,
+    nested: bool = False,
 ) -> list[FoundModel]:
     """The models of a repository, sorted by name.
 
     A fault in one model is noted in its `problem` and does not affect the others. `formats` are the formats
     that can be loaded, in order of preference. If the repository is a single model, `name` is its name; the
     default is the last part of the location. The caller keeps `known` between scans of a repository, so that
-    only changed models are read again. Raises InvalidArgument if the files are not a repository.
+    only changed models are read again. With `nested`, the repository may be the only folder of the listing,
+    as in an archive of a folder. Raises InvalidArgument if the files are not a repository.
     """
     root = Folder(listing, "", listing.location)
+    if nested:
+        root = _innermost(root, formats)
     folders = root.folders()
     configs = configs or ConfigFiles()
-    name = name or root.name
+    is_named, name = bool(name), name or root.name
     if has_settings(root):
         return read_settings(root, formats, configs)
     configured = has_config(root)
@@ -55,9 +60,15 @@ def scan_listing(
         return [read_model(root, name, formats, configs)]
     if configured and any(candidates(place.listing, formats) for place in folders.values()):
         return [read_model(root, name, formats, configs)]
-    if candidates(listing, formats) and not any(
+    if candidates(root.listing, formats) and not any(
         is_model_folder(place, formats) for place in folders.values()
     ):
+        if not is_named and is_version_name(name):
+            above = root.location.rstrip("/").rpartition("/")[0]
+            raise InvalidArgument(
+                f"'{root.location}' is not a model or a repository: by its name it is version {name} of a"
+                f" model. Name the model's folder, '{above}', or give the model a name with --model-name"
+            )
         return [read_single(root, name, formats, configs)]
     if configured:
         model = read_model(root, name, formats, configs)
@@ -65,7 +76,7 @@ def scan_listing(
             not version.problem for version in model.versions
         ):  # this model needs no file
             return [model]
-        config_file = next(file for file in CONFIG_FILES if file in listing.files)
+        config_file = next(file for file in CONFIG_FILES if file in root.listing.files)
         above = root.location.rstrip("/").rpartition("/")[0]
         raise InvalidArgument(
             f"'{root.location}' is a model, not a repository (it holds {config_file}), and has no version;"
@@ -73,3 +84,26 @@ def scan_listing(
             f" '{root.location}/{FIRST_VERSION}'"
         )
     return read_repository(root, folders, formats, configs, known)
+
+
+def check_named(models: Sequence[FoundModel], name: str, location: str) -> None:
+    """Raises InvalidArgument if a `name` was given, but `models` is not a single model that took it."""
+    if not name or [model.name for model in models] == [printable(name)]:
+        return
+    names = ", ".join(f"'{model.name}'" for model in models) or "no model"
+    raise InvalidArgument(
+        f"the name '{name}' is for the only model at a location, but '{location}' is a repository that holds"
+        f" {names}; leave the name out, or give the location of one model"
+    )
+
+
+def _innermost(root: Folder, formats: Sequence[ModelFormat]) -> Folder:
+    """The repository within folders that hold nothing but one folder; `root` itself if there is none."""
+    place = root
+    while len(folders := place.folders()) == 1 and not has_config(place):
+        (place,) = folders.values()
+        if is_model_folder(place, formats):
+            break
+        if any(is_model_folder(folder, formats) for folder in place.folders().values()):
+            return place
+    return root

@@ -27,7 +27,8 @@ _DENIED = "put user and password into the URL (https://user:password@host/...), 
 class ArchiveRepository(RemoteRepository):
     """The models in https://host/models.zip (or another of ARCHIVES), or the model https://host/model.onnx.
 
-    `#folder` after an archive's URL names the folder in it that is the repository. Raises InvalidArgument for
+    `#folder` after an archive's URL names the folder in it that is the repository; it is not needed if the
+    repository is the only folder, as in an archive of a folder. Raises InvalidArgument for
     an invalid URL.
     """
 
@@ -37,6 +38,7 @@ class ArchiveRepository(RemoteRepository):
         formats: Sequence[ModelFormat],
         cache: Path,
         configs: ConfigFiles | None = None,
+        name: str = "",
         limits: UnpackLimits | None = None,
     ) -> None:
         contents = ContentCache(cache)
@@ -53,7 +55,7 @@ class ArchiveRepository(RemoteRepository):
             if kind is None
             else _WebArchive(location, kind, contents, limits or UnpackLimits())
         )
-        super().__init__(files, contents, formats=formats, configs=configs)
+        super().__init__(files, contents, formats=formats, configs=configs, name=name, nested=True)
 
 
 class _WebFile:
@@ -178,8 +180,13 @@ class _WebArchive(_WebFile):
         prefix = self._folder + "/"
         below = {path.removeprefix(prefix): entry for path, entry in files.items() if path.startswith(prefix)}
         if not below:
-            held = ", ".join(sorted({f"'{path.partition('/')[0]}'" for path in files})[:10]) or "nothing"
-            raise NotFound(f"archive '{self._place}' has no folder '{self._folder}'; it holds {held}")
+            nested = sorted({path[: path.index(f"/{prefix}")] for path in files if f"/{prefix}" in path})
+            if nested:
+                hint = f"did you mean '{self._place}#{nested[0]}/{self._folder}'?"
+            else:
+                held = ", ".join(sorted({f"'{path.partition('/')[0]}'" for path in files})[:10])
+                hint = f"it holds {held or 'nothing'}"
+            raise NotFound(f"archive '{self._place}' has no folder '{self._folder}'; {hint}")
         return below
 
 

@@ -308,7 +308,7 @@ class ContentCache:
                 if _older(left, now - _PARTIAL_SECONDS):
                     shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             for lock in (self.folder / "locks").iterdir():
-                if _older(lock, now - KEEP_SECONDS):  # no process holds a lock for so long
+                if _older(lock, now - KEEP_SECONDS):  # no process holds a lock for that long
                     lock.unlink(missing_ok=True)
             for noted in (self.folder / "index").iterdir():
                 if (

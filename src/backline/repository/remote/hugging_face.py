@@ -13,14 +13,17 @@ from urllib.parse import quote, unquote, urljoin
 from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.repository.configuration import ConfigFiles
-from backline.repository.listing import FileEntry
+from backline.repository.layouts.hub import find_served, hub_name
+from backline.repository.listing import FileEntry, Listing
 from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.files import GIT, SHA256, Opened
 from backline.repository.remote.http_client import HttpClient, WebResponse, origin
 from backline.repository.remote.remote import RemoteRepository
 
 _HUB = "https://huggingface.co"
-_FORM = "expected hf://owner/repo, hf://owner/repo@revision or hf://owner/repo@revision/path"
+_FORM = (
+    "expected hf://owner/repo, hf://owner/repo@revision, hf://owner/repo/path or hf://owner/repo:model.onnx"
+)
 _NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
 #: The most bytes in a page of a listing: a page describes at most 1,000 files in a few hundred bytes each.
 _MAX_PAGE = 64 << 20
@@ -29,36 +32,50 @@ _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 
 
 class HuggingFaceRepository(RemoteRepository):
-    """The models in hf://owner/repo[@revision][/path].
+    """The models in hf://owner/repo[@revision][/path][:file].
 
-    A revision is a branch, a tag or a commit; the default is "main", and a "/" in it is written "%2F". The
+    A revision is a branch, a tag or a commit; the default is "main", and a "/" in it is written "%2F". `file`
+    is the model's file, by its path or its name; `find_served` chooses one if the location does not. The
     environment variable HF_TOKEN gives access to private repositories, HF_ENDPOINT names another server.
     Raises InvalidArgument for an invalid location.
     """
 
     def __init__(
-        self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None
+        self,
+        location: str,
+        formats: Sequence[ModelFormat],
+        cache: Path,
+        configs: ConfigFiles | None = None,
+        name: str = "",
     ) -> None:
-        super().__init__(HubFiles(location), ContentCache(cache), formats=formats, configs=configs)
+        files = HubFiles(location, formats)
+        super().__init__(files, ContentCache(cache), formats=formats, configs=configs, name=name)
 
 
 class HubFiles:
     """RemoteFiles of a repository on the hub, at one commit."""
 
-    def __init__(self, location: str, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, location: str, formats: Sequence[ModelFormat], environment: Mapping[str, str] = os.environ
+    ) -> None:
         self._location = location
-        owner, _, rest = re.sub(r"^hf:/*", "", location).partition("/")
+        self._formats = formats
+        place, colon, wanted = re.sub(r"^hf:/*", "", location).partition(":")
+        owner, _, rest = place.partition("/")
         repo, _, path = rest.strip("/").partition("/")
         repo, _, revision = repo.partition("@")
         if (
             not _NAME.fullmatch(owner)
             or not _NAME.fullmatch(repo)
             or any(p in {"", ".", ".."} for p in path.split("/") if path)
+            or any(p in {"", ".", ".."} for p in wanted.split("/") if colon)
         ):
             raise InvalidArgument(f"'{location}' is not a place on the hub; {_FORM}")
         self._repo = f"{owner}/{repo}"
         self._revision = unquote(revision) or "main"
         self._path = path
+        self._wanted = wanted
+        self._name = repo if wanted else hub_name(repo, path, formats)
         self._endpoint = (environment.get("HF_ENDPOINT") or _HUB).rstrip("/")
         if not self._endpoint.startswith(("http://", "https://")):
             raise InvalidArgument(f"HF_ENDPOINT is '{self._endpoint}'; expected a URL such as {_HUB}")
@@ -73,7 +90,8 @@ class HubFiles:
             " that may read it",
         )
         self._commit = ""
-        self._single = False
+        #: The folder that the paths of `files` are relative to.
+        self._base = path
 
     @property
     def location(self) -> str:
@@ -81,37 +99,31 @@ class HubFiles:
 
     @property
     def name(self) -> str:
-        last = (self._path or self._repo).rpartition("/")[2]
-        return Path(last).stem if self._single else last
+        return self._name
 
     def files(self) -> Mapping[str, FileEntry]:
         self._commit = self._resolve()
-        folder = f"/{quote(self._path)}" if self._path else ""
+        base, wanted = self._path, self._wanted
         try:
-            found = self._tree(folder)
-            self._single = False
+            found = self._tree(base)
         except NotFound:
             # The path may name a file, which only the listing of its folder shows.
-            found = [
-                item
-                for item in self._tree(quote(f"/{self._path}").rpartition("/")[0])
-                if item["path"] == self._path
-            ]
-            self._single = True
-        cut = (
-            len(self._path) - len(self._path.rpartition("/")[2])
-            if self._single
-            else len(self._path) + 1
-            if self._path
-            else 0
-        )
+            base, _, wanted = base.rpartition("/")
+            found = [] if self._wanted else self._tree(base)
+            if not any(item["path"] == self._path for item in found):
+                found = []
+        cut = len(base) + 1 if base else 0
         files = {item["path"][cut:]: _entry(item) for item in found if item["type"] == "file"}
         if not files:
             raise NotFound(
                 f"'{self._location}' holds no files at revision '{self._revision}'; check the path after the"
                 " repository's name"
             )
-        return files
+        folder, served = find_served(
+            Listing(self._location, files, frozenset(), _unread), self._formats, wanted
+        )
+        self._base = "/".join(part for part in (base, folder) if part)
+        return served
 
     def _resolve(self) -> str:
         """The revision's current commit: a listing and its files must come from the same commit."""
@@ -129,7 +141,8 @@ class HubFiles:
         return commit
 
     def _tree(self, folder: str) -> list[dict[str, Any]]:
-        url = f"{self._endpoint}/api/models/{self._repo}/tree/{self._commit}{folder}?recursive=true"
+        below = f"/{quote(folder)}" if folder else ""
+        url = f"{self._endpoint}/api/models/{self._repo}/tree/{self._commit}{below}?recursive=true"
         items: list[dict[str, Any]] = []
         while url:
             page, following = self._json(url)
@@ -166,15 +179,19 @@ class HubFiles:
         )
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        folder = self._path.rpartition("/")[0] if self._single else self._path
-        full = f"{folder}/{path}" if folder else path
-        commit = self._commit or quote(self._revision, safe="")
+        if not self._commit:  # the listing came from the cache
+            self.files()
+        full = f"{self._base}/{path}" if self._base else path
         return self._client.open_from(
-            f"{self._endpoint}/{self._repo}/resolve/{commit}/{quote(full)}", offset, _accept
+            f"{self._endpoint}/{self._repo}/resolve/{self._commit}/{quote(full)}", offset, _accept
         )
 
     def close(self) -> None:
         """Does nothing: no connection is kept open."""
+
+
+def _unread(path: str) -> bytes:
+    raise AssertionError(f"{path}: the model is found by names alone")
 
 
 def _accept(answer: WebResponse) -> None:

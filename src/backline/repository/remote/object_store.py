@@ -60,9 +60,16 @@ class ObjectStoreRepository(RemoteRepository):
     """The models below a prefix of a bucket; see `parse_location` for the forms of the URL and its errors."""
 
     def __init__(
-        self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None
+        self,
+        location: str,
+        formats: Sequence[ModelFormat],
+        cache: Path,
+        configs: ConfigFiles | None = None,
+        name: str = "",
     ) -> None:
-        super().__init__(ObjectFiles(location), ContentCache(cache), formats=formats, configs=configs)
+        super().__init__(
+            ObjectFiles(location), ContentCache(cache), formats=formats, configs=configs, name=name
+        )
 
 
 class ObjectFiles:

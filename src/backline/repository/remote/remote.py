@@ -16,7 +16,7 @@ from backline.engine.config.model_config import ModelFormat
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts.layouts import Known
-from backline.repository.layouts.scan import scan_listing
+from backline.repository.layouts.scan import check_named, scan_listing
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.remote.cache import CachedContent, ContentCache
 from backline.repository.remote.downloads import DownloadProgress, Downloads
@@ -35,7 +35,7 @@ _SMALL = 1 << 20
 _READ_AT_SCAN = (".pbtxt", ".toml", "model-settings.json", "settings.json", ".config")
 #: Seconds after which the trees in use are marked as used again, far below the cache's KEEP_SECONDS.
 _KEEP_SECONDS = 3600.0
-#: While files stay the same, that the place was reached is recorded again only after this many seconds.
+#: Seconds between two records of the time when the place was last reached, while its files stay the same.
 _REMEMBER_SECONDS = 60.0
 #: Seconds between two warnings that the place has been unreachable since the start.
 _WARN_SECONDS = 600.0
@@ -51,8 +51,15 @@ class RemoteRepository:
         *,
         formats: Sequence[ModelFormat],
         configs: ConfigFiles | None = None,
+        name: str = "",
+        nested: bool = False,
     ) -> None:
+        """`name` overrides the name of a single model. With `nested`, the repository may be the only folder
+        of the place; see scan_listing.
+        """
         self._files = files
+        self._given_name = name
+        self._nested = nested
         self._cache = cache
         self._formats = tuple(formats)
         self._configs = configs or ConfigFiles()
@@ -76,6 +83,10 @@ class RemoteRepository:
     @property
     def location(self) -> str:
         return self._files.location
+
+    @property
+    def name(self) -> str:
+        return self._given_name or self._files.name
 
     # -- scanning
 
@@ -103,10 +114,12 @@ class RemoteRepository:
             models = scan_listing(
                 listing,
                 formats=self._formats,
-                name=self._files.name,
+                name=self._given_name or self._files.name,
                 configs=self._configs,
                 known=self._known,
+                nested=self._nested,
             )
+            check_named(models, self._given_name, self.location)
             self._last = None if unread else (files, models)
             return models
 

@@ -121,7 +121,11 @@ class Flight(Owner):
         self.waiting.append(ticket)
 
     def make_run(self, settings: QueueSettings, on_complete: Completion) -> Ticket:
-        """A stand-in for all requests: the inputs of the first, the highest priority, the latest deadline."""
+        """Creates the stand-in that runs for all requests of this flight.
+
+        It has the inputs of the first request, the highest of their priorities and the latest of their
+        deadlines.
+        """
         first = self.waiting[0]
         priority = first.request.priority
         if settings.levels:

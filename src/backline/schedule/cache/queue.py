@@ -228,13 +228,8 @@ class CachedQueue:
     def _response(
         self, ticket: Ticket, outputs: Sequence[Tensor], run: InferResponse | None = None
     ) -> InferResponse:
-        return InferResponse(
-            self._name,
-            self._version,
-            ticket.request.id,
-            list(outputs),
-            None if run is None else run.parameters,
-        )
+        parameters = None if run is None else run.parameters
+        return InferResponse(self._name, self._version, ticket.request.id, list(outputs), parameters)
 
     # cancelled and expired requests
 

@@ -235,19 +235,6 @@ def item_size(ticket: Ticket) -> int:
 class BatchSizing:
     """Learns from past batches how large the next ones should be to complete within `objective` seconds."""
 
-    __slots__ = (
-        "_joined",
-        "_longest",
-        "_max_items",
-        "_objective",
-        "_outlook",
-        "_share",
-        "margin",
-        "planned",
-        "refused",
-        "usual",
-    )
-
     def __init__(self, objective: float, outlook: Outlook) -> None:
         self._objective = objective
         self._outlook = outlook

@@ -59,18 +59,6 @@ class ObjectiveQueue(Owner):
     run: it may be wrong, and only a run can correct it.
     """
 
-    __slots__ = (
-        "_levels",
-        "_objective",
-        "_outlook",
-        "_settings",
-        "_size",
-        "_sizing",
-        "expired",
-        "on_displaced",
-        "on_left",
-    )
-
     def __init__(self, settings: QueueSettings, objective: float, outlook: Outlook) -> None:
         self._settings = settings
         self._objective = objective

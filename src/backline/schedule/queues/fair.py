@@ -12,7 +12,7 @@ from backline.engine.ticket import Ticket
 from backline.schedule.queues.plain import PlainQueue
 from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
 
-#: When a batch is filled out of turn, the most callers that are looked at and have no request for it.
+#: The most callers whose requests are considered when a batch is filled out of turn.
 _REACH = 64
 #: How many flows without requests may stay.
 _KEPT = 16
@@ -136,9 +136,9 @@ class FairQueue:
     def _fill(self, taken: list[Ticket], items: int, max_items: int, now: float) -> tuple[list[Ticket], int]:
         """Fills a batch that the caller whose turn it is cannot join.
 
-        That caller is first in the next batch, as it would be without this one growing. Those that join now
-        pay for it with later turns. Otherwise callers whose requests have different batch keys would keep
-        each other from running in batches.
+        That caller is still first in the next batch, and callers that join this one pay with later turns.
+        Otherwise callers whose requests have different batch keys would keep each other from running in
+        batches.
         """
         waiting = list(islice(self._ring, 1, 1 + _REACH))
         while waiting and items < max_items:
@@ -186,7 +186,7 @@ class FairQueue:
         return waited_too_long(ticket, self.policy, now)
 
     def _join(self, name: str) -> _Flow:
-        """A flow for a caller that has none. Its place in the ring is for the caller of this to choose."""
+        """A flow for a caller that has none. Whoever calls this gives it a place in the ring."""
         line = PlainQueue(self.policy)
         line.on_left = self._left
         flow = self._flows[name] = _Flow(name, line)

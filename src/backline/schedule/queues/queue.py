@@ -48,8 +48,8 @@ class Queue(Protocol):
 
     #: Called with a request that was cancelled, after it has left the queue.
     on_left: Callable[[Ticket], None]
-    #: Called with a request that was removed so that another caller's finds room in a full queue. It must
-    #: complete the request.
+    #: Called with a request that was removed from a full queue to make room for another caller's. It must
+    #: complete the removed request.
     on_displaced: Callable[[Ticket], None]
     #: Requests removed as expired. Callers of `next`, `take` and `sweep` complete them and clear the list.
     expired: list[Ticket]

@@ -177,6 +177,7 @@ class PermittedInstance:
     def free(self, *, ran: bool) -> None:
         """Gives the permit back, after a run or without one."""
         self._busy = False
+        self._waiting = None  # an idle instance would keep the tensors and connections of its last requests
         self._permit.give_back(ran=ran)
         if self._closing:
             self._close()

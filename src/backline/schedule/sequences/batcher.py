@@ -42,7 +42,7 @@ from backline.workers.instance import Instance, remembers
 
 log = logging.getLogger("backline.schedule")
 
-#: Minimum delay in seconds until the next look for deadlines and idle sequences; one look handles many.
+#: Minimum delay in seconds until the next check for deadlines and idle sequences; one check handles many.
 _SHORTEST_WAIT = 0.002
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from backline.wire.application import Fields
+from backline.wire.application import Certificate, Fields
 from backline.wire.connection import peer_address
 from backline.wire.grpc.messages import (
     DEADLINE_EXCEEDED,
@@ -53,6 +53,10 @@ class GrpcExchange(Stream):
     @property
     def peer(self) -> str:
         return peer_address(self.connection.transport)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return self.connection.ingress.certificate
 
     def begin(self) -> None:
         head = self.head

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from time import perf_counter
 
-from backline.wire.connection import Connection, Wire, is_local
+from backline.wire.connection import Connection, Wire
 from backline.wire.http1.body import LargeBody
 from backline.wire.http1.head import Refusal
 from backline.wire.http1.pipeline import Pipeline
@@ -80,7 +80,7 @@ class Http1Connection(Connection):
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self.transport = self.pipeline.transport = transport
         self.peer = self.pipeline.peer = self.wire.peers.join(transport)
-        self.receiver.local = is_local(transport)
+        self.receiver.enter(self.ingress)
         self.wire.connections.add(self)
         transport.set_write_buffer_limits(high=self.wire.limits.max_unsent_bytes)
         if self.wire.draining or self.reserved:

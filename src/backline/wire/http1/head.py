@@ -40,12 +40,17 @@ def has_no_body(status: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The response to a request that does not reach the application. `close` ends the connection after it."""
+    """The response to a request that does not reach the application.
+
+    `close` ends the connection after it. `head_only` leaves out the body, which a client that sent HEAD would
+    take for the start of the next response (RFC 9112, section 6.3).
+    """
 
     status: int
     message: str
     close: bool = True
     fields: Fields = ()
+    head_only: bool = False
 
     def render(self, wire: Wire, *, close: bool) -> bytes:
         kind, body = wire.application.render_error(self.status, self.message)
@@ -53,7 +58,9 @@ class Refusal:
         lines += (b"%b: %b\r\n" % field for field in self.fields)
         if close:
             lines.append(b"connection: close\r\n")
-        lines += (b"content-length: %d\r\n\r\n" % len(body), body)
+        lines.append(b"content-length: %d\r\n\r\n" % len(body))
+        if not self.head_only:
+            lines.append(body)
         return b"".join(lines)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from backline.wire.application import Certificate
 from backline.wire.connection import Wire
 from backline.wire.http1.head import CONTINUE, Refusal
 from backline.wire.http1.request import Http1Request, Http1Stream, inflate
@@ -58,6 +59,10 @@ class Pipeline:
         self._writers: list[asyncio.Future[None]] = []
         self._sent_in_turn = 0
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return self._connection.ingress.certificate
 
     # requests
 

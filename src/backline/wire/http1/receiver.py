@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import httptools
 
-from backline.wire.application import Buffer, Fields
+from backline.wire.application import REMOTE, Buffer, Fields, Ingress
 from backline.wire.body import GrowingBuffer
 from backline.wire.connection import RETRY_AFTER, Wire
 from backline.wire.http1.body import LargeBody
@@ -61,8 +61,7 @@ class Receiver:
         self._small = min(UNCOUNTED, wire.limits.max_body_size)
         self._gate = wire.application.gate
         self._own_hosts = self._gate.own_hosts
-        #: Whether the connection is over a Unix socket.
-        self.local = False
+        self._ingress = REMOTE
         self._parser = httptools.HttpRequestParser(self)
         #: The size of the piece being parsed.
         self._fed = 0
@@ -97,6 +96,13 @@ class Receiver:
         self._upgrade = False
         #: Whether this request is more than a plain head in one piece and a small body of known size.
         self._unusual = False
+
+    def enter(self, ingress: Ingress) -> None:
+        """Sets how the connection reached the server."""
+        self._ingress = ingress
+        if ingress.metrics_only:
+            # Security: `own_hosts` holds hosts that were admitted to the other ports.
+            self._own_hosts = set()
 
     def close(self) -> None:
         """Frees the parser, which refers to this receiver."""
@@ -251,10 +257,10 @@ class Receiver:
             self._special(request)
             if self._upgrade:
                 return  # the request is parsed again without Upgrade
-        # Security: the memo skips this check for repeated heads. That is safe because the gate depends on the
+        # Security: the memo skips this check for repeated heads. That is safe because the gate admits by the
         # head alone and a refused head is unusual, so it is never remembered.
         if (self._unusual or headers[b"host"] not in self._own_hosts) and (
-            denial := self._gate.refusal(method, path, headers, local=self.local)
+            denial := self._gate.refusal(method, path, headers, self._ingress)
         ) is not None:
             self._gate.refused(denial, method, path, request.peer)
             self._turn_away(request, denial.status, denial.message, denial.fields)
@@ -323,7 +329,13 @@ class Receiver:
     def _turn_away(self, request: Http1Request, status: int, message: str, fields: Fields = ()) -> None:
         """Refuses this request after receiving and dropping its body; the connection stays open."""
         self._pipeline.release(request)
-        self._entry = Refusal(status, message, close=not request.keep_alive, fields=fields)
+        self._entry = Refusal(
+            status,
+            message,
+            close=not request.keep_alive,
+            fields=fields,
+            head_only=request.method == b"HEAD",
+        )
         self._body = GrowingBuffer()
         self._unusual = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
+from backline.wire.application import Buffer, Certificate, Fields, HttpRequest, ResponseStream
 from backline.wire.compression import (
     ACCEPTED,
     WORTH_COMPRESSING,
@@ -64,14 +64,20 @@ class Http1Request(HttpRequest):
     def peer(self) -> str:
         return "" if self._pipeline is None else peer_address(self._pipeline.transport)
 
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+    @property
+    def certificate(self) -> Certificate | None:
+        return None if self._pipeline is None else self._pipeline.certificate
+
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
         pipeline = self._pipeline
         if pipeline is None:
             return
         size = 0
         for part in body:
             size += len(part) if type(part) is bytes else memoryview(part).nbytes
-        if size >= WORTH_COMPRESSING and b"accept-encoding" in self.headers:
+        if compressible and size >= WORTH_COMPRESSING and b"accept-encoding" in self.headers:
             coding = negotiate(self.headers[b"accept-encoding"], fields)
             if coding is not None and self._respond_compressed(pipeline, coding, status, fields, body, size):
                 return

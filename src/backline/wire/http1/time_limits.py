@@ -53,7 +53,7 @@ def _look(connection: Http1Connection) -> tuple[Awaited, object, float]:
     unsent = connection.transport.get_write_buffer_size()
     if unsent:
         if unsent > limits.max_unsent_bytes:
-            # A byte read now and then is no progress: the quotient changes only at `min_taking_rate`.
+            # A byte read now and then is not progress: the quotient changes only at `min_taking_rate`.
             unsent = int(unsent // max(1.0, limits.min_taking_rate * limits.progress_timeout))
         return Awaited.READING, (unsent, pipeline.answers, pipeline.sent_chunks), limits.progress_timeout
     if connection.lingering:

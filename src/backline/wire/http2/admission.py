@@ -82,7 +82,7 @@ class Admission:
         self.stir()
 
     def stir(self) -> None:
-        """Schedules a check whether there is room for waiting requests."""
+        """Schedules a check for room for waiting requests."""
         if (self.waiting or self._pausing) and not self._scheduled:
             self._scheduled = True
             self._wire.loop.call_soon(self._admit)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 
-from backline.wire.connection import Connection, Wire, is_local
+from backline.wire.connection import Connection, Wire
 from backline.wire.grpc.timeout import Deadlines
 from backline.wire.http2 import frames
 from backline.wire.http2.admission import Admission
@@ -76,7 +76,7 @@ class Http2Connection(Connection):
 
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self.transport = transport
-        self._blocks = HeaderBlocks(self.wire.application, self.wire.limits, local=is_local(transport))
+        self._blocks = HeaderBlocks(self.wire.application, self.wire.limits, self.ingress)
         limits = self.wire.limits
         transport.set_write_buffer_limits(high=limits.max_unsent_bytes, low=limits.max_unsent_bytes // 4)
         self.output = Output(transport, self.loop, limits.max_unsent_bytes, self.finished, self._relieved)

@@ -10,7 +10,7 @@ from hpack import Decoder, OversizedHeaderListError
 from hpack.exceptions import HPACKError
 from hpack.table import HeaderTable
 
-from backline.wire.application import Application, UnaryMethod
+from backline.wire.application import Application, Ingress, UnaryMethod
 from backline.wire.grpc.stream_exchange import StreamExchange
 from backline.wire.grpc.unary_exchange import UnaryExchange
 from backline.wire.http2 import frames
@@ -62,15 +62,14 @@ class HeaderBlocks:
     Invariant of the memo `known`: it contains a block only if decoding left the dynamic table unchanged, and
     every block that changes the table clears it. So a lookup returns what decoding would return, and skipping
     the decoder leaves the table as decoding would. The memo is bounded in entries and in bytes per entry.
-    Heads are immutable, so requests may share them, along with the gate's decision, which depends on the head
-    alone.
+    Heads are immutable, so requests may share them, along with the gate's decision to admit them, which
+    depends on the head alone.
     """
 
-    def __init__(self, application: Application, limits: Limits, *, local: bool) -> None:
+    def __init__(self, application: Application, limits: Limits, ingress: Ingress) -> None:
         self.known: dict[bytes, RequestHead] = {}
         self._application = application
-        #: Whether the connection is over a Unix socket.
-        self._local = local
+        self._ingress = ingress
         self._limits = limits
         self._decoder = Decoder(max_header_list_size=_DECODED * limits.max_header_size)
         self._table = _WatchedTable()
@@ -79,9 +78,10 @@ class HeaderBlocks:
     def request(self, block: bytes) -> RequestHead:
         """Decodes a request's block. Raises StreamFailure for a malformed request, or ConnectionFailure."""
         head = parse_head(self.fields(block), self._application, self._limits)
-        head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, local=self._local)
+        head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, self._ingress)
         head.exchange, head.prompt = exchange_for(head)
-        if not self._table.changed and len(block) <= _CACHED_BLOCK_SIZE:
+        # A refusal may not last: a key that is unknown now can be valid a second later.
+        if head.refusal is None and not self._table.changed and len(block) <= _CACHED_BLOCK_SIZE:
             if len(self.known) >= _CACHED_BLOCKS:
                 self.known.clear()
             self.known[block] = head

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
+from backline.wire.application import Buffer, Certificate, Fields, HttpRequest, ResponseStream
 from backline.wire.body import Body
 from backline.wire.compression import (
     INLINE,
@@ -61,6 +61,10 @@ class HttpExchange(Stream, HttpRequest):
     @property
     def peer(self) -> str:
         return peer_address(self.connection.transport)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return self.connection.ingress.certificate
 
     # Receiving
 
@@ -162,7 +166,9 @@ class HttpExchange(Stream, HttpRequest):
 
     # Responding
 
-    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
         if self._responding or self.closed:
             return
         self._responding = True
@@ -172,7 +178,8 @@ class HttpExchange(Stream, HttpRequest):
         if size > admission.passes or self.kind:
             admission.learn(self, size)
         coding = None
-        if size >= WORTH_COMPRESSING and b"accept-encoding" in self.headers and self.method != b"HEAD":
+        worth = compressible and size >= WORTH_COMPRESSING and self.method != b"HEAD"
+        if worth and b"accept-encoding" in self.headers:
             coding = negotiate(self.headers[b"accept-encoding"], fields)
         if coding is None:
             self._send(status, fields, body, size)

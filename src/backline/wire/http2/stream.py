@@ -59,7 +59,7 @@ class Stream:
     compressing = 0
     #: Whether the stream is in `Output.ready`.
     queued = False
-    #: Completed when less is pending; None if no sender waits.
+    #: Completed when at most HIGH_WATER bytes are pending; None if no sender waits for that.
     drained: asyncio.Future[None] | None = None
     #: Bytes sent and received as of the last sweep, and when their sum last changed.
     swept = -1

@@ -84,7 +84,7 @@ class Kind(IntEnum):
 
 class Spec(msgspec.Struct, array_like=True):
     """An input or output. `shape` excludes the batch dimension, with -1 where it varies; `reshape` is the
-    shape that the model sees instead, if it differs.
+    shape that the model sees instead, if it differs. `json` is as in TensorSpec.
     """
 
     name: str
@@ -92,6 +92,7 @@ class Spec(msgspec.Struct, array_like=True):
     shape: list[int]
     optional: bool = False
     reshape: list[int] | None = None
+    json: str = ""
 
 
 class WorkerLoad(msgspec.Struct, array_like=True):

@@ -75,7 +75,8 @@ class TypedValue:
 
     @property
     def spec(self) -> Spec:
-        return Spec(self.name, self.datatype.name, list(self.shape), self.optional)
+        json = "object" if self.kind is dict else "list" if self.kind is list else ""
+        return Spec(self.name, self.datatype.name, list(self.shape), self.optional, json=json)
 
     def to_python(self, tensor: Tensor) -> Any:
         """The value that the model gets. Raises InvalidArgument for invalid text, JSON, images and sounds."""

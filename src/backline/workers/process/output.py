@@ -30,8 +30,21 @@ _FAULT_LINE = re.compile(r'^\s*File "(.*)", line (\d+) in (.*)$')
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
+#: What the first line of a traceback contains, and the lines that connect two of them (traceback.py).
+_TRACEBACK = "Traceback (most recent call last):"
+_CONNECTING = (
+    "During handling of the above exception, another exception occurred:",
+    "The above exception was the direct cause of the following exception:",
+)
+#: Seconds to wait for the rest of a traceback.
+_REST_WITHIN = 0.1
+
+
 class WorkerOutput:
-    """Reads one of a worker's two output streams, and logs each line. Use only on the event loop."""
+    """Reads one of a worker's two output streams, and logs each line, or each traceback, as one record.
+
+    Use only on the event loop.
+    """
 
     def __init__(self, descriptor: int, label: str, level: int, loop: asyncio.AbstractEventLoop) -> None:
         """Takes ownership of the descriptor; `label` begins each logged line."""
@@ -41,6 +54,10 @@ class WorkerOutput:
         self._level = level
         self._loop = loop
         self._rest = b""
+        #: The lines of a traceback that has begun, and whether its exception has been named.
+        self._traceback: list[str] = []
+        self._named = False
+        self._waiting: asyncio.TimerHandle | None = None
         #: The last lines, without line ends.
         self.tail: deque[str] = deque(maxlen=_KEPT)
         loop.add_reader(descriptor, self.read)
@@ -51,6 +68,10 @@ class WorkerOutput:
             try:
                 data = os.read(self._descriptor, 65536)
             except BlockingIOError:
+                if self._named:
+                    self._end_traceback()
+                elif self._traceback and self._waiting is None:
+                    self._waiting = self._loop.call_later(_REST_WITHIN, self._end_traceback)
                 return
             except OSError:
                 data = b""
@@ -67,8 +88,35 @@ class WorkerOutput:
     def _say(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip("\r")
         self.tail.append(text)
-        if text:
-            log.log(self._level, "%s: %s", self._label, text)
+        if self._traceback and self._continues(text):
+            self._traceback.append(text)
+            return
+        self._end_traceback()
+        if _TRACEBACK in text:
+            self._traceback.append(text)
+        elif text:
+            self._log(text)
+
+    def _continues(self, line: str) -> bool:
+        """Whether a line belongs to the traceback before it."""
+        if _TRACEBACK in line or line in _CONNECTING:
+            self._named = False
+        elif line and not line.startswith((" ", "\t")):
+            # The first line without an indent names the exception. A second one is not part of the traceback.
+            before, self._named = self._named, True
+            return not before
+        return True
+
+    def _end_traceback(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        lines, self._traceback = self._traceback, []
+        self._named, self._waiting = False, None
+        if lines:
+            self._log("\n".join(lines).rstrip())
+
+    def _log(self, text: str) -> None:
+        log.log(self._level, "%s: %s", self._label, text)
 
     def close(self) -> None:
         """Stops reading, and logs an unfinished last line."""
@@ -80,6 +128,7 @@ class WorkerOutput:
         if self._rest:
             self._say(self._rest)
             self._rest = b""
+        self._end_traceback()
 
 
 def describe_exit(status: int, *, out_of_memory: bool = False) -> str:

@@ -163,7 +163,13 @@ class WorkerPool(ModelInWorkers):
         batch = (-1,) if loaded.max_batch_size else ()
         inputs, outputs = (
             tuple(
-                TensorSpec(spec.name, DataType.from_name(spec.datatype), (*batch, *spec.shape), spec.optional)
+                TensorSpec(
+                    spec.name,
+                    DataType.from_name(spec.datatype),
+                    (*batch, *spec.shape),
+                    spec.optional,
+                    json=spec.json,
+                )
                 for spec in specs
             )
             for specs in (loaded.inputs, loaded.outputs)
@@ -188,10 +194,6 @@ class WorkerPool(ModelInWorkers):
     @property
     def pids(self) -> list[int]:
         return [process.pid for process in self._running()]
-
-    @property
-    def resident_bytes(self) -> int:
-        return sum(process.resident_bytes for process in self._running())
 
     def _running(self) -> list[WorkerProcess]:
         return [seat.process for seat in self._seats if seat.process is not None and seat.process.alive]

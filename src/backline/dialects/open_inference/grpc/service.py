@@ -20,6 +20,7 @@ from backline.dialects.open_inference.settings import LoggingExtension, TraceSet
 from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMemoryRegions
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.engine.engine import Engine
+from backline.engine.errors import NotFound
 from backline.engine.values.tensor import in_pieces
 from backline.protos import message, pool
 from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
@@ -74,7 +75,7 @@ class InferenceService:
         served: dict[str, Callable[[Any], Any]] = {
             "ServerLive": lambda _: {"live": self._engine.live},
             "ServerReady": lambda _: {"ready": self._engine.ready},
-            "ModelReady": lambda asked: {"ready": self._engine.is_ready(asked.name, asked.version)},
+            "ModelReady": self._model_ready,
             "ServerMetadata": lambda _: server_metadata(self._engine),
             "ModelMetadata": lambda asked: model_metadata(self._engine, asked.name, asked.version),
             "ModelConfig": lambda asked: {
@@ -108,6 +109,13 @@ class InferenceService:
             if field is not None and isinstance(served_by, UnaryMethod):
                 methods[path] = replace(served_by, model_of=partial(_model_of, method, field))
         return methods
+
+    def _model_ready(self, asked: Any) -> dict[str, bool]:
+        """As in Triton, a model that is not known is not ready, rather than an error."""
+        try:
+            return {"ready": self._engine.is_ready(asked.name, asked.version)}
+        except NotFound:
+            return {"ready": False}
 
     def _known(self, asked: Any, call: UnaryCall, answer: Callable[[], None]) -> None:
         self._deferred.when_known(asked.name, asked.version, call, answer)

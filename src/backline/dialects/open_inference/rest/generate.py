@@ -1,7 +1,8 @@
 """The generate extension, and inference as a stream of events: `generate`, `generate_stream`, `infer_stream`.
 
 The JSON of the generate extension has inputs and outputs as keys and their elements as values; all other keys
-are parameters.
+are parameters. An element of a BYTES input is a string, or an object with base64 as in TensorFlow Serving:
+{"b64": "..."}.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from backline.dialects.open_inference.metadata import SCALAR
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, prefix
 from backline.dialects.open_inference.rest.inference import RestInference
-from backline.dialects.open_inference.rest.messages import Decoded
+from backline.dialects.open_inference.rest.messages import Decoded, instead_of_json
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model import Model
 from backline.engine.responses import Responses
+from backline.engine.spelling import nearest
 from backline.engine.tracing import Trace
+from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferRequest, InferResponse, Parameter
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Buffer, Shape, Tensor
@@ -55,6 +58,9 @@ _KINDS = {
     b"f": "true or false",
     b"n": "null",
 }
+
+
+_JSON_KINDS = {"object": "an object", "list": "a list"}
 
 
 class Generate:
@@ -90,11 +96,21 @@ class Generate:
             asked: InferRequest,
             plan: InferPlan,
         ) -> None:
-            admit = None if request.identity is None else request.identity.follow
-            responses = self._engine.stream(asked, deadline, trace=trace, admit=admit)
+            responses = self._submit(request, asked, deadline, trace)
             answer(request, asked.model_name, responses, plan)
 
         return RequestIntake(self._engine, HTTP, read, submit, self._off_loop).take
+
+    def _submit(
+        self, request: HttpRequest, asked: InferRequest, deadline: float | None, trace: Trace | None
+    ) -> Responses:
+        """Submits a request. If an input is missing, the error says which key may be its misspelt name."""
+        admit = None if request.identity is None else request.identity.follow
+        try:
+            return self._engine.stream(asked, deadline, trace=trace, admit=admit)
+        except InvalidArgument as error:
+            model = self._engine.find(asked.model_name, asked.model_version)
+            raise InvalidArgument(error.message + _misspelt(asked, model)) from None
 
     def _when_known(self, model: str, version: str, request: HttpRequest, take: _Take) -> None:
         def known() -> None:
@@ -103,21 +119,24 @@ class Generate:
         self._deferred.when_known(model, version, request, known)
 
     def _read(
-        self, body: Buffer, _: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
+        self, body: Buffer, headers: Mapping[bytes, bytes], model: str, version: str, on_loop: bool
     ) -> Decoded:
         """Reads a request of the generate extension (see ReadRequest)."""
         served = self._engine.find_ready(model, version)
         if on_loop and len(body) > LARGE:
             raise LargeRequest
-        return read_generate(body, served)
+        return read_generate(body, headers, served)
 
-    def _answer_with_one(self, request: HttpRequest, model: str, responses: Responses, _: InferPlan) -> None:
-        self._streams.run(request, model, responses, _answer_with_one(request, responses, self._off_loop))
+    def _answer_with_one(
+        self, request: HttpRequest, model: str, responses: Responses, plan: InferPlan
+    ) -> None:
+        answering = _answer_with_one(request, responses, self._off_loop, plan)
+        self._streams.run(request, model, responses, answering)
 
     def _answer_with_events(
-        self, request: HttpRequest, model: str, responses: Responses, _: InferPlan
+        self, request: HttpRequest, model: str, responses: Responses, plan: InferPlan
     ) -> None:
-        self._streams.answer(request, model, responses, write_generate)
+        self._streams.answer(request, model, responses, partial(write_generate, plan))
 
     def _answer_with_infer_events(
         self, request: HttpRequest, model: str, responses: Responses, plan: InferPlan
@@ -134,16 +153,30 @@ class Generate:
         return bytes(body)
 
 
-async def _answer_with_one(request: HttpRequest, responses: Responses, off_loop: OffLoop) -> None:
+async def _answer_with_one(
+    request: HttpRequest, responses: Responses, off_loop: OffLoop, plan: InferPlan
+) -> None:
     try:
         response = await anext(responses, None)
         if response is None or await anext(responses, None) is not None:
             raise Internal(NOT_ONE)
-        body = await encoded(off_loop, write_generate, response)
+        body = await encoded(off_loop, partial(write_generate, plan), response)
     except BacklineError as error:
         respond_error(request, error)
     else:
-        request.respond(200, [(b"content-type", JSON)], [body])
+        request.respond(200, [(b"content-type", JSON)], [body], compressible=True)
+
+
+def _misspelt(asked: InferRequest, model: Model) -> str:
+    """The end of an error about missing inputs: which parameter was perhaps meant to be one; else empty."""
+    missing = [
+        spec.name for spec in model.signature.inputs if not spec.optional and spec.name not in asked.inputs
+    ]
+    return "".join(
+        f" '{key}' names no input, so it is a parameter: did you mean '{near[0]}'?"
+        for key in asked.parameters or ()
+        if (near := nearest(key, missing))
+    )
 
 
 class _Key:
@@ -159,7 +192,7 @@ _decode = msgspec.json.Decoder(dict[_Key, Raw], dec_hook=lambda _, text: _Key(te
 _skip = msgspec.json.Decoder(Raw).decode
 
 
-def read_generate(body: Buffer, model: Model) -> Decoded:
+def read_generate(body: Buffer, headers: Mapping[bytes, bytes], model: Model) -> Decoded:
     """The request in `body`. Raises InvalidArgument, with Triton's texts.
 
     As in Triton, keys that name inputs are tensors, `id` is the request's id, and all other keys, as well as
@@ -167,7 +200,10 @@ def read_generate(body: Buffer, model: Model) -> Decoded:
     """
     if len(body) > LARGE:
         check_keys(body)
-    document = _parse(body)
+    try:
+        document = _parse(body)
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message + instead_of_json(body, headers)) from None
     inputs = {spec.name: spec for spec in model.signature.inputs}
     tensors: dict[str, Tensor] = {}
     parameters: dict[str, Any] = {}
@@ -190,6 +226,7 @@ def read_generate(body: Buffer, model: Model) -> Decoded:
             f"'id' must be a string, got {'true or false' if isinstance(id, bool) else 'a number'}"
         )
     plan = InferPlan(())
+    plan.json_outputs = frozenset(spec.name for spec in model.signature.outputs if spec.json)
     # Unlike `infer`, Triton's generate extension accepts parameters with this prefix.
     reserved = {key: value for key, value in parameters.items() if key.startswith("triton_")}
     apply_parameters(plan, {key: value for key, value in parameters.items() if key not in reserved})
@@ -198,12 +235,14 @@ def read_generate(body: Buffer, model: Model) -> Decoded:
     return plan, id, tensors
 
 
-def write_generate(response: InferResponse) -> bytes:
+def write_generate(plan: InferPlan, response: InferResponse) -> bytes:
     """The JSON of a response: a single element as itself, several as a flat list.
 
     Raises InvalidArgument for values that JSON cannot represent.
     """
-    document: dict[str, Any] = {tensor.name: _value(tensor) for tensor in response.outputs}
+    document: dict[str, Any] = {
+        tensor.name: _value(tensor, json=tensor.name in plan.json_outputs) for tensor in response.outputs
+    }
     document.update(response.parameters or {})
     document["model_name"] = response.model_name
     document["model_version"] = response.model_version
@@ -247,11 +286,23 @@ def _take(
         raise InvalidArgument(
             f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
         )
-    parameters[key] = msgspec.json.decode(value)
+    parameters[key] = _plain(f"parameter '{key}'", value)
+
+
+def _plain(what: str, text: Raw | bytes) -> Any:
+    """Decodes a value whose JSON is well-formed. Its numbers may still be out of range."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"Unable to parse the value of {what}: {error}") from None
 
 
 def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
+    if spec.json and _kind(value) == _JSON_KINDS[spec.json]:
+        return _decoded(spec, 1, _encode(_text(spec, value)))
     if _first(value) == b"{":
+        if spec.datatype is DataType.BYTES:
+            return _decoded(spec, 1, bytes(value))
         raise InvalidArgument(
             f"Unable to parse 'data' of input '{spec.name}': it is an object, expected one element"
             " or a list of them"
@@ -259,7 +310,7 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
     text = bytes(value)
     if len(text) > LARGE and _first(value) == b"[":
         return _decoded(spec, count_elements(text), text)
-    decoded = msgspec.json.decode(text)
+    decoded = _plain(f"input '{spec.name}'", text)
     elements = decoded if isinstance(decoded, list) else [decoded]
     for _ in range(MAX_DEPTH):
         if not any(isinstance(element, list) for element in elements):
@@ -268,6 +319,13 @@ def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
             chain.from_iterable(element if isinstance(element, list) else [element] for element in elements)
         )
     return _decoded(spec, len(elements), _encode(elements))
+
+
+def _text(spec: TensorSpec, value: Raw) -> str:
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"the JSON of input '{spec.name}' is not UTF-8 text: {error.reason}") from None
 
 
 def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
@@ -295,8 +353,13 @@ def _no_shape(spec: TensorSpec) -> InvalidArgument:
     return InvalidArgument(f"The schema can not convert input '{spec.name}' to tensor with proper shape")
 
 
-def _value(tensor: Tensor) -> Any:
+def _value(tensor: Tensor, *, json: bool) -> Any:
     values = encode_data(tensor)
+    if json and isinstance(values, list):
+        try:
+            values = [_skip(text) for text in values]
+        except (ValueError, RecursionError) as error:
+            raise Internal(f"output '{tensor.name}' is not JSON: {error}") from None
     return values[0] if isinstance(values, list) and len(values) == 1 else values
 
 

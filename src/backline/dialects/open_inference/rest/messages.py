@@ -91,7 +91,7 @@ class RestReader:
         if size > _MAX_REMEMBERED_SIZE:
             if on_loop and size > LARGE:
                 raise LargeRequest
-            return self._read_document(memoryview(body)[:size], body, size, model, version, on_loop)
+            return self._read_document(memoryview(body)[:size], body, size, headers, model, version, on_loop)
         header = bytes(body[:size])
         id = ""
         plan = self._plans.get(header)
@@ -100,7 +100,7 @@ class RestReader:
             if id:
                 plan = self._plans.get(key)
             if plan is None:
-                return self._read_document(header, body, size, model, version, on_loop)
+                return self._read_document(header, body, size, headers, model, version, on_loop)
         if plan.single is not None:
             spec = plan.single
             if size + spec.size == total:
@@ -117,9 +117,21 @@ class RestReader:
         check_description(self._engine, model, version, id, plan)
 
     def _read_document(
-        self, header: Buffer, body: Buffer, size: int, model: str, version: str, on_loop: bool
+        self,
+        header: Buffer,
+        body: Buffer,
+        size: int,
+        headers: Mapping[bytes, bytes],
+        model: str,
+        version: str,
+        on_loop: bool,
     ) -> Decoded:
-        document = self._decode(header)
+        try:
+            document = self._decode(header)
+        except InvalidArgument as error:
+            if HEADER_LENGTH in headers:
+                raise
+            raise InvalidArgument(error.message + instead_of_json(body, headers)) from None
         plan = kept = make_plan(document, model, self._engine.shared_memory)
         if plan.large or size > LARGE:
             self._check_large(plan, document.id, model, version, on_loop)
@@ -202,6 +214,24 @@ class RestReader:
         plan = InferPlan((spec,))
         plan.binary_default = True
         return plan, "", {name: tensor}
+
+
+def instead_of_json(body: Buffer, headers: Mapping[bytes, bytes]) -> str:
+    """The end of an error about a body that is not a JSON object: what the body is, and how to send a file.
+
+    Empty if the body is empty, or begins like an object.
+    """
+    start = bytes(memoryview(body)[:64]).lstrip()
+    if not start or start.startswith(b"{"):
+        return ""
+    kind = headers.get(b"content-type", b"")[:100].decode("latin-1").partition(";")[0].strip()
+    what = f"The body has the content type {kind}" if kind else "The body has no content type"
+    form = ", as curl sends it with -F" if kind == "multipart/form-data" else ""
+    return (
+        f". {what}{form}, but it must be a JSON object. To send a file as the only input, POST its bytes"
+        " alone to the route infer, with the header field Inference-Header-Content-Length: 0"
+        " (curl -H 'Inference-Header-Content-Length: 0' --data-binary @FILE)"
+    )
 
 
 def split_id(header: bytes) -> tuple[str, bytes]:

@@ -296,8 +296,8 @@ class InferenceRequest:
         return self._timeout
 
     def parameters(self) -> str:
-        """The parameters as a JSON object; "" if there are none."""
-        return as_json(self._parameters)
+        """The parameters as a JSON object; "" if this request was made here without any, as in Triton."""
+        return as_json(self._parameters) or ("" if self._request is None else "{}")
 
     def trace(self) -> InferenceTrace:
         return self._trace

@@ -162,7 +162,7 @@ _BY_NUMBER: Final = (
     DataType.BYTES,
     DataType.BF16,
 )
-#: TRITONSERVER_datatype_enum (core: include/triton/core/tritonserver.h); 0 is no datatype.
+#: TRITONSERVER_datatype_enum (core: include/triton/core/tritonserver.h); 0 means that there is none.
 NUMBERS: Final = {datatype: number for number, datatype in enumerate(_BY_NUMBER, 1)}
 
 TRITON_STRING_TO_NUMPY: Final[dict[str, Any]] = {

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from .web import Page, WebServer
+from support.web import Page, WebServer
 
 COMMIT = "1b2d3f"
 #: Files above this size are stored by the SHA-256 of their content, as in git's large file storage.

@@ -1,0 +1,27 @@
+"""`backline logout`: forgets the API key of a server."""
+
+from __future__ import annotations
+
+import click
+
+from backline.cli.login import server_address
+from backline.client.credentials import StoredKeys
+from backline.engine.errors import NotFound
+
+_EPILOG = """\b
+Example:
+  backline logout https://models.example.org"""
+
+
+@click.command("logout", epilog=_EPILOG)
+@click.argument("url")
+def command(url: str) -> None:
+    """Forget the API key that `backline login` keeps for URL.
+
+    The key itself stays valid: `backline keys revoke` on the server's machine ends it.
+    """
+    server = server_address(url).server
+    keys = StoredKeys()
+    if not keys.remove(server):
+        raise NotFound(f"'{keys.path}' has no key for {server}")
+    print(f"Removed the key for {server} from '{keys.path}'")

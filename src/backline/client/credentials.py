@@ -1,0 +1,115 @@
+"""The API key of a client: given by the program, in the environment, or stored by `backline login`."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from backline.client.address import Address
+from backline.client.errors import CredentialsRefused, PermissionDenied
+from backline.client.options import ClientOptions, check_api_key
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.system.private_file import replacement
+from backline.system.user_folders import user_config
+
+#: The environment variable with the key of all servers that a program connects to.
+VARIABLE = "BACKLINE_KEY"
+#: Header fields with credentials, in lower case. If a program sets one, no key is added.
+_FIELDS = ("authorization", "x-api-key")
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """The header fields of a client, including its key."""
+
+    fields: Mapping[str, str] = field(repr=False)
+    #: Which key is sent, as a clause for messages; empty if none is.
+    source: str
+
+    def explain(self, error: BacklineError, url: str) -> BacklineError:
+        """The error; one about missing permission also says which key was sent, or how to send one."""
+        if not isinstance(error, PermissionDenied):
+            return error
+        if self.source:
+            hint = f"the client sent the key {self.source}"
+        elif isinstance(error, CredentialsRefused):
+            hint = f"the client sent no key: run 'backline login {url}', set {VARIABLE}, or pass api_key"
+        else:  # the key is not at fault, but a host name or a proxy
+            return error
+        explained = type(error)(f"{error.message.rstrip('.')} ({hint})")
+        explained.retry_after = error.retry_after
+        return explained
+
+
+def find_credential(
+    address: Address, options: ClientOptions, environment: Mapping[str, str] = os.environ
+) -> Credential:
+    """The credential for a server: the argument, else the variable, else the stored key.
+
+    Raises InvalidArgument for a key that cannot be sent, or a file of keys that cannot be used.
+    """
+    own = [name for name in options.headers if name.lower() in _FIELDS]
+    if own:
+        if options.api_key is not None:
+            raise InvalidArgument(f"api_key was given, and also the header '{own[0]}'; leave one out")
+        return Credential(options.headers, f"in the header '{own[0]}'")
+    if options.api_key is not None:
+        key, source = options.api_key, "that it was given"
+    elif key := environment.get(VARIABLE, "").strip():
+        source = f"in {VARIABLE}"
+        check_api_key(key, VARIABLE)
+    elif key := StoredKeys().get(address.server):
+        source = "that 'backline login' keeps"
+    else:
+        return Credential(options.headers, "")
+    return Credential({**options.headers, "Authorization": f"Bearer {key}"}, source)
+
+
+class StoredKeys:
+    """The keys of the user by server (`Address.server`), in a file that only the user may read."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or user_config() / "keys.json"
+
+    def get(self, server: str) -> str:
+        """The key for a server; empty if there is none. Raises InvalidArgument for a file with a problem."""
+        return self._read().get(server, "")
+
+    def put(self, server: str, key: str) -> None:
+        """Stores a key. Raises InvalidArgument for a file with a problem, OSError if it cannot be written."""
+        self._write({**self._read(), server: key})
+
+    def remove(self, server: str) -> bool:
+        """Removes a key, and returns whether there was one. Raises what `put` raises."""
+        keys = self._read()
+        if keys.pop(server, None) is None:
+            return False
+        self._write(keys)
+        return True
+
+    def _read(self) -> dict[str, str]:
+        try:
+            with self.path.open("rb") as file:
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077 and os.name == "posix":
+                    raise InvalidArgument(
+                        f"'{self.path}' holds keys, but other users may read it: chmod 600 '{self.path}'"
+                    )
+                return msgspec.json.decode(file.read(), type=dict[str, str])
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise InvalidArgument(f"'{self.path}' cannot be read: {error.strerror}") from None
+        except msgspec.DecodeError:  # the error's text could contain a key
+            raise InvalidArgument(
+                f"'{self.path}' is not a file of keys: remove it, and log in again with 'backline login'"
+            ) from None
+
+    def _write(self, keys: dict[str, str]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with replacement(self.path) as new:
+            new.write_bytes(msgspec.json.format(msgspec.json.encode(keys), indent=2))

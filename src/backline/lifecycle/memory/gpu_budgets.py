@@ -1,0 +1,75 @@
+"""The memory budgets of GPUs, from --gpu-memory-budget, and what the server holds on those GPUs."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
+
+from backline.backends.runtime import cuda_gpus
+from backline.engine.byte_size import parse_bytes
+from backline.engine.errors import InvalidArgument
+from backline.engine.values.device import Gpus
+from backline.system.gpu_memory import GpuMemory
+
+log = logging.getLogger("backline.lifecycle")
+
+#: Reads what this process and those with the given ids hold: bytes by GPU and process.
+ReadGpus: TypeAlias = Callable[[Collection[int]], Mapping[int, Mapping[int, int]]]
+_OPTION = "--gpu-memory-budget"
+
+
+class GpuBudgets:
+    """The bytes that the server may hold on each GPU, by CUDA's number of the GPU."""
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        gpus: Callable[[], Gpus] = cuda_gpus,
+        reader: Callable[[Collection[int]], ReadGpus] = GpuMemory,
+    ) -> None:
+        """Each text is "SIZE", for every GPU, or "GPU:SIZE", which takes precedence.
+
+        Raises InvalidArgument for anything else, for a GPU that is missing while there are others, and if the
+        driver does not report what is in use. A machine without GPUs gets a warning.
+        """
+        given = dict(map(_parse, texts))
+        there = gpus()
+        wrong = [index for index in given if index is not None and index not in there.indexes]
+        if there.indexes and wrong:
+            raise InvalidArgument(
+                f"{_OPTION} names GPU {wrong[0]}, which does not exist; the GPUs are"
+                f" {', '.join(map(str, there.indexes))}"
+            )
+        if not there.indexes:
+            log.warning("%s has no effect: %s", _OPTION, there.reason)
+        every = given.get(None)
+        budgets = {index: given.get(index, every) for index in there.indexes}
+        self.bytes = {index: size for index, size in budgets.items() if size is not None}
+        self._read: ReadGpus = lambda _: {}
+        if self.bytes:
+            try:
+                self._read = reader(self.bytes)
+            except OSError as error:
+                raise InvalidArgument(
+                    f"{_OPTION} cannot be enforced: the NVIDIA driver does not report what is in use: {error}"
+                ) from None
+
+    def read(self, pids: Collection[int]) -> Mapping[int, Mapping[int, int]]:
+        """What this process and those with these ids hold on each GPU, in bytes. Call it on a thread."""
+        try:
+            return self._read(pids)
+        except OSError as error:
+            log.error("the memory of GPUs cannot be read: %s", error)
+            return {}
+
+
+def _parse(text: str) -> tuple[int | None, int]:
+    found = re.fullmatch(r"\s*(?:(\d+)\s*:)?(.+)", text)
+    try:
+        if found is None:
+            raise ValueError(f"'{text}' is empty")
+        return None if found[1] is None else int(found[1]), parse_bytes(found[2])
+    except ValueError as error:
+        raise InvalidArgument(f"{_OPTION} expects SIZE or GPU:SIZE, such as 0:20GiB: {error}") from None

@@ -1,0 +1,180 @@
+"""Measures what loads take: of the server's process by its growth, of worker processes by their pages."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from backline.backends.runtime import grown_by_imports
+from backline.lifecycle.memory.held import HeldMemory
+from backline.lifecycle.memory.needs import LoadKind, Need, Needs
+from backline.lifecycle.memory.room import union_of_files
+from backline.system.process_memory import (
+    count_pages,
+    peak_bytes,
+    proportional_bytes,
+    restart_peak,
+    sessions,
+)
+
+#: A load that imports at least this many modules has imported its runtime, which is not the model's memory.
+_MODULES_OF_A_RUNTIME = 8
+
+
+class LoadMemory:
+    """The memory of one model, as far as it is known. `need` is measured only if the load ran alone."""
+
+    def __init__(self, kind: LoadKind, need: Need) -> None:
+        self.kind = kind
+        self.need = need
+        #: The bytes to show as the model's memory.
+        self.shown = need.own
+        #: Called on any thread when loads that overlapped have ended, and `shown` is better known.
+        self.on_change: Callable[[], None] = lambda: None
+
+
+class LoadMeter:
+    """Measures the memory that loads take in this process, on any thread.
+
+    A load that ran alone took the growth of resident memory, or the size of its files if that is larger:
+    reused memory does not show as growth. Loads that overlapped share the growth in proportion to their
+    estimates, once the last of them has ended. What importing a runtime takes is not the model's. A load
+    during which another model was freed is not measured, since the process grew by less than the load took.
+    """
+
+    def __init__(
+        self,
+        needs: Needs,
+        held: HeldMemory,
+        resident: Callable[[], int] = lambda: _without_shared(count_pages().total),
+        peak: Callable[[], int] = lambda: _without_shared(peak_bytes()),
+        restart: Callable[[], bool] = restart_peak,
+        imported: Callable[[], int] = grown_by_imports,
+    ) -> None:
+        self._needs = needs
+        self._held = held
+        self._resident = resident
+        self._peak = peak
+        self._restart = restart
+        self._imported = imported
+        self._lock = threading.Lock()
+        #: The loads that overlap, from the start of the first to the end of the last.
+        self._together: list[LoadMemory] = []
+        self._running = 0
+        self._before = 0
+        self._gpus_before: Mapping[int, int] = {}
+        self._modules = self._imports_before = 0
+        self._counts_peak = False
+        self._disturbed = False
+        #: The models that are being freed, and whether one was since the first of the loads began.
+        self._freeing = 0
+        self._freed = False
+
+    @contextmanager
+    def freeing(self) -> Iterator[None]:
+        """Surrounds the freeing of a model in this process."""
+        with self._lock:
+            self._freeing += 1
+            self._freed = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._freeing -= 1
+
+    @contextmanager
+    def measure(self, kind: LoadKind) -> Iterator[LoadMemory]:
+        """Measures the load in the block; nothing if it raises."""
+        own = self._needs.own_estimate(kind)
+        load = LoadMemory(kind, Need(own, own))
+        with self._lock:
+            if not self._running:
+                self._together, self._disturbed = [], False
+                self._freed = self._freeing > 0
+                self._modules = len(sys.modules)
+                self._counts_peak = self._restart()
+                self._before = self._resident()
+                self._gpus_before = self._on_gpus()
+                self._imports_before = self._imported()
+            self._running += 1
+            self._together.append(load)
+        try:
+            yield load
+        except BaseException:
+            with self._lock:
+                self._disturbed = True
+                self._together.remove(load)
+                self._end()
+            raise
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        self._running -= 1
+        if self._running:
+            self._disturbed = True
+            return
+        if not self._together:
+            return
+        grown = max(self._resident() - self._before, 0)
+        imports = self._imported() - self._imports_before
+        if self._freed:
+            pass  # each load is shown with its estimate
+        elif imports or len(sys.modules) - self._modules >= _MODULES_OF_A_RUNTIME:
+            self._learn_runtime(grown)
+            self._share_out(max(grown - imports, 0))
+        elif len(self._together) == 1 and not self._disturbed:
+            self._measure_lone(self._together[0], grown)
+        else:
+            self._share_out(grown)
+        for load in self._together:
+            self._needs.imported(load.kind.backend)
+            load.on_change()
+
+    def _measure_lone(self, load: LoadMemory, grown: int) -> None:
+        own = max(grown, load.kind.file_bytes)
+        peak = self._peak() - self._before if self._counts_peak else own + load.kind.file_bytes
+        gpus = {
+            index: max(size - self._gpus_before.get(index, 0), 0) for index, size in self._on_gpus().items()
+        }
+        load.need = Need(own, max(peak, own), gpus=gpus, measured=True)
+        load.shown = own
+
+    def _on_gpus(self) -> Mapping[int, int]:
+        """What this process holds on each GPU with a budget."""
+        return {index: by_pid.get(os.getpid(), 0) for index, by_pid in self._held.on_gpus().items()}
+
+    def _share_out(self, grown: int) -> None:
+        total = sum(load.need.own for load in self._together)
+        for load in self._together:
+            load.shown = grown * load.need.own // total if total else 0
+
+    def _learn_runtime(self, grown: int) -> None:
+        backends = {load.kind.backend for load in self._together}
+        models = sum(load.need.own for load in self._together)
+        if len(backends) == 1 and not self._disturbed:
+            self._needs.imported(backends.pop(), max(grown - models, 0))
+
+
+def _without_shared(resident: int) -> int:
+    """Resident bytes of this process without the blocks that it shares with workers."""
+    return resident - count_pages().shared
+
+
+def measure_workers(kind: LoadKind, pids: Collection[int], held: HeldMemory) -> LoadMemory:
+    """Measures a model in these worker processes and those that they started, after its load.
+
+    Walks all their pages: call it on a thread.
+    """
+    prints = held.of_workers(pids).values()
+    files = union_of_files(each.files for each in prints)
+    own = sum(each.own for each in prints)
+    peak = sum(peak_bytes(pid) - count_pages(pid).files for pid in pids)
+    on_gpus = {index: sum(by_pid.get(pid, 0) for pid in pids) for index, by_pid in held.on_gpus(pids).items()}
+    load = LoadMemory(kind, Need(own, max(own, peak), files, on_gpus, measured=bool(prints)))
+    members = [pid for session in sessions(pids).values() for pid in session]
+    load.shown = sum(map(proportional_bytes, members))
+    return load

@@ -1,0 +1,262 @@
+"""What loads need in memory: learned from earlier loads, kept across restarts, and estimated until then."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from backline.backends.registry import choose
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.errors import BacklineError
+
+log = logging.getLogger("backline.lifecycle")
+
+MIB = 1 << 20
+NEEDS_FILE = "memory.json"
+#: The most models whose needs are kept; those learned longest ago are dropped.
+_MOST_MODELS = 10_000
+#: The ratio of memory to file size before any measurement, and the weight of a new measurement in the mean.
+_FIRST_RATIO = 1.2
+_WEIGHT = 0.2
+#: While it loads, a runtime holds both the file and the model made from it.
+_COPIES_WHILE_LOADING = 1.2
+#: What a worker process needs besides the model's files, in bytes, until it was measured: the interpreter
+#: with NumPy, and for TorchServe also PyTorch.
+_WORKERS = {"python": 40 * MIB, "torchserve": 350 * MIB}
+#: What importing a runtime adds to the server's process, in bytes, until it was measured.
+_RUNTIMES = {
+    "onnxruntime": 48 * MIB,
+    "pytorch": 512 * MIB,
+    "tensorflow": 640 * MIB,
+    "jax": 256 * MIB,
+    "openvino": 128 * MIB,
+    "litert": 64 * MIB,
+    "xgboost": 96 * MIB,
+    "lightgbm": 96 * MIB,
+    "catboost": 96 * MIB,
+    "sklearn": 128 * MIB,
+    "mlflow": 256 * MIB,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The memory of a model in bytes.
+
+    `own` is what the loaded model holds and no other process has, `peak` the most that it holds while it
+    loads. `files` are the files that its workers map, with their resident bytes; libraries among them are
+    shared with other workers. `gpus` has the bytes on each GPU. `runtime` is the part of `peak` by which the
+    import of the runtime grows the server. Unless it was `measured`, all but `runtime` is a guess.
+    """
+
+    own: int = 0
+    peak: int = 0
+    files: Mapping[str, int] = field(default_factory=dict)
+    gpus: Mapping[int, int] = field(default_factory=dict)
+    measured: bool = False
+    runtime: int = 0
+
+    @property
+    def nothing(self) -> bool:
+        return not self.peak and not self.gpus
+
+
+@dataclass(frozen=True, slots=True)
+class LoadKind:
+    """What is known of a load before it begins.
+
+    `key` changes with the files and with what a load reads of the configuration. `backend` is "" if the
+    files do not show it. `gpus` are those that the model may be placed on, of those with a budget.
+    """
+
+    key: str
+    backend: str
+    file_bytes: int
+    #: The number of worker processes; 0 for a model in the server's process.
+    workers: int = 0
+    gpus: tuple[int, ...] = ()
+
+
+def load_kind(
+    config: ModelConfig,
+    fingerprint: str,
+    model_file: str,
+    files: Mapping[str, int],
+    gpus: Collection[int] = (),
+) -> LoadKind:
+    """Describes the load of a version: its model file or folder, and all its files with their bytes."""
+    if config.ensemble is not None:
+        return LoadKind(fingerprint, "", 0)
+    count = sum(group.count for group in config.instance_groups if not group.passive) or config.instance_count
+    entry = None
+    for name in (model_file, *sorted(files)):
+        with suppress(BacklineError):
+            entry = choose(config, Path(PurePosixPath(name).name))
+            break
+    hosted = entry is not None and entry.hosted
+    asked = {index for group in config.instance_groups if not group.passive for index in group.gpus}
+    on_cpu = config.lane == "inline" or (
+        bool(config.instance_groups) and all(group.kind == "cpu" for group in config.instance_groups)
+    )
+    return LoadKind(
+        f"{fingerprint} {count or 0}" if hosted else fingerprint,
+        entry.name if entry is not None else "",
+        sum(files.values()),
+        (count or 1) if hosted else 0,
+        () if on_cpu else tuple(sorted(set(gpus) & asked if asked else gpus)),
+    )
+
+
+class Needs:
+    """The needs of models, by the key of their load. For any thread.
+
+    With a `file`, what was learned outlives the server. A file that cannot be read or written costs only the
+    measurements: it is logged, and the models are measured again.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._saving = threading.Lock()
+        self._models: dict[str, Need] = {}
+        self._runtimes: dict[str, int] = {}
+        #: The runtimes that this process has imported.
+        self._imported: set[str] = set()
+        self._ratio = _FIRST_RATIO
+        self._changed = False
+        self._failed = False
+        if file is not None:
+            self._restore(file)
+
+    def of(self, kind: LoadKind) -> Need:
+        """What a load needs: as measured, or else as estimated from its kind and the size of its files."""
+        with self._lock:
+            need = self._models.get(kind.key)
+            if need is None or not need.measured:
+                estimate = self._estimate(kind)
+                # A load that was stopped for needing too much needs at least what it had reached.
+                own = estimate.own if need is None else max(estimate.own, need.own)
+                need = replace(estimate, own=own, peak=max(estimate.peak, own))
+            if need.own and not kind.workers:
+                runtime = self._import_of(kind.backend)
+                need = replace(need, peak=need.peak + runtime, runtime=runtime)
+            return need
+
+    def _estimate(self, kind: LoadKind) -> Need:
+        size = kind.file_bytes
+        gpus = {index: int(size * self._ratio) for index in kind.gpus} if size else {}
+        if kind.workers:
+            one = _WORKERS.get(kind.backend, _WORKERS["python"])
+            own = int((one + size * _FIRST_RATIO) * kind.workers)
+            return Need(own, own, gpus=gpus)
+        own = int(size * self._ratio)
+        return Need(own, own + int(size * _COPIES_WHILE_LOADING), gpus=gpus)
+
+    def _import_of(self, backend: str) -> int:
+        if backend in self._imported:
+            return 0
+        return self._runtimes.get(backend, _RUNTIMES.get(backend, 0))
+
+    def own_estimate(self, kind: LoadKind) -> int:
+        """What the loaded model probably holds, in bytes."""
+        with self._lock:
+            known = self._models.get(kind.key)
+            return known.own if known is not None and known.measured else self._estimate(kind).own
+
+    def imported(self, backend: str, grown: int | None = None) -> None:
+        """Notes that a runtime was imported; the process has `grown` by this many bytes, None if unknown."""
+        with self._lock:
+            if backend in self._imported:
+                return
+            self._imported.add(backend)
+            if grown is not None:
+                self._changed |= _differs(self._runtimes.get(backend, 0), grown)
+                self._runtimes[backend] = grown
+
+    def learn(self, kind: LoadKind, need: Need) -> None:
+        """Keeps what a load was measured to need, or, if not `measured`, what it needs at least."""
+        with self._lock:
+            before = self._models.pop(kind.key, None)
+            if before is not None and before.measured and need.measured:
+                # Requests that run during a load disturb its measurement, so no single one is trusted.
+                own = (before.own + need.own) // 2
+                need = replace(need, own=own, peak=max(own, (before.peak + need.peak) // 2))
+            self._models[kind.key] = need
+            self._changed |= (
+                before is None
+                or before.measured != need.measured
+                or _differs(before.own, need.own)
+                or _differs(before.peak, need.peak)
+            )
+            if need.measured and kind.file_bytes and not kind.workers:
+                # Limited, because the overhead of a small model says nothing about large ones.
+                ratio = min(need.own / kind.file_bytes, 4.0)
+                self._ratio += (ratio - self._ratio) * _WEIGHT
+
+    def save(self) -> None:
+        """Writes what was learned since the last call. Blocks; may be called on several threads at once."""
+        file = self._file
+        if file is None:
+            return
+        with self._saving:
+            with self._lock:
+                if not self._changed:
+                    return
+                self._changed = False
+                kept = list(self._models.items())[-_MOST_MODELS:]
+                text = json.dumps(
+                    {
+                        "models": {key: asdict(need) for key, need in kept},
+                        "runtimes": self._runtimes,
+                        "ratio": self._ratio,
+                    }
+                )
+            written = file.with_suffix(f".{os.getpid()}.new")
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                written.write_text(text, encoding="utf-8")
+                written.replace(file)
+                self._failed = False
+            except OSError as error:
+                with suppress(OSError):
+                    written.unlink()
+                if not self._failed:  # once, not with every load
+                    log.warning("the measured memory of models cannot be kept in '%s': %s", file, error)
+                self._failed = True
+
+    def _restore(self, file: Path) -> None:
+        try:
+            found = json.loads(file.read_bytes())
+            self._models = {str(key): _read_need(need) for key, need in found["models"].items()}
+            self._runtimes = {str(name): int(size) for name, size in found["runtimes"].items()}
+            self._ratio = min(max(float(found["ratio"]), 0.5), 4.0)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            log.warning(
+                "'%s' with the measured memory of models cannot be used, and all are measured again: %s",
+                file,
+                error,
+            )
+            self._models, self._runtimes = {}, {}
+
+
+def _read_need(found: Any) -> Need:
+    return Need(
+        int(found["own"]),
+        int(found["peak"]),
+        {str(name): int(size) for name, size in found["files"].items()},
+        {int(index): int(size) for index, size in found["gpus"].items()},
+        bool(found["measured"]),
+    )
+
+
+def _differs(before: int, now: int) -> bool:
+    return abs(now - before) > max(before // 50, MIB)

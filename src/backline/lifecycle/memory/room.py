@@ -1,0 +1,169 @@
+"""Which versions to unload so that a load fits into the memory budget: a pure function of sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from backline.engine.byte_size import format_bytes
+from backline.engine.errors import Unavailable
+from backline.engine.values.device import CPU, Device
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A loaded version.
+
+    `memory` is what it holds on its own, in bytes, and `files` are the files that it maps, with their
+    resident bytes. Other tenants may map the same files. `last_used` is in seconds of a common clock. A
+    `busy` version is in use and must stay. `idle_limit` is the seconds without a request after which it is
+    unloaded, None for never.
+    """
+
+    key: Hashable
+    memory: int
+    last_used: float
+    pinned: bool = False
+    busy: bool = False
+    idle_limit: float | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
+    #: Bytes on each GPU, by the GPU's number.
+    gpus: Mapping[int, int] = field(default_factory=dict)
+    #: The worker processes that hold it; none for a model in the server's process.
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a load needs of one device, and what is there, in bytes. For the CPU that is host memory."""
+
+    budget: int
+    held: int
+    needed: int
+
+    @property
+    def excess(self) -> int:
+        """How much has to be freed first; negative if there is room left."""
+        return self.held + self.needed - self.budget
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why a load does not fit, in bytes. `idle` is the memory that unloading the idle versions frees."""
+
+    demand: Demand
+    pinned: int
+    busy: int
+    idle: int
+    device: Device = CPU
+
+    @property
+    def passes(self) -> bool:
+        """Whether the shortage ends when running requests have ended."""
+        return self.demand.excess <= self.idle + self.busy
+
+    def error(self, what: str) -> Unavailable:
+        """The error for a load of `what`, such as "model 'a' version 1"."""
+        option = "--memory-budget" if self.device == CPU else "--gpu-memory-budget"
+        raise_it = f"Pin fewer models, or raise {option}" if self.pinned else f"Raise {option}"
+        advice = "Try again" if self.passes else raise_it
+        place = "" if self.device == CPU else f" on {self.device}"
+        demand = self.demand
+        text = (
+            f"{what} needs {format_bytes(demand.needed)}, and the memory budget of"
+            f" {format_bytes(demand.budget)}{place} has no room for it: {format_bytes(demand.held)} are in"
+            f" use, {format_bytes(self.pinned)} of it by pinned models and {format_bytes(self.busy)} by"
+            f" models with requests; unloading the idle ones frees {format_bytes(self.idle)}. {advice}"
+        )
+        return Unavailable(text, retry_after=1 if self.passes else None)
+
+
+class _Freed:
+    """What unloading some tenants frees on each device. A mapped file is freed when its last user leaves."""
+
+    def __init__(self, tenants: Collection[Tenant], kept_files: Collection[str]) -> None:
+        self.bytes: Counter[Device] = Counter()
+        self._users = Counter(file for one in tenants for file in one.files)
+        self._users.update(kept_files)
+
+    def add(self, one: Tenant) -> None:
+        self._users.subtract(one.files.keys())
+        self._count(one, 1)
+
+    def remove(self, one: Tenant) -> None:
+        self._count(one, -1)
+        self._users.update(one.files.keys())
+
+    def _count(self, one: Tenant, sign: int) -> None:
+        files = sum(size for file, size in one.files.items() if not self._users[file])
+        self.bytes[CPU] += sign * (one.memory + files)
+        for index, size in one.gpus.items():
+            self.bytes[Device("gpu", index)] += sign * size
+
+    def suffices(self, demands: Mapping[Device, Demand]) -> bool:
+        return all(self.bytes[device] >= demand.excess for device, demand in demands.items())
+
+
+def make_room(
+    tenants: Collection[Tenant], demands: Mapping[Device, Demand], kept_files: Collection[str] = ()
+) -> list[Hashable] | Shortage:
+    """The versions to unload so that what a load needs fits into the budget of every device.
+
+    Chooses idle versions that are not pinned, least recently used first, and no more than necessary. Returns
+    a Shortage, and unloads none, if all of them together would not free enough. Unloading does not free
+    `kept_files`, which others than the tenants map.
+    """
+    short = {device: demand for device, demand in demands.items() if demand.excess > 0}
+    if not short:
+        return []
+    freed = _Freed(tenants, kept_files)
+    chosen: list[Tenant] = []
+    idle = sorted((one for one in tenants if not one.pinned and not one.busy), key=lambda one: one.last_used)
+    for one in idle:
+        if freed.suffices(short):
+            break
+        before = Counter(freed.bytes)
+        freed.add(one)
+        if all(freed.bytes[device] <= before[device] for device in short):
+            freed.remove(one)  # it holds nothing where memory is short
+        else:
+            chosen.append(one)
+    if not freed.suffices(short):
+        device = next(one for one, demand in short.items() if freed.bytes[one] < demand.excess)
+        return Shortage(
+            short[device],
+            _total([one for one in tenants if one.pinned], device),
+            _total([one for one in tenants if one.busy and not one.pinned], device),
+            freed.bytes[device],
+            device,
+        )
+    # Keep versions that a larger one, chosen later, made unnecessary to unload, most recently used first.
+    for one in reversed(chosen):
+        freed.remove(one)
+        if freed.suffices(short):
+            chosen.remove(one)
+        else:
+            freed.add(one)
+    return [one.key for one in chosen]
+
+
+def _total(tenants: Collection[Tenant], device: Device) -> int:
+    if device != CPU:
+        return sum(one.gpus.get(device.index, 0) for one in tenants)
+    return sum(one.memory for one in tenants) + sum(union_of_files(one.files for one in tenants).values())
+
+
+def union_of_files(each: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The files that several processes map, each with the largest of its resident sizes."""
+    union: dict[str, int] = {}
+    for files in each:
+        for name, size in files.items():
+            union[name] = max(union.get(name, 0), size)
+    return union
+
+
+def idle_too_long(tenants: Collection[Tenant], now: float) -> list[Hashable]:
+    """The versions whose idle limit has passed at `now`."""
+    idle = (one for one in tenants if not one.pinned and not one.busy)
+    return [one.key for one in idle if one.idle_limit is not None and now - one.last_used >= one.idle_limit]

@@ -1,0 +1,186 @@
+"""Sound files: which formats there are, decoding them, and noticing that one is cut short."""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any, Final
+
+import numpy as np
+
+from backline.engine.errors import Internal, InvalidArgument
+from backline.model.hints import library
+
+log = logging.getLogger("backline.model")
+
+_FORMATS: Final = "WAV, FLAC, OGG, MP3, AIFF and other formats of libsndfile, and with PyAV M4A, AAC and WebM"
+#: The decoders of FFmpeg that may run; a file chooses among them. Tracks of video are never decoded.
+_CODECS: Final = ("aac", "alac", "flac", "mp3float", "mp3", "opus", "libopus", "vorbis", "libvorbis")
+_ITEM: Final = np.dtype(np.float32).itemsize
+#: By how many samples the length in the header of an MP3 file may be wrong: two frames of the format.
+_MP3_TOLERANCE: Final = 2 * 1152
+#: Programs that write to a pipe do not know the size in advance, and put this number or a larger one into the
+#: header.
+_UNKNOWN_SIZE: Final = 0x7F000000
+
+
+def read_sound(
+    data: bytes, limit: int, rate_wanted: int = 0, channels_wanted: int = 0
+) -> tuple[np.ndarray, int]:
+    """Decodes a sound file: FP32 [samples, channels] and the sampling rate.
+
+    A file that is cut short is decoded as far as it goes, with a warning in the log. Raises InvalidArgument
+    if nothing can be decoded, or if the sound has more than `limit` bytes, either as it is or at the wanted
+    rate with the wanted number of channels.
+    """
+    container = _container(data)
+    if container:
+        samples, rate, short = _read_container(data, container, limit)
+    else:
+        samples, rate, short = _read_file(data, limit, rate_wanted, channels_wanted)
+    check_size(len(samples) * rate_wanted // rate * channels_wanted * _ITEM, limit)
+    if short:
+        if not len(samples):
+            raise InvalidArgument(f"the sound cannot be decoded: the file is cut short, {short}")
+        log.warning("a sound file is cut short: %s", short)
+    return samples, rate
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raises InvalidArgument for a decoded sound that is too large."""
+    if size > limit:
+        raise InvalidArgument(f"the sound has {size} bytes when it is decoded, more than {limit}")
+
+
+# with libsndfile
+
+
+def _read_file(
+    data: bytes, limit: int, rate_wanted: int, channels_wanted: int
+) -> tuple[np.ndarray, int, str]:
+    """Samples, rate, and what is missing of a file that is cut short."""
+    soundfile = library("soundfile", "a sound", "soundfile", "audio")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate, frames = file.samplerate, file.frames
+            check_size(frames * file.channels * _ITEM, limit)
+            check_size(frames * rate_wanted // rate * channels_wanted * _ITEM, limit)
+            samples = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as error:
+        raise InvalidArgument(f"the sound cannot be decoded: {_reason(error, data)}") from None
+    return samples, rate, _missing(data, len(samples), frames, rate)
+
+
+def _missing(data: bytes, got: int, announced: int, rate: int) -> str:
+    """How much of a file is there, if it is cut short; else empty."""
+    seconds = f"{got / rate:.1f} seconds of sound"
+    if data[:4] in {b"RIFF", b"FORM"}:
+        size = 8 + int.from_bytes(data[4:8], "little" if data[:4] == b"RIFF" else "big")
+        if len(data) < size < _UNKNOWN_SIZE:
+            return f"it has {len(data)} of {size} bytes, {seconds}"
+    elif data[:4] == b"OggS":
+        last = data.rfind(b"OggS")
+        # RFC 3533, section 6: the flag 4 marks the last page of a stream.
+        if last + 5 >= len(data) or not data[last + 5] & 4:
+            return f"it has {seconds}, and no last page"
+    elif got < announced - _MP3_TOLERANCE:
+        return f"it has {got / rate:.1f} of {announced / rate:.1f} seconds of sound"
+    return ""
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    """Why libsndfile cannot read a file."""
+    text = str(error).rpartition("': ")[2].rpartition(">: ")[2] or str(error)
+    if "not recognised" in text:
+        return f"it is none of {_FORMATS}; {_start(data)}"
+    if "pipe" in text:  # what libsndfile says if mpg123 finds no frame
+        return "it begins like an MP3 file, but has no complete frame of sound"
+    return f"{text.removeprefix('Error : ').rstrip('.')}. The file is damaged or cut short"
+
+
+def _start(data: bytes) -> str:
+    if not data:
+        return "it is empty"
+    start = data[:24]
+    text = start.decode("ascii", "replace")
+    if text.replace("\n", " ").replace("\r", " ").replace("\t", " ").isprintable() and text.isascii():
+        return f"it begins with the text {text!r}"
+    return f"it begins with the bytes {start[:12].hex(' ')}"
+
+
+# with FFmpeg
+
+
+def _container(data: bytes) -> str:
+    """FFmpeg's name of the format of a file that libsndfile does not read; empty for all other files."""
+    if data[4:8] == b"ftyp":  # ISO/IEC 14496-12: M4A, MP4, 3GP
+        return "mp4"
+    if data[:4] == b"\x1a\x45\xdf\xa3":  # EBML: WebM, Matroska
+        return "matroska"
+    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0:  # ISO/IEC 13818-7: ADTS; MP3 has a layer
+        return "aac"
+    return ""
+
+
+def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, int, str]:
+    """Samples, rate, and what is missing of a file that is cut short."""
+    name = {"mp4": "M4A", "matroska": "WebM"}.get(format, "AAC")
+    try:
+        av = library("av", name, "PyAV", "aac")
+    except Internal as missing:
+        raise InvalidArgument(f"the sound cannot be decoded: {missing.message}") from None
+    # A file must not make FFmpeg open others, nor run decoders that sound does not need.
+    options = {"protocol_whitelist": "none", "codec_whitelist": ",".join(_CODECS)}
+    try:
+        with av.open(io.BytesIO(data), format=format, options=options, metadata_errors="ignore") as container:
+            track = next(iter(container.streams.audio), None)
+            if track is None or track.codec_context.name not in _CODECS:
+                raise InvalidArgument(
+                    "the sound cannot be decoded: the file has no track in one of the formats"
+                    f" {', '.join(_CODECS)}"
+                )
+            # The length of an AAC file without a container is only estimated.
+            known = format != "aac" and track.duration is not None
+            announced = float(track.duration * track.time_base) if known else 0.0
+            return _decoded(av, container, track, announced, limit)
+    except (av.FFmpegError, ValueError, LookupError, OverflowError) as error:
+        reason = "its index is missing" if format == "mp4" and b"moov" not in data else _short(error)
+        raise InvalidArgument(
+            f"the sound cannot be decoded: {reason}. The file is damaged or cut short"
+        ) from None
+
+
+def _decoded(
+    av: Any, container: Any, track: Any, announced: float, limit: int
+) -> tuple[np.ndarray, int, str]:
+    parts: list[np.ndarray] = []
+    resampler: Any = None
+    rate = size = 0
+    broken = ""
+    try:
+        for frame in container.decode(track):
+            if resampler is None:
+                rate = frame.sample_rate
+                check_size(int(announced * rate) * frame.layout.nb_channels * _ITEM, limit)
+                # Only the kind of samples changes: floats, one row for each channel.
+                resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
+            for part in resampler.resample(frame):
+                parts.append(part.to_ndarray())
+                size += parts[-1].nbytes
+            check_size(size, limit)
+    except av.FFmpegError as error:
+        broken = _short(error)
+        if resampler is None:
+            raise
+    if resampler is None:
+        raise ValueError("it has no sound")
+    samples = np.concatenate(parts, axis=1).T if parts else np.zeros((0, 1), np.float32)
+    seconds = len(samples) / rate
+    if seconds < announced - 0.1:
+        return samples, rate, f"it has {seconds:.1f} of {announced:.1f} seconds of sound"
+    return samples, rate, f"it has {seconds:.1f} seconds of sound, then: {broken}" if broken else ""
+
+
+def _short(error: Exception) -> str:
+    """An error of FFmpeg without its number and the name of its file."""
+    return getattr(error, "strerror", None) or str(error)

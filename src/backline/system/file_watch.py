@@ -1,0 +1,64 @@
+"""Notices when files change, so that a running server can read them again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+#: Seconds between checks of the files.
+WATCH_INTERVAL = 1.0
+
+#: What changes with a file's content; None if there is no file.
+_State: TypeAlias = tuple[int, int, int] | None
+
+
+class FileWatch:
+    """Calls `changed` on the event loop after files have been written, replaced, created or removed.
+
+    With `settle`, files that belong together, such as a certificate and its key, are reported once they have
+    stayed the same for that many seconds, as a program cannot replace several files in one step.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        changed: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        settle: float = 0.0,
+    ) -> None:
+        self._paths = paths
+        self._changed = changed
+        self._loop = loop
+        self._settle = settle
+        self._reported = self._seen = self._states()
+        self._timer = loop.call_later(WATCH_INTERVAL, self._look)
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def mark_read(self) -> None:
+        """Skips a change that has not been reported yet: the caller is about to read the files."""
+        self._reported = self._seen = self._states()
+
+    def _look(self) -> None:
+        before, now = self._seen, self._states()
+        self._seen = now
+        unsettled = now not in (self._reported, before) and self._settle > 0
+        self._timer = self._loop.call_later(self._settle if unsettled else WATCH_INTERVAL, self._look)
+        if now != self._reported and not unsettled:
+            self._reported = now
+            self._changed()
+
+    def _states(self) -> list[_State]:
+        return [_state(path) for path in self._paths]
+
+
+def _state(path: Path) -> _State:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

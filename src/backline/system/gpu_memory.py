@@ -1,0 +1,95 @@
+"""What processes hold in the memory of NVIDIA GPUs, from the driver's management library (NVML)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Collection, Mapping
+
+_DRIVER = "libcuda.so.1"
+_MANAGEMENT = "libnvidia-ml.so.1"
+_INSUFFICIENT_SIZE = 7
+#: The length of a PCI bus id such as "00000000:3B:00.0", with room to spare.
+_BUS_ID = 64
+
+
+class _ProcessInfo(ctypes.Structure):
+    """nvmlProcessInfo_t (nvml.h)."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("bytes", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
+
+
+class _MemoryInfo(ctypes.Structure):
+    """nvmlMemory_t (nvml.h)."""
+
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class GpuMemory:
+    """Reads the memory of GPUs, as CUDA numbers them. Call it on a thread, because the driver may block."""
+
+    def __init__(self, indexes: Collection[int]) -> None:
+        """Raises OSError, with the reason, if the driver or its management library cannot be used."""
+        self._nvml = ctypes.CDLL(_MANAGEMENT)
+        _check("nvmlInit", self._nvml.nvmlInit_v2())
+        # The two libraries number GPUs differently; a GPU's place on the bus is the same in both.
+        self._handles = {index: self._handle(bus_id) for index, bus_id in _bus_ids(indexes).items()}
+
+    def _handle(self, bus_id: bytes) -> ctypes.c_void_p:
+        handle = ctypes.c_void_p()
+        _check(
+            "nvmlDeviceGetHandleByPciBusId",
+            self._nvml.nvmlDeviceGetHandleByPciBusId_v2(bus_id, ctypes.byref(handle)),
+        )
+        return handle
+
+    def __call__(self, pids: Collection[int]) -> Mapping[int, Mapping[int, int]]:
+        """The bytes that this process and those with these ids hold on each GPU, by process.
+
+        In a container the driver may not know the ids of its processes. If it names none of them, all used
+        memory of the GPU counts as this process's.
+        """
+        own = os.getpid()
+        found: dict[int, Mapping[int, int]] = {}
+        for index, handle in self._handles.items():
+            known = {pid: size for pid, size in self._processes(handle).items() if pid in {own, *pids}}
+            found[index] = known or {own: self._used(handle)}
+        return found
+
+    def _processes(self, handle: ctypes.c_void_p) -> dict[int, int]:
+        count = ctypes.c_uint(64)
+        while True:
+            infos = (_ProcessInfo * count.value)()
+            code = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(count), infos)
+            if code == _INSUFFICIENT_SIZE:
+                count.value += 16  # further processes may start before the next call
+                continue
+            _check("nvmlDeviceGetComputeRunningProcesses", code)
+            return {info.pid: info.bytes for info in infos[: count.value]}
+
+    def _used(self, handle: ctypes.c_void_p) -> int:
+        info = _MemoryInfo()
+        _check("nvmlDeviceGetMemoryInfo", self._nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(info)))
+        return int(info.used)
+
+
+def _bus_ids(indexes: Collection[int]) -> dict[int, bytes]:
+    driver = ctypes.CDLL(_DRIVER)
+    _check("cuInit", driver.cuInit(0))
+    found: dict[int, bytes] = {}
+    for index in indexes:
+        device, text = ctypes.c_int(), ctypes.create_string_buffer(_BUS_ID)
+        _check("cuDeviceGet", driver.cuDeviceGet(ctypes.byref(device), index))
+        _check("cuDeviceGetPCIBusId", driver.cuDeviceGetPCIBusId(text, _BUS_ID, device))
+        found[index] = text.value
+    return found
+
+
+def _check(call: str, code: int) -> None:
+    if code:
+        raise OSError(f"{call} failed with code {code}")

@@ -1,0 +1,26 @@
+"""Replaces files that only their owner may read, such as those with keys."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """A new, empty file with mode 0600, which takes the place of `path` at the end of a `with` block.
+
+    If the block raises, `path` stays as it was. Nobody ever reads half of the file. Raises OSError.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    os.close(handle)
+    new = Path(temporary)
+    try:
+        yield new
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise

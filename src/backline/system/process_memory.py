@@ -1,0 +1,180 @@
+"""What processes hold in memory, as Linux counts it: their own pages, and the files that they map."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from backline.system.memory import resident_bytes
+
+#: Mapped files with fewer resident bytes than this are not listed one by one.
+_SMALL_FILE = 1 << 20
+_MAPPING = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+) *(.*)\n((?:[A-Z]\w*: .*\n)+)", re.MULTILINE)
+_SIZE = re.compile(rb"^(\w+):\s+(\d+) kB", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """The resident bytes of a process. Several processes may map the same `files` and `shared` memory."""
+
+    anonymous: int = 0
+    files: int = 0
+    shared: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.anonymous + self.files + self.shared
+
+
+def count_pages(pid: int | None = None) -> PageCounts:
+    """The resident bytes of a process, by default this one; zeros if it has ended.
+
+    The kernel keeps these counters (proc_pid_status(5)), so the call takes microseconds. Where there is no
+    /proc, all resident memory counts as anonymous.
+    """
+    status = _read(pid, "status")
+    if status is None:
+        return PageCounts(0 if os.path.isdir("/proc/self") else resident_bytes(pid))
+    sizes = _sizes(status)
+    return PageCounts(sizes.get("RssAnon", 0), sizes.get("RssFile", 0), sizes.get("RssShmem", 0))
+
+
+def proportional_bytes(pid: int | None = None) -> int:
+    """The proportional set size: a page that n processes map counts as 1/n of a page. 0 if it has ended.
+
+    The kernel walks the process's pages, about 8 ms for each GiB: call it on a thread. Where there is no
+    smaps_rollup, returns the resident memory.
+    """
+    rollup = _read(pid, "smaps_rollup")
+    return resident_bytes(pid) if rollup is None else _sizes(rollup).get("Pss", 0)
+
+
+def mapped_files(pid: int | None = None) -> Mapping[str, int]:
+    """The files that a process maps, such as shared libraries, with the resident bytes of each.
+
+    Leaves out files with less than 1 MiB, and copied pages, which are anonymous. As slow as
+    `proportional_bytes`. Empty where there is no smaps.
+    """
+    text = _read(pid, "smaps")
+    files: dict[str, int] = {}
+    for found in _MAPPING.finditer(text or b""):
+        inode, path, lines = found.groups()
+        if inode == b"0" or not path.startswith(b"/") or path.startswith((b"/memfd:", b"/dev/")):
+            continue
+        sizes = _sizes(lines)
+        name = os.fsdecode(path)
+        files[name] = files.get(name, 0) + sizes.get("Rss", 0) - sizes.get("Anonymous", 0)
+    return {name: size for name, size in files.items() if size >= _SMALL_FILE}
+
+
+def restart_peak() -> bool:
+    """Makes `peak_bytes` of this process count from now on; False where the system cannot do that."""
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+        return True
+    return False
+
+
+def peak_bytes(pid: int | None = None) -> int:
+    """The most resident memory that a process has ever had; 0 if it has ended, or if that is unknown."""
+    return _sizes(_read(pid, "status") or b"").get("VmHWM", 0)
+
+
+def sessions(leaders: Iterable[int]) -> dict[int, list[int]]:
+    """The processes in the session of each leader, itself included; none for a leader that has ended.
+
+    A process that a worker starts stays in the worker's session, unless it begins a new one.
+    """
+    found: dict[int, list[int]] = {leader: [] for leader in leaders}
+    if not found:
+        return found
+    try:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        pids = list(found)
+    for pid in pids:
+        with suppress(OSError):
+            leader = os.getsid(pid)
+            if leader in found:
+                found[leader].append(pid)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Memory in bytes: `own`, which no other process has, and the mapped `files`, which others may share."""
+
+    own: int = 0
+    files: Mapping[str, int] = field(default_factory=dict)
+    #: Of `own`, what another process may map as well: the blocks in which a worker receives tensors.
+    shared: int = 0
+
+
+class Footprints:
+    """Reads the footprints of processes. Keeps the list of a process's files until its size changes.
+
+    For one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        #: For each process, the bytes of files when they were listed, and the list.
+        self._files: dict[int, tuple[int, Mapping[str, int]]] = {}
+
+    def read(self, pids: Iterable[int]) -> dict[int, Footprint]:
+        """The footprint of each of these processes, together with the others in its session.
+
+        A process that was forked shares pages with its parent until one of them writes, so a session of
+        several processes counts by its proportional set size.
+        """
+        found: dict[int, Footprint] = {}
+        for leader, members in sessions(pids).items():
+            if len(members) > 1:
+                found[leader] = Footprint(sum(map(proportional_bytes, members)))
+            elif members:
+                found[leader] = self.read_one(leader)
+        return found
+
+    def forget_others(self, pids: Iterable[int]) -> None:
+        """Forgets the files of processes that are neither this one nor among these."""
+        for gone in self._files.keys() - {os.getpid(), *pids}:
+            del self._files[gone]
+
+    def read_one(self, pid: int | None = None) -> Footprint:
+        """The footprint of one process, by default this one."""
+        pid = os.getpid() if pid is None else pid
+        counts = count_pages(pid)
+        before, files = self._files.get(pid, (0, {}))
+        if abs(counts.files - before) >= _SMALL_FILE:
+            files = mapped_files(pid)
+            self._files[pid] = counts.files, files
+        return Footprint(counts.anonymous + counts.shared, files, counts.shared)
+
+
+def pause(pids: Iterable[int]) -> None:
+    """Suspends the sessions of these leaders, which then take no more memory; `resume` continues them."""
+    _signal(pids, signal.SIGSTOP)
+
+
+def resume(pids: Iterable[int]) -> None:
+    """Continues what `pause` suspended."""
+    _signal(pids, signal.SIGCONT)
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, number)
+
+
+def _read(pid: int | None, name: str) -> bytes | None:
+    with suppress(OSError), open(f"/proc/{'self' if pid is None else pid}/{name}", "rb") as file:
+        return file.read()
+    return None
+
+
+def _sizes(lines: bytes) -> dict[str, int]:
+    return {name.decode(): int(size) * 1024 for name, size in _SIZE.findall(lines)}

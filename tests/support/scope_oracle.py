@@ -1,0 +1,132 @@
+"""Who may do what, written by hand: what the scope matrix expects, without the server's own tables.
+
+`Route` describes what a target means; `RULES` and `RPC_RULES` say which scope it needs; a `Credential` says
+what its holder may do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+SCOPES = ("infer", "read", "metrics", "manage", "admin")
+#: What the server may do with a request.
+REACHED, ABSENT, MALFORMED, UNAUTHENTICATED, FORBIDDEN = "reached", "absent", "malformed", "401", "403"
+
+#: The first rule that matches "METHOD pattern" gives the scope. What matches none fails the matrix.
+RULES = tuple(
+    (re.compile(rule), scope)
+    for rule, scope in (
+        (r"(GET|HEAD) /v2/health/(live|ready)", "health"),
+        (r"(GET|HEAD) /metrics", "metrics"),
+        (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
+        (r"(GET|HEAD) /(v2(/.*)?)?", "read"),
+        (r"POST /v2/repository(/\{\})?/index", "read"),
+        (r"(POST|PUT|DELETE|PATCH) /v2/(.*/)?(logging|trace|record)(/.*)?", "admin"),
+        (r"(POST|PUT|DELETE|PATCH) /v2/(models|repository|(system|cuda)sharedmemory)/.*", "manage"),
+    )
+)
+#: The same for "Service/Method".
+RPC_RULES = tuple(
+    (re.compile(rule), scope)
+    for rule, scope in (
+        (r"grpc\.health\.v1\.Health/(Check|Watch)", "health"),
+        (r"grpc\.reflection\.v1(alpha)?\.ServerReflection/ServerReflectionInfo", "read"),
+        (r"inference\.GRPCInferenceService/Server(Live|Ready)", "health"),
+        (r"inference\.GRPCInferenceService/Model(Stream)?Infer", "infer"),
+        (r"inference\.GRPCInferenceService/\w+(Metadata|Config|Statistics|Status|Ready|Index)", "read"),
+        (r"inference\.GRPCInferenceService/\w+(Load|Unload|Register|Unregister)", "manage"),
+        (r"inference\.GRPCInferenceService/(LogSettings|TraceSetting)", "admin"),
+    )
+)
+
+
+def scope_by(rules: Iterable[tuple[re.Pattern[str], str]], what: str) -> str:
+    for rule, scope in rules:
+        if rule.fullmatch(what):
+            return scope
+    raise AssertionError(f"no rule says which scope {what} needs; add one to tests/support/scope_oracle.py")
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a request asks for. `scope` is None if the server has no such route, or none for the method."""
+
+    scope: str | None
+    model: str | None = None
+    #: Whether the target breaks the rules of HTTP.
+    malformed: bool = False
+
+
+class Routes:
+    """The meaning of targets, given the patterns that the server has, and their methods."""
+
+    def __init__(self, methods: Mapping[str, Iterable[str]]) -> None:
+        self.scopes = {
+            (method, pattern): scope_by(RULES, f"{method} {pattern}")
+            for pattern, known in methods.items()
+            for method in known
+        }
+        self._patterns = {pattern: pattern.split("/")[1:] for pattern in methods}
+
+    def meaning(self, method: str, target: str, *, http2: bool) -> Meaning:
+        """A target as RFC 9112 and RFC 9113 define it: a path, or in HTTP/1.1 the absolute form."""
+        absolute = re.match(r"(?i)https?://[^/?]*", target)
+        if absolute and not http2:
+            target = target[absolute.end() :] or "/"
+        if not target.startswith("/") or "#" in target:
+            return Meaning(None, malformed=True)
+        path = target.partition("?")[0]
+        if len(path) > 1:
+            path = path.removesuffix("/")
+        try:
+            asked = [unquote_to_bytes(part).decode() for part in path.split("/")[1:]]
+        except UnicodeDecodeError:
+            return Meaning(None)
+        best: tuple[int, str] | None = None
+        for pattern, parts in self._patterns.items():
+            if len(parts) == len(asked) and all(
+                (bool(given) if part == "{}" else part == given)
+                for part, given in zip(parts, asked, strict=True)
+            ):
+                variables = parts.count("{}")
+                if best is None or variables < best[0]:
+                    best = variables, pattern
+        scope = self.scopes.get((method, best[1])) if best else None
+        if best is None or scope is None:
+            return Meaning(None)
+        parts = self._patterns[best[1]]
+        named = [
+            given for before, part, given in zip(parts, parts[1:], asked[1:], strict=False)
+            if (before, part) == ("models", "{}")
+        ]  # fmt: skip
+        return Meaning(scope, named[0] if named else None)
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What a request carries, and what its sender may do on the `models`, or on all if that is None."""
+
+    name: str
+    fields: tuple[tuple[str, str], ...] = ()
+    scopes: frozenset[str] = field(default_factory=frozenset)
+    models: frozenset[str] | None = None
+    valid: bool = True
+    #: Whether it has a name; without one, the server asks for a key rather than refuse.
+    named: bool = True
+
+    def expected(self, meaning: Meaning) -> frozenset[str]:
+        """What may become of a request with this credential."""
+        if meaning.malformed:
+            return frozenset((MALFORMED, ABSENT))
+        if meaning.scope is None:
+            return frozenset((ABSENT,))
+        if not self.valid:
+            return frozenset((UNAUTHENTICATED,))
+        if meaning.scope == "health":
+            return frozenset((REACHED,))
+        if meaning.scope in self.scopes and (self.models is None or meaning.model in self.models):
+            return frozenset((REACHED,))
+        return frozenset((FORBIDDEN if self.named else UNAUTHENTICATED,))

@@ -1,0 +1,93 @@
+"""When changes of files are reported, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backline.system.file_watch import WATCH_INTERVAL, FileWatch
+
+
+class Clock:
+    """Stands in for the event loop: keeps the one timer of a watch."""
+
+    def __init__(self) -> None:
+        self.delay = 0.0
+        self.cancelled = False
+
+    def call_later(self, delay: float, look: Callable[[], None]) -> Clock:
+        self.delay, self._look = delay, look
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def tick(self) -> None:
+        self._look()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    found = [tmp_path / "server.crt", tmp_path / "server.key"]
+    for path in found:
+        path.write_text("old")
+    return found
+
+
+def watch(files: list[Path], settle: float = 0.0) -> tuple[Clock, list[str], FileWatch]:
+    clock, reports = Clock(), []
+    found = FileWatch(files, lambda: reports.append("changed"), clock, settle=settle)  # type: ignore[arg-type]
+    return clock, reports, found
+
+
+def test_each_change_is_reported_once(files: list[Path]) -> None:
+    clock, reports, _ = watch(files)
+    clock.tick()
+    assert reports == []
+    for change in (
+        lambda: files[0].write_text("longer"),
+        lambda: os.utime(files[1], (1, 1)),
+        files[0].unlink,
+        lambda: files[0].write_text("again"),
+    ):
+        reports.clear()
+        change()
+        clock.tick()
+        clock.tick()
+        assert reports == ["changed"]
+        assert clock.delay == WATCH_INTERVAL
+
+
+def test_a_file_replaced_by_another_of_the_same_size_and_time_is_a_change(files: list[Path]) -> None:
+    clock, reports, _ = watch(files)
+    new = files[0].with_name("new")
+    new.write_text("new")
+    os.utime(new, ns=(0, files[0].stat().st_mtime_ns))
+    new.replace(files[0])
+    clock.tick()
+    assert reports == ["changed"]
+
+
+def test_files_that_still_change_are_not_reported(files: list[Path]) -> None:
+    clock, reports, _ = watch(files, settle=0.2)
+    for path in files:
+        path.write_text("longer")
+        clock.tick()
+        assert reports == []
+        assert clock.delay == 0.2
+    clock.tick()
+    assert reports == ["changed"]
+    assert clock.delay == WATCH_INTERVAL
+
+
+def test_what_the_caller_has_read_is_not_reported(files: list[Path]) -> None:
+    clock, reports, found = watch(files)
+    files[0].write_text("longer")
+    found.mark_read()
+    clock.tick()
+    assert reports == []
+    found.close()
+    assert clock.cancelled
