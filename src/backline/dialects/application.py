@@ -142,7 +142,7 @@ class _IdentifyingHandler(_HttpHandler):
     def _admit(self, request: HttpRequest) -> Handler:
         """The handler of a request whose caller may make it. Raises BacklineError."""
         try:
-            identity = self._identify(request.headers)
+            identity = self._identify(request.headers, request)
         except BacklineError as error:
             target = self._target(request.method, request.path)
             if target is None:
@@ -201,7 +201,7 @@ def _identifying(
 
     async def serve(call: StreamCall) -> None:
         try:
-            identity = call.identity = access.identify(call.metadata)
+            identity = call.identity = access.identify(call.metadata, call)
             identity.require(scope, model)
         except BacklineError as error:
             audit.refused(call, path.decode(), model, error)
@@ -223,7 +223,7 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
 
     def handle(call: UnaryCall, received: Buffer) -> None:
         try:
-            identity = call.identity = identify(call.metadata)
+            identity = call.identity = identify(call.metadata, call)
             if identity.passes.get(handler) is None or not identity.lasts:
                 identity.require(scope, model if model_of is None else model_of(received) or None)
                 if model_of is None:

@@ -109,8 +109,9 @@ class Audit:
 
     def _summarise(self) -> None:
         self._timer = None
+        now = time.time()  # entries are in the order of their times
         for attempt in self._limit.summary():
-            self._note(attempt)
+            self._note(replace(attempt, time=now))
 
     def ended(self, caller: HttpRequest | Call, route: str, model: str | None, error: str | None) -> None:
         """Enters a request that changed something, or that failed with `error`."""
