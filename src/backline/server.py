@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from backline.access.access import UNCONFIGURED, Access
 from backline.access.auth_file import (
@@ -22,6 +24,7 @@ from backline.access.browsers import BrowserPolicy
 from backline.access.exposure import is_loopback
 from backline.dialects.application import build_application
 from backline.embedded.embedded import Embedded
+from backline.engine.control import Attempt
 from backline.engine.engine import Engine
 from backline.engine.private_places import keep_private
 from backline.engine.shared_memory import SharedMemory
@@ -180,7 +183,9 @@ class Server:
         options = self.options
         access = self._access = _access(options)
         if access is not None and options.auth is not None:
-            self._auth_watch = AuthFileWatch(options.auth, access, asyncio.get_running_loop())
+            self._auth_watch = AuthFileWatch(
+                options.auth, access, asyncio.get_running_loop(), self._note_reload
+            )
         tracing = self._tracing = Tracing(self.engine, options.trace)
         if self._log is not None:
             requests = RequestLog()
@@ -201,6 +206,13 @@ class Server:
         self._heap = Heap(wire)
         await self._open(self._listeners)
         await self._embedded.start(on_event)
+
+    def _note_reload(self, error: str) -> None:
+        """Enters a reload of the file of keys into the audit log."""
+        if self.engine.control is not None:
+            route = f"reload of '{self.options.auth}'"
+            outcome: Literal["done", "failed"] = "failed" if error else "done"
+            self.engine.control.note(Attempt(time.time(), outcome, route, detail=error))
 
     async def _open(self, listeners: Listeners) -> None:
         options = self.options

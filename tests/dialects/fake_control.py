@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from backline.engine.control import ANY_VERSION, Action, Change, LabelMove, Overrides
+from backline.engine.control import ANY_VERSION, Action, Attempt, Change, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import AlreadyExists, InvalidArgument
 from backline.engine.model import ModelState
@@ -18,6 +18,7 @@ class FakeControl:
         self.engine = engine
         self.calls: list[tuple[object, ...]] = []
         self.changes: list[Change] = []
+        self.attempts: list[Attempt] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.failure: Exception | None = None
@@ -59,6 +60,12 @@ class FakeControl:
 
     def labels(self, model: str) -> Mapping[str, str]:
         return self.engine.labels(model)
+
+    def note(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+
+    def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
+        return [attempt for attempt in reversed(self.attempts) if attempt.time > after][:limit]
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
         return [change for change in reversed(self.changes) if model in ("", change.model)][:limit]

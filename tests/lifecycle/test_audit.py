@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from backline.engine.control import Change
-from backline.lifecycle.records import AuditLog
+from backline.engine.control import Attempt, Change
+from backline.lifecycle.audit_log import AuditLog
 
 
 def change(number: int, model: str = "m", **more: str) -> Change:
@@ -60,3 +60,45 @@ def test_an_unwritable_log_is_reported_once(tmp_path: Path, caplog: pytest.LogCa
     assert len(caplog.records) == 1
     assert "--state-dir" in caplog.text
     assert audit.history() == []
+
+
+def attempt(number: int, outcome: Any = "refused", **more: str) -> Attempt:
+    return Attempt(float(number), outcome, "GET /v2", **more)  # type: ignore[arg-type]
+
+
+def test_changes_attempts_and_refusals_are_merged_by_time(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path)
+    entries = [
+        change(1),
+        attempt(2),
+        attempt(3, "done", identity="app"),
+        change(4),
+        attempt(5, address="::1"),
+    ]
+    for entry in entries:
+        audit.append(entry)
+    assert audit.entries() == entries[::-1]
+    assert audit.entries(limit=2) == entries[:2:-1]
+    assert audit.entries(after=3.0) == entries[:2:-1]
+    assert audit.history() == [entries[3], entries[0]]
+
+
+def test_refusals_push_no_change_out(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path, limit=2000)
+    audit.append(change(1))
+    for number in range(2, 200):
+        audit.append(attempt(number))
+    assert audit.history() == [change(1)]
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 6000
+
+
+def test_texts_are_escaped(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path)
+    audit.append(change(1, detail="a\r\nb\x1b[31m\x9b31m\u2028\udcff"))
+    audit.append(attempt(2, detail="\x00\x7f\u202e"))
+    for file in tmp_path.iterdir():
+        assert file.read_text().rstrip("\n").isprintable()
+    assert [one.detail for one in audit.entries()] == [
+        "\\x00\\x7f\\u202e",
+        "a\\r\\nb\\x1b[31m\\x9b31m\\u2028\\udcff",
+    ]

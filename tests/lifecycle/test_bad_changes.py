@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 
 from backline.engine.control import LabelMove
 from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
-from backline.lifecycle.records import AuditLog, LabelStore
+from backline.lifecycle.audit_log import AuditLog
+from backline.lifecycle.records import LabelStore
 from support import models
 from support.repositories import unprivileged_folder
 from support.server import serve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backline.wire.application import Gate, Ingress
+from backline.wire.application import Denial, Gate, Ingress
 
 
 class OpenGate(Gate):
@@ -17,3 +17,6 @@ class OpenGate(Gate):
         self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], ingress: Ingress
     ) -> str | None:
         return None
+
+    def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
+        """Never called, as no request is refused."""

@@ -142,9 +142,9 @@ class Access:
     def _identify(self, given: bytes) -> Identity:
         scheme, separator, rest = given.strip().partition(b" ")
         if separator and scheme.lower() != b"bearer":
-            shown = scheme[:20].decode("ascii", "replace")
+            # The scheme is not shown, as it may be a key that was sent without one.
             raise Unauthenticated(
-                f"the authorization scheme '{shown}' is not supported; send 'Authorization: Bearer KEY'"
+                "the authorization scheme is not supported; send 'Authorization: Bearer KEY'"
             )
         key = rest.strip() if separator else scheme
         identity = self._policy.keys.get(hash_key(key)) if len(key) <= MAX_LENGTH else None

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any
@@ -267,7 +267,15 @@ def environment_has_keys(environment: Mapping[str, str] = os.environ) -> bool:
 class AuthFileWatch:
     """Applies changes of the file while the server runs. A file that is not valid changes nothing."""
 
-    def __init__(self, path: Path, access: Access, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        path: Path,
+        access: Access,
+        loop: asyncio.AbstractEventLoop,
+        on_reload: Callable[[str], None] = lambda error: None,
+    ) -> None:
+        """`on_reload` is called after each reload with the error, which is empty if it succeeded."""
+        self._on_reload = on_reload
         self._path = path
         self._access = access
         self._watch = FileWatch([path], self._apply, loop)
@@ -286,6 +294,7 @@ class AuthFileWatch:
             self._access.use(policy)
         except InvalidArgument as error:
             log.error("%s; the keys read before stay in force", error.message)
+            self._on_reload(error.message)
             return
         log.info(
             "read %d keys, %d certificates and %d issuers of tokens from '%s'",
@@ -294,3 +303,4 @@ class AuthFileWatch:
             len(policy.tokens),
             self._path,
         )
+        self._on_reload("")

@@ -35,11 +35,20 @@ CHALLENGE: Fields = ((b"www-authenticate", b'Bearer realm="backline"'),)
 METRICS_ONLY = "this port serves only metrics and health checks, as it does not speak TLS; use another port"
 
 
+def route_of(method: bytes, path: bytes) -> str:
+    """A route for people: "GET /v2/models"."""
+    return f"{method[:32].decode('latin-1')} {path[:512].decode(errors='replace')}"
+
+
 class Target(NamedTuple):
     """What a route is about: the scope that it needs, and its model, None if it concerns more than one."""
 
     scope: Scope
     model: str | None = None
+
+
+def _nobody_asks(denial: Denial, route: str, model: str | None, peer: str) -> None:
+    """The default of `on_refused`."""
 
 
 class ScopeGate(Gate):
@@ -54,7 +63,10 @@ class ScopeGate(Gate):
         policy: BrowserPolicy,
         target_of: Callable[[bytes, bytes], Target | None],
         access: Access | None = None,
+        on_refused: Callable[[Denial, str, str | None, str], None] = _nobody_asks,
     ) -> None:
+        """`on_refused` is called with each denial, the route, its model and the client's address."""
+        self._on_refused = on_refused
         self._policy = policy
         self._target_of = target_of
         self._access = access
@@ -71,17 +83,22 @@ class ScopeGate(Gate):
             return None
         if ingress.metrics_only and target.scope not in (Scope.METRICS, Scope.HEALTH):
             return Denial(Forbidden.http_status, Forbidden.grpc_code, METRICS_ONLY)
-        ambient = True
+        ambient, name = True, ""
         if self._access is not None:
             try:
                 identity = self._access.identify(headers, ingress)
+                name = identity.name
                 identity.require(target.scope, target.model)
             except BacklineError as error:
                 fields = {401: CHALLENGE, 503: RETRY_AFTER}.get(error.http_status, ())
-                return Denial(error.http_status, error.grpc_code, error.public_message, fields)
+                return Denial(error.http_status, error.grpc_code, error.public_message, fields, name)
             ambient = identity.ambient
         reason = self._policy.refusal(target.scope, headers, local=ingress.local) if ambient else None
         return None if reason is None else Denial(Forbidden.http_status, Forbidden.grpc_code, reason)
+
+    def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
+        target = self._target_of(method, path)
+        self._on_refused(denial, route_of(method, path), None if target is None else target.model, peer)
 
     def _learn(self, host: bytes) -> None:
         """Adds a Host to `own_hosts` if it names this server."""
@@ -124,14 +141,13 @@ class CrossOrigin:
             self._http(_SharedRequest(request, (*shared, (b"access-control-expose-headers", b"*"))))
 
 
-class _SharedRequest(HttpRequest):
-    """A request that adds fields to its response."""
+class WrappedRequest(HttpRequest):
+    """A request whose response passes through a subclass."""
 
-    __slots__ = ("_inner", "_shared")
+    __slots__ = ("_inner",)
 
-    def __init__(self, inner: HttpRequest, shared: Fields) -> None:
+    def __init__(self, inner: HttpRequest) -> None:
         self._inner = inner
-        self._shared = shared
         super().__init__(inner.method, inner.path, inner.query, inner.headers, inner.body)
         self.identity = inner.identity
         inner.body = b""  # leaves one reference to the body, which the handler may drop
@@ -153,7 +169,25 @@ class _SharedRequest(HttpRequest):
         self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
     ) -> None:
         self.on_abandon = None
-        self._inner.respond(status, (*fields, *self._shared), body, compressible=compressible)
+        self._inner.respond(status, fields, body, compressible=compressible)
+
+    def stream(self, status: int, fields: Fields) -> ResponseStream:
+        return self._inner.stream(status, fields)
+
+
+class _SharedRequest(WrappedRequest):
+    """A request that adds fields to its response."""
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, inner: HttpRequest, shared: Fields) -> None:
+        self._shared = shared
+        super().__init__(inner)
+
+    def respond(
+        self, status: int, fields: Fields, body: Sequence[Buffer] = (), *, compressible: bool = False
+    ) -> None:
+        super().respond(status, (*fields, *self._shared), body, compressible=compressible)
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         return self._inner.stream(status, (*fields, *self._shared))

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from math import ceil, inf
 
 from backline.engine.errors import BacklineError, QuotaExceeded
-from backline.engine.ticket import Listener, Ticket
+from backline.engine.ticket import InFlight, Listener, Ticket
 from backline.engine.values.messages import InferResponse
 from backline.memo import Memo
 
@@ -86,19 +86,15 @@ class TokenBucket:
         self.full_at = now + taken * self.token
 
 
-class Limit(Listener):
-    """A quota, and how much of it is used. Follows the tickets that it counts as in flight.
+class Limit(InFlight):
+    """A quota, and how much of it is used."""
 
-    Invariant: a ticket that has been counted ends in exactly one of `ended`, `abandoned` and `refused`,
-    whether it completes, expires, is refused, or its caller leaves. Nothing else may count it down.
-    """
-
-    __slots__ = ("bytes", "in_flight", "most", "quota", "requests")
+    __slots__ = ("bytes", "most", "quota", "requests")
 
     def __init__(self, quota: Quota, now: float) -> None:
+        super().__init__()
         self.requests: TokenBucket | None = None
         self.bytes: TokenBucket | None = None
-        self.in_flight = 0
         self.change(quota, now)
 
     def change(self, quota: Quota, now: float) -> None:
@@ -110,14 +106,32 @@ class Limit(Listener):
         self.requests = _changed(self.requests, rate, burst, now)
         self.bytes = _changed(self.bytes, quota.bytes_per_second, quota.bytes_per_second, now)
 
+
+class Further(Listener):
+    """Counts a ticket for more limits than the one that `Ticket.counted` is for."""
+
+    __slots__ = ("_limits",)
+
+    def __init__(self, limits: Sequence[Limit]) -> None:
+        self._limits = limits
+
+    def follow(self, ticket: Ticket) -> None:
+        for limit in self._limits:
+            limit.in_flight += 1
+        ticket.listen(self)
+
     def ended(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        self.in_flight -= 1
+        self._over()
 
     def abandoned(self, ticket: Ticket) -> None:
-        self.in_flight -= 1
+        self._over()
 
     def refused(self, ticket: Ticket, error: BacklineError) -> None:
-        self.in_flight -= 1
+        self._over()
+
+    def _over(self) -> None:
+        for limit in self._limits:
+            limit.in_flight -= 1
 
 
 def _changed(
@@ -134,7 +148,7 @@ def _changed(
 class Meter:
     """Measures what one identity uses, and refuses what exceeds its quotas. `whose` begins error texts."""
 
-    __slots__ = ("_limits", "_limits_flight", "_of", "_only", "by_model", "whose")
+    __slots__ = ("_limits", "_limits_flight", "_of", "_only", "by_model", "low", "whose")
 
     def __init__(self, quotas: Sequence[Quota], whose: str, now: float) -> None:
         self._limits: list[Limit] = []
@@ -161,6 +175,8 @@ class Meter:
         #: Whether the model of a request matters.
         self.by_model = any("*" not in quota.models for quota in quotas)
         self._limits_flight = any(quota.max_in_flight is not None for quota in quotas)
+        #: Whether more than half of a burst may be used; only then is `standing` worth asking for.
+        self.low = any(quota.requests_per_second is not None for quota in quotas)
         #: The only limit, if it applies to every model.
         self._only = self._limits[0] if len(self._limits) == 1 and not self.by_model else None
 
@@ -169,8 +185,27 @@ class Meter:
         exceeds a quota.
         """
         only = self._only
-        if only is not None:
-            self._charge_only(only, size, now)
+        if only is not None:  # without calls, as this is a notable part of what a small request costs
+            if only.in_flight >= only.most:
+                raise self._too_many(only)
+            requests, received = only.requests, only.bytes
+            requests_full = received_full = now
+            if requests is not None:
+                if requests.full_at > now:
+                    requests_full = requests.full_at
+                requests_full += requests.token
+                if requests_full - now > requests.room:
+                    raise self._too_fast(only, size, now)
+            if received is not None:
+                if received.full_at > now:
+                    received_full = received.full_at
+                amount = size if size < received.burst else received.burst
+                if received_full - now + amount * received.token > received.room:
+                    raise self._too_fast(only, size, now)
+                received.full_at = received_full + size * received.token
+            if requests is not None:
+                requests.full_at = requests_full
+                self.low = 2 * (requests_full - now) > requests.room
             return
         limits = self._of.get(model) or self._find(model)
         for limit in limits:
@@ -187,30 +222,15 @@ class Meter:
             if limit.bytes is not None:
                 limit.bytes.take(size, now)
 
-    def _charge_only(self, limit: Limit, size: int, now: float) -> None:
-        """The same with one limit, and without calls: it is a notable part of what a small request costs."""
-        if limit.in_flight >= limit.most:
-            raise self._too_many(limit)
-        requests, received = limit.requests, limit.bytes
-        requests_full = received_full = now
-        if requests is not None:
-            if requests.full_at > now:
-                requests_full = requests.full_at
-            requests_full += requests.token
-            if requests_full - now > requests.room:
-                raise self._too_fast(limit, size, now)
-        if received is not None:
-            if received.full_at > now:
-                received_full = received.full_at
-            amount = size if size < received.burst else received.burst
-            if received_full - now + amount * received.token > received.room:
-                raise self._too_fast(limit, size, now)
-            received.full_at = received_full + size * received.token
-        if requests is not None:
-            requests.full_at = requests_full
-
     def follow(self, ticket: Ticket) -> None:
         """Counts a ticket as in flight until it ends. Raises QuotaExceeded if too many are in flight."""
+        only = self._only
+        if only is not None:
+            if only.in_flight >= only.most:
+                raise self._too_many(only)
+            only.in_flight += 1
+            ticket.counted = only
+            return
         if not self._limits_flight:
             return
         model = ticket.request.model_name
@@ -218,9 +238,11 @@ class Meter:
         for limit in limits:
             if limit.in_flight >= limit.most:
                 raise self._too_many(limit)
-        for limit in limits:
-            limit.in_flight += 1
-            ticket.listen(limit)
+        if limits:
+            first, *others = limits
+            first.count(ticket)
+            if others:
+                Further(others).follow(ticket)
 
     def _find(self, model: str | None) -> Sequence[Limit]:
         return self._of.keep(model, [limit for limit in self._limits if limit.quota.covers(model)])

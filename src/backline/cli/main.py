@@ -28,6 +28,7 @@ COMMANDS = {
     "certs": "Create certificates for a server and its clients, for development.",
     "login": "Keep the API key of a server for this user.",
     "logout": "Forget the API key of a server.",
+    "audit": "Show who changed something on a server, and who was refused.",
     "bench": "Measure a model on a server under load.",
 }
 

@@ -6,6 +6,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from backline.engine.names import printable
+
+#: The colours of model states.
 STYLES = {"READY": "green", "UNAVAILABLE": "bold red", "LOADING": "yellow", "UNLOADING": "yellow"}
 
 
@@ -21,10 +24,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 def plain_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
 ) -> list[str]:
-    """The lines of a plain table."""
+    """The lines of a plain table. Control characters are escaped, as cells may hold texts of clients."""
     cells = [
         list(columns),
-        *([" ".join(cell.split()) if "\n" in cell else cell for cell in row] for row in rows),
+        *([printable(" ".join(cell.split()) if "\n" in cell else cell) for cell in row] for row in rows),
     ]
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     lines = []
@@ -35,6 +38,11 @@ def plain_table(
         )
         lines.append("  ".join(parts).rstrip())
     return lines
+
+
+def _lines(cell: str) -> str:
+    """The cell with control characters escaped, except ends of lines."""
+    return "\n".join(map(printable, cell.split("\n")))
 
 
 def _fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
@@ -55,5 +63,5 @@ def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Se
             column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in right
         )
     for row in rows:
-        table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(_lines(cell), STYLES.get(cell, "")) for cell in row))
     Console().print(table)

@@ -21,7 +21,7 @@ from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
 from backline.client.sequences import AsyncSequence
 from backline.client.transport import InferCall, Transport
-from backline.engine.control import ANY_VERSION, STABLE, Change, LabelMove
+from backline.engine.control import ANY_VERSION, STABLE, Attempt, Change, LabelMove
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.values.messages import InferResponse, Parameter
 from backline.engine.values.tensor import Tensor
@@ -245,6 +245,12 @@ class AsyncClient:
     async def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
         """The last changes, newest first: who did what, and when. An empty name means all models."""
         return await (await self._control()).history(name, limit, self._limit(timeout))
+
+    async def audit(
+        self, limit: int = 100, after: float = 0.0, timeout: float | None = None
+    ) -> list[Change | Attempt]:
+        """The last entries of the audit log later than `after` (seconds since 1970), newest first."""
+        return await (await self._control()).audit(limit, after, self._limit(timeout))
 
     async def refresh(self, timeout: float | None = None) -> None:
         """Makes the server scan its repositories; returns once all models found serve or have failed."""

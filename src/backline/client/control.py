@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backline.client.records import ModelIndex
-from backline.engine.control import Change, LabelMove, Overrides
+from backline.engine.control import Attempt, Change, LabelMove, Overrides
 from backline.engine.errors import InvalidArgument
 
 #: The header field (over gRPC, the metadata key) with the name that the server's audit log records.
@@ -44,6 +44,9 @@ class ModelControl(ABC):
 
     @abstractmethod
     async def history(self, model: str, limit: int, timeout: float) -> list[Change]: ...
+
+    @abstractmethod
+    async def audit(self, limit: int, after: float, timeout: float) -> list[Change | Attempt]: ...
 
     @abstractmethod
     async def refresh(self, timeout: float) -> None: ...

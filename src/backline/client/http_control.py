@@ -12,7 +12,7 @@ from backline.client.errors import ProtocolError
 from backline.client.http_connection import HttpAnswer
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, read_listing
-from backline.engine.control import Change, LabelMove, Overrides
+from backline.engine.control import Attempt, Change, LabelMove, Overrides
 from backline.engine.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -70,6 +70,17 @@ class HttpControl(ModelControl):
         path = f"/v2/repository/history?{urlencode({'model': model, 'limit': limit})}"
         found = await self._ask("GET", path, None, timeout)
         return [self._change(entry) for entry in found["changes"]]
+
+    async def audit(self, limit: int, after: float, timeout: float) -> list[Change | Attempt]:
+        path = f"/v2/audit?{urlencode({'limit': limit, 'after': after})}"
+        found = await self._ask("GET", path, None, timeout)
+        try:
+            return [
+                msgspec.convert(entry, Attempt) if "outcome" in entry else msgspec.convert(entry, Change)
+                for entry in found["entries"]
+            ]
+        except (msgspec.ValidationError, TypeError, KeyError) as error:
+            raise ProtocolError(f"{self._url} sent an audit log that cannot be read: {error}") from None
 
     async def refresh(self, timeout: float) -> None:
         await self._send("POST", "/v2/repository/refresh", None, timeout)

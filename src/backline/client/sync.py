@@ -13,7 +13,7 @@ from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
 from backline.client.sequences import RequestSequence
-from backline.engine.control import STABLE, Change
+from backline.engine.control import STABLE, Attempt, Change
 from backline.engine.values.messages import Parameter
 
 T = TypeVar("T")
@@ -148,6 +148,12 @@ class Client:
     def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
         """The last changes, newest first: who did what, and when. An empty name means all models."""
         return self._loop.run(self._client.history(name, limit, timeout))
+
+    def audit(
+        self, limit: int = 100, after: float = 0.0, timeout: float | None = None
+    ) -> list[Change | Attempt]:
+        """The last entries of the audit log later than `after` (seconds since 1970), newest first."""
+        return self._loop.run(self._client.audit(limit, after, timeout))
 
     def refresh(self, timeout: float | None = None) -> None:
         """Makes the server scan its repositories; returns once all models found serve or have failed."""

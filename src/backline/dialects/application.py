@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 
 from backline.access.access import Access
 from backline.access.browsers import BrowserPolicy
-from backline.access.gate import CrossOrigin, ScopeGate, Target
+from backline.access.gate import CrossOrigin, ScopeGate, Target, route_of
 from backline.access.identity import ANY_MODEL
-from backline.access.scope import Scope
+from backline.access.scope import CHANGING, Scope
 from backline.dialects import standard_services
 from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error, respond_json
+from backline.dialects.audit import Audit, AuditedIdentity
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
 from backline.dialects.open_inference.grpc.wire_format import model_name
@@ -57,7 +58,8 @@ def build_application(
     failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
     may do, and `access` what each caller may do; without it, every caller may do everything.
     """
-    router = Router()
+    audit = Audit(engine, lambda method, path: _model_at(router, method, path))
+    router = Router(audit.route)
     deferred = DeferredAnswers(engine)
     RestService(engine, deferred, not_ready_status=not_ready_status).add_routes(router)
     router.add(Scope.READ, "GET", "/", _index_page)
@@ -72,20 +74,21 @@ def build_application(
         **ReflectionService(services).methods(),
     }
     targets = {path: _target(method) for path, method in rpc.items()}
+    rpc = {path: _audited(path, method, audit) for path, method in rpc.items()}
 
     def target_of(method: bytes, path: bytes) -> Target | None:
         return targets.get(path) or router.target(method, path)
 
     http: Callable[[HttpRequest], None] = _HttpHandler(router)
     if access is not None:
-        http = _IdentifyingHandler(router, access)
-        rpc = {path: _identifying(method, access) for path, method in rpc.items()}
+        http = _IdentifyingHandler(router, access, audit)
+        rpc = {path: _identifying(path, method, access, audit) for path, method in rpc.items()}
 
     return Application(
         http=CrossOrigin(http, browsers.origins) if browsers.origins else http,
         rpc=rpc,
         render_error=render_error,
-        gate=ScopeGate(browsers, target_of, access),
+        gate=ScopeGate(browsers, target_of, access, audit.denied),
         is_vital=_is_vital,
     )
 
@@ -111,7 +114,7 @@ class _HttpHandler:
     """Handles every HTTP request; never raises."""
 
     def __init__(self, router: Router) -> None:
-        self._handler_of = router.resolve
+        self._resolve = self._handler_of = router.resolve
 
     def __call__(self, request: HttpRequest) -> None:
         try:
@@ -129,9 +132,9 @@ class _HttpHandler:
 class _IdentifyingHandler(_HttpHandler):
     """Also checks who sends each request: the gate may have decided for an earlier one with equal fields."""
 
-    def __init__(self, router: Router, access: Access) -> None:
+    def __init__(self, router: Router, access: Access, audit: Audit) -> None:
         super().__init__(router)
-        self._resolve = router.resolve
+        self._audit = audit
         self._target = router.target
         self._identify = access.identify
         self._handler_of = self._admit
@@ -140,9 +143,11 @@ class _IdentifyingHandler(_HttpHandler):
         """The handler of a request whose caller may make it. Raises BacklineError."""
         try:
             identity = self._identify(request.headers, request)
-        except BacklineError:
-            if self._target(request.method, request.path) is None:
+        except BacklineError as error:
+            target = self._target(request.method, request.path)
+            if target is None:
                 return self._resolve(request)  # which raises
+            self._audit.refused(request, route_of(request.method, request.path), target.model, error)
             raise
         request.identity = identity
         route = (request.method, request.path)
@@ -152,7 +157,11 @@ class _IdentifyingHandler(_HttpHandler):
             handler = self._resolve(request)
             if target is None:
                 return handler
-            identity.require(target.scope, target.model)
+            try:
+                identity.require(target.scope, target.model)
+            except BacklineError as error:
+                self._audit.refused(request, route_of(*route), target.model, error)
+                raise
             if target.scope is Scope.HEALTH:
                 return handler
             if len(request.path) <= MAX_REMEMBERED_SIZE:
@@ -171,30 +180,45 @@ def _target(method: UnaryMethod | StreamMethod) -> Target:
     return Target(scope, ANY_MODEL if named else None)
 
 
-def _identifying(method: UnaryMethod | StreamMethod, access: Access) -> UnaryMethod | StreamMethod:
+def _model_at(router: Router, method: bytes, path: bytes) -> str | None:
+    target = router.target(method, path)
+    return None if target is None else target.model
+
+
+def _audited(path: bytes, method: UnaryMethod | StreamMethod, audit: Audit) -> UnaryMethod | StreamMethod:
+    changes = isinstance(method, UnaryMethod) and Scope(method.scope) in CHANGING
+    return audit.method(path, method) if changes else method  # type: ignore[arg-type]
+
+
+def _identifying(
+    path: bytes, method: UnaryMethod | StreamMethod, access: Access, audit: Audit
+) -> UnaryMethod | StreamMethod:
     """A method that also checks who calls. Messages of inference are checked as they are read."""
     if isinstance(method, UnaryMethod):
-        return _identifying_unary(method, access)
+        return _identifying_unary(path, method, access, audit)
     scope, model = _target(method)
     handler = method.handler
 
     async def serve(call: StreamCall) -> None:
         try:
-            call.identity = access.identify(call.metadata, call)
-            call.identity.require(scope, model)
+            identity = call.identity = access.identify(call.metadata, call)
+            identity.require(scope, model)
         except BacklineError as error:
+            audit.refused(call, path.decode(), model, error)
             raise RpcError(error.grpc_code, error.public_message) from None
+        call.identity = AuditedIdentity(identity, audit, call, path.decode())
         await handler(call)
 
     return replace(method, handler=serve)
 
 
-def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
+def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: Audit) -> UnaryMethod:
     identify = access.identify
     scope, model = _target(method)
     handler, model_of = method.handler, method.model_of
     name_of: Callable[[Buffer], str | None] = model_of or (lambda _: None)
-    if scope is Scope.INFER:
+    infers = scope is Scope.INFER
+    if infers:
         name_of = model_name
 
     def handle(call: UnaryCall, received: Buffer) -> None:
@@ -204,10 +228,13 @@ def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
                 identity.require(scope, model if model_of is None else model_of(received) or None)
                 if model_of is None:
                     identity.passes.keep(handler, True)
+            if infers and not identity.infers_all:
+                identity.require(scope, model_name(received))
             meter = identity.meter
             if meter is not None and scope is not Scope.HEALTH:
                 meter.charge(name_of(received) if meter.by_model else None, len(received), monotonic())
         except BacklineError as error:
+            audit.refused(call, path.decode(), model_name(received) if infers else None, error)
             fail_call(call, error)
         else:
             handler(call, received)
@@ -242,6 +269,7 @@ def _index_page(request: HttpRequest) -> None:
                 "labels": "/v2/models/{model}/labels",
                 "repository": "/v2/repository/index",
                 "history": "/v2/repository/history",
+                "audit": "/v2/audit",
                 "statistics": "/v2/models/stats",
                 "metrics": "/metrics",
             },

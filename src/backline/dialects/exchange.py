@@ -86,10 +86,9 @@ class Carrier(Generic[Caller, Written]):
 
 def _respond(request: HttpRequest, written: HttpBody) -> None:
     fields, body = written
-    if request.identity is not None and request.identity.meter is not None:
-        left = quota_fields(request.identity.meter)
-        if left:
-            fields = (*fields, *left)
+    identity = request.identity
+    if identity is not None and identity.meter is not None and identity.meter.low:
+        fields = (*fields, *quota_fields(identity.meter))
     request.respond(200, fields, body, compressible=True)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from backline.access.gate import Target
-from backline.access.scope import Scope
+from backline.access.scope import CHANGING, Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
 from backline.engine.spelling import nearest
 from backline.memo import Memo
@@ -51,7 +51,11 @@ class Router:
     HEAD works wherever GET does (the wire drops the body), OPTIONS everywhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, changing: Callable[[Callable[..., None]], Callable[..., None]] = lambda it: it
+    ) -> None:
+        """`changing` wraps the handlers of routes that change something."""
+        self._changing = changing
         self._patterns: dict[tuple[str, ...], dict[bytes, _Route]] = {}
         #: The number of segments of the longest pattern.
         self._most_segments = 0
@@ -65,6 +69,8 @@ class Router:
         `names` are the percent-decoded segments at each `{}`. `scope` is what the route lets a caller do; the
         gate, not the router, checks it. Raises ValueError for a route that is already taken.
         """
+        if scope in CHANGING:
+            handler = self._changing(handler)
         segments = tuple(pattern.strip("/").split("/"))
         methods = self._patterns.setdefault(segments, {})
         self._most_segments = max(self._most_segments, len(segments))

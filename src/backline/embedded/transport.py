@@ -19,7 +19,7 @@ from backline.dialects.open_inference.metadata import model_listing, server_meta
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.embedded.embedded import Embedded
 from backline.embedded.url_options import read_options
-from backline.engine.control import Change, Control, LabelMove, Overrides
+from backline.engine.control import Attempt, Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import Unsupported
 from backline.engine.values.messages import InferRequest, InferResponse
@@ -163,6 +163,9 @@ class InprocControl(ModelControl):
 
     async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
         return list(self._control.history(model, limit))
+
+    async def audit(self, limit: int, after: float, timeout: float) -> list[Change | Attempt]:
+        return list(await asyncio.to_thread(self._control.audit, limit, after))
 
     async def refresh(self, timeout: float) -> None:
         await _within(timeout, self._control.refresh())

@@ -56,6 +56,25 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """An entry of the audit log: at `time`, a caller tried to change something, or was refused.
+
+    `identity` is the name of the caller's key, empty without one; `address` is where the request came from.
+    `route` is the method and path, or the gRPC method. `detail` is the error. `suppressed` counts earlier
+    refusals of the address that were left out because there were too many.
+    """
+
+    time: float
+    outcome: Literal["done", "failed", "refused"]
+    route: str
+    identity: str = ""
+    address: str = ""
+    model: str = ""
+    detail: str = ""
+    suppressed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LabelMove:
     """A change to a model's label, made only if the label points to `expected` at that moment ("": it must
     not exist).
@@ -128,3 +147,9 @@ class Control(Protocol):
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
         """The most recent changes, newest first; of all models if `model` is empty."""
+
+    def note(self, attempt: Attempt) -> None:
+        """Appends an entry to the audit log."""
+
+    def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
+        """The most recent entries of the audit log later than `after`, newest first. Reads files."""

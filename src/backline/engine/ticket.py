@@ -79,6 +79,20 @@ class Owner:
         """The ticket's deadline has moved. An owner that runs stand-ins must move their deadlines too."""
 
 
+class InFlight:
+    """Counts tickets from when they are `Ticket.counted` by it until they end."""
+
+    __slots__ = ("in_flight",)
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+
+    def count(self, ticket: Ticket) -> None:
+        """Counts a ticket that nothing counts yet. Invariant: every end of a ticket counts it down, once."""
+        self.in_flight += 1
+        ticket.counted = self
+
+
 class Listener:
     """Follows a ticket without owning it: a deadline, a trace, a recording. Called on the event loop."""
 
@@ -125,6 +139,7 @@ class Ticket:
         "batch_size",
         "compute",
         "context",
+        "counted",
         "deadline",
         "flow",
         "identity",
@@ -149,6 +164,7 @@ class Ticket:
         self.flow = flow
         self.context = context
         self.identity = ""
+        self.counted: InFlight | None = None
         #: The trace of the request; None if it is not traced.
         self.trace = trace
         self.state = NEW
@@ -241,6 +257,8 @@ class Ticket:
         self._answer(response, error)
 
     def _answer(self, response: InferResponse | None, error: BacklineError | None) -> None:
+        if self.counted is not None:
+            self.counted.in_flight -= 1
         listeners = self._listeners
         for listener in listeners:
             listener.ended(self, response, error)
@@ -257,6 +275,8 @@ class Ticket:
             return
         self.state = DONE
         self.owner = None
+        if self.counted is not None:
+            self.counted.in_flight -= 1
         for listener in self._listeners:
             listener.refused(self, error)
 
@@ -267,6 +287,8 @@ class Ticket:
         """
         if self.state in _ENDS:
             return
+        if self.counted is not None:
+            self.counted.in_flight -= 1
         for listener in self._listeners:
             listener.abandoned(self)
         self._leave(CANCELLED)

@@ -11,9 +11,9 @@ from typing import TypeAlias
 from backline.engine.control import Action, Change
 from backline.engine.model import Model, ModelState
 from backline.engine.names import version_order
+from backline.lifecycle.audit_log import AuditLog
 from backline.lifecycle.executor import Step
 from backline.lifecycle.memory.residency import TO_MAKE_ROOM, WHEN_IDLE
-from backline.lifecycle.records import AuditLog
 from backline.lifecycle.served_model import ServedModel
 
 log = logging.getLogger("backline.lifecycle")

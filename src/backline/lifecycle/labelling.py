@@ -11,9 +11,10 @@ from backline.engine.control import ANY_VERSION, Change, LabelMove
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.names import LONGEST_NAME, fault_in_name
+from backline.lifecycle.audit_log import AuditLog
 from backline.lifecycle.executor import Executor
 from backline.lifecycle.journal import Journal
-from backline.lifecycle.records import AuditLog, LabelStore
+from backline.lifecycle.records import LabelStore
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted import Source, Target, listed
 

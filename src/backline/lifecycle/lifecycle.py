@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from backline.engine.control import Change, LabelMove, Overrides
+from backline.engine.control import Attempt, Change, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name, version_order
+from backline.lifecycle.audit_log import AuditLog
 from backline.lifecycle.executor import Executor, composed_of
 from backline.lifecycle.holdings import Holdings
 from backline.lifecycle.journal import Journal, OnEvent
@@ -19,7 +20,7 @@ from backline.lifecycle.labelling import Labelling
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.options import LifecycleOptions
 from backline.lifecycle.overriding import OverridingFiles, remove_stale, with_configuration
-from backline.lifecycle.records import AuditLog, LabelStore, default_state_folder, warn_of_folder
+from backline.lifecycle.records import LabelStore, default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted import Source, Sources, Target, listed, select
 from backline.repository.repository import Repository
@@ -246,6 +247,12 @@ class Lifecycle:
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
         return self._audit.history(model, limit)
+
+    def note(self, attempt: Attempt) -> None:
+        self._audit.append(attempt)
+
+    def audit(self, limit: int = 100, after: float = 0.0) -> Sequence[Change | Attempt]:
+        return self._audit.entries(limit, after)
 
     def check_changeable(self, what: str) -> None:
         if self._options.mode == "none":

@@ -210,6 +210,8 @@ class Denial:
     grpc_code: int
     message: str
     fields: Fields = ()
+    #: Who is refused, for the application's use.
+    identity: str = ""
 
 
 #: Fields that only browsers send. A request with any of them must pass the gate.
@@ -232,6 +234,10 @@ class Gate(ABC):
         self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], ingress: Ingress
     ) -> Denial | None:
         """Why the request is refused; None to admit it."""
+
+    @abstractmethod
+    def refused(self, denial: Denial, method: bytes, path: bytes, peer: str) -> None:
+        """Called for every request that is refused, as `refusal` is not called for repeated heads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from backline.observe.log.server_log import ServerLog
-from backline.observe.log.settings import LogSettings
+from backline.observe.log.server_log import ServerLog, formatter
+from backline.observe.log.settings import LogFormat, LogSettings
 
 Started = Callable[..., tuple[ServerLog, Callable[[], list[str]]]]
 
@@ -172,3 +172,28 @@ def test_uninstalling_restores_the_programs_log(start: Started) -> None:
 
     assert (root.level, root.handlers) == before
     assert logging.getLogger("backline.model").level == logging.NOTSET
+
+
+@pytest.mark.parametrize("kind", ["default", "ISO8601", "json"])
+def test_control_characters_of_a_message_are_escaped(kind: LogFormat) -> None:
+    record = logging.LogRecord(
+        "x", logging.INFO, "", 0, "a %s", ("\r\n\x1b[31m\x7f\x9b\u2028\u202e\x00",), None
+    )
+    text = formatter(kind).format(record)
+    assert text.isprintable()
+    if kind == "json":
+        assert json.loads(text)["message"] == "a \r\n\x1b[31m\x7f\x9b\u2028\u202e\x00"
+    else:
+        assert text.endswith("a \\r\\n\\x1b[31m\\x7f\\x9b\\u2028\\u202e\\x00")
+
+
+def test_a_traceback_keeps_its_lines() -> None:
+    try:
+        raise ValueError("a\x1b[31m")
+    except ValueError as error:
+        record = logging.LogRecord(
+            "x", logging.ERROR, "", 0, "b", (), (ValueError, error, error.__traceback__)
+        )
+    lines = formatter("default").format(record).split("\n")
+    assert len(lines) > 3
+    assert all(line.isprintable() for line in lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from backline.dialects.json_scan import check_keys
 from backline.dialects.off_loop import LARGE
 from backline.dialects.open_inference.metadata import model_index
 from backline.dialects.router import Router
-from backline.engine.control import ANY_VERSION, STABLE, Control, LabelMove, Overrides
+from backline.engine.control import ANY_VERSION, STABLE, Attempt, Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, PayloadTooLarge, Unsupported
 from backline.engine.private_places import for_clients
@@ -73,6 +73,13 @@ class HistoryQuery(Struct, forbid_unknown_fields=True):
     limit: int = 100
 
 
+class AuditQuery(Struct, forbid_unknown_fields=True):
+    """`after` is in seconds since 1970."""
+
+    limit: int = 100
+    after: float = 0.0
+
+
 class RepositoryRoutes:
     """The handlers of the routes that list and change models."""
 
@@ -90,6 +97,7 @@ class RepositoryRoutes:
             router.add(Scope.MANAGE, "POST", f"/v2/repository/{{}}/models/{{}}/{action}", refuse_repository)
         router.add(Scope.MANAGE, "POST", "/v2/repository/refresh", self._refresh)
         router.add(Scope.READ, "GET", "/v2/repository/history", self._history)
+        router.add(Scope.READ, "GET", "/v2/audit", self._audit)
         router.add(Scope.READ, "GET", "/v2/models/{}/labels", self._labels)
         router.add(Scope.MANAGE, "PUT", "/v2/models/{}/labels/{}", self._set_label)
         router.add(Scope.MANAGE, "DELETE", "/v2/models/{}/labels/{}", self._remove_label)
@@ -137,6 +145,19 @@ class RepositoryRoutes:
             raise InvalidArgument(f"limit is {asked.limit}, expected 1 to {_LONGEST_HISTORY}")
         changes = control.history(asked.model, asked.limit)
         respond_json(request, {"changes": [replace(one, detail=for_clients(one.detail)) for one in changes]})
+
+    def _audit(self, request: HttpRequest) -> None:
+        control = control_of(self._engine, "the audit log")
+        asked = read_query(AuditQuery, request.query)
+        if not 1 <= asked.limit <= _LONGEST_HISTORY:
+            raise InvalidArgument(f"limit is {asked.limit}, expected 1 to {_LONGEST_HISTORY}")
+
+        def answer(entries: Sequence[Change | Attempt]) -> None:
+            hidden = [replace(one, detail=for_clients(one.detail)) for one in entries]
+            respond_json(request, {"entries": hidden})
+
+        work = asyncio.to_thread(control.audit, asked.limit, asked.after)
+        self._deferred.answer(request, work, answer)
 
     def _labels(self, model: str, request: HttpRequest) -> None:
         self._engine.check_known(model)

@@ -15,6 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from backline.engine.control import LogValue
+from backline.engine.names import printable
 from backline.observe.log.settings import LogFormat, LogSettings
 
 log = logging.getLogger("backline.observe")
@@ -231,10 +232,23 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 def formatter(kind: LogFormat) -> logging.Formatter:
     if kind == "json":
         return JsonFormatter()
-    return IsoFormatter(_TEXT) if kind == "ISO8601" else logging.Formatter(_TEXT)
+    return IsoFormatter(_TEXT) if kind == "ISO8601" else TextFormatter(_TEXT)
 
 
-class IsoFormatter(logging.Formatter):
+class TextFormatter(logging.Formatter):
+    """One line per record, and the lines of a traceback. A message may hold texts of clients, so control
+    characters in it are escaped: they could forge lines, or command the terminal that shows the log.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
+
+
+class IsoFormatter(TextFormatter):
     """Writes times in ISO 8601, UTC, to the millisecond."""
 
     converter = staticmethod(time.gmtime)
@@ -258,9 +272,14 @@ class JsonFormatter(logging.Formatter):
         if isinstance(fields, Mapping):
             document |= fields
         try:
-            return _encode(document).decode()
+            text = _encode(document).decode()
         except UnicodeEncodeError:  # an unpaired surrogate, which a client may send in an id
-            return _encode({name: _encodable(value) for name, value in document.items()}).decode()
+            text = _encode({name: _encodable(value) for name, value in document.items()}).decode()
+        # JSON escapes only ASCII's control characters; terminals also obey those of Latin-1.
+        return text if text.isprintable() else text.translate(_ESCAPES)
+
+
+_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F))}
 
 
 def _encodable(value: Any) -> Any:

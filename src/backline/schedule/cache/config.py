@@ -56,9 +56,13 @@ def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
     given: dict[str, str] = {}
     for part in (part for text in texts for part in text.split(",")[1:]):
         key, equals, value = part.strip().partition("=")
-        if key not in _KNOWN[kind] or not equals:
+        if not equals:  # its text may be the rest of a password with a comma
             raise InvalidArgument(
-                f"--cache-config {kind}: unknown setting '{part}',"
+                f"--cache-config {kind}: a part is not of the form NAME=VALUE; values cannot contain commas"
+            )
+        if key not in _KNOWN[kind]:
+            raise InvalidArgument(
+                f"--cache-config {kind}: unknown setting '{key}',"
                 f" expected {', '.join(f'{one}=..' for one in _KNOWN[kind])}"
             )
         given[key] = value

@@ -63,6 +63,7 @@ class GrpcExchange(Stream):
         if head.too_large is not None:
             self.end(RESOURCE_EXHAUSTED, head.too_large)
         elif head.refusal is not None:
+            self.connection.wire.application.gate.refused(head.refusal, head.method, head.path, self.peer)
             self.end(head.refusal.grpc_code, head.refusal.message)
         elif head.rpc is None:
             path = head.path.decode("utf-8", "replace")

@@ -262,6 +262,7 @@ class Receiver:
         if (self._unusual or headers[b"host"] not in self._own_hosts) and (
             denial := self._gate.refusal(method, path, headers, self._ingress)
         ) is not None:
+            self._gate.refused(denial, method, path, request.peer)
             self._turn_away(request, denial.status, denial.message, denial.fields)
         elif wire.requests > self._connection.max_requests and (what := self._connection.overload(path)):
             self._turn_away(request, 503, f"The server has too many {what}; try again later", RETRY_AFTER)

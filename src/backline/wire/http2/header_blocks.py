@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +22,9 @@ from backline.wire.limits import Limits
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
+
+# Security: at DEBUG it logs every header field, and so the keys of all callers.
+logging.getLogger("hpack").setLevel(logging.INFO)
 
 _CACHED_BLOCKS = 64
 _CACHED_BLOCK_SIZE = 1024

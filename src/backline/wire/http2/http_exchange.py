@@ -75,6 +75,7 @@ class HttpExchange(Stream, HttpRequest):
         if head.too_large is not None:
             self.refuse(431, head.too_large)
         elif head.refusal is not None:
+            wire.application.gate.refused(head.refusal, head.method, head.path, self.peer)
             self.refuse(head.refusal.status, head.refusal.message, head.refusal.fields)
         elif wire.requests > connection.max_requests and (what := connection.overload(head.path)):
             self.refuse(503, f"The server has too many {what}; try again later", RETRY_AFTER)

@@ -185,6 +185,7 @@ class WorkerControl(ModelControl):
     models = _for_clients("the list of models")
     labels = move_label = _for_clients("labels")
     history = _for_clients("the history of changes")
+    audit = _for_clients("the audit log")
     refresh = _for_clients("the refresh of repositories")
 
 

@@ -1,0 +1,115 @@
+"""`backline audit`: who changed something on a server, who tried to, and who was refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from backline.cli.connection import connection_options
+from backline.cli.numbers import WholeNumber
+from backline.cli.table import print_table
+from backline.client.options import ClientOptions
+from backline.client.sync import Client
+from backline.engine.control import Attempt, Change
+from backline.engine.names import printable
+
+#: Seconds between looks for new entries.
+_INTERVAL = 1.0
+_MOST = 10_000
+_EPILOG = """\b
+Examples:
+  backline audit
+  backline audit --follow
+  backline audit --state-dir /var/lib/backline --json | jq 'select(.outcome == "refused")'"""
+
+_Read = Callable[[int, float], Sequence[Change | Attempt]]
+
+
+@click.command("audit", epilog=_EPILOG)
+@click.option(
+    "--limit",
+    type=WholeNumber(1, _MOST),
+    default=20,
+    show_default=True,
+    help="The number of entries to show, the latest.",
+)
+@click.option("--follow", is_flag=True, help="Show further entries as they come.")
+@click.option(
+    "--state-dir",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Read the files in this folder instead of asking a server.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+@connection_options
+def command(
+    url: str, options: ClientOptions, limit: int, follow: bool, folder: Path | None, as_json: bool
+) -> None:
+    """Show the audit log, oldest entry first: changes, attempts and refusals."""
+    if folder is not None:
+        from backline.lifecycle.audit_log import AuditLog
+
+        _show(AuditLog(folder).entries, limit, follow=follow, as_json=as_json)
+    else:
+        with Client(url, options) as client:
+            _show(client.audit, limit, follow=follow, as_json=as_json)
+
+
+def _show(read: _Read, limit: int, *, follow: bool, as_json: bool) -> None:
+    entries = read(limit, 0.0)[::-1]
+    if as_json or follow:
+        _print_lines(entries, as_json=as_json)
+    elif entries:
+        print_table(
+            ("time", "outcome", "what", "model", "who", "address", "detail"),
+            [_row(entry) for entry in entries],
+        )
+    else:
+        print("the audit log is empty")
+    after = entries[-1].time if entries else 0.0
+    while follow:
+        time.sleep(_INTERVAL)
+        entries = read(_MOST, after)[::-1]
+        _print_lines(entries, as_json=as_json)
+        after = entries[-1].time if entries else after
+
+
+def _print_lines(entries: Sequence[Change | Attempt], *, as_json: bool) -> None:
+    for entry in entries:
+        if as_json:
+            stated = {name: value for name, value in asdict(entry).items() if value not in ("", 0)}
+            print(json.dumps(stated), flush=True)
+        else:
+            print("  ".join(printable(part) for part in _row(entry)).rstrip(), flush=True)
+
+
+def _row(entry: Change | Attempt) -> tuple[str, ...]:
+    when = datetime.fromtimestamp(entry.time).astimezone().isoformat(" ", "seconds")
+    if isinstance(entry, Change):
+        label = f" label {entry.label}" if entry.label else ""
+        version = f" {entry.version}" if entry.version else ""
+        return (
+            when,
+            "done",
+            f"{entry.action}{label}{version}",
+            entry.model or "-",
+            entry.who,
+            "-",
+            entry.detail,
+        )
+    more = f" (and {entry.suppressed} more)" if entry.suppressed else ""
+    return (
+        when,
+        entry.outcome,
+        entry.route,
+        entry.model or "-",
+        entry.identity or "-",
+        entry.address or "-",
+        entry.detail + more,
+    )

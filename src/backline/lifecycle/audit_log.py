@@ -1,0 +1,140 @@
+"""The audit log in the state folder: who changed what, who tried to, and who was refused."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, fields
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from backline.engine.control import Attempt, Change
+from backline.engine.errors import BacklineError
+from backline.engine.names import printable
+from backline.lifecycle.records import make_folder
+
+log = logging.getLogger("backline.lifecycle")
+
+_FILE = "audit.jsonl"
+#: Refusals have their own files, so that whoever causes many cannot push changes out of the log.
+_REFUSALS_FILE = "refusals.jsonl"
+#: The size in bytes at which a new file is begun; one older file is kept.
+DEFAULT_LIMIT = 4_000_000
+_BLOCK = 65536
+
+
+class RotatedFile:
+    """A file of JSON lines, and the older one that it replaced when it had `limit` bytes."""
+
+    def __init__(self, file: Path, limit: int) -> None:
+        self.file = file
+        self._older = file.with_name(f"{file.name}.1")
+        self._limit = limit
+
+    def append(self, line: bytes) -> None:
+        """Raises OSError or Internal if the file cannot be written."""
+        make_folder(self.file.parent)
+        if self.file.exists() and self.file.stat().st_size >= self._limit:
+            self.file.replace(self._older)
+        with self.file.open("a+b") as file:
+            file.write((b"" if _ends_whole(file) else b"\n") + line + b"\n")
+
+    def backwards(self) -> Iterator[bytes]:
+        """The lines, the last one first."""
+        for file in (self.file, self._older):
+            yield from _lines_backwards(file)
+
+
+class AuditLog:
+    """The log of changes and refusals. If it cannot be written, the server logs an error and goes on.
+
+    Every text is escaped as it is written, so that no line of the files does anything to a terminal.
+    """
+
+    def __init__(self, folder: Path, *, limit: int = DEFAULT_LIMIT) -> None:
+        self._changes = RotatedFile(folder / _FILE, limit)
+        self._refusals = RotatedFile(folder / _REFUSALS_FILE, limit)
+        self._failed = False
+
+    def append(self, entry: Change | Attempt) -> None:
+        refused = isinstance(entry, Attempt) and entry.outcome == "refused"
+        file = self._refusals if refused else self._changes
+        stated = {
+            name: printable(value) if isinstance(value, str) else value
+            for name, value in asdict(entry).items()
+            if value not in ("", 0)
+        }
+        try:
+            file.append(json.dumps(stated, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+            self._failed = False
+        except (OSError, BacklineError) as error:
+            if not self._failed:  # once, not with every change
+                log.error("the audit log '%s' cannot be written: %s", file.file, error)
+            self._failed = True
+
+    def history(self, model: str = "", limit: int = 100) -> list[Change]:
+        """The last changes of a model, or of all if `model` is "", newest first. Skips damaged lines."""
+        # Lines of other models are recognised by the model's name in JSON, without parsing them.
+        named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
+        lines = (line for line in self._changes.backwards() if named in line)
+        changes = (entry for line in lines if isinstance(entry := _parse(line), Change))
+        return list(islice((change for change in changes if not model or change.model == model), limit))
+
+    def entries(self, limit: int = 100, after: float = 0.0) -> list[Change | Attempt]:
+        """The last entries later than `after`, newest first. Skips damaged lines."""
+        files = (_entries(self._changes.backwards()), _entries(self._refusals.backwards()))
+        merged = heapq.merge(*files, key=lambda entry: entry.time, reverse=True)
+        return list(islice(takewhile(lambda entry: entry.time > after, merged), limit))
+
+
+def _entries(lines: Iterable[bytes]) -> Iterator[Change | Attempt]:
+    for line in lines:
+        entry = _parse(line)
+        if entry is not None:
+            yield entry
+
+
+def _parse(line: bytes) -> Change | Attempt | None:
+    try:
+        found: Mapping[str, Any] = json.loads(line)
+        entry = Attempt(**found) if "outcome" in found else Change(**found)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers = ("time", "suppressed")
+    valid = all(
+        isinstance(getattr(entry, field.name), (int, float) if field.name in numbers else str)
+        for field in fields(entry)
+    )
+    return entry if valid else None
+
+
+def _ends_whole(file: BinaryIO) -> bool:
+    """Whether the last line is complete; a killed server may leave half a line."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """The lines of a file from its end, block by block."""
+    try:
+        with path.open("rb") as file:
+            position = file.seek(0, os.SEEK_END)
+            rest = b""
+            while position:
+                size = min(_BLOCK, position)
+                position -= size
+                file.seek(position)
+                rest, *lines = (file.read(size) + rest).split(b"\n")
+                yield from (line for line in reversed(lines) if line)
+            if rest:
+                yield rest
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.error("the audit log '%s' cannot be read: %s", path, error.strerror)

@@ -1,0 +1,228 @@
+"""The audit log of a server: every change, every refusal, and nothing that acts on a terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from backline.cli.audit import command as audit_command
+from backline.cli.keys import command
+from support import models
+from support.server import ServerProcess, serve
+
+
+class Audited:
+    """A server with keys, and its audit log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.state = folder / "auth.toml", folder / "state"
+        self.server: ServerProcess
+        self.keys = {
+            "root": self.create("root", "infer", "read", "manage", "admin"),
+            "app": self.create("app", "infer", models="add1"),
+        }
+
+    def create(self, name: str, *scopes: str, models: str = "*") -> str:
+        given = [word for scope in scopes for word in ("--scope", scope)]
+        arguments = ["create", name, "--auth", str(self.file), "--model", models, *given]
+        result = CliRunner().invoke(command, arguments)
+        assert result.exit_code == 0, result.output
+        return result.stdout.strip()
+
+    def ask(self, method: str, path: str, key: str | None, body: str = "") -> int:
+        headers = {} if key is None else {"Authorization": f"Bearer {self.keys.get(key, key)}"}
+        with closing(HTTPConnection("127.0.0.1", self.server.http_port, timeout=60)) as connection:
+            connection.request(method, path, body or None, headers)
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The entries, as printed from the state folder; the same comes from the server."""
+        shown = run("--state-dir", str(self.state), "--limit", "10000")
+        assert "\x1b" not in shown
+        entries = [json.loads(line) for line in shown.splitlines()]
+        key = self.keys["root"]
+        url = f"http://127.0.0.1:{self.server.http_port}"
+        asked = run("--url", url, "--limit", "10000", "--header", f"Authorization: Bearer {key}")
+        later = [json.loads(line) for line in asked.splitlines()]
+        assert all(entry in later for entry in entries)
+        return entries
+
+    def find(self, **fields: str) -> dict[str, Any]:
+        """The last entry with these fields, which may take a moment to be written."""
+        end = time.monotonic() + 20
+        while True:
+            found = [one for one in self.entries() if fields.items() <= one.items()]
+            if found or time.monotonic() > end:
+                assert found, (fields, self.entries())
+                return found[-1]
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(audit_command, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
+    folder = tmp_path_factory.mktemp("audited")
+    models.add1(folder / "models")
+    models.add1(folder / "models", name="add2")
+    found = Audited(folder)
+    options = ("--auth", str(found.file), "--state-dir", str(found.state))
+    explicit = ("--model-control-mode", "explicit", "--load-model", "*")
+    with serve(folder / "models", folder / "log", *options, *explicit) as running:
+        found.server = running
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "model"),
+    [
+        ("POST", "/v2/repository/models/add2/load", "", "add2"),
+        ("PUT", "/v2/models/add2/labels/blue", '{"version": "1"}', "add2"),
+        ("POST", "/v2/logging", '{"log_verbose_level": 0}', None),
+        ("POST", "/v2/models/add1/trace/setting", "{}", "add1"),
+        ("POST", "/v2/models/add1/record", "{}", "add1"),
+        ("POST", "/v2/repository/refresh", "", None),
+        ("POST", "/v2/repository/models/add2/unload", "", "add2"),
+    ],
+)
+def test_every_change_over_http_is_entered(
+    audited: Audited, method: str, path: str, body: str, model: str | None
+) -> None:
+    assert audited.ask(method, path, "root", body) == 200
+    entry = audited.find(outcome="done", route=f"{method} {path}")
+    assert (entry["identity"], entry["address"], entry.get("model")) == ("root", "127.0.0.1", model)
+    assert abs(entry["time"] - time.time()) < 60
+
+
+def test_a_change_that_fails_is_entered_with_its_error(audited: Audited) -> None:
+    assert audited.ask("POST", "/v2/repository/models/nowhere/load", "root") == 404
+    entry = audited.find(outcome="failed", model="nowhere")
+    assert "nowhere" in entry["detail"]
+    assert audited.ask("POST", "/v2/systemsharedmemory/region/a/register", "root", "{}") >= 400
+    audited.find(outcome="failed", route="POST /v2/systemsharedmemory/region/a/register")
+
+
+def test_changes_over_grpc_are_entered(audited: Audited) -> None:
+    metadata = [("authorization", f"Bearer {audited.keys['root']}")]
+    with grpc.insecure_channel(f"127.0.0.1:{audited.server.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub.RepositoryModelLoad(
+            service_pb2.RepositoryModelLoadRequest(model_name="add1"), metadata=metadata, timeout=60
+        )
+        with pytest.raises(grpc.RpcError):
+            stub.SystemSharedMemoryUnregister(
+                service_pb2.SystemSharedMemoryUnregisterRequest(name="a"), metadata=metadata, timeout=60
+            )
+    load = audited.find(outcome="done", route="/inference.GRPCInferenceService/RepositoryModelLoad")
+    assert (load["identity"], load["model"], load["address"]) == ("root", "add1", "127.0.0.1")
+    audited.find(outcome="failed", route="/inference.GRPCInferenceService/SystemSharedMemoryUnregister")
+
+
+@pytest.mark.parametrize(
+    ("key", "identity"), [(None, None), ("bk_wrong", None), ("app", "app")], ids=["none", "wrong", "scope"]
+)
+def test_every_refusal_over_http_is_entered(audited: Audited, key: str | None, identity: str | None) -> None:
+    path = f"/v2/repository/models/add1/load?{key}"
+    for _ in range(2):
+        assert audited.ask("POST", path, key) in (401, 403)
+    entry = audited.find(outcome="refused", route="POST /v2/repository/models/add1/load")
+    assert entry.get("identity") == identity
+    assert entry["model"] == "add1"
+    assert "bk_wrong" not in json.dumps(entry)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_every_refusal_over_grpc_is_entered(audited: Audited, streamed: bool) -> None:
+    request = service_pb2.ModelInferRequest(model_name="add2")
+    request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, 16])
+    request.raw_input_contents.append(np.full(16, 1.5, np.float32).tobytes())
+    metadata = [("authorization", f"Bearer {audited.keys['app']}")]
+    route = f"/inference.GRPCInferenceService/{'ModelStreamInfer' if streamed else 'ModelInfer'}"
+    with grpc.insecure_channel(f"127.0.0.1:{audited.server.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        if streamed:
+            (answer,) = stub.ModelStreamInfer(iter([request]), metadata=metadata, timeout=60)
+            assert "does not have the scope" in answer.error_message
+        else:
+            with pytest.raises(grpc.RpcError, match="does not have the scope"):
+                stub.ModelInfer(request, metadata=metadata, timeout=60)
+    entry = audited.find(outcome="refused", route=route, identity="app")
+    assert (entry["model"], entry["address"]) == ("add2", "127.0.0.1")
+
+
+def test_a_reload_of_the_keys_is_entered(audited: Audited) -> None:
+    audited.create("later", "read")
+    assert audited.find(outcome="done", route=f"reload of '{audited.file}'")
+    text = audited.file.read_text()
+    audited.file.write_text("keys = 1")
+    assert "not valid" in audited.find(outcome="failed", route=f"reload of '{audited.file}'")["detail"]
+    audited.file.write_text(text)
+
+
+def test_many_refusals_of_one_address_are_counted(audited: Audited) -> None:
+    with closing(HTTPConnection("127.0.0.1", audited.server.http_port, timeout=60)) as connection:
+        for _ in range(300):
+            connection.request("GET", "/v2/models/stats")
+            assert connection.getresponse().read()
+    end = time.monotonic() + 20
+    while True:
+        entries = [
+            one
+            for one in audited.entries()
+            if one.get("outcome") == "refused" and one["route"] == "GET /v2/models/stats"
+        ]
+        if sum(one.get("suppressed", 1) for one in entries) == 300:
+            break
+        assert time.monotonic() < end, entries
+    assert len(entries) < 200
+
+
+def test_nothing_in_the_log_acts_on_a_terminal(audited: Audited) -> None:
+    assert audited.ask("GET", "/v2/models/%1b%5b31m%0d%0aforged", None) == 401
+    audited.find(outcome="refused", model="\\x1b[31m\\r\\nforged")
+    files = [path.read_text() for path in audited.state.glob("*.jsonl")]
+    assert all(text.replace("\n", "").isprintable() for text in files)
+    table = CliRunner().invoke(audit_command, ["--state-dir", str(audited.state), "--limit", "1000"]).stdout
+    assert table.replace("\n", "").isprintable()
+
+
+def test_the_log_can_be_followed(audited: Audited) -> None:
+    arguments = ["audit", "--follow", "--json", "--limit", "1", "--state-dir", str(audited.state)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "backline", *arguments], stdout=subprocess.PIPE, text=True
+    ) as follower:
+        try:
+            assert follower.stdout is not None
+            assert follower.stdout.readline()
+            assert audited.ask("POST", "/v2/repository/models/followed/load", "root") == 404
+            assert json.loads(follower.stdout.readline())["model"] == "followed"
+        finally:
+            follower.kill()
+
+
+def test_changes_and_refusals_do_not_mix_in_the_history_of_models(audited: Audited) -> None:
+    assert audited.ask("POST", "/v2/repository/models/add2/load", "root") == 200
+    with closing(HTTPConnection("127.0.0.1", audited.server.http_port, timeout=60)) as connection:
+        headers = {"Authorization": f"Bearer {audited.keys['root']}"}
+        connection.request("GET", "/v2/repository/history?limit=1000", headers=headers)
+        changes = json.loads(connection.getresponse().read())["changes"]
+    assert changes
+    assert all("outcome" not in change for change in changes)
