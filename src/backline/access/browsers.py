@@ -63,7 +63,7 @@ class HostNames:
         return _is_address(name)
 
     def may_read(self, host: bytes) -> bool:
-        """Whether a Host field names this server, or can at least not be the name of a page on the internet.
+        """Whether a Host field names this server, or at least cannot be the name of a page on the internet.
 
         Attackers need a name that they can register, so a single label and private domains are let in:
         programs reach servers by such names in containers and clusters.

@@ -1,4 +1,4 @@
-"""What stands between wire and dialects: the gate, which refuses requests by their header, and CORS."""
+"""The gate between the wire and the dialects, which refuses requests by their header, and CORS."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ METRICS_ONLY = "this port serves only metrics and health checks, as it does not 
 
 
 class Target(NamedTuple):
-    """What a route is about: the scope that it needs, and its model, None if it concerns more than one."""
+    """What a route needs: a scope, and the model that it concerns, None if it concerns more than one."""
 
     scope: Scope
     model: str | None = None

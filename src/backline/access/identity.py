@@ -1,4 +1,4 @@
-"""Who sends a request, and what that identity may do. Pure decisions over plain values."""
+"""Identities, on whose behalf requests are sent, and what each may do. Pure decisions over plain values."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ class Identity:
         return not self.name
 
     def become(self, other: Identity) -> None:
-        """Takes over what `other` may do, as the configuration has changed."""
+        """Takes over the permissions of `other`, because the configuration has changed."""
         self.name, self.grants, self.expires, self.cure = other.name, other.grants, other.expires, other.cure
         self.quotas = other.quotas
         self._changed()
 
     @property
     def lasts(self) -> bool:
-        """Whether what it may do now, it may do until the configuration changes."""
+        """Whether the identity keeps its permissions until the configuration changes, as it never expires."""
         return self.expires is None and not self.revoked
 
     def follow(self, ticket: Ticket) -> None:

@@ -1,4 +1,4 @@
-"""How much an identity may use: requests per second, bytes per second, and requests in flight.
+"""Limits how much an identity may use: requests per second, bytes per second, and requests in flight.
 
 Pure state and decisions: callers pass the current time, in seconds of time.monotonic().
 """
@@ -38,14 +38,14 @@ class Quota:
     models: tuple[str, ...] = ("*",)
 
     def covers(self, model: str | None) -> bool:
-        """Whether it limits requests to `model`; None stands for a request that concerns no single model."""
+        """Whether the quota limits requests to `model`; None means a request about more than one model."""
         if "*" in self.models:
             return True
         return model is not None and any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
 class TokenBucket:
-    """Fills by `rate` tokens per second up to `burst`.
+    """A token bucket that fills at `rate` tokens per second, up to `burst`.
 
     An amount above `burst` may be taken from a full bucket. The bucket then owes tokens, so that even large
     requests pass and the average still holds.
@@ -188,7 +188,7 @@ class Meter:
                 limit.bytes.take(size, now)
 
     def _charge_only(self, limit: Limit, size: int, now: float) -> None:
-        """The same with one limit, and without calls: it is a notable part of what a small request costs."""
+        """Does the same as `charge` for a single limit, inlined because small requests are charged often."""
         if limit.in_flight >= limit.most:
             raise self._too_many(limit)
         requests, received = limit.requests, limit.bytes

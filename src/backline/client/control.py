@@ -21,8 +21,9 @@ USER_HEADER = "x-backline-user"
 
 
 class ModelControl(ABC):
-    """Lists and changes the models of one server. Every method may raise a BacklineError. `timeout` is in
-    seconds; a change that exceeds it raises DeadlineExceeded and continues in the server.
+    """Lists and changes the models of one server. Every method may raise a BacklineError.
+
+    `timeout` is in seconds; a change that takes longer raises DeadlineExceeded and continues in the server.
     """
 
     @abstractmethod

@@ -47,7 +47,7 @@ class PermissionDenied(BacklineError):
 
 
 class CredentialsRefused(PermissionDenied):
-    """The server asks for a key, or does not know the one that was sent."""
+    """The server requires a key, or does not know the one that was sent."""
 
     http_status = 401
     grpc_code = 16

@@ -14,7 +14,7 @@ _OTHER_NAME = frozenset((62, 64))
 
 
 def unanswered(address: Address, options: ClientOptions) -> str:
-    """What to check if a server closes a new connection without sending a byte; empty if there is nothing.
+    """Advice for when a server closes a new connection without sending a byte; empty if there is none.
 
     In TLS 1.3 the client learns only after its handshake that the server refuses it, and many servers,
     Backline among them, then close the connection without saying why.

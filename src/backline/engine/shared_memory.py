@@ -1,5 +1,6 @@
-"""Memory shared by clients: POSIX shared memory objects, registered by name, that hold inputs and outputs of
-requests.
+"""Memory that clients share with the server, for the inputs and outputs of requests.
+
+Clients register POSIX shared memory objects by name.
 
 A client may shrink its object at any time, and then any access to a mapping of it raises SIGBUS and kills the
 process. So objects are never mapped here, but read and written as files, which fails safely

@@ -26,7 +26,7 @@ _EARLY = 0.002
 
 @dataclass(slots=True, eq=False)
 class Duration:
-    """A number of durations, and their sum in nanoseconds."""
+    """How many durations were added up, and their sum in nanoseconds."""
 
     count: int = 0
     ns: int = 0
@@ -293,7 +293,7 @@ class ModelStatistics:
         self.queueing[((looked - arrived) // 1000).bit_length()] += 1
 
     def record_cache_miss(self, ns: int) -> None:
-        """Counts a run whose outputs were added to the cache. Lookup and insertion took `ns`."""
+        """Counts a run whose outputs were added to the cache. Lookup and insertion took `ns` nanoseconds."""
         self.cache_miss.add(1, ns)
         self.success.ns += ns
 

@@ -23,7 +23,7 @@ class KeptVersions:
         self._by_label: dict[str, _Kept] = {}
 
     def keep(self, label: str, version: str, seconds: float, on_end: Callable[[], None]) -> None:
-        """Keeps a version for a label instead of the one kept so far, and calls `on_end` after `seconds`."""
+        """Keeps a version for a label, in place of the previous one, and calls `on_end` after `seconds`."""
         self.forget(label)
 
         def end() -> None:

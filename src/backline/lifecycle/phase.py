@@ -12,7 +12,7 @@ from backline.engine.ticket import Ticket
 
 
 class VersionPhase(Enum):
-    """How far a version has come, from wanted to unloaded."""
+    """The phases that a version goes through, from wanted to unloaded."""
 
     #: Wanted; its load has not begun.
     WAITING = "waiting"
@@ -137,5 +137,5 @@ class StandIn(ShownVersion):
         self.model.reason = f"the last load failed: {reason}; the next request tries again"
 
     def hand_over(self, loaded: Model) -> None:
-        """Passes further requests straight to the loaded version."""
+        """Passes all later requests straight to the loaded version."""
         self.model.check, self.model.queue = loaded.check, loaded.queue

@@ -120,7 +120,7 @@ class LabelStore:
         self._replace({**self._labels, model: {**self.of(model), label: version}})
 
     def remove(self, model: str, label: str) -> None:
-        """Removes a label. Raises what `set` raises."""
+        """Removes a label. Raises the same errors as `set`."""
         left = {name: version for name, version in self.of(model).items() if name != label}
         labels = {name: found for name, found in self._labels.items() if name != model}
         self._replace({**labels, model: left} if left else labels)

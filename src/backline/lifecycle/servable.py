@@ -384,7 +384,7 @@ class Servable(ShownVersion):
             trim()
 
     def end(self) -> None:
-        """Marks the load as unloaded. The planner does not know this phase, so it must not hold the load."""
+        """Marks the load as unloaded. The planner does not know this phase: it must not see the load then."""
         self.enter(VersionPhase.UNLOADED, "unloaded")
         self.ended_at = time.monotonic()
 

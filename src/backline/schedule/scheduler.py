@@ -36,7 +36,7 @@ _SWEEP_PAUSE = 20
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How one model version queues and batches requests. May change while requests are queued."""
+    """How one model version queues and batches requests. Can be replaced while requests are queued."""
 
     batch: BatchPolicy = field(default_factory=BatchPolicy)
     queue: QueueSettings = field(default_factory=QueueSettings)

@@ -1,4 +1,4 @@
-"""How requests of different shapes are run together, as configured."""
+"""The part of a configuration that says how requests of different shapes share a batch."""
 
 from __future__ import annotations
 

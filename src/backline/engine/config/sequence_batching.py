@@ -1,4 +1,4 @@
-"""How requests of sequences are batched, according to the configuration."""
+"""The part of a configuration that says how requests of sequences are batched."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _FLOOR = 1e-5
 class BatchProbe:
     """The result of a proof; `reason` explains it to users in one sentence.
 
-    Without `known`, nothing could be compared, so requests are not batched to be safe.
+    `known` is False if no outputs could be compared; then requests are not batched, to be safe.
     """
 
     batched: bool
@@ -56,11 +56,11 @@ _ADVICE = "give one as model_warmup, or set max_batch_size"
 
 
 class _Refuted(Exception):
-    """The first dimension is not a batch; the message says why."""
+    """Raised when the first dimension is proved not to be a batch; the message says why."""
 
 
 class _Unknown(Exception):
-    """Nothing could be compared; the message says why."""
+    """Raised when no outputs could be compared; the message says why."""
 
 
 def first_dimensions(signature: Signature) -> str:
@@ -84,7 +84,8 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
     as far as there are any, and otherwise made up.
 
     The runs are the same on every machine: they depend on the model, and never on how long it takes. If the
-    model accepts what is made up, they are four, or five with variable dimensions, on eight items in all.
+    model accepts the made-up items, there are four runs, or five with variable dimensions, on eight items in
+    total.
     """
     reason = first_dimensions(model.signature)
     if reason:

@@ -40,7 +40,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedVersion(ABC):
-    """A model in memory. Each kind of model has a subclass, and no other code tells the kinds apart.
+    """A version whose model is in memory. Each kind of model has a subclass; other code treats all alike.
 
     `max_batch_size` limits the items of a request (0: no batch dimension), `batch_limit` the items of a batch
     that the scheduler forms. `places` has one entry for each instance; `placed` has the devices that hold the
@@ -90,7 +90,7 @@ class LoadedVersion(ABC):
 
     @abstractmethod
     def lone_runs(self) -> Iterable[Run]:
-        """For warm-up: one function for each copy of the model, which runs a single request.
+        """Returns, for warm-up, a function for each copy of the model that runs a single request on it.
 
         Call `states.prepare` first.
         """
@@ -126,7 +126,7 @@ STREAMED_RESPONSES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedStreams(LoadedVersion):
-    """A model in this process whose responses are a stream: it has no batches, and runs are not measured."""
+    """A model in this process that streams its responses. It has no batches, and its runs are not timed."""
 
     model: StreamingModel
 
@@ -231,7 +231,7 @@ def loaded_workers(
 
 
 def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
-    """The most items of a batch; 1 if the model joins requests only when configured to, and is not."""
+    """The most items of a batch; 1 if the model joins requests only if configured to, but is not."""
     said = model.loaded
     alone = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
     return min(1, said.max_batch_size) if alone else said.max_batch_size

@@ -1,4 +1,4 @@
-"""Models that run in this process and give one response: proof, measurement and placement."""
+"""Proves, measures and places models that run in this process and give one response per request."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:
 
 
 def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
-    """A warning about a configured batch in which requests change each other's outputs, or may do so."""
+    """A warning that requests in a configured batch change each other's outputs, or may do so."""
     says = f"{config.source or config.name}: max_batch_size is {config.max_batch_size}"
     if not probe.known:
         return f"{says}, and whether joining requests changes outputs could not be checked: {probe.reason}"

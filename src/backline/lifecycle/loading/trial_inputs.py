@@ -28,7 +28,7 @@ _MAX_FREE_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class ValueFamily:
-    """Values to try: floats spread evenly over `offset` ± `scale`, integers from `lowest` to `top`, words."""
+    """Values to try: floats spread over `offset` ± `scale`, integers from `lowest` to `top`, and strings."""
 
     scale: float
     offset: float

@@ -180,9 +180,10 @@ class VersionLoad:
         return self._may_run_code and any(fnmatchcase(self._config.name, one) for one in patterns)
 
     def _content(self, otherwise: str) -> VersionContent | None:
-        """A digest of the files: what is kept beyond this load must not be used for other files.
+        """A digest of the files, so that results kept beyond this load are not used for other files.
 
-        None if the version has no files, or if they cannot be read, with a warning that says `otherwise`.
+        None if the version has no files. If they cannot be read, also None, and a warning says what happens
+        `otherwise`.
         """
         if self._version.path is None:
             return None
@@ -278,7 +279,7 @@ Result = TypeVar("Result")
 
 
 def loads_running() -> bool:
-    """Whether a load is running in this process. An orderly exit might then crash in the model's runtime."""
+    """Whether a load is running in this process. If so, an orderly exit might crash in a runtime."""
     return any(isinstance(thread, _LoadThread) for thread in threading.enumerate())
 
 

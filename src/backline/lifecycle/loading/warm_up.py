@@ -112,7 +112,7 @@ def warm_up_samples(
 
 
 def _is_there(recorded: Path) -> bool:
-    """Whether there are recorded requests. If the state folder cannot be read, warm-up does without them."""
+    """Whether the file of recorded requests exists. If the state folder is unreadable, warm-up skips them."""
     try:
         recorded.stat()
     except (FileNotFoundError, NotADirectoryError):

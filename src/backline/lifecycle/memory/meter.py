@@ -1,4 +1,4 @@
-"""Measures what loads take: of the server's process by its growth, of worker processes by their pages."""
+"""Measures how much memory loads take: in the server by its growth, in worker processes by their pages."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class LoadMeter:
 
     @contextmanager
     def freeing(self) -> Iterator[None]:
-        """Surrounds the freeing of a model in this process."""
+        """A context manager that must surround the freeing of a model in this process."""
         with self._lock:
             self._freeing += 1
             self._freed = True
@@ -87,7 +87,7 @@ class LoadMeter:
 
     @contextmanager
     def measure(self, kind: LoadKind) -> Iterator[LoadMemory]:
-        """Measures the load in the block; nothing if it raises."""
+        """Measures the load that the `with` block runs. Measures nothing if the block raises."""
         own = self._needs.own_estimate(kind)
         load = LoadMemory(kind, Need(own, own))
         with self._lock:

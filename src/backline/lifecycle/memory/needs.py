@@ -1,4 +1,4 @@
-"""What loads need in memory: learned from earlier loads, kept across restarts, and estimated until then."""
+"""How much memory loads need: as learned from earlier loads, even across restarts, or else estimated."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class LoadKind:
-    """What is known of a load before it begins.
+    """What is known about a load before it begins.
 
     `key` changes with the files and with what a load reads of the configuration. `backend` is "" if the
     files do not show it. `gpus` are those that the model may be placed on, of those with a budget.
@@ -136,7 +136,7 @@ class Needs:
             self._restore(file)
 
     def of(self, kind: LoadKind) -> Need:
-        """What a load needs: as measured, or else as estimated from its kind and the size of its files."""
+        """The need of a load: as measured, or else as estimated from its kind and the size of its files."""
         with self._lock:
             need = self._models.get(kind.key)
             if need is None or not need.measured:
@@ -171,7 +171,7 @@ class Needs:
             return known.own if known is not None and known.measured else self._estimate(kind).own
 
     def imported(self, backend: str, grown: int | None = None) -> None:
-        """Notes that a runtime was imported; the process has `grown` by this many bytes, None if unknown."""
+        """Records that a runtime was imported, and by how many bytes the process has `grown`, if known."""
         with self._lock:
             if backend in self._imported:
                 return

@@ -1,4 +1,4 @@
-"""The server's tracing: which requests are traced, and where their traces go."""
+"""Traces the server's requests: decides which of them are traced, and where their traces go."""
 
 from __future__ import annotations
 

@@ -46,9 +46,9 @@ _DAMAGED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class UnpackLimits:
-    """The limits on what an archive may unpack to: at most `files` members and `size` bytes.
+    """Limits an archive to `files` members and `size` unpacked bytes.
 
-    If the bytes exceed `harmless`, they must also be at most `ratio` times the size of the archive.
+    If there are more than `harmless` bytes, they must also be at most `ratio` times the archive's size.
     """
 
     files: int = 100_000

@@ -1,4 +1,4 @@
-"""Which steps of an ensemble a request needs, and their order, computed once per set of requested outputs."""
+"""Plans which steps of an ensemble a request needs, in what order, once per set of requested outputs."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: i
 
 
 class Outlook:
-    """How long the instances' batches take, when running ones will end, and the error of these estimates."""
+    """Estimates how long batches take and when running ones will end, and tracks the estimates' error."""
 
     __slots__ = ("_ends", "_slip", "latency")
 
@@ -269,7 +269,7 @@ class BatchSizing:
         return self.within(line, left, min(self.usual, line.largest(left, self._max_items)))
 
     def within(self, line: Line, left: float, items: int) -> int:
-        """`items`, or more if more complete in `left` seconds even with the margin; at least 1."""
+        """The most items that complete in `left` seconds with the margin, but at least `items` or 1."""
         return max(1, items, line.largest(left - self.margin, self._max_items))
 
     def formed(self, items: int) -> None:
@@ -282,5 +282,5 @@ class BatchSizing:
         self.refused = False
 
     def complete(self, items: int) -> None:
-        """Learns that a batch had `items` items and the next request in the queue could not join it."""
+        """Learns that a batch of `items` items was complete: the next request in the queue could not join."""
         self._joined = items if not self._joined else self._joined + _JOINED_RATE * (items - self._joined)

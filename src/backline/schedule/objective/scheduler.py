@@ -122,7 +122,7 @@ class ObjectiveScheduler(Scheduler):
 
 
 def _size(tickets: Sequence[Ticket]) -> int:
-    """The item size of a batch: the size of its largest items."""
+    """The largest item size among a batch's requests, in elements; 0 if the model's items do not vary."""
     if tickets[0].batch_key is None:
         return 0
     return max(map(item_size, tickets))

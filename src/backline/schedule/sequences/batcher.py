@@ -47,7 +47,7 @@ _SHORTEST_WAIT = 0.002
 
 
 class _SequenceBacklog(Owner):
-    """Owns the tickets of a sequence that wait for a place, or for the request before them."""
+    """Owns the tickets of one sequence that wait for a place, or for the previous request."""
 
     __slots__ = ("_batcher", "_sequence")
 

@@ -305,4 +305,4 @@ class SlotLane(Owner):
 
 
 def _ignore(ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-    """The completion of a filler, which nobody awaits."""
+    """The completion callback of the filler in an empty slot: nobody awaits its response."""

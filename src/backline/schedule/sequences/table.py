@@ -169,7 +169,7 @@ class SequenceTable:
         self.running -= 1
 
     def finish(self, sequence: LiveSequence, now_ns: int) -> list[LiveSequence]:
-        """The running request has finished. Returns the sequences that may have something to run now."""
+        """Marks the running request as finished. Returns the sequences that may have something to run now."""
         sequence.running = None
         self.running -= 1
         self._heard(sequence, now_ns)

@@ -181,7 +181,7 @@ class Caller:
     # metrics and logging
 
     def measure(self, message: Measure) -> Any:
-        """Sends a Measure, and waits for its value."""
+        """Sends a Measure message, and waits for the value that the server returns."""
         heard = Mailbox()
         message.number = number = next(self._numbers)
         self._begin(number, _PendingCall(heard.put), frame(Kind.MEASURE, message))
@@ -257,7 +257,7 @@ class Caller:
             raise
 
     def drop(self, number: int) -> None:
-        """Cancels a call, if it is still unanswered."""
+        """Cancels a call unless it has ended."""
         if self._waiting.pop(number, None) is not None:
             with suppress(Unavailable):
                 self._say(frame(Kind.DROP, NumberList([number])))

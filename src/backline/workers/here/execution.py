@@ -29,7 +29,7 @@ PATIENCE = 0.02
 
 
 class _NotABatch(Internal):
-    """The outputs of a model do not have the batch that its configuration declares.
+    """Raised when the outputs of a model do not have the batch that its configuration declares.
 
     Running the requests of the batch alone would hide that the configuration is wrong.
     """

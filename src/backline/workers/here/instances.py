@@ -151,7 +151,7 @@ class RunLimit:
 
     @property
     def why_not_again(self) -> str:
-        """The end of the message for a run that is not retried."""
+        """The end of the message for a run that is not retried, which says why."""
         if self.idempotent is None:
             return "it is not tried again unless the model is declared idempotent"
         return "it is not tried again: the model is not idempotent"
