@@ -19,7 +19,7 @@ _MAX_REMEMBERED = 4096
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The identities that a server knows. `keys` is by the hash of the key."""
+    """The identities that a server knows. `keys` maps the hash of each key to its identity."""
 
     anonymous: Identity
     keys: Mapping[str, Identity] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a route or gRPC method lets its caller do; each is registered with its scope."""
+"""The scopes, which say what a route or gRPC method lets its caller do. Each is registered with one."""
 
 from __future__ import annotations
 

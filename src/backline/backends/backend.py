@@ -66,11 +66,11 @@ class StreamingModel(Protocol):
 
     @property
     def signature(self) -> Signature:
-        """See LoadedModel."""
+        """Inputs and outputs; see LoadedModel."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """See LoadedModel."""
+        """Warnings for users; see LoadedModel."""
 
     @property
     def streams_at_once(self) -> int:
@@ -87,7 +87,7 @@ class StreamingModel(Protocol):
         """
 
     def close(self) -> None:
-        """See LoadedModel."""
+        """Frees the model; see LoadedModel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`backline keys`: the keys in the file of `backline serve --auth`."""
+"""`backline keys`: creates, lists, revokes and rotates keys in the file of `backline serve --auth`."""
 
 from __future__ import annotations
 

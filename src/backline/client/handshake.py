@@ -66,6 +66,6 @@ def failed_handshake(address: Address, error: ssl.SSLError) -> ConnectionFailed:
 
 
 def _switched(address: Address) -> str:
-    """The URL with TLS if it has none, and without TLS if it has it."""
+    """The URL with TLS switched on or off: https instead of http, or grpc instead of grpcs."""
     scheme, _, rest = address.url.partition("://")
     return f"{scheme[:-1] if address.tls else scheme + 's'}://{rest}"

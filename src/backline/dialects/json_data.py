@@ -1,4 +1,4 @@
-"""Tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order.
+"""Encodes and decodes tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order.
 
 A string that is not UTF-8 is an object with base64, as in TensorFlow Serving: {"b64": "..."}.
 """

@@ -23,7 +23,7 @@ _MAX_PATH_SIZE = 8192
 
 
 class MethodNotAllowed(BacklineError):
-    """The path exists, but not for this method."""
+    """Raised when a path has handlers, but none for the request's method."""
 
     http_status = 405
     grpc_code = 12

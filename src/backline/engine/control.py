@@ -108,11 +108,11 @@ class Control(Protocol):
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
         """Takes a model, or one version, out of service.
 
-        Returns when it takes no more requests; those in flight finish afterwards.
+        Returns when the model takes no more requests. Those in flight finish afterwards.
         """
 
     async def move_label(self, move: LabelMove, *, who: str) -> Change:
-        """Points a label to a version (loading it if necessary) or back to an earlier one, or removes it."""
+        """Points a label to a version, loading it if necessary, or back to an earlier one; or removes it."""
 
     def check_changeable(self, what: str) -> None:
         """Raises Unavailable if clients may not change models (model control mode none).

@@ -205,7 +205,7 @@ class Engine:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
 
     def find_ready(self, name: str, version: str = "") -> Model:
-        """A version that can respond. Raises NotFound, or Unavailable if it is not ready."""
+        """A version that can respond. Raises NotFound, or Unavailable if the version is not ready."""
         model = self.find(name, version)
         if not model.answers:
             why = f": {model.reason}" if model.reason else ""

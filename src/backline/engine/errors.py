@@ -113,7 +113,7 @@ class Unsupported(BacklineError):
 
 
 class DecoupledModel(Unsupported):
-    """A decoupled model was called by a caller that takes one response. Dialects reword the message."""
+    """Raised when a caller that takes one response calls a decoupled model. Dialects reword the message."""
 
 
 class Internal(BacklineError):

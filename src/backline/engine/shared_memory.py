@@ -147,7 +147,7 @@ class SharedMemory:
         self._regions[name] = Region(name, key, offset, byte_size)
 
     def unregister(self, name: str) -> None:
-        """Closes a region, after its last use if it is in use. No effect on an unknown name."""
+        """Closes a region, once no request uses it any more. No effect on an unknown name."""
         region = self._regions.pop(name, None)
         if region is not None:
             self._leaving[name] = region
@@ -168,7 +168,7 @@ class SharedMemory:
         return found
 
     def check_size(self, size: int) -> None:
-        """Raises PayloadTooLarge if a request reads more than it may."""
+        """Raises PayloadTooLarge if `size` bytes are more than one request may read."""
         if size > self._max_request_bytes:
             raise PayloadTooLarge(
                 f"the inputs of the request have {size} bytes in shared memory,"

@@ -60,7 +60,7 @@ TRANSITIONS: Final[Mapping[TicketState, frozenset[TicketState]]] = MappingProxyT
 
 
 class IllegalTransition(Exception):
-    """A ticket was moved to a state that cannot follow its current one: a bug in the server."""
+    """Raised when a ticket is moved to a state that cannot follow its current one: a bug in the server."""
 
 
 class Owner:
@@ -91,7 +91,7 @@ class Listener:
         """Called when the ticket is done, before its completion callback."""
 
     def delivered(self, ticket: Ticket, error: BacklineError | None) -> None:
-        """Called after the ticket's completion callback has returned; `error` is what it was passed."""
+        """Called after the completion callback has returned; `error` is the error that it got, if any."""
 
     def abandoned(self, ticket: Ticket) -> None:
         """Called when the ticket is cancelled: its completion callback will never be called."""

@@ -1,4 +1,4 @@
-"""The graph of calls in flight: which model waits for which, to refuse calls that would deadlock."""
+"""The graph of calls in flight: records which model waits for which, to detect calls that would deadlock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes that a caller waits for: loading one version, or moving a whole model to a new target."""
+"""Makes changes that a caller waits for: loads one version, or moves a whole model to a new target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading and serving ensembles, which are ready when the models they call are ready."""
+"""Loads and serves ensembles, which are ready when the models that they call are ready."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def composed_signature(config: ModelConfig) -> Signature:
 
 
 def unanswered_step(engine: Engine, config: ModelConfig) -> str:
-    """Why an ensemble cannot serve: it calls itself, or a step's model is not ready. "" if it can serve.
+    """Why an ensemble cannot serve: it calls itself, or a step's model is not ready; "" if it can.
 
     The texts are Triton's, except the one for an ensemble that calls itself, which Triton does not detect.
     """

@@ -1,4 +1,4 @@
-"""The models that the repositories hold, and the targets that follow from them."""
+"""Scans the repositories, and derives the targets of models from what they hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions that stay loaded for a while after a label has left them, so that a rollback needs no load."""
+"""Keeps versions loaded for a while after a label has left them, so that a rollback needs no load."""
 
 from __future__ import annotations
 

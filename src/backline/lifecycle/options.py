@@ -19,7 +19,7 @@ ALL_MODELS = "*"
 
 @dataclass(frozen=True, slots=True)
 class LifecycleOptions:
-    """Which models are served, how they are loaded, and the limits that they share."""
+    """Options for which models are served, how they are loaded, and the limits that they share."""
 
     mode: ControlMode = "none"
     #: Seconds between scans of a repository that cannot notify of changes.

@@ -1,4 +1,4 @@
-"""The phases of a version: which may follow which, and what clients see in each."""
+"""The phases of a version: which phase may follow which, and the state that clients see in each."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SEEN_AS: Mapping[VersionPhase, ModelState] = MappingProxyType(
 
 
 class IllegalPhase(RuntimeError):
-    """A version was moved to a phase that may not follow its current one: a bug in the server."""
+    """Raised when a version is moved to a phase that may not follow its current one: a bug in the server."""
 
 
 def check_transition(before: VersionPhase, after: VersionPhase) -> None:

@@ -27,7 +27,7 @@ _BLOCK = 65536
 
 
 class AuditLog:
-    """The log of changes to models. If it cannot be written, the server logs an error and goes on."""
+    """The log of changes to models. If the file cannot be written, the server logs an error and goes on."""
 
     def __init__(self, folder: Path, *, limit: int = DEFAULT_LIMIT) -> None:
         self._file = folder / _AUDIT_FILE
@@ -116,7 +116,7 @@ class LabelStore:
         return self._labels.get(model, {})
 
     def set(self, model: str, label: str, version: str) -> None:
-        """Stores a label. Raises Internal if it cannot, Unavailable if another process changed the file."""
+        """Stores a label. Raises Internal if that fails, Unavailable if another process changed the file."""
         self._replace({**self._labels, model: {**self.of(model), label: version}})
 
     def remove(self, model: str, label: str) -> None:

@@ -439,7 +439,7 @@ def missing_text(model: str, version: str, labels: Sequence[str]) -> str:
 
 
 def _files_gone_text(version: str, labels: Sequence[str]) -> str:
-    """What becomes of a version that serves although its files are gone, because `labels` point to it."""
+    """Says what becomes of a version that serves although its files are gone, as `labels` point to it."""
     return (
         f"{_pointing(labels)} to version {version}, whose files are gone from the repository. It is served"
         " until the label moves or the server stops, and cannot be loaded again"

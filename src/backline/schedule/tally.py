@@ -1,4 +1,4 @@
-"""Counts the requests and runs of a scheduler."""
+"""Counts the requests and runs of a scheduler in its model's statistics."""
 
 from __future__ import annotations
 

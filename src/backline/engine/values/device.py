@@ -1,4 +1,4 @@
-"""Devices that models run on, and which instances run where."""
+"""Devices that models run on, and the placement of instances on them."""
 
 from __future__ import annotations
 

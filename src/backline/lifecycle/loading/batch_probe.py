@@ -41,7 +41,7 @@ _FLOOR = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class BatchProbe:
-    """The result of a proof; `reason` explains it to users in one sentence.
+    """The result of a proof; `reason` explains the result to users in one sentence.
 
     `known` is False if no outputs could be compared; then requests are not batched, to be safe.
     """

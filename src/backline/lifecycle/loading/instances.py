@@ -75,7 +75,7 @@ def place_again(config: ModelConfig, placed: Places) -> Places:
 def _devices(
     config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus, *, strict: bool
 ) -> tuple[Device, ...]:
-    """The devices of a group; empty if it asks for a GPU and none can be used."""
+    """The devices of a group; empty if the group asks for a GPU and none can be used."""
     if group.kind == "model":
         return (Device("model"),)
     if group.kind == "cpu":

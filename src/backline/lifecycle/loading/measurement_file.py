@@ -1,4 +1,4 @@
-"""Measurements of slow models, kept in the state folder so that a restart does not repeat the trial runs."""
+"""Keeps measurements of slow models in the state folder, so that a restart does not repeat trial runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Made-up inputs for trial runs, which prove that a model can be batched and measure its run time."""
+"""Makes up inputs for trial runs, which prove that a model can be batched and measure its run time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trial runs of a model: the search for inputs that the model accepts, and the time that each run took."""
+"""Makes trial runs of a model: searches for inputs that the model accepts, and times each run."""
 
 from __future__ import annotations
 

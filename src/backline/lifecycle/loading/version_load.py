@@ -182,8 +182,8 @@ class VersionLoad:
     def _content(self, otherwise: str) -> VersionContent | None:
         """A digest of the files, so that results kept beyond this load are not used for other files.
 
-        None if the version has no files. If they cannot be read, also None, and a warning says what happens
-        `otherwise`.
+        None if the version has no files or they cannot be read. In the latter case a warning is logged that
+        names the consequence, `otherwise`.
         """
         if self._version.path is None:
             return None

@@ -1,4 +1,4 @@
-"""Warm-up: requests that a version runs before it is ready, so that one-time work delays no client."""
+"""Runs warm-up requests on a version before it is ready, so that one-time work delays no client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory budgets of GPUs, from --gpu-memory-budget, and what the server holds on those GPUs."""
+"""The memory budgets of GPUs (--gpu-memory-budget), and how much the server holds on those GPUs."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class Needs:
                 self._runtimes[backend] = grown
 
     def learn(self, kind: LoadKind, need: Need) -> None:
-        """Keeps what a load was measured to need, or, if not `measured`, what it needs at least."""
+        """Stores the need of a load: as measured or, if not `measured`, a lower bound."""
         with self._lock:
             before = self._models.pop(kind.key, None)
             if before is not None and before.measured and need.measured:

@@ -59,7 +59,7 @@ _NOISE = 4 << 20
 
 
 class NoRoom(Unavailable):
-    """A load does not fit into the memory budget, and nothing may be unloaded for it."""
+    """Raised when a load does not fit into the memory budget, and nothing may be unloaded for it."""
 
 
 class Reservation:
@@ -192,7 +192,7 @@ class Residency:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def settle(self, reservation: Reservation, need: Need) -> None:
-        """Replaces the reservation of a load that has ended by what it was measured to need.
+        """Replaces the reservation of a load that has ended by the memory that it was measured to need.
 
         Raises NoRoom if that is more than there is room for.
         """

@@ -1,4 +1,4 @@
-"""Which versions to unload so that a load fits into the memory budget: a pure function of sizes."""
+"""Decides which versions to unload so that a load fits into the memory budget: a pure function of sizes."""
 
 from __future__ import annotations
 

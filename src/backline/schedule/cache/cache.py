@@ -32,7 +32,7 @@ class ResponseCache(Protocol):
         """Looks up a key and calls `found` once, either before this method returns or later."""
 
     def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
-        """Keeps a copy of the outputs, if it can."""
+        """Keeps a copy of the outputs, if there is room for one."""
 
     async def close(self) -> None:
         """Releases connections and memory. Nothing may be looked up after this call."""

@@ -1,4 +1,4 @@
-"""Identical requests in flight: the key that identifies them, and the run that they share."""
+"""Joins identical requests in flight: computes the key that identifies them, and runs them as one."""
 
 from __future__ import annotations
 

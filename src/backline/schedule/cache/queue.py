@@ -234,7 +234,7 @@ class CachedQueue:
     # cancelled and expired requests
 
     def _leave(self, flight: Flight, ticket: Ticket) -> None:
-        """Removes a cancelled request. The last one of a flight cancels the run, whose queue counts it."""
+        """Removes a cancelled request. If it was the last one, cancels the run, which the queue counts."""
         flight.waiting.remove(ticket)
         timer = flight.timers.pop(ticket, None)
         if timer is not None:

@@ -14,7 +14,7 @@ from backline.engine.values.tensor import Tensor
 
 @dataclass(frozen=True, slots=True)
 class StepModel:
-    """What an ensemble knows about the model of a step.
+    """What an ensemble needs to know about the model of a step.
 
     `ranks` has the number of dimensions of each tensor, including the batch dimension if the model is
     `batched`; empty if the model has not been loaded yet.

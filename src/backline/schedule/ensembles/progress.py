@@ -120,7 +120,7 @@ class EnsembleProgress:
                 self._complete[target.number] = target
 
     def ended(self, asked: Round, number: int) -> None:
-        """Notes that a step gives no more responses in the round `asked`."""
+        """Records that a step gives no more responses in the round `asked`."""
         turn = self._turns.get(number)
         if turn is None:
             self._under_way[number] -= 1

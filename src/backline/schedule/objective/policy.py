@@ -133,7 +133,7 @@ class Quantile:
         self._spread = 0.0
 
     def learn(self, observed: float) -> None:
-        """Updates the estimate."""
+        """Updates the estimate with an observation."""
         away = abs(observed - self.value)
         self._spread = (
             away if not self._spread else self._spread + _RATE * (min(away, 4 * self._spread) - self._spread)
@@ -161,7 +161,7 @@ _JOINED_RATE = 0.1
 
 
 def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: int, first: int) -> float:
-    """When a request of `size` items will complete that has `ahead` items before it.
+    """When a request of `size` items will complete if `ahead` items are queued before it.
 
     `free` lists, in order, when the instances become free. The next batch has at most `first` items, later
     ones `usual`. The first request of a batch must expect others to join it.
@@ -211,11 +211,11 @@ class Outlook:
         return sorted([now + abs(end - now) for end in self._ends.values()]) or [now]
 
     def started(self, instance: object, now: float, size: int, items: int) -> None:
-        """Notes that `instance` starts a batch of `items` items of a size now."""
+        """Records that `instance` starts a batch of `items` items now; `size` is the size of an item."""
         self._ends[instance] = now + self.latency.line(size).seconds(items)
 
     def ended(self, instance: object) -> float | None:
-        """Notes the end of a batch. Returns when it was expected to end."""
+        """Records the end of a batch. Returns when the batch was expected to end."""
         return self._ends.pop(instance, None)
 
     def slipped(self, seconds: float) -> None:

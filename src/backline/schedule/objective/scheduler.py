@@ -63,7 +63,7 @@ class ObjectiveScheduler(Scheduler):
         )
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request. Raises Unavailable if the queue is full or it cannot complete in time."""
+        """Queues a request. Raises Unavailable if the queue is full, or the request would be late."""
         queue: ObjectiveQueue = self._queue  # type: ignore[assignment]  # see `_make_queue`
         idle = len(self._idle)
         late = queue.lateness(ticket, self._outlook.free(monotonic(), idle), self._policy.max_items)

@@ -1,4 +1,4 @@
-"""What all queues share: settings, the protocol, time limits, the limit across models, and errors."""
+"""The interface of all queues, with their settings, time limits, errors, and the limit across models."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class PermittedInstance:
             self._waiting.look_again()
 
     def close(self) -> None:
-        """Closes the instance, after its run if it is running."""
+        """Closes the instance, once its current run has ended."""
         self._closing = True
         if not self._busy:
             self._close()
@@ -202,7 +202,7 @@ class _PermittedRun:
         self._over = False
 
     def waits(self) -> None:
-        """Called after requesting the permit; sets a timer if it was not granted at once."""
+        """Called after the permit was requested; sets a timer if the permit was not granted at once."""
         if self._begun:
             return
         self._has_waited = True

@@ -135,7 +135,7 @@ class SequenceBatcher:
     def submit(self, ticket: Ticket) -> None:
         """Queues a request that fits the model.
 
-        Raises InvalidArgument if it belongs to no sequence, Unavailable if too many requests are waiting.
+        Raises InvalidArgument if the request belongs to no sequence, Unavailable if too many are waiting.
         """
         step = ticket.request.sequence
         if (step is None or not step.id) and self._tensors.iterative:

@@ -1,4 +1,4 @@
-"""The policy of sequences: which are open, their places, and the next request of each. No clock, no I/O."""
+"""The policy of sequences: which are open, their places, and the next request of each; no clock, no I/O."""
 
 from __future__ import annotations
 

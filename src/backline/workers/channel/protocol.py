@@ -415,7 +415,7 @@ def failure_of(message: RequestFailure | Ended) -> BacklineError:
 
 
 class WorkerProtocolError(Exception):
-    """The other side sent an invalid frame, or one that it may not send."""
+    """Raised when the other side sends an invalid frame, or one that it may not send."""
 
 
 def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) -> bytes:

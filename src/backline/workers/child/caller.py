@@ -270,7 +270,7 @@ class Caller:
                 waiting.deliver(Cancelled("the request that the call was made for has been answered"))
 
     def take_more(self, number: int, responses: int) -> None:
-        """Grants a stream further responses."""
+        """Tells the server that it may send a number of further responses to the call."""
         if number in self._waiting:
             self._say(frame(Kind.MORE, NumberList([number, responses])))
 

@@ -383,7 +383,7 @@ def _check_awaited(request: WorkerRequest) -> None:
 
 
 def _finish(hook: Any) -> None:
-    """Calls a hook of the model, if it has that hook; a coroutine is run to its end."""
+    """Calls a hook of the model, if the model defines it; a coroutine is run to its end."""
     if hook is None:
         return
     result = hook()

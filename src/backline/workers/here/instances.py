@@ -118,7 +118,7 @@ class RunLimit:
     """The time limit of one model version's runs, and the effects of exceeding it. Use only on the event
     loop.
 
-    Requests are retried if the model is declared `idempotent`; None means that it does not say. `on_given_up`
+    Requests are retried if the model is declared `idempotent`; None means undeclared. `on_given_up`
     is called for each abandoned thread; `on_available` with a reason once there are MAX_STUCK of them, and
     with "" when there are fewer again.
     """
