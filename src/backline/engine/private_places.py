@@ -13,7 +13,7 @@ from typing import Final
 
 
 class _KnownPlaces:
-    """Private folders, and the texts that clients see in place of their paths."""
+    """The private folders of this process, and the texts that clients see in place of their paths."""
 
     def __init__(self) -> None:
         self._shown: dict[str, str] = {}

@@ -124,7 +124,7 @@ class ComposedServable(Servable):
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 
     def _wait_for_steps(self) -> None:
-        """Adds the waits of the steps to the call graph. Raises InvalidArgument if a wait might never end."""
+        """Adds the steps' waits to the call graph. Raises InvalidArgument if a wait might never end."""
         config, permits = self.model.config, self._shared.permits
         self._forget_waits()
         waits = waits_of_decoupled_steps(self._engine, self._ensemble)

@@ -64,7 +64,7 @@ class Labelling:
         return await self._point(move, who)
 
     async def _back(self, move: LabelMove) -> LabelMove:
-        """Completes a rollback: the version to go back to, and the version the label must still point to."""
+        """Fills in a rollback: the version to return to, and the version that the label must still have."""
         model, label = move.model, move.label
         served, _ = self._labelled(model)
         now = served.labels.get(label, "")

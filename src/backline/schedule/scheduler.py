@@ -274,7 +274,7 @@ class Scheduler(Owner):
         instance.run(batch, self._finished)
 
     def _form_again(self, batch: Batch) -> None:
-        """Forms a batch that waits for a permit again, from what is queued by now; it may end up empty."""
+        """Replaces the requests of a batch that waits for a permit by those queued now, possibly none."""
         now = monotonic_ns()
         before = batch.tickets
         live = [ticket for ticket in before if not ticket.cancelled]
@@ -298,7 +298,7 @@ class Scheduler(Owner):
             self._refuse_expired(now / 1e9)
 
     def _refuse_batch(self, batch: Batch) -> None:
-        """Refuses a batch that is still waiting for a permit when the model is unloaded."""
+        """Refuses the requests of a batch that still waits for a permit when the model is unloaded."""
         self.tally.gone([ticket for ticket in batch.tickets if ticket.cancelled])
         self._leave_out(batch, [ticket for ticket in batch.tickets if not ticket.cancelled], self._unloading)
 

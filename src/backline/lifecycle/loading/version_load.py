@@ -175,7 +175,7 @@ class VersionLoad:
         return self._starter.start(hosted, placed)
 
     def _is_trusted_by_name(self) -> bool:
-        """Whether pickles of this model are trusted; not those that a client loads under a trusted name."""
+        """Whether the model's pickles are trusted by its name; never if a client has sent the files."""
         patterns = self._shared.options.trust_pickle_models
         return self._may_run_code and any(fnmatchcase(self._config.name, one) for one in patterns)
 

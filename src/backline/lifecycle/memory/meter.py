@@ -144,7 +144,7 @@ class LoadMeter:
         load.shown = own
 
     def _on_gpus(self) -> Mapping[int, int]:
-        """What this process holds on each GPU with a budget."""
+        """The bytes that this process holds on each GPU with a budget."""
         return {index: by_pid.get(os.getpid(), 0) for index, by_pid in self._held.on_gpus().items()}
 
     def _share_out(self, grown: int) -> None:

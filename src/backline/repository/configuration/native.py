@@ -58,7 +58,7 @@ def _count(text: str) -> int:
 
 
 def _cores(text: str) -> tuple[int, ...]:
-    """The cores in a list in the form of taskset's, such as 0,2 or 0-3,6."""
+    """Parses a list of cores in the form that taskset takes, such as 0,2 or 0-3,6."""
     cores: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")

@@ -345,7 +345,7 @@ def _older(path: Path, moment: float, links: int = 0) -> bool:
 
 
 def _note_use(blob: Path) -> None:
-    """Sets the access time, at most hourly. The modification time stays, as a change would mean damage."""
+    """Updates the access time, at most hourly. A changed modification time would count as damage."""
     status = blob.stat()
     if status.st_atime < time.time() - _USE_SECONDS:
         with contextlib.suppress(OSError):  # the file of another user is kept as long as it has links

@@ -78,7 +78,7 @@ class EnsembleRun(Owner):
         return ticket
 
     def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        """The completion of a step's request."""
+        """The completion callback of a step's request."""
         raise NotImplementedError
 
     # responses to the caller

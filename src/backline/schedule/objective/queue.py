@@ -213,7 +213,7 @@ class ObjectiveQueue(Owner):
                 self._drop_empty(level)
 
     def _refuse_late(self, now: float) -> None:
-        """Removes requests whose due time has passed, and those that will be late if any other will not."""
+        """Removes overdue requests and, if any other can still be in time, those that will be late."""
         self._refuse_overdue(now)
         late: list[tuple[DueList, int]] = []
         others = False

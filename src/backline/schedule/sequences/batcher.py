@@ -286,7 +286,7 @@ class SequenceBatcher:
         self._wait(sequence, ticket)
 
     def _responded(self, inner: Ticket, response: InferResponse) -> None:
-        """Passes on one of many responses. The sequence keeps the state in the last one that has it."""
+        """Passes on one of many responses. The sequence keeps the state of the latest one that has any."""
         passage = passage_of(inner)
         ticket = passage.ticket
         with suppress(Internal):

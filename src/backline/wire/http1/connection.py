@@ -158,7 +158,7 @@ class Http1Connection(Connection):
                 self._remember(data, head)
 
     def _remember(self, data: bytes, head: Head) -> None:
-        """Remembers `head` if `data` is exactly one request; stops trying if heads on it never repeat."""
+        """Remembers `head` if `data` is exactly one request; stops trying if the client never repeats one."""
         answers = self.pipeline.answers
         self._in_vain = self._in_vain + 1 if answers == self._remembered_at + 1 else 0
         self._remembered_at = answers
