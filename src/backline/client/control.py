@@ -68,9 +68,9 @@ def to_overrides(
     """Makes Overrides from `config`, a mapping or its JSON, and `files`, which maps paths in the model to
     contents.
 
-    A content is bytes or the path of a local file. The paths in the model may start with "file:", as in
-    Triton's clients. Raises InvalidArgument for files without a configuration, and for a content that is of
-    another type or cannot be read.
+    The contents of a file are bytes or the path of a local file. The paths in the model may start with
+    "file:", as in Triton's clients. Raises InvalidArgument for files without a configuration, and for
+    contents that are of another type or cannot be read.
     """
     if config is None:
         if files:

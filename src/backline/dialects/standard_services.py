@@ -27,9 +27,9 @@ _REFLECTION_ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 
 
 class HealthService:
-    """The health service: all known services, and the empty name for the server, have the engine's readiness.
+    """The gRPC health service.
 
-    They are SERVING while the engine is ready.
+    All known services, and the server itself (the empty name), are SERVING while the engine is ready.
     """
 
     def __init__(self, engine: Engine, services: Iterable[str]) -> None:

@@ -60,8 +60,8 @@ class LabelMove:
     """A change to a model's label, made only if the label points to `expected` at that moment ("": it must
     not exist).
 
-    "label" and "promote" point it to `version`, which is loaded first if necessary; "unlabel" removes it;
-    "rollback" undoes its last move that has not been undone. The last two have no `version`.
+    "label" and "promote" point the label to `version`, which is loaded first if necessary; "unlabel" removes
+    it; "rollback" undoes its last move that has not been undone. The last two have no `version`.
     """
 
     action: Literal["label", "unlabel", "promote", "rollback"]

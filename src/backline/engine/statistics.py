@@ -54,8 +54,8 @@ class ResponseCounters:
 class ResponseStatistics:
     """Counters by the index of a response in its stream, from 0. Times are of time.monotonic_ns().
 
-    `first` is a histogram of the time from a request's arrival to its first response, with upper bounds
-    `bounds_ms`; `first_ns` is their sum.
+    `first` is a histogram of the times from a request's arrival to its first response, with upper bounds
+    `bounds_ms`; `first_ns` is the sum of these times.
     """
 
     __slots__ = ("_bounds_ns", "bounds_ms", "counters", "first", "first_ns")

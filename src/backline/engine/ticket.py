@@ -109,8 +109,8 @@ OnResponse: TypeAlias = Callable[["Ticket", InferResponse], None]
 class Ticket:
     """A submitted request. The completion is called exactly once, unless the ticket is cancelled or refused.
 
-    `request` is what the caller asked. `deadline` (seconds of time.monotonic()) is when it expires unless it
-    runs: the caller's deadline (`waits_until`), or an earlier one set by a queue's policy. `level` is the
+    `request` is what the caller asked. `deadline` (seconds of time.monotonic()) is when a waiting ticket
+    expires: the caller's deadline (`waits_until`), or an earlier one set by a queue's policy. `level` is the
     request's priority, or the level assigned by a queue. The model's check sets `batch_size`, the number of
     items, and `batch_key`, which must be equal for requests to share a batch. `context` belongs to the
     caller, and `identity` is the caller's name for fair queueing, empty if it has none. Callers that take any

@@ -347,7 +347,7 @@ class Dependencies:
         return any(step is not None and not step.settled for step in steps)
 
     def review(self) -> Iterator[ServedModel]:
-        """Takes ensembles out of service when a model they call is, and allows loads when it is back.
+        """Takes ensembles out of service when a model that they call is, and allows loads when it is back.
 
         Yields the models that need further steps. Repeats until nothing changes, because ensembles may call
         each other.

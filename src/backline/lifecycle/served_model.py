@@ -378,7 +378,7 @@ class ServedModel:
     def files_gone(self) -> dict[str, str]:
         """Versions that serve although their files are gone, because a label points to them.
 
-        Each has a text that says what becomes of it.
+        Maps each version to a text that says what becomes of it.
         """
         if self.target is None or self.target.source.found.problem:
             return {}

@@ -274,7 +274,7 @@ class Scheduler(Owner):
         instance.run(batch, self._finished)
 
     def _form_again(self, batch: Batch) -> None:
-        """Replaces the requests of a batch that waits for a permit by those queued now, possibly none."""
+        """Lets a batch that waits for a permit choose from the queue once more; it may end up empty."""
         now = monotonic_ns()
         before = batch.tickets
         live = [ticket for ticket in before if not ticket.cancelled]

@@ -42,8 +42,8 @@ class Padding:
     the filler as text; empty means zero. `buckets` are the lengths that an input may be padded to, ascending.
     Without buckets, inputs are padded to the longest one in the batch, and lengths may share a batch if they
     round up to the same power of two. `lengths` and `mask` name inputs that tell the model what is padding;
-    empty if it has none. If a model accepts a single length only, `buckets` contains that length and `most`,
-    the maximum, equals it; otherwise `most` is 0.
+    they are empty if the model has no such inputs. If it accepts a single length only, `buckets` contains
+    that length and `most`, the maximum, equals it; otherwise `most` is 0.
     """
 
     axes: tuple[int, ...] = ()

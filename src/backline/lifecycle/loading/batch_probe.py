@@ -105,7 +105,7 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
 def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -> BatchProbe:
     """Looks for a contradiction to a configured batch: runs the trial's item again, after another item.
 
-    This finds less than a proof does, since the configuration is believed, but takes a single run.
+    This finds less than a proof would, but takes a single run: what the user has configured is trusted.
     """
     try:
         _Prober(model).check(trial, tuple(samples))

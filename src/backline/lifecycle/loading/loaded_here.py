@@ -99,8 +99,8 @@ class LoadedHere(LoadedVersion):
 def measure_model(config: ModelConfig, view: View, model: LoadedModel, samples: Samples = ()) -> Measured:
     """Tests whether requests can be batched, unless batching is configured off, and times runs.
 
-    A configured batch is believed, and only checked by a run that is timed in any case. The `samples` of the
-    user are tried before made-up inputs.
+    A configured batch is trusted, and only checked by a run that has to be timed anyway. The user's `samples`
+    are tried before made-up inputs.
     """
     join = view.stage(JoinRequests)
     runs = TrialRuns(view.alone(model))

@@ -39,9 +39,9 @@ class LoadMemory:
 class LoadMeter:
     """Measures the memory that loads take in this process, on any thread.
 
-    A load that ran alone took the growth of resident memory, or the size of its files if that is larger:
-    reused memory does not show as growth. Loads that overlapped share the growth in proportion to their
-    estimates, once the last of them has ended. What importing a runtime takes is not the model's. A load
+    The memory of a load that ran alone is the growth of resident memory, or the size of the model's files if
+    that is larger, because reused memory does not show as growth. Loads that overlapped share the growth in
+    proportion to their estimates, once the last of them has ended. Importing a runtime is not counted. A load
     during which another model was freed is not measured, since the process grew by less than the load took.
     """
 

@@ -115,7 +115,7 @@ def load_kind(
 
 
 class Needs:
-    """The needs of models, by the key of their load. For any thread.
+    """The needs of models, by the key of their load. May be used on any thread.
 
     With a `file`, what was learned outlives the server. A file that cannot be read or written costs only the
     measurements: it is logged, and the models are measured again.

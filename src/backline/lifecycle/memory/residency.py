@@ -143,8 +143,8 @@ class Residency:
         """Reserves room for a load while the block runs. `what` names the model.
 
         `need` returns the current estimate, which changes when another load imports the same runtime.
-        With `evict`, idle versions are unloaded to make room, and only if that makes enough. Raises NoRoom,
-        with the numbers, if there is too little. `pids` returns the workers that the load has started.
+        With `evict`, idle versions are unloaded, but only if that makes enough room. Raises NoRoom, with the
+        numbers, if there is too little. `pids` returns the workers that the load has started.
         """
         reservation = Reservation(what, need(), evict=evict, pids=pids)
         if not self.limited or reservation.need.nothing:  # ensembles and misconfigured models need nothing

@@ -28,8 +28,7 @@ class ArchiveRepository(RemoteRepository):
     """The models in https://host/models.zip (or another of ARCHIVES), or the model https://host/model.onnx.
 
     `#folder` after an archive's URL names the folder in it that is the repository; it is not needed if the
-    repository is the only folder, as in an archive of a folder. Raises InvalidArgument for
-    an invalid URL.
+    repository is the only folder, as in an archive of a folder. Raises InvalidArgument for an invalid URL.
     """
 
     def __init__(

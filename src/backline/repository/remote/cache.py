@@ -66,9 +66,9 @@ class _Remembered(msgspec.Struct, frozen=True):
 
 
 class ContentCache:
-    """The cache in one folder, as this module describes. Methods may block, and raise BacklineError.
+    """The cache in one folder, as this module describes.
 
-    They are thread-safe.
+    Methods may block, are thread-safe, and raise BacklineError.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -48,8 +48,8 @@ class PlannedStep:
     maps them to tensors of the ensemble, `outputs` lists the same pairs, and `answers` counts those that are
     outputs of the ensemble. `inputs` pairs each input of the model with a tensor of the ensemble. `followers`
     lists the steps (by number in the plan) that wait for this one, and for how many of its tensors. `level`
-    is the number of decoupled steps before this one: a step at level 0 runs once, a step after a decoupled
-    one runs for each response of that one.
+    is the number of decoupled steps before this one: a step at level 0 runs once, and a step after a
+    decoupled one runs for each of its responses.
     """
 
     index: int

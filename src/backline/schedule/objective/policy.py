@@ -83,8 +83,9 @@ class Line:
 class LatencyModel:
     """One Line for each bucket of item sizes.
 
-    An item's size is its number of elements, or 0 for models whose items all have the same. A size without
-    runs is extrapolated from the nearest one, in proportion. Without any, runs are expected to take no time.
+    An item's size is its number of elements, or 0 for models whose items all have the same number. A size
+    without runs is extrapolated from the nearest one, in proportion. Before the first run of any size, runs
+    are expected to take no time.
     """
 
     def __init__(self, seconds: Mapping[int, float] | None = None, size: int = 0) -> None:

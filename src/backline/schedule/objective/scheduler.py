@@ -29,7 +29,7 @@ class ObjectiveScheduler(Scheduler):
     """A Scheduler that completes requests within `objective` seconds or refuses them at once.
 
     `seconds` are run times by batch size, measured at load time with items of `size` elements (0 if all items
-    have the same number).
+    have the same number of elements).
     """
 
     __slots__ = ("_objective", "_outlook")

@@ -88,8 +88,8 @@ class FairQueue:
         self._size += 1
 
     def make_room(self, ticket: Ticket) -> None:
-        """Displaces a request of the caller that has the most, unless the caller of `ticket` would then have
-        as many.
+        """Displaces a request of the caller with the most queued requests, unless the caller of `ticket`
+        would then have as many.
         """
         own = self._flows.get(ticket.identity)
         longest = max(self._ring, key=lambda flow: flow.line.size, default=None)

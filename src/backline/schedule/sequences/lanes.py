@@ -232,7 +232,7 @@ class SlotLane(Owner):
         batch.tickets = []
 
     def _form_again(self, batch: Batch) -> None:
-        """Replaces the requests of a batch that waits for a permit by those in the slots, possibly none."""
+        """Lets a batch that waits for a permit take what the slots now hold; it may end up empty."""
         self._put_back(batch)
         self._refuse_late(monotonic_ns() / 1e9)
         if self.pending:

@@ -30,7 +30,7 @@ ACCEPTED_ENCODINGS = b"identity, deflate, gzip"
 
 
 class GrpcExchange(Stream):
-    """One call, from its head to its status.
+    """One gRPC call, from its head to its status.
 
     `deadline`, `identity`, `metadata` and `on_abandon` are as in `application.Call`.
     """

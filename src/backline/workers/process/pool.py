@@ -141,7 +141,7 @@ class WorkerPool(ModelInWorkers):
     # starting
 
     async def start(self) -> None:
-        """Starts the first worker, then the others; the model sets their number unless its places do.
+        """Starts the first worker, then the others. The model sets their number unless its placement does.
 
         Raises Internal with the reason if one cannot be started, after stopping the others.
         """

@@ -312,7 +312,7 @@ class InferenceRequest:
 
     def get_response_sender(self) -> InferenceResponseSender:
         """The sender for responses that are not returned from `execute`. Raises TritonModelException for a
-        request that was not received.
+        request that the model has made itself.
         """
         if self._sender is None:
             raise TritonModelException("only a request that `execute` was called with has a response sender")
