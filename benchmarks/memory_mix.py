@@ -181,21 +181,33 @@ class Client:
         return float(found[1])
 
 
-def proportional_bytes(process: ServerProcess) -> int:
-    """The proportional set sizes of a server and its workers."""
-    total = 0
+@dataclass(frozen=True)
+class Sample:
+    """The proportional set sizes of a server and its workers, by process id, at `time` (time.time())."""
+
+    time: float
+    processes: dict[int, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.processes.values())
+
+
+def sample(process: ServerProcess) -> Sample:
+    began, sizes = time.time(), {}
     for one in process.tree():
         with suppress(OSError):
             rollup = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
-            total += sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line[:4] == "Pss:")
-    return total
+            lines = [line for line in rollup.splitlines() if line.startswith("Pss:")]
+            sizes[one.pid] = sum(int(line.split()[1]) * 1024 for line in lines)
+    return Sample(began, sizes)
 
 
 class Watch:
     """Samples the memory of a server and its workers until stopped."""
 
     def __init__(self, process: ServerProcess) -> None:
-        self.samples: list[int] = []
+        self.samples: list[Sample] = []
         self._process = process
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -203,9 +215,9 @@ class Watch:
 
     def _read(self) -> None:
         while not self._stop.wait(0.05):
-            self.samples.append(proportional_bytes(self._process))
+            self.samples.append(sample(self._process))
 
-    def stop(self) -> list[int]:
+    def stop(self) -> list[Sample]:
         self._stop.set()
         self._thread.join()
         return self.samples
@@ -280,6 +292,16 @@ def evictions(state: Path) -> tuple[int, list[str]]:
     return count, in_vain + [name for names in open_evictions.values() for name in names]
 
 
+def steps_around(state: Path, peak: Sample) -> list[str]:
+    """What the audit log says of the seconds around a sample, with the seconds from the sample."""
+    entries = [json.loads(line) for line in (state / "audit.jsonl").read_text().splitlines()]
+    return [
+        f"{entry['time'] - peak.time:+.2f} s: {entry['action']} {entry['model']} {entry.get('detail', '')}"
+        for entry in entries
+        if -5 < entry["time"] - peak.time < 5
+    ]
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--kinds", default=",".join(KINDS), help="Kinds of models, with commas in between.")
 @click.option("--models", "count", type=click.IntRange(10), default=30, help="Number of models.")
@@ -351,14 +373,16 @@ def main(
         finally:
             process.end(60)
         evicted, in_vain = evictions(state)
+        peak = max(samples, key=lambda one: one.total)
+        steps = steps_around(state, peak)
     except CannotRun as error:
         raise click.ClickException(str(error)) from error
-    highest = max(samples)
+    highest = peak.total
     beyond = [ms for ms, _ in timed]
     answers = f"{len(taken)} answers in {seconds:.0f} s were right; {ready} of {count} models fitted at start"
     memory = (
         f"{highest / 1e6:.0f} MB at most in {len(samples)} samples ({highest / budget - 1:+.1%} of the"
-        f" budget, at most {max_over:+.0%}; median {median(samples) / 1e6:.0f} MB)"
+        f" budget, at most {max_over:+.0%}; median {median(one.total for one in samples) / 1e6:.0f} MB)"
     )
     waste = f"{len(in_vain)} of {evicted} evictions served no load {in_vain[:5] or ''}"
     reload = (
@@ -376,10 +400,17 @@ def main(
     for holds, words in claims:
         click.echo(f"{'holds ' if holds else 'BROKEN'} {words}")
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    data = {"machine": about, "budget": budget, "base": base, "highest": highest, "beyond_ms": beyond}
-    json_file.write_text(
-        json.dumps({**data, "claims": [{"holds": h, "claim": w} for h, w in claims]}, indent=1)
-    )
+    data = {
+        "machine": about,
+        "budget": budget,
+        "base": base,
+        "highest": highest,
+        "processes_at_highest": peak.processes,
+        "steps_around_highest": steps,
+        "samples": [(round(one.time, 3), one.total) for one in samples],
+        "beyond_ms": beyond,
+    }
+    json_file.write_text(json.dumps({**data, "claims": [{"holds": h, "claim": w} for h, w in claims]}))
     click.echo(f"Written: {json_file}")
     if not all(holds for holds, _ in claims):
         raise SystemExit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -12,6 +13,17 @@ import pytest
 
 from support import models
 from support.server import ServerProcess, serve
+
+
+def pytest_configure() -> None:
+    """Gives processes that tests start the default action for signals that nohup or a shell script ignores.
+
+    A process inherits ignored signals, but not handlers: with a handler that does nothing, this process still
+    survives the signal, and its children do not ignore it.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
 
 
 @pytest.hookimpl(wrapper=True)

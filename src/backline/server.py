@@ -96,7 +96,7 @@ def _access(options: ServerOptions) -> Access | None:
     InvalidArgument if the file is not valid.
     """
     if options.auth is not None:
-        return Access(make_policy(read_auth_file(options.auth)))
+        return Access(make_policy(read_auth_file(options.auth), folder=options.auth.parent))
     if environment_has_keys():
         return Access(make_policy(AuthDocument()))
     certified = options.tls is not None and options.tls.only_certified
@@ -148,6 +148,7 @@ class Server:
         self._tracing: Tracing | None = None
         self._listeners: Listeners | None = None
         self._heap: Heap | None = None
+        self._access: Access | None = None
         self._auth_watch: AuthFileWatch | None = None
         #: The open listeners, with their URLs, such as ("HTTP", "http://127.0.0.1:8000").
         self.urls: list[tuple[str, str]] = []
@@ -177,7 +178,7 @@ class Server:
         sys.setswitchinterval(SWITCH_INTERVAL)
         share_arena()
         options = self.options
-        access = _access(options)
+        access = self._access = _access(options)
         if access is not None and options.auth is not None:
             self._auth_watch = AuthFileWatch(options.auth, access, asyncio.get_running_loop())
         tracing = self._tracing = Tracing(self.engine, options.trace)
@@ -239,6 +240,8 @@ class Server:
             self._heap.close()
         if self._auth_watch is not None:
             self._auth_watch.close()
+        if self._access is not None:
+            self._access.close()
         try:
             if self._listeners is not None:
                 await self._listeners.close(self.options.limits.drain_timeout)

@@ -26,8 +26,8 @@ from backline.backends.pytorch_files import identify
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.lifecycle.loading.loader import load
-from backline.repository.remote.unpack import UnpackLimits
 from backline.repository.unpacked import unpacked
+from backline.system.archive_limits import UnpackLimits
 from backline.system.file_lock import hold
 from docs.pages import blocks
 from support.repositories import put

@@ -236,6 +236,8 @@ def test_a_failed_load_gives_the_reason_and_keeps_what_is_served(
     broken.write_bytes(b"no model")
     done = backline("models", "load", name, "--url", controlled.url)
     assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert not done.stderr.endswith(";\n")
     assert f"Error: load failed for model '{name}': version 2 is at UNAVAILABLE state: " in done.stderr
     assert str(broken.relative_to(repository.parent)) in done.stderr
     found = entries(client, name)

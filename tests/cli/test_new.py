@@ -57,6 +57,14 @@ def test_requires_writes_requirements(backline: Any, tmp_path: Path) -> None:
     assert (tmp_path / "m" / "requirements.txt").read_text() == "pillow\ntinydb==4.8.0\n"
 
 
+def test_a_requirement_without_a_name_is_refused(backline: Any, tmp_path: Path) -> None:
+    made = backline("new", tmp_path / "m", "--requires", "")
+
+    assert made.returncode == 1
+    assert "--requires needs the name of a package" in made.stderr
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("there", "exists already"), ("no good", "is not a usable model name")]
 )

@@ -204,6 +204,13 @@ def test_with_loads_the_models_it_calls(backline: Any, repository: Path) -> None
     ) == {"output": ["HEY!"]}
 
 
+def test_a_call_of_a_model_that_is_not_loaded_names_the_option(backline: Any, repository: Path) -> None:
+    failed = backline("run", repository / "caller", "--input", "text=hey")
+
+    assert failed.returncode == 1
+    assert "'shout' is not found; to load it too, add --with shout\n" in failed.stderr
+
+
 def test_an_ensemble_loads_its_steps(backline: Any, repository: Path) -> None:
     assert outputs(backline("run", repository / "both", "--input", "a=hey", "--json")) == {"b": ["HEY"]}
 

@@ -85,6 +85,21 @@ def test_the_printed_curl_line_works(repository: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_printed_lines_have_a_place_for_the_key(repository: Path, tmp_path: Path) -> None:
+    with serve(repository, tmp_path / "log", environment={"BACKLINE_API_KEY": "bk_" + "x" * 40}) as server:
+        lines = [line.strip() for line in wait_report(server).splitlines() if "Bearer KEY" in line]
+        outputs = [
+            subprocess.run(
+                line.replace("KEY", "bk_" + "x" * 40), shell=True, capture_output=True, text=True, check=True
+            ).stdout
+            for line in lines
+        ]
+    assert "with a key for KEY:" in server.output
+    assert len(outputs) == 2
+    assert all("OUTPUT0" in output for output in outputs)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_printed_curl_line_of_a_large_model_works(tmp_path: Path) -> None:
     models.ident(tmp_path / "models")
     with serve(tmp_path / "models", tmp_path / "log") as server:
@@ -374,7 +389,9 @@ def test_a_failing_triton_model_has_one_traceback_and_one_row(repository: Path, 
     )
     put(repository / "wrong" / "1" / "model.py", code)
     with serve(repository, tmp_path / "log", ready=False) as server:
-        output = wait_report(server)
+        wait_report(server)
+        server.stop()  # which also completes the log: a thread writes it, and may be behind the report
+        output = server.output
     assert output.count("Traceback") == 1
     assert re.search(
         r"^wrong +1 +UNAVAILABLE .*ZeroDivisionError: division by zero At: 1/model.py\(3\): initialize$",

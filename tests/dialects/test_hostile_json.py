@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -210,6 +211,32 @@ def test_pieces_of_strings_hold_every_element_in_order(
 
     assert [element.decode() for element in tensor.data.tolist()] == strings
     assert count_elements(text) == len(strings)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1e308,2,-1e-308,0.5]",
+        "[1e00300,1E+100]",
+        "[[1e300],[2]]",
+        "[1e999]",
+        "[1e308,true]",
+        '[1e308,"1"]',
+        "[1e308,null]",
+        "[1e308,{}]",
+        "[" * 300 + "1e308" + "]" * 300,
+    ],
+)
+@pytest.mark.parametrize("kind", [list[float], list[list[float]]])
+def test_numbers_near_the_limits_are_read_as_msgspec_reads_them(text: str, kind: Any) -> None:
+    decoder = msgspec.json.Decoder(kind)
+    try:
+        expected = decoder.decode(text)
+    except msgspec.DecodeError:
+        with pytest.raises(msgspec.DecodeError):
+            json_data.decode_list(decoder, text.encode())
+    else:
+        assert json_data.decode_list(decoder, text.encode()) == expected
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ EXTRAS = {
     "obstore": "cloud",
     "redis": "redis",
     "tomlkit": "auth",
+    "jwt": "auth",
+    "cryptography": "auth",
     "PIL": "image",
     "soundfile": "audio",
     "av": "aac",

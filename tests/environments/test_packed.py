@@ -18,7 +18,7 @@ import tritonclient.http as tritonclient
 from backline.engine.errors import InvalidArgument
 from backline.environments import packed
 from backline.environments.packed import packed_environment
-from backline.repository.remote.unpack import UnpackLimits
+from backline.system.archive_limits import UnpackLimits
 from support.repositories import put
 from support.server import serve
 

@@ -81,6 +81,18 @@ def test_an_interrupted_build_is_not_used_but_repeated(store: Environments, mode
     )  # its uv may have run on for a moment
 
 
+def test_a_store_may_be_given_as_a_relative_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Environments(Path("cache/environments"))
+
+    build(store, model)
+
+    assert store.find(*asked(model)) is not None
+    assert (tmp_path / "cache" / "environments").is_dir()
+
+
 def test_concurrent_builds_of_one_environment_run_once(store: Environments, model: Path) -> None:
     others = [in_other_process(store, model) for _ in range(2)]
     most = 0

@@ -29,6 +29,7 @@ class Home:
         self.events: list[LoadEvent] = []
         opened = [LocalRepository(path, formats=FORMATS) for path in repositories]
         options.setdefault("state_folder", repositories[0].parent / "state")
+        options.setdefault("isolate", "never")  # a process for each trial would take most of a test's time
         self.lifecycle = Lifecycle(self.engine, opened, LifecycleOptions(**options))
 
     async def __aenter__(self) -> Home:

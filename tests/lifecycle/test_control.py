@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -680,7 +681,7 @@ def test_a_label_that_cannot_be_stored_is_not_moved(home: Homes, repository: Pat
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
-            (tmp_path / "state").rmdir()  # after the check at start found it writable
+            shutil.rmtree(tmp_path / "state")  # after the check at start found it writable
             (tmp_path / "state").write_text("a file where the folder should be")
             with pytest.raises(Internal, match="--state-dir"):
                 await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "1"), who=WHO)

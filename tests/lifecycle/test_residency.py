@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -38,6 +39,8 @@ class House:
         self.gone: list[Hashable] = []
         self.reasons: list[str] = []
         self.left = asyncio.Event()
+        #: Called, on a thread, whenever the memory is read.
+        self.on_read: Callable[[], object] = lambda: None
         self.residency = Residency(
             budget,
             tenants=lambda: list(self.tenants.values()),
@@ -53,6 +56,7 @@ class House:
         return self.residency.room(what, lambda: Need(needed, needed, measured=True), evict=evict)
 
     def held(self, _: Collection[int]) -> Held:
+        self.on_read()
         inside = sum(one.memory for one in self.tenants.values() if not one.pids)
         workers = {pid: Footprint(one.memory) for one in self.tenants.values() for pid in one.pids}
         workers |= {pid: Footprint(size) for pid, size in self.ending.items()}
@@ -290,6 +294,33 @@ def test_a_load_waits_for_a_suspended_one_to_end_rather_than_doubt_its_estimate(
             await asyncio.sleep(0.05)
             assert not two.done()
         assert (await two).need.peak == 90 * MIB
+
+    run(scenario)
+
+
+def test_a_load_that_ends_while_memory_is_read_can_be_evicted() -> None:
+    async def scenario() -> None:
+        house = House()
+        reads = 0
+        reading, ended = threading.Event(), threading.Event()
+
+        def on_read() -> None:
+            nonlocal reads
+            reads += 1
+            if reads == 2:
+                reading.set()
+                ended.wait()
+
+        one = house.room("one", 60 * MIB, evict=True)
+        await one.__aenter__()
+        house.on_read = on_read
+        two = asyncio.ensure_future(house.room("two", 60 * MIB, evict=True).__aenter__())
+        await asyncio.to_thread(reading.wait)
+        house.add("one", 60)
+        await one.__aexit__(None, None, None)
+        ended.set()
+        await two
+        assert house.gone == ["one"]
 
     run(scenario)
 

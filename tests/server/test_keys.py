@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from backline.cli.keys import command
+from backline.cli.models import command as models_command
 from conformance.h1probe import HttpProbe
 from support import models
 from support.server import ServerProcess, serve
@@ -111,6 +112,14 @@ def test_a_route_lets_in_exactly_the_keys_with_its_scope(
         ask(number, method, path, body, x_api_key=keys.of["root" if "root" in allowed else "reader"])[0]
         == 200
     )
+
+
+def test_a_key_limited_to_a_model_can_show_it(served: ServerProcess, keys: Keys) -> None:
+    header = f"Authorization: Bearer {keys.of['limited']}"
+    shown = CliRunner().invoke(models_command, ["show", "add1", "--url", served.url, "--header", header])
+    assert shown.exit_code == 0, shown.output
+    assert "INPUT0" in shown.stdout
+    assert "version  state" not in shown.stdout
 
 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])

@@ -68,7 +68,7 @@ def test_sighup_reads_certificate_and_keys_again_without_losing_a_connection(
             client.request("GET", "/v2", headers={"Authorization": f"Bearer {first}"})
             assert client.getresponse().status == 200
             server.process.send_signal(signal.SIGHUP)
-            server.wait_for("read 2 keys")
+            server.wait_for("read 2 keys, 0 certificates and 0 issuers of tokens")
         assert server.stop() == 0
 
 

@@ -22,6 +22,20 @@ class Issued:
     key: Path
 
 
+#: Python 3.13 insists on the extensions that RFC 5280 requires.
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 class Authority:
     """Signs certificates. `certificate` is the file that others trust."""
 
@@ -33,6 +47,7 @@ class Authority:
         signed = (
             _builder(self._name, self._name, self._key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_SIGNS_CERTIFICATES, critical=True)
             .sign(self._key, hashes.SHA256())
         )
         self.certificate = folder / f"{name}.crt"
@@ -56,6 +71,9 @@ class Authority:
         signed = (
             _builder(x509.Name(subject), self._name, key, days)
             .add_extension(x509.SubjectAlternativeName(names or local), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
             .sign(self._key, hashes.SHA256())
         )
         issued = Issued(self._folder / f"{file or name}.crt", self._folder / f"{file or name}.key")
@@ -90,4 +108,5 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )

@@ -15,6 +15,7 @@ from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 
 async def start(repository: Path, **more: Any) -> Embedded:
     """An explicit-mode engine with every model of the repository and its state in a sibling folder."""
+    more.setdefault("isolate", "never")
     options = LifecycleOptions(
         mode="explicit", load_models=(ALL_MODELS,), state_folder=repository.with_name("state"), **more
     )

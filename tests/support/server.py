@@ -98,7 +98,11 @@ def serve(
     ready: bool = True,
     environment: dict[str, str] | None = None,
 ) -> Iterator[ServerProcess]:
-    """Runs `backline serve` on free ports until the block ends; with `ready`, first waits for all models."""
+    """Runs `backline serve` on free ports until the block ends; with `ready`, first waits for all models.
+
+    Unless the options say otherwise, model files are not tried in a process of their own, which would take
+    most of a test's time.
+    """
     http, grpc, metrics = free_ports(3)
     ports: Sequence[str] = (
         "--http-port",
@@ -113,7 +117,7 @@ def serve(
             [sys.executable, "-m", "backline", "serve", str(repository), *ports, *options],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={"BACKLINE_ISOLATE": "never", **os.environ, **(environment or {})},
         )
     server = ServerProcess(process, http, grpc, metrics, log)
     try:

@@ -7,13 +7,16 @@ import os
 import shutil
 import ssl
 import subprocess
+import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from backline.system import file_watch
-from backline.wire.tls import TlsFileError, TlsFiles
+from backline.wire.tls import ClientAuth, TlsFileError, TlsFiles
 from support.authority import Authority
 from support.waiting import until
 
@@ -22,6 +25,7 @@ from .conftest import WireServer, read_answer
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 Start = Callable[..., WireServer]
 GET = b"GET /dump HTTP/1.1\r\nHost: a\r\n\r\n"
+HELD = GET.replace(b"dump", b"held")
 
 
 def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
@@ -330,3 +334,71 @@ def test_a_replaced_client_authority_decides_about_new_connections(
     assert ask_and_read(server, context) == b""
     trusted.write_bytes(other.certificate.read_bytes())
     until(lambda: ask_and_read(server, context).startswith(b"HTTP/1.1 200"))
+
+
+@pytest.mark.parametrize("client_auth", ["required", "optional"])
+def test_a_request_knows_the_certificate_of_its_client(
+    start: Start, tmp_path: Path, client_auth: ClientAuth
+) -> None:
+    authority = Authority(tmp_path)
+    issued = authority.issue("server")
+    names = (
+        x509.DNSName("App.example.org"),
+        x509.RFC822Name("app@example.org"),
+        x509.UniformResourceIdentifier("spiffe://example.org/app"),
+        x509.IPAddress(ip_address("10.0.0.7")),
+    )
+    presented = authority.issue("app", *names, organization="Example, Inc.")
+    server = start(TlsFiles(issued.certificate, issued.key, authority.certificate, client_auth))
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    context.load_cert_chain(presented.certificate, presented.key)
+    with connect_tls(server, context) as client:
+        client.sendall(HELD)
+        assert server.echo.arrived.acquire(timeout=10)
+        found = server.echo.held[0].certificate
+        assert found is not None
+        assert found.subject == {"CN=app", "O=Example, Inc."}
+        assert found.names == {
+            "DNS:app.example.org",
+            "email:app@example.org",
+            "URI:spiffe://example.org/app",
+            "IP Address:10.0.0.7",
+        }
+        assert 1.9 < (found.expires - time.time()) / 86400 < 2.1
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_resumed_session_keeps_the_certificate_of_its_client(
+    start: Start, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    authority = Authority(tmp_path)
+    issued, presented = authority.issue("server"), authority.issue("app")
+    server = start(TlsFiles(issued.certificate, issued.key, authority.certificate, "optional"))
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    context.load_cert_chain(presented.certificate, presented.key)
+    context.minimum_version = context.maximum_version = version
+    session = None
+    for resumed in (False, True):
+        with context.wrap_socket(server.connect(), server_hostname="localhost", session=session) as client:
+            assert client.session_reused is resumed
+            client.sendall(HELD)
+            assert server.echo.arrived.acquire(timeout=10)
+            found = server.echo.held[-1].certificate
+            assert found is not None
+            assert "CN=app" in found.subject
+            server.release(server.echo.held[-1])
+            assert read_answer(client)[0] == 200
+            session = client.session
+
+
+def test_an_optional_certificate_may_be_missing_but_not_be_foreign(start: Start, tmp_path: Path) -> None:
+    authority, other = Authority(tmp_path / "mine"), Authority(tmp_path / "other")
+    issued, foreign = authority.issue("server"), other.issue("client")
+    server = start(TlsFiles(issued.certificate, issued.key, authority.certificate, "optional"))
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    with connect_tls(server, context) as client:
+        client.sendall(HELD)
+        assert server.echo.arrived.acquire(timeout=10)
+        assert server.echo.held[0].certificate is None
+    context.load_cert_chain(foreign.certificate, foreign.key)
+    assert ask_and_read(server, context) == b""

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
+from backline.access.certificates import CertificateRule, describe
 from backline.access.identity import Identity, anonymous
 from backline.access.keys import MAX_LENGTH, hash_key
 from backline.access.scope import Scope
+from backline.access.tokens import Claims, TokenRule
 from backline.engine.errors import Unauthenticated
 from backline.memo import Memo
+from backline.wire.application import REMOTE, Certificate
+
+if TYPE_CHECKING:
+    from backline.access.token_verifier import TokenVerifier
 
 AUTHORIZATION = b"authorization"
 API_KEY = b"x-api-key"
-#: How many credentials are remembered, so that each is hashed once.
+#: How many credentials are remembered, so that each is hashed or verified once.
 _MAX_REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The identities that a server knows. `keys` maps the hash of each key to its identity."""
+    """The identities that a server knows.
+
+    `keys` maps the hash of each key to its identity, and `tokens` is by issuer. The first of `certificates`
+    that applies decides.
+    """
 
     anonymous: Identity
     keys: Mapping[str, Identity] = field(default_factory=dict)
+    certificates: Sequence[CertificateRule] = ()
+    tokens: Mapping[str, TokenRule] = field(default_factory=dict)
+
+
+class Certified(Protocol):
+    """A request, a call or a connection: whatever knows the client's certificate."""
+
+    @property
+    def certificate(self) -> Certificate | None: ...
 
 
 #: The end of error texts if no identity is configured and other machines can reach the server's address.
@@ -36,20 +57,39 @@ UNCONFIGURED = Policy(anonymous((Scope.INFER, Scope.READ, Scope.METRICS), cure=_
 class Access:
     """Maps the header fields or metadata of a request to its identity. Lives on the event loop.
 
+    The first credential found decides: a key or token in the header, then the client's certificate.
+
     Invariant: a changed policy also applies to the identities that open streams already carry. Each either
     takes over its new permissions or is revoked.
     """
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        """Raises InvalidArgument if a file with the keys of a token issuer is not valid."""
         self._known: Memo[bytes, Identity] = Memo(_MAX_REMEMBERED)
+        self._holders: Memo[Certificate, Identity] = Memo(_MAX_REMEMBERED)
+        #: Identities of certificates and tokens that are still in use, and what they were made from.
+        self._issued: WeakKeyDictionary[Identity, Certificate | Claims] = WeakKeyDictionary()
+        self._verifier: TokenVerifier | None = None
+        self._use_tokens(policy)
+        self._policy = policy
+        #: Who sends a request without key or token; None if that depends on the client's certificate.
+        self._default = None if policy.certificates else policy.anonymous
 
     @property
     def policy(self) -> Policy:
         return self._policy
 
+    def close(self) -> None:
+        """Stops following the keys of token issuers."""
+        if self._verifier is not None:
+            self._verifier.close()
+
     def use(self, policy: Policy) -> None:
-        """Replaces the policy."""
+        """Replaces the policy.
+
+        Raises InvalidArgument if a file with the keys of a token issuer is not valid; then nothing changes.
+        """
+        self._use_tokens(policy)
         before = self._policy
         before.anonymous.become(policy.anonymous)
         keys = dict(policy.keys)
@@ -60,19 +100,42 @@ class Access:
             else:
                 identity.revoked = True
         self._policy = replace(policy, anonymous=before.anonymous, keys=keys)
+        self._default = None if policy.certificates else before.anonymous
+        self._reissue()
+
+    def _use_tokens(self, policy: Policy) -> None:
+        if self._verifier is None and policy.tokens:
+            from backline.access.token_verifier import TokenVerifier
+
+            self._verifier = TokenVerifier(self._reissue)
+        if self._verifier is not None:
+            self._verifier.use(policy.tokens)
+
+    def _reissue(self) -> None:
+        """Applies changed rules, or a withdrawn key, to the identities of certificates and tokens."""
         self._known.clear()
+        self._holders.clear()
+        for identity, credential in list(self._issued.items()):
+            now = self._issue(credential)
+            if now is None:
+                identity.revoked = True
+            else:
+                identity.become(now)
+                if now.anonymous:
+                    identity.meter = now.meter
 
-    def identify(self, headers: Mapping[bytes, bytes]) -> Identity:
-        """The identity of a request with these fields. The first credential found decides.
+    def identify(self, headers: Mapping[bytes, bytes], caller: Certified = REMOTE) -> Identity:
+        """The identity of a request with these fields.
 
-        Raises Unauthenticated if that credential is unknown: a request with a wrong key never passes as one
-        without a key.
+        Raises Unauthenticated if its key or token is not valid: a request with a wrong key never passes as
+        one without a key. Raises Unavailable while the keys that verify a token are being fetched.
         """
         given = headers.get(AUTHORIZATION)
         if given is None:
             given = headers.get(API_KEY)
             if given is None:
-                return self._policy.anonymous
+                default = self._default
+                return self._holder(caller.certificate) if default is None else default
         known = self._known.get(given)
         return self._identify(given) if known is None else known
 
@@ -85,6 +148,39 @@ class Access:
             )
         key = rest.strip() if separator else scheme
         identity = self._policy.keys.get(hash_key(key)) if len(key) <= MAX_LENGTH else None
+        if identity is None and self._policy.tokens and self._verifier is not None and key.count(b".") == 2:
+            claims = self._verifier.verify(key)
+            identity = self._verifier.identify(claims)
+            if identity is not None:
+                self._issued[identity] = claims
         if identity is None:
             raise Unauthenticated("the key is unknown to this server, or it has been revoked")
         return self._known.keep(given, identity)
+
+    def _holder(self, certificate: Certificate | None) -> Identity:
+        """The identity of a client with this certificate."""
+        if certificate is None:
+            return self._policy.anonymous
+        known = self._holders.get(certificate)
+        if known is not None:
+            return known
+        identity = self._of_certificate(certificate)
+        self._issued[identity] = certificate
+        return self._holders.keep(certificate, identity)
+
+    def _of_certificate(self, certificate: Certificate) -> Identity:
+        for rule in self._policy.certificates:
+            identity = rule.identify(certificate)
+            if identity is not None:
+                return identity
+        cure = f"; no table [[certificates]] applies to the client's certificate ({describe(certificate)})"
+        unknown = replace(self._policy.anonymous, cure=cure, quotas=())
+        # All callers without a key share one quota, whatever certificate they have.
+        unknown.meter = self._policy.anonymous.meter
+        return unknown
+
+    def _issue(self, credential: Certificate | Claims) -> Identity | None:
+        """The identity that a credential has by now; None if it would no longer be accepted."""
+        if isinstance(credential, Certificate):
+            return self._of_certificate(credential) if self._policy.certificates else self._policy.anonymous
+        return None if self._verifier is None else self._verifier.identify(credential)

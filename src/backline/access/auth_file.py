@@ -1,4 +1,4 @@
-"""Reads the file given with --auth, which lists the keys and what each allows, and follows its changes."""
+"""Reads the file given with --auth, which lists callers and what each may do, and follows its changes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ import msgspec
 from msgspec import Meta
 
 from backline.access.access import Access, Policy
+from backline.access.certificates import CertificateRule, parse_alternative_name, parse_subject
 from backline.access.identity import Grant, Identity, anonymous
 from backline.access.keys import MIN_LENGTH, hash_key
 from backline.access.quota import Quota
 from backline.access.scope import Scope
+from backline.access.tokens import Algorithm, TokenRule
 from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
 from backline.system.file_watch import FileWatch
@@ -32,7 +34,9 @@ _MAX_SIZE = 4 * 1024 * 1024
 
 log = logging.getLogger("backline.access")
 
+_Text = Annotated[str, Meta(min_length=1)]
 _Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[\w.@+-]+$")]
+_Models = Annotated[list[_Text], Meta(min_length=1)]
 
 
 _Rate = Annotated[float, Meta(gt=0)]
@@ -82,16 +86,43 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: _Name
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
     scopes: list[Scope]
-    models: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)] = msgspec.field(
-        default_factory=lambda: ["*"]
-    )
+    models: _Models = msgspec.field(default_factory=lambda: ["*"])
     expires: datetime | None = None
     quota: QuotaEntry | None = None
     quotas: list[ModelQuotaEntry] = msgspec.field(default_factory=list)
 
 
+class CertificateEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A [[certificates]] table: what clients with such a certificate may do.
+
+    It needs `subject`, `san` or both.
+    """
+
+    name: _Name
+    scopes: list[Scope]
+    subject: _Text | None = None
+    san: _Text | None = None
+    models: _Models = msgspec.field(default_factory=lambda: ["*"])
+    expires: datetime | None = None
+
+
+class TokenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A [[tokens]] table: an issuer whose tokens are accepted. See TokenRule for the fields."""
+
+    issuer: _Text
+    audience: _Text | Annotated[list[_Text], Meta(min_length=1)]
+    jwks: _Text
+    scopes: dict[str, list[Scope]]
+    claim: _Text = "scope"
+    algorithms: Annotated[list[Algorithm], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["RS256", "ES256"]
+    )
+    models: _Models = msgspec.field(default_factory=lambda: ["*"])
+    leeway: Annotated[float, Meta(ge=0, le=300)] = 30.0
+
+
 class AnonymousEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The [anonymous] table: what requests without a key may do."""
+    """The [anonymous] table: what requests without credentials may do."""
 
     scopes: list[Scope] = msgspec.field(default_factory=list)
     quota: QuotaEntry | None = None
@@ -103,6 +134,8 @@ class AuthDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     anonymous: AnonymousEntry = msgspec.field(default_factory=AnonymousEntry)
     keys: list[KeyEntry] = msgspec.field(default_factory=list)
+    certificates: list[CertificateEntry] = msgspec.field(default_factory=list)
+    tokens: list[TokenEntry] = msgspec.field(default_factory=list)
 
 
 def read_auth_file(path: Path) -> AuthDocument:
@@ -124,17 +157,20 @@ def read_auth_file(path: Path) -> AuthDocument:
 
 def _with_times(document: dict[str, Any]) -> dict[str, Any]:
     """The document, with each expiry that is a plain date replaced by the start of that day in UTC."""
-    keys = document.get("keys")
-    for entry in keys if isinstance(keys, list) else ():
-        if isinstance(entry, dict) and type(entry.get("expires")) is date:
-            entry["expires"] = datetime.combine(entry["expires"], time(), UTC)
+    for tables in (document.get("keys"), document.get("certificates")):
+        for entry in tables if isinstance(tables, list) else ():
+            if isinstance(entry, dict) and type(entry.get("expires")) is date:
+                entry["expires"] = datetime.combine(entry["expires"], time(), UTC)
     return document
 
 
-def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.environ) -> Policy:
-    """The policy of a file and of the keys in environment variables.
+def make_policy(
+    document: AuthDocument, environment: Mapping[str, str] = os.environ, folder: Path = Path()
+) -> Policy:
+    """The policy of a file and of the keys in environment variables. Paths in the file start from `folder`.
 
-    Raises InvalidArgument for two keys with one name or hash, a key that is too short, or an invalid quota.
+    Raises InvalidArgument for two keys with one name or hash, a key that is too short, or an invalid quota,
+    certificate or issuer.
     """
     identities: dict[str, Identity] = {}
     names: set[str] = set()
@@ -159,7 +195,61 @@ def make_policy(document: AuthDocument, environment: Mapping[str, str] = os.envi
         identities[hash_key(key)] = Identity(variable, (Grant(scopes),))
     unknown = document.anonymous
     quotas = _quotas("[anonymous]", unknown.quota, unknown.quotas)
-    return Policy(anonymous(unknown.scopes, quotas=quotas), identities)
+    return Policy(
+        anonymous(unknown.scopes, quotas=quotas),
+        identities,
+        tuple(map(_certificate_rule, document.certificates)),
+        _token_rules(document.tokens, folder),
+    )
+
+
+def _certificate_rule(entry: CertificateEntry) -> CertificateRule:
+    if entry.subject is None and entry.san is None:
+        raise InvalidArgument(
+            f"--auth: the certificate '{entry.name}' needs a subject, such as 'CN=app', or a san, such as"
+            " 'DNS:app.example.org'"
+        )
+    try:
+        subject = frozenset() if entry.subject is None else parse_subject(entry.subject)
+        names = frozenset() if entry.san is None else frozenset((parse_alternative_name(entry.san),))
+    except InvalidArgument as error:
+        raise InvalidArgument(f"--auth: the certificate '{entry.name}': {error.message}") from None
+    grant = Grant(frozenset(entry.scopes), tuple(entry.models))
+    return CertificateRule(entry.name, subject, names, grant, _timestamp(entry.expires))
+
+
+def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, TokenRule]:
+    """By issuer."""
+    if not entries:
+        return {}
+    try:
+        from backline.access.key_ring import check_location
+    except ImportError as error:
+        raise InvalidArgument(
+            f"--auth: [[tokens]] needs PyJWT and cryptography: pip install 'backline[auth]' ({error})"
+        ) from None
+    rules: dict[str, TokenRule] = {}
+    for entry in entries:
+        if entry.issuer in rules:
+            raise InvalidArgument(
+                f"--auth: two [[tokens]] tables have the issuer '{entry.issuer}'; join them"
+            )
+        location = entry.jwks if "://" in entry.jwks else str(folder / entry.jwks)
+        try:
+            check_location(location)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"--auth: the issuer '{entry.issuer}': {error.message}") from None
+        rules[entry.issuer] = TokenRule(
+            entry.issuer,
+            frozenset((entry.audience,) if isinstance(entry.audience, str) else entry.audience),
+            location,
+            frozenset(entry.algorithms),
+            entry.claim,
+            {value: frozenset(scopes) for value, scopes in entry.scopes.items()},
+            tuple(entry.models),
+            entry.leeway,
+        )
+    return rules
 
 
 def _timestamp(moment: datetime | None) -> float | None:
@@ -192,9 +282,15 @@ class AuthFileWatch:
 
     def _apply(self) -> None:
         try:
-            policy = make_policy(read_auth_file(self._path))
+            policy = make_policy(read_auth_file(self._path), folder=self._path.parent)
+            self._access.use(policy)
         except InvalidArgument as error:
             log.error("%s; the keys read before stay in force", error.message)
             return
-        self._access.use(policy)
-        log.info("read %d keys from '%s'", len(policy.keys), self._path)
+        log.info(
+            "read %d keys, %d certificates and %d issuers of tokens from '%s'",
+            len(policy.keys),
+            len(policy.certificates),
+            len(policy.tokens),
+            self._path,
+        )

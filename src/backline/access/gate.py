@@ -19,6 +19,7 @@ from backline.wire.application import (
     Ingress,
     ResponseStream,
 )
+from backline.wire.connection import RETRY_AFTER
 
 #: The maximum number of Host values cached as known, and as unknown. Clients may send any number of values.
 _MAX_HOSTS = 64
@@ -45,8 +46,7 @@ class ScopeGate(Gate):
     """Applies the policies to the route's target. A request without a route passes and gets its 404.
 
     Without `access`, every caller may use every route, and only web pages are kept out. With it, a request
-    that carries credentials may come from any page and under any Host: only a page that knows them sends
-    them.
+    that carries a key or token may come from any page and under any Host: only a page that knows it sends it.
     """
 
     def __init__(
@@ -71,16 +71,16 @@ class ScopeGate(Gate):
             return None
         if ingress.metrics_only and target.scope not in (Scope.METRICS, Scope.HEALTH):
             return Denial(Forbidden.http_status, Forbidden.grpc_code, METRICS_ONLY)
-        anonymous = True
+        ambient = True
         if self._access is not None:
             try:
-                identity = self._access.identify(headers)
+                identity = self._access.identify(headers, ingress)
                 identity.require(target.scope, target.model)
             except BacklineError as error:
-                fields = CHALLENGE if error.http_status == 401 else ()
+                fields = {401: CHALLENGE, 503: RETRY_AFTER}.get(error.http_status, ())
                 return Denial(error.http_status, error.grpc_code, error.public_message, fields)
-            anonymous = identity.anonymous
-        reason = self._policy.refusal(target.scope, headers, local=ingress.local) if anonymous else None
+            ambient = identity.ambient
+        reason = self._policy.refusal(target.scope, headers, local=ingress.local) if ambient else None
         return None if reason is None else Denial(Forbidden.http_status, Forbidden.grpc_code, reason)
 
     def _learn(self, host: bytes) -> None:

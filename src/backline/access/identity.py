@@ -20,6 +20,14 @@ ANY_MODEL = ""
 _MAX_REMEMBERED = 1024
 
 
+#: What the holder of an expired credential can do.
+_RENEWAL = {
+    "key": "ask the server's operator for a new one",
+    "certificate": "connect again with a renewed one",
+    "token": "ask its issuer for a new one",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """Scopes, and patterns of the models they are limited to: shell patterns, "*" for every model."""
@@ -36,7 +44,7 @@ class Grant:
         return model is not None and any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Identity:
     """A caller with a name, such as the holder of an API key.
 
@@ -49,6 +57,8 @@ class Identity:
     expires: float | None = None
     #: What to do about a missing permission, appended to the error.
     cure: str = ""
+    #: What identifies it: a key, a client certificate or a token; for error texts.
+    kind: str = "key"
     revoked: bool = False
     quotas: tuple[Quota, ...] = ()
     #: Whether it may run every model.
@@ -81,9 +91,18 @@ class Identity:
     def anonymous(self) -> bool:
         return not self.name
 
+    @property
+    def ambient(self) -> bool:
+        """Whether a browser would send such a request on behalf of any page: nothing in it is a secret.
+
+        Browsers present a client certificate to its server whichever page has caused the request.
+        """
+        return not self.name or self.kind == "certificate"
+
     def become(self, other: Identity) -> None:
         """Takes over the permissions of `other`, because the configuration has changed."""
-        self.name, self.grants, self.expires, self.cure = other.name, other.grants, other.expires, other.cure
+        self.name, self.kind, self.grants = other.name, other.kind, other.grants
+        self.expires, self.cure = other.expires, other.cure
         self.quotas = other.quotas
         self._changed()
 
@@ -116,18 +135,19 @@ class Identity:
         has the scope HEALTH.
         """
         if self.revoked:
-            raise Unauthenticated("the key has been revoked; ask the server's operator for a new one")
-        if self.expires is not None and time.time() >= self.expires:
             raise Unauthenticated(
-                f"the key '{self.name}' has expired; ask the server's operator for a new one"
+                f"the {self.kind} has been revoked; ask the server's operator for a new one"
             )
+        if self.expires is not None and time.time() >= self.expires:
+            raise Unauthenticated(f"the {self.kind} '{self.name}' has expired; {_RENEWAL[self.kind]}")
         if scope is Scope.HEALTH or self.may(scope, model):
             return
         if self.anonymous:
             raise Unauthenticated(f"this request needs a key with the scope '{scope}'{self.cure}")
         target = {None: "every model", ANY_MODEL: "any model"}.get(model, f"model '{model}'")
         raise Forbidden(
-            f"the key '{self.name}' does not have the scope '{scope}' for {target}; {_granted(self.grants)}"
+            f"the {self.kind} '{self.name}' does not have the scope '{scope}' for {target};"
+            f" {_granted(self.grants)}"
         )
 
 

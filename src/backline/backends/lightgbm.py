@@ -60,6 +60,10 @@ _OF_SPLITS: Final = ("split_feature", "threshold", "decision_type", "left_child"
 _MORE_OF_SPLITS: Final = ("split_gain", "internal_value", "internal_weight", "internal_count")
 _MORE_OF_LEAVES: Final = ("leaf_weight", "leaf_count")
 _CATEGORICAL: Final = 1
+#: Fields of floating-point numbers; LightGBM ends the process when it reads anything else there.
+_NUMBERS: Final = ("threshold", "leaf_value", "leaf_const", "leaf_coeff", "shrinkage")
+#: The parameters of the training, which LightGBM parses without looking for their end.
+_PARAMETERS: Final = re.compile(rb"(?:\[\w+: [^\n]*\]\n|\n)*end of parameters\n")
 
 
 def _check_start(path: Path) -> None:
@@ -103,6 +107,11 @@ def check_trees(path: Path) -> None:
                 _check_tree(_lines(tree), features)
             except Damaged as error:
                 raise Damaged(f"tree {index}: {error}") from None
+        parameters = content.find(b"\nparameters:\n", end)
+        if parameters >= 0 and not _PARAMETERS.match(content, content.index(b":", parameters) + 2):
+            raise Damaged(
+                "its parameters are not lines of the form '[name: value]' before 'end of parameters'"
+            )
 
 
 def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> list[bytes]:
@@ -133,6 +142,8 @@ def _check_tree(tree: Mapping[str, str], features: int) -> None:
         _count(tree, "leaf_coeff", int(counts.sum()))
         _count(tree, "leaf_features", int(counts.sum()))
         check_range("leaf_features", _integers(tree, "leaf_features"), 0, features)
+    for name in (*_NUMBERS, *_MORE_OF_SPLITS, *_MORE_OF_LEAVES):
+        _check_numbers(tree, name)
     if leaves == 1:
         return
     for name in _OF_SPLITS:
@@ -153,6 +164,7 @@ def _check_tree(tree: Mapping[str, str], features: int) -> None:
         if bounds[0] != 0 or (np.diff(bounds) < 0).any():
             raise Damaged("cat_boundaries does not rise from 0")
         _count(tree, "cat_threshold", int(bounds[-1]))
+        _integers(tree, "cat_threshold")
     if by_category.any():
         chosen = np.array(tree["threshold"].split(), np.float64)[by_category]
         if not ((chosen >= 0) & (chosen < categories)).all():
@@ -171,6 +183,16 @@ def _lines(text: bytes) -> dict[str, str]:
 
 def _integers(values: Mapping[str, str], key: str) -> np.ndarray:
     return np.array(values[key].split(), np.int64)
+
+
+def _check_numbers(values: Mapping[str, str], key: str) -> None:
+    text = values.get(key, "")
+    try:
+        np.array(text.split(), np.float64)
+    except ValueError:
+        raise Damaged(f"a value of {key} is not a number") from None
+    if "_" in text:  # which Python allows in numbers
+        raise Damaged(f"a value of {key} is not a number")
 
 
 def _count(values: Mapping[str, str], key: str, count: int) -> None:

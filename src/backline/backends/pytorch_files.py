@@ -13,6 +13,7 @@ from zipfile import BadZipFile, ZipFile
 
 from backline.backends.runtime import read_start
 from backline.engine.errors import InvalidArgument
+from backline.system.archive_limits import UnpackLimits, check_zip
 
 _EXPORT = "torch.export.save(torch.export.export(model, example_inputs), 'model.pt2')"
 #: Prefixes of files that torch.export.load would unpickle (torch/export/pt2_archive/constants.py).
@@ -38,6 +39,7 @@ def identify(path: Path) -> PytorchKind:
         raise _checkpoint(path)
     if start[:2] != b"PK":
         raise InvalidArgument(f"'{path}' is not a file of PyTorch: neither a zip archive nor a checkpoint")
+    check_zip(path, UnpackLimits())
     try:
         with ZipFile(path) as archive:
             # Without the top folder, which is named after the file as it was first saved.

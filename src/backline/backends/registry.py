@@ -5,8 +5,10 @@ The module of a backend is only imported when a model needs it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from backline.backends.backend import Backend
@@ -14,7 +16,7 @@ from backline.engine.config.model_config import ModelConfig, ModelFormat
 from backline.engine.errors import InvalidArgument
 from backline.engine.spelling import nearest
 
-__all__ = ["BACKENDS", "FORMATS", "BackendEntry", "choose"]
+__all__ = ["BACKENDS", "FORMATS", "BackendEntry", "choose", "describe_runtime"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,12 @@ class BackendEntry:
     class_name: str
     #: Whether its models run in worker processes, which may have environments with other packages.
     hosted: bool = False
+    #: What runs its models in the server's process, and the package with its version, if it has one. Empty
+    #: for a backend that reads no files there.
+    runtime: str = ""
+    package: str = ""
+    #: The runtime's modules that a process may import before it forks.
+    modules: tuple[str, ...] = ()
 
     def backend(self) -> Backend:
         backend: Backend = getattr(import_module(f"backline.backends.{self.module}"), self.class_name)()
@@ -34,17 +42,82 @@ class BackendEntry:
 
 
 BACKENDS: tuple[BackendEntry, ...] = (
-    BackendEntry("onnxruntime", "onnxruntime_onnx", "onnxruntime", "OnnxRuntime"),
-    BackendEntry("pytorch", "pytorch_libtorch", "pytorch", "Pytorch"),
-    BackendEntry("tensorflow", "tensorflow_savedmodel", "tensorflow", "TensorFlow"),
-    BackendEntry("litert", "litert", "litert", "LiteRt"),
-    BackendEntry("openvino", "openvino", "openvino", "OpenVino"),
-    BackendEntry("jax", "jax", "jax", "Jax"),
-    BackendEntry("xgboost", "xgboost", "xgboost", "XgBoost"),
-    BackendEntry("lightgbm", "lightgbm", "lightgbm", "LightGbm"),
-    BackendEntry("catboost", "catboost", "catboost", "CatBoost"),
-    BackendEntry("sklearn", "sklearn", "sklearn", "Sklearn"),
-    BackendEntry("mlflow", "mlflow", "mlflow", "MlFlow"),
+    BackendEntry(
+        "onnxruntime",
+        "onnxruntime_onnx",
+        "onnxruntime",
+        "OnnxRuntime",
+        runtime="ONNX Runtime",
+        package="onnxruntime",
+        modules=("onnxruntime",),
+    ),
+    BackendEntry(
+        "pytorch",
+        "pytorch_libtorch",
+        "pytorch",
+        "Pytorch",
+        runtime="PyTorch",
+        package="torch",
+        modules=("torch",),
+    ),
+    BackendEntry(
+        "tensorflow",
+        "tensorflow_savedmodel",
+        "tensorflow",
+        "TensorFlow",
+        runtime="TensorFlow",
+        package="tensorflow",
+    ),
+    BackendEntry(
+        "litert",
+        "litert",
+        "litert",
+        "LiteRt",
+        runtime="LiteRT",
+        package="ai-edge-litert",
+        modules=("ai_edge_litert.interpreter",),
+    ),
+    BackendEntry(
+        "openvino",
+        "openvino",
+        "openvino",
+        "OpenVino",
+        runtime="OpenVINO",
+        package="openvino",
+        modules=("openvino",),
+    ),
+    BackendEntry("jax", "jax", "jax", "Jax", runtime="JAX", package="jax", modules=("jax",)),
+    BackendEntry(
+        "xgboost", "xgboost", "xgboost", "XgBoost", runtime="XGBoost", package="xgboost", modules=("xgboost",)
+    ),
+    BackendEntry(
+        "lightgbm",
+        "lightgbm",
+        "lightgbm",
+        "LightGbm",
+        runtime="LightGBM",
+        package="lightgbm",
+        modules=("lightgbm",),
+    ),
+    BackendEntry(
+        "catboost",
+        "catboost",
+        "catboost",
+        "CatBoost",
+        runtime="CatBoost",
+        package="catboost",
+        modules=("catboost",),
+    ),
+    BackendEntry(
+        "sklearn",
+        "sklearn",
+        "sklearn",
+        "Sklearn",
+        runtime="scikit-learn",
+        package="scikit-learn",
+        modules=("skops.io", "joblib"),
+    ),
+    BackendEntry("mlflow", "mlflow", "mlflow", "MlFlow", runtime="the runtime of the MLflow model"),
     BackendEntry("python", "python", "python", "Python", hosted=True),
     BackendEntry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True),
     BackendEntry("identity", "identity", "identity", "Identity"),
@@ -67,6 +140,15 @@ def choose(config: ModelConfig, path: Path) -> BackendEntry:
             f"'{path}' has an unknown format; name its `backend` in the configuration: {_names()}"
         )
     return entry
+
+
+def describe_runtime(entry: BackendEntry) -> str:
+    """The runtime of a backend with its version, for messages: "LightGBM 4.7.0"."""
+    for suffix in ("", "-gpu", "-cpu"):
+        with suppress(PackageNotFoundError):
+            if entry.package:
+                return f"{entry.runtime} {version(entry.package + suffix)}"
+    return entry.runtime
 
 
 def _configured(config: ModelConfig) -> BackendEntry | None:

@@ -18,6 +18,7 @@ from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.signature import Signature, TensorSpec
+from backline.system.archive_limits import UnpackLimits, check_zip
 
 INPUT = "input__0"
 #: The methods that are served, each as an output of that name; `transform` if an estimator cannot predict.
@@ -144,6 +145,7 @@ def _use_one_core(estimator: Any) -> None:
 
 
 def _load_skops(path: Path, what: str, options: LoadOptions) -> Any:
+    check_zip(path, UnpackLimits())
     skops = import_runtime("skops.io", what=what, extra="sklearn")
     with loading(path, "skops"):
         untrusted = skops.get_untrusted_types(file=path)

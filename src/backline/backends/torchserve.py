@@ -8,7 +8,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, ClassVar, Final
 
@@ -19,6 +18,12 @@ from backline.engine.config.instance_group import InstanceGroup, Kind
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.device import Gpus
+from backline.system.archive_limits import (
+    UnpackLimits,
+    check_unpacked_bytes,
+    check_zip,
+    too_many_members,
+)
 
 #: The name of the parameter that passes the contents of model-config.yaml, as JSON, to the worker.
 SETTINGS = "model-config"
@@ -116,8 +121,8 @@ def _settings(archive: MarFile, name: str | None) -> dict[str, Any]:
 
 MANIFEST: Final = "MAR-INF/MANIFEST.json"
 _LARGEST: Final = 1 << 20
-#: The most members of a tar file that are examined.
-_MOST: Final = 100_000
+#: The limits of an archive. For comparison, a handler with its tokenizer and weights has a few dozen files.
+ARCHIVE_LIMITS: Final = UnpackLimits(files=10_000)
 _DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -151,6 +156,7 @@ class MarFile:
             if path.is_dir():
                 yield cls(path, None)
             elif zipfile.is_zipfile(path):
+                check_zip(path, ARCHIVE_LIMITS)
                 with zipfile.ZipFile(path) as opened:
                     yield cls(path, opened)
             elif is_tar(path):
@@ -168,12 +174,21 @@ class MarFile:
         if isinstance(self._packed, zipfile.ZipFile):
             return dict.fromkeys(self._packed.namelist())
         if isinstance(self._packed, tarfile.TarFile):
-            return {
-                member.name.removeprefix("./"): member
-                for member in islice(self._packed, _MOST)
-                if member.isreg()
-            }
+            return self._list_tar(self._packed)
         return {}
+
+    def _list_tar(self, packed: tarfile.TarFile) -> dict[str, tarfile.TarInfo | None]:
+        names: dict[str, tarfile.TarInfo | None] = {}
+        size = 0
+        for count, member in enumerate(packed, 1):
+            if count > ARCHIVE_LIMITS.files:
+                raise too_many_members(str(self.path), ARCHIVE_LIMITS)
+            # Checked here, because all bytes of a member are unpacked to find the next.
+            size += member.size
+            check_unpacked_bytes(self.path, size, ARCHIVE_LIMITS)
+            if member.isreg():
+                names[member.name.removeprefix("./")] = member
+        return names
 
     def holds(self, name: str) -> bool:
         return self._open(name) is not None

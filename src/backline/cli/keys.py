@@ -120,7 +120,7 @@ class _KeyFile:
         """Replaces the file, readable by its owner only. Raises InvalidArgument if a value is invalid."""
         with replacement(self.path) as new:
             new.write_text(self._document.as_string())
-            make_policy(read_auth_file(new), environment={})
+            make_policy(read_auth_file(new), {}, new.parent)
 
 
 def _show_key(key: str, name: str, *, as_json: bool, **more: Any) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "config": "Show, check, explain and convert the configuration of models on disk.",
     "env": "Show, build and remove the environments of Python models.",
     "keys": "Create, list, revoke and rotate the API keys of a server.",
+    "certs": "Create certificates for a server and its clients, for development.",
     "login": "Keep the API key of a server for this user.",
     "logout": "Forget the API key of a server.",
     "bench": "Measure a model on a server under load.",
@@ -107,7 +108,8 @@ def main() -> NoReturn:
             bold=True,
             color=None if "NO_COLOR" not in os.environ else False,
         )
-        click.echo(text, err=True)
+        # The text of a failed load ends with ";" and a newline, as in Triton.
+        click.echo(text.rstrip("\n").removesuffix(";"), err=True)
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
 

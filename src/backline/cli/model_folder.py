@@ -152,7 +152,9 @@ async def _served_model(folder: ModelFolder) -> Model:
         )
     logging.getLogger("backline").setLevel(logging.CRITICAL)  # the caller reports all errors
     with TemporaryDirectory() as state:
-        embedded = Embedded([folder.path / folder.found.folder], LifecycleOptions(state_folder=Path(state)))
+        # This process serves nobody whom a crash of the model's runtime could harm.
+        options = LifecycleOptions(state_folder=Path(state), isolate="never")
+        embedded = Embedded([folder.path / folder.found.folder], options)
         try:
             await embedded.start()
             (model, *_) = [*embedded.engine.models()]

@@ -70,7 +70,8 @@ Examples:
 def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
     """Create a Python model and its test. NAME may be a path; existing files are never overwritten.
 
-    `backline serve NAME` serves the model. Created inside a repository, it is one of the repository's models.
+    `backline serve NAME` serves the model. Created inside a repository, it is one of the repository's models,
+    except with --template pipeline, which creates a repository of two models.
     """
     name = path.name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
@@ -80,6 +81,8 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
         )
     if path.exists():
         raise AlreadyExists(f"'{path}' exists already; choose another name, or remove it")
+    if any(not one.strip() for one in requires):
+        raise InvalidArgument("--requires needs the name of a package, such as numpy or torch==2.9.1")
     files = dict(_files(template, name))
     if requires:
         folder = path / name if template == "pipeline" else path

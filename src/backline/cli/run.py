@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -111,6 +112,7 @@ def command(
     repository, name = find_model(model, whole=bool(others))
     with tempfile.TemporaryDirectory(prefix="backline-") as state:
         options = LifecycleOptions(
+            isolate="never",  # this process serves nobody else
             mode="explicit",
             trust_pickle=trust_pickle,
             trust_skops_types=trust_skops_types,
@@ -207,7 +209,10 @@ async def _run(
         values = read_inputs(await handle.metadata(), inputs)
         parameters = lone_parameters(await handle.config())
         sent = perf_counter()
-        results = [result async for result in handle.stream(values, parameters=parameters)]
+        try:
+            results = [result async for result in handle.stream(values, parameters=parameters)]
+        except NotFound as error:
+            raise _with_hint(error) from None
         return _Run(name, results, loaded - began, perf_counter() - sent)
     except asyncio.CancelledError:
         interrupted = True
@@ -216,6 +221,12 @@ async def _run(
         with suppress(TimeoutError):
             async with asyncio.timeout(_REST_WITHIN if interrupted else None):
                 await transport.close()
+
+
+def _with_hint(error: NotFound) -> NotFound:
+    """The error, with the option that loads the missing model: it is one that the running model calls."""
+    missing = re.match(r"Request for unknown model: '([^']+)' is not found", error.message)
+    return error if missing is None else NotFound(f"{error.message}; to load it too, add --with {missing[1]}")
 
 
 async def _only(client: AsyncClient, repository: str, cache: Path) -> str:

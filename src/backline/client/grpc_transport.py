@@ -332,7 +332,8 @@ class GrpcTransport(Transport):
         if self._address.tls and ("Handshake read failed" in details or "WRONG_VERSION" in details):
             return no_tls(self._address)
         told = f"cannot reach {self._url}: {details}."
-        if "Socket closed" in details and (advice := unanswered(self._address, self._options)):
+        dropped = "Socket closed" in details or "reset by peer" in details
+        if dropped and (advice := unanswered(self._address, self._options)):
             return ConnectionFailed(told + advice)
         return ConnectionFailed(
             f"{told} Start a server (backline serve REPO), or check the host and port, and that it speaks"

@@ -159,6 +159,6 @@ def refused(address: Address, timeout: float, error: Exception) -> ConnectionFai
             f"connection refused by {address.url}: nothing listens there."
             " Start a server (backline serve REPO), or check host and port"
         )
-    if address.tls and number is None and isinstance(error, ConnectionError):
+    if address.tls and isinstance(error, ConnectionError):
         return no_tls(address)
     return ConnectionFailed(f"cannot connect to {address.url}: {error or type(error).__name__}")

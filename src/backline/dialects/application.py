@@ -139,7 +139,7 @@ class _IdentifyingHandler(_HttpHandler):
     def _admit(self, request: HttpRequest) -> Handler:
         """The handler of a request, once its caller is admitted. Raises BacklineError if it is not."""
         try:
-            identity = self._identify(request.headers)
+            identity = self._identify(request.headers, request)
         except BacklineError:
             if self._target(request.method, request.path) is None:
                 return self._resolve(request)  # which raises
@@ -180,7 +180,7 @@ def _identifying(method: UnaryMethod | StreamMethod, access: Access) -> UnaryMet
 
     async def serve(call: StreamCall) -> None:
         try:
-            call.identity = access.identify(call.metadata)
+            call.identity = access.identify(call.metadata, call)
             call.identity.require(scope, model)
         except BacklineError as error:
             raise RpcError(error.grpc_code, error.public_message) from None
@@ -199,7 +199,7 @@ def _identifying_unary(method: UnaryMethod, access: Access) -> UnaryMethod:
 
     def handle(call: UnaryCall, received: Buffer) -> None:
         try:
-            identity = call.identity = identify(call.metadata)
+            identity = call.identity = identify(call.metadata, call)
             if identity.passes.get(handler) is None or not identity.lasts:
                 identity.require(scope, model if model_of is None else model_of(received) or None)
                 if model_of is None:

@@ -19,7 +19,7 @@ from typing import Final
 
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.names import printable
-from backline.repository.remote.unpack import UnpackLimits
+from backline.system.archive_limits import UnpackLimits
 
 #: The configuration parameter that holds the path; the path may contain the placeholder below.
 PARAMETER: Final = "EXECUTION_ENV_PATH"

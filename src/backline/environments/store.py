@@ -91,7 +91,8 @@ class Environments:
     """The store in `folder`, which has the layout above. Methods block and are thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        # Absolute, because uv runs in another folder, where a relative path would name a different place.
+        self.folder = folder.absolute()
         #: Descriptors of shared locks, by digest: they prevent the removal of environments that workers of
         #: this process may use.
         self._held: dict[str, int] = {}

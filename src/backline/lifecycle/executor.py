@@ -169,8 +169,7 @@ class Executor:
             statistics=served.statistics(version.version),
             attempt=attempt,
             another_serves=any(other.phase is VersionPhase.READY for other in served.held.values()),
-            may_run_code=self._options.trust_remote_code
-            or (source.own_files and isinstance(source.repository, LocalRepository)),
+            from_elsewhere=not (source.own_files and isinstance(source.repository, LocalRepository)),
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
         )
         served.held[one.key] = one
@@ -297,6 +296,7 @@ class Executor:
                 await one.drain(0)
                 one.end()
         self._engine.refresh()
+        self._shared.close()
 
 
 def _config(goal: Wanted) -> ModelConfig:

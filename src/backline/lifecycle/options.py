@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from backline.engine.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
@@ -13,8 +17,24 @@ if TYPE_CHECKING:
 #: What decides which models are loaded: the repositories once at start, the repositories as they change, or
 #: requests (Triton's modes).
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
+#: Which model files are tried in a process of their own before the server loads them: all at each load, those
+#: that have not been tried before, of those only files from elsewhere, or none.
+IsolateMode: TypeAlias = Literal["always", "new", "remote", "never"]
 #: For `load_models`: everything that the repositories hold.
 ALL_MODELS = "*"
+
+
+#: Whether this system has what trials of model files need.
+TRIALS_WORK: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
+
+
+def check_isolation(mode: IsolateMode) -> None:
+    """Raises InvalidArgument if model files cannot be tried in processes of their own on this system."""
+    if mode != "never" and not TRIALS_WORK:
+        raise InvalidArgument(
+            f"isolate is {mode}, but model files can be tried in processes of their own only on Linux: set it"
+            " to never"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +54,13 @@ class LifecycleOptions:
     load_threads: int = 4
     #: Retries of a failed load, for models that set none.
     load_retries: int = 0
+    #: Which model files are tried in a process of their own first. That needs Linux.
+    isolate: IsolateMode = "new" if TRIALS_WORK else "never"
+    #: Seconds after which the process that tries a model file is killed.
+    load_timeout_seconds: float = 600.0
+    #: Resident bytes above which that process is killed; None for 4 GiB and eight times the size of the
+    #: files, at most 80 % of the memory that is free.
+    load_memory_limit: int | None = None
     #: Seconds that requests get to finish when their version is unloaded.
     drain_seconds: float = 30.0
     #: Seconds for which the version that a label leaves stays loaded, so that a rollback needs no load; 0 for

@@ -62,10 +62,12 @@ class Servable(ShownVersion):
         statistics: ModelStatistics | None,
         attempt: int,
         another_serves: bool,
-        may_run_code: bool,
+        from_elsewhere: bool,
         on_given_up: Callable[[Model, str], None],
     ) -> None:
         """`statistics` are those of the load to replace.
+
+        `from_elsewhere` says that the files are from a remote repository, or came with a load request.
 
         `on_given_up` is called with the model and the reason when an instance hung and was replaced.
         """
@@ -107,7 +109,7 @@ class Servable(ShownVersion):
         self._config = config
         self._version = version
         self._fetch = fetch
-        self._may_run_code = may_run_code
+        self._from_elsewhere = from_elsewhere
         self._on_given_up = on_given_up
         self._load: VersionLoad | None = None
         self._completion: Completion | None = None
@@ -152,7 +154,7 @@ class Servable(ShownVersion):
             fetched,
             known,
             self.kind,
-            may_run_code=self._may_run_code,
+            from_elsewhere=self._from_elsewhere,
             on_bytes=on_bytes,
         )
         loop = asyncio.get_running_loop()

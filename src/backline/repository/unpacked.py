@@ -12,7 +12,8 @@ import zipfile
 from pathlib import Path
 
 from backline.engine.errors import InvalidArgument, Unavailable
-from backline.repository.remote.unpack import UnpackLimits, members
+from backline.repository.remote.unpack import members
+from backline.system.archive_limits import UnpackLimits
 from backline.system.file_lock import try_lock
 
 #: Seconds for which an unpacked archive is kept after a load last used it.

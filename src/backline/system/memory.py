@@ -13,6 +13,7 @@ LARGE_BLOCK = 1 << 20
 #: Parameters of mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_PERTURB = -6
 _M_ARENA_MAX = -8
 
 
@@ -68,6 +69,16 @@ def share_arena() -> bool:
     own allocators: more arenas gained nothing measurable.
     """
     return bool(_mallopt()(_M_ARENA_MAX, 1))
+
+
+def fill_blocks(byte: int) -> bool:
+    """Fills blocks with a value when they are allocated or freed, from now on; 0 ends that. False if the C
+    library cannot.
+
+    A program that reads memory which it has not written, or has freed, then reads this value instead of zeros
+    or what was there before (mallopt(3), M_PERTURB). Applies to the whole process.
+    """
+    return bool(_mallopt()(_M_PERTURB, byte))
 
 
 @cache

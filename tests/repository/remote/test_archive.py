@@ -16,7 +16,7 @@ from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Una
 from backline.engine.names import printable
 from backline.repository.remote.archive import ArchiveRepository
 from backline.repository.remote.cache import ContentCache
-from backline.repository.remote.unpack import UnpackLimits
+from backline.system.archive_limits import UnpackLimits
 from support import models
 from support.web import Page, WebServer
 

@@ -112,7 +112,7 @@ def unload_model(
 @json_option
 @connection_options
 def refresh_models(url: str, options: ClientOptions, wait: float, as_json: bool) -> None:
-    """Make the server scan its repositories now and load what is new."""
+    """Make the server scan its repositories now and, in mode poll, load what is new."""
 
     async def refresh(client: AsyncClient) -> None:
         await client.refresh(timeout=wait)

@@ -11,6 +11,7 @@ import click
 from backline.cli.connection import connection_options
 from backline.cli.models.entries import document, explain, labels_text, memory_text, reason_text, state_text
 from backline.cli.table import print_table
+from backline.client.errors import PermissionDenied
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata
 from backline.client.sync import Client, Model
@@ -87,7 +88,7 @@ def show_model(url: str, options: ClientOptions, name: str, model_version: str, 
             _give_reason(client, name, error)
             raise
         config, statistics = _optional(model)
-        entries = [entry for entry in client.models() if entry.name == name]
+        entries = [entry for entry in _index(client) if entry.name == name]
     metadata = metadata.completed(config)
     if as_json:
         states = [document(entry) for entry in entries]
@@ -103,6 +104,14 @@ def _give_reason(client: Client, name: str, error: BacklineError) -> None:
     for entry in client.models():
         if entry.name == name and entry.reason and entry.reason not in error.message:
             error.message = f"{error.message} ({state_text(entry)}: {entry.reason})"
+
+
+def _index(client: Client) -> list[ModelIndex]:
+    """The server's list of models; empty for a key that is limited to some models, which may not see it."""
+    try:
+        return client.models()
+    except PermissionDenied:
+        return []
 
 
 def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -160,7 +169,6 @@ def _show(
     tensors += [("output", spec) for spec in metadata.outputs]
     rows = [(kind, spec.name, spec.datatype.name, str(list(spec.shape))) for kind, spec in tensors]
     print_table(("tensor", "name", "datatype", "shape"), rows)
-    print()
     states = [
         (
             entry.version,
@@ -171,7 +179,9 @@ def _show(
         )
         for entry in entries
     ]
-    print_table(("version", "state", "labels", "memory", "reason"), states, right=("memory",))
+    if states:
+        print()
+        print_table(("version", "state", "labels", "memory", "reason"), states, right=("memory",))
     ran = [entry for entry in statistics if int(entry.get("inference_count", 0))]
     if ran:
         print()

@@ -26,7 +26,7 @@ from backline.cli.serve.option import (
     seconds,
 )
 from backline.engine.errors import InvalidArgument
-from backline.lifecycle.options import ControlMode, LifecycleOptions
+from backline.lifecycle.options import ControlMode, IsolateMode, LifecycleOptions
 from backline.observe.tracing.settings import TraceConfig, parse_trace_config
 from backline.server import ServerOptions
 from backline.wire.limits import Limits
@@ -146,6 +146,27 @@ _OPTIONS: tuple[Decorator, ...] = (
         "load_retries",
         "Number of retries after a failed load, with pauses.",
         least=0,
+    ),
+    fills(
+        "--isolate",
+        "isolate",
+        type=click.Choice(get_args(IsolateMode)),
+        help="Which model files are tried in a separate process first, so that one that crashes its runtime"
+        " harms only itself: all at each load, those not tried before, of these only files from remote"
+        " repositories and load requests, or none.",
+    ),
+    seconds(
+        "--load-timeout-secs",
+        "load_timeout_seconds",
+        "Seconds after which a model's trial in a separate process is stopped.",
+    ),
+    fills(
+        "--load-memory-limit",
+        "load_memory_limit",
+        type=Size(),
+        metavar="SIZE",
+        help="The most resident memory of a model's trial in a separate process; default: 4GiB and eight"
+        " times the size of its files, at most 80% of the free memory.",
     ),
     seconds(
         "--drain-timeout-secs",

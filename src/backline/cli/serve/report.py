@@ -41,8 +41,7 @@ def exposure(options: ServerOptions) -> str:
         return ""
     if options.tls is not None and options.tls.only_certified:
         return ""
-    keyed = options.auth is not None or environment_has_keys()
-    if keyed:
+    if _keyed(options):
         return "" if options.tls is not None else "keys and data are sent unencrypted: add --ssl-certificate"
     may = "use its models, but change nothing"
     if options.insecure_open:
@@ -57,6 +56,10 @@ def exposure(options: ServerOptions) -> str:
         " Ask for keys (--auth, see 'backline keys create --help') or client certificates"
         " (--ssl-certificate, --ssl-key, --ssl-client-ca), or listen on 127.0.0.1 or a --unix-socket"
     )
+
+
+def _keyed(options: ServerOptions) -> bool:
+    return options.auth is not None or environment_has_keys()
 
 
 log = logging.getLogger("backline.serve")
@@ -318,9 +321,10 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     certificate = None if options.tls is None else str(options.tls.certificate)
     model = min(loaded, key=_effort)
-    say(f"\nTry it from another terminal ({model.name}):\n")
-    say(f"  {curl_line(model, url, certificate)}\n")
-    say(f"  {python_line(model, url, certificate)}")
+    keyed = _keyed(options)
+    say(f"\nTry it from another terminal ({model.name}){', with a key for KEY' if keyed else ''}:\n")
+    say(f"  {curl_line(model, url, certificate, keyed=keyed)}\n")
+    say(f"  {python_line(model, url, certificate, keyed=keyed)}")
 
 
 def _effort(model: Model) -> tuple[bool, bool, bool, int]:
@@ -342,13 +346,15 @@ def _printable(model: Model) -> bool:
     return not half and sum(element_count(_shape(model, spec)) for spec in inputs) <= MAX_PRINTED
 
 
-def curl_line(model: Model, url: str, certificate: str | None = None) -> str:
-    """A curl command to try with the model.
+def curl_line(model: Model, url: str, certificate: str | None = None, *, keyed: bool = False) -> str:
+    """A curl command to try with the model; if `keyed`, with KEY where a key belongs.
 
     It sends JSON if that is short, or else zeros in binary form if there is a single input of fixed shape.
     For any other model, it gets the metadata.
     """
     curl = "curl" if certificate is None else f"curl --cacert {shlex.quote(certificate)}"
+    if keyed:
+        curl += " -H 'Authorization: Bearer KEY'"
     target = f"{url}/v2/models/{model.name}"
     if _printable(model):
         inputs = ", ".join(_json_input(model, spec) for spec in model.signature.inputs)
@@ -379,8 +385,8 @@ def _json_input(model: Model, spec: TensorSpec) -> str:
     return f'{{{head}, "data": [{data}]}}'
 
 
-def python_line(model: Model, url: str, certificate: str | None = None) -> str:
-    """A shell command that runs the model from Python."""
+def python_line(model: Model, url: str, certificate: str | None = None, *, keyed: bool = False) -> str:
+    """A shell command that runs the model from Python; if `keyed`, with KEY where a key belongs."""
     inputs = ", ".join(f"{spec.name!r}: {_numpy(model, spec)}" for spec in model.signature.inputs)
     if len(model.signature.inputs) == 1:
         inputs = _numpy(model, model.signature.inputs[0])
@@ -388,7 +394,8 @@ def python_line(model: Model, url: str, certificate: str | None = None) -> str:
     else:
         call = f"({{{inputs}}})"
     ca = "" if certificate is None else f", ca={certificate!r}"
-    model_text = f"backline.connect({url!r}{ca})[{model.name!r}]"
+    key = ", headers={'Authorization': 'Bearer KEY'}" if keyed else ""
+    model_text = f"backline.connect({url!r}{ca}{key})[{model.name!r}]"
     answer = f"*map(dict, {model_text}.stream{call})" if model.decoupled else f"dict({model_text}{call})"
     code = f"import backline, numpy as np; print({answer})"
     # Double quotes read better around code with single quotes; they are used if the shell expands nothing.

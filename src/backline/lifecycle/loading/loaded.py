@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -20,7 +21,7 @@ from backline.engine.values.device import CPU, Place, Places, name_devices
 from backline.engine.values.signature import Signature
 from backline.lifecycle.loading.batch_probe import BatchProbe
 from backline.lifecycle.loading.instances import InstanceMaker, place_again
-from backline.lifecycle.loading.run_time import RunTimes
+from backline.lifecycle.loading.run_time import LARGEST_BATCH, RunTimes
 from backline.lifecycle.view.join import JoinInWorker
 from backline.lifecycle.view.states import HideStates
 from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
@@ -36,6 +37,24 @@ class Measured:
 
     probe: BatchProbe | None = None
     times: RunTimes = field(default_factory=lambda: RunTimes({}))
+
+
+#: The longest reason of a proof that is accepted from outside this process, in characters.
+_LONGEST_REASON = 4000
+
+
+def check_measured(measured: Measured) -> None:
+    """Raises ValueError for values that no measurement gives, in case they come from outside this process."""
+    times = measured.times
+    sizes = set(times.seconds)
+    if (sizes and 1 not in sizes) or not all(1 <= size <= LARGEST_BATCH for size in sizes):
+        raise ValueError(f"it has run times for batches of {sorted(sizes)}")
+    if not all(math.isfinite(taken) and taken >= 0 for taken in (*times.seconds.values(), times.grown)):
+        raise ValueError("a run time is not a positive number")
+    if not 0 <= times.elements < 1 << 40:
+        raise ValueError(f"it has {times.elements} elements")
+    if measured.probe is not None and len(measured.probe.reason) > _LONGEST_REASON:
+        raise ValueError("its reason is too long")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

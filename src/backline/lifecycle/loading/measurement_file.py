@@ -1,24 +1,25 @@
-"""Keeps measurements of slow models in the state folder, so that a restart does not repeat trial runs."""
+"""Keeps what trials and trial runs found out about a version in the state folder, for the next start."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from backline.engine.config.model_config import ModelConfig
 from backline.engine.errors import BacklineError
 from backline.engine.values.device import Places
-from backline.lifecycle.loading.batch_probe import BatchProbe
-from backline.lifecycle.loading.loaded import Measured
-from backline.lifecycle.loading.run_time import LONG_RUN, RunTimes
+from backline.lifecycle.loading.loaded import Measured, check_measured
+from backline.lifecycle.loading.run_time import LONG_RUN
 from backline.lifecycle.records import make_folder
 from backline.repository.fingerprint import load_key
 from backline.system.cores import usable_cores
@@ -26,6 +27,8 @@ from backline.system.cores import usable_cores
 log = logging.getLogger("backline.lifecycle")
 
 _FOLDER = "measured"
+#: The ends of the names of folders that hold the metadata of an installed package.
+_METADATA = (".dist-info", ".egg-info")
 
 
 class Content(Protocol):
@@ -38,12 +41,22 @@ class Content(Protocol):
     def unchanged(self) -> bool: ...
 
 
+class _Kept(msgspec.Struct, frozen=True):
+    """The content of the file. `model` and `version` are for people who look into it."""
+
+    model: str
+    version: str
+    key: str
+    devices: tuple[str, ...]
+    measured: Measured
+
+
 class MeasurementFile:
     """The file that keeps the measurements of one version. For use on any thread.
 
-    The measurements are valid for the same files (by content), configuration, devices, packages and number of
-    cores. If the file is missing, damaged or not valid, the version is measured again. Measurements are only
-    kept for models with runs above 100 ms: for others, reading all files takes longer than the trial runs.
+    The measurements are valid for the same files (by content), configuration, packages and number of cores.
+    They also prove that these packages can load these files. If the file is missing, damaged or not valid,
+    the version is tried and measured again.
     """
 
     def __init__(
@@ -58,54 +71,82 @@ class MeasurementFile:
 
     def recall(self, placed: Places) -> Measured | None:
         """The measurements of an earlier load on the devices of `placed`; None if there are none."""
+        kept = self._recall()
+        return kept.measured if kept is not None and kept.devices == device_names(placed) else None
+
+    def recall_anywhere(self) -> Measured | None:
+        """The measurements of an earlier load or trial, on whatever devices; None if there are none."""
+        kept = self._recall()
+        return None if kept is None else kept.measured
+
+    def _recall(self) -> _Kept | None:
         try:
-            kept = json.loads(self._file.read_bytes())
-            if kept["key"] != self._key(placed):
-                return None
-            times = kept["times"]
-            seconds = {int(size): float(taken) for size, taken in times.pop("seconds").items()}
-            probe = None if kept["probe"] is None else BatchProbe(**kept["probe"])
-            return Measured(probe, RunTimes(seconds, **times))
+            kept = msgspec.json.decode(self._file.read_bytes(), type=_Kept)
+            check_measured(kept.measured)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             log.warning("'%s' cannot be used (%s), so the model is measured again", self._file, error)
             return None
+        return kept if kept.key == self._key() else None
 
-    def keep(self, measured: Measured, placed: Places) -> None:
-        """Stores the measurements if the model is slow. If that fails, the next start measures again."""
-        if measured.times.seconds.get(1, 0.0) <= LONG_RUN:
+    def keep_if_slow(self, measured: Measured, placed: Places) -> None:
+        """Stores the measurements of a model with runs above 100 ms.
+
+        For others, reading all files at each start would take longer than the trial runs.
+        """
+        if measured.times.seconds.get(1, 0.0) > LONG_RUN:
+            self.keep(measured, device_names(placed))
+
+    def keep(self, measured: Measured, devices: Sequence[str]) -> None:
+        """Stores measurements made on `devices`. If that fails, the next start measures again."""
+        key = self._key()
+        if not key or not self.unchanged:
             return
-        key = self._key(placed)
-        if not key or self._content is None or not self._content.unchanged:
-            return
-        kept = {
-            "model": self._config.name,
-            "version": self._version,
-            "key": key,
-            "probe": None if measured.probe is None else asdict(measured.probe),
-            "times": asdict(measured.times),
-        }
+        kept = _Kept(self._config.name, self._version, key, tuple(devices), measured)
         written = self._file.with_suffix(f".{os.getpid()}.new")
         try:
             make_folder(self._file.parent)
-            written.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+            written.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
             written.replace(self._file)
         except (OSError, BacklineError) as error:
             with suppress(OSError):
                 written.unlink()
             log.warning("the measurements of model '%s' cannot be stored: %s", self._config.name, error)
 
-    def _key(self, placed: Places) -> str:
-        """A digest of everything that the measurements depend on; empty if the files cannot be read."""
+    @property
+    def unchanged(self) -> bool:
+        """Whether the files are those of the digest; True if they cannot be read."""
+        return self._content is None or self._content.unchanged
+
+    def hold(self) -> None:
+        """Reads the files now, so that `unchanged` notices every later change."""
         if self._content is None:
             self._content = self._read_content()
+
+    def _key(self) -> str:
+        """What the measurements hold for; empty if the files cannot be read."""
+        self.hold()
         if self._content is None:
             return ""
-        # Imported late: the import takes long, and only slow models have a file with measurements.
-        from importlib.metadata import distributions
-
-        packages = sorted((found.name, found.version) for found in distributions())
-        machine = (platform.machine(), usable_cores(), [repr(device) for device in placed.devices])
-        parts = (self._content.digest, load_key(self._config), packages, machine)
+        machine = (platform.machine(), usable_cores())
+        parts = (self._content.digest, load_key(self._config), _packages(), machine)
         return sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def device_names(placed: Places) -> tuple[str, ...]:
+    """The devices of a placement as the file names them."""
+    return tuple(map(repr, placed.devices))
+
+
+@cache
+def _packages() -> list[str]:
+    """The installed packages with their versions, as this process found them ("numpy-2.3.0.dist-info").
+
+    They are read from the names of folders: opening each package's metadata would take 0.1 s.
+    """
+    found: set[str] = set()
+    for folder in sys.path:
+        with suppress(OSError):
+            found.update(name for name in os.listdir(folder or ".") if name.endswith(_METADATA))
+    return sorted(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -11,7 +12,7 @@ from backline.lifecycle.call_graph import CallGraph
 from backline.lifecycle.memory.held import HeldMemory
 from backline.lifecycle.memory.meter import LoadMeter
 from backline.lifecycle.memory.needs import NEEDS_FILE, Needs
-from backline.lifecycle.options import LifecycleOptions
+from backline.lifecycle.options import LifecycleOptions, check_isolation
 from backline.schedule.queues.queue import QueueTotal
 from backline.schedule.sequences.state_store import MemoryStateStore, StateStore
 from backline.schedule.turn import Turn
@@ -19,6 +20,7 @@ from backline.system.cores import usable_cores
 from backline.workers.here.execution import CoreBudget
 
 if TYPE_CHECKING:
+    from backline.lifecycle.loading.isolation.trial_processes import TrialProcesses
     from backline.lifecycle.memory.gpu_budgets import GpuBudgets
     from backline.schedule.cache.cache import ResponseCache
     from backline.schedule.cache.config import CacheOptions
@@ -31,6 +33,7 @@ class Shared:
 
     def __init__(self, engine: Engine, options: LifecycleOptions, state_folder: Path) -> None:
         """Raises InvalidArgument for an unusable option, or one whose package is missing."""
+        check_isolation(options.isolate)
         self.engine = engine
         self.options = options
         self.state_folder = state_folder
@@ -51,6 +54,23 @@ class Shared:
         self.pools: WeakSet[WorkerPool] = WeakSet()
         #: Whether all initial loads have ended.
         self.started = False
+        self._trials: TrialProcesses | None = None
+        self._trials_lock = Lock()
+
+    def trials(self) -> TrialProcesses:
+        """The processes in which model files are tried. For use on any thread."""
+        from backline.lifecycle.loading.isolation.trial_processes import TrialProcesses
+
+        with self._trials_lock:
+            if self._trials is None:
+                self._trials = TrialProcesses()
+            return self._trials
+
+    def close(self) -> None:
+        """Ends what the versions shared, once no version uses it."""
+        with self._trials_lock:
+            if self._trials is not None:
+                self._trials.close()
 
     def worker_pids(self) -> list[int]:
         """The ids of all worker processes that have not ended."""

@@ -10,16 +10,17 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from backline.backends.backend import HostedModel, LoadOptions
+from backline.backends.registry import choose, describe_runtime
 from backline.engine.config.joining import JoiningCheck
 from backline.engine.config.model_config import ModelConfig
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.model import Model
 from backline.engine.ticket import Ticket
 from backline.engine.values.device import Places
@@ -39,6 +40,7 @@ from backline.system.cores import check_cores, pinned
 from backline.workers.model_in_workers import ModelInWorkers
 
 if TYPE_CHECKING:
+    from backline.lifecycle.loading.isolation.trial_processes import TrialWatch
     from backline.lifecycle.loading.worker_pools import Completion, WorkerStarter
 
 log = logging.getLogger("backline.lifecycle")
@@ -66,7 +68,8 @@ class VersionLoad:
     """Loads one version. Call `run` on a thread, everything else on the event loop.
 
     `config` is as stated, before the model completes it. `known` holds the measurements of an earlier load of
-    the same files. `on_bytes` is called while packages for the model's environment are downloaded.
+    the same files. `from_elsewhere` says that they are not the operator's own. `on_bytes` is called while
+    packages for the model's environment are downloaded.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class VersionLoad:
         known: Measured | None,
         kind: LoadKind,
         *,
-        may_run_code: bool,
+        from_elsewhere: bool,
         on_bytes: OnBytes,
     ) -> None:
         self._shared = shared
@@ -89,10 +92,12 @@ class VersionLoad:
         self._fetched = fetched
         self._known = known
         self._kind = kind
-        self._may_run_code = may_run_code
+        self._from_elsewhere = from_elsewhere
+        self._may_run_code = shared.options.trust_remote_code or not from_elsewhere
         self._on_bytes = on_bytes
         self._loop = asyncio.get_running_loop()
         self._starter: WorkerStarter | None = None
+        self._trial: TrialWatch | None = None
         self._cancelled = False
 
     def run(self) -> WarmModel:
@@ -107,31 +112,40 @@ class VersionLoad:
             self._version.version,
             lambda: content or self._content("it is measured at each start"),
         )
+        load_options = LoadOptions(
+            trust_pickle=options.trust_pickle or self._is_trusted_by_name(),
+            trust_skops_types=frozenset(options.trust_skops_types),
+            may_run_code=self._may_run_code,
+            strict_devices=options.strict_devices,
+        )
+        known = self._proved(kept, load_options)
         # A worker's load does not grow this process.
         measuring = nullcontext() if self._kind.workers else self._shared.meter.measure(self._kind)
         with measuring as memory, pinned(config.cpus):
             loaded = load(
                 self._fetched.path,
                 config,
-                self._known,
+                known,
                 self._on_phase,
                 self._start_workers,
-                LoadOptions(
-                    trust_pickle=options.trust_pickle or self._is_trusted_by_name(),
-                    trust_skops_types=frozenset(options.trust_skops_types),
-                    may_run_code=self._may_run_code,
-                    strict_devices=options.strict_devices,
-                ),
+                load_options,
                 warm_up_items(config, self._fetched.model_folder),
                 kept.recall,
             )
-            if self._known is None:
-                kept.keep(loaded.measured, loaded.placed)
+            if known is None:
+                kept.keep_if_slow(loaded.measured, loaded.placed)
             completion = None if self._starter is None else self._starter.completion
             if completion is not None:
                 config = completion.apply(config)
             try:
-                check, tensors = self._warm_up(config, loaded)
+                self._on_phase("warm-up")
+                check, tensors = warm_up_version(
+                    config,
+                    loaded,
+                    self._fetched.path,
+                    self._fetched.model_folder,
+                    recorded_file(self._shared.state_folder, config.name),
+                )
             except BaseException:
                 loaded.close()
                 raise
@@ -146,9 +160,55 @@ class VersionLoad:
         """The workers that the load has started."""
         return [] if self._starter is None else self._starter.pids
 
+    def _proved(self, kept: MeasurementFile, options: LoadOptions) -> Measured | None:
+        """Tries the files in another process, unless they were tried before or need not be.
+
+        Returns their measurements, None if there are none yet. Raises BacklineError if the trial fails.
+        """
+        isolate = self._shared.options.isolate
+        if isolate == "never" or (isolate == "remote" and not self._from_elsewhere):
+            return self._known
+        path, config = self._fetched.path, self._config
+        entry = choose(config, path)
+        if not entry.runtime:  # nothing in this process reads its files
+            return self._known
+        if isolate != "always" and (known := self._known or kept.recall_anywhere()) is not None:
+            return known
+        # Imported late, because servers whose files are known need none of this.
+        from backline.lifecycle.loading.isolation.messages import TrialJob
+        from backline.lifecycle.loading.isolation.trial_processes import TrialLimits, TrialWatch
+
+        job = TrialJob(
+            path,
+            self._fetched.model_folder,
+            replace(config, declared=b""),
+            options,
+            recorded_file(self._shared.state_folder, config.name),
+            entry.modules,
+        )
+        limits = TrialLimits.of(
+            sum(file.size for file in self._version.files.values()),
+            seconds=self._shared.options.load_timeout_seconds,
+            memory=self._shared.options.load_memory_limit,
+        )
+        kept.hold()
+        self._trial = TrialWatch(self._on_phase)
+        if self._cancelled:  # cancelled before there was a trial
+            self._trial.cancel()
+        passed = self._shared.trials().try_out(job, describe_runtime(entry), limits, self._trial)
+        kept.keep(passed.measured, passed.devices)
+        if not kept.unchanged:
+            raise Unavailable(
+                f"the files of model '{config.name}' version {self._version.version} changed while they were"
+                " being tried: load the model again"
+            )
+        return passed.measured
+
     def cancel(self) -> None:
-        """Stops waiting for workers to start, because the version is no longer wanted."""
+        """Stops waiting for a trial or for workers to start, because the version is no longer wanted."""
         self._cancelled = True
+        if self._trial is not None:
+            self._trial.cancel()
         if self._starter is not None:
             self._starter.cancel()
 
@@ -197,25 +257,6 @@ class VersionLoad:
             log.warning("model '%s' version %s: %s: %s", model.name, model.version, otherwise, error)
             return None
 
-    def _warm_up(self, config: ModelConfig, loaded: LoadedVersion) -> tuple[Check, SequenceTensors | None]:
-        _refuse_streams(config, loaded)
-        check = request_check(config, loaded)
-        self._on_phase("warm-up")
-        batched = loaded.max_batch_size > 0
-        path, model_folder = self._fetched.path, self._fetched.model_folder
-        tensors = loaded.states.prepare(batched=batched, model_folder=model_folder)
-        outputs = tuple(spec.name for spec in loaded.states.model.outputs)
-        for run in loaded.lone_runs():
-            samples = warm_up_samples(
-                config,
-                batched=batched,
-                version_folder=path if path.is_dir() else path.parent,
-                model_folder=model_folder,
-                recorded=recorded_file(self._shared.state_folder, config.name),
-            )
-            warm_up(config.name, run, outputs, check, samples)
-        return check, tensors
-
     def _on_phase(self, phase: str) -> None:
         if self._model.progress is not None:
             self._model.progress.phase = phase
@@ -256,6 +297,31 @@ def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
     if loaded.joining is None:
         return check
     return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
+
+
+def warm_up_version(
+    config: ModelConfig, loaded: LoadedVersion, path: Path, model_folder: Path, recorded: Path
+) -> tuple[Check, SequenceTensors | None]:
+    """Runs the warm-up samples of a loaded version.
+
+    Returns the check of its requests, and the hidden tensors of a model that serves sequences. Raises
+    BacklineError if the configuration does not fit the model, or a sample fails.
+    """
+    _refuse_streams(config, loaded)
+    check = request_check(config, loaded)
+    batched = loaded.max_batch_size > 0
+    tensors = loaded.states.prepare(batched=batched, model_folder=model_folder)
+    outputs = tuple(spec.name for spec in loaded.states.model.outputs)
+    for run in loaded.lone_runs():
+        samples = warm_up_samples(
+            config,
+            batched=batched,
+            version_folder=path if path.is_dir() else path.parent,
+            model_folder=model_folder,
+            recorded=recorded,
+        )
+        warm_up(config.name, run, outputs, check, samples)
+    return check, tensors
 
 
 def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:

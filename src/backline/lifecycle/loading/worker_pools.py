@@ -88,10 +88,11 @@ class WorkerStarter:
         A model that completes its configuration does so in a first worker, which is then closed.
         """
         if hosted.packed is not None:
+            from backline.backends.torchserve import ARCHIVE_LIMITS
             from backline.repository.unpacked import unpacked
 
             place = self._environments.folder.parent / "unpacked"
-            hosted = replace(hosted, path=unpacked(hosted.path, place, hosted.packed))
+            hosted = replace(hosted, path=unpacked(hosted.path, place, hosted.packed, ARCHIVE_LIMITS))
         if given := self._config.parameters.get(PARAMETER):
             packed = packed_environment(given, self._folder, self._environments.folder.parent / "packed")
             variables = {**packed.variables, **hosted.environment}

@@ -259,6 +259,8 @@ class Residency:
                         reservation.need = need
                         self._running[reservation] = None
                         return
+                    if changed.is_set():
+                        continue  # a load has ended: its memory counted, but its model was no tenant yet
                     if not trimming:
                         trimming = True  # first, without evictions: the C library may keep freed memory
                     elif isinstance(found, Shortage):

@@ -38,9 +38,9 @@ def find_served(
     """The folder of the model, and the files in it that a load needs, by path below that folder.
 
     `wanted` is the path of the model's file, or its name if only one folder has a file of this name. Without
-    it, the model is the one at the top, or else the one in a folder, in the order of `formats`. A listing in
-    another layout, such as a repository of many models, is returned as it is. Raises NotFound if there is no
-    such file, and InvalidArgument if several files could be the model.
+    it, the model is that of the first format of `formats` that is found at the top or in a folder. A listing
+    in another layout, such as a repository of many models, is returned as it is. Raises NotFound if there is
+    no such file, and InvalidArgument if no file, or several, could be the model.
     """
     if wanted:
         folder, _, file = _find(listing, formats, wanted).rpartition("/")
@@ -56,11 +56,17 @@ def find_served(
         )
     ):
         return "", listing.files
-    for places in ([root], folders.values()):
-        for form in formats:
-            for place in places:
-                if named_models(place.listing, [form]) or find_by_suffix(place.listing, [form]):
-                    return place.path, _model_in(place, form, formats)
+    # The format decides before the place, because training leaves files such as optimizer.pt at the top.
+    for form in sorted(formats, key=lambda form: form.folder):
+        for place in (root, *folders.values()):
+            if named_models(place.listing, [form]) or find_by_suffix(place.listing, [form]):
+                return place.path, _model_in(place, form, formats)
+    if not any(_is_model(path, formats) for path in listing.files):
+        suffixes = ", ".join(f"*{suffix}" for form in formats for suffix in form.suffixes)
+        raise InvalidArgument(
+            f"'{listing.location}' holds no model file ({suffixes}). Weights such as model.safetensors need"
+            " the library that wrote them: export the model, for example to ONNX"
+        )
     return "", listing.files
 
 

@@ -17,7 +17,8 @@ from backline.repository.remote.downloads import Downloads
 from backline.repository.remote.files import SHA256, Opened
 from backline.repository.remote.http_client import HttpClient, WebResponse, without_secrets
 from backline.repository.remote.remote import RemoteRepository
-from backline.repository.remote.unpack import ARCHIVES, UnpackLimits, archive_kind, members
+from backline.repository.remote.unpack import ARCHIVES, archive_kind, members
+from backline.system.archive_limits import UnpackLimits
 
 #: Statuses of HEAD after which GET is tried: the server may lack HEAD, or a signed URL may allow only GET.
 _NO_HEAD = frozenset({403, 405, 501})

@@ -19,6 +19,7 @@ from backline.engine.errors import BacklineError, InvalidArgument, Unsupported
 from backline.engine.names import printable
 from backline.repository.remote.cache import Readable
 from backline.repository.remote.files import name_problem
+from backline.system.archive_limits import UnpackLimits, check_zip_list
 
 #: The suffixes of archives and their kinds: zip, or the compression of a tar file.
 ARCHIVES: Final = {
@@ -45,22 +46,6 @@ _DAMAGED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class UnpackLimits:
-    """Limits an archive to `files` members and `size` unpacked bytes.
-
-    If there are more than `harmless` bytes, they must also be at most `ratio` times the archive's size.
-    """
-
-    files: int = 100_000
-    size: int = 256 << 30
-    ratio: int = 100
-    harmless: int = 1 << 30
-
-    def bytes_of(self, archive_size: int) -> int:
-        return min(self.size, max(self.harmless, self.ratio * archive_size))
-
-
-@dataclass(frozen=True, slots=True)
 class Member:
     """A regular file in an archive. Its `content` must be read before the next member is requested."""
 
@@ -82,6 +67,8 @@ def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Itera
     (ignoring case), for links, devices and encrypted members, if the archive exceeds `limits`, or if it is
     damaged.
     """
+    if kind == "zip":
+        check_zip_list(archive, place, limits)
     names = _Names(place, limits, limits.bytes_of(archive.stat().st_size))
     with _explained(place):
         yield from _zip_members(archive, names) if kind == "zip" else _tar_members(archive, kind, names)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
-from hpack import Decoder, OversizedHeaderListError
+from hpack import Decoder, HeaderTuple, OversizedHeaderListError
 from hpack.exceptions import HPACKError
 from hpack.table import HeaderTable
 
@@ -27,6 +27,8 @@ _CACHED_BLOCK_SIZE = 1024
 #: Header lists up to this multiple of the limit are decoded, so that the request gets a response and the
 #: connection survives.
 _DECODED = 2
+#: The same for the instructions of a block and the limit of fields.
+_INSTRUCTIONS = 4
 
 
 class _WatchedTable(HeaderTable):
@@ -52,6 +54,40 @@ class _WatchedTable(HeaderTable):
         HeaderTable.maxsize.fset(self, size)  # type: ignore[attr-defined]
 
 
+class _BoundedDecoder(Decoder):
+    """An HPACK decoder with a limit on the instructions of a block: fields, and changes of the table's size.
+
+    An instruction takes a byte to send but microseconds to decode, and the size of the header list does not
+    bound those that change the table's size.
+    """
+
+    def __init__(self, max_header_list_size: int, max_instructions: int) -> None:
+        super().__init__(max_header_list_size)
+        self._most = max_instructions
+        self._left = max_instructions
+
+    def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
+        self._left = self._most
+        return super().decode(data, raw)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise OversizedHeaderListError
+
+    def _decode_indexed(self, data: bytes | memoryview) -> tuple[HeaderTuple, int]:
+        self._count()
+        return super()._decode_indexed(data)
+
+    def _decode_literal(self, data: bytes | memoryview, should_index: bool) -> tuple[HeaderTuple, int]:
+        self._count()
+        return super()._decode_literal(data, should_index)
+
+    def _update_encoding_context(self, data: bytes | memoryview) -> int:
+        self._count()
+        return super()._update_encoding_context(data)
+
+
 class HeaderBlocks:
     """Decodes the header blocks of one connection, in the order in which they arrive.
 
@@ -67,7 +103,9 @@ class HeaderBlocks:
         self._application = application
         self._ingress = ingress
         self._limits = limits
-        self._decoder = Decoder(max_header_list_size=_DECODED * limits.max_header_size)
+        self._decoder = _BoundedDecoder(
+            _DECODED * limits.max_header_size, _INSTRUCTIONS * limits.max_header_fields
+        )
         self._table = _WatchedTable()
         self._decoder.header_table = self._table
 
@@ -94,7 +132,7 @@ class HeaderBlocks:
             fields = cast(Sequence[tuple[bytes, bytes]], self._decoder.decode(block, raw=True))
         except OversizedHeaderListError:
             raise ConnectionFailure(
-                frames.ENHANCE_YOUR_CALM, "the header list is far larger than MAX_HEADER_LIST_SIZE"
+                frames.ENHANCE_YOUR_CALM, "the header list is far larger than the server's limits"
             ) from None
         # In a few places hpack raises built-in exceptions for malformed blocks.
         except (HPACKError, IndexError, ValueError):

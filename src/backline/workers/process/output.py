@@ -143,14 +143,19 @@ def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
     if status >= 0:
         return f"ended with exit status {status}"
     number = -status
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
+    name = signal_name(number)
     if out_of_memory:
         return f"was killed by {name}, because the machine or the container was out of memory"
     said = _SAID.get(number)  # type: ignore[call-overload]
     return f"was killed by {name}" + (f" ({said})" if said else "")
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, such as SIGSEGV."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def fault_place(lines: Sequence[str], folder: str) -> str:

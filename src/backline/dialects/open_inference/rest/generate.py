@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import msgspec
@@ -20,7 +20,7 @@ from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EventStreams, encoded
 from backline.dialects.exchange import HTTP, ReadRequest, RequestIntake, deadline_of
 from backline.dialects.input_plan import InputPlan
-from backline.dialects.json_data import MAX_DEPTH, decode_data, encode_data
+from backline.dialects.json_data import MAX_DEPTH, decode_data, decode_list, encode_data
 from backline.dialects.json_scan import check_keys, count_elements
 from backline.dialects.off_loop import LARGE, LargeRequest, OffLoop
 from backline.dialects.open_inference.metadata import SCALAR
@@ -49,6 +49,8 @@ NOT_ONE = (
 )
 #: The only key whose value may be an object.
 _PARAMETERS = "parameters"
+#: How many parameters are compared with the names of missing inputs.
+_MOST_COMPARED = 32
 _encode = msgspec.json.Encoder().encode
 _KINDS = {
     b"{": "an object",
@@ -177,7 +179,7 @@ def _misspelt(asked: InferRequest, model: Model) -> str:
     ]
     return "".join(
         f" '{key}' names no input, so it is a parameter: did you mean '{near[0]}'?"
-        for key in asked.parameters or ()
+        for key in islice(asked.parameters or (), _MOST_COMPARED)
         if (near := nearest(key, missing))
     )
 
@@ -192,6 +194,7 @@ class _Key:
 
 
 _decode = msgspec.json.Decoder(dict[_Key, Raw], dec_hook=lambda _, text: _Key(text)).decode
+_any = msgspec.json.Decoder()
 _skip = msgspec.json.Decoder(Raw).decode
 
 
@@ -295,7 +298,7 @@ def _take(
 def _plain(what: str, text: Raw | bytes) -> Any:
     """Decodes a value whose JSON is well-formed. Its numbers may still be out of range."""
     try:
-        return msgspec.json.decode(text)
+        return decode_list(_any, text) if _first(text) == b"[" else _any.decode(text)
     except msgspec.DecodeError as error:
         raise InvalidArgument(f"Unable to parse the value of {what}: {error}") from None
 
@@ -366,7 +369,7 @@ def _value(tensor: Tensor, *, json: bool) -> Any:
     return values[0] if isinstance(values, list) and len(values) == 1 else values
 
 
-def _first(value: Raw) -> bytes:
+def _first(value: Raw | bytes) -> bytes:
     return bytes(memoryview(value)[:1])
 
 

@@ -1,0 +1,199 @@
+"""The keys of one token issuer, read from a file or fetched from a URL, and kept up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+
+from backline.access.exposure import is_loopback
+from backline.access.jwks import MAX_SIZE, SigningKey, read_key_set
+from backline.engine.errors import InvalidArgument
+from backline.system.file_watch import FileWatch
+from backline.version import __version__
+
+log = logging.getLogger("backline.access")
+
+#: Seconds after which keys are fetched again.
+REFRESH = 300.0
+#: Seconds to the next attempt after the first failure; each further failure doubles them, up to REFRESH.
+RETRY = 5.0
+#: Seconds between fetches that unknown keys cause. Anybody can name a key that does not exist.
+UNKNOWN_KEY_PAUSE = 10.0
+#: Seconds that a fetch may take.
+FETCH_TIMEOUT = 10.0
+_PIECE = 64 * 1024
+
+
+def check_location(location: str) -> None:
+    """Raises InvalidArgument for a URL from which keys must not be fetched.
+
+    Whoever can answer for the issuer can sign tokens, so only https and the loopback are safe.
+    """
+    if "://" not in location:
+        return
+    parts = urlsplit(location)
+    if parts.scheme == "https" and parts.hostname:
+        return
+    if parts.scheme == "http" and is_loopback(parts.hostname or ""):
+        return
+    raise InvalidArgument(
+        f"keys cannot be fetched from '{location}': use https, or http on the loopback, or a file"
+    )
+
+
+def read_key_file(path: Path) -> tuple[SigningKey, ...]:
+    """Raises InvalidArgument if the file cannot be read or is no set of keys."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_SIZE + 1)
+    except OSError as error:
+        raise InvalidArgument(f"the keys in '{path}' cannot be read: {error.strerror}") from None
+    if len(content) > MAX_SIZE:
+        raise InvalidArgument(f"'{path}' is larger than {MAX_SIZE >> 20} MiB")
+    return read_key_set(content, f"'{path}'")
+
+
+def fetch_keys(url: str) -> tuple[SigningKey, ...]:
+    """Fetches a set of keys; takes at most about FETCH_TIMEOUT seconds. Raises InvalidArgument."""
+    # These imports are slow, and only servers with tokens need them.
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
+
+    class NoRedirect(HTTPRedirectHandler):
+        """A redirect could lead to an address that is not safe."""
+
+        def redirect_request(self, *arguments: Any) -> None:
+            return None
+
+    handlers: list[Any] = [NoRedirect()]
+    if is_loopback(urlsplit(url).hostname or ""):
+        handlers.append(ProxyHandler({}))
+    request = Request(url, headers={"accept": "application/json", "user-agent": f"backline/{__version__}"})
+    end = monotonic() + FETCH_TIMEOUT
+    content = bytearray()
+    try:
+        with build_opener(*handlers).open(request, timeout=FETCH_TIMEOUT) as answer:
+            while piece := answer.read1(_PIECE):
+                content += piece
+                if len(content) > MAX_SIZE:
+                    raise InvalidArgument(f"'{url}' answered with more than {MAX_SIZE >> 20} MiB")
+                if monotonic() > end:
+                    raise InvalidArgument(f"'{url}' did not answer within {FETCH_TIMEOUT:g} s")
+    except HTTPError as error:
+        raise InvalidArgument(f"'{url}' answered with status {error.code}") from None
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise InvalidArgument(f"keys cannot be fetched from '{url}': {reason}") from None
+    return read_key_set(bytes(content), f"'{url}'")
+
+
+class KeyRing:
+    """Keys by their id. Lives on the event loop; a URL is fetched on a thread, so no request waits for it.
+
+    Invariant: keys that cannot be replaced stay in force, so an issuer that is down locks nobody out.
+    """
+
+    def __init__(self, location: str, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> None:
+        """`changed` is called after a key has been removed.
+
+        Raises InvalidArgument if the keys are in a file that is not valid.
+        """
+        self._location = location
+        self._loop = loop
+        self._changed = changed
+        self._keys: tuple[SigningKey, ...] = ()
+        #: Whether a fetch is in progress.
+        self.fetching = False
+        self._fetched_at = -UNKNOWN_KEY_PAUSE
+        self._failures = 0
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch: FileWatch | None = None
+        if "://" in location:
+            self._fetch()
+        else:
+            self._keys = read_key_file(Path(location))
+            self._watch = FileWatch([Path(location)], self._read_again, loop)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watch is not None:
+            self._watch.close()
+
+    def find(self, key: str, algorithm: str) -> SigningKey | None:
+        """The key with this id for an algorithm. Without an id, the only one for the algorithm, if any."""
+        fitting = [one for one in self._keys if algorithm in one.algorithms and (not key or one.id == key)]
+        return fitting[0] if (key and fitting) or len(fitting) == 1 else None
+
+    def holds(self, thumbprint: str) -> bool:
+        return any(key.thumbprint == thumbprint for key in self._keys)
+
+    def look_again(self) -> bool:
+        """Fetches the keys because one is unknown, unless that was done moments ago.
+
+        Returns whether a fetch is in progress, after which the key may be known.
+        """
+        rested = self._loop.time() - self._fetched_at >= UNKNOWN_KEY_PAUSE
+        if self._watch is None and not self.fetching and rested:
+            self._fetch()
+        return self.fetching
+
+    def _read_again(self) -> None:
+        try:
+            keys = read_key_file(Path(self._location))
+        except InvalidArgument as error:
+            log.error("%s; the keys read before stay in force", error.message)
+            return
+        self._replace(keys)
+
+    def _fetch(self) -> None:
+        """Starts a fetch on a thread. It is a daemon, so that a server which stops does not wait for it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.fetching = True
+        self._fetched_at = self._loop.time()
+        threading.Thread(target=self._run, name="jwks", daemon=True).start()
+
+    def _run(self) -> None:
+        found: tuple[SigningKey, ...] | InvalidArgument
+        try:
+            found = fetch_keys(self._location)
+        except InvalidArgument as error:
+            found = error
+        except Exception as error:
+            found = InvalidArgument(f"keys cannot be fetched from '{self._location}': {error!r}")
+        if not self._closed:
+            # RuntimeError: the loop has been closed meanwhile.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._fetched, found)
+
+    def _fetched(self, found: tuple[SigningKey, ...] | InvalidArgument) -> None:
+        if self._closed:
+            return
+        self.fetching = False
+        if isinstance(found, InvalidArgument):
+            delay = min(RETRY * 2**self._failures, REFRESH)
+            self._failures += 1
+            kept = "; the keys fetched before stay in force" if self._keys else ""
+            log.error("%s%s; trying again in %g s", found.message, kept, delay)
+        else:
+            self._failures = 0
+            delay = REFRESH
+            self._replace(found)
+        self._timer = self._loop.call_later(delay, self._fetch)
+
+    def _replace(self, keys: tuple[SigningKey, ...]) -> None:
+        before = {key.thumbprint for key in self._keys}
+        self._keys = keys
+        if before - {key.thumbprint for key in keys}:
+            self._changed()

@@ -1,0 +1,177 @@
+"""Verifies tokens: JSON Web Tokens (RFC 7519) with the signatures of known issuers, by RFC 8725."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard
+
+import msgspec
+
+from backline.access.identity import Identity
+from backline.access.jwks import SigningKey
+from backline.access.key_ring import KeyRing
+from backline.access.tokens import Claims, TokenRule
+from backline.engine.errors import Unauthenticated, Unavailable
+
+#: The longest token in bytes, so that no token takes long to read.
+MAX_TOKEN = 8 * 1024
+_MAX_NAME = 255
+_BASE64URL = bytes.maketrans(b"-_+/=", b"+/\0\0\0")
+
+
+class TokenVerifier:
+    """The issuers that a server trusts, and their keys. Lives on the event loop.
+
+    Everything cheap is checked first, the signature last: it takes about 50 us with RSA and 100 us with
+    elliptic curves. The claims of a token whose signature is wrong are used for nothing but error texts.
+    """
+
+    def __init__(self, changed: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """`changed` is called after an issuer has withdrawn a key."""
+        self._changed = changed
+        self._loop = loop or asyncio.get_running_loop()
+        self._rules: Mapping[str, TokenRule] = {}
+        #: By location.
+        self._rings: dict[str, KeyRing] = {}
+
+    def use(self, rules: Mapping[str, TokenRule]) -> None:
+        """Replaces the issuers, by name. The keys of those that stay are kept.
+
+        Raises InvalidArgument if keys are in a file that is not valid; then nothing has changed.
+        """
+        wanted = {rule.jwks for rule in rules.values()}
+        new = {}
+        try:
+            for location in sorted(wanted - self._rings.keys()):
+                new[location] = KeyRing(location, self._loop, self._changed)
+        except BaseException:
+            for ring in new.values():
+                ring.close()
+            raise
+        self._rules = rules
+        for location in self._rings.keys() - wanted:
+            self._rings.pop(location).close()
+        self._rings.update(new)
+
+    def close(self) -> None:
+        for ring in self._rings.values():
+            ring.close()
+
+    def identify(self, claims: Claims) -> Identity | None:
+        """The identity that verified claims have by now; None if the token would no longer be accepted."""
+        rule = self._rules.get(claims.issuer)
+        if rule is None or not self._rings[rule.jwks].holds(claims.key):
+            return None
+        return rule.identify(claims)
+
+    def verify(self, token: bytes) -> Claims:
+        """Returns the claims of a valid token.
+
+        Raises Unauthenticated for any other, and Unavailable while the keys that may verify it are fetched.
+        """
+        if len(token) > MAX_TOKEN:
+            raise _refused(f"is longer than {MAX_TOKEN} bytes")
+        signed, _, signature = token.rpartition(b".")
+        head, _, body = signed.partition(b".")
+        header, payload = _read_object(head), _read_object(body)
+        rule = self._rules.get(str(payload.get("iss")))
+        if rule is None:
+            raise _refused(
+                f"is from the issuer '{_shown(payload.get('iss'))}', which this server does not know"
+            )
+        algorithm = header.get("alg")
+        if not isinstance(algorithm, str) or algorithm not in rule.algorithms:
+            raise _refused(f"is signed with the algorithm '{_shown(algorithm)}', which is not allowed")
+        if "crit" in header:
+            raise _refused("has a critical header field (crit), which this server does not support")
+        _check_times(rule, payload)
+        audiences, subject = _read_audiences(rule, payload), _read_subject(payload)
+        key = self._find_key(rule, header.get("kid", ""), algorithm)
+        if not key.verify(algorithm, signed, _decode(signature)):
+            raise _refused("has a signature that is not its issuer's")
+        return Claims(
+            rule.issuer, subject, audiences, float(payload["exp"]), algorithm, key.thumbprint, payload
+        )
+
+    def _find_key(self, rule: TokenRule, name: object, algorithm: str) -> SigningKey:
+        ring = self._rings[rule.jwks]
+        key = ring.find(name, algorithm) if isinstance(name, str) else None
+        if key is not None:
+            return key
+        if ring.look_again():
+            raise Unavailable(
+                f"the keys of the token's issuer '{rule.issuer}' are being fetched; try again in a second"
+            )
+        raise _refused(
+            f"is signed with the key '{_shown(name)}', which its issuer '{rule.issuer}' does not have"
+        )
+
+
+def _check_times(rule: TokenRule, payload: Mapping[str, Any]) -> None:
+    """Checks the validity in time (RFC 7519, sections 4.1.4 and 4.1.5). Raises Unauthenticated."""
+    now = time.time()
+    expires, begins = payload.get("exp"), payload.get("nbf", 0)
+    if not _is_time(expires):
+        raise _refused("does not say when it expires (exp)")
+    if now >= expires + rule.leeway:
+        raise _refused("has expired; ask its issuer for a new one")
+    if not _is_time(begins):
+        raise _refused("has an invalid beginning (nbf)")
+    if now + rule.leeway < begins:
+        raise _refused("is not valid yet; check the clocks of its issuer and of this server")
+
+
+def _read_audiences(rule: TokenRule, payload: Mapping[str, Any]) -> frozenset[str]:
+    """Raises Unauthenticated if this server is not among them (RFC 7519, section 4.1.3)."""
+    given = payload.get("aud")
+    audiences = frozenset(
+        name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)
+    )
+    if not audiences & rule.audiences:
+        told = ", ".join(sorted(map(_shown, audiences))) or "nobody"
+        raise _refused(f"is for the audience '{told}', expected '{', '.join(sorted(rule.audiences))}'")
+    return audiences
+
+
+def _read_subject(payload: Mapping[str, Any]) -> str:
+    subject = payload.get("sub")
+    if not isinstance(subject, str) or not 0 < len(subject) <= _MAX_NAME or not subject.isprintable():
+        raise _refused("names no subject (sub)")
+    return subject
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_object(part: bytes) -> dict[str, Any]:
+    """The JSON object in a part of a token."""
+    try:
+        return msgspec.json.decode(_decode(part), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _malformed() from None
+
+
+def _decode(part: bytes) -> bytes:
+    """Base64url without padding (RFC 7515, section 2)."""
+    try:
+        # Translated to the standard alphabet, whose own last two characters and padding become invalid.
+        return binascii.a2b_base64(part.translate(_BASE64URL) + b"=" * (-len(part) % 4), strict_mode=True)
+    except binascii.Error:
+        raise _malformed() from None
+
+
+def _shown(value: object) -> str:
+    """A claim that anybody can make up, for an error text."""
+    return str(value)[:100] if str(value).isprintable() else "?"
+
+
+def _malformed() -> Unauthenticated:
+    return _refused("is malformed: three parts in base64url are expected, with JSON in the first two")
+
+
+def _refused(reason: str) -> Unauthenticated:
+    return Unauthenticated(f"the token {reason}")

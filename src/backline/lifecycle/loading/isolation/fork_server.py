@@ -1,0 +1,200 @@
+"""The fork server: a process that imports runtimes and forks itself for each trial of a model file.
+
+A fork takes milliseconds, where a new interpreter that imports a runtime takes seconds. The first fork server
+forks another for each runtime, so that importing one delays no trial of another, and a runtime that crashes
+when it is imported ends only its own fork server. Fork servers read no model file. They end when the server
+closes its end of the control socket, or dies.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
+
+from backline.lifecycle.loading.isolation.messages import Report, decode_job, encode_report
+from backline.lifecycle.loading.isolation.trial import run_trial
+from backline.system.memory import resident_bytes
+from backline.workers.child.worker import end_with_parent
+
+#: The descriptors that come with a request: the trial's channel, its job, its output, and where to say how it
+#: ended.
+DESCRIPTORS = 4
+LONGEST_REQUEST = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    pid: int
+    ending: socket.socket
+
+
+@dataclass(frozen=True, slots=True)
+class _ForRuntime:
+    """The fork server of a runtime."""
+
+    pid: int
+    control: socket.socket
+
+
+class _ForkServer:
+    """Forks itself for trials with the runtime of `modules`, and passes on requests for others."""
+
+    def __init__(self, control: socket.socket, modules: tuple[str, ...] = ()) -> None:
+        self._modules = modules
+        self._others: dict[tuple[str, ...], _ForRuntime] = {}
+        self._control = control
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+        #: The running trials by their pidfd.
+        self._trials: dict[int, _Trial] = {}
+
+    def serve(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._control:
+                    if not self._take():
+                        return
+                else:
+                    self._reap(key.fd)
+
+    def _take(self) -> bool:
+        """Starts the trial that the server asks for; False once the server has closed its end."""
+        request, descriptors, _, _ = socket.recv_fds(self._control, LONGEST_REQUEST, DESCRIPTORS)
+        if not request:
+            return False
+        channel, job, output, ending = descriptors
+        asked = json.loads(request)
+        modules = tuple(asked["modules"])
+        if modules != self._modules:
+            self._pass_on(modules, request, descriptors)
+            return True
+        gc.freeze()  # so that collections in trials do not copy pages
+        parent = os.getpid()
+        pid = os.fork()
+        if not pid:
+            self._become_trial(parent, channel, job, output, ending, asked["limits"])
+        for descriptor in (channel, job, output):
+            os.close(descriptor)
+        said = socket.socket(fileno=ending)
+        pidfd = os.pidfd_open(pid)
+        self._trials[pidfd] = _Trial(pid, said)
+        self._selector.register(pidfd, selectors.EVENT_READ)
+        with suppress(OSError):  # the server no longer waits
+            socket.send_fds(said, [b"%d %d" % (pid, resident_bytes())], [pidfd])
+        return True
+
+    def _pass_on(self, modules: tuple[str, ...], request: bytes, descriptors: Sequence[int]) -> None:
+        for _ in range(2):
+            other = self._others.get(modules) or self._start_for(modules)
+            try:
+                socket.send_fds(other.control, [request], descriptors)
+                break
+            except OSError:  # it has died
+                del self._others[modules]
+                other.control.close()
+                os.waitpid(other.pid, 0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _start_for(self, modules: tuple[str, ...]) -> _ForRuntime:
+        own, given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        pid = os.fork()
+        if not pid:
+            try:
+                self._leave(parent)
+                own.close()
+                _import(modules)
+                _ForkServer(given, modules).serve()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(70)
+        given.close()
+        self._others[modules] = _ForRuntime(pid, own)
+        return self._others[modules]
+
+    def _leave(self, parent: int) -> None:
+        """Lets a fork of this process end with it, and closes what only this process needs."""
+        end_with_parent()
+        if os.getppid() != parent:  # it ended before that took effect
+            os._exit(1)
+        self._selector.close()
+        self._control.close()
+        for other in self._others.values():
+            other.control.close()
+        for pidfd, trial in self._trials.items():
+            os.close(pidfd)
+            trial.ending.close()
+
+    def _reap(self, pidfd: int) -> None:
+        self._selector.unregister(pidfd)
+        trial = self._trials.pop(pidfd)
+        _, status = os.waitpid(trial.pid, 0)
+        with suppress(ProcessLookupError, PermissionError):  # processes that it has started
+            os.killpg(trial.pid, signal.SIGKILL)
+        with suppress(OSError):
+            trial.ending.send(b"%d" % os.waitstatus_to_exitcode(status))
+        trial.ending.close()
+        os.close(pidfd)
+
+    def _become_trial(
+        self, parent: int, channel: int, job: int, output: int, ending: int, limits: dict[str, int]
+    ) -> NoReturn:
+        try:
+            self._leave(parent)
+            os.setsid()
+            os.close(ending)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.close(output)
+            _limit(limits)
+            with os.fdopen(job, "rb") as file:
+                decoded = decode_job(file.read())
+            reports = socket.socket(fileno=channel)
+
+            def report(one: Report) -> None:
+                reports.send(encode_report(one))
+
+            run_trial(decoded, report)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)
+
+
+def _limit(limits: dict[str, int]) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for which, most in ((resource.RLIMIT_CPU, limits["cpu"]), (resource.RLIMIT_FSIZE, limits["file"])):
+        _, hard = resource.getrlimit(which)
+        if hard == resource.RLIM_INFINITY or hard > most:
+            resource.setrlimit(which, (most, most))
+    # If memory runs out, the kernel kills this process before the server.
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
+def _import(modules: Iterable[str]) -> None:
+    """Imports runtimes. One that is missing or broken is reported by the trial, which imports it again."""
+    for module in modules:
+        if module not in sys.modules:
+            with suppress(Exception):
+                import_module(module)
+
+
+def main(control: int) -> None:
+    """Runs the fork server on the descriptor of its control socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _ForkServer(socket.socket(fileno=control)).serve()

@@ -1,0 +1,117 @@
+"""What the server and a trial process tell each other.
+
+The server sends the job as a pickle, since it is the one that is trusted. What comes back was perhaps written
+by a file that has taken over its process: it is data, decoded by type and checked.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+
+from backline.backends.backend import LoadOptions
+from backline.engine import errors
+from backline.engine.config.model_config import ModelConfig
+from backline.engine.errors import BacklineError, Internal
+from backline.lifecycle.loading.loaded import Measured, check_measured
+
+#: The largest message from a trial process, in bytes.
+LONGEST_MESSAGE: Final = 1 << 16
+#: The longest text in a message, in characters.
+LONGEST_TEXT: Final = 4000
+_MOST_DEVICES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TrialJob:
+    """What to try: the file or folder `path` with its configuration, as a load in the server would.
+
+    `recorded` is the file of recorded requests, which need not exist. `modules` are imported by the fork
+    server, once for all trials.
+    """
+
+    path: Path
+    model_folder: Path
+    config: ModelConfig
+    options: LoadOptions
+    recorded: Path
+    modules: tuple[str, ...] = ()
+
+
+class Began(msgspec.Struct, tag="began", frozen=True):
+    """The trial entered a phase of the load."""
+
+    phase: Literal["load", "probe", "warm-up"]
+
+
+class Passed(msgspec.Struct, tag="passed", frozen=True):
+    """The file was loaded, measured and warmed up on these devices."""
+
+    measured: Measured
+    devices: tuple[str, ...]
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    """The load raised an error; `kind` is the name of a subclass of BacklineError, or empty."""
+
+    kind: str
+    message: str
+
+    def error(self) -> BacklineError:
+        """The error to raise in the server."""
+        kind: Any = getattr(errors, self.kind, None)
+        if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
+            kind = Internal
+        error: BacklineError = kind(self.message[:LONGEST_TEXT])
+        return error
+
+
+Report: TypeAlias = Began | Passed | Refused
+_REPORTS: Final = msgspec.json.Decoder(Report)
+
+
+def encode_report(report: Report) -> bytes:
+    """One message to the server."""
+    return msgspec.json.encode(report)
+
+
+def decode_report(data: bytes) -> Report:
+    """A message from a trial process. Raises ValueError unless it is one, with plausible numbers."""
+    report: Report = _REPORTS.decode(data)
+    if isinstance(report, Passed):
+        check_measured(report.measured)
+        if not 0 < len(report.devices) <= _MOST_DEVICES:
+            raise ValueError(f"it names {len(report.devices)} devices")
+    return report
+
+
+def encode_job(job: TrialJob) -> bytes:
+    """A job for `decode_job`."""
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(job)
+    return buffer.getvalue()
+
+
+def decode_job(data: bytes) -> TrialJob:
+    """A job that the server wrote. For use in its trial processes only."""
+    job = pickle.loads(data)
+    assert isinstance(job, TrialJob), "the server wrote it"
+    return job
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, MappingProxyType):  # which pickle does not know
+            return _read_only, (dict(value),)
+        return NotImplemented
+
+
+def _read_only(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    return MappingProxyType(values)

@@ -1,0 +1,101 @@
+"""Limits on what an archive may unpack to, and their check for zip files before the members are listed."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from backline.engine.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackLimits:
+    """The limits on what an archive may unpack to: at most `files` members and `size` bytes.
+
+    If the bytes exceed `harmless`, they must also be at most `ratio` times the size of the archive.
+    """
+
+    files: int = 100_000
+    size: int = 256 << 30
+    ratio: int = 100
+    harmless: int = 1 << 30
+
+    def bytes_of(self, archive_size: int) -> int:
+        """The most bytes to which an archive of this size may unpack."""
+        return min(self.size, max(self.harmless, self.ratio * archive_size))
+
+
+#: The most bytes for each allowed member in the list at the end of a zip file, which is read as a whole.
+_BYTES_PER_MEMBER: Final = 256
+#: The records that end a zip file (APPNOTE.TXT 4.3.14 to 4.3.16), and how far from the end the last begins.
+_END: Final = struct.Struct("<4s4H2LH")
+_LOCATOR: Final = struct.Struct("<4sLQL")
+_END_64: Final = struct.Struct("<4sQ2H2L4Q")
+_FARTHEST_END: Final = _END.size + 0xFFFF
+
+
+def check_zip_list(path: Path, place: str, limits: UnpackLimits) -> None:
+    """Raises InvalidArgument if the list of members of a zip file is too long to be read at all.
+
+    `place` is the name of the archive in errors.
+    """
+    if _list_size(path) > _BYTES_PER_MEMBER * limits.files:
+        raise too_many_members(place, limits)
+
+
+def check_zip(path: Path, limits: UnpackLimits) -> None:
+    """Raises InvalidArgument if a zip file has more members, or unpacks to more bytes, than it may.
+
+    Listing the members of an archive that was made to have millions would take long and fill the memory, so
+    the size of the list is checked first. Whether the file is a zip file at all is left to who unpacks it.
+    """
+    check_zip_list(path, str(path), limits)
+    try:
+        with zipfile.ZipFile(path) as opened:
+            members = opened.infolist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+        return
+    if len(members) > limits.files:
+        raise too_many_members(str(path), limits)
+    # zipfile never returns more of a member than it claims to have.
+    check_unpacked_bytes(path, sum(member.file_size for member in members), limits)
+
+
+def check_unpacked_bytes(path: Path, unpacked: int, limits: UnpackLimits) -> None:
+    """Raises InvalidArgument if an archive with members of `unpacked` bytes exceeds the limits."""
+    most = limits.bytes_of(path.stat().st_size)
+    if unpacked > most:
+        raise InvalidArgument(
+            f"archive '{path}' unpacks to more than the {most:,} bytes allowed for its size; check it, or"
+            " split it"
+        )
+
+
+def too_many_members(place: str, limits: UnpackLimits) -> InvalidArgument:
+    """The error for an archive, called `place`, with more members than it may have."""
+    return InvalidArgument(f"archive '{place}' has more than {limits.files:,} files and folders; split it")
+
+
+def _list_size(path: Path) -> int:
+    """The size of the list of members, as the end of a zip file gives it; 0 if it gives none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _FARTHEST_END - _LOCATOR.size))
+            tail = file.read()
+            at = tail.rfind(b"PK\x05\x06")
+            if at < 0 or len(tail) - at < _END.size:
+                return 0
+            found = int(_END.unpack_from(tail, at)[5])
+            if at >= _LOCATOR.size and tail[at - _LOCATOR.size :].startswith(b"PK\x06\x07"):
+                # zipfile looks for the 64-bit record directly before its locator, whatever the offset is.
+                file.seek(max(0, size - len(tail) + at - _LOCATOR.size - _END_64.size))
+                record = file.read(_END_64.size)
+                if len(record) == _END_64.size and record.startswith(b"PK\x06\x06"):
+                    found = max(found, int(_END_64.unpack(record)[8]))
+            return found
+    except OSError:
+        return 0

@@ -1,0 +1,203 @@
+"""Which model files are tried in a process of their own before the server loads them, and when again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.lifecycle.loading.isolation import trial_processes
+from backline.lifecycle.loading.isolation.messages import (
+    Passed,
+    TrialJob,
+    decode_report,
+    encode_report,
+)
+from backline.lifecycle.loading.isolation.trial_processes import TrialLimits, TrialProcesses
+from backline.lifecycle.loading.loaded import Measured
+from backline.lifecycle.loading.run_time import RunTimes
+from backline.lifecycle.overriding import Overrides
+from server.test_hostile_files import endless
+from support import models
+from support.waiting import until
+
+Homes = Callable[..., Any]
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the models that are tried in another process, in order."""
+    names: list[str] = []
+    try_out = TrialProcesses.try_out
+
+    def noted(self: TrialProcesses, job: TrialJob, *rest: Any) -> Passed:
+        names.append(job.config.name)
+        return try_out(self, job, *rest)
+
+    monkeypatch.setattr(TrialProcesses, "try_out", noted)
+    return names
+
+
+async def placement(home: Homes, repository: Path, **options: Any) -> str:
+    """Serves add1 once; returns where and why it ran there."""
+    async with home(repository, **options) as server:
+        assert await server.answer() == 1
+        placed = server.engine.find("add1").placement
+        assert placed is not None
+        return f"{placed.lane}, {placed.reason}"
+
+
+def test_a_file_that_passed_its_trial_needs_none_at_the_next_start(
+    home: Homes, repository: Path, tried: list[str]
+) -> None:
+    models.add1(repository)
+
+    found = [asyncio.run(placement(home, repository, isolate="new")) for _ in range(3)]
+
+    assert tried == ["add1"]
+    assert len(set(found)) == 1
+
+
+def test_other_files_another_configuration_or_a_lost_memory_need_another_trial(
+    home: Homes, repository: Path, tried: list[str]
+) -> None:
+    file = models.add1(repository)
+    asyncio.run(placement(home, repository, isolate="new"))
+
+    file.with_name("notes.txt").write_text("another file")
+    asyncio.run(placement(home, repository, isolate="new"))
+    (repository / "add1" / "config.pbtxt").write_text("max_batch_size: 4")
+    asyncio.run(placement(home, repository, isolate="new"))
+    shutil.rmtree(repository.parent / "state" / "measured")
+    asyncio.run(placement(home, repository, isolate="new"))
+
+    assert tried == ["add1"] * 4
+
+
+def test_always_tries_at_each_load_and_never_at_none(home: Homes, repository: Path, tried: list[str]) -> None:
+    models.add1(repository)
+
+    asyncio.run(placement(home, repository, isolate="never"))
+    assert tried == []
+    asyncio.run(placement(home, repository, isolate="always"))
+    asyncio.run(placement(home, repository, isolate="always"))
+    assert tried == ["add1"] * 2
+
+
+def test_files_of_a_load_request_are_tried_where_local_ones_are_not(
+    home: Homes, repository: Path, tried: list[str]
+) -> None:
+    content = models.add1(repository).read_bytes()
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit", load_models=("add1",), isolate="remote") as server:
+            assert tried == []
+            sent = Overrides("{}", {"1/model.onnx": content})
+            await server.lifecycle.load("add1", overrides=sent, who="Ada")
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())
+    assert tried == ["add1"]
+
+
+def test_a_load_that_is_given_up_ends_its_process(home: Homes, repository: Path) -> None:
+    endless(repository, "endless", grows=False)
+
+    def running_trials() -> list[psutil.Process]:
+        found = []
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            for fork_server in psutil.Process().children():
+                found += [
+                    one for one in fork_server.children(recursive=True) if os.getsid(one.pid) == one.pid
+                ]
+        return found
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit", isolate="new") as server:
+            loading = asyncio.create_task(server.lifecycle.load("endless", who="Ada"))
+            await asyncio.to_thread(until, running_trials)
+            await server.lifecycle.unload("endless", who="Ada")
+            await asyncio.to_thread(until, lambda: not running_trials())
+            with pytest.raises(BacklineError):
+                await loading
+
+    asyncio.run(scenario())
+
+
+def test_a_fork_server_that_was_killed_is_started_again(home: Homes, repository: Path) -> None:
+    models.add1(repository)
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit", isolate="always") as server:
+            await server.lifecycle.load("add1", who="Ada")
+            (fork_server,) = psutil.Process().children()
+            fork_server.kill()
+            fork_server.wait()
+            await server.lifecycle.unload("add1", who="Ada")
+            await server.lifecycle.load("add1", who="Ada")
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
+def test_the_fork_server_ends_when_it_is_idle(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.add1(repository)
+    monkeypatch.setattr(trial_processes, "IDLE_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        async with home(repository, isolate="new") as server:
+            assert await server.answer() == 1
+            await asyncio.to_thread(until, lambda: not psutil.Process().children())
+
+    asyncio.run(scenario())
+
+
+GOOD = Passed(Measured(times=RunTimes({1: 0.001, 2: 0.0015})), ("cpu",))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        b"",
+        b"null",
+        b'{"type":"ended"}',
+        b'{"type":"began","phase":"rm -rf"}',
+        encode_report(GOOD).replace(b"0.0015", b"-1.0"),
+        encode_report(GOOD).replace(b'"1":', b'"4":'),
+        encode_report(GOOD).replace(b'"2":', b'"999999":'),
+        encode_report(GOOD).replace(b'"elements":0', b'"elements":1000000000000000'),
+        encode_report(GOOD).replace(b'["cpu"]', b"[]"),
+        encode_report(GOOD)[:-1],
+    ],
+)
+def test_a_report_that_no_trial_would_send_is_refused(report: bytes) -> None:
+    assert decode_report(encode_report(GOOD)) == GOOD
+    with pytest.raises((ValueError, msgspec.MsgspecError)):
+        decode_report(report)
+
+
+def test_an_error_of_a_trial_is_of_a_known_kind() -> None:
+    known = decode_report(b'{"type":"refused","kind":"InvalidArgument","message":"it is empty"}')
+    other = decode_report(b'{"type":"refused","kind":"ClassVar","message":"it is empty"}')
+
+    assert isinstance(known.error(), InvalidArgument)  # type: ignore[union-attr]
+    assert type(other.error()).__name__ == "Internal"  # type: ignore[union-attr]
+
+
+def test_the_limit_of_memory_grows_with_the_files() -> None:
+    small = TrialLimits.of(1 << 20, seconds=1, memory=None)
+    large = TrialLimits.of(1 << 60, seconds=1, memory=None)
+
+    assert small.memory <= large.memory < psutil.virtual_memory().total
+    assert TrialLimits.of(1 << 60, seconds=1, memory=5).memory == 5
