@@ -95,7 +95,7 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CertificateEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A [[certificates]] table: what clients with such a certificate may do.
 
-    It needs `subject`, `san` or both.
+    The table needs `subject`, `san` or both.
     """
 
     name: _Name
@@ -219,7 +219,7 @@ def _certificate_rule(entry: CertificateEntry) -> CertificateRule:
 
 
 def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, TokenRule]:
-    """By issuer."""
+    """The rules for tokens, by issuer."""
     if not entries:
         return {}
     try:

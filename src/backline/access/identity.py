@@ -93,7 +93,7 @@ class Identity:
 
     @property
     def ambient(self) -> bool:
-        """Whether a browser would send such a request on behalf of any page: nothing in it is a secret.
+        """Whether any web page can make a browser send requests with this identity, which needs no secret.
 
         Browsers present a client certificate to its server whichever page has caused the request.
         """

@@ -125,7 +125,7 @@ class MeasurementFile:
             self._content = self._read_content()
 
     def _key(self) -> str:
-        """What the measurements hold for; empty if the files cannot be read."""
+        """A digest of everything that the measurements hold for; empty if the files cannot be read."""
         self.hold()
         if self._content is None:
             return ""
