@@ -42,7 +42,7 @@ class Content(Protocol):
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """The content of the file. `model` and `version` are for people who look into it."""
+    """The content of the file. `model` and `version` are for people who read it."""
 
     model: str
     version: str
