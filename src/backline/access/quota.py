@@ -76,7 +76,7 @@ class TokenBucket:
         return lacking + self.slack if lacking > 0 else 0.0
 
     def take(self, amount: float, now: float) -> None:
-        """Takes an amount that need not wait."""
+        """Takes an amount for which `wait` has returned 0."""
         self.full_at = max(self.full_at, now) + amount * self.token
 
     def change(self, rate: float, burst: float, now: float) -> None:

@@ -141,7 +141,7 @@ class ServedModel:
         )
 
     def may_give_up(self, version: str) -> bool:
-        """Whether unloading a version interrupts no service: it is `only_kept`, and others take requests."""
+        """Whether a version is `only_kept` and may be unloaded, because other versions take requests."""
         return (
             self.only_kept(version)
             and version not in self._replaced_by

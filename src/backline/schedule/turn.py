@@ -57,7 +57,7 @@ class Turn:
         return not begun
 
     def end_completions(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs the batches that the completions have made ready."""
+        """Marks the end of a batch's completions, and runs the batches that they have made ready."""
         following = self._next
         try:
             if following:

@@ -28,7 +28,7 @@ ClientAuth: TypeAlias = Literal["required", "optional"]
 
 
 class TlsFileError(ValueError):
-    """A TLS file cannot be used. The message names the file and the problem."""
+    """Raised when a TLS file cannot be used. The message names the file and the problem."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ class Joiner:
         return [*requests, *[row] * missing], [*rows, *[1] * missing]
 
     def run_size(self, rows: Sequence[int]) -> int:
-        """The number of rows in a run of these requests, including filled-up ones."""
+        """The number of rows in a run of these requests, including those that only fill it up."""
         return self.joining.batch_size(sum(rows))
 
     def split(

@@ -51,7 +51,7 @@ Check: TypeAlias = Callable[[Ticket], None]
 
 @dataclass(frozen=True, slots=True)
 class WarmModel:
-    """The result of a load."""
+    """The result of a load: a model that has run its warm-up requests, and what was learned about it."""
 
     loaded: LoadedVersion
     check: Check

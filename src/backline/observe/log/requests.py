@@ -46,10 +46,10 @@ class RequestLog:
     """A TraceWriter that logs a line for each request of a client, but none for requests between models."""
 
     def arrived(self, exchange: Exchange[None]) -> None:
-        """Logs nothing: the line is written at the end."""
+        """Logs nothing: the line is written when the request ends."""
 
     def began(self, trace: RequestTrace[None], request: InferRequest) -> None:
-        """Logs nothing: the line is written at the end."""
+        """Logs nothing: the line is written when the request ends."""
 
     def context(self, kept: None) -> str:
         return "{}"

@@ -111,7 +111,7 @@ class LatencyModel:
         return Line(line.a * times, line.b * (times if times > 1 else 1.0))
 
     def learn(self, size: int, items: int, seconds: float) -> None:
-        """Updates the model with a run of a batch of items of about one size."""
+        """Updates the model with a run of `items` items, each of about `size` elements."""
         bucket = _bucket(size)
         known = self._lines.get(bucket)
         if known is None:

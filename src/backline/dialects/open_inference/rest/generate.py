@@ -83,7 +83,7 @@ class Generate:
         self._when_known(model, version, request, self._take_one)
 
     def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
-        """Sends an event per response."""
+        """Streams the model's responses, one event for each."""
         self._when_known(model, version, request, self._take_stream)
 
     def infer_stream(self, model: str, version: str, request: HttpRequest) -> None:
