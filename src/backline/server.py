@@ -93,7 +93,7 @@ class ServerOptions:
 
 
 def _access(options: ServerOptions) -> Access | None:
-    """What limits callers; None if every caller may do everything.
+    """The Access that limits what callers may do; None if every caller may do everything.
 
     Without keys, only this machine's programs and holders of a client certificate may change anything. Raises
     InvalidArgument if the file is not valid.

@@ -29,8 +29,8 @@ _MAX_REMEMBERED = 4096
 class Policy:
     """The identities that a server knows.
 
-    `keys` is by the hash of the key, and `tokens` by issuer. The first of `certificates` that applies
-    decides.
+    `keys` maps the hash of each key to its identity, and `tokens` is by issuer. The first of `certificates`
+    that applies decides.
     """
 
     anonymous: Identity
@@ -40,7 +40,7 @@ class Policy:
 
 
 class Certified(Protocol):
-    """A request, a call or a connection: whatever knows the client's certificate."""
+    """Anything that knows the client's certificate: a request, a call or a connection."""
 
     @property
     def certificate(self) -> Certificate | None: ...
@@ -180,7 +180,7 @@ class Access:
         return unknown
 
     def _issue(self, credential: Certificate | Claims) -> Identity | None:
-        """The identity that a credential has by now; None if it would no longer be accepted."""
+        """The identity that a credential now stands for; None if it would no longer be accepted."""
         if isinstance(credential, Certificate):
             return self._of_certificate(credential) if self._policy.certificates else self._policy.anonymous
         return None if self._verifier is None else self._verifier.identify(credential)

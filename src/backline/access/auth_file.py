@@ -1,4 +1,4 @@
-"""The file given with --auth: who exists, and what each may do. A running server follows its changes."""
+"""Reads the file given with --auth, which lists callers and what each may do, and follows its changes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class QuotaEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes_per_second: _Rate | None = None
 
     def quota(self, whose: str, models: Sequence[str] = ("*",)) -> Quota:
-        """Raises InvalidArgument for a burst without a rate, or a table without limits."""
+        """The Quota of the table. Raises InvalidArgument for a burst without a rate, or without limits."""
         if self.burst is not None and self.requests_per_second is None:
             raise InvalidArgument(f"--auth: the quota of {whose} has a burst but no requests_per_second")
         if (self.requests_per_second, self.max_in_flight, self.bytes_per_second) == (None, None, None):
@@ -72,7 +72,7 @@ class ModelQuotaEntry(QuotaEntry, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 def _quotas(whose: str, quota: QuotaEntry | None, by_model: Sequence[ModelQuotaEntry]) -> tuple[Quota, ...]:
-    """Raises InvalidArgument for an invalid quota, or two for the same models."""
+    """The quotas of one caller. Raises InvalidArgument for an invalid one, or two for the same models."""
     found = [] if quota is None else [quota.quota(whose)]
     found += [entry.quota(whose, entry.models) for entry in by_model]
     if len({one.models for one in found}) < len(found):
@@ -95,7 +95,7 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CertificateEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A [[certificates]] table: what clients with such a certificate may do.
 
-    It needs `subject`, `san` or both.
+    The table needs `subject`, `san` or both.
     """
 
     name: _Name
@@ -139,7 +139,7 @@ class AuthDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_auth_file(path: Path) -> AuthDocument:
-    """Raises InvalidArgument if the file cannot be read or is not valid."""
+    """Reads an auth file. Raises InvalidArgument if the file cannot be read or is not valid."""
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_SIZE + 1)
@@ -156,7 +156,7 @@ def read_auth_file(path: Path) -> AuthDocument:
 
 
 def _with_times(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with each expiry that is a date replaced by the midnight, in UTC, with which it begins."""
+    """The document, with each expiry that is a plain date replaced by the start of that day in UTC."""
     for tables in (document.get("keys"), document.get("certificates")):
         for entry in tables if isinstance(tables, list) else ():
             if isinstance(entry, dict) and type(entry.get("expires")) is date:
@@ -219,7 +219,7 @@ def _certificate_rule(entry: CertificateEntry) -> CertificateRule:
 
 
 def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, TokenRule]:
-    """By issuer."""
+    """The rules for tokens, by issuer."""
     if not entries:
         return {}
     try:
@@ -253,14 +253,14 @@ def _token_rules(entries: Sequence[TokenEntry], folder: Path) -> dict[str, Token
 
 
 def _timestamp(moment: datetime | None) -> float | None:
-    """Seconds of time.time(). A moment without a time zone is in UTC."""
+    """Converts a moment to seconds of time.time(). A moment without a time zone is in UTC."""
     if moment is None:
         return None
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def environment_has_keys(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a key is in an environment variable."""
+    """Whether an environment variable holds a key."""
     return any(variable in environment for variable in ENVIRONMENT_KEYS)
 
 

@@ -63,7 +63,7 @@ class HostNames:
         return _is_address(name)
 
     def may_read(self, host: bytes) -> bool:
-        """Whether a Host field names this server, or can at least not be the name of a page on the internet.
+        """Whether a Host field names this server, or at least cannot be the name of a page on the internet.
 
         Attackers need a name that they can register, so a single label and private domains are let in:
         programs reach servers by such names in containers and clusters.
@@ -130,9 +130,9 @@ class BrowserPolicy:
         Referer, so all they need is a known Host, and that only to change something: `curl -d`, which labels
         JSON as a form, is allowed.
 
-        A page that rebinds DNS may send a GET without any of these fields, and read the response. So where
-        nothing is guarded but health, only Host counts, whoever sends it. Browsers keep responses from pages
-        of other origins.
+        A page that rebinds DNS may send a GET without any of these fields, and read the response. So on a
+        route that is not guarded, only Host counts, whoever sends it; health checks need none. Browsers
+        themselves keep pages from reading responses of other origins.
         """
         if scope is Scope.HEALTH:
             return None
@@ -171,7 +171,7 @@ class BrowserPolicy:
 def parse_origin(text: str) -> str:
     """An origin as browsers write it: in lower case, without its scheme's default port.
 
-    Raises InvalidArgument.
+    Raises InvalidArgument if `text` is not an origin.
     """
     origin = text.strip().lower()
     if _ORIGIN(origin) is None:

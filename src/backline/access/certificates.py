@@ -1,4 +1,4 @@
-"""Which client certificates identify whom."""
+"""Rules that identify callers by their client certificates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which addresses other machines can reach."""
+"""Tells which addresses other machines can reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands between wire and dialects: the gate, which refuses requests by their header, and CORS."""
+"""The gate between the wire and the dialects, which refuses requests by their header, and CORS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def route_of(method: bytes, path: bytes) -> str:
 
 
 class Target(NamedTuple):
-    """What a route is about: the scope that it needs, and its model, None if it concerns more than one."""
+    """What a route needs: a scope, and the model that it concerns, None if it concerns more than one."""
 
     scope: Scope
     model: str | None = None

@@ -1,4 +1,4 @@
-"""Who sends a request, and what that identity may do. Pure decisions over plain values."""
+"""Identities, on whose behalf requests are sent, and what each may do. Pure decisions over plain values."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ class Identity:
 
     @property
     def ambient(self) -> bool:
-        """Whether a browser would send such a request on behalf of any page: nothing in it is a secret.
+        """Whether any web page can make a browser send requests with this identity, which needs no secret.
 
         Browsers present a client certificate to its server whichever page has caused the request.
         """
         return not self.name or self.kind == "certificate"
 
     def become(self, other: Identity) -> None:
-        """Takes over what `other` may do, as the configuration has changed."""
+        """Takes over the permissions of `other`, because the configuration has changed."""
         self.name, self.kind, self.grants = other.name, other.kind, other.grants
         self.expires, self.cure = other.expires, other.cure
         self.quotas = other.quotas
@@ -108,7 +108,7 @@ class Identity:
 
     @property
     def lasts(self) -> bool:
-        """Whether what it may do now, it may do until the configuration changes."""
+        """Whether the identity keeps its permissions until the configuration changes, as it never expires."""
         return self.expires is None and not self.revoked
 
     def follow(self, ticket: Ticket) -> None:

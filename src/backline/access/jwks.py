@@ -64,7 +64,7 @@ def read_key_set(content: bytes, where: str) -> tuple[SigningKey, ...]:
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """What a key says about itself. Members that only some types have are read by PyJWT."""
+    """The members of a key that all types have. PyJWT reads those that only some types have."""
 
     kty: str
     kid: str = ""
@@ -75,7 +75,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 def _read_key(given: dict[str, Any]) -> SigningKey | None:
-    """None if the key is of an unsupported type, malformed, or not for signatures."""
+    """Reads one key; None if it is of an unsupported type, malformed, or not for signatures."""
     try:
         entry = msgspec.convert(given, _Entry)
     except msgspec.ValidationError:

@@ -49,7 +49,7 @@ def check_location(location: str) -> None:
 
 
 def read_key_file(path: Path) -> tuple[SigningKey, ...]:
-    """Raises InvalidArgument if the file cannot be read or is no set of keys."""
+    """Reads a set of keys. Raises InvalidArgument if the file cannot be read or is not such a set."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_SIZE + 1)
@@ -68,7 +68,7 @@ def fetch_keys(url: str) -> tuple[SigningKey, ...]:
     from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
     class NoRedirect(HTTPRedirectHandler):
-        """A redirect could lead to an address that is not safe."""
+        """Refuses redirects, which could lead to an address that is not safe."""
 
         def redirect_request(self, *arguments: Any) -> None:
             return None

@@ -1,4 +1,4 @@
-"""How much an identity may use: requests per second, bytes per second, and requests in flight.
+"""Limits how much an identity may use: requests per second, bytes per second, and requests in flight.
 
 Pure state and decisions: callers pass the current time, in seconds of time.monotonic().
 """
@@ -38,14 +38,14 @@ class Quota:
     models: tuple[str, ...] = ("*",)
 
     def covers(self, model: str | None) -> bool:
-        """Whether it limits requests to `model`; None stands for a request that concerns no single model."""
+        """Whether the quota limits requests to `model`; None means a request about more than one model."""
         if "*" in self.models:
             return True
         return model is not None and any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
 class TokenBucket:
-    """Fills by `rate` tokens per second up to `burst`.
+    """A token bucket that fills at `rate` tokens per second, up to `burst`.
 
     An amount above `burst` may be taken from a full bucket. The bucket then owes tokens, so that even large
     requests pass and the average still holds.
@@ -76,7 +76,7 @@ class TokenBucket:
         return lacking + self.slack if lacking > 0 else 0.0
 
     def take(self, amount: float, now: float) -> None:
-        """Takes an amount that need not wait."""
+        """Takes an amount for which `wait` has returned 0."""
         self.full_at = max(self.full_at, now) + amount * self.token
 
     def change(self, rate: float, burst: float, now: float) -> None:

@@ -1,4 +1,4 @@
-"""What a route or gRPC method lets its caller do; each is registered with its scope."""
+"""The scopes, which say what a route or gRPC method lets its caller do. Each is registered with one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """A route has the scope of the most powerful thing it can do: a route that also writes is not READ."""
+    """A permission. A route needs the scope of the most powerful thing it can do: if it writes, not READ."""
 
     #: Ask whether the server lives and is ready. Every caller may: orchestrators' probes have no keys.
     HEALTH = "health"

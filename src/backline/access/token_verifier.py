@@ -61,7 +61,7 @@ class TokenVerifier:
             ring.close()
 
     def identify(self, claims: Claims) -> Identity | None:
-        """The identity that verified claims have by now; None if the token would no longer be accepted."""
+        """The identity that verified claims now stand for; None if the token would no longer be accepted."""
         rule = self._rules.get(claims.issuer)
         if rule is None or not self._rings[rule.jwks].holds(claims.key):
             return None
@@ -125,7 +125,7 @@ def _check_times(rule: TokenRule, payload: Mapping[str, Any]) -> None:
 
 
 def _read_audiences(rule: TokenRule, payload: Mapping[str, Any]) -> frozenset[str]:
-    """Raises Unauthenticated if this server is not among them (RFC 7519, section 4.1.3)."""
+    """A token's audiences. Raises Unauthenticated if this server is not one (RFC 7519, section 4.1.3)."""
     given = payload.get("aud")
     audiences = frozenset(
         name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)
@@ -165,7 +165,7 @@ def _decode(part: bytes) -> bytes:
 
 
 def _shown(value: object) -> str:
-    """A claim that anybody can make up, for an error text."""
+    """Formats a claim, which anybody can make up, for an error text."""
     return str(value)[:100] if str(value).isprintable() else "?"
 
 

@@ -1,4 +1,4 @@
-"""What the holder of a token (JWT, RFC 7519) may do, by the claims that its issuer makes."""
+"""Decides what the holder of a token (JWT, RFC 7519) may do, from the claims of its issuer."""
 
 from __future__ import annotations
 

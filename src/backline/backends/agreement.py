@@ -103,7 +103,7 @@ def _merge(
 
 
 def _flat(kind: str, config: ModelConfig) -> frozenset[str]:
-    """The ragged inputs, or scattered outputs: flat in the model, whatever shape clients see."""
+    """The ragged inputs or scattered outputs, which are flat in the model, whatever shape clients see."""
     if config.joining is None:
         return frozenset()
     return frozenset(config.joining.ragged if kind == "input" else config.joining.scattered)

@@ -1,4 +1,4 @@
-"""The seam to the runtimes: how a model file is inspected, loaded and run."""
+"""The seam to the runtimes, which inspect, load and run model files."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ class StreamingModel(Protocol):
 
     @property
     def signature(self) -> Signature:
-        """See LoadedModel."""
+        """Inputs and outputs; see LoadedModel."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """See LoadedModel."""
+        """Warnings for users; see LoadedModel."""
 
     @property
     def streams_at_once(self) -> int:
@@ -87,12 +87,12 @@ class StreamingModel(Protocol):
         """
 
     def close(self) -> None:
-        """See LoadedModel."""
+        """Frees the model; see LoadedModel."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """What a worker process needs to load a model, from a backend whose models run in workers.
+    """What a worker process needs in order to load a model. Backends whose models run in workers return it.
 
     `adapter` names the code that loads the model there, such as "python". `python` is the path of an
     interpreter, None for that of the model's environment or the server; `environment` holds environment
@@ -150,7 +150,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class FileCheck(Protocol):
-    """A Backend that recognises some files that are not models, without its runtime and at little cost."""
+    """A Backend that can cheaply reject some files that are not models, without loading its runtime."""
 
     def check_file(self, path: Path) -> None:
         """Raises InvalidArgument, saying what is wrong, for a file that cannot be a model, or is cut off."""

@@ -66,7 +66,7 @@ class IdentityModel:
         return [inputs[self._sources[name]] for name in outputs]
 
     def close(self) -> None:
-        """See LoadedModel."""
+        """Does nothing: the model holds no memory. See LoadedModel."""
 
 
 def _full(specs: Sequence[TensorSpec], config: ModelConfig) -> tuple[TensorSpec, ...]:

@@ -113,7 +113,7 @@ def _read(jax: Any, path: Path) -> Any:
 
 
 def _place(jax: Any, device: Device) -> Any:
-    """The JAX device to move inputs to; None for JAX's default device, where no move is needed."""
+    """The JAX device to move inputs to; None for JAX's default device, which needs no move."""
     if device.kind == "model":
         return None
     found = jax.devices(device.kind)[device.index]

@@ -115,7 +115,7 @@ def check_trees(path: Path) -> None:
 
 
 def _trees(content: bytes, header: Mapping[str, str], first: int, end: int) -> list[bytes]:
-    """The parts of the file with one tree each, split by `tree_sizes` if given, as LightGBM does."""
+    """Splits the file into its trees, as LightGBM does: by `tree_sizes` if the header has them."""
     if "tree_sizes" in header:
         sizes = _integers(header, "tree_sizes")
         check_range("tree_sizes", sizes, 0, len(content) + 1)

@@ -1,4 +1,4 @@
-"""The execution providers of an ONNX Runtime session.
+"""Chooses the execution providers of an ONNX Runtime session.
 
 Each part of a network runs on the first provider that supports it. Providers are configured by Triton's
 `optimization.execution_accelerators`, or by the parameter `execution_providers`, a list of names in order
@@ -185,7 +185,7 @@ def usable_gpus(runtime: Any) -> Gpus:
 
 
 def can_use(runtime: Any, provider: Provider) -> bool:
-    """Whether a session can use a provider. If it cannot, ONNX Runtime uses the CPU and only logs that."""
+    """Whether a session can use a provider. Otherwise ONNX Runtime would use the CPU and only log that."""
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # fatal
     try:

@@ -287,7 +287,7 @@ def _without_accelerators(
 
 
 def _check_providers(config: ModelConfig, wanted: Sequence[Provider], used: Sequence[str]) -> None:
-    """Raises InvalidArgument if a provider is not used: ONNX Runtime would only log that it uses the CPU."""
+    """Raises InvalidArgument if a wanted provider is not used; ONNX Runtime would only log the fallback."""
     for name, _ in wanted:
         if name not in used:
             raise InvalidArgument(

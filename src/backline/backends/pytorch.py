@@ -178,7 +178,7 @@ def _own(array: np.ndarray) -> np.ndarray:
 
 
 def _innermost(error: Exception) -> str:
-    """The last line of a TorchScript traceback, which is the reason; other texts without C++ details."""
+    """The reason in an error: the last line of a TorchScript traceback, or the text without C++ details."""
     text = str(error)
     if "Traceback of TorchScript" in text:
         text = text.strip().splitlines()[-1]

@@ -158,7 +158,7 @@ def _declared(tokens: list[str]) -> Iterator[str]:
 
 
 def _named(tokens: list[str], declared: frozenset[str]) -> Iterator[str]:
-    """The forbidden operations that a source file mentions, except where `declared` ones may be meant."""
+    """The forbidden operations that a source file mentions, except those that may be `declared` methods."""
     by_text = "getattr" in tokens
     before, receiver, literal = "", "", ""
     for token in tokens:

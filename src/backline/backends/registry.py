@@ -1,4 +1,4 @@
-"""The list of backends and of the file formats that they load.
+"""Lists the backends and the file formats that they load.
 
 The module of a backend is only imported when a model needs it.
 """

@@ -38,7 +38,7 @@ def import_runtime(module: str, *, what: str, extra: str) -> Any:
 
 
 class _Imports:
-    """Imports modules, and counts how much the process grows by that."""
+    """Imports modules, and measures by how much that grows the process."""
 
     def __init__(self) -> None:
         self._lock = RLock()

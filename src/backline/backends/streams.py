@@ -57,7 +57,7 @@ class DeclaredModel:
         self.warnings = Parameters(config, backend, ()).warnings
 
     def close(self) -> None:
-        """See StreamingModel."""
+        """Does nothing: the model holds no memory. See StreamingModel."""
 
 
 _REPEAT_INPUTS = (

@@ -67,7 +67,7 @@ class TableModel:
         self._predict = None
 
     def _try(self, inputs: Sequence[TensorSpec]) -> TensorSpec:
-        """The specification of the output, from a run on two rows of zeros: files do not describe it."""
+        """The specification of the output. Files lack it, so it is found by a run on two rows of zeros."""
         zeros = {spec.name: _zeros(spec) for spec in inputs}
         (answer,) = self.run(zeros, [OUTPUT])
         datatype = DataType.BYTES if answer.dtype.kind in "OSU" else DataType.from_dtype(answer.dtype)

@@ -170,7 +170,7 @@ class MarFile:
             raise InvalidArgument(f"'{path}' is damaged: {error}") from None
 
     def _list(self) -> dict[str, tarfile.TarInfo | None]:
-        """The member names, with the entries of a tar file; empty for a folder, which `_open` looks into."""
+        """The members of a zip or tar file by name, with the entries of a tar file; empty for a folder."""
         if isinstance(self._packed, zipfile.ZipFile):
             return dict.fromkeys(self._packed.namelist())
         if isinstance(self._packed, tarfile.TarFile):

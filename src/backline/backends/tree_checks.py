@@ -1,4 +1,4 @@
-"""Checks of tree ensembles, whose runtimes use numbers from the file as indices without bounds checks."""
+"""Checks the files of tree ensembles, whose runtimes use numbers in them as indices without bounds checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_CLASSES: Final = 1 << 20
 
 
 class Damaged(Exception):
-    """A file has inconsistent contents; the message says which."""
+    """Raised when a file has inconsistent contents; the message says what is inconsistent."""
 
 
 @contextmanager

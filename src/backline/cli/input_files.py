@@ -147,7 +147,7 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """The reason alone, without the error number and file name of an OSError."""
+    """The reason for an error, without the error number and file name of an OSError."""
     if "allow_pickle" in str(error):
         return (
             "it is an array of Python objects, which only pickle can read. Write strings as an array of"
@@ -170,9 +170,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _complete(array: np.ndarray, what: str) -> np.ndarray:
-    """The same array. Warns of bytes that numpy has perhaps dropped: a fixed-width string ends at its last
-    byte that is not zero.
-    """
+    """Returns the array, and warns if numpy may have dropped trailing zero bytes of fixed-width strings."""
     if array.dtype.kind == "S" and array.size and max(map(len, array.reshape(-1))) < array.dtype.itemsize:
         print(
             f"{what}: no element fills the {array.dtype.itemsize} bytes of its dtype {array.dtype.str[1:]},"

@@ -23,9 +23,7 @@ FORMS = (
 
 
 def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]:
-    """The values of `given_inputs`. Raises InvalidArgument, also if an input is missing that is not
-    optional.
-    """
+    """The values of `given_inputs`. Raises InvalidArgument, also if a required input is missing."""
     values = given_inputs(metadata, given)
     missing = [spec.name for spec in metadata.inputs if spec.name not in values and not spec.optional]
     if missing:

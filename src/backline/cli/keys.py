@@ -1,4 +1,4 @@
-"""`backline keys`: the keys in the file of `backline serve --auth`."""
+"""`backline keys`: creates, lists, revokes and rotates keys in the file of `backline serve --auth`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def file_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _KeyFile:
-    """The file for editing. Comments and order are kept."""
+    """An auth file opened for editing, which keeps its comments and its order."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         """Raises NotFound if there is no such file, unless `create`; InvalidArgument if it is not valid."""

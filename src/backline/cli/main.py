@@ -116,7 +116,7 @@ def main() -> NoReturn:
 
 
 def _explain(error: click.ClickException) -> click.ClickException:
-    """The error, with suggestions for an unknown option that also find a misspelt word of a longer one."""
+    """Adds suggestions to an error about an unknown option, even if only a word of an option is misspelt."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return error
     known = [name for param in error.ctx.command.params for name in param.opts if name.startswith("--")]

@@ -134,7 +134,7 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
 
 
 class _InProcesses(Exception):
-    """The model needs worker processes."""
+    """Raised when a model needs worker processes."""
 
 
 def _in_processes(*_: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Numbers as values of options; an error says which numbers are allowed."""
+"""Types for options whose values are numbers; an error says which numbers are allowed."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ async def _run(
 
 
 def _with_hint(error: NotFound) -> NotFound:
-    """The error, with the option that loads the missing model: it is one that the running model calls."""
+    """Adds to the error which option loads the missing model, one that the running model calls."""
     missing = re.match(r"Request for unknown model: '([^']+)' is not found", error.message)
     return error if missing is None else NotFound(f"{error.message}; to load it too, add --with {missing[1]}")
 

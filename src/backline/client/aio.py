@@ -47,7 +47,7 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
 
 
 class AsyncClient:
-    """A client of a server, or of a repository in this process.
+    """A client of a server, or of a repository that is loaded into this process.
 
     The first request connects the client and binds it to the running event loop.
 

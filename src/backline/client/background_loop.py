@@ -30,7 +30,7 @@ class BackgroundLoop:
         atexit.register(self._end)
 
     def _end(self) -> None:
-        """Stops the loop when the program exits, before the interpreter is torn down under it."""
+        """Stops the loop when the program exits, before the interpreter is torn down."""
         if self._pid == os.getpid():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_ENDS_WITHIN)

@@ -21,8 +21,9 @@ USER_HEADER = "x-backline-user"
 
 
 class ModelControl(ABC):
-    """Lists and changes the models of one server. Every method may raise a BacklineError. `timeout` is in
-    seconds; a change that exceeds it raises DeadlineExceeded and continues in the server.
+    """Lists and changes the models of one server. Every method may raise a BacklineError.
+
+    `timeout` is in seconds; a change that takes longer raises DeadlineExceeded and continues in the server.
     """
 
     @abstractmethod
@@ -70,9 +71,9 @@ def to_overrides(
     """Makes Overrides from `config`, a mapping or its JSON, and `files`, which maps paths in the model to
     contents.
 
-    A content is bytes or the path of a local file. The paths in the model may start with "file:", as in
-    Triton's clients. Raises InvalidArgument for files without a configuration, and for a content that is of
-    another type or cannot be read.
+    The contents of a file are bytes or the path of a local file. The paths in the model may start with
+    "file:", as in Triton's clients. Raises InvalidArgument for files without a configuration, and for
+    contents that are of another type or cannot be read.
     """
     if config is None:
         if files:

@@ -32,7 +32,10 @@ class Credential:
     source: str
 
     def explain(self, error: BacklineError, url: str) -> BacklineError:
-        """The error; one about missing permission also says which key was sent, or how to send one."""
+        """Returns an error whose text also says which key was sent, or how to send one.
+
+        Errors that are not about missing permission are returned unchanged.
+        """
         if not isinstance(error, PermissionDenied):
             return error
         if self.source:
@@ -85,7 +88,7 @@ class StoredKeys:
         self._write({**self._read(), server: key})
 
     def remove(self, server: str) -> bool:
-        """Removes a key, and returns whether there was one. Raises what `put` raises."""
+        """Removes a key, and returns whether there was one. Raises the same errors as `put`."""
         keys = self._read()
         if keys.pop(server, None) is None:
             return False

@@ -36,25 +36,25 @@ __all__ = [
 
 
 class ConnectionFailed(Unavailable):
-    """The connection could not be opened, or broke. The message says whether the request may have run."""
+    """Raised when a connection cannot be opened, or breaks. The message says if the request may have run."""
 
 
 class PermissionDenied(BacklineError):
-    """The server, or a proxy in front of it, rejected the credentials."""
+    """Raised when the server, or a proxy in front of it, rejects the credentials."""
 
     http_status = 403
     grpc_code = 7
 
 
 class CredentialsRefused(PermissionDenied):
-    """The server asks for a key, or does not know the one that was sent."""
+    """Raised when the server requires a key, or does not know the one that was sent."""
 
     http_status = 401
     grpc_code = 16
 
 
 class ProtocolError(BacklineError):
-    """The other side does not speak the protocol of the URL."""
+    """Raised when the other side does not speak the protocol of the URL."""
 
 
 _BY_STATUS: dict[int, type[BacklineError]] = {

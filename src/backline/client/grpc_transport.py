@@ -325,7 +325,7 @@ class GrpcTransport(Transport):
         return self._credential.explain(failure, self._url)
 
     def _unreachable(self, details: str) -> ConnectionFailed:
-        """The error for a failed connection. What failed is only in the text of grpcio."""
+        """The error for a failed connection; grpcio tells the cause only in its text, `details`."""
         _, found, reason = details.partition("CERTIFICATE_VERIFY_FAILED: ")
         if found:
             return unverified(self._address, reason.removesuffix(": OK"))

@@ -14,7 +14,7 @@ _OTHER_NAME = frozenset((62, 64))
 
 
 def unanswered(address: Address, options: ClientOptions) -> str:
-    """What to check if a server closes a new connection without sending a byte; empty if there is nothing.
+    """Advice for when a server closes a new connection without sending a byte; empty if there is none.
 
     In TLS 1.3 the client learns only after its handshake that the server refuses it, and many servers,
     Backline among them, then close the connection without saying why.
@@ -66,6 +66,6 @@ def failed_handshake(address: Address, error: ssl.SSLError) -> ConnectionFailed:
 
 
 def _switched(address: Address) -> str:
-    """The URL with TLS if it has none, and without TLS if it has it."""
+    """The URL with TLS switched on or off: https instead of http, or grpc instead of grpcs."""
     scheme, _, rest = address.url.partition("://")
     return f"{scheme[:-1] if address.tls else scheme + 's'}://{rest}"

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 client connection: one request at a time, each answer's body in one buffer."""
+"""A client's HTTP/1.1 connection, which carries one request at a time."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ class HttpAnswer:
 
 
 class HttpConnection(asyncio.BufferedProtocol):
-    """Sends one request at a time. `reusable` says whether another request may follow, `idle_since` when the
-    last one ended (time.monotonic()).
+    """Sends one request at a time, and receives the body of each answer into one buffer.
+
+    `reusable` says whether another request may follow, `idle_since` when the last one ended
+    (time.monotonic()).
     """
 
     def __init__(self, url: str, advice: str = "") -> None:

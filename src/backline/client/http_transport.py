@@ -259,7 +259,7 @@ class HttpTransport(Transport):
         ]
 
     async def _holds(self, path: bytes, timeout: float) -> bool:
-        """Whether a health route answers 200. A negative answer has status 400 (Triton) or 503."""
+        """Whether a health route answers 200. If not healthy, a server answers 400 (Triton) or 503."""
         answer = await self.exchange(b"GET", path, timeout)
         if answer.status == 200:
             return True

@@ -1,4 +1,4 @@
-"""What a server reports about itself and its models."""
+"""Records of what a server reports about itself and its models."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class _Progress:
         self._last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def _next(self, inputs: tuple[Any, ...], options: dict[str, Any], *, end: bool) -> dict[str, Any]:
-        """The options of the next call, with the parameters of the sequence."""
+        """The options of the next call, including the parameters that mark it as part of the sequence."""
         if self._ended:
             raise InvalidArgument(f"sequence {self.id} of model '{self._model}' has ended")
         given: Mapping[str, Any] = options.pop("parameters", None) or {}

@@ -26,7 +26,7 @@ class Runner(Protocol):
 
 
 class Client:
-    """A client of a server, or of a repository in this process. Any number of threads may share it.
+    """A client of a server, or of a repository in this process. Any number of threads may share the client.
 
     Methods and errors are those of AsyncClient. Its event loop runs on one background thread per process, so
     each call costs a thread switch (about 50 us). Programs with thousands of requests in flight should use

@@ -29,8 +29,9 @@ class InferCall:
 
 
 class Transport(ABC):
-    """One way to reach one server. It belongs to the event loop on which it is opened. Every method may raise
-    a BacklineError, such as DeadlineExceeded after `timeout` seconds.
+    """One way to reach one server. A transport belongs to the event loop on which it is opened.
+
+    Every method may raise a BacklineError, such as DeadlineExceeded after `timeout` seconds.
     """
 
     async def open(self) -> None:  # noqa: B027 - most transports connect with the first request

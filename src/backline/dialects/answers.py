@@ -1,4 +1,4 @@
-"""Responses that dialects share: JSON over HTTP, messages over gRPC, and the shape of errors in both."""
+"""Sends the responses that all dialects share: JSON over HTTP, messages over gRPC, and errors in both."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def retry_fields(error: BacklineError) -> Fields:
 
 
 def quota_fields(meter: Meter) -> Fields:
-    """What is left of a limited request rate (draft-ietf-httpapi-ratelimit-headers-10); empty without one."""
+    """The fields that say how much of a request rate is left (draft-ietf-httpapi-ratelimit-headers-10).
+
+    Empty if the caller's rate is not limited.
+    """
     standing = meter.standing(monotonic())
     if standing is None:
         return ()
@@ -64,7 +67,7 @@ def error_body(message: str) -> bytes:
 
 
 def render_error(_: int, message: str) -> tuple[bytes, bytes]:
-    """The content type and body of an error found before routing."""
+    """The content type and body of an error that the wire found before routing."""
     return JSON, error_body(message)
 
 

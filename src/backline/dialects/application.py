@@ -130,7 +130,7 @@ class _HttpHandler:
 
 
 class _IdentifyingHandler(_HttpHandler):
-    """Also checks who sends each request: the gate may have decided for an earlier one with equal fields."""
+    """A handler that also checks the caller: the gate may have decided for an earlier, identical head."""
 
     def __init__(self, router: Router, access: Access, audit: Audit) -> None:
         super().__init__(router)
@@ -140,7 +140,7 @@ class _IdentifyingHandler(_HttpHandler):
         self._handler_of = self._admit
 
     def _admit(self, request: HttpRequest) -> Handler:
-        """The handler of a request whose caller may make it. Raises BacklineError."""
+        """The handler of a request, once its caller is admitted. Raises BacklineError if it is not."""
         try:
             identity = self._identify(request.headers, request)
         except BacklineError as error:
@@ -174,7 +174,7 @@ class _IdentifyingHandler(_HttpHandler):
 
 
 def _target(method: UnaryMethod | StreamMethod) -> Target:
-    """What a gRPC method is about, as far as its path tells."""
+    """The target of calls of a gRPC method, as far as its path tells."""
     scope = Scope(method.scope)
     named = scope is Scope.INFER or (isinstance(method, UnaryMethod) and method.model_of is not None)
     return Target(scope, ANY_MODEL if named else None)

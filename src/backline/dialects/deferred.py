@@ -1,4 +1,4 @@
-"""Responses to requests that take a coroutine to handle, most of which change the models."""
+"""Responds to requests that need a coroutine; most of these change which models are served."""
 
 from __future__ import annotations
 

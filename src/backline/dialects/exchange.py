@@ -67,7 +67,9 @@ class ReadRequest(Protocol[Plan_co]):
     def __call__(
         self, received: Buffer, fields: Mapping[bytes, bytes], model: str, version: str, on_loop: bool, /
     ) -> tuple[Plan_co, str, dict[str, Tensor]]:
-        """`model` and `version` come from the URL; in gRPC they are empty. `fields` are headers or metadata.
+        """Reads a request. `model` and `version` come from the URL and are empty in gRPC.
+
+        `fields` are headers or metadata.
 
         Raises BacklineError, or LargeRequest if called `on_loop` and reading takes too long there.
         """
@@ -269,7 +271,7 @@ def cancel(ticket: Ticket) -> None:
 
 
 def hidden_answer(model: str, cause: BaseException) -> BacklineError:
-    """The error that a client sees in place of an unexpected exception from writing a response."""
+    """The error that a client sees when writing a response raised an unexpected exception."""
     return hidden_error(f"the response of model '{model}'", cause)
 
 

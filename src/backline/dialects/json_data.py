@@ -1,4 +1,4 @@
-"""Tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order.
+"""Encodes and decodes tensors in JSON: numbers, booleans or strings, nested or flat, in row-major order.
 
 A string that is not UTF-8 is an object with base64, as in TensorFlow Serving: {"b64": "..."}.
 """
@@ -233,7 +233,7 @@ def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _first_element(raw: bytes) -> int:
-    """The first character of the first element; 0 for none."""
+    """The first character of the first element of a list, as a byte; 0 if the list is empty."""
     return next((character for character in raw[: 64 * MAX_DEPTH] if character not in b"[" + _BLANK), 0)
 
 
@@ -277,7 +277,7 @@ def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:
 
 
 class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
-    """Bytes in base64."""
+    """Bytes in base64, as {"b64": "..."}."""
 
     b64: bytes
 

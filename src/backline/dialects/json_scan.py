@@ -1,4 +1,4 @@
-"""Counting in JSON without decoding it, to bound the cost of decoding.
+"""Counts keys and elements of JSON without decoding it, to bound the cost of decoding.
 
 Decoding holds the interpreter's lock until it is done, even on another thread, and a key of five bytes
 becomes Python objects of a hundred bytes. So the keys and elements, which a client can send by the million,

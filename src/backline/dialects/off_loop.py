@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 
 class LargeRequest(Exception):
-    """Reading this request would block the event loop for too long."""
+    """Raised when reading a request would block the event loop for too long."""
 
 
 class OffLoop:
-    """Runs work on one thread, so that only one request at a time takes the memory for it."""
+    """Runs work on one thread, so that only one request at a time takes the memory that decoding needs."""
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None

@@ -23,7 +23,7 @@ _MAX_PATH_SIZE = 8192
 
 
 class MethodNotAllowed(BacklineError):
-    """The path exists, but not for this method."""
+    """Raised when a path has handlers, but none for the request's method."""
 
     http_status = 405
     grpc_code = 12
@@ -40,7 +40,7 @@ class _Route(NamedTuple):
 
 
 class _Methods(dict[bytes, Handler]):
-    """The handlers of a path by method, with what they are about."""
+    """The handlers of a path by method, with the scope and the model that their requests concern."""
 
     targets: Mapping[bytes, Target] = {}
 
@@ -90,7 +90,7 @@ class Router:
         return handler
 
     def target(self, method: bytes, path: bytes) -> Target | None:
-        """What a request is about; None if no handler takes it."""
+        """The target of a request (its scope and model); None if no handler takes the request."""
         try:
             methods = self._find(path)
         except InvalidArgument:
@@ -169,7 +169,7 @@ def _model(pattern: tuple[str, ...], segments: list[str]) -> str | None:
 
 
 def _instead_of_v1(segments: list[str]) -> str:
-    """What to request instead of a route of TensorFlow Serving, given its segments after /v1/models."""
+    """Advice for a request to a TensorFlow Serving route, given the path's segments after /v1/models."""
     model, *more = (segment.partition(":")[0] for segment in segments)
     route = f"/v2/models/{model}"
     if len(more) > 1 and more[0] in {"versions", "labels"}:

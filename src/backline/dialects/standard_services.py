@@ -27,7 +27,10 @@ _REFLECTION_ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 
 
 class HealthService:
-    """Every known service, and the server itself (the empty name), is SERVING while the engine is ready."""
+    """The gRPC health service.
+
+    All known services, and the server itself (the empty name), are SERVING while the engine is ready.
+    """
 
     def __init__(self, engine: Engine, services: Iterable[str]) -> None:
         self._engine = engine

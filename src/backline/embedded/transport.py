@@ -116,7 +116,7 @@ class InprocTransport(Transport):
         return to_plain(model_configuration(self._engine, model, version))
 
     async def _know(self, model: str, version: str) -> None:
-        """Loads an on-demand version whose signature is not known yet."""
+        """Loads an on-demand version if its signature is not known yet."""
         if self._engine.is_unknown(model, version):
             await self._engine.wake(model, version)
 

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them."""
+"""Parses and formats sizes in bytes as people write them, such as "1.5 GiB"."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ class LabelMove:
     """A change to a model's label, made only if the label points to `expected` at that moment ("": it must
     not exist).
 
-    "label" and "promote" point it to `version`, which is loaded first if necessary; "unlabel" removes it;
-    "rollback" undoes its last move that has not been undone. The last two have no `version`.
+    "label" and "promote" point the label to `version`, which is loaded first if necessary; "unlabel" removes
+    it; "rollback" undoes its last move that has not been undone. The last two have no `version`.
     """
 
     action: Literal["label", "unlabel", "promote", "rollback"]
@@ -127,11 +127,11 @@ class Control(Protocol):
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
         """Takes a model, or one version, out of service.
 
-        Returns when it takes no more requests; those in flight finish afterwards.
+        Returns when the model takes no more requests. Those in flight finish afterwards.
         """
 
     async def move_label(self, move: LabelMove, *, who: str) -> Change:
-        """Points a label to a version (loading it if necessary) or back to an earlier one, or removes it."""
+        """Points a label to a version, loading it if necessary, or back to an earlier one; or removes it."""
 
     def check_changeable(self, what: str) -> None:
         """Raises Unavailable if clients may not change models (model control mode none).

@@ -1,4 +1,4 @@
-"""Metrics that models define: counters, gauges and histograms, shared by all workers that use their name."""
+"""Metrics that models define: counters, gauges and histograms. Workers that use the same name share one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Family:
-    """All samples with one name. `owners` are the loads that have declared it."""
+    """A metric: all samples with one name. `owners` are the loads that have declared the metric."""
 
     name: str
     kind: MetricKind
@@ -83,7 +83,7 @@ class CustomMetrics:
     def sample(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> Sample:
         """The sample with these labels, created if necessary.
 
-        Raises NotFound for an undeclared metric, Unavailable if it has too many samples.
+        Raises NotFound for an undeclared metric, Unavailable if the metric has too many samples.
         """
         family = self._families.get(name)
         if family is None:

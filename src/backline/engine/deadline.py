@@ -1,4 +1,4 @@
-"""Deadlines that end a request wherever it is: in a queue, during a run, in an ensemble."""
+"""Ends a request at its deadline, wherever the request is: in a queue, in a run, or in an ensemble."""
 
 from __future__ import annotations
 

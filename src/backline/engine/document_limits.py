@@ -1,5 +1,4 @@
-"""Limits on documents from outside: configurations and descriptions in TOML, JSON, YAML and protobuf text
-format.
+"""Limits the size of documents from outside, in TOML, JSON, YAML and protobuf's text format.
 
 Parsers run before anything else can check a document, and some take time or memory out of proportion to its
 size. One model's file must not delay the scan of all others.

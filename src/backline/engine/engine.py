@@ -1,4 +1,4 @@
-"""The seam between callers and models: everything callers may ask of models, independent of protocols."""
+"""The seam between callers and models: everything that callers may request, independent of protocols."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from backline.engine.values.messages import InferRequest, InferResponse
 
 
 class Engine:
-    """All models, and inference on them. Lives on one event loop; all methods are called there.
+    """Knows all models and runs inference on them. All methods are called on one event loop.
 
-    The lifecycle fills it: it calls `add`, sets a model's `state`, then calls `refresh`.
+    The lifecycle registers models: it calls `add`, sets the model's `state`, then calls `refresh`.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Engine:
         return routed
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Runs a request; cancelling this coroutine cancels it. Raises BacklineError."""
+        """Runs a request; cancelling this coroutine cancels the request. Raises BacklineError."""
         future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
         def complete(_: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
@@ -205,7 +205,7 @@ class Engine:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
 
     def find_ready(self, name: str, version: str = "") -> Model:
-        """A version that can respond. Raises NotFound, or Unavailable if it is not ready."""
+        """A version that can respond. Raises NotFound, or Unavailable if the version is not ready."""
         model = self.find(name, version)
         if not model.answers:
             why = f": {model.reason}" if model.reason else ""
@@ -308,7 +308,7 @@ class Engine:
         self._changed()
 
     def record_load(self, name: str, seconds: float, *, succeeded: bool) -> None:
-        """Counts a finished load of a version."""
+        """Counts a load of a version of the model `name` that took `seconds`, successful or not."""
         counts = self.loads.setdefault(name, LoadStatistics())
         if succeeded:
             counts.succeeded += 1

@@ -28,7 +28,10 @@ from backline.engine.private_places import for_clients
 
 
 class BacklineError(Exception):
-    """The base of all errors that callers may see. The message says what is wrong, where, and what to do."""
+    """The base class of all errors that callers may see.
+
+    The message says what is wrong, where, and what to do.
+    """
 
     http_status: ClassVar[int] = 500
     grpc_code: ClassVar[int] = 13
@@ -110,7 +113,7 @@ class Unsupported(BacklineError):
 
 
 class DecoupledModel(Unsupported):
-    """A decoupled model was called by a caller that takes one response. Dialects reword the message."""
+    """Raised when a caller that takes one response calls a decoupled model. Dialects reword the message."""
 
 
 class Internal(BacklineError):
@@ -119,7 +122,7 @@ class Internal(BacklineError):
 
 
 class ModelFailed(Internal):
-    """The model reports what went wrong; its text is passed on verbatim."""
+    """An error that the model itself reported; its text is passed on verbatim."""
 
 
 class Unknown(BacklineError):

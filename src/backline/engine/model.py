@@ -18,7 +18,7 @@ from backline.engine.values.signature import Signature
 class ModelState(Enum):
     """The state of a model version, under the names that clients know.
 
-    They are Triton's, and ON_DEMAND for a version that is not loaded and whose first request loads it.
+    The names are Triton's, except ON_DEMAND, for a version that is not loaded until its first request.
     """
 
     UNKNOWN = "UNKNOWN"
@@ -30,7 +30,7 @@ class ModelState(Enum):
 
 
 class RequestQueue(Protocol):
-    """Takes checked requests and has them run."""
+    """Accepts requests that have been checked, and gets them run."""
 
     def submit(self, ticket: Ticket) -> None:
         """Accepts the request. Raises Unavailable when the queue is full."""
@@ -41,10 +41,10 @@ class RequestQueue(Protocol):
 
 
 class Recording(Protocol):
-    """Notes the requests that a version accepts."""
+    """Records the requests that a version accepts."""
 
     def accepted(self, ticket: Ticket) -> None:
-        """Called for a request that fits the model and is about to be queued."""
+        """Called with a ticket whose request fits the model, just before it is queued."""
 
 
 class OpenSequences(Protocol):
@@ -60,7 +60,7 @@ class OpenSequences(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How the server runs a model version, for people to read."""
+    """How the server runs a model version, as texts for people to read."""
 
     lane: str
     instances: int
@@ -73,7 +73,7 @@ class Placement:
 
 @dataclass(slots=True)
 class LoadProgress:
-    """The progress of a load, which `began` at a time.monotonic().
+    """The progress of a load. `began` is when it started, in seconds of time.monotonic().
 
     `phase` is fetch, environment, load, probe or warm-up. In the phase "environment", the bytes are those of
     downloaded packages.
@@ -135,7 +135,7 @@ class Model:
 
     @property
     def answers(self) -> bool:
-        """Whether requests get responses: the version is ready, or their arrival loads it."""
+        """Whether requests get responses: the version is ready, or the first request loads it."""
         return self.state is ModelState.READY or self.on_demand
 
     @property

@@ -1,4 +1,4 @@
-"""Folders of the server whose paths are hidden from clients.
+"""Hides the paths of the server's folders from clients.
 
 Messages name files by their full path for the log and the terminal, where operators need it. Every message
 that a dialect sends passes through `for_clients`. All engines of a process share the list of folders.
@@ -13,7 +13,7 @@ from typing import Final
 
 
 class _KnownPlaces:
-    """Private folders, and the texts that clients see in place of their paths."""
+    """The private folders of this process, and the texts that clients see in place of their paths."""
 
     def __init__(self) -> None:
         self._shown: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The responses of one request, for a caller that takes them one by one."""
+"""Collects the responses to one request for a caller that takes them one by one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Memory shared by clients: POSIX shared memory objects, registered by name, that hold inputs and outputs of
-requests.
+"""Memory that clients share with the server, for the inputs and outputs of requests.
+
+Clients register POSIX shared memory objects by name.
 
 A client may shrink its object at any time, and then any access to a mapping of it raises SIGBUS and kills the
 process. So objects are never mapped here, but read and written as files, which fails safely
@@ -146,7 +147,7 @@ class SharedMemory:
         self._regions[name] = Region(name, key, offset, byte_size)
 
     def unregister(self, name: str) -> None:
-        """Closes a region, after its last use if it is in use. No effect on an unknown name."""
+        """Closes a region, once no request uses it any more. No effect on an unknown name."""
         region = self._regions.pop(name, None)
         if region is not None:
             self._leaving[name] = region
@@ -167,7 +168,7 @@ class SharedMemory:
         return found
 
     def check_size(self, size: int) -> None:
-        """Raises PayloadTooLarge if a request reads more than it may."""
+        """Raises PayloadTooLarge if `size` bytes are more than one request may read."""
         if size > self._max_request_bytes:
             raise PayloadTooLarge(
                 f"the inputs of the request have {size} bytes in shared memory,"

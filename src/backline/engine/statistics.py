@@ -26,7 +26,7 @@ _EARLY = 0.002
 
 @dataclass(slots=True, eq=False)
 class Duration:
-    """A number of durations, and their sum in nanoseconds."""
+    """How many durations were added up, and their sum in nanoseconds."""
 
     count: int = 0
     ns: int = 0
@@ -54,8 +54,8 @@ class ResponseCounters:
 class ResponseStatistics:
     """Counters by the index of a response in its stream, from 0. Times are of time.monotonic_ns().
 
-    `first` is a histogram of the time from a request's arrival to its first response, with upper bounds
-    `bounds_ms`; `first_ns` is their sum.
+    `first` is a histogram of the times from a request's arrival to its first response, with upper bounds
+    `bounds_ms`; `first_ns` is the sum of these times.
     """
 
     __slots__ = ("_bounds_ns", "bounds_ms", "counters", "first", "first_ns")
@@ -293,7 +293,7 @@ class ModelStatistics:
         self.queueing[((looked - arrived) // 1000).bit_length()] += 1
 
     def record_cache_miss(self, ns: int) -> None:
-        """Counts a run whose outputs were added to the cache. Lookup and insertion took `ns`."""
+        """Counts a run whose outputs were added to the cache. Lookup and insertion took `ns` nanoseconds."""
         self.cache_miss.add(1, ns)
         self.success.ns += ns
 

@@ -1,4 +1,4 @@
-"""A request on its way: its state, its current owner, and what happens at its end."""
+"""A request on its way through the server: its state, its owner, and what happens when it ends."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ TRANSITIONS: Final[Mapping[TicketState, frozenset[TicketState]]] = MappingProxyT
 
 
 class IllegalTransition(Exception):
-    """A ticket was moved to a state that cannot follow its current one: a bug in the server."""
+    """Raised when a ticket is moved to a state that cannot follow its current one: a bug in the server."""
 
 
 class Owner:
-    """What holds a ticket that is not done: a queue, a scheduler during a run, an ensemble, a cache.
+    """The holder of a ticket that is not done: a queue, a scheduler during a run, an ensemble or a cache.
 
     A ticket has at most one owner at a time.
     """
@@ -72,11 +72,11 @@ class Owner:
     __slots__ = ()
 
     def cancelled(self, ticket: Ticket) -> None:
-        """The caller has left, or the deadline has passed. Called once; the ticket no longer has an owner."""
+        """Called once, when the caller has left or the deadline has passed; the ticket then has no owner."""
         raise NotImplementedError
 
     def postponed(self, ticket: Ticket) -> None:
-        """The ticket's deadline has moved. An owner that runs stand-ins must move their deadlines too."""
+        """Called when the ticket's deadline has moved. An owner that runs stand-ins must move theirs too."""
 
 
 class InFlight:
@@ -102,16 +102,16 @@ class Listener:
         """Called before one of many responses is passed to the caller."""
 
     def ended(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        """The ticket is done; the completion is called next."""
+        """Called when the ticket is done, before its completion callback."""
 
     def delivered(self, ticket: Ticket, error: BacklineError | None) -> None:
-        """The completion has returned."""
+        """Called after the completion callback has returned; `error` is the error that it got, if any."""
 
     def abandoned(self, ticket: Ticket) -> None:
-        """The ticket was cancelled: its completion will never be called."""
+        """Called when the ticket is cancelled: its completion callback will never be called."""
 
     def refused(self, ticket: Ticket, error: BacklineError) -> None:
-        """`submit` has raised this error."""
+        """Called when the submission of the ticket has raised `error`."""
 
 
 #: Called once, on the event loop, with a response or an error; with neither after the last of many responses.
@@ -123,8 +123,8 @@ OnResponse: TypeAlias = Callable[["Ticket", InferResponse], None]
 class Ticket:
     """A submitted request. The completion is called exactly once, unless the ticket is cancelled or refused.
 
-    `request` is what the caller asked. `deadline` (seconds of time.monotonic()) is when it expires unless it
-    runs: the caller's deadline (`waits_until`), or an earlier one set by a queue's policy. `level` is the
+    `request` is what the caller asked. `deadline` (seconds of time.monotonic()) is when a waiting ticket
+    expires: the caller's deadline (`waits_until`), or an earlier one set by a queue's policy. `level` is the
     request's priority, or the level assigned by a queue. The model's check sets `batch_size`, the number of
     items, and `batch_key`, which must be equal for requests to share a batch. `context` belongs to the
     caller, and `identity` is the caller's name for fair queueing, empty if it has none. Callers that take any
@@ -214,8 +214,8 @@ class Ticket:
         self.owner = owner
 
     def start(self, owner: Owner | None) -> None:
-        """Hands the ticket to an instance. `owner` is notified of a cancellation; None if the run cannot
-        be ended.
+        """Hands the ticket to an instance. `owner` is notified of a cancellation; pass None if the run cannot
+        be ended early.
         """
         state = self.state
         if state is not QUEUED and state is not NEW:
@@ -228,7 +228,7 @@ class Ticket:
         self.owner = None
 
     def respond(self, response: InferResponse) -> None:
-        """Passes on one of many responses. Exceptions in the callback are logged, not raised."""
+        """Passes one of many responses to the caller. Exceptions in `on_response` are logged, not raised."""
         for listener in self._listeners:
             listener.responded(self, response)
         on_response = self._on_response
@@ -244,8 +244,8 @@ class Ticket:
     def complete(self, response: InferResponse | None, error: BacklineError | None) -> None:
         """Completes the ticket, unless it is cancelled or expired.
 
-        Exceptions in the completion are logged, so that later requests still complete. A second completion
-        raises IllegalTransition. One after a cancellation is merely late and has no effect.
+        Exceptions in the completion callback are logged, so that later requests still complete. A second call
+        raises IllegalTransition. A call after a cancellation is merely late and has no effect.
         """
         state = self.state
         if state is not RUNNING and state is not QUEUED and state is not NEW:

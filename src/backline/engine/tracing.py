@@ -49,16 +49,16 @@ class Trace(Protocol):
         """The trace context, for models that trace their work: a JSON object with `traceparent`, or empty."""
 
     def follow(self, ticket: Ticket) -> Trace:
-        """The trace of a request that is part of this one. Called just before the request is submitted."""
+        """Creates the trace of a request made for the one traced here, just before that is submitted."""
 
     def shared_with(self, others: Sequence[Trace]) -> Trace:
-        """The trace for a request that is made on behalf of this one and `others`."""
+        """The trace for a request on behalf of several: those traced here and by `others`."""
 
     def ran(self, run: RunMoments) -> None:
-        """Notes a run with this request that has ended."""
+        """Records a run that included the traced request and has ended."""
 
     def unreadable(self, error: BacklineError) -> None:
-        """Notes that the client's message could not be read as a request."""
+        """Records that the client's message could not be read as a request."""
 
 
 class Tracer(Protocol):
@@ -74,7 +74,7 @@ class Tracer(Protocol):
 
 
 class TraceControl(Protocol):
-    """What clients may read and change about tracing. `model` is empty for the settings of all models."""
+    """The tracing settings that clients may read and change. An empty `model` means those of all models."""
 
     def settings(self, model: str) -> Mapping[str, SettingValue]:
         """The settings. Raises InvalidArgument for an unknown model."""

@@ -40,8 +40,8 @@ class Environment:
 def borrow(environment: Environment) -> list[str]:
     """Makes the packages of an environment importable in this process, whose own packages take precedence.
 
-    Returns those that this process has in another version, as "name 1.0 (not 2.0)". Raises InvalidArgument
-    if the environment has another Python version.
+    Returns the packages that this process has in another version, as "name 1.0 (not 2.0)". Raises
+    InvalidArgument if the environment has another Python version.
     """
     import importlib
     from importlib.metadata import distributions

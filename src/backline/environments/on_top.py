@@ -30,19 +30,19 @@ def server_packages() -> Mapping[str, str]:
 
 
 def pins(packages: Mapping[str, str]) -> str:
-    """The packages as a requirements file."""
+    """Formats packages as a requirements file that pins their versions."""
     return "".join(f"{name}=={version}\n" for name, version in sorted(packages.items()))
 
 
 def link() -> str:
-    """The contents of LINK. Folders are added as sites, so that their own .pth files take effect."""
+    """The contents of LINK, which adds the server's folders as sites, so their .pth files take effect."""
     return "".join(f"import site; site.addsitedir({folder!r})\n" for folder in _folders())
 
 
 def lacking(compiled: str, there: Mapping[str, str]) -> list[str]:
     """The lines of uv's resolution to install: those that `there` lacks, or has in another version.
 
-    Leaves out what only packages that are there require, since they run without it.
+    Leaves out packages that only packages in `there` require, since those run without them.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     others = []
@@ -69,7 +69,7 @@ def lacking(compiled: str, there: Mapping[str, str]) -> list[str]:
 
 
 def _asks(by: str, found: Container[str], missing: Container[str]) -> bool:
-    """Whether a requirement comes from the user's file, or from a package that has to be installed."""
+    """Whether a requirement comes from the user's file, or from a package that must be installed."""
     if by.startswith("-c"):  # a constraint only chooses the version
         return False
     return by.startswith("-") or _normal(by) not in found or _normal(by) in missing

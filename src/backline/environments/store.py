@@ -138,8 +138,8 @@ class Environments:
         stop: Callable[[], bool],
         again: bool = False,
     ) -> None:
-        """Builds the environment, unless another process has built it meanwhile; `again` replaces an existing
-        one. `stop` is polled while waiting for another build.
+        """Builds the environment, unless another process has built it in the meantime; `again` replaces an
+        existing one. `stop` is polled while waiting for another build.
 
         Raises Internal with the cause if the build fails, and Unavailable if `stop` returns true or the
         store cannot be written.
@@ -228,7 +228,7 @@ class Environments:
 
     @contextlib.contextmanager
     def _alone(self, digest: str) -> Iterator[bool]:
-        """Yields whether no server holds the environment; if so, none can take it within the context."""
+        """Yields whether no server holds the environment; if none does, none can within the context."""
         descriptor = open_lock(self._lock(digest, "use"))
         try:
             yield digest not in self._held and try_lock(descriptor)
@@ -334,7 +334,7 @@ def _installed(environment: Environment) -> list[str]:
 
 
 def _asks_for(user: User) -> str:
-    """The digest of a model's current requirements; empty if the model is gone or requires nothing."""
+    """The digest of a model's current requirements; empty if the model is gone or has none."""
     try:
         if not Path(user.model_folder).is_dir():
             return ""

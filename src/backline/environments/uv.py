@@ -30,7 +30,7 @@ _FINDING = threading.Lock()
 
 
 class UvFailed(Exception):
-    """uv failed. The message is the reason in one line; `lines` is uv's whole output."""
+    """Raised when uv fails. The message is the reason in one line; `lines` is uv's whole output."""
 
     def __init__(self, why: str, lines: Sequence[str] = ()) -> None:
         super().__init__(why)

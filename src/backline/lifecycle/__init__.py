@@ -1,1 +1,1 @@
-"""Loads, serves, labels and unloads model versions, as repositories and requests ask for."""
+"""Loads, serves, labels and unloads model versions, as repositories and requests demand."""

@@ -1,4 +1,4 @@
-"""The graph of calls in flight: which model waits for which, to refuse calls that would deadlock."""
+"""The graph of calls in flight: records which model waits for which, to detect calls that would deadlock."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CallGraph:
         return []
 
     def together_with(self, waits: Iterable[Wait]) -> dict[Node, set[Node]]:
-        """For each waiting node, the nodes it waits for, as if `waits` had been added."""
+        """Maps each waiting node to the nodes that it waits for, as if `waits` had been added."""
         together = {node: set(awaited) for node, awaited in self._waits.items()}
         for waiting, awaited in waits:
             together.setdefault(waiting, set()).add(awaited)

@@ -1,4 +1,4 @@
-"""Changes that a caller waits for: loading one version, or moving a whole model to a new target."""
+"""Makes changes that a caller waits for: loads one version, or moves a whole model to a new target."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AwaitedChanges:
         self._ended: dict[str, str] = {}
 
     async def load_now(self, served: ServedModel, version: str) -> str:
-        """Waits for the load of a wanted version; returns why it failed, or "" when it is ready."""
+        """Waits for the load of a wanted version. Returns why the load failed, or "" if it succeeded."""
         served.awake.add(version)
         served.resting.pop(version, None)
         _drop_failed(served, version)

@@ -1,4 +1,4 @@
-"""Loading and serving ensembles, which are ready when the models they call are ready."""
+"""Loads and serves ensembles, which are ready when the models that they call are ready."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ComposedServable(Servable):
         self.lacking = False
 
     async def load(self, threads: Threads, known: Measured | None, settle: Settle) -> None:
-        """Raises InvalidArgument if its steps do not fit together, or call a model that is missing."""
+        """Loads the ensemble. Raises InvalidArgument if its steps do not match or call a missing model."""
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = monotonic()
@@ -102,11 +102,11 @@ class ComposedServable(Servable):
             )
 
     def _keys(self) -> RequestKeys:
-        """New cache keys, because the models may no longer give the responses cached so far."""
+        """Creates new cache keys, because the models may no longer give the responses cached so far."""
         return RequestKeys(self.model.name, self.model.version, f"steps {uuid4()}")
 
     def _take_models(self, asked: tuple[Model, ...], models: tuple[StepModel, ...]) -> None:
-        """Notes the models that the steps call now. If one is decoupled, so is the ensemble, as in Triton."""
+        """Stores which models the steps call now. If one is decoupled, so is the ensemble, as in Triton."""
         assert self._composed is not None, "it is loaded"
         model = self.model
         self._asked = asked
@@ -124,7 +124,7 @@ class ComposedServable(Servable):
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 
     def _wait_for_steps(self) -> None:
-        """Adds the waits of the steps to the call graph. Raises InvalidArgument if a wait might never end."""
+        """Adds the steps' waits to the call graph. Raises InvalidArgument if a wait might never end."""
         config, permits = self.model.config, self._shared.permits
         self._forget_waits()
         waits = waits_of_decoupled_steps(self._engine, self._ensemble)
@@ -150,7 +150,7 @@ class ComposedServable(Servable):
         super().fail(reason, retry_at)
 
     def review(self) -> bool:
-        """Returns whether changes to the called models took it out of service, or allow another load."""
+        """Returns whether changes to the called models end the ensemble's service, or allow another load."""
         if self.phase is not VersionPhase.READY and not (self.phase is VersionPhase.FAILED and self.lacking):
             return False
         config = self.model.config
@@ -214,7 +214,7 @@ def composed_signature(config: ModelConfig) -> Signature:
 
 
 def unanswered_step(engine: Engine, config: ModelConfig) -> str:
-    """Why an ensemble cannot serve: it calls itself, or a step's model is not ready. "" if it can serve.
+    """Why an ensemble cannot serve: it calls itself, or a step's model is not ready; "" if it can.
 
     The texts are Triton's, except the one for an ensemble that calls itself, which Triton does not detect.
     """

@@ -37,7 +37,10 @@ _LONGEST_PAUSE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An event of a version, or of an instance if "replaced"; `reason` is why it failed or was unloaded."""
+    """Something that happened to a version, or, if "replaced", to one of its instances.
+
+    `reason` says why the version failed or was unloaded.
+    """
 
     kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded", "replaced"]
     model: Model
@@ -208,7 +211,7 @@ class Executor:
             self.advance((served.name,))
 
     async def _load_within_budget(self, one: Servable, known: Measured | None, *, evict: bool) -> None:
-        """Raises NoRoom if the memory budget has no room for it, and otherwise what Servable.load raises."""
+        """Loads a version. Raises NoRoom if the memory budget has no room, else what Servable.load raises."""
         needs, residency, kind = self._shared.needs, self._residency, one.kind
         label = f"model '{one.model.name}' version {one.model.version}"
 
@@ -268,7 +271,7 @@ class Executor:
         asyncio.get_running_loop().call_later(seconds + 0.002, self.advance_known, served)
 
     def advance_known(self, served: ServedModel) -> None:
-        """Advances a model, unless it was forgotten by now, perhaps for another one with its name."""
+        """Advances a model, unless it has been forgotten, and perhaps replaced by another of its name."""
         if self.models.find(served.name) is served:
             self.advance((served.name,))
 
@@ -344,7 +347,7 @@ class Dependencies:
         return any(step is not None and not step.settled for step in steps)
 
     def review(self) -> Iterator[ServedModel]:
-        """Takes ensembles out of service when a model they call is, and allows loads when it is back.
+        """Takes ensembles out of service when a model that they call is, and allows loads when it is back.
 
         Yields the models that need further steps. Repeats until nothing changes, because ensembles may call
         each other.

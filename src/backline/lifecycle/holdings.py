@@ -1,4 +1,4 @@
-"""The models that the repositories hold, and the targets that follow from them."""
+"""Scans the repositories, and derives the targets of models from what they hold."""
 
 from __future__ import annotations
 
@@ -96,14 +96,14 @@ class Holdings:
         self._executor.advance(touched & set(self._executor.models.names))
 
     def _gone(self, name: str, served: ServedModel | None) -> None:
-        """Handles a model that left the repositories. In mode explicit a loaded model keeps serving."""
+        """Handles a model that is no longer in any repository. In mode explicit it stays loaded."""
         if served is None:
             self._engine.forget(name)
         elif self._options.mode != "explicit":
             served.target = None
 
     def _aim(self, source: Source) -> None:
-        """Sets a model's target to what its repository says now."""
+        """Sets a model's target to what its repository now contains."""
         served = self._executor.models[source.name]
         old = served.target
         if old is not None and source.found.problem and not old.source.found.problem:
@@ -151,5 +151,5 @@ class Holdings:
 
     @property
     def described(self) -> str:
-        """The end of messages about a missing model: which models are available."""
+        """The end of messages about a missing model, which lists the available models."""
         return f"no repository holds it; available: {listed(sorted(self._known))}"

@@ -60,7 +60,7 @@ class Journal:
         self._total = 0
 
     def starting(self, on_event: OnEvent, loads: int) -> None:
-        """Begins the startup, which has `loads` loads; `on_event` is called when each ends."""
+        """Begins the report of a startup with this number of loads; `on_event` is called when each ends."""
         self._on_event = on_event
         self._total = loads
 

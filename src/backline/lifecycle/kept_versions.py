@@ -1,4 +1,4 @@
-"""Versions that stay loaded for a while after a label has left them, so that a rollback needs no load."""
+"""Keeps versions loaded for a while after a label has left them, so that a rollback needs no load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class KeptVersions:
         self._by_label: dict[str, _Kept] = {}
 
     def keep(self, label: str, version: str, seconds: float, on_end: Callable[[], None]) -> None:
-        """Keeps a version for a label instead of the one kept so far, and calls `on_end` after `seconds`."""
+        """Keeps a version for a label, in place of the previous one, and calls `on_end` after `seconds`."""
         self.forget(label)
 
         def end() -> None:

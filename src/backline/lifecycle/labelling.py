@@ -1,4 +1,4 @@
-"""Requests to set, move and remove labels; labels are stored on disk and move to versions that are ready."""
+"""Sets, moves and removes labels on request. Labels are stored on disk, and only move to ready versions."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Labelling:
         return await self._point(move, who)
 
     async def _back(self, move: LabelMove) -> LabelMove:
-        """Completes a rollback: the version to go back to, and the version the label must still point to."""
+        """Fills in a rollback: the version to return to, and the version that the label must still have."""
         model, label = move.model, move.label
         served, _ = self._labelled(model)
         now = served.labels.get(label, "")
@@ -110,7 +110,7 @@ class Labelling:
     def _keep_previous(self, served: ServedModel, label: str, version: str, action: str) -> None:
         """Keeps the version that a label leaves loaded for a while.
 
-        After a rollback it keeps none: the version that the label leaves is probably bad.
+        No version is kept after a rollback, because the one that the label leaves is probably bad.
         """
         served.kept.forget(label)
         if version and action != "rollback" and self._keep_seconds:

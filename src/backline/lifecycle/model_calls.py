@@ -1,4 +1,4 @@
-"""Requests that models in worker processes make to the server: inference, loads, unloads, metrics."""
+"""Serves the requests that models in worker processes make: inference, loads, unloads and metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ModelCalls:
         self._waits: dict[Ticket, list[Wait]] = {}
 
     def submit(self, ticket: Ticket) -> None:
-        """Submits a call. Raises Internal if it closes a cycle, or may wait for resources its caller holds.
+        """Submits a call. Raises Internal if the call closes a cycle, or may wait for its caller's resources.
 
         With several instances a cycle would deadlock only under load; an error on every call is easier to
         find.

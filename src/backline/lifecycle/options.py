@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: What decides which models are loaded: the repositories once at start, the repositories as they change, or
 #: requests (Triton's modes).
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
-#: Which model files are tried in a process of their own before the server loads them: all at each load, those
+#: Which model files are tried in a separate process before the server loads them: all at each load, those
 #: that have not been tried before, of those only files from elsewhere, or none.
 IsolateMode: TypeAlias = Literal["always", "new", "remote", "never"]
 #: For `load_models`: everything that the repositories hold.
@@ -29,7 +29,7 @@ TRIALS_WORK: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
 
 
 def check_isolation(mode: IsolateMode) -> None:
-    """Raises InvalidArgument if model files cannot be tried in processes of their own on this system."""
+    """Raises InvalidArgument if model files cannot be tried in separate processes on this system."""
     if mode != "never" and not TRIALS_WORK:
         raise InvalidArgument(
             f"isolate is {mode}, but model files can be tried in processes of their own only on Linux: set it"
@@ -39,7 +39,7 @@ def check_isolation(mode: IsolateMode) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LifecycleOptions:
-    """Which models are served, how they are loaded, and the limits that they share."""
+    """Options for which models are served, how they are loaded, and the limits that they share."""
 
     mode: ControlMode = "none"
     #: Seconds between scans of a repository that cannot notify of changes.
@@ -54,7 +54,7 @@ class LifecycleOptions:
     load_threads: int = 4
     #: Retries of a failed load, for models that set none.
     load_retries: int = 0
-    #: Which model files are tried in a process of their own first. That needs Linux.
+    #: Which model files are tried in a separate process first. That needs Linux.
     isolate: IsolateMode = "remote" if TRIALS_WORK else "never"
     #: Seconds after which the process that tries a model file is killed.
     load_timeout_seconds: float = 600.0

@@ -1,4 +1,4 @@
-"""Load requests that bring their own configuration or files instead of the repository's."""
+"""Handles load requests that bring their own configuration or files instead of the repository's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The phases of a version: which may follow which, and what clients see in each."""
+"""The phases of a version: which phase may follow which, and the state that clients see in each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backline.engine.ticket import Ticket
 
 
 class VersionPhase(Enum):
-    """How far a version has come, from wanted to unloaded."""
+    """The phases that a version goes through, from wanted to unloaded."""
 
     #: Wanted; its load has not begun.
     WAITING = "waiting"
@@ -65,7 +65,7 @@ SEEN_AS: Mapping[VersionPhase, ModelState] = MappingProxyType(
 
 
 class IllegalPhase(RuntimeError):
-    """A version was moved to a phase that may not follow its current one: a bug in the server."""
+    """Raised when a version is moved to a phase that may not follow its current one: a bug in the server."""
 
 
 def check_transition(before: VersionPhase, after: VersionPhase) -> None:
@@ -137,5 +137,5 @@ class StandIn(ShownVersion):
         self.model.reason = f"the last load failed: {reason}; the next request tries again"
 
     def hand_over(self, loaded: Model) -> None:
-        """Passes further requests straight to the loaded version."""
+        """Passes all later requests straight to the loaded version."""
         self.model.check, self.model.queue = loaded.check, loaded.queue

@@ -188,7 +188,7 @@ def replacements(
     ready: Set[str],
     failed: Set[str],
 ) -> dict[str, frozenset[str]]:
-    """For ready versions that are no longer selected: the versions that must be ready before they may go.
+    """Maps each ready version that is no longer selected to those that must be ready before it may go.
 
     To be called when the selection changes from `selected_before` to `selected`, with the previous result as
     `before`. A version waits for the newly selected ones, except those whose load has already `failed`:

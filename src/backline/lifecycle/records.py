@@ -34,11 +34,11 @@ class LabelStore:
         return self._labels.get(model, {})
 
     def set(self, model: str, label: str, version: str) -> None:
-        """Stores a label. Raises Internal if it cannot, Unavailable if another process changed the file."""
+        """Stores a label. Raises Internal if that fails, Unavailable if another process changed the file."""
         self._replace({**self._labels, model: {**self.of(model), label: version}})
 
     def remove(self, model: str, label: str) -> None:
-        """Removes a label. Raises what `set` raises."""
+        """Removes a label. Raises the same errors as `set`."""
         left = {name: version for name, version in self.of(model).items() if name != label}
         labels = {name: found for name, found in self._labels.items() if name != model}
         self._replace({**labels, model: left} if left else labels)

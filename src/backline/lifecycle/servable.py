@@ -1,4 +1,4 @@
-"""One version from its load to its end: fetch, load, warm up, serve, drain, unload."""
+"""Takes one version from its load to its end: fetch, load, warm up, serve, drain, unload."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Settle: TypeAlias = Callable[[LoadMemory], Awaitable[None]]
 
 
 class Servable(ShownVersion):
-    """One load of one version, and what serves it. Lives on the event loop."""
+    """One load of one version, with the queue and instances that serve it. Lives on the event loop."""
 
     def __init__(
         self,
@@ -280,7 +280,7 @@ class Servable(ShownVersion):
             self._shared.engine.refresh()
 
     def review(self) -> bool:
-        """For an ensemble: whether changes to called models took it out of service, or allow another load."""
+        """For an ensemble: whether changes to called models end its service, or allow another load."""
         return False
 
     @property
@@ -386,7 +386,7 @@ class Servable(ShownVersion):
             trim()
 
     def end(self) -> None:
-        """Marks the load as unloaded. The planner does not know this phase, so it must not hold the load."""
+        """Marks the load as unloaded. The planner does not know this phase: it must not see the load then."""
         self.enter(VersionPhase.UNLOADED, "unloaded")
         self.ended_at = time.monotonic()
 

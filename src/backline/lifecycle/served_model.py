@@ -78,7 +78,7 @@ class ServedModel:
         return self.ready(version) is not None or version in self._asleep
 
     def follow_target(self) -> None:
-        """Notes which versions left the target since the last step, and which ones replace them."""
+        """Records which versions left the target since the last step, and which ones replace them."""
         target = self.target
         goals = [] if target is None else target.wanted()
         selected = frozenset(goal.version for goal in goals)
@@ -109,7 +109,7 @@ class ServedModel:
         ]
 
     def wanted(self) -> list[Wanted]:
-        """What the planner should reach: the target, the change in progress, and versions kept by labels."""
+        """The planner's goals: the target, the change in progress, and versions kept by labels."""
         goals: list[Wanted] = []
         if self.target is not None:
             goals = self.target.wanted(self._labelled, asleep=self._sleeping(self.target))
@@ -141,7 +141,7 @@ class ServedModel:
         )
 
     def may_give_up(self, version: str) -> bool:
-        """Whether a version is `only_kept`, so that the planner would otherwise unload it at once."""
+        """Whether a version is `only_kept` and may be unloaded, because other versions take requests."""
         return (
             self.only_kept(version)
             and version not in self._replaced_by
@@ -157,7 +157,7 @@ class ServedModel:
         ]
 
     def _missing(self, present: Set[str]) -> list[FoundVersion]:
-        """Versions that a label points to and that exist nowhere: their loads fail and say so.
+        """Versions that a label points to but that exist nowhere; their loads fail with that reason.
 
         Requests to such a label, and those without a version if it is "stable", are refused. They must not
         go to a version that nobody promoted.
@@ -203,7 +203,7 @@ class ServedModel:
         return all((goal.version, goal.fingerprint) in there for goal in self.wanted() if goal.loaded)
 
     def outcome(self) -> dict[str, str] | None:
-        """Failures of the change in progress, by version: {} if all are loaded, None while loads run."""
+        """The failures of the change in progress, by version: {} if all are loaded, None while loads run."""
         assert self.change is not None, "there is a change"
         failures: dict[str, str] = {}
         there = {
@@ -222,7 +222,7 @@ class ServedModel:
         return failures
 
     def load_ended(self, version: str) -> str | None:
-        """None during the load of a version, then why it failed, or "" when it is ready."""
+        """The outcome of a version's load: None while it runs, "" if it succeeded, else why it failed."""
         if self.ready(version) is not None:
             return ""
         held = [
@@ -376,7 +376,10 @@ class ServedModel:
 
     @property
     def files_gone(self) -> dict[str, str]:
-        """The versions that serve only because a label points to them, and texts on what becomes of each."""
+        """Versions that serve although their files are gone, because a label points to them.
+
+        Maps each version to a text that says what becomes of it.
+        """
         if self.target is None or self.target.source.found.problem:
             return {}
         gone = set(self.labels.values()) & self.ready_versions - set(self.target.source.versions)
@@ -411,7 +414,7 @@ class ServedModel:
         return self._unloaded
 
     def _by_request(self, version: str) -> bool:
-        """Whether an unwanted version is unwanted because a request unloaded it or its model."""
+        """Whether a version is no longer wanted because a request unloaded it or its model."""
         return self.target is None or version in self.target.removed
 
     def unloaded(self, one: Servable) -> None:
@@ -436,7 +439,7 @@ def missing_text(model: str, version: str, labels: Sequence[str]) -> str:
 
 
 def _files_gone_text(version: str, labels: Sequence[str]) -> str:
-    """What becomes of a version that serves although its files are gone, because `labels` point to it."""
+    """Says what becomes of a version that serves although its files are gone, as `labels` point to it."""
     return (
         f"{_pointing(labels)} to version {version}, whose files are gone from the repository. It is served"
         " until the label moves or the server stops, and cannot be loaded again"
@@ -500,6 +503,6 @@ class ServedModels:
         return name not in self._models or self._models[name].settled
 
     def close(self) -> None:
-        """Makes present and later waits raise Unavailable, because the server stops."""
+        """Makes current and future waits raise Unavailable, because the server stops."""
         self._closed = True
         self.stepped()

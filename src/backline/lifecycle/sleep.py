@@ -160,7 +160,7 @@ class OnDemandQueue:
 
     @property
     def pending(self) -> int:
-        """The number of requests that wait for the load."""
+        """The number of requests waiting for the load."""
         return self._held.size
 
     def submit(self, ticket: Ticket) -> None:
@@ -278,7 +278,7 @@ class OnDemandQueue:
 
 
 def _again(error: BacklineError) -> BacklineError:
-    """A copy of the error, because an exception that is raised twice collects both tracebacks."""
+    """Copies an error to raise it again: raising the same exception twice would collect both tracebacks."""
     copy = type(error)(error.message)
     copy.retry_after = error.retry_after
     return copy

@@ -1,4 +1,4 @@
-"""What should be served: the models of the repositories, and the target versions of each."""
+"""The models that should be served: those of the repositories, with the target versions of each."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def identity(version: FoundVersion) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The last 20 names for messages, such as "1, 2, 3"; "none" without names."""
+    """Lists the last 20 names for a message, such as "1, 2, 3"; "none" if there are no names."""
     return f"{'..., ' if len(names) > 20 else ''}{', '.join(names[-20:]) or 'none'}"
 
 
@@ -258,7 +258,7 @@ def _check_apart(prefixes: dict[str, str]) -> None:
 
 
 def _refuse_same(same: list[Source]) -> Source:
-    """A source with a problem, in place of several models that share a name: any of them could be meant."""
+    """A source with a problem, which replaces models that share a name: requests could mean any of them."""
     folders = ", ".join(f"'{_place(source.found)}'" for source in same)
     problem = (
         f"model '{same[0].name}' is in more than one repository: {folders}; rename or remove all but one, or"

@@ -1,4 +1,4 @@
-"""What a `model.py` imports: types for hints, special parameters of `predict`, metrics and errors.
+"""The names that a `model.py` imports: types for hints, special parameters of `predict`, metrics and errors.
 
     class Model:
         def predict(self, x: FP32[16]) -> FP32[16]:

@@ -24,7 +24,10 @@ class Page(Protocol):
     """A metrics page, to which metrics are sent."""
 
     def declare(self, name: str, kind: _Kind, description: str) -> None:
-        """Adds a metric. Raises InvalidArgument for an invalid name, AlreadyExists if it has another kind."""
+        """Adds a metric.
+
+        Raises InvalidArgument for an invalid name, AlreadyExists if a metric of another kind has that name.
+        """
 
     def record(
         self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()

@@ -1,4 +1,4 @@
-"""Sound files: which formats there are, decoding them, and noticing that one is cut short."""
+"""Decodes sound files of all supported formats, and notices when a file is truncated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_sound(
 ) -> tuple[np.ndarray, int]:
     """Decodes a sound file: FP32 [samples, channels] and the sampling rate.
 
-    A file that is cut short is decoded as far as it goes, with a warning in the log. Raises InvalidArgument
+    A truncated file is decoded as far as it goes, with a warning in the log. Raises InvalidArgument
     if nothing can be decoded, or if the sound has more than `limit` bytes, either as it is or at the wanted
     rate with the wanted number of channels.
     """
@@ -72,7 +72,7 @@ def _read_file(
 
 
 def _missing(data: bytes, got: int, announced: int, rate: int) -> str:
-    """How much of a file is there, if it is cut short; else empty."""
+    """Says how much of a file is there, if the file is truncated; else empty."""
     seconds = f"{got / rate:.1f} seconds of sound"
     if data[:4] in {b"RIFF", b"FORM"}:
         size = 8 + int.from_bytes(data[4:8], "little" if data[:4] == b"RIFF" else "big")
@@ -89,7 +89,7 @@ def _missing(data: bytes, got: int, announced: int, rate: int) -> str:
 
 
 def _reason(error: Exception, data: bytes) -> str:
-    """Why libsndfile cannot read a file."""
+    """Says why libsndfile cannot read a file."""
     text = str(error).rpartition("': ")[2].rpartition(">: ")[2] or str(error)
     if "not recognised" in text:
         return f"it is none of {_FORMATS}; {_start(data)}"
@@ -182,5 +182,5 @@ def _decoded(
 
 
 def _short(error: Exception) -> str:
-    """An error of FFmpeg without its number and the name of its file."""
+    """The text of an FFmpeg error, without the error number and the file name."""
     return getattr(error, "strerror", None) or str(error)

@@ -1,4 +1,4 @@
-"""Prometheus' text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
+"""Writes Prometheus' text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
 
 prometheus_client creates an object per sample, which is too slow for thousands of samples. Here each metric
 is a template filled with numbers.

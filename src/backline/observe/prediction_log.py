@@ -233,7 +233,7 @@ def _in_lanes(blocks: np.ndarray) -> int:
 
 
 def _after_zeros(states: np.ndarray, zeros: np.ndarray) -> np.ndarray:
-    """The states advanced by a run of zero bytes; `zeros[i]` is bit i advanced by the same run."""
+    """Advances CRC states over a run of zero bytes; `zeros[i]` is the state 1 << i advanced over that run."""
     result = np.zeros_like(states)
     for bit in range(32):
         result ^= ((states >> np.uint32(bit)) & np.uint32(1)) * zeros[bit]

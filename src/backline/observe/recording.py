@@ -1,4 +1,4 @@
-"""Recording: writes the next requests that a version completes to a file, for the warm-up of later loads.
+"""Records the next requests that a version completes to a file, for the warm-up of later loads.
 
 Only a version that is being recorded reports its requests, so others pay nothing.
 """
@@ -63,7 +63,7 @@ _Kept: TypeAlias = tuple[Mapping[str, Tensor], tuple[str, ...] | None]
 
 
 class _KeepIfAnswered(Listener):
-    """Keeps a request if it succeeds: a warm-up with failing requests would fail."""
+    """Keeps a request only if it succeeds, because a recorded request that fails would fail the warm-up."""
 
     __slots__ = ("_kept", "_recording", "_size")
 

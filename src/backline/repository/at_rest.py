@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 #: Seconds for which a file must have been unchanged.
 AT_REST = 1.0
-#: How many times the longest pause between its changes so far a file must have been unchanged.
+#: A file must have been unchanged for this many times the longest pause between its changes so far.
 _PAUSES = 3.0
 #: The longest time that a file must have been unchanged, in seconds; a longer pause ends a copy.
 LONGEST_REST = 15.0

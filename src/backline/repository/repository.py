@@ -21,7 +21,7 @@ class FoundVersion:
     `path` is the model's file, or its folder for some formats, below the repository's root; it is None if the
     version cannot be loaded, for the reason in `problem`. `files` are the files that a load needs, by path
     below the root: those of the version, and those in the model's folder next to the versions.
-    `fingerprint` changes whenever a load is needed.
+    `fingerprint` changes whenever the version needs another load.
     """
 
     version: str

@@ -88,7 +88,7 @@ def reason(error: Exception) -> str:
 
 
 class _TooMany(Exception):
-    """There are more than MAX_ENTRIES files and folders."""
+    """Raised when there are more than MAX_ENTRIES files and folders."""
 
 
 @dataclass

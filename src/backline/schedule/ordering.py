@@ -32,7 +32,7 @@ class ResponseOrder:
 
     @property
     def held(self) -> int:
-        """The number of requests that have started and not completed."""
+        """The number of requests that have started but not completed."""
         return len(self._answers)
 
     def start(self, tickets: Sequence[Ticket]) -> None:

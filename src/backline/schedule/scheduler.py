@@ -36,7 +36,7 @@ _SWEEP_PAUSE = 20
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How one model version queues and batches requests. May change while requests are queued."""
+    """How one model version queues and batches requests. Can be replaced while requests are queued."""
 
     batch: BatchPolicy = field(default_factory=BatchPolicy)
     queue: QueueSettings = field(default_factory=QueueSettings)
@@ -274,7 +274,7 @@ class Scheduler(Owner):
         instance.run(batch, self._finished)
 
     def _form_again(self, batch: Batch) -> None:
-        """Forms a batch that waits for a permit again, from what is queued by now; it may end up empty."""
+        """Lets a batch that waits for a permit choose from the queue once more; it may end up empty."""
         now = monotonic_ns()
         before = batch.tickets
         live = [ticket for ticket in before if not ticket.cancelled]
@@ -298,7 +298,7 @@ class Scheduler(Owner):
             self._refuse_expired(now / 1e9)
 
     def _refuse_batch(self, batch: Batch) -> None:
-        """Refuses a batch that is still waiting for a permit when the model is unloaded."""
+        """Refuses the requests of a batch that still waits for a permit when the model is unloaded."""
         self.tally.gone([ticket for ticket in batch.tickets if ticket.cancelled])
         self._leave_out(batch, [ticket for ticket in batch.tickets if not ticket.cancelled], self._unloading)
 

@@ -1,4 +1,4 @@
-"""Requests with more items than the largest batch: run in parts, completed as one."""
+"""Runs requests with more items than the largest batch in parts, and completes them as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the requests and runs of a scheduler are counted."""
+"""Counts the requests and runs of a scheduler in its model's statistics."""
 
 from __future__ import annotations
 

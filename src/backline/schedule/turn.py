@@ -1,4 +1,4 @@
-"""When work happens on the event loop: at the end of the current turn (Turn), or at a given time (Alarm)."""
+"""Defers work on the event loop to the end of the current turn (Turn) or to a given time (Alarm)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Turn:
         return not begun
 
     def end_completions(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs the batches that the completions have made ready."""
+        """Marks the end of a batch's completions, and runs the batches that they have made ready."""
         following = self._next
         try:
             if following:
@@ -91,7 +91,7 @@ class Alarm:
         self.moment = inf
 
     def set(self, moment: float, pause: float = 0.0) -> None:
-        """Rings at `moment` or earlier, but this time no sooner than `pause` seconds from now."""
+        """Sets the alarm to ring at `moment` or earlier, but no sooner than `pause` seconds from now."""
         if moment >= self.moment:
             return
         if self._timer is not None:

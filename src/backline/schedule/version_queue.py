@@ -1,4 +1,4 @@
-"""The queues that take the requests of one version: drivers, and wrappers around them."""
+"""The interfaces of the queues that take a version's requests, and a wrapper that adds a deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits on what an archive may unpack to, and their check for zip files before the members are listed."""
+"""Limits what an archive may unpack to, and checks zip files against the limits before listing members."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from backline.engine.errors import InvalidArgument
 
 @dataclass(frozen=True, slots=True)
 class UnpackLimits:
-    """The limits on what an archive may unpack to: at most `files` members and `size` bytes.
+    """Limits an archive to `files` members and `size` unpacked bytes.
 
-    If the bytes exceed `harmless`, they must also be at most `ratio` times the size of the archive.
+    If there are more than `harmless` bytes, they must also be at most `ratio` times the archive's size.
     """
 
     files: int = 100_000
@@ -50,7 +50,7 @@ def check_zip(path: Path, limits: UnpackLimits) -> None:
     """Raises InvalidArgument if a zip file has more members, or unpacks to more bytes, than it may.
 
     Listing the members of an archive that was made to have millions would take long and fill the memory, so
-    the size of the list is checked first. Whether the file is a zip file at all is left to who unpacks it.
+    the size of the list is checked first. The caller finds out if the file is no zip file when unpacking it.
     """
     check_zip_list(path, str(path), limits)
     try:

@@ -16,7 +16,7 @@ _POLL_SECONDS = 0.05
 
 
 class Stopped(Exception):
-    """The wait for a lock was stopped."""
+    """Raised when the wait for a lock is stopped."""
 
 
 @contextlib.contextmanager

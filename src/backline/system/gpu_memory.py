@@ -1,4 +1,4 @@
-"""What processes hold in the memory of NVIDIA GPUs, from the driver's management library (NVML)."""
+"""Reads how much memory of NVIDIA GPUs processes hold, from the driver's management library (NVML)."""
 
 from __future__ import annotations
 

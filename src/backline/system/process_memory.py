@@ -1,4 +1,4 @@
-"""What processes hold in memory, as Linux counts it: their own pages, and the files that they map."""
+"""Reads how much memory processes hold, as Linux counts it: their own pages, and the files that they map."""
 
 from __future__ import annotations
 

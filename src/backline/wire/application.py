@@ -1,4 +1,4 @@
-"""What the wire passes to an application and expects back: the seam between `wire/` and `dialects/`.
+"""The seam between `wire/` and `dialects/`: what the wire passes to an application and expects back.
 
 There are two kinds of exchange: an HTTP request (over HTTP/1.1 or HTTP/2) and a gRPC call. Handlers run on
 the event loop. Unary handlers are plain functions that respond through the exchange, immediately or later;

@@ -1,4 +1,4 @@
-"""Request bodies gathered from pieces, in memory that grows only as bytes arrive."""
+"""Assembles request bodies from pieces, in memory that grows only as bytes arrive."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ ACCEPTED = b"gzip, deflate"
 
 
 class CodingError(Exception):
-    """A body that cannot be inflated. `status` is the HTTP status for the response."""
+    """Raised for a body that cannot be inflated. `status` is the HTTP status for the response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""What all connections of a server share, and what each connection implements."""
+"""The state that all connections of a server share, and the base class of a connection."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
         self.max_requests = -1
 
     def overload(self, path: bytes) -> str | None:
-        """Names what the server has too many of, counting this request; None if it can be accepted.
+        """What the server has too many of, such as "requests in flight"; None if the request is acceptable.
 
         Call this if `wire.requests` exceeds `max_requests`; otherwise no peer can exceed its share.
         """
@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
         """Closes immediately, dropping whatever is in flight."""
 
     def unsent(self) -> tuple[int, int]:
-        """Bytes of responses the client has not read, and how many of them the transport buffers."""
+        """The bytes of responses that the client has not read, and how many of them the transport buffers."""
         return 0, 0
 
 

@@ -1,4 +1,4 @@
-"""Returns to the system the memory that the C library keeps after large requests and responses."""
+"""Returns memory that the C library keeps after large requests and responses to the operating system."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Heap:
             self._wire.loop.run_in_executor(None, self._give_back)
 
     def _give_back(self) -> None:
-        """Runs on a thread: trimming blocks the C library's allocator, but not the interpreter."""
+        """Trims the heap, on a thread: trimming blocks the C library's allocator, but not the interpreter."""
         trim()
         # The memory that could not be returned is in use. What models use becomes the new baseline; what
         # bodies and responses use is worth another trim once they are gone.

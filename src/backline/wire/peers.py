@@ -1,4 +1,4 @@
-"""Connected client addresses, and how much of the server each uses."""
+"""Counts how much of the server each connected client address uses."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ ClientAuth: TypeAlias = Literal["required", "optional"]
 
 
 class TlsFileError(ValueError):
-    """A TLS file cannot be used. The message names the file and the problem."""
+    """Raised when a TLS file cannot be used. The message names the file and the problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def read_certificate(presented: Mapping[str, Any]) -> Certificate:
 
 
 class LiveTls:
-    """The context for new handshakes, which follows changes of the files while the server runs.
+    """The TLS context for new handshakes, which follows changes of the files while the server runs.
 
     Each change makes a new context: the old one must stay usable if the new files do not fit together, and
     handshakes in progress continue with theirs. Open connections are not affected.

@@ -1,4 +1,4 @@
-"""Fairness between connections that have sent more than one turn of the event loop should handle."""
+"""Shares the event loop fairly between connections that have sent more than one turn should handle."""
 
 from __future__ import annotations
 

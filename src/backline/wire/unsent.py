@@ -1,4 +1,4 @@
-"""Responses that clients do not read: counted over all connections, and bounded by closing the slowest."""
+"""Counts the responses that clients do not read, and bounds them by closing the slowest connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests that run together, their outcomes and timestamps."""
+"""A batch: the requests that run together, with their outcomes and timestamps."""
 
 from __future__ import annotations
 

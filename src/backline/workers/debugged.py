@@ -85,7 +85,8 @@ class DebuggedWorker(WorkerProcess):
 
 def forget_modules(folder: Path) -> None:
     """Forgets the modules imported from a folder, so that their next import reads the files again."""
-    # Python trusts cached bytecode if the source's size and second match, which a quick edit may not change.
+    # Python reuses cached bytecode if the source still has the same size and the same modification time in
+    # whole seconds, and a quick edit may change neither.
     sys.dont_write_bytecode = True
     root = str(folder.resolve()) + os.sep
     for name, module in list(sys.modules.items()):

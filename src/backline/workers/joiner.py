@@ -26,14 +26,14 @@ Describe: TypeAlias = Callable[[Sequence[Arrays], Sequence[int], Arrays], np.nda
 def lengths(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], _: Arrays
 ) -> np.ndarray:
-    """The length of each item of an input along an axis."""
+    """The batch input with the length of each item of an input along an axis."""
     return np.repeat(np.array([request[name].shape[axis] for request in requests], dtype), rows)
 
 
 def mask(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
-    """A mask of the elements of each item that are not padding, at the padded length in `inputs`."""
+    """The batch input that marks which elements of each item are not padding; padded as in `inputs`."""
     real = lengths(name, axis, np.dtype(np.int64), requests, rows, inputs)
     return (np.arange(inputs[name].shape[axis]) < real[:, np.newaxis]).astype(dtype)
 
@@ -119,7 +119,7 @@ class Joiner:
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
 
     def not_filled_up(self) -> Joiner:
-        """Returns a joiner without buckets and filled-up batches, which leaves a single request unchanged."""
+        """Returns a joiner that neither pads to buckets nor fills up batches: one request stays unchanged."""
         where, signature, scattered, reshapes = self._made_of
         padding = {
             name: replace(padding, buckets=padding.buckets if padding.most else ())
@@ -154,7 +154,7 @@ class Joiner:
         return [*requests, *[row] * missing], [*rows, *[1] * missing]
 
     def run_size(self, rows: Sequence[int]) -> int:
-        """The number of rows in a run of these requests, including filled-up ones."""
+        """The number of rows in a run of these requests, including those that only fill it up."""
         return self.joining.batch_size(sum(rows))
 
     def split(

@@ -159,7 +159,7 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What to measure. A step is a number of requests in flight, or else a number of requests per second."""
+    """What a benchmark measures. A step is a number of requests in flight, or else of requests per second."""
 
     model: str
     version: str

@@ -28,7 +28,7 @@ LATE_US = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """What a benchmark measured, and the results of its steps."""
+    """The subject of a benchmark, and the results of its steps."""
 
     model: str
     url: str

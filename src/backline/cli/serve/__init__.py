@@ -348,7 +348,7 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal. It loses it when the terminal closes."""
+    """Whether this process has a controlling terminal. It has none once the terminal has closed."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:

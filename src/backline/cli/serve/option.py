@@ -75,7 +75,7 @@ _DEFAULTS = {
 
 
 def fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
-    """An option for a field of ServerOptions, LifecycleOptions or Limits; it has the field's default."""
+    """An option that sets a field of ServerOptions, LifecycleOptions or Limits, and has its default."""
     default = _DEFAULTS[field]
     return option(
         name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}

@@ -1,4 +1,4 @@
-"""Outputs in the form the request asks for: classified, or written to shared memory."""
+"""Puts outputs into the form that the request asks for: as classes, or in shared memory."""
 
 from __future__ import annotations
 

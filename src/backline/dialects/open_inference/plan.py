@@ -125,7 +125,7 @@ class InferPlan:
 
 
 def prefix(id: str) -> str:
-    """Triton's prefix of error texts about a request."""
+    """The prefix that Triton's error texts about a request have."""
     return f"[request id: {id or '<id_unknown>'}] "
 
 

@@ -1,4 +1,4 @@
-"""Building and checking the plan of a request, shared by REST and gRPC."""
+"""Builds and checks the plan of a request, for both REST and gRPC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changing models by request: Triton's model repository extension, plus versions, labels and history."""
+"""Changes models by request: Triton's model repository extension, plus versions, labels and history."""
 
 from __future__ import annotations
 

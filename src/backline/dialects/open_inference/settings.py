@@ -1,4 +1,4 @@
-"""What operators see and change while the server runs: trace settings, log settings and recordings."""
+"""Lets operators read and change trace settings, log settings and recordings while the server runs."""
 
 from __future__ import annotations
 

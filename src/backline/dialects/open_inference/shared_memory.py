@@ -1,4 +1,4 @@
-"""Triton's shared memory extensions: tensors in regions, and registering regions over REST and gRPC."""
+"""Triton's shared memory extensions: tensors in regions, which clients register over REST and gRPC."""
 
 from __future__ import annotations
 

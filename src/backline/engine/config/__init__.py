@@ -1,1 +1,1 @@
-"""What may be configured of a model, as plain values."""
+"""The settings that a model's configuration may contain, as plain values."""

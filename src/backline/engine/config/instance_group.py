@@ -23,7 +23,9 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """A group of `count` instances, or as many on each of its GPUs; 0 if the server or the model decides.
+    """A group of `count` instances, or of `count` per GPU if it names GPUs.
+
+    With a `count` of 0 the server or the model decides.
 
     `resources` and `priority` matter only where the server limits the rate of executions: an instance of
     priority 2 runs half as often as one of priority 1. Instances of a `passive` group get no requests.

@@ -1,4 +1,4 @@
-"""How requests of different shapes are run together, as configured."""
+"""The part of a configuration that says how requests of different shapes share a batch."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Padding:
     `axes` are the dimensions to pad, where 0 is the batch; empty means every variable dimension. `value` is
     the filler as text; empty means zero. `buckets` are the lengths that an input may be padded to, ascending.
     Without buckets, inputs are padded to the longest one in the batch, and lengths may share a batch if they
-    round up to the same power of two. `lengths` and `mask` name inputs of the model from which it learns
-    what is padding; empty if it has none. A model that accepts a single length has it in `buckets` and as
-    `most`, the maximum; otherwise `most` is 0.
+    round up to the same power of two. `lengths` and `mask` name inputs that tell the model what is padding;
+    they are empty if the model has no such inputs. If it accepts a single length only, `buckets` contains
+    that length and `most`, the maximum, equals it; otherwise `most` is 0.
     """
 
     axes: tuple[int, ...] = ()

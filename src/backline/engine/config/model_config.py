@@ -131,8 +131,8 @@ class ModelConfig:
     """What a model's files ask for; None where the server decides by inspecting and measuring the model.
 
     `inputs` and `outputs` are as in config.pbtxt, without the batch dimension if `max_batch_size` is above 0;
-    empty if the file names none. `max_queue_delay_us` is in microseconds. `source` is the file it was read
-    from.
+    empty if the file names none. `max_queue_delay_us` is in microseconds. `source` is the file that the
+    configuration was read from.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Tensors whose shape in the model differs from the one that clients see (Triton's `reshape`)."""
+"""Reshapes tensors whose shape in the model differs from the one that clients see (Triton's `reshape`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How requests of sequences are batched, according to the configuration."""
+"""The part of a configuration that says how requests of sequences are batched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SequenceControl:
     """An input, not sent by clients, that tells the model about a request's place in its sequence: a tensor
     with one element.
 
-    `values` are the values of its element for false and for true; the control that carries the id has none.
+    `values` are the element's values for false and for true; the control that carries the id has none.
     """
 
     kind: ControlKind

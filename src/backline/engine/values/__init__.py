@@ -1,1 +1,1 @@
-"""Datatypes, tensors, signatures, devices, and what callers ask and models answer."""
+"""Plain values: datatypes, tensors, signatures, devices, requests and responses."""

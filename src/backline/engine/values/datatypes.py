@@ -1,4 +1,4 @@
-"""Tensor datatypes: one table with protocol name, configuration name, numpy dtype and item size."""
+"""The tensor datatypes, with their protocol and configuration names, numpy dtypes and item sizes."""
 
 from __future__ import annotations
 

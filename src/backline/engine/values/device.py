@@ -1,4 +1,4 @@
-"""Devices that models run on, and which instances run where."""
+"""Devices that models run on, and the placement of instances on them."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ NOWHERE: Final = Places(())
 
 
 def name_devices(places: Places) -> str:
-    """Where a model runs, as text: "GPU 0, GPU 1", or "CPU, no GPU" if it was meant for one."""
+    """Where a model runs, as text: "GPU 0, GPU 1", or "CPU, no GPU" if it should run on a GPU but cannot."""
     return ", ".join(map(str, places.devices)) + (", no GPU" if places.missing else "")

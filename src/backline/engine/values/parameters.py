@@ -88,6 +88,6 @@ def boolean(key: str, value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value as JSON writes it, cut to fit an error message."""
+    """Formats a value as JSON, shortened to fit an error message."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

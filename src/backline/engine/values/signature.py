@@ -13,7 +13,7 @@ from backline.engine.values.tensor import Shape, Tensor
 
 
 class DecoupledCheck:
-    """Checks that a caller takes any number of responses, then runs the decoupled model's usual check."""
+    """The check of a decoupled model: the caller must take any number of responses; then the usual check."""
 
     def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""Named tensors, and their bytes on the wire."""
+"""Named tensors, and their conversion from and to the bytes on the wire."""
 
 from __future__ import annotations
 

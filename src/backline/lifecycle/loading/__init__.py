@@ -1,1 +1,1 @@
-"""Loading a version: from its files to a warmed-up model and its queue."""
+"""Loads a version: turns its files into a warmed-up model with a queue."""

@@ -41,9 +41,9 @@ _FLOOR = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class BatchProbe:
-    """The result of a proof; `reason` explains it to users in one sentence.
+    """The result of a proof; `reason` explains the result to users in one sentence.
 
-    Without `known`, nothing could be compared, so requests are not batched to be safe.
+    `known` is False if no outputs could be compared; then requests are not batched, to be safe.
     """
 
     batched: bool
@@ -56,11 +56,11 @@ _ADVICE = "give one as model_warmup, or set max_batch_size"
 
 
 class _Refuted(Exception):
-    """The first dimension is not a batch; the message says why."""
+    """Raised when the first dimension is proved not to be a batch; the message says why."""
 
 
 class _Unknown(Exception):
-    """Nothing could be compared; the message says why."""
+    """Raised when no outputs could be compared; the message says why."""
 
 
 def first_dimensions(signature: Signature) -> str:
@@ -84,7 +84,8 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
     as far as there are any, and otherwise made up.
 
     The runs are the same on every machine: they depend on the model, and never on how long it takes. If the
-    model accepts what is made up, they are four, or five with variable dimensions, on eight items in all.
+    model accepts the made-up items, there are four runs, or five with variable dimensions, on eight items in
+    total.
     """
     reason = first_dimensions(model.signature)
     if reason:
@@ -104,7 +105,7 @@ def probe_batching(model: Tried, trial: Trial | None, samples: Iterable[Arrays] 
 def check_batching(model: Tried, trial: Trial, samples: Iterable[Arrays] = ()) -> BatchProbe:
     """Looks for a contradiction to a configured batch: runs the trial's item again, after another item.
 
-    This finds less than a proof does, since the configuration is believed, but takes a single run.
+    This finds less than a proof would, but takes a single run: what the user has configured is trusted.
     """
     try:
         _Prober(model).check(trial, tuple(samples))

@@ -75,7 +75,7 @@ def place_again(config: ModelConfig, placed: Places) -> Places:
 def _devices(
     config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus, *, strict: bool
 ) -> tuple[Device, ...]:
-    """The devices of a group; empty if it asks for a GPU and none can be used."""
+    """The devices of a group; empty if the group asks for a GPU and none can be used."""
     if group.kind == "model":
         return (Device("model"),)
     if group.kind == "cpu":
@@ -169,13 +169,13 @@ class InstanceMaker:
             raise
 
     def move_to_threads(self, loaded: LoadedVersion) -> list[Instance]:
-        """Moves the model off the event loop; returns its new instances."""
+        """Makes instances on threads for a model that ran on the event loop, and returns them."""
         self.moved = True
         return self.make(loaded)
 
     @property
     def stuck(self) -> int:
-        """The number of runs that have not ended on abandoned threads."""
+        """The number of runs that still continue on abandoned threads."""
         return 0 if self._limit is None else self._limit.stuck
 
     def placement(self, loaded: LoadedVersion, instances: list[Instance]) -> Placement:

@@ -59,7 +59,7 @@ def check_measured(measured: Measured) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedVersion(ABC):
-    """A model in memory. Each kind of model has a subclass, and no other code tells the kinds apart.
+    """A version whose model is in memory. Each kind of model has a subclass; other code treats all alike.
 
     `max_batch_size` limits the items of a request (0: no batch dimension), `batch_limit` the items of a batch
     that the scheduler forms. `places` has one entry for each instance; `placed` has the devices that hold the
@@ -109,7 +109,7 @@ class LoadedVersion(ABC):
 
     @abstractmethod
     def lone_runs(self) -> Iterable[Run]:
-        """For warm-up: one function for each copy of the model, which runs a single request.
+        """Returns, for warm-up, a function for each copy of the model that runs a single request on it.
 
         Call `states.prepare` first.
         """
@@ -145,7 +145,7 @@ STREAMED_RESPONSES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedStreams(LoadedVersion):
-    """A model in this process whose responses are a stream: it has no batches, and runs are not measured."""
+    """A model in this process that streams its responses. It has no batches, and its runs are not timed."""
 
     model: StreamingModel
 
@@ -220,7 +220,7 @@ class LoadedWorkers(LoadedVersion):
 def loaded_workers(
     config: ModelConfig, path: Path, model: ModelInWorkers, *, backend: str, warnings: tuple[str, ...]
 ) -> LoadedWorkers:
-    """Decides how to run a model in workers. Closes it and raises BacklineError if it cannot be served."""
+    """Decides how to run a model in workers. If that is impossible, closes it and raises BacklineError."""
     said = model.loaded
     view = View(config, path, STAGES_OF_WORKERS)
     join = view.stage(JoinInWorker)
@@ -250,7 +250,7 @@ def loaded_workers(
 
 
 def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
-    """The most items of a batch; 1 if the model joins requests only when configured to, and is not."""
+    """The most items of a batch; 1 if the model joins requests only if configured to, but is not."""
     said = model.loaded
     alone = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
     return min(1, said.max_batch_size) if alone else said.max_batch_size

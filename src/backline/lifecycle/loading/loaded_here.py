@@ -1,4 +1,4 @@
-"""Models that run in this process and give one response: proof, measurement and placement."""
+"""Proves, measures and places models that run in this process and give one response per request."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ class LoadedHere(LoadedVersion):
 def measure_model(config: ModelConfig, view: View, model: LoadedModel, samples: Samples = ()) -> Measured:
     """Tests whether requests can be batched, unless batching is configured off, and times runs.
 
-    A configured batch is believed, and only checked by a run that is timed in any case. The `samples` of the
-    user are tried before made-up inputs.
+    A configured batch is trusted, and only checked by a run that has to be timed anyway. The user's `samples`
+    are tried before made-up inputs.
     """
     join = view.stage(JoinRequests)
     runs = TrialRuns(view.alone(model))
@@ -201,7 +201,7 @@ def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:
 
 
 def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
-    """A warning about a configured batch in which requests change each other's outputs, or may do so."""
+    """A warning that requests in a configured batch change each other's outputs, or may do so."""
     says = f"{config.source or config.name}: max_batch_size is {config.max_batch_size}"
     if not probe.known:
         return f"{says}, and whether joining requests changes outputs could not be checked: {probe.reason}"

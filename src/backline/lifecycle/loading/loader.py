@@ -47,10 +47,9 @@ def load(
 
     Nothing is measured with `known`, from an earlier load of the same files and configuration, or if `recall`
     returns the measurements of an earlier process for the devices. The model should accept the `samples`, so
-    trial runs use them first. `on_phase` is
-    called with "load" and "probe" when these phases begin. `start_workers` is needed for models that run in
-    worker processes. The device of `options` is ignored. May take minutes: call it on a thread. Raises
-    BacklineError when the model cannot be served.
+    trial runs use them first. `on_phase` is called with "load" and "probe" when these phases begin.
+    `start_workers` is needed for models that run in worker processes. The device of `options` is ignored. May
+    take minutes: call it on a thread. Raises BacklineError when the model cannot be served.
     """
     on_phase("load")
     entry = choose(config, path)

@@ -1,4 +1,4 @@
-"""What trials and trial runs found out about a version, kept in the state folder for the next start."""
+"""Keeps what trials and trial runs found out about a version in the state folder, for the next start."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Content(Protocol):
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """The content of the file. `model` and `version` are for people who look into it."""
+    """The content of the file. `model` and `version` are for people who read it."""
 
     model: str
     version: str
@@ -125,7 +125,7 @@ class MeasurementFile:
             self._content = self._read_content()
 
     def _key(self) -> str:
-        """What the measurements hold for; empty if the files cannot be read."""
+        """A digest of everything that the measurements hold for; empty if the files cannot be read."""
         self.hold()
         if self._content is None:
             return ""

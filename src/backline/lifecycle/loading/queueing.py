@@ -232,7 +232,7 @@ def scheduling_text(
 
 
 def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> str:
-    """How long a free instance waits for more requests, and the batch sizes that it prefers."""
+    """Describes how long a free instance waits for more requests, and which batch sizes it prefers."""
     delay = config.max_queue_delay_us or waits_us
     preferred = sorted(set(config.preferred_batch_sizes))
     sizes = "" if preferred == [batch_limit] else " or ".join(map(str, preferred))

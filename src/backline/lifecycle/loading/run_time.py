@@ -49,9 +49,10 @@ _WAITING = 0.1
 class RunTimes:
     """The measured duration of a run, in `seconds` by batch size, including the copy that joins the batch.
 
-    Batch sizes are powers of two, up to where larger ones save no time; of a slow model only 1 and another;
-    empty if the model ran with no trial input. `grown` is the seconds of the longest run with enlarged
-    variable dimensions, 0 if none was timed. `elements` is the number of input elements of one item.
+    The batch sizes are powers of two, up to where larger ones save no time. A slow model is timed with 1 and
+    one other size only. `seconds` is empty if the model accepted no trial input. `grown` is the duration of
+    the longest run with enlarged variable dimensions, 0 if none was timed. `elements` is the number of input
+    elements of one item.
     """
 
     seconds: dict[int, float]
@@ -179,7 +180,7 @@ def _time_long_batch(runs: TrialRuns, item: Arrays, max_batch: int) -> dict[int,
 def _time_batches(
     runs: TrialRuns, item: Arrays, alone: float, max_batch: int, started: float
 ) -> dict[int, float]:
-    """The seconds by batch size; `alone` is that of one item."""
+    """The seconds of a run by batch size; `alone` is how many a run of one item takes."""
     names = [spec.name for spec in runs.signature.outputs]
 
     def run(size: int) -> None:
@@ -201,7 +202,7 @@ def _time_batches(
 
 
 def _time_grown(model: Tried, trial: Trial, *, batched: bool) -> float:
-    """Seconds of the longest run with enlarged variable dimensions; those of equal size grow together."""
+    """The seconds of the longest run with enlarged variable dimensions; equal sizes are enlarged together."""
     names = [spec.name for spec in model.signature.outputs]
     longest = 0.0
     for group in sorted(set(trial.sizes.values())):

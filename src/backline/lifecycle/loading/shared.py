@@ -67,7 +67,7 @@ class Shared:
             return self._trials
 
     def close(self) -> None:
-        """Ends what the versions shared, once no version uses it."""
+        """Releases the shared objects. Call it once no version uses them."""
         with self._trials_lock:
             if self._trials is not None:
                 self._trials.close()

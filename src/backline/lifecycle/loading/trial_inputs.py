@@ -1,4 +1,4 @@
-"""Made-up inputs for trial runs, which prove that a model can be batched and measure its run time."""
+"""Makes up inputs for trial runs, which prove that a model can be batched and measure its run time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_FREE_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class ValueFamily:
-    """Values to try: floats spread evenly over `offset` ± `scale`, integers from `lowest` to `top`, words."""
+    """Values to try: floats spread over `offset` ± `scale`, integers from `lowest` to `top`, and strings."""
 
     scale: float
     offset: float

@@ -1,4 +1,4 @@
-"""Trial runs of a model: the search for inputs that the model accepts, and the time that each run took."""
+"""Makes trial runs of a model: searches for inputs that the model accepts, and times each run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Samples: TypeAlias = Sequence[Mapping[str, Tensor]]
 
 
 class Tried(Protocol):
-    """What trial runs need of a model."""
+    """The part of a model's interface that trial runs use."""
 
     @property
     def signature(self) -> Signature: ...
@@ -55,7 +55,7 @@ class Tried(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunTime:
-    """How long one run took: in `seconds`, and in seconds of processor time (of the whole process)."""
+    """How long one run took: elapsed `seconds`, and seconds of processor time of the whole process."""
 
     seconds: float
     computed: float

@@ -51,7 +51,7 @@ Check: TypeAlias = Callable[[Ticket], None]
 
 @dataclass(frozen=True, slots=True)
 class WarmModel:
-    """The result of a load."""
+    """The result of a load: a model that has run its warm-up requests, and what was learned about it."""
 
     loaded: LoadedVersion
     check: Check
@@ -235,14 +235,15 @@ class VersionLoad:
         return self._starter.start(hosted, placed)
 
     def _is_trusted_by_name(self) -> bool:
-        """Whether pickles of this model are trusted; not those that a client loads under a trusted name."""
+        """Whether the model's pickles are trusted by its name; never if a client has sent the files."""
         patterns = self._shared.options.trust_pickle_models
         return self._may_run_code and any(fnmatchcase(self._config.name, one) for one in patterns)
 
     def _content(self, otherwise: str) -> VersionContent | None:
-        """A digest of the files: what is kept beyond this load must not be used for other files.
+        """A digest of the files, so that results kept beyond this load are not used for other files.
 
-        None if the version has no files, or if they cannot be read, with a warning that says `otherwise`.
+        None if the version has no files or they cannot be read. In the latter case a warning is logged that
+        names the consequence, `otherwise`.
         """
         if self._version.path is None:
             return None
@@ -344,7 +345,7 @@ Result = TypeVar("Result")
 
 
 def loads_running() -> bool:
-    """Whether a load is running in this process. An orderly exit might then crash in the model's runtime."""
+    """Whether a load is running in this process. If so, an orderly exit might crash in a runtime."""
     return any(isinstance(thread, _LoadThread) for thread in threading.enumerate())
 
 

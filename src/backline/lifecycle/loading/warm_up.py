@@ -1,4 +1,4 @@
-"""Warm-up: requests that a version runs before it is ready, so that one-time work delays no client."""
+"""Runs warm-up requests on a version before it is ready, so that one-time work delays no client."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def warm_up_samples(
 
 
 def _is_there(recorded: Path) -> bool:
-    """Whether there are recorded requests. If the state folder cannot be read, warm-up does without them."""
+    """Whether the file of recorded requests exists. If the state folder is unreadable, warm-up skips them."""
     try:
         recorded.stat()
     except (FileNotFoundError, NotADirectoryError):

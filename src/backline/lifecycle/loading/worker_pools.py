@@ -135,7 +135,7 @@ class WorkerStarter:
 
     @property
     def pids(self) -> list[int]:
-        """The workers that it has started. Used on the event loop."""
+        """The process ids of the workers started so far. Called on the event loop."""
         return [] if self._pool is None or self._pool.debugged else self._pool.pids
 
     def cancel(self) -> None:
@@ -218,7 +218,7 @@ class WorkerStarter:
 
 @cache
 def _environments(folder: Path) -> Environments:
-    """The store of environments in a folder; one for each folder in this process."""
+    """The store of environments in a folder. There is one per folder in this process."""
     return Environments(folder)
 
 

@@ -1,1 +1,1 @@
-"""The memory budget: what is held, what loads need, and which versions to unload to make room."""
+"""The memory budget: how much is held, how much loads need, and which versions to unload to make room."""

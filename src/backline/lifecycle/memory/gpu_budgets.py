@@ -1,4 +1,4 @@
-"""The memory budgets of GPUs, from --gpu-memory-budget, and what the server holds on those GPUs."""
+"""The memory budgets of GPUs (--gpu-memory-budget), and how much the server holds on those GPUs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class GpuBudgets:
                 ) from None
 
     def read(self, pids: Collection[int]) -> Mapping[int, Mapping[int, int]]:
-        """What this process and those with these ids hold on each GPU, in bytes. Call it on a thread."""
+        """The bytes that this process and the processes `pids` hold on each GPU. Call it on a thread."""
         try:
             return self._read(pids)
         except OSError as error:

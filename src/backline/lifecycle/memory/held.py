@@ -1,4 +1,4 @@
-"""What the server and its workers hold in memory now."""
+"""Measures how much memory the server and its workers hold at the moment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Held:
     """The memory of the server's process and of its workers at one moment, in bytes.
 
-    `server` counts what only the server's process has. A worker that has ended is not listed.
+    `server` counts only memory that no worker shares. A worker that has ended is not listed.
     """
 
     server: int
@@ -27,7 +27,7 @@ class Held:
 
 
 class HeldMemory:
-    """Reads what the server and its workers hold. Call it on a thread: a read takes milliseconds."""
+    """Reads how much the server and its workers hold. Call it on a thread: a read takes milliseconds."""
 
     def __init__(self, gpus: GpuBudgets | None = None) -> None:
         self._footprints = Footprints()
@@ -50,5 +50,5 @@ class HeldMemory:
             return self._footprints.read(pids)
 
     def on_gpus(self, pids: Collection[int] = ()) -> Mapping[int, Mapping[int, int]]:
-        """What this process and these workers hold on each GPU with a budget, by process."""
+        """The bytes that this process and these workers hold on each GPU with a budget, by process id."""
         return {} if self._gpus is None else self._gpus.read(pids)

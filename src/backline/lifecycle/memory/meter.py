@@ -1,4 +1,4 @@
-"""Measures what loads take: of the server's process by its growth, of worker processes by their pages."""
+"""Measures how much memory loads take: in the server by its growth, in worker processes by their pages."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class LoadMemory:
 class LoadMeter:
     """Measures the memory that loads take in this process, on any thread.
 
-    A load that ran alone took the growth of resident memory, or the size of its files if that is larger:
-    reused memory does not show as growth. Loads that overlapped share the growth in proportion to their
-    estimates, once the last of them has ended. What importing a runtime takes is not the model's. A load
+    The memory of a load that ran alone is the growth of resident memory, or the size of the model's files if
+    that is larger, because reused memory does not show as growth. Loads that overlapped share the growth in
+    proportion to their estimates, once the last of them has ended. Importing a runtime is not counted. A load
     during which another model was freed is not measured, since the process grew by less than the load took.
     """
 
@@ -75,7 +75,7 @@ class LoadMeter:
 
     @contextmanager
     def freeing(self) -> Iterator[None]:
-        """Surrounds the freeing of a model in this process."""
+        """A context manager that must surround the freeing of a model in this process."""
         with self._lock:
             self._freeing += 1
             self._freed = True
@@ -87,7 +87,7 @@ class LoadMeter:
 
     @contextmanager
     def measure(self, kind: LoadKind) -> Iterator[LoadMemory]:
-        """Measures the load in the block; nothing if it raises."""
+        """Measures the load that the `with` block runs. Measures nothing if the block raises."""
         own = self._needs.own_estimate(kind)
         load = LoadMemory(kind, Need(own, own))
         with self._lock:
@@ -144,7 +144,7 @@ class LoadMeter:
         load.shown = own
 
     def _on_gpus(self) -> Mapping[int, int]:
-        """What this process holds on each GPU with a budget."""
+        """The bytes that this process holds on each GPU with a budget."""
         return {index: by_pid.get(os.getpid(), 0) for index, by_pid in self._held.on_gpus().items()}
 
     def _share_out(self, grown: int) -> None:

@@ -1,4 +1,4 @@
-"""What loads need in memory: learned from earlier loads, kept across restarts, and estimated until then."""
+"""How much memory loads need: as learned from earlier loads, even across restarts, or else estimated."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class LoadKind:
-    """What is known of a load before it begins.
+    """What is known about a load before it begins.
 
     `key` changes with the files and with what a load reads of the configuration. `backend` is "" if the
     files do not show it. `gpus` are those that the model may be placed on, of those with a budget.
@@ -115,7 +115,7 @@ def load_kind(
 
 
 class Needs:
-    """The needs of models, by the key of their load. For any thread.
+    """The needs of models, by the key of their load. May be used on any thread.
 
     With a `file`, what was learned outlives the server. A file that cannot be read or written costs only the
     measurements: it is logged, and the models are measured again.
@@ -136,7 +136,7 @@ class Needs:
             self._restore(file)
 
     def of(self, kind: LoadKind) -> Need:
-        """What a load needs: as measured, or else as estimated from its kind and the size of its files."""
+        """The need of a load: as measured, or else as estimated from its kind and the size of its files."""
         with self._lock:
             need = self._models.get(kind.key)
             if need is None or not need.measured:
@@ -171,7 +171,7 @@ class Needs:
             return known.own if known is not None and known.measured else self._estimate(kind).own
 
     def imported(self, backend: str, grown: int | None = None) -> None:
-        """Notes that a runtime was imported; the process has `grown` by this many bytes, None if unknown."""
+        """Records that a runtime was imported, and by how many bytes the process has `grown`, if known."""
         with self._lock:
             if backend in self._imported:
                 return
@@ -181,7 +181,7 @@ class Needs:
                 self._runtimes[backend] = grown
 
     def learn(self, kind: LoadKind, need: Need) -> None:
-        """Keeps what a load was measured to need, or, if not `measured`, what it needs at least."""
+        """Stores the need of a load: as measured or, if not `measured`, a lower bound."""
         with self._lock:
             before = self._models.pop(kind.key, None)
             if before is not None and before.measured and need.measured:

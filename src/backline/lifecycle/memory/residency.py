@@ -59,7 +59,7 @@ _NOISE = 4 << 20
 
 
 class NoRoom(Unavailable):
-    """A load does not fit into the memory budget, and nothing may be unloaded for it."""
+    """Raised when a load does not fit into the memory budget, and nothing may be unloaded for it."""
 
 
 class Reservation:
@@ -81,7 +81,7 @@ class Reservation:
         self.crowded_out = False
 
     def there(self, held: Held, need: Need) -> int:
-        """The bytes of host memory that the load holds already, as far as they can be told apart."""
+        """The bytes of host memory that the load already holds, as far as they can be told apart."""
         own = sum(held.workers[pid].own for pid in self.pids() if pid in held.workers)
         # A load in the server's process is part of the process, and while it runs it may count twice.
         return max(own, need.own) if self.loaded and not own else own
@@ -142,9 +142,9 @@ class Residency:
     ) -> AsyncIterator[Reservation]:
         """Reserves room for a load while the block runs. `what` names the model.
 
-        `need` returns what it needs as known at the moment, since other loads may import its runtime.
-        With `evict`, idle versions are unloaded to make room, and only if that makes enough. Raises NoRoom,
-        with the numbers, if there is too little. `pids` returns the workers that the load has started.
+        `need` returns the current estimate, which changes when another load imports the same runtime.
+        With `evict`, idle versions are unloaded, but only if that makes enough room. Raises NoRoom, with the
+        numbers, if there is too little. `pids` returns the workers that the load has started.
         """
         reservation = Reservation(what, need(), evict=evict, pids=pids)
         if not self.limited or reservation.need.nothing:  # ensembles and misconfigured models need nothing
@@ -192,7 +192,7 @@ class Residency:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def settle(self, reservation: Reservation, need: Need) -> None:
-        """Replaces the reservation of a load that has ended by what it was measured to need.
+        """Replaces the reservation of a load that has ended by the memory that it was measured to need.
 
         Raises NoRoom if that is more than there is room for.
         """
@@ -284,7 +284,7 @@ class Residency:
             await self._wait_for_change(changed, {one.key for one in tenants if one.busy})
 
     def _will_end(self, reservation: Reservation) -> bool:
-        """Whether there are running loads that will end without the room that this one waits for.
+        """Whether any running load will end without the room that this one waits for.
 
         A load that has not begun holds nothing, so no other waits for it. Of the loads that are suspended,
         the one that began last is stopped, and the others wait for that.
@@ -307,7 +307,7 @@ class Residency:
         return False
 
     def _are_ending(self, tenants: Collection[Tenant]) -> bool:
-        """Whether there are workers of versions that are being unloaded, or of loads that were stopped."""
+        """Whether any worker is about to end: its version is being unloaded, or its load was stopped."""
         kept = {pid for one in tenants for pid in one.pids} | {
             pid for one in self._running for pid in one.pids()
         }
@@ -380,7 +380,7 @@ class Residency:
 
 
 def _as_held(one: Tenant, held: Held) -> Tenant:
-    """A tenant with what its workers hold now, which may be more than when it was loaded."""
+    """Updates a tenant with what its workers hold now, which may be more than when it was loaded."""
     if not one.pids:
         return one
     prints = [held.workers[pid] for pid in one.pids if pid in held.workers]

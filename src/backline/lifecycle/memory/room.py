@@ -1,4 +1,4 @@
-"""Which versions to unload so that a load fits into the memory budget: a pure function of sizes."""
+"""Decides which versions to unload so that a load fits into the memory budget: a pure function of sizes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a load needs of one device, and what is there, in bytes. For the CPU that is host memory."""
+    """The memory that a load needs on one device, with the device's budget and what is held, in bytes.
+
+    For the CPU, this is host memory.
+    """
 
     budget: int
     held: int
@@ -44,7 +47,7 @@ class Demand:
 
     @property
     def excess(self) -> int:
-        """How much has to be freed first; negative if there is room left."""
+        """How many bytes must be freed first; negative if room is left."""
         return self.held + self.needed - self.budget
 
 
@@ -80,7 +83,7 @@ class Shortage:
 
 
 class _Freed:
-    """What unloading some tenants frees on each device. A mapped file is freed when its last user leaves."""
+    """The bytes that unloading some tenants frees on each device; a mapped file counts with its last user."""
 
     def __init__(self, tenants: Collection[Tenant], kept_files: Collection[str]) -> None:
         self.bytes: Counter[Device] = Counter()

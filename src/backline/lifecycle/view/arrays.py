@@ -113,7 +113,7 @@ class Arrange(Stage):
         return replace(self.outer, inputs=(), outputs=(), max_batch_size=None)
 
     def refuse(self, kind: str) -> None:
-        """Raises InvalidArgument if the configuration arranges tensors, which this `kind` of model cannot."""
+        """Raises InvalidArgument if batch axes or constant inputs are set, which a `kind` of model lacks."""
         if self.changes_runs:
             raise InvalidArgument(
                 f"model '{self.outer.name}': {self.outer.source} gives batch_axis or constant_input, which"

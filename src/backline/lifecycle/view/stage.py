@@ -59,7 +59,7 @@ class Stage:
     def stream(
         self, stream: Stream, inputs: Arrays, outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Arrays, None, None]:
-        """Does for a StreamingModel what `run` does for others."""
+        """Does the same for a StreamingModel as `run` does for other models."""
         return stream(inputs, outputs, parameters)
 
 

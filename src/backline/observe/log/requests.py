@@ -1,4 +1,4 @@
-"""The line that a verbose log has for each request: model, outcome and times.
+"""Writes the line that a verbose log has for each request: model, outcome and times.
 
 The lines are made from the same notes as traces, and cost nothing while the log is not verbose.
 """
@@ -46,10 +46,10 @@ class RequestLog:
     """A TraceWriter that logs a line for each request of a client, but none for requests between models."""
 
     def arrived(self, exchange: Exchange[None]) -> None:
-        """Logs nothing: the line is written at the end."""
+        """Logs nothing: the line is written when the request ends."""
 
     def began(self, trace: RequestTrace[None], request: InferRequest) -> None:
-        """Logs nothing: the line is written at the end."""
+        """Logs nothing: the line is written when the request ends."""
 
     def context(self, kept: None) -> str:
         return "{}"
@@ -68,10 +68,10 @@ class RequestLog:
             _log_line(_fields(exchange.protocol, exchange.model, "", "", exchange.error, took))
 
     def flush(self) -> None:
-        """Nothing to do: the log has its own thread."""
+        """Does nothing: the thread of the log writes lines as they come."""
 
     async def close(self) -> None:
-        """Nothing to do, see `flush`."""
+        """Does nothing; see `flush`."""
 
 
 def _of_request(request: RequestTrace[Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The log settings, under the names of Triton's logging extension.
+"""The log settings, with the names that Triton's logging extension gives them.
 
 Source: docs/protocol/extension_logging.md of triton-inference-server/server.
 """

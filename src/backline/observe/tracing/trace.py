@@ -1,4 +1,4 @@
-"""What a trace notes about a client's request and the requests on its behalf; a TraceWriter writes it."""
+"""Records the course of a client's request, and of the requests that models make on its behalf."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ class TraceWriter(Protocol[Kept]):
     """Writes traces. Every method is called on the event loop and must not block."""
 
     def arrived(self, exchange: Exchange[Kept]) -> Kept:
-        """A client's request has arrived."""
+        """Called when a client's request has arrived."""
 
     def began(self, trace: RequestTrace[Kept], request: InferRequest) -> Kept:
-        """A ticket is about to be submitted: the client's, or one on its behalf."""
+        """Called before a ticket is submitted: that of a client's request, or of one made on its behalf."""
 
     def context(self, kept: Kept) -> str:
         """The trace context for models; see Trace.context."""
 
     def responded(self, request: RequestTrace[Kept], response: InferResponse) -> None:
-        """A request got a response, possibly one of many."""
+        """Called when a request has a response, possibly one of many."""
 
     def ended(self, request: RequestTrace[Kept]) -> None:
-        """A request is done: completed, refused or cancelled."""
+        """Called when a request is done: completed, refused or cancelled."""
 
     def answered(self, exchange: Exchange[Kept]) -> None:
-        """The client has its response, and no request on its behalf is in flight."""
+        """Called when the client has its response, and no request made on its behalf is in flight."""
 
     def flush(self) -> None:
         """Starts writing the completed traces."""
@@ -121,23 +121,23 @@ class Exchange(Generic[Kept]):
         return self
 
     def ran(self, run: RunMoments) -> None:
-        """Does nothing: the requests of the exchange note their runs."""
+        """Does nothing: the traces of the exchange's requests record their runs."""
 
     def unreadable(self, error: BacklineError) -> None:
         self.answer(error)
 
     def opened(self) -> None:
-        """Notes that a request of this exchange has started."""
+        """Records that a request of this exchange has started."""
         self.requests += 1
         self._open += 1
 
     def closed(self) -> None:
-        """Notes that a request of this exchange is done."""
+        """Records that a request of this exchange is done."""
         self._open -= 1
         self._look_at_end()
 
     def answer(self, error: BacklineError | None) -> None:
-        """Notes that the client has received its response or error, or has left."""
+        """Records that the client has received its response or error, or has left."""
         if not self._answered:
             self._answered = True
             self.error = Failure.of(error)
@@ -254,7 +254,7 @@ class RequestTrace(Listener, Generic[Kept]):
             self.exchange.answer(error)
 
     def _end_all(self, ticket: Ticket, error: BacklineError) -> None:
-        """Notes that a request failed without a completion; if it is the client's, the exchange ends too."""
+        """Records that a request failed without a completion. The client's request also ends the exchange."""
         self._end(ticket, error)
         if self.parent is None:
             self.exchange.answer(error)

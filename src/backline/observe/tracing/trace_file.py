@@ -1,4 +1,4 @@
-"""Triton's trace file: a JSON array with the notes on each request."""
+"""Writes Triton's trace file: a JSON array with what was recorded about each request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's tracing: which requests are traced, and where their traces go."""
+"""Traces the server's requests: decides which of them are traced, and where their traces go."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Tracing:
         return Exchange(writer, self._engine, setting, protocol, model, began_ns, parent)
 
     def settings(self, model: str) -> Mapping[str, SettingValue]:
-        """See TraceControl."""
+        """The settings of a model, or the global ones; see TraceControl."""
         self._check(model)
         shown = self._table.of(model).shown()
         config = self._config
@@ -111,7 +111,7 @@ class Tracing:
         }
 
     def update(self, model: str, changes: Mapping[str, SettingValue | None]) -> None:
-        """See TraceControl."""
+        """Changes the settings of a model, or the global ones; see TraceControl."""
         self._check(model)
         self._table.update(model, changes, has_file=self._config.file is not None)
         if self._writer is not None:

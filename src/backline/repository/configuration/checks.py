@@ -42,7 +42,7 @@ def check_complete(document: Document, name: str) -> None:
 
 
 def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
-    """Yields fields whose enumeration has no value with the given number: the text format accepts these."""
+    """Yields fields with a number that their enumeration lacks, which the text format accepts."""
     for field, value in section.ListFields():
         path = prefix + field.name
         if field.message_type is not None and field.message_type.GetOptions().map_entry:

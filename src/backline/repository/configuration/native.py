@@ -58,7 +58,7 @@ def _count(text: str) -> int:
 
 
 def _cores(text: str) -> tuple[int, ...]:
-    """The cores in a list in the form of taskset's, such as 0,2 or 0-3,6."""
+    """Parses a list of cores in the form that taskset takes, such as 0,2 or 0-3,6."""
     cores: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -261,7 +261,7 @@ def parameter(path: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value of model.toml as the text of a parameter."""
+    """Formats a value of model.toml as the text of a parameter."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -306,7 +306,7 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _known(entry: str) -> list[str]:
-    """The keys of all parameters, with `entry` as the key in settings that are tables."""
+    """The keys of all parameters that stand for settings, with `entry` as the key within tables."""
     return [parameter(path) for setting in SETTINGS.values() for path in setting.paths(entry)]
 
 

@@ -17,7 +17,7 @@ _DECIDED = ("max_batch_size", "instance_group", "dynamic_batching", "parameters"
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value of the configuration. `where` details the origin: a file, and line and column if known."""
+    """A value of the configuration and its origin. `where` is a file, with line and column if known."""
 
     path: str
     value: Any

@@ -219,7 +219,7 @@ class _Reader:
             self._warn("instance_group.secondary_devices has no effect: no runtime here computes on NVDLA")
 
     def _first_response_bounds(self) -> tuple[float, ...]:
-        """The buckets of Triton's one histogram, the only metric with configurable buckets."""
+        """The configured buckets of Triton's histogram of first responses; no other metric has any."""
         bounds: tuple[float, ...] = ()
         for control in self._message.model_metrics.metric_control:
             family = control.metric_identifier.family

@@ -145,7 +145,7 @@ def read_single(
 
 
 def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
-    """The configuration in a model's folder; an empty one if it has none. Raises InvalidArgument."""
+    """The configuration in a model's folder; an empty one if there is none. Raises InvalidArgument."""
     return configuration.read(
         listing, name, config_name=configs.name, complete=configs.complete
     ) or ModelConfig(name)

@@ -87,7 +87,7 @@ def scan_listing(
 
 
 def check_named(models: Sequence[FoundModel], name: str, location: str) -> None:
-    """Raises InvalidArgument if a `name` was given, but `models` is not a single model that took it."""
+    """Raises InvalidArgument if the user gave a `name`, but the repository is not a single model."""
     if not name or [model.name for model in models] == [printable(name)]:
         return
     names = ", ".join(f"'{model.name}'" for model in models) or "no model"

@@ -29,8 +29,7 @@ class ArchiveRepository(RemoteRepository):
     """The models in https://host/models.zip (or another of ARCHIVES), or the model https://host/model.onnx.
 
     `#folder` after an archive's URL names the folder in it that is the repository; it is not needed if the
-    repository is the only folder, as in an archive of a folder. Raises InvalidArgument for
-    an invalid URL.
+    repository is the only folder, as in an archive of a folder. Raises InvalidArgument for an invalid URL.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class ArchiveRepository(RemoteRepository):
 
 
 class _WebFile:
-    """RemoteFiles with a single file."""
+    """The RemoteFiles of a URL that is a single file."""
 
     def __init__(self, location: str) -> None:
         parts = urlsplit(location)
@@ -121,7 +120,7 @@ class _WebFile:
 
 
 class _WebArchive(_WebFile):
-    """RemoteFiles in an archive. The first scan unpacks the archive to learn what it holds."""
+    """The RemoteFiles in an archive, which the first scan unpacks to learn what it holds."""
 
     def __init__(self, location: str, kind: str, cache: ContentCache, limits: UnpackLimits) -> None:
         super().__init__(location)
@@ -192,7 +191,7 @@ class _WebArchive(_WebFile):
 
 
 def _identity(answer: WebResponse) -> str:
-    """A text that changes with the file: its ETag, or else its date; empty if the response has neither."""
+    """A text that changes whenever the file does: ETag, or else date; empty if the response has neither."""
     if etag := answer.headers.get("ETag", ""):
         return f"etag:{etag}"
     modified = answer.headers.get("Last-Modified", "")

@@ -66,7 +66,10 @@ class _Remembered(msgspec.Struct, frozen=True):
 
 
 class ContentCache:
-    """The cache described above. Methods may block and are thread-safe. They raise BacklineError."""
+    """The cache in one folder, as this module describes.
+
+    Methods may block, are thread-safe, and raise BacklineError.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -264,7 +267,7 @@ class ContentCache:
     # -- records of what locations hold
 
     def remember(self, location: str, files: Mapping[str, FileEntry], source: str = "") -> None:
-        """Records what a location, or the archive `source` there, holds: for a start without a connection."""
+        """Records the files of a location, or of the archive `source` there, for a start when offline."""
         plain = {path: (entry.size, entry.identity, entry.problem) for path, entry in files.items()}
         remembered = _Remembered(location, time.time(), plain, source)
         with self.explained("record what a repository holds"):
@@ -342,7 +345,7 @@ def _older(path: Path, moment: float, links: int = 0) -> bool:
 
 
 def _note_use(blob: Path) -> None:
-    """Sets the access time, at most hourly. The modification time stays, as a change would mean damage."""
+    """Updates the access time, at most hourly. A changed modification time would count as damage."""
     status = blob.stat()
     if status.st_atime < time.time() - _USE_SECONDS:
         with contextlib.suppress(OSError):  # the file of another user is kept as long as it has links

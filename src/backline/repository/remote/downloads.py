@@ -177,7 +177,7 @@ class DownloadProgress:
 
 
 def _say_nothing(here: int, total: int) -> None:
-    """Replaces the callback once the download has ended."""
+    """Ignores progress; replaces the callback once the download has ended."""
 
 
 class _Writable(Protocol):

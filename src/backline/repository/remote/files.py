@@ -19,7 +19,7 @@ _MAX_PART = 255
 
 
 class Unreachable(Unavailable):
-    """The remote place cannot be reached or has stopped answering. A retry may help."""
+    """Raised when the remote place cannot be reached or has stopped answering. A retry may help."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class HttpClient:
     """Sends GET and HEAD to one origin, and follows redirects.
 
-    `authorization` is sent only to this origin, never to one that it redirects to. `denied` is the advice in
-    errors about denied access.
+    `authorization` is sent only to this origin, never to another one that a redirect names. `denied` is the
+    advice in errors about denied access.
     """
 
     def __init__(self, url: str, *, authorization: str = "", denied: str = "check its permissions") -> None:

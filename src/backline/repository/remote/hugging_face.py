@@ -53,7 +53,7 @@ class HuggingFaceRepository(RemoteRepository):
 
 
 class HubFiles:
-    """RemoteFiles of a repository on the hub, at one commit."""
+    """The RemoteFiles of a repository on the hub, at one commit."""
 
     def __init__(
         self, location: str, formats: Sequence[ModelFormat], environment: Mapping[str, str] = os.environ

@@ -73,7 +73,7 @@ class ObjectStoreRepository(RemoteRepository):
 
 
 class ObjectFiles:
-    """RemoteFiles with the objects below a prefix, or with the one object that the prefix names."""
+    """The RemoteFiles of a prefix: the objects below it, or the one object that it names."""
 
     def __init__(self, location: str) -> None:
         self._place = parse_location(location)
@@ -279,5 +279,5 @@ def _entry(found: Any) -> FileEntry:
 
 
 def _last_line(text: str) -> str:
-    """The reason in a message of obstore, without the queries of URLs, which may contain signatures."""
+    """The reason in an obstore message, with the queries of URLs removed, as they may contain signatures."""
     return re.sub(r"\?\S+", "", text.strip().rpartition("\n")[2].rpartition(" - ")[2]).strip()

@@ -157,7 +157,7 @@ class RemoteRepository:
         return files
 
     def _read_ahead(self, files: Mapping[str, FileEntry]) -> None:
-        """Fetches the files that the scan will read, in parallel. The scan will report failures."""
+        """Fetches in parallel the files that the scan will read. Failures are left for the scan to report."""
         missing = [
             path
             for path, entry in files.items()
@@ -312,7 +312,7 @@ class _Either(threading.Event):
 
 
 def _ignore(count: int) -> None:
-    """Ignores progress."""
+    """The callback for downloads whose progress nobody follows."""
 
 
 def _age(seconds: float) -> str:

@@ -21,23 +21,25 @@ Found: TypeAlias = Callable[[Sequence[Tensor] | None], None]
 
 
 class ResponseCache(Protocol):
-    """Shared by all models of a server. All methods are called on the event loop, and none of them blocks.
+    """A response cache, shared by all models of a server.
+
+    All methods are called on the event loop, and none of them blocks.
 
     A failing cache behaves like an empty one: it logs the failure, and requests run as usual.
     """
 
     def look_up(self, key: bytes, found: Found) -> None:
-        """Calls `found` once, before this method returns or later."""
+        """Looks up a key and calls `found` once, either before this method returns or later."""
 
     def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
-        """Keeps a copy of the outputs, if it can."""
+        """Keeps a copy of the outputs, if there is room for one."""
 
     async def close(self) -> None:
-        """Releases what it holds. Nothing is looked up after this call."""
+        """Releases connections and memory. Nothing may be looked up after this call."""
 
 
 def read_only(tensor: Tensor) -> Tensor:
-    """The same tensor, over an array that cannot be written to."""
+    """Returns the tensor with a read-only view of its array."""
     view = tensor.data.view()
     view.flags.writeable = False
     return Tensor(tensor.name, tensor.datatype, tensor.shape, view)
@@ -65,7 +67,7 @@ class LocalCache:
         found(entry[1])
 
     def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
-        """Keeps a copy, evicting other entries if necessary; none larger than the whole cache is kept."""
+        """Keeps a copy, evicting other entries if necessary. Ignores outputs larger than the whole cache."""
         entries = self._entries
         before = entries.pop(key, None)
         if before is not None:

@@ -1,4 +1,4 @@
-"""Which response cache a server has, as given by Triton's --cache-config option."""
+"""Parses Triton's --cache-config option, and opens the response cache that it describes."""
 
 from __future__ import annotations
 

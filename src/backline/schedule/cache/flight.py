@@ -1,4 +1,4 @@
-"""Identical requests in flight: the key that identifies them, and the run that they share."""
+"""Joins identical requests in flight: computes the key that identifies them, and runs them as one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Flight(Owner):
     )
 
     def __init__(self, ticket: Ticket, now_ns: int, leave: Callable[[Flight, Ticket], None]) -> None:
-        """`leave` is called with each of its tickets that is cancelled."""
+        """`leave` is called with this flight and each of its tickets that is cancelled."""
         self._leave = leave
         self.key = b""
         self.waiting = [ticket]
@@ -96,7 +96,7 @@ class Flight(Owner):
         return self.run is None or self.run.state is QUEUED
 
     def admits(self, ticket: Ticket, settings: QueueSettings) -> bool:
-        """Whether a request may join: not if its priority is higher than that of a run still in the queue."""
+        """Whether a request may join. If the run is still queued, requests of a higher priority may not."""
         run = self.run
         return (
             not settings.levels
@@ -106,7 +106,7 @@ class Flight(Owner):
         )
 
     def join(self, ticket: Ticket, settings: QueueSettings) -> None:
-        """Adds a request. A queued run waits for as long as the most patient of its requests."""
+        """Adds a request. A queued run gets the latest deadline of its requests."""
         policy = settings.policy_of(settings.level_of(ticket))
         if not policy.delay:
             limit_wait(ticket, policy)

@@ -1,4 +1,4 @@
-"""The response cache in front of a queue: repeated requests do not run, identical ones in flight run once."""
+"""A response cache in front of a queue: repeated requests do not run, identical ones in flight run once."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ class CachedQueue:
     def answer_for(self, keys: RequestKeys, *, decoupled: bool) -> None:
         """Switches to other keys, so that earlier responses are no longer found.
 
-        `decoupled` says whether the model gives any number of responses from now on. Then the cache, which
-        keeps one response per request, is not used.
+        `decoupled` says whether the model is decoupled from now on. If so, the cache is not used, because it
+        keeps one response per request.
         """
         self._keys = keys
         self._decoupled = decoupled
@@ -234,7 +234,7 @@ class CachedQueue:
     # cancelled and expired requests
 
     def _leave(self, flight: Flight, ticket: Ticket) -> None:
-        """Removes a cancelled request. The last one of a flight cancels the run, whose queue counts it."""
+        """Removes a cancelled request. If it was the last one, cancels the run, which the queue counts."""
         flight.waiting.remove(ticket)
         timer = flight.timers.pop(ticket, None)
         if timer is not None:

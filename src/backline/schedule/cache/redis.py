@@ -127,7 +127,7 @@ class RedisCache:
         await self._redis.aclose()
 
     def _left_alone(self) -> bool:
-        """Whether to skip Redis after a recent failure. After the pause, one request tries it again."""
+        """Whether to skip Redis because it failed recently. After a pause, one request tries it again."""
         if not self._pause:
             return False
         if self._trying or monotonic() < self._quiet_until:
@@ -202,7 +202,7 @@ class _StoredEntry(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class DamagedEntry(Exception):
-    """Bytes that are not the entry of a key. The message says why."""
+    """Raised for bytes that are not the entry of a key. The message says why."""
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,4 +1,4 @@
-"""Which steps of an ensemble a request needs, and their order, computed once per set of requested outputs."""
+"""Plans which steps of an ensemble a request needs, in what order, once per set of requested outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backline.engine.values.tensor import Tensor
 
 @dataclass(frozen=True, slots=True)
 class StepModel:
-    """What an ensemble knows about the model of a step.
+    """What an ensemble needs to know about the model of a step.
 
     `ranks` has the number of dimensions of each tensor, including the batch dimension if the model is
     `batched`; empty if the model has not been loaded yet.
@@ -48,8 +48,8 @@ class PlannedStep:
     maps them to tensors of the ensemble, `outputs` lists the same pairs, and `answers` counts those that are
     outputs of the ensemble. `inputs` pairs each input of the model with a tensor of the ensemble. `followers`
     lists the steps (by number in the plan) that wait for this one, and for how many of its tensors. `level`
-    is the number of decoupled steps before this one: a step at level 0 runs once, a step after a decoupled
-    one runs for each response of that one.
+    is the number of decoupled steps before this one: a step at level 0 runs once, and a step after a
+    decoupled one runs for each of its responses.
     """
 
     index: int

@@ -95,7 +95,7 @@ class EnsembleProgress:
         return self._levels[level].open >= self._limit
 
     def next_answer(self) -> Round | None:
-        """The next round to send, if its outputs are complete."""
+        """The next round to send as a response, or None if its outputs are not complete."""
         complete = self._complete.pop(self._answered, None)
         if complete is not None:
             self._answered += 1
@@ -120,7 +120,7 @@ class EnsembleProgress:
                 self._complete[target.number] = target
 
     def ended(self, asked: Round, number: int) -> None:
-        """Notes that a step gives no more responses in the round `asked`."""
+        """Records that a step gives no more responses in the round `asked`."""
         turn = self._turns.get(number)
         if turn is None:
             self._under_way[number] -= 1
@@ -159,7 +159,7 @@ class EnsembleProgress:
             self.ready.append((turn.early.pop(turn.number), number))
 
     def _close(self, level: int) -> None:
-        """Closes the levels above one in which a decoupled step has finished a round."""
+        """Ends the next level, and those after it, once the decoupled step that feeds them has finished."""
         for number in self._plan.chain[level:]:
             rounds = self._levels[level]
             if not rounds.closed or self._turns[number].number < rounds.made:

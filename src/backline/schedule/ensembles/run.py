@@ -47,7 +47,7 @@ class EnsembleRun(Owner):
         raise NotImplementedError
 
     def _under_way(self) -> list[tuple[Ticket, PlannedStep]]:
-        """Returns the requests to models in flight, and forgets them."""
+        """Returns the tickets of the steps in flight, and forgets them."""
         raise NotImplementedError
 
     def _ask(
@@ -57,7 +57,7 @@ class EnsembleRun(Owner):
         on_response: OnResponse | None = None,
         flow: ResponseFlow | None = None,
     ) -> Ticket:
-        """The ticket of a step: a request like the ensemble's, but with the inputs of the step."""
+        """Creates the ticket of a step: a request like the ensemble's, but with the inputs of the step."""
         asked, step, deadline = self._ticket.request, planned.step, self._ticket.deadline
         request = InferRequest(
             step.model,
@@ -78,7 +78,7 @@ class EnsembleRun(Owner):
         return ticket
 
     def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-        """The completion of a step's request."""
+        """The completion callback of a step's request."""
         raise NotImplementedError
 
     # responses to the caller
@@ -255,7 +255,7 @@ class FittedRun(UnaryRun):
 
 
 def no_response(planned: PlannedStep) -> Internal:
-    """The error for a model that completes with neither a response nor an error."""
+    """The error for a step whose model completed with neither a response nor an error."""
     return Internal(f"model '{planned.step.model}' gave no response")
 
 

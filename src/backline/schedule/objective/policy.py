@@ -83,8 +83,9 @@ class Line:
 class LatencyModel:
     """One Line for each bucket of item sizes.
 
-    An item's size is its number of elements, or 0 for models whose items all have the same. A size without
-    runs is extrapolated from the nearest one, in proportion. Without any, runs are expected to take no time.
+    An item's size is its number of elements, or 0 for models whose items all have the same number. A size
+    without runs is extrapolated from the nearest one, in proportion. Before the first run of any size, runs
+    are expected to take no time.
     """
 
     def __init__(self, seconds: Mapping[int, float] | None = None, size: int = 0) -> None:
@@ -110,7 +111,7 @@ class LatencyModel:
         return Line(line.a * times, line.b * (times if times > 1 else 1.0))
 
     def learn(self, size: int, items: int, seconds: float) -> None:
-        """Updates the model with a run of a batch of items of about one size."""
+        """Updates the model with a run of `items` items, each of about `size` elements."""
         bucket = _bucket(size)
         known = self._lines.get(bucket)
         if known is None:
@@ -133,7 +134,7 @@ class Quantile:
         self._spread = 0.0
 
     def learn(self, observed: float) -> None:
-        """Updates the estimate."""
+        """Updates the estimate with an observation."""
         away = abs(observed - self.value)
         self._spread = (
             away if not self._spread else self._spread + _RATE * (min(away, 4 * self._spread) - self._spread)
@@ -161,7 +162,7 @@ _JOINED_RATE = 0.1
 
 
 def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: int, first: int) -> float:
-    """When a request of `size` items will complete that has `ahead` items before it.
+    """When a request of `size` items will complete if `ahead` items are queued before it.
 
     `free` lists, in order, when the instances become free. The next batch has at most `first` items, later
     ones `usual`. The first request of a batch must expect others to join it.
@@ -184,7 +185,7 @@ def finish(line: Line, free: Sequence[float], ahead: int, size: int, *, usual: i
 
 
 class Outlook:
-    """How long the instances' batches take, when running ones will end, and the error of these estimates."""
+    """Estimates how long batches take and when running ones will end, and tracks the estimates' error."""
 
     __slots__ = ("_ends", "_slip", "latency")
 
@@ -211,11 +212,11 @@ class Outlook:
         return sorted([now + abs(end - now) for end in self._ends.values()]) or [now]
 
     def started(self, instance: object, now: float, size: int, items: int) -> None:
-        """Notes that `instance` starts a batch of `items` items of a size now."""
+        """Records that `instance` starts a batch of `items` items now; `size` is the size of an item."""
         self._ends[instance] = now + self.latency.line(size).seconds(items)
 
     def ended(self, instance: object) -> float | None:
-        """Notes the end of a batch. Returns when it was expected to end."""
+        """Records the end of a batch. Returns when the batch was expected to end."""
         return self._ends.pop(instance, None)
 
     def slipped(self, seconds: float) -> None:
@@ -269,7 +270,7 @@ class BatchSizing:
         return self.within(line, left, min(self.usual, line.largest(left, self._max_items)))
 
     def within(self, line: Line, left: float, items: int) -> int:
-        """`items`, or more if more complete in `left` seconds even with the margin; at least 1."""
+        """The most items that complete in `left` seconds with the margin, but at least `items` or 1."""
         return max(1, items, line.largest(left - self.margin, self._max_items))
 
     def formed(self, items: int) -> None:
@@ -282,5 +283,5 @@ class BatchSizing:
         self.refused = False
 
     def complete(self, items: int) -> None:
-        """Learns that a batch had `items` items and the next request in the queue could not join it."""
+        """Learns that a batch of `items` items was complete: the next request in the queue could not join."""
         self._joined = items if not self._joined else self._joined + _JOINED_RATE * (items - self._joined)

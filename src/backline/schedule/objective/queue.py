@@ -1,4 +1,4 @@
-"""The queue of a model with a latency objective: earliest due first, within each priority level."""
+"""The queue of a model with a latency objective: within each priority level, the earliest due comes first."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DueList:
 
 
 class ObjectiveQueue(Owner):
-    """Each request is due `objective` seconds after its arrival, or at its own deadline if that is earlier.
+    """A Queue in which a request is due `objective` seconds after arrival, or at its deadline if earlier.
 
     Higher levels come first, as in every queue; within a level, the request due first does. A batch is as
     large as its first request allows. When a batch is formed, requests that cannot complete in time are
@@ -213,7 +213,7 @@ class ObjectiveQueue(Owner):
                 self._drop_empty(level)
 
     def _refuse_late(self, now: float) -> None:
-        """Removes requests whose due time has passed, and those that will be late if any other will not."""
+        """Removes overdue requests and, if any other can still be in time, those that will be late."""
         self._refuse_overdue(now)
         late: list[tuple[DueList, int]] = []
         others = False

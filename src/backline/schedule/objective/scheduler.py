@@ -29,7 +29,7 @@ class ObjectiveScheduler(Scheduler):
     """A Scheduler that completes requests within `objective` seconds or refuses them at once.
 
     `seconds` are run times by batch size, measured at load time with items of `size` elements (0 if all items
-    have the same number).
+    have the same number of elements).
     """
 
     __slots__ = ("_objective", "_outlook")
@@ -63,7 +63,7 @@ class ObjectiveScheduler(Scheduler):
         )
 
     def submit(self, ticket: Ticket) -> None:
-        """Queues a request. Raises Unavailable if the queue is full or it cannot complete in time."""
+        """Queues a request. Raises Unavailable if the queue is full, or the request would be late."""
         queue: ObjectiveQueue = self._queue  # type: ignore[assignment]  # see `_make_queue`
         idle = len(self._idle)
         late = queue.lateness(ticket, self._outlook.free(monotonic(), idle), self._policy.max_items)
@@ -122,7 +122,7 @@ class ObjectiveScheduler(Scheduler):
 
 
 def _size(tickets: Sequence[Ticket]) -> int:
-    """The item size of a batch: the size of its largest items."""
+    """The largest item size among a batch's requests, in elements; 0 if the model's items do not vary."""
     if tickets[0].batch_key is None:
         return 0
     return max(map(item_size, tickets))

@@ -1,1 +1,1 @@
-"""Queues: which requests wait, and which is next."""
+"""Queues, which hold the waiting requests of a version and decide which comes next."""

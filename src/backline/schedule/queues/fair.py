@@ -88,8 +88,8 @@ class FairQueue:
         self._size += 1
 
     def make_room(self, ticket: Ticket) -> None:
-        """Displaces a request of the caller that has the most, unless the caller of `ticket` would then have
-        as many.
+        """Displaces a request of the caller with the most queued requests, unless the caller of `ticket`
+        would then have as many.
         """
         own = self._flows.get(ticket.identity)
         longest = max(self._ring, key=lambda flow: flow.line.size, default=None)
@@ -126,7 +126,7 @@ class FairQueue:
         return taken, items
 
     def _take_all_from(self, flow: _Flow, max_items: int, now: float) -> tuple[list[Ticket], int]:
-        """A batch of the only caller that waits."""
+        """Takes a batch from the only caller with queued requests."""
         flow.debt = 0
         taken, items = flow.line.take(max_items, now)
         self._size -= len(taken)
@@ -186,14 +186,14 @@ class FairQueue:
         return waited_too_long(ticket, self.policy, now)
 
     def _join(self, name: str) -> _Flow:
-        """A flow for a caller that has none. Whoever calls this gives it a place in the ring."""
+        """Creates the flow of a caller that has none; the calling method must add it to the ring."""
         line = PlainQueue(self.policy)
         line.on_left = self._left
         flow = self._flows[name] = _Flow(name, line)
         return flow
 
     def _whose_turn(self) -> _Flow | None:
-        """The first flow, after those that pass their turns or have left; None if nothing is queued."""
+        """The flow whose turn it is, skipping flows that are in debt or empty; None if all are empty."""
         ring = self._ring
         if not self._size:
             self._forget()
@@ -217,7 +217,7 @@ class FairQueue:
                 passed = 0
 
     def _forget(self) -> None:
-        """Forgets the debts, and all flows if there are many: to create one for each request takes time."""
+        """Forgets all debts. Keeps the flows unless there are many, because creating one takes time."""
         if len(self._ring) > _KEPT:
             self._flows.clear()
             self._ring.clear()

@@ -1,5 +1,6 @@
-"""The queue of a model: a PlainQueue or FairQueue, or a PriorityQueue with levels or if late requests stay
-queued.
+"""Creates the queue of a model: a PlainQueue or FairQueue if one line is enough, else a PriorityQueue.
+
+A PriorityQueue has a line per priority level, and keeps expired requests if the configuration says so.
 """
 
 from __future__ import annotations

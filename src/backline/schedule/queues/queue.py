@@ -1,4 +1,4 @@
-"""What all queues share: settings, the protocol, time limits, the limit across models, and errors."""
+"""The interface of all queues, with their settings, time limits, errors, and the limit across models."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class QueueSettings:
 
 
 class Queue(Protocol):
-    """Queued requests. Plain data: callers pass the current time, in seconds of time.monotonic().
+    """Holds queued requests. Reads no clock: callers pass the current time, in seconds of time.monotonic().
 
     The queue owns the tickets in it, so that cancelled ones leave at once. Tickets it has handed out, or put
     into `expired`, have no owner.
@@ -131,7 +131,7 @@ class QueueTotal:
 
 
 def queue_full(model: str, limit: int | None, where: str = "") -> Unavailable:
-    """The error for a request that finds a queue full, which holds `limit` requests."""
+    """The error for a request that finds the queue full; `limit` is the number of requests it holds."""
     return Unavailable(
         f"Exceeds maximum queue size of {limit} for model '{model}'{where}, try again later", retry_after=1
     )

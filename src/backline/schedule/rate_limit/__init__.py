@@ -1,1 +1,1 @@
-"""Instances that share named resources."""
+"""The rate limiter: decides which instances may run when they share named resources."""

@@ -1,5 +1,6 @@
-"""Which instance of any model runs next when they share named resources (Triton's rate limiter). A policy
-without a clock.
+"""Decides which instance runs next when instances of all models share named resources.
+
+This is the policy of Triton's rate limiter. It reads no clock.
 
 An instance with work is staged. Staged instances are granted in order of their pass, the lowest first. A run
 adds the instance's priority to its pass, so an instance of priority 2 runs half as often as one of priority
@@ -134,7 +135,7 @@ class RateLimits:
         return granted
 
     def release(self, claimant: Claimant, *, ran: bool = True) -> None:
-        """Returns the resources of an instance. If it did not run after all, its turn does not count."""
+        """Releases the resources of an instance. The turn does not count if the instance did not run."""
         for key, wanted in claimant.claim.resources.items():
             self._taken[key] -= wanted
         if not ran:
@@ -205,7 +206,7 @@ class RateLimits:
         return limits
 
     def _there(self, device: str, name: str) -> int:
-        """How much of a resource a device has. As in Triton, 0 unless given for this or for every device."""
+        """How much of a resource a device has. As in Triton, 0 unless given for it or for every device."""
         wanted = name.casefold()
         devices = (device, EACH_DEVICE)
         fitting = (

@@ -100,7 +100,7 @@ class Permit:
         self._held = True
 
     def begin(self) -> None:
-        """Notifies the instance, unless it has given the permit back meanwhile."""
+        """Notifies the instance that it may run, unless it has given the permit back meanwhile."""
         on_granted, self._on_granted = self._on_granted, None
         if on_granted is not None:
             on_granted()
@@ -141,7 +141,7 @@ class PermittedInstance:
 
     @property
     def memory(self) -> object:
-        """The memory of the wrapped instance, if it has one; see Remembers."""
+        """What the wrapped instance remembers of sequences, if anything; see Remembers."""
         return self._instance.memory  # type: ignore[attr-defined]
 
     def run(self, batch: Batch, finished: Finished) -> None:
@@ -158,13 +158,13 @@ class PermittedInstance:
             self._waiting.look_again()
 
     def close(self) -> None:
-        """Closes the instance, after its run if it is running."""
+        """Closes the instance, once its current run has ended."""
         self._closing = True
         if not self._busy:
             self._close()
 
     def when_ready(self, begin: Callable[[], None]) -> None:
-        """Calls `begin`, for an inline instance only after the sockets have had their turn."""
+        """Calls `begin` at once or, for an inline instance, after the event loop has served the sockets."""
         if self._instance.off_loop:
             begin()
         else:
@@ -202,7 +202,7 @@ class _PermittedRun:
         self._over = False
 
     def waits(self) -> None:
-        """Called after requesting the permit; sets a timer if it was not granted at once."""
+        """Called after the permit was requested; sets a timer if the permit was not granted at once."""
         if self._begun:
             return
         self._has_waited = True

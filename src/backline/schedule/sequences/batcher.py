@@ -47,7 +47,7 @@ _SHORTEST_WAIT = 0.002
 
 
 class _SequenceBacklog(Owner):
-    """Owns the tickets of a sequence that wait for a place, or for the request before them."""
+    """Owns the tickets of one sequence that wait for a place, or for the previous request."""
 
     __slots__ = ("_batcher", "_sequence")
 
@@ -135,7 +135,7 @@ class SequenceBatcher:
     def submit(self, ticket: Ticket) -> None:
         """Queues a request that fits the model.
 
-        Raises InvalidArgument if it belongs to no sequence, Unavailable if too many requests are waiting.
+        Raises InvalidArgument if the request belongs to no sequence, Unavailable if too many are waiting.
         """
         step = ticket.request.sequence
         if (step is None or not step.id) and self._tensors.iterative:
@@ -286,7 +286,7 @@ class SequenceBatcher:
         self._wait(sequence, ticket)
 
     def _responded(self, inner: Ticket, response: InferResponse) -> None:
-        """Passes on one of many responses. The sequence keeps the state in the last one that has it."""
+        """Passes on one of many responses. The sequence keeps the state of the latest one that has any."""
         passage = passage_of(inner)
         ticket = passage.ticket
         with suppress(Internal):

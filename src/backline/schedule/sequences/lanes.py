@@ -219,7 +219,7 @@ class SlotLane(Owner):
                 ticket.complete(None, being_unloaded(self._name))
 
     def _refuse_batch(self, batch: Batch) -> None:
-        """Refuses a batch that is still waiting for a permit when the model is unloaded."""
+        """Refuses the requests of a batch that still waits for a permit when the model is unloaded."""
         self._put_back(batch)
         self._refuse_all()
         batch.items = 0
@@ -232,7 +232,7 @@ class SlotLane(Owner):
         batch.tickets = []
 
     def _form_again(self, batch: Batch) -> None:
-        """Forms a batch that waits for a permit again, from what the slots hold; it may end up empty."""
+        """Lets a batch that waits for a permit take what the slots now hold; it may end up empty."""
         self._put_back(batch)
         self._refuse_late(monotonic_ns() / 1e9)
         if self.pending:
@@ -305,4 +305,4 @@ class SlotLane(Owner):
 
 
 def _ignore(ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
-    """The completion of a filler, which nobody awaits."""
+    """The completion callback of the filler in an empty slot: nobody awaits its response."""

@@ -1,4 +1,4 @@
-"""Where states of sequences are stored, so that they outlive a load of the version."""
+"""Stores the states of sequences, so that they outlive a load of the version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy of sequences: which are open, their places, and the next request of each. No clock, no I/O."""
+"""The policy of sequences: which are open, their places, and the next request of each; no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class SequenceTable:
         self.running -= 1
 
     def finish(self, sequence: LiveSequence, now_ns: int) -> list[LiveSequence]:
-        """The running request has finished. Returns the sequences that may have something to run now."""
+        """Marks the running request as finished. Returns the sequences that may have something to run now."""
         sequence.running = None
         self.running -= 1
         self._heard(sequence, now_ns)

@@ -1,4 +1,4 @@
-"""What unary and streaming gRPC calls have in common: checks of the head, the deadline, and the status."""
+"""The base class of unary and streaming gRPC calls: checks the head, keeps the deadline, sends the status."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ACCEPTED_ENCODINGS = b"identity, deflate, gzip"
 
 
 class GrpcExchange(Stream):
-    """One call, from its head to its status.
+    """One gRPC call, from its head to its status.
 
     `deadline`, `identity`, `metadata` and `on_abandon` are as in `application.Call`.
     """
@@ -84,7 +84,7 @@ class GrpcExchange(Stream):
                 self.connection.deadlines.add(self.deadline, self)
 
     def _overload(self) -> str | None:
-        """Names what the server has too many of, counting this call; None if the call can be accepted."""
+        """What the server has too many of, such as "requests in flight"; None if the call is acceptable."""
         connection = self.connection
         wire = connection.wire
         if not self.streaming:

@@ -14,7 +14,7 @@ _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1
 
 
 class InvalidTimeout(ValueError):
-    """The grpc-timeout field is malformed."""
+    """Raised when the grpc-timeout field is malformed."""
 
 
 def parse_timeout(value: bytes) -> float:

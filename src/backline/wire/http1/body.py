@@ -17,11 +17,11 @@ READ = 256 * 1024
 
 
 class LargeBody(asyncio.BufferedProtocol):
-    """The transport's asyncio protocol until `size` bytes have arrived; then the connection takes over again.
+    """The transport's asyncio protocol until `size` bytes have arrived, when the connection takes over again.
 
     The kernel writes into the final buffer, so each byte is copied once. `numpy.empty` does not touch the
-    buffer's pages (a bytearray would write zeros), so a client that announces much and sends little costs
-    little.
+    buffer's pages (a bytearray would write zeros), so a client that announces a large body but sends little
+    costs little memory.
     """
 
     __slots__ = ("_connection", "_receiver", "filled", "size", "view")

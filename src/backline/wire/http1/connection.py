@@ -158,7 +158,7 @@ class Http1Connection(Connection):
                 self._remember(data, head)
 
     def _remember(self, data: bytes, head: Head) -> None:
-        """Remembers `head` if `data` is exactly one request; gives up if heads never repeat."""
+        """Remembers `head` if `data` is exactly one request; stops trying if the client never repeats one."""
         answers = self.pipeline.answers
         self._in_vain = self._in_vain + 1 if answers == self._remembered_at + 1 else 0
         self._remembered_at = answers
@@ -179,8 +179,8 @@ class Http1Connection(Connection):
         elif first:
             self._used_up = False
             self._feed_held()
-            # A large body pauses reading itself, after reads of READ bytes: another pause here would cost
-            # every upload a turn of the loop.
+            # While a large body arrives, the receiver pauses reading after every READ bytes: another pause
+            # here would cost every upload a turn of the loop.
             rests = rests and (self.receiver.large is None or self.held is not None)
         if rests or self._resting:
             self.rest()

@@ -159,7 +159,7 @@ class Receiver:
         return self.last_head
 
     def _incomplete(self) -> None:
-        """Checks the limits of a request that has not arrived completely."""
+        """Checks a request that has not arrived completely against the limits."""
         if self._entry is None:
             self._head_size += self._fed
             self._unusual = True

@@ -1,4 +1,4 @@
-"""Time limits of an HTTP/1.1 connection: how long it may go without progress."""
+"""Enforces the time limits of an HTTP/1.1 connection, which say how long it may go without progress."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TimeLimits:
 
 
 def _look(connection: Http1Connection) -> tuple[Awaited, object, float]:
-    """What the connection waits for, a value that changes with progress, and the limit in seconds."""
+    """Returns what the connection waits for, a value that changes with progress, and the limit in seconds."""
     pipeline = connection.pipeline
     receiver = connection.receiver
     limits = connection.wire.limits

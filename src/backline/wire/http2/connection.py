@@ -457,7 +457,7 @@ class Http2Connection(Connection):
         output.pump()
 
     def _change_windows(self, initial: int) -> None:
-        """Applies INITIAL_WINDOW_SIZE to all open streams. The charge grows with their number."""
+        """Applies INITIAL_WINDOW_SIZE to all open streams, and charges the client for each of them."""
         self.spend(len(self.streams.open) / 8)
         output = self.output
         output.initial_window = initial

@@ -32,7 +32,7 @@ class FrameHandler(Protocol):
     """The reader's view of its connection. Methods may raise ConnectionFailure or StreamFailure."""
 
     def open(self, number: int, head: RequestHead, ends: int) -> None:
-        """Opens a stream for a request whose header block is known from an earlier one."""
+        """Opens a stream for a request whose header block repeats one that was decoded before."""
 
     def headers(self, number: int, block: bytes, ends: int) -> None:
         """Handles any other complete header block."""
@@ -143,7 +143,7 @@ class FrameReader:
         self._update_reading()
 
     def lose(self) -> None:
-        """Frees memory that would otherwise wait for the cycle collector, as the connection is closed."""
+        """Frees memory when the connection is closed, rather than leaving it to the cycle collector."""
         self._lost = self._stopped = True
         self._held = None
         self._pending = bytearray()

@@ -151,7 +151,7 @@ PER_DATA_FRAME = 4
 
 
 class FrameAllowance:
-    """How many frames that carry nothing a client may send: a token bucket, also filled by useful work.
+    """Limits the frames without content that a client may send: a token bucket that useful work refills.
 
     The clock is read only when no tokens are left, so an honest client's frame costs one subtraction.
     """

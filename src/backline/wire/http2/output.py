@@ -55,7 +55,7 @@ class Output:
         finished: Callable[[Stream], None],
         relieved: Callable[[], None],
     ) -> None:
-        """`finished` gets a stream whose response was sent; `relieved` is called when `held` decreases."""
+        """`finished` is called with a stream whose response was sent, `relieved` when `held` decreases."""
         self._transport = transport
         self._loop = loop
         self._max_unsent = max_unsent

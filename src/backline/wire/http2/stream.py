@@ -1,4 +1,4 @@
-"""Streams of an HTTP/2 connection: what all exchanges have in common, and the table of streams."""
+"""Streams of an HTTP/2 connection: the base class of all exchanges, and the table of streams."""
 
 from __future__ import annotations
 

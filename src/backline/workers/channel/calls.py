@@ -1,4 +1,4 @@
-"""The seam between workers and what the server does for their models."""
+"""The seam through which a worker's model calls the server."""
 
 from __future__ import annotations
 

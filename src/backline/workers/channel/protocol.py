@@ -178,7 +178,7 @@ class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
     """A request without its tensors.
 
     `timeout` is the seconds until its deadline, 0 for none. `queue_timeout_us` is the longest time that it
-    may wait in a queue, in microseconds, 0 for no limit. `trace` is its engine.tracing.Trace.context.
+    may wait in a queue, in microseconds, 0 for no limit. `trace` is its trace context (Trace.context).
     """
 
     id: str = ""
@@ -415,7 +415,7 @@ def failure_of(message: RequestFailure | Ended) -> BacklineError:
 
 
 class WorkerProtocolError(Exception):
-    """The other side sent an invalid frame, or one that it may not send."""
+    """Raised when the other side sends an invalid frame, or one that it may not send."""
 
 
 def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) -> bytes:

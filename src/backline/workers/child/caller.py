@@ -181,7 +181,7 @@ class Caller:
     # metrics and logging
 
     def measure(self, message: Measure) -> Any:
-        """Sends a Measure, and waits for its value."""
+        """Sends a Measure message, and waits for the value that the server returns."""
         heard = Mailbox()
         message.number = number = next(self._numbers)
         self._begin(number, _PendingCall(heard.put), frame(Kind.MEASURE, message))
@@ -257,7 +257,7 @@ class Caller:
             raise
 
     def drop(self, number: int) -> None:
-        """Cancels a call, if it is still unanswered."""
+        """Cancels a call unless it has ended."""
         if self._waiting.pop(number, None) is not None:
             with suppress(Unavailable):
                 self._say(frame(Kind.DROP, NumberList([number])))
@@ -270,7 +270,7 @@ class Caller:
                 waiting.deliver(Cancelled("the request that the call was made for has been answered"))
 
     def take_more(self, number: int, responses: int) -> None:
-        """Grants a stream further responses."""
+        """Tells the server that it may send a number of further responses to the call."""
         if number in self._waiting:
             self._say(frame(Kind.MORE, NumberList([number, responses])))
 

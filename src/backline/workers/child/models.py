@@ -63,7 +63,7 @@ class CallingThread:
 
 
 def _for_clients(what: str) -> Callable[..., Coroutine[Any, Any, NoReturn]]:
-    """A method that raises Unsupported, because only clients of the server have `what`."""
+    """Makes a method that raises Unsupported: `what` is not available to models in workers."""
 
     async def refuse(*_: object) -> NoReturn:
         raise Unsupported(

@@ -174,7 +174,7 @@ class PythonModel:
             )
 
     def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
-        """The outputs in the return hint `answer`, and whether it is a single value rather than a class."""
+        """The outputs in the return hint `answer`, and whether the hint is a single value, not a class."""
         is_class = (
             typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
         )
@@ -383,7 +383,7 @@ def _check_awaited(request: WorkerRequest) -> None:
 
 
 def _finish(hook: Any) -> None:
-    """Calls a hook of the model, if it has one; runs a coroutine on the worker's loop."""
+    """Calls a hook of the model, if the model defines it; a coroutine is run to its end."""
     if hook is None:
         return
     result = hook()

@@ -108,7 +108,7 @@ class WorkerRequest:
 
     @property
     def sequence(self) -> int | str:
-        """The id of its sequence, 0 for none."""
+        """The id of the request's sequence, 0 for none."""
         return self._note.sequence
 
     @property
@@ -121,12 +121,12 @@ class WorkerRequest:
 
     @property
     def queue_timeout_us(self) -> int:
-        """The longest time that it was allowed to wait in a queue, in microseconds; 0 for no limit."""
+        """The longest time that the request was allowed to queue, in microseconds; 0 for no limit."""
         return self._note.queue_timeout_us
 
     @property
     def trace(self) -> str:
-        """Its trace context as JSON; empty if it is not traced."""
+        """The request's trace context as JSON; empty if the request is not traced."""
         return self._note.trace
 
     def answer(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:

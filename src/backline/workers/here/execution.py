@@ -29,7 +29,7 @@ PATIENCE = 0.02
 
 
 class _NotABatch(Internal):
-    """The outputs of a model do not have the batch that its configuration declares.
+    """Raised when the outputs of a model do not have the batch that its configuration declares.
 
     Running the requests of the batch alone would hide that the configuration is wrong.
     """
@@ -220,8 +220,8 @@ class _WaitingRun:
 
 
 class CoreBudget:
-    """Limits the number of cores in use; runs get them in the order in which they ask. Called on the threads
-    of the runs.
+    """Limits the number of cores in use; runs get cores in the order in which they ask. Called on the
+    threads of the runs.
 
     A run that has waited for PATIENCE starts anyway, so that a model with long runs does not block the
     others.

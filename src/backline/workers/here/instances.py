@@ -118,7 +118,7 @@ class RunLimit:
     """The time limit of one model version's runs, and the effects of exceeding it. Use only on the event
     loop.
 
-    Requests are retried if the model is declared `idempotent`; None means that it does not say. `on_given_up`
+    Requests are retried if the model is declared `idempotent`; None means undeclared. `on_given_up`
     is called for each abandoned thread; `on_available` with a reason once there are MAX_STUCK of them, and
     with "" when there are fewer again.
     """
@@ -151,7 +151,7 @@ class RunLimit:
 
     @property
     def why_not_again(self) -> str:
-        """The end of the message for a run that is not retried."""
+        """The end of the message for a run that is not retried, which says why."""
         if self.idempotent is None:
             return "it is not tried again unless the model is declared idempotent"
         return "it is not tried again: the model is not idempotent"

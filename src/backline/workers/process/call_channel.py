@@ -48,8 +48,8 @@ _NOBODY_WAITS = "the requests that the call was made for were cancelled"
 
 @dataclass(slots=True)
 class _Open:
-    """A call in flight. `asked` are the worker's requests that it is made for; `unread` is the number of
-    responses that the worker has not consumed.
+    """A call in flight. `asked` are the worker's requests that the call is made for; `unread` is the number
+    of responses that the worker has not consumed.
     """
 
     ticket: Ticket

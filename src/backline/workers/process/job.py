@@ -159,7 +159,7 @@ class Job:
             self.settle(position, error)
 
     def drop_cancelled(self) -> bool:
-        """Ends the job without a run if all its requests are cancelled; returns whether they are."""
+        """Ends the job without a run if all its requests are cancelled; returns whether it did so."""
         if not all(ticket.cancelled for ticket in self.tickets):
             return False
         self.fail(Cancelled("the request was cancelled"))

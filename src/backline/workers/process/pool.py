@@ -51,8 +51,8 @@ class PoolOptions:
     """How to run workers; None means the model's own setting, or the default.
 
     `execution_timeout` is in seconds. Requests whose worker ends are retried unless `idempotent` is False;
-    those that do not finish in time only if it is True. With `remembers`, requests belong
-    to sequences whose state is only in the worker that started them.
+    those that do not finish in time are retried only if it is True. With `remembers`, requests belong to
+    sequences whose state is only in the worker that started them.
     """
 
     execution_timeout: float | None = None
@@ -141,7 +141,7 @@ class WorkerPool(ModelInWorkers):
     # starting
 
     async def start(self) -> None:
-        """Starts the first worker, then the others; the model sets their number unless its places do.
+        """Starts the first worker, then the others. The model sets their number unless its placement does.
 
         Raises Internal with the reason if one cannot be started, after stopping the others.
         """
@@ -229,7 +229,7 @@ class WorkerPool(ModelInWorkers):
         return next(self._numbers)
 
     def has_room(self, seat: Seat) -> None:
-        """Sends waiting jobs to a worker that can take another batch."""
+        """Called when the worker of a seat can take another batch: sends waiting jobs to it."""
         while (
             seat.free
             and (job := next((job for job in self._waiting if self._may_go(job, seat)), None)) is not None

@@ -1,4 +1,4 @@
-"""The seats of a pool of workers."""
+"""The seats of a worker pool: a seat keeps its place when its worker process is replaced."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ class Seat:
             job.settle(job.by_number[number], outcome)
 
     def _resumed(self, number: int) -> None:
-        """Grants the withheld credit, because a paused client reads again."""
+        """Grants the credit that was withheld while the client was paused."""
         owed = self._owed.pop(number, 0)
         if owed and self.process is not None and number in self._open:
             self.process.credit(number, owed)

@@ -1,1 +1,1 @@
-"""Functions that handlers import."""
+"""TorchServe's `ts.handler_utils`: timing, and intermediate responses."""

@@ -1,4 +1,4 @@
-"""Timing of a handler's steps, if its model-config.yaml turns it on."""
+"""Times the steps of a handler, if its model-config.yaml says so."""
 
 from __future__ import annotations
 

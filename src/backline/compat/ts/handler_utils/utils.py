@@ -1,4 +1,4 @@
-"""Intermediate responses of decoupled handlers."""
+"""Sends the intermediate responses of decoupled handlers."""
 
 from __future__ import annotations
 

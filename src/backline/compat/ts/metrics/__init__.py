@@ -1,1 +1,1 @@
-"""Metrics that handlers record."""
+"""TorchServe's `ts.metrics`: the metrics that handlers record."""

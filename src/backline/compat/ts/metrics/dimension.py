@@ -1,4 +1,4 @@
-"""Dimensions of metrics."""
+"""Dimensions, which tell the values of a metric apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Types of metrics."""
+"""TorchServe's types of metrics."""
 
 from __future__ import annotations
 

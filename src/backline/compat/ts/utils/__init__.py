@@ -1,1 +1,1 @@
-"""Functions that handlers import."""
+"""TorchServe's `ts.utils`: functions that handlers import."""

@@ -111,7 +111,7 @@ class InferenceService:
         return methods
 
     def _model_ready(self, asked: Any) -> dict[str, bool]:
-        """As in Triton, a model that is not known is not ready, rather than an error."""
+        """Responds whether a model is ready. As in Triton, an unknown model is not ready, not an error."""
         try:
             return {"ready": self._engine.is_ready(asked.name, asked.version)}
         except NotFound:

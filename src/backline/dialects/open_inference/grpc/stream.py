@@ -36,7 +36,7 @@ _INFER_RESPONSE = b"\x12"  # the tag of ModelStreamInferResponse.infer_response
 
 
 class Asked:
-    """A request of a stream. Unless its model is decoupled, it holds a place in the order of responses."""
+    """A request on a stream. Unless its model is decoupled, its response has a place in the order."""
 
     __slots__ = ("answer", "error", "flow", "ordered", "over", "plan", "request", "size", "ticket")
 

@@ -83,7 +83,7 @@ class Generate:
         self._when_known(model, version, request, self._take_one)
 
     def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
-        """Sends an event per response."""
+        """Streams the model's responses, one event for each."""
         self._when_known(model, version, request, self._take_stream)
 
     def infer_stream(self, model: str, version: str, request: HttpRequest) -> None:
@@ -106,7 +106,7 @@ class Generate:
     def _submit(
         self, request: HttpRequest, asked: InferRequest, deadline: float | None, trace: Trace | None
     ) -> Responses:
-        """Submits a request. If an input is missing, the error says which key may be its misspelt name."""
+        """Submits a request. If an input is missing, the error names the key that may be a misspelling."""
         admit = None if request.identity is None else request.identity.follow
         try:
             return self._engine.stream(asked, deadline, trace=trace, admit=admit)
@@ -170,7 +170,10 @@ async def _answer_with_one(
 
 
 def _misspelt(asked: InferRequest, model: Model) -> str:
-    """The end of an error about missing inputs: which parameter was perhaps meant to be one; else empty."""
+    """The end of an error about missing inputs, which names a parameter that was perhaps meant as one.
+
+    Empty if no parameter resembles a missing input.
+    """
     missing = [
         spec.name for spec in model.signature.inputs if not spec.optional and spec.name not in asked.inputs
     ]

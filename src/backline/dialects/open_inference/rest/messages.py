@@ -237,7 +237,7 @@ def instead_of_json(body: Buffer, headers: Mapping[bytes, bytes]) -> str:
 def split_id(header: bytes) -> tuple[str, bytes]:
     """Splits a JSON header into its id and the rest, if it starts with the id, as most clients write it.
 
-    Returns "" and the header if it does not, or if the id is written with blanks or escapes.
+    Returns "" and the header if it starts otherwise, or if the id is written with blanks or escapes.
     """
     if header.startswith(_ID_FIRST):
         end = header.find(b'"', len(_ID_FIRST))

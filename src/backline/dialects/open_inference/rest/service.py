@@ -73,7 +73,7 @@ class RestService:
         respond_json(request, document, 200 if good else self._not_ready_status)
 
     def _models(self, request: HttpRequest) -> None:
-        """The names, as KServe lists them, and the state of every version."""
+        """Lists the names of all models, as KServe does, and the state of every version."""
         respond_json(request, {"models": self._engine.names(), "versions": model_listing(self._engine)})
 
     def _model_metadata(self, name: str, version: str, request: HttpRequest) -> None:

@@ -1,1 +1,1 @@
-"""Tries model files in processes of their own, so that a file that crashes its runtime harms only itself."""
+"""Tries model files in separate processes, so that a file that crashes its runtime harms nothing else."""

@@ -1,4 +1,4 @@
-"""What the server and a trial process tell each other.
+"""The messages between the server and a trial process.
 
 The server sends the job as a pickle, since it is the one that is trusted. What comes back was perhaps written
 by a file that has taken over its process: it is data, decoded by type and checked.
@@ -46,20 +46,20 @@ class TrialJob:
 
 
 class Began(msgspec.Struct, tag="began", frozen=True):
-    """The trial entered a phase of the load."""
+    """Reports that the trial has entered a phase of the load."""
 
     phase: Literal["load", "probe", "warm-up"]
 
 
 class Passed(msgspec.Struct, tag="passed", frozen=True):
-    """The file was loaded, measured and warmed up on these devices."""
+    """Reports that the file was loaded, measured and warmed up on these devices."""
 
     measured: Measured
     devices: tuple[str, ...]
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
-    """The load raised an error; `kind` is the name of a subclass of BacklineError, or empty."""
+    """Reports that the load raised an error; `kind` is the name of a subclass of BacklineError, or empty."""
 
     kind: str
     message: str
@@ -78,12 +78,12 @@ _REPORTS: Final = msgspec.json.Decoder(Report)
 
 
 def encode_report(report: Report) -> bytes:
-    """One message to the server."""
+    """Encodes a message to the server."""
     return msgspec.json.encode(report)
 
 
 def decode_report(data: bytes) -> Report:
-    """A message from a trial process. Raises ValueError unless it is one, with plausible numbers."""
+    """Decodes a message from a trial process. Raises ValueError if it is malformed or implausible."""
     report: Report = _REPORTS.decode(data)
     if isinstance(report, Passed):
         check_measured(report.measured)
@@ -93,14 +93,14 @@ def decode_report(data: bytes) -> Report:
 
 
 def encode_job(job: TrialJob) -> bytes:
-    """A job for `decode_job`."""
+    """Encodes a job for `decode_job`."""
     buffer = io.BytesIO()
     _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(job)
     return buffer.getvalue()
 
 
 def decode_job(data: bytes) -> TrialJob:
-    """A job that the server wrote. For use in its trial processes only."""
+    """Decodes a job that the server has encoded. For use in its trial processes only."""
     job = pickle.loads(data)
     assert isinstance(job, TrialJob), "the server wrote it"
     return job

@@ -79,7 +79,7 @@ class TrialLimits:
 
 
 class TrialProcesses:
-    """Tries model files in processes of their own. Use it on load threads."""
+    """Tries model files in separate processes. Use it on load threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -266,7 +266,7 @@ class _Begun:
 
 
 class _Ended(Exception):
-    """A trial ended without a result; the message says why."""
+    """Raised when a trial has ended without a result; the message says why."""
 
 
 class _Process:

@@ -1,4 +1,4 @@
-"""The errors that models create and receive."""
+"""The errors that models for Triton's Python backend create and receive."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class MetricFamily:
     HISTOGRAM: ClassVar = MetricKind.HISTOGRAM
 
     def __init__(self, name: str, description: str, kind: MetricKind) -> None:
-        """Raises TritonModelException if the name is invalid, or in use with another kind."""
+        """Declares the metrics. Raises TritonModelException for an invalid name, or one of another kind."""
         self._name = name
         self._kind = MetricKind(kind)
         self._measures = Measures(worker.caller())

@@ -218,7 +218,7 @@ class ModelLoop:
 
 
 class _Returned(Exception):
-    """`execute` returned an invalid value."""
+    """Raised when `execute` has returned an invalid value."""
 
 
 def _arguments(message: WorkerLoad) -> dict[str, str]:

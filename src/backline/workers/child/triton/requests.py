@@ -142,8 +142,9 @@ class InferenceTrace:
 
 @contextmanager
 def serving(requests: Sequence[WorkerRequest]) -> Iterator[None]:
-    """Assigns calls made within the context, and by coroutines started there, to these requests' traces,
-    unless a call names another trace.
+    """A context manager that assigns the calls made in it to the traces of these requests.
+
+    This includes calls by coroutines started in it, but not calls that name another trace.
     """
     token = _SERVED.set(tuple(request.number for request in requests if request.trace))
     try:
@@ -285,7 +286,7 @@ class InferenceRequest:
         return self._correlation_id
 
     def flags(self) -> int:
-        """The flags TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END that are set, as a sum."""
+        """The bitwise OR of the flags TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END that are set."""
         return self._flags
 
     def set_flags(self, flags: int) -> None:
@@ -311,7 +312,7 @@ class InferenceRequest:
 
     def get_response_sender(self) -> InferenceResponseSender:
         """The sender for responses that are not returned from `execute`. Raises TritonModelException for a
-        request that was not received.
+        request that the model has made itself.
         """
         if self._sender is None:
             raise TritonModelException("only a request that `execute` was called with has a response sender")
