@@ -1,15 +1,13 @@
 """The messages between the server and a trial process.
 
-The server sends the job as a pickle, since it is the one that is trusted. What comes back was perhaps written
-by a file that has taken over its process: it is data, decoded by type and checked.
+A message to the server may come from a file that has taken over its process: it is data, decoded by type and
+checked.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
@@ -94,24 +92,31 @@ def decode_report(data: bytes) -> Report:
 
 def encode_job(job: TrialJob) -> bytes:
     """Encodes a job for `decode_job`."""
-    buffer = io.BytesIO()
-    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(job)
-    return buffer.getvalue()
+    return msgspec.msgpack.encode(job, enc_hook=_plain)
 
 
 def decode_job(data: bytes) -> TrialJob:
-    """Decodes a job that the server has encoded. For use in its trial processes only."""
-    job = pickle.loads(data)
-    assert isinstance(job, TrialJob), "the server wrote it"
+    """Decodes a job that the server has encoded."""
+    job: TrialJob = _jobs().decode(data)
     return job
 
 
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, MappingProxyType):  # which pickle does not know
-            return _read_only, (dict(value),)
-        return NotImplemented
+def _plain(value: Any) -> Any:
+    """The plain form of values that msgspec does not know."""
+    if isinstance(value, MappingProxyType):
+        return dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"a job cannot carry a {type(value).__name__}")
 
 
-def _read_only(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    return MappingProxyType(values)
+def _restored(kind: type, plain: Any) -> Any:
+    if kind is Path:
+        return Path(plain)
+    raise NotImplementedError(f"a job cannot carry a {kind.__name__}")
+
+
+@cache
+def _jobs() -> msgspec.msgpack.Decoder[TrialJob]:
+    """Made when it is first needed, in trial processes: it walks through all types of a configuration."""
+    return msgspec.msgpack.Decoder(TrialJob, dec_hook=_restored)
