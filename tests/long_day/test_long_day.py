@@ -45,6 +45,7 @@ def test_a_long_day(tmp_path: Path) -> None:
     read_the_configuration(user)
     build_the_environment(user)
     keys = make_keys(user)
+    make_certificates(user)
     folders = ("--state-dir", str(tmp_path / "state"), "--cache-dir", str(tmp_path / "cache"))
     with user.serve("--auth", str(tmp_path / "auth.toml"), *folders, *SERVE) as server:
         user.server = server
@@ -60,6 +61,7 @@ def test_a_long_day(tmp_path: Path) -> None:
         find_out_what_went_wrong(user, keys["operator"])
         take_a_model_out_of_service(user)
         lock_the_app_out(user, keys)
+        read_the_audit_log(user, keys, tmp_path / "state")
         log_out(user)
         assert server.stop() == 0
         assert "Traceback" not in server.output
@@ -173,6 +175,13 @@ def make_keys(user: User) -> dict[str, str]:
     random = user.backline("keys", "generate").out.strip()
     assert len({random, made.out.strip(), rotated["key"]}) == 3
     return {"operator": made.out.strip(), "app": rotated["key"], "leaked": leaked["key"], "none": random}
+
+
+def make_certificates(user: User) -> None:
+    made = user.backline("certs", "create", "--host", "models.example", "--out", "certs").out
+    assert "--ssl-certificate" in made
+    written = {path.name for path in (user.folder / "certs").iterdir()}
+    assert {name.rpartition(".")[2] for name in written} >= {"crt", "key"}
 
 
 def log_in(user: User, keys: dict[str, str]) -> None:
@@ -374,6 +383,14 @@ def take_a_model_out_of_service(user: User) -> None:
         user.backline("models", "label", "add1", "canary", "--remove").out == "canary of add1: 2 -> (none)\n"
     )
     assert user.backline("models", "label", "add1", "--json").json == {"stable": "2"}
+
+
+def read_the_audit_log(user: User, keys: dict[str, str], state: Path) -> None:
+    told = user.backline("audit", "--state-dir", str(state), "--limit", "1000", "--json").out
+    entries = [json.loads(line) for line in told.splitlines()]
+    assert any(entry.get("identity") == "operator" for entry in entries), entries[-3:]
+    assert any("promote" in json.dumps(entry) or "label" in json.dumps(entry) for entry in entries)
+    assert not [key for key in keys.values() if key in told]
 
 
 def lock_the_app_out(user: User, keys: dict[str, str]) -> None:
