@@ -159,7 +159,7 @@ def test_a_script_in_a_load_request_needs_trust(tmp_path: Path, scripts: Path) -
     with (
         serve(tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit") as server,
         tritonclient.InferenceServerClient(server.url.removeprefix("http://")) as client,
-        pytest.raises(Exception, match=r"comes from elsewhere .* --trust-remote-code"),
+        pytest.raises(Exception, match=r"came from a remote repository or .* --trust-remote-code"),
     ):
         client.load_model("evil", config=json.dumps(CONFIG), files={"file:1/model.pt": content})
 

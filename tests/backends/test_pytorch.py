@@ -321,7 +321,7 @@ def test_python_in_symbolic_sizes_runs_only_if_trusted(tmp_path: Path) -> None:
                 else content,
             )
 
-    with pytest.raises(InvalidArgument, match="comes from elsewhere"):
+    with pytest.raises(InvalidArgument, match="came from a remote repository or with a load request"):
         load(path, may_run_code=False)
 
     assert not proof.exists()

@@ -191,7 +191,7 @@ def test_a_film_without_sound_is_refused(tmp_path: Path) -> None:
         for part in (frame, None):
             container.mux(track.encode(part))
 
-    with pytest.raises(InvalidArgument, match="the file has no track in one of the formats aac, alac"):
+    with pytest.raises(InvalidArgument, match="the file has no audio track in any of the formats aac, alac"):
         Audio[16000].decode((tmp_path / "film").read_bytes())
 
 

@@ -1,4 +1,4 @@
-"""The gate between the wire and the dialects, which refuses requests by their header, and CORS."""
+"""The gate between the wire and the dialects: refuses requests based on their header, and implements CORS."""
 
 from __future__ import annotations
 

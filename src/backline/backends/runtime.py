@@ -129,9 +129,8 @@ def require_trust(path: Path, config: ModelConfig, options: LoadOptions) -> None
     """
     if not options.may_run_code:
         raise InvalidArgument(
-            f"'{path.name}' of model '{config.name}' comes from elsewhere (a remote repository, or a load"
-            " that brought files along) and would be executed: start the server with --trust-remote-code if"
-            " you trust where it comes from"
+            f"'{path.name}' of model '{config.name}' came from a remote repository or with a load request,"
+            " and would be executed: start the server with --trust-remote-code if you trust its source"
         )
 
 

@@ -102,7 +102,8 @@ class SklearnModel:
                 (answer,) = self.run({spec.name: rows}, [method])
             except BacklineError as error:
                 raise InvalidArgument(
-                    f"'{path}' cannot be served: {method} of two rows of zeros failed: {error.message}"
+                    f"'{path}' cannot be served: a trial run of {method} on two made-up rows failed:"
+                    f" {error.message}"
                 ) from None
             outputs.append(TensorSpec(method, DataType.from_dtype(answer.dtype), (-1, *answer.shape[1:])))
         self.signature = agree(path, Signature((spec,), tuple(outputs)), config)

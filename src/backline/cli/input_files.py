@@ -1,4 +1,4 @@
-"""Files with inputs on a command line: arrays, JSON, text, images, audio, and folders of them."""
+"""Reads inputs from files given on a command line: arrays, JSON, text, images, audio, or folders of them."""
 
 from __future__ import annotations
 

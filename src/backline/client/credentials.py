@@ -25,7 +25,7 @@ _FIELDS = ("authorization", "x-api-key")
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The header fields of a client, including its key."""
+    """The header fields that a client sends with every request, including its API key if it has one."""
 
     fields: Mapping[str, str] = field(repr=False)
     #: Which key is sent, as a clause for messages; empty if none is.

@@ -55,7 +55,7 @@ class ServedModel:
         self.awake: set[str] = set()
         #: Versions that stay unloaded until a request needs them, and why they were unloaded.
         self.resting: dict[str, str] = {}
-        #: Why the last change failed, by version.
+        #: Versions that the last change failed to load, each with a stand-in that holds the reason.
         self.failures: dict[str, StandIn] = {}
         self._shown: dict[str, ShownVersion] = {}
         self._waiting: dict[str, StandIn] = {}

@@ -136,7 +136,7 @@ def _read_container(data: bytes, format: str, limit: int) -> tuple[np.ndarray, i
             track = next(iter(container.streams.audio), None)
             if track is None or track.codec_context.name not in _CODECS:
                 raise InvalidArgument(
-                    "the sound cannot be decoded: the file has no track in one of the formats"
+                    "the sound cannot be decoded: the file has no audio track in any of the formats"
                     f" {', '.join(_CODECS)}"
                 )
             # The length of an AAC file without a container is only estimated.

@@ -113,7 +113,7 @@ class LoggingExtension:
         respond_json(request, self._updated({}))
 
     def _change(self, request: HttpRequest) -> None:
-        """Applies a JSON object of settings; null, like an empty body, leaves settings unchanged."""
+        """Applies a JSON object of settings. A null setting stays as it is; an empty body changes none."""
         check_document(request.body)
         try:
             document = _log_decoder.decode(request.body or b"{}")

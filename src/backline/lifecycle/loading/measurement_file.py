@@ -116,7 +116,7 @@ class MeasurementFile:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the files are those of the digest; True if they cannot be read."""
+        """Whether the model's files are the same as when `hold` read them; True if they could not be read."""
         return self._content is None or self._content.unchanged
 
     def hold(self) -> None:

@@ -330,8 +330,8 @@ def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
         return
     if config.objective_seconds is not None:
         raise InvalidArgument(
-            f"model '{config.name}' is decoupled, so no latency objective can apply to it: remove it from the"
-            " configuration"
+            f"model '{config.name}' is decoupled, so it cannot have a latency objective: remove the"
+            " objective from the configuration"
         )
     if config.response_cache:  # Triton's text
         raise InvalidArgument(

@@ -24,7 +24,7 @@ class Unreachable(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The bytes of a file from `start` on; `start` is 0 if the place cannot start in the middle."""
+    """The bytes of a file from `start` on; `start` is 0 if the remote place can only send whole files."""
 
     start: int
     chunks: Iterator[bytes]

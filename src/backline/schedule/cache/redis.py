@@ -225,7 +225,7 @@ def decode_entry(key: bytes, raw: bytes) -> list[Tensor]:
     renamed in the cache must not be returned.
     """
     if not raw.startswith(_MAGIC):
-        raise DamagedEntry("not an entry of this format version")
+        raise DamagedEntry("its format is not the one that this server writes")
     try:
         entry = _decode(memoryview(raw)[len(_MAGIC) :])
         if entry.key != key:
