@@ -476,6 +476,8 @@ class Bench:
         self._tasks = 0
         self._files = 0
         self.answers = 0
+        #: What other tests of this process have left.
+        self._held_before = _held()
 
     async def settle(self) -> None:
         """Notes what the engine holds at rest, after every model has answered."""
@@ -587,14 +589,16 @@ class Bench:
 
     def check_objects(self) -> None:
         """No request, batch or exchange has been forgotten somewhere. Raises Finding."""
-        gc.collect()
-        kinds = Counter(
-            type(one).__name__
-            for one in gc.get_objects()
-            if isinstance(one, Ticket | Batch | HttpRequest | Call)
-        )
+        kinds = _held() - self._held_before
         if kinds:
             raise Finding(f"objects that are still referred to: {dict(kinds)}")
+
+
+def _held() -> Counter[str]:
+    """The requests, batches and exchanges in memory, by type."""
+    gc.collect()
+    kinds = (Ticket, Batch, HttpRequest, Call)
+    return Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
 
 
 def _open_files() -> int:

@@ -137,8 +137,9 @@ def test_a_fork_server_that_was_killed_is_started_again(home: Homes, repository:
 
     async def scenario() -> None:
         async with home(repository, mode="explicit", isolate="always") as server:
+            before = set(psutil.Process().children())  # of other tests
             await server.lifecycle.load("add1", who="Ada")
-            (fork_server,) = psutil.Process().children()
+            (fork_server,) = set(psutil.Process().children()) - before
             fork_server.kill()
             fork_server.wait()
             await server.lifecycle.unload("add1", who="Ada")
@@ -153,11 +154,12 @@ def test_the_fork_server_ends_when_it_is_idle(
 ) -> None:
     models.add1(repository)
     monkeypatch.setattr(trial_processes, "IDLE_SECONDS", 0.1)
+    before = set(psutil.Process().children())  # of other tests
 
     async def scenario() -> None:
         async with home(repository, isolate="new") as server:
             assert await server.answer() == 1
-            await asyncio.to_thread(until, lambda: not psutil.Process().children())
+            await asyncio.to_thread(until, lambda: not set(psutil.Process().children()) - before)
 
     asyncio.run(scenario())
 

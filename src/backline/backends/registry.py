@@ -8,7 +8,6 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from backline.backends.backend import Backend
@@ -144,6 +143,8 @@ def choose(config: ModelConfig, path: Path) -> BackendEntry:
 
 def describe_runtime(entry: BackendEntry) -> str:
     """The runtime of a backend with its version, for messages: "LightGBM 4.7.0"."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and for errors only
+
     for suffix in ("", "-gpu", "-cpu"):
         with suppress(PackageNotFoundError):
             if entry.package:

@@ -81,7 +81,7 @@ class Router:
 
     def resolve(self, request: HttpRequest) -> Handler:
         """A request's handler. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
-        methods = self._find(request.path)
+        methods = self._resolved.get(request.path) or self._find(request.path)  # mostly without the call
         if methods is None:
             raise NotFound(self._not_found(request.method, request.path))
         handler = methods.get(request.method)
