@@ -111,7 +111,8 @@ async def test_a_client_that_goes_away_does_not_cancel_its_load(caller: Caller, 
     if request.on_abandon is not None:
         request.on_abandon()
     asked = caller.rpc_call("RepositoryModelLoad", model_name="add1")
-    assert asked.on_abandon is None
+    if asked.on_abandon is not None:
+        asked.on_abandon()
     control.gate.set()
     await request.answered.wait()
     await asked.answered.wait()

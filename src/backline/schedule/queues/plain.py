@@ -142,7 +142,11 @@ class PlainQueue(Owner):
 
     def cancelled(self, ticket: Ticket) -> None:
         self._gone += 1
-        if self._gone > FEW and self._gone > len(self._waiting) // 2:
+        if self._gone == len(self._waiting):
+            # Nobody may come for the next one: a queue at rest keeps no request.
+            self._waiting.clear()
+            self._gone = 0
+        elif self._gone > FEW and self._gone > len(self._waiting) // 2:
             self._waiting = deque(other for other in self._waiting if other.state is QUEUED)
             self._gone = 0
         self.on_left(ticket)
