@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.lifecycle.phase import VersionPhase
-from backline.lifecycle.served_model import ServedModel, ServedModels
+from backline.lifecycle.served_model import ServedModel
+from backline.lifecycle.served_models import ServedModels
 from backline.lifecycle.wanted import Target
 
 

@@ -24,7 +24,8 @@ from backline.lifecycle.memory.residency import NoRoom, Residency
 from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.plan import Action, BeginLoad, Cancel, Forget, Serve, Unload, Update, Wanted, plan
 from backline.lifecycle.servable import Servable
-from backline.lifecycle.served_model import UNLOADED_SHOWN_SECONDS, ServedModel, ServedModels
+from backline.lifecycle.served_model import UNLOADED_SHOWN_SECONDS, ServedModel
+from backline.lifecycle.served_models import ServedModels
 from backline.lifecycle.sleep import Sleep
 from backline.repository.local import LocalRepository
 

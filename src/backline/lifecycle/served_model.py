@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
-from functools import partial
 
 from backline.engine.control import STABLE
 from backline.engine.engine import Engine
-from backline.engine.errors import Unavailable
 from backline.engine.model import ModelState
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.kept_versions import KeptVersions
@@ -449,60 +446,3 @@ def _files_gone_text(version: str, labels: Sequence[str]) -> str:
 def _pointing(labels: Sequence[str]) -> str:
     named = ", ".join(f"'{label}'" for label in labels)
     return f"label {named} points" if len(labels) == 1 else f"labels {named} point"
-
-
-class ServedModels:
-    """The models that the executor brings to their targets. Lives on the event loop."""
-
-    def __init__(self, *, strict_readiness: bool) -> None:
-        self._strict_readiness = strict_readiness
-        self._models: dict[str, ServedModel] = {}
-        self._watchers: list[asyncio.Future[None]] = []
-        self._closed = False
-
-    def __getitem__(self, name: str) -> ServedModel:
-        """The model with this name, created without a target if it is unknown."""
-        return self._models.setdefault(name, ServedModel(name, strict_readiness=self._strict_readiness))
-
-    def __iter__(self) -> Iterator[ServedModel]:
-        return iter(tuple(self._models.values()))
-
-    def find(self, name: str) -> ServedModel | None:
-        return self._models.get(name)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._models)
-
-    def forget(self, name: str) -> None:
-        """Removes a model that is `gone`."""
-        del self._models[name]
-
-    def stepped(self) -> None:
-        """Lets `until` check its conditions again, after steps of any model."""
-        watchers, self._watchers = self._watchers, []
-        for watcher in watchers:
-            if not watcher.done():
-                watcher.set_result(None)
-
-    async def until(self, reached: Callable[[], bool]) -> None:
-        """Waits until `reached` returns true. Raises Unavailable if the server stops first."""
-        while not reached():
-            if self._closed:
-                raise Unavailable("the server is stopping")
-            watcher = asyncio.get_running_loop().create_future()
-            self._watchers.append(watcher)
-            await watcher
-
-    async def settle(self, names: Iterable[str] | None = None) -> None:
-        """Waits until no step is in progress or scheduled, for some models or all."""
-        for name in self.names if names is None else names:
-            await self.until(partial(self._is_settled, name))
-
-    def _is_settled(self, name: str) -> bool:
-        return name not in self._models or self._models[name].settled
-
-    def close(self) -> None:
-        """Makes current and future waits raise Unavailable, because the server stops."""
-        self._closed = True
-        self.stepped()

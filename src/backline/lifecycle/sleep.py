@@ -15,7 +15,8 @@ from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.loading.queueing import queue_settings
 from backline.lifecycle.memory.room import Tenant
 from backline.lifecycle.phase import StandIn, VersionPhase
-from backline.lifecycle.served_model import ServedModel, ServedModels
+from backline.lifecycle.served_model import ServedModel
+from backline.lifecycle.served_models import ServedModels
 from backline.schedule.queues.priority import make_queue
 from backline.schedule.queues.queue import QueueSettings, QueueTotal, queue_full
 from backline.schedule.turn import Alarm

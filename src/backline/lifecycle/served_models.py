@@ -1,0 +1,67 @@
+"""The models of a server by name, and waiting until their steps have ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from backline.engine.errors import Unavailable
+from backline.lifecycle.served_model import ServedModel
+
+
+class ServedModels:
+    """The models that the executor brings to their targets. Lives on the event loop."""
+
+    def __init__(self, *, strict_readiness: bool) -> None:
+        self._strict_readiness = strict_readiness
+        self._models: dict[str, ServedModel] = {}
+        self._watchers: list[asyncio.Future[None]] = []
+        self._closed = False
+
+    def __getitem__(self, name: str) -> ServedModel:
+        """The model with this name, created without a target if it is unknown."""
+        return self._models.setdefault(name, ServedModel(name, strict_readiness=self._strict_readiness))
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(tuple(self._models.values()))
+
+    def find(self, name: str) -> ServedModel | None:
+        return self._models.get(name)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._models)
+
+    def forget(self, name: str) -> None:
+        """Removes a model that is `gone`."""
+        del self._models[name]
+
+    def stepped(self) -> None:
+        """Lets `until` check its conditions again, after steps of any model."""
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Waits until `reached` returns true. Raises Unavailable if the server stops first."""
+        while not reached():
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            watcher = asyncio.get_running_loop().create_future()
+            self._watchers.append(watcher)
+            await watcher
+
+    async def settle(self, names: Iterable[str] | None = None) -> None:
+        """Waits until no step is in progress or scheduled, for some models or all."""
+        for name in self.names if names is None else names:
+            await self.until(partial(self._is_settled, name))
+
+    def _is_settled(self, name: str) -> bool:
+        return name not in self._models or self._models[name].settled
+
+    def close(self) -> None:
+        """Makes current and future waits raise Unavailable, because the server stops."""
+        self._closed = True
+        self.stepped()
