@@ -177,7 +177,7 @@ class OnnxModel:
     def _failure(self, error: Exception) -> BacklineError:
         if isinstance(error, BacklineError):
             return error
-        # ONNX Runtime's exceptions have no common base class, so they are told apart by name. This one means
+        # ONNX Runtime's exceptions have no common base class, so they are recognised by name. This one means
         # that the inputs do not fit the model or one of its nodes.
         refused = type(error).__name__ == "InvalidArgument"
         return failed_run(self._name, _one_line(error), refused=refused)

@@ -31,7 +31,7 @@ from backline.wire.application import (
 #: How many refusals per second are entered, of one address and of all.
 PER_ADDRESS = 10
 IN_TOTAL = 100
-#: How many addresses are told apart; the refusals of further ones count as those of one address.
+#: The most addresses that are limited separately; all further ones share one limit.
 _MAX_ADDRESSES = 4096
 _OTHERS = "other addresses"
 #: Seconds after which suppressed refusals are entered as a number.

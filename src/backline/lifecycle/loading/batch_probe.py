@@ -279,8 +279,9 @@ def _joined(items: Sequence[Arrays]) -> Arrays:
 
 
 def _same(inputs: Arrays, others: Arrays) -> bool:
-    """Whether two items are equal, so that they cannot be told apart. Items without elements never count as
-    equal.
+    """Whether two items are equal, so that comparing them would prove nothing.
+
+    Items without elements never count as equal.
     """
     arrays = inputs.values()
     return any(array.size for array in arrays) and all(

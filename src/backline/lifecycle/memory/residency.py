@@ -81,7 +81,7 @@ class Reservation:
         self.crowded_out = False
 
     def there(self, held: Held, need: Need) -> int:
-        """The bytes of host memory that the load already holds, as far as they can be told apart."""
+        """The bytes of host memory that the load already holds, as far as they can be attributed to it."""
         own = sum(held.workers[pid].own for pid in self.pids() if pid in held.workers)
         # A load in the server's process is part of the process, and while it runs it may count twice.
         return max(own, need.own) if self.loaded and not own else own
