@@ -232,6 +232,13 @@ _OPTIONS: tuple[Decorator, ...] = (
         metavar="NAME:COUNT[:DEVICE]",
         help="Units of a resource; default: the most that any one instance needs; repeatable.",
     ),
+    fills(
+        "--labels",
+        "labels",
+        metavar="PLACE",
+        help="Where labels are kept, so that servers share them: repository, a folder, s3://bucket/prefix or"
+        " redis://host:6379/0; default: the state folder.",
+    ),
     path(
         "--state-dir",
         "state_folder",
