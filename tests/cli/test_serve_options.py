@@ -150,3 +150,32 @@ def test_every_field_is_set_by_options_or_is_for_programs() -> None:
         field.name for kind in (ServerOptions, LifecycleOptions) for field in dataclasses.fields(kind)
     } - filled
     assert left == {"lifecycle", "limits", "tls", "debugged_model", "state_store", "fair_queues"}
+
+
+def test_a_kubernetes_service_called_backline_grpc_does_not_set_a_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BACKLINE_GRPC_PORT", "tcp://10.0.0.1:8001")
+    monkeypatch.setenv("BACKLINE_HTTP_PORT", "9000")
+
+    options = read("models")
+
+    assert (options.grpc_port, options.http_port) == (8001, 9000)
+
+
+@pytest.mark.parametrize(
+    ("variables", "port"),
+    [
+        ({"PORT": "8080", "K_SERVICE": "notes"}, 8080),
+        ({"PORT": "8080"}, 8000),  # any program may call a variable PORT
+        ({"PORT": "8080", "K_SERVICE": "notes", "BACKLINE_HTTP_PORT": "9000"}, 9000),
+    ],
+    ids=["serverless", "elsewhere", "chosen"],
+)
+def test_a_serverless_platform_sets_the_http_port(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], port: int
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert read("models").http_port == port

@@ -24,6 +24,7 @@ COMMANDS = {
     "models": "Show, load, unload and label the models on a server.",
     "config": "Show, check, explain and convert the configuration of models on disk.",
     "env": "Show, build and remove the environments of Python models.",
+    "image": "Build a container image for the models of a repository.",
     "keys": "Create, list, revoke and rotate the API keys of a server.",
     "certs": "Create certificates for a server and its clients, for development.",
     "login": "Keep the API key of a server for this user.",
