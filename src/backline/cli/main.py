@@ -31,6 +31,7 @@ COMMANDS = {
     "audit": "Show who changed something on a server, and who was refused.",
     "doctor": "Find out what is wrong with a machine, with models or with a server.",
     "bench": "Measure a model on a server under load.",
+    "tune": "Search the best settings for a model on this machine.",
 }
 
 
