@@ -81,7 +81,7 @@ class Identity:
         if not self.quotas:
             self.meter = None
             return
-        whose = "callers without a key together" if self.anonymous else f"the key '{self.name}'"
+        whose = "callers without a key together" if self.anonymous else f"the {self.kind} '{self.name}'"
         if self.meter is None:
             self.meter = Meter(self.quotas, whose, time.monotonic())
         else:

@@ -148,7 +148,7 @@ def _changed(
 class Meter:
     """Measures what one identity uses, and refuses what exceeds its quotas. `whose` begins error texts."""
 
-    __slots__ = ("_limits", "_limits_flight", "_of", "_only", "by_model", "low", "whose")
+    __slots__ = ("__weakref__", "_limits", "_limits_flight", "_of", "_only", "by_model", "low", "whose")
 
     def __init__(self, quotas: Sequence[Quota], whose: str, now: float) -> None:
         self._limits: list[Limit] = []

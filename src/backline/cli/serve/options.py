@@ -153,12 +153,13 @@ _OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(get_args(IsolateMode)),
         help="Which model files are tried in a separate process first, so that one that crashes its runtime"
         " harms only itself: all at each load, those not tried before, of these only files from remote"
-        " repositories and load requests, or none.",
+        " repositories and load requests, or none. With workers, files from remote repositories and load"
+        " requests are never loaded in the server: they run in worker processes.",
     ),
     seconds(
         "--load-timeout-secs",
         "load_timeout_seconds",
-        "Seconds after which a model's trial in a separate process is stopped.",
+        "Seconds after which a model's trial, or its load in a worker process of lane process, is stopped.",
     ),
     fills(
         "--load-memory-limit",

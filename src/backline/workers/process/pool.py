@@ -271,6 +271,9 @@ class WorkerPool(ModelInWorkers):
 
     def _place_again(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
+            if self._closing:
+                job.fail(Unavailable(f"{self.label} is being unloaded", retry_after=1))
+                continue
             seat = self._free_seat_for(job)
             if seat is not None:
                 seat.send(job)
@@ -387,6 +390,12 @@ class WorkerPool(ModelInWorkers):
             task.add_done_callback(self._tasks.discard)
         else:
             asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
+
+    def abort(self) -> None:
+        """Kills the workers at once, because the load of the model was cancelled, and fails their jobs."""
+        self._closing = True
+        for process in self._running():
+            process.kill("was no longer needed")
 
     async def stop(self) -> None:
         """Lets the workers unload the model and end; refuses jobs that still wait for a worker."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
-from backline.lifecycle.loading.isolation.messages import Report, decode_job, encode_report
+from backline.lifecycle.loading.isolation.messages import Report, TrialJob, decode_job, encode_report
 from backline.lifecycle.loading.isolation.trial import run_trial
 from backline.system.memory import resident_bytes
 from backline.workers.child.worker import end_with_parent
@@ -162,7 +162,7 @@ class _ForkServer:
             os.close(output)
             _limit(limits)
             with os.fdopen(job, "rb") as file:
-                decoded = decode_job(file.read())
+                decoded = decode_job(file.read(), TrialJob)
             reports = socket.socket(fileno=channel)
 
             def report(one: Report) -> None:
