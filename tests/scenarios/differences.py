@@ -190,6 +190,8 @@ DIFFERENCES: tuple[Difference, ...] = (
             "a_request_that_waits_too_long_is_rejected",
             "a_request_may_lower_the_timeout",
             "a_request_may_not_raise_the_timeout",
+            "a_timeout_counts_while_the_sequence_waits_for_a_slot",
+            "a_timeout_of_a_later_request_counts_while_the_sequence_waits_for_a_slot",
             "a_full_queue_of_a_step",
             "a_timeout_in_a_step",
             "an_error_of_the_first_step",
