@@ -208,8 +208,7 @@ def test_unknown_models(client: Any, flavour: str) -> None:
         InferenceServerException, match="failed to load 'nope', failed to poll from model repository"
     ):
         client.load_model("nope")
-    with pytest.raises(InferenceServerException, match="failed to unload 'nope'"):
-        client.unload_model("nope")
+    client.unload_model("nope")  # succeeds, as in Triton
 
 
 def test_the_reason_of_a_failed_load_is_in_the_index(

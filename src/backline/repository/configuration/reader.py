@@ -41,13 +41,7 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
     joining = Joining(
         ragged=tuple(tensor.name for tensor in message.input if tensor.allow_ragged_batch),
         batch_inputs=tuple(map(_batch_input, message.batch_input)),
-        scattered=MappingProxyType(
-            {
-                target: output.source_input[0]
-                for output in message.batch_output
-                for target in output.target_name
-            }
-        ),
+        scattered=MappingProxyType(_scattered(message)),
         allowed_batch_sizes=settings.get("allowed_batch_sizes", ()),
         pad_all=settings.get("pad_variable_length_inputs", False),
         padding=MappingProxyType(
@@ -59,6 +53,17 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
     )
     _check(document, name, joining, settings)
     return joining if joining != Joining() else None
+
+
+def _scattered(message: Any) -> dict[str, str]:
+    """The input whose number of elements each scattered output shares."""
+    scattered = {
+        target: output.source_input[0] for output in message.batch_output for target in output.target_name
+    }
+    if message.backend == "identity":  # it returns ragged inputs, which clients expect in their own parts
+        pairs = zip(message.input, message.output, strict=False)
+        scattered |= {output.name: given.name for given, output in pairs if given.allow_ragged_batch}
+    return scattered
 
 
 def _batch_input(given: Any) -> BatchInput:
