@@ -67,6 +67,8 @@ def test_routes_are_served(server: ServerProcess, method: str, route: str) -> No
 
     if route.endswith(("/infer", "_stream", "/generate")):
         assert (status, "the body is empty" in body) == (400, True)
+    elif route.startswith("/models/"):
+        assert (status, "missing required input" in body) == (400, True)
     else:
         assert status == 200
 

@@ -11,7 +11,7 @@ from backline.access.access import Access
 from backline.access.browsers import BrowserPolicy
 from backline.access.gate import CrossOrigin, ScopeGate, Target, route_of
 from backline.access.identity import ANY_MODEL
-from backline.access.scope import CHANGING, Scope
+from backline.access.scope import CHANGING, EVERYBODY, Scope
 from backline.dialects import standard_services
 from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error, respond_json
 from backline.dialects.audit import Audit, AuditedIdentity
@@ -20,6 +20,8 @@ from backline.dialects.open_inference.grpc.service import SERVICE, InferenceServ
 from backline.dialects.open_inference.grpc.wire_format import model_name
 from backline.dialects.open_inference.rest.service import RestService
 from backline.dialects.open_inference.settings import RecordingRoutes
+from backline.dialects.openapi.service import OpenApiService
+from backline.dialects.plain.service import PlainService
 from backline.dialects.router import MAX_REMEMBERED_SIZE, Handler, MethodNotAllowed, Router
 from backline.dialects.standard_services import HealthService, ReflectionService
 from backline.engine.engine import Engine
@@ -62,6 +64,8 @@ def build_application(
     router = Router(audit.route)
     deferred = DeferredAnswers(engine)
     RestService(engine, deferred, not_ready_status=not_ready_status).add_routes(router)
+    PlainService(engine, deferred).add_routes(router)
+    OpenApiService(engine, deferred).add_routes(router)
     router.add(Scope.READ, "GET", "/", _index_page)
     if recorder is not None:
         RecordingRoutes(recorder, deferred).add_routes(router)
@@ -162,7 +166,7 @@ class _IdentifyingHandler(_HttpHandler):
             except BacklineError as error:
                 self._audit.refused(request, route_of(*route), target.model, error)
                 raise
-            if target.scope is Scope.HEALTH:
+            if target.scope in EVERYBODY:
                 return handler
             if len(request.path) <= MAX_REMEMBERED_SIZE:
                 identity.passes.keep(route, handler)
@@ -265,6 +269,7 @@ def _index_page(request: HttpRequest) -> None:
                 "ready": "/v2/health/ready",
                 "models": "/v2/models",
                 "model": "/v2/models/{model}",
+                "run": "/models/{model}",
                 "infer": "/v2/models/{model}/infer",
                 "labels": "/v2/models/{model}/labels",
                 "repository": "/v2/repository/index",
@@ -272,6 +277,7 @@ def _index_page(request: HttpRequest) -> None:
                 "audit": "/v2/audit",
                 "statistics": "/v2/models/stats",
                 "metrics": "/metrics",
+                "openapi": "/openapi.json",
             },
         },
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
@@ -78,6 +78,13 @@ class Router:
             if name in methods:
                 raise ValueError(f"{method} {pattern} is routed twice")
             methods[name] = _Route(scope, handler, further)
+
+    def routes(self) -> Iterator[tuple[str, str, Scope]]:
+        """All routes as method, pattern and scope; HEAD is left out, as it works wherever GET does."""
+        for segments, methods in self._patterns.items():
+            for method, route in methods.items():
+                if method != b"HEAD":
+                    yield method.decode(), "/" + "/".join(segments), route.scope
 
     def resolve(self, request: HttpRequest) -> Handler:
         """A request's handler. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
