@@ -68,6 +68,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--compute-threads", "7"), "lifecycle.compute_threads", 7),
     (LIMITED, "lifecycle.rate_limit", ()),
     ((*LIMITED, "--rate-limit-resource", "memory:4"), "lifecycle.rate_limit", ("memory:4",)),
+    (("--labels", "repository"), "lifecycle.labels", "repository"),
     (("--state-dir", "there"), "lifecycle.state_folder", Path("there")),
     (("--cache-dir", "there"), "lifecycle.cache_folder", Path("there")),
     (("--host", "::"), "host", "::"),
