@@ -176,7 +176,9 @@ class _IdentifyingHandler(_HttpHandler):
 def _target(method: UnaryMethod | StreamMethod) -> Target:
     """The target of calls of a gRPC method, as far as its path tells."""
     scope = Scope(method.scope)
-    named = scope is Scope.INFER or (isinstance(method, UnaryMethod) and method.model_of is not None)
+    named = scope is Scope.INFER or (
+        isinstance(method, UnaryMethod) and (method.model_of is not None or method.lists)
+    )
     return Target(scope, ANY_MODEL if named else None)
 
 
@@ -216,6 +218,7 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
     identify = access.identify
     scope, model = _target(method)
     handler, model_of = method.handler, method.model_of
+    unnamed = ANY_MODEL if method.lists else None
     name_of: Callable[[Buffer], str | None] = model_of or (lambda _: None)
     infers = scope is Scope.INFER
     if infers:
@@ -225,7 +228,7 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
         try:
             identity = call.identity = identify(call.metadata, call)
             if identity.passes.get(handler) is None or not identity.lasts:
-                identity.require(scope, model if model_of is None else model_of(received) or None)
+                identity.require(scope, model if model_of is None else model_of(received) or unnamed)
                 if model_of is None:
                     identity.passes.keep(handler, True)
             if infers and not identity.infers_all:

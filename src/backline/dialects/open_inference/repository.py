@@ -18,7 +18,7 @@ from backline.dialects.deferred import DeferredAnswers, caller_name, control_of
 from backline.dialects.documents import read_document, read_message, read_query, suggestion
 from backline.dialects.json_scan import check_keys
 from backline.dialects.off_loop import LARGE
-from backline.dialects.open_inference.metadata import model_index
+from backline.dialects.open_inference.metadata import model_index, visible_to
 from backline.dialects.router import Router
 from backline.engine.control import ANY_VERSION, STABLE, Attempt, Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
@@ -89,7 +89,7 @@ class RepositoryRoutes:
 
     def add_routes(self, router: Router) -> None:
         for method in ("GET", "POST"):
-            router.add(Scope.READ, method, "/v2/repository/index", self._index)
+            router.add(Scope.READ, method, "/v2/repository/index", self._index, lists=True)
             router.add(Scope.READ, method, "/v2/repository/{}/index", refuse_repository)
         for action, handler in (("load", self._load), ("unload", self._unload)):
             router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/{action}", handler, "")
@@ -108,7 +108,7 @@ class RepositoryRoutes:
 
     def _index(self, request: HttpRequest) -> None:
         asked = read_document(IndexDocument, request.body if request.method == b"POST" else b"")
-        respond_json(request, model_index(self._engine, only_ready=asked.ready))
+        respond_json(request, model_index(self._engine, visible_to(request.identity), only_ready=asked.ready))
 
     def _load(self, model: str, version: str, request: HttpRequest) -> None:
         control = control_of(self._engine, _LOADING)
