@@ -20,7 +20,7 @@ from backline.dialects.open_inference.metadata import (
     server_metadata,
     visible_to,
 )
-from backline.dialects.open_inference.repository import RepositoryCalls, refuse_repository
+from backline.dialects.open_inference.repository import RepositoryCalls, named_in_load, refuse_repository
 from backline.dialects.open_inference.settings import LoggingExtension, TraceSettings
 from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMemoryRegions
 from backline.dialects.open_inference.statistics import model_statistics
@@ -60,7 +60,6 @@ _MODEL_FIELDS = {
     "ModelMetadata": "name",
     "ModelConfig": "name",
     "ModelStatistics": "name",
-    "RepositoryModelLoad": "model_name",
     "RepositoryModelUnload": "model_name",
     "TraceSetting": "model_name",
 }
@@ -101,7 +100,7 @@ class InferenceService:
             elif method.name == "ModelStreamInfer":
                 methods[path] = StreamMethod(StreamInference(self._engine, inference).serve, scope)
             elif method.name == "RepositoryModelLoad":
-                methods[path] = UnaryMethod(guarded(repository.load), scope)
+                methods[path] = UnaryMethod(guarded(repository.load), scope, named_in_load)
             elif method.name == "RepositoryModelUnload":
                 methods[path] = UnaryMethod(guarded(repository.unload), scope)
             elif method.name == "ModelStatistics":
