@@ -207,3 +207,25 @@ def test_a_backend_without_a_file_has_no_such_lane(home: Homes, repository: Path
                 await server.lifecycle.load("echo", who="Ada")
 
     asyncio.run(scenario())
+
+
+def test_processes_with_models_do_not_get_the_keys_of_the_server(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret, kept = "bk_3CTebq8bC-RvqehCLEW8redD-T4Xm-5kB9OPVMcVc8I", "keep-me"
+    for name in ("BACKLINE_API_KEY", "BACKLINE_ADMIN_KEY", "BACKLINE_KEY"):
+        monkeypatch.setenv(name, secret)
+    monkeypatch.setenv("MODEL_SETTING", kept)
+    in_a_worker(models.add1(repository))
+    models.add1(repository, "tried")
+
+    async def scenario() -> None:
+        async with home(repository, isolate="new") as server:
+            assert await server.answer("tried") == 1
+            found = [one.environ() for one in psutil.Process().children()]
+            assert len(found) >= 2  # the worker, and the process that tries files
+            for environment in found:
+                assert environment["MODEL_SETTING"] == kept
+                assert secret not in environment.values()
+
+    asyncio.run(scenario())

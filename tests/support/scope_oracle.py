@@ -44,6 +44,13 @@ RPC_RULES = tuple(
 )
 
 
+#: What lists models shows those that a caller may read about, and is open to callers who may read about some.
+LISTS = re.compile(
+    r"(GET|HEAD) /v2/models(/stats)?|(GET|HEAD|POST) /v2/repository/index"
+    r"|inference\.GRPCInferenceService/(RepositoryIndex|ModelStatistics)"
+)
+
+
 def scope_by(rules: Iterable[tuple[re.Pattern[str], str]], what: str) -> str:
     for rule, scope in rules:
         if rule.fullmatch(what):
@@ -59,6 +66,8 @@ class Meaning:
     model: str | None = None
     #: Whether the target breaks the rules of HTTP.
     malformed: bool = False
+    #: Whether it lists models, of which the sender sees those that it may read about.
+    lists: bool = False
 
 
 class Routes:
@@ -103,7 +112,8 @@ class Routes:
             given for before, part, given in zip(parts, parts[1:], asked[1:], strict=False)
             if (before, part) == ("models", "{}")
         ]  # fmt: skip
-        return Meaning(scope, named[0] if named else None)
+        lists = LISTS.fullmatch(f"{method} {best[1]}") is not None
+        return Meaning(scope, named[0] if named else None, lists=lists)
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,7 @@ class Credential:
             return frozenset((UNAUTHENTICATED,))
         if meaning.scope == "health":
             return frozenset((REACHED,))
-        if meaning.scope in self.scopes and (self.models is None or meaning.model in self.models):
+        listed = meaning.lists and meaning.model is None
+        if meaning.scope in self.scopes and (self.models is None or listed or meaning.model in self.models):
             return frozenset((REACHED,))
         return frozenset((FORBIDDEN if self.named else UNAUTHENTICATED,))

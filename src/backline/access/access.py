@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
@@ -81,6 +81,14 @@ class Access:
         self._default = None if policy.certificates else policy.anonymous
 
     @property
+    def remembered(self) -> Callable[[bytes], Identity | None]:
+        """Finds the identity of an Authorization field that `identify` has accepted, None for any other.
+
+        For hot paths, which need no further call of `identify` then.
+        """
+        return self._known.get
+
+    @property
     def policy(self) -> Policy:
         return self._policy
 
@@ -103,7 +111,7 @@ class Access:
                 identity.become(keys[hashed])
                 keys[hashed] = identity
             else:
-                identity.revoked = True
+                identity.revoke()
         self._policy = replace(policy, anonymous=before.anonymous, keys=keys)
         self._default = None if policy.certificates else before.anonymous
         self._reissue()
@@ -123,7 +131,7 @@ class Access:
         for identity, credential in list(self._issued.items()):
             now = self._issue(credential)
             if now is None:
-                identity.revoked = True
+                identity.revoke()
             else:
                 identity.meter = None  # it may be shared with identities that other rules now apply to
                 identity.become(now)

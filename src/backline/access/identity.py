@@ -63,7 +63,8 @@ class Identity:
     quotas: tuple[Quota, ...] = ()
     #: Whether it may run every model.
     infers_all: bool = field(default=False, init=False, repr=False)
-    #: What the application remembers that this identity may do for ever, unless it is revoked or changed.
+    #: What the application remembers that this identity may do. Only an identity that `lasts` has entries,
+    #: and it loses them when it is revoked or changed, so whoever finds an entry need check nothing else.
     passes: Memo[Any, Any] = field(default_factory=lambda: Memo(_MAX_REMEMBERED), init=False, repr=False)
     #: Measures what it uses; None without quotas.
     meter: Meter | None = field(default=None, init=False, repr=False)
@@ -105,6 +106,11 @@ class Identity:
         self.expires, self.cure = other.expires, other.cure
         self.quotas = other.quotas
         self._changed()
+
+    def revoke(self) -> None:
+        """Refuses everything from now on, also to streams that are already open."""
+        self.revoked = True
+        self.passes.clear()
 
     @property
     def lasts(self) -> bool:

@@ -14,7 +14,13 @@ import numpy as np
 from backline.client.address import Address
 from backline.client.control import ModelControl
 from backline.client.credentials import find_credential
-from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
+from backline.client.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    ProtocolError,
+    from_grpc_code,
+    pushback_of,
+)
 from backline.client.grpc_control import GrpcControl
 from backline.client.handshake import no_tls, unanswered, unverified
 from backline.client.options import ClientOptions
@@ -189,7 +195,9 @@ class GrpcTransport(Transport):
                         code, details = (await streaming.code()).value[0], await streaming.details()
                         raise self._credential.explain(
                             from_grpc_code(
-                                code, details or f"{self._url} ended the stream with gRPC status {code}"
+                                code,
+                                details or f"{self._url} ended the stream with gRPC status {code}",
+                                pushback_of(await streaming.trailing_metadata()),
                             ),
                             self._url,
                         )
@@ -320,7 +328,9 @@ class GrpcTransport(Transport):
                 f"no answer from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else "")
             )
         failure = from_grpc_code(
-            code, details or f"{self._url} answered {method} with gRPC status {error.code().name}"
+            code,
+            details or f"{self._url} answered {method} with gRPC status {error.code().name}",
+            pushback_of(error.trailing_metadata()),
         )
         return self._credential.explain(failure, self._url)
 

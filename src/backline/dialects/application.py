@@ -7,7 +7,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any, TypeAlias
 
-from backline.access.access import Access
+from backline.access.access import AUTHORIZATION, Access
 from backline.access.browsers import BrowserPolicy
 from backline.access.gate import CrossOrigin, ScopeGate, Target, route_of
 from backline.access.identity import ANY_MODEL
@@ -141,22 +141,26 @@ class _IdentifyingHandler(_HttpHandler):
         self._audit = audit
         self._target = router.target
         self._identify = access.identify
+        self._remembered = access.remembered
         self._handler_of = self._admit
 
     def _admit(self, request: HttpRequest) -> Handler:
         """The handler of a request, once its caller is admitted. Raises BacklineError if it is not."""
-        try:
-            identity = self._identify(request.headers, request)
-        except BacklineError as error:
-            target = self._target(request.method, request.path)
-            if target is None:
-                return self._resolve(request)  # which raises
-            self._audit.refused(request, route_of(request.method, request.path), target.model, error)
-            raise
+        given = request.headers.get(AUTHORIZATION)
+        identity = None if given is None else self._remembered(given)
+        if identity is None:
+            try:
+                identity = self._identify(request.headers, request)
+            except BacklineError as error:
+                target = self._target(request.method, request.path)
+                if target is None:
+                    return self._resolve(request)  # which raises
+                self._audit.refused(request, route_of(request.method, request.path), target.model, error)
+                raise
         request.identity = identity
         route = (request.method, request.path)
         handler = identity.passes.get(route)
-        if handler is None or not identity.lasts:
+        if handler is None:
             target = self._target(*route)
             handler = self._resolve(request)
             if target is None:
@@ -168,7 +172,7 @@ class _IdentifyingHandler(_HttpHandler):
                 raise
             if target.scope in EVERYBODY:
                 return handler
-            if len(request.path) <= MAX_REMEMBERED_SIZE:
+            if identity.lasts and len(request.path) <= MAX_REMEMBERED_SIZE:
                 identity.passes.keep(route, handler)
         if identity.meter is not None:
             target = self._target(*route) if identity.meter.by_model else None
@@ -180,7 +184,9 @@ class _IdentifyingHandler(_HttpHandler):
 def _target(method: UnaryMethod | StreamMethod) -> Target:
     """The target of calls of a gRPC method, as far as its path tells."""
     scope = Scope(method.scope)
-    named = scope is Scope.INFER or (isinstance(method, UnaryMethod) and method.model_of is not None)
+    named = scope is Scope.INFER or (
+        isinstance(method, UnaryMethod) and (method.model_of is not None or method.lists)
+    )
     return Target(scope, ANY_MODEL if named else None)
 
 
@@ -217,9 +223,10 @@ def _identifying(
 
 
 def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: Audit) -> UnaryMethod:
-    identify = access.identify
+    identify, remembered = access.identify, access.remembered
     scope, model = _target(method)
     handler, model_of = method.handler, method.model_of
+    unnamed = ANY_MODEL if method.lists else None
     name_of: Callable[[Buffer], str | None] = model_of or (lambda _: None)
     infers = scope is Scope.INFER
     if infers:
@@ -227,10 +234,14 @@ def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: 
 
     def handle(call: UnaryCall, received: Buffer) -> None:
         try:
-            identity = call.identity = identify(call.metadata, call)
-            if identity.passes.get(handler) is None or not identity.lasts:
-                identity.require(scope, model if model_of is None else model_of(received) or None)
-                if model_of is None:
+            given = call.metadata.get(AUTHORIZATION)
+            identity = None if given is None else remembered(given)
+            if identity is None:
+                identity = identify(call.metadata, call)
+            call.identity = identity
+            if identity.passes.get(handler) is None:
+                identity.require(scope, model if model_of is None else model_of(received) or unnamed)
+                if model_of is None and identity.lasts:
                     identity.passes.keep(handler, True)
             if infers and not identity.infers_all:
                 identity.require(scope, model_name(received))

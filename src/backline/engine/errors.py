@@ -91,15 +91,6 @@ class PayloadTooLarge(BacklineError):
     grpc_code = 8
 
 
-class QuotaExceeded(BacklineError):
-    http_status = 429
-    grpc_code = 8
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
 class Unavailable(BacklineError):
     http_status = 503
     grpc_code = 14
@@ -107,6 +98,13 @@ class Unavailable(BacklineError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class QuotaExceeded(Unavailable):
+    """Raised when the caller has used up its quota: for this caller, the server is not available now."""
+
+    http_status = 429
+    grpc_code = 8
 
 
 class DeadlineExceeded(BacklineError):

@@ -32,6 +32,9 @@ from backline.workers.child.worker import end_with_parent
 #: ended.
 DESCRIPTORS = 4
 LONGEST_REQUEST = 4096
+#: How far the priority of trials is below the server's, so that a file that keeps all cores busy does not
+#: delay the responses of other models.
+NICENESS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,4 +200,5 @@ def _import(modules: Iterable[str]) -> None:
 def main(control: int) -> None:
     """Runs the fork server on the descriptor of its control socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
     _ForkServer(socket.socket(fileno=control)).serve()
