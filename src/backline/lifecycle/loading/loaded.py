@@ -250,7 +250,8 @@ def loaded_workers(
 
 
 def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
-    """The most items of a batch; 1 if the model joins requests only if configured to, but is not."""
+    """The most items of a batch; 1 if the configuration or the model asks for one request per run."""
     said = model.loaded
-    alone = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
+    only_if_asked = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
+    alone = only_if_asked or config.dynamic_batching is False
     return min(1, said.max_batch_size) if alone else said.max_batch_size

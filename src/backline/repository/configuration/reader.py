@@ -181,7 +181,7 @@ class _Reader:
             outputs=tuple(self._output(index, tensor) for index, tensor in enumerate(message.output)),
             instance_count=self._instance_count(),
             instance_groups=tuple(map(_instance_group, message.instance_group)),
-            dynamic_batching=True if message.HasField("dynamic_batching") else None,
+            dynamic_batching=self._dynamic_batching(of_joining, settings),
             preferred_batch_sizes=tuple(batching.preferred_batch_size),
             max_queue_delay_us=batching.max_queue_delay_microseconds,
             preserve_ordering=batching.preserve_ordering,
@@ -207,6 +207,26 @@ class _Reader:
         if config.ensemble is None:
             return config
         return replace(config, warnings=config.warnings + ignored_settings(config, "ensemble"))
+
+    def _dynamic_batching(self, of_joining: Mapping[str, Any], settings: Mapping[str, Any]) -> bool | None:
+        """Whether requests share runs; None if the server decides.
+
+        As in Triton, a config.pbtxt with max_batch_size and without a scheduler asks for one request per run.
+        Settings that only this server knows, and model.toml, show that the author relies on its defaults.
+        """
+        message = self._message
+        if message.HasField("dynamic_batching"):
+            return True
+        if (
+            message.max_batch_size < 1
+            or message.WhichOneof("scheduling_choice") is not None
+            or of_joining
+            or "objective_seconds" in settings
+            or any(tensor.allow_ragged_batch for tensor in message.input)
+            or self._document.source.endswith(".toml")
+        ):
+            return None
+        return False
 
     def _note_fields_without_effect(self) -> None:
         for path in dict.fromkeys(without_effect(self._message)):
