@@ -24,7 +24,8 @@ from backline.engine.statistics import FIRST_RESPONSE_FAMILY
 from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Shape
 from backline.repository.configuration import native
-from backline.repository.configuration.checks import check
+from backline.repository.configuration.checks import check, is_whole
+from backline.repository.configuration.completion import may_be_completed
 from backline.repository.configuration.document import Document, data_type, suggest
 from backline.repository.configuration.effects import ignored_settings, without_effect
 from backline.repository.configuration.native import parameter
@@ -159,7 +160,11 @@ class _Reader:
 
     def config(self) -> ModelConfig:
         message = self._message
-        check(self._document, self._name)
+        tensors = (*message.input, *message.output)
+        whole = all(map(is_whole, tensors)) or not may_be_completed(
+            message.backend, message.platform, self._listing
+        )
+        check(self._document, self._name, whole=whole)
         settings, of_joining = native.read_settings(self._document)
         self._note_fields_without_effect()
         if settings.get("pinned") and "idle_unload_seconds" in settings:
@@ -177,8 +182,10 @@ class _Reader:
             backend=message.backend,
             platform=message.platform,
             max_batch_size=limit,
-            inputs=tuple(self._input(tensor) for tensor in message.input),
-            outputs=tuple(self._output(index, tensor) for index, tensor in enumerate(message.output)),
+            inputs=tuple(self._input(tensor) for tensor in message.input if is_whole(tensor)),
+            outputs=tuple(
+                self._output(index, tensor) for index, tensor in enumerate(message.output) if is_whole(tensor)
+            ),
             instance_count=self._instance_count(),
             instance_groups=tuple(map(_instance_group, message.instance_group)),
             dynamic_batching=self._dynamic_batching(of_joining, settings),
