@@ -151,6 +151,9 @@ def test_a_configuration_overrides_the_repositorys(
         else client.get_model_config(name, as_json=True)["config"]
     )
     assert found["max_batch_size"] == 3
+    client.load_model(name)  # keeps the configuration, as in Triton
+    assert added(client, flavour, name) == (1, "1")
+    client.unload_model(name)
     client.load_model(name)
     assert added(client, flavour, name) == (2, "2")
 

@@ -327,8 +327,8 @@ def test_a_timeout_while_a_sequence_waits_for_its_place_rejects_all_its_requests
         for index in range(2)
     ]
     world.loop.later(1)
-    assert [str(one.answers[0])[:55] for one in both] == [
-        "timeout of the corresponding sequence has been expired:"
+    assert [str(one.answers[0])[:54] for one in both] == [
+        "timeout of the corresponding sequence has been expired"
     ] * 2
     assert (world.statistics.expired, queue.open_sequences, queue.pending) == (2, 1, 0)
     world.loop.inside(instance.end)

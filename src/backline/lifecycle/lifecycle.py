@@ -24,7 +24,7 @@ from backline.lifecycle.overriding import OverridingFiles, remove_stale, with_co
 from backline.lifecycle.records import default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted import Source, Sources, Target, listed, select
-from backline.repository.repository import Repository
+from backline.repository.repository import FoundModel, Repository
 
 
 class Lifecycle:
@@ -64,6 +64,8 @@ class Lifecycle:
         )
         self._holdings = Holdings(self._shared, self._sources, self._executor, self._labelling.in_force)
         self._overriding = OverridingFiles(complete=options.complete_configs)
+        #: The configurations that came with loads, and the models that their repositories held then.
+        self._configurations: dict[str, tuple[FoundModel, str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._changes: Counter[str] = Counter()
         self._watching: asyncio.Task[None] | None = None
@@ -123,6 +125,7 @@ class Lifecycle:
             except BaseException:
                 self._overriding.failed(source)
                 raise
+            self._keep_configuration(model, overrides)
 
     async def _load_from(self, source: Source, version: str, who: str) -> None:
         model = source.name
@@ -177,9 +180,22 @@ class Lifecycle:
         if overrides is not None and overrides.files:
             return await self._overriding.source(model, overrides)
         source = self._holdings.source(model)
-        if overrides is not None and overrides.config is not None:
-            return await with_configuration(source, overrides.config, complete=self._options.complete_configs)
-        return source
+        found, text = self._configurations.get(model, (None, None))
+        if overrides is not None:
+            text = overrides.config
+        elif found != source.found:
+            text = None
+        if text is None:
+            return source
+        return await with_configuration(source, text, complete=self._options.complete_configs)
+
+    def _keep_configuration(self, model: str, overrides: Overrides | None) -> None:
+        """Keeps the configuration of a load for the next loads, as in Triton, until the files change."""
+        if overrides is None:
+            return
+        self._configurations.pop(model, None)
+        if overrides.config is not None and not overrides.files:
+            self._configurations[model] = self._holdings.source(model).found, overrides.config
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
         """Unloads a model or version; with `dependents`, also the models that no other ensemble calls."""
@@ -210,6 +226,7 @@ class Lifecycle:
                 served.awake.clear()
                 served.resting.clear()
                 self._overriding.forget(model)
+                self._configurations.pop(model, None)
             self._executor.advance((model,))
             self._journal.note("unload", who, model, version, before=version or before)
         if dependents and steps and served.target is None:

@@ -1,8 +1,7 @@
 """Adds 1 to its input and reports the inputs in its batch; request parameters make it wait or fail.
 
-`gate` is a gate to wait at, `note` a file that logs the start of each execution, `fail` an error for this
-request and `code` its kind, `raise` an exception for the batch, `omit` an output to leave out; `at` is the
-only model they apply to.
+`gate` is a gate to wait at, `note` a file that logs each execution, `fail` an error for this request and
+`code` its kind, `raise` an exception for the batch, `omit` an output to omit; `at` is the only model meant.
 """
 
 import json

@@ -30,6 +30,8 @@ from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.model_calls import ModelCalls
 from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
 from backline.protos import message, to_plain
+from backline.repository.configuration.checks import check
+from backline.repository.configuration.completion import code_may_complete
 from backline.repository.configuration.defaults import fill_defaults, fill_places
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.override import parse
@@ -122,14 +124,27 @@ class WorkerStarter:
 
             options = PoolOptions(inf, idempotent=False, remembers=remembers, worker=DebuggedWorker)
             placed = _only_one(placed)
-        command = self._command(hosted, environment, placed, complete=self._may_complete)
+        complete = self._may_complete and _may_complete(hosted.path)
+        if not complete:
+            self._check_whole()
+        command = self._command(hosted, environment, placed, complete=complete)
         pool = self._start(command, options, placed)
         if not pool.loaded.completed:
+            try:
+                self._check_whole()
+            except InvalidArgument:
+                pool.close()
+                raise
             return pool, config
         pool.close()
         self.completion = read_completion(pool.loaded.completed, config.name, walk(self._folder))
         self._config = config = self.completion.apply(config)
         return self._start(self._command(hosted, environment, placed), options, placed), config
+
+    def _check_whole(self) -> None:
+        """Raises InvalidArgument if the configuration lacks what the model's code does not add."""
+        declared = message("inference.ModelConfig").FromString(self._config.declared)
+        check(Document(self._config.source, declared), self._config.name)
 
     def _start_runtime(self, hosted: HostedModel, placed: Places) -> WorkerPool:
         """Starts a worker that loads a file with its runtime, and that can call no other model."""
@@ -269,6 +284,14 @@ class WorkerStarter:
         return WorkerCommand(load, python, variables, config.memory_limit_bytes, config.cpus)
 
 
+def _may_complete(path: Path) -> bool:
+    """Whether the model's code may complete its configuration; if not, all its workers can start at once."""
+    try:
+        return code_may_complete(path.read_bytes())
+    except OSError:
+        return True
+
+
 @cache
 def _environments(folder: Path) -> Environments:
     """The store of environments in a folder. There is one per folder in this process."""
@@ -327,7 +350,9 @@ class Completion:
         if given.HasField("model_transaction_policy"):
             whole.model_transaction_policy.CopyFrom(given.model_transaction_policy)
         source = f"auto_complete_config of model '{config.name}'"
-        read = to_model_config(Document(source, whole, {"max_batch_size": None}), config.name, self.listing)
+        document = Document(source, whole, {"max_batch_size": None})
+        check(document, config.name)
+        read = to_model_config(document, config.name, self.listing)
         return replace(
             config,
             max_batch_size=read.max_batch_size,

@@ -399,8 +399,8 @@ class SequenceBatcher:
         def why(ticket: Ticket) -> BacklineError:
             self._statistics.record_expired(ticket)
             return Unavailable(
-                "timeout of the corresponding sequence has been expired: a request of sequence"
-                f" {sequence.id} has waited {waited} for a place on model '{self._name}'"
+                f"timeout of the corresponding sequence has been expired after {waited} of waiting for a"
+                f" place on model '{self._name}'"
             )
 
         tickets = self._table.reject(sequence)
