@@ -36,6 +36,7 @@ from backline.repository.configuration.override import parse
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
 from backline.repository.walk import walk
+from backline.system.cores import usable_cores
 from backline.workers.channel.protocol import Spec, WorkerLoad
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
@@ -43,6 +44,9 @@ from backline.workers.process.process import WorkerCommand
 log = logging.getLogger("backline.lifecycle")
 
 _BACKEND = "python"
+#: The number of cores from which workers may poll before they sleep: on fewer, a worker that polls keeps its
+#: core from the client, or from the server's own poll.
+POLLING_CORES = 4
 
 
 class WorkerStarter:
@@ -117,7 +121,7 @@ class WorkerStarter:
         return self._start(self._command(hosted, environment, placed), options, placed), config
 
     def _start(self, command: WorkerCommand, options: PoolOptions, placed: Places) -> WorkerPool:
-        pool = WorkerPool(command, options, self._loop, placed, self.calls)
+        pool = WorkerPool(command, options, self._loop, placed, self.calls, self._shared.poll)
         self._pool = pool
         starting = asyncio.run_coroutine_threadsafe(self._begin(pool), self._loop)
         self._starting = starting
@@ -208,6 +212,9 @@ class WorkerStarter:
             configuration=_whole(self._config, hosted.path.name, placed),
             complete=complete,
             joining=_sendable(config.joining),
+            busy_poll=self._shared.poll.longest
+            if usable_cores() >= POLLING_CORES and not self._debugged
+            else 0.0,
         )
         python = hosted.python or sys.executable
         variables = hosted.environment

@@ -82,6 +82,7 @@ class Seat:
             pool.command_for(self._index), pool.loop, self._result, self._ended, calls
         )
         process.on_ready = pool.look_at_readiness
+        process.poll = pool.poll
         loaded = await process.start()
         self.usable = True
         self.memory = object()
