@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Seconds of CPU time that a sleep and the wake-up from it cost: two switches, an interrupt, cold caches.
-SLEEP_COST: Final = 50e-6
 #: Seconds from the arrival of input to the end of the sleep that it interrupts. A gap that ended a sleep
 #: was shorter by this time.
 WAKE_TIME: Final = 30e-6
@@ -28,18 +26,16 @@ _PROBATION: Final = 256
 class BusyPollPolicy:
     """Learns from gaps whether polling for the next input pays off.
 
-    A gap is the time from when nothing is left to do until the next input. Polling costs CPU time for as long
-    as the gap lasts, at most `longest`, and saves SLEEP_COST if the gap ends within `longest`. The policy
-    polls in two cases:
+    A gap is the time from when nothing is left to do until the next input. Polling takes CPU time for as long
+    as the gap lasts, at most `longest`, and saves the sleep and the wake-up if the gap ends within `longest`.
 
-    - on average, polling costs less than it saves;
-    - the gaps are short and regular, as with a client that sends its next request once it has a response.
-      Each poll then shortens the latency, even where it costs more than it saves. Each gap is compared with
-      the last but one, because a request to a worker process has two gaps: one until the worker has
-      responded, one until the next request.
+    The policy polls if the gaps are short and regular, as with a client that sends its next request once it
+    has a response. Each gap is compared with the last but one, because a request to a worker process has two
+    gaps: one until the worker has responded, one until the next request.
 
-    Random arrivals from many clients (an open loop) are not regular: only the first case applies to them, so
-    polling does not raise their CPU time. A policy has no clock, so tests simulate it with plain values.
+    Random arrivals from many clients are not regular, however short their gaps: while the loop sleeps, their
+    requests collect and then run as one batch, which takes less CPU time than polling for each of them. A
+    policy has no clock, so tests simulate it with plain values.
     """
 
     __slots__ = (
@@ -87,7 +83,7 @@ class BusyPollPolicy:
         if self._resting:
             self._resting -= 1
             self.length = 0.0
-        elif mean < hits * SLEEP_COST or (hits >= _MOSTLY and self._differences < 2 * _REGULAR * mean * mean):
+        elif hits >= _MOSTLY and self._differences < 2 * _REGULAR * mean * mean:
             self.length = longest
         else:
             self.length = 0.0
