@@ -76,6 +76,8 @@ class ServerOptions:
     #: Whether the metrics port does without TLS; it then serves only metrics and health checks.
     metrics_plain: bool = False
     limits: Limits = field(default_factory=Limits)
+    #: The most microseconds for which the event loop polls for input before it sleeps; 0 for none.
+    busy_poll_usecs: int = 200
     #: Origins of web pages that may use the server, such as "https://console.example.org".
     cors_origins: tuple[str, ...] = ()
     #: A file of keys and what each allows; None to admit only keys from environment variables, if any.
@@ -201,7 +203,9 @@ class Server:
             browsers=await _browser_policy(options),
             access=access,
         )
-        wire = Wire(application, options.limits, asyncio.get_running_loop())
+        poll = self._embedded.poll
+        poll.allow(options.busy_poll_usecs / 1e6)
+        wire = Wire(application, options.limits, asyncio.get_running_loop(), poll)
         self._listeners = Listeners(wire, options.tls)
         self._heap = Heap(wire)
         await self._open(self._listeners)

@@ -66,6 +66,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--max-queued-requests", "7"), "lifecycle.max_queued_requests", 7),
     (("--cache-config", "local,size=64MiB"), "lifecycle.response_cache.size", 64 << 20),
     (("--compute-threads", "7"), "lifecycle.compute_threads", 7),
+    (("--busy-poll-usecs", "7"), "busy_poll_usecs", 7),
     (LIMITED, "lifecycle.rate_limit", ()),
     ((*LIMITED, "--rate-limit-resource", "memory:4"), "lifecycle.rate_limit", ("memory:4",)),
     (("--labels", "repository"), "lifecycle.labels", "repository"),

@@ -25,6 +25,7 @@ from backline.lifecycle.records import default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted import Source, Sources, Target, listed, select
 from backline.repository.repository import FoundModel, Repository
+from backline.system.busy_poll import BusyPoll
 
 
 class Lifecycle:
@@ -71,6 +72,11 @@ class Lifecycle:
         self._watching: asyncio.Task[None] | None = None
         engine.control = self
         engine.loads_by_request = options.mode == "explicit"
+
+    @property
+    def poll(self) -> BusyPoll:
+        """Lets the event loop poll before it sleeps: off, unless the owner of the loop allows it."""
+        return self._shared.poll
 
     async def start(self, on_event: OnEvent | None = None) -> None:
         """Loads the models chosen by the options; in mode poll also starts watching the repositories.

@@ -195,6 +195,7 @@ class Servable(ShownVersion):
             model,
             shared.permits,
             shared.cores,
+            shared.poll,
             on_slow=self._move_to_threads,
             on_available=self._on_available,
             on_ready=self._on_ready,

@@ -220,6 +220,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         least=0,
         metavar="COUNT",
     ),
+    count(
+        "--busy-poll-usecs",
+        "busy_poll_usecs",
+        "The most microseconds for which the server polls for the next request before it sleeps, where that"
+        " pays off; 0: never.",
+        least=0,
+        metavar="COUNT",
+    ),
     option(
         "--rate-limit",
         type=click.Choice(("off", "execution_count")),

@@ -38,6 +38,7 @@ from backline.repository.configuration.override import parse
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
 from backline.repository.walk import walk
+from backline.system.cores import usable_cores
 from backline.workers.channel.protocol import Spec, WorkerLoad
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
@@ -45,6 +46,9 @@ from backline.workers.process.process import WorkerCommand
 log = logging.getLogger("backline.lifecycle")
 
 _BACKEND = "python"
+#: The number of cores from which workers may poll before they sleep: on fewer, a worker that polls keeps its
+#: core from the client, or from the server's own poll.
+POLLING_CORES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,9 @@ class WorkerStarter:
         calls: bool = True,
         seconds: float = inf,
     ) -> WorkerPool:
-        pool = WorkerPool(command, options, self._loop, placed, self.calls if calls else None)
+        pool = WorkerPool(
+            command, options, self._loop, placed, self.calls if calls else None, self._shared.poll
+        )
         self._pools.append(pool)
         starting = asyncio.run_coroutine_threadsafe(self._begin(pool), self._loop)
         self._starting = starting
@@ -276,6 +282,9 @@ class WorkerStarter:
             configuration=_whole(self._config, hosted.path.name, placed),
             complete=complete,
             joining=_sendable(config.joining),
+            busy_poll=self._shared.poll.longest
+            if usable_cores() >= POLLING_CORES and not self._debugged
+            else 0.0,
         )
         python = hosted.python or sys.executable
         variables = hosted.environment
