@@ -18,6 +18,7 @@ from backline.engine.spelling import nearest
 #: What each command does. A command is the object `command` in the module backline.cli.NAME.
 COMMANDS = {
     "serve": "Serve the models of one or more repositories.",
+    "demo": "Serve a small network, and let it transcribe a melody.",
     "new": "Create a Python model to start from.",
     "run": "Run a model once, without a server.",
     "infer": "Send one request to a model on a server.",
