@@ -18,7 +18,7 @@ from backline.engine.errors import BacklineError
 #: The concurrencies that are tried.
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128)
 #: The seconds for which each round measures its candidates, and how many it has at most.
-ROUNDS = ((0.1, 16), (0.25, 6), (0.5, 3))
+ROUNDS = ((0.1, 16), (0.25, 6))
 #: Seconds of each measurement that only feeds the prediction.
 PROBE_SECONDS = 0.08
 #: Candidates whose prediction is worse than this share of the best prediction are left out.
@@ -26,6 +26,7 @@ _PROMISING = 0.6
 #: How many finalists are compared with the current settings, and how often, in turn.
 _RIVALS = 2
 _TURNS = 2
+_TURN_SECONDS = 0.5
 #: The share of a throughput below which a difference is taken for noise.
 _NOISE = 0.02
 #: The longest run on the event loop that is considered, in seconds: all other requests wait meanwhile.
@@ -281,7 +282,7 @@ class Search:
         for turn in range(_TURNS):
             self._progress("comparing with the current settings", 0.8 + 0.1 * turn / _TURNS)
             for rival, result in zip(rivals, results, strict=True):
-                measured = await self._try(rival.settings, rival.concurrency, ROUNDS[-1][0])
+                measured = await self._try(rival.settings, rival.concurrency, _TURN_SECONDS)
                 if measured is not None:
                     result.append(measured)
         now, *others = [
