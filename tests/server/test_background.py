@@ -144,3 +144,24 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> 
         backline.serve(unknown)
 
     assert not [thread for thread in threading.enumerate() if thread.name == "backline-server"]
+
+
+def test_a_notebook_shows_the_address_and_calls_the_model() -> None:
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    cells = (
+        "import backline\ndef add(x: float, y: float = 1.0) -> float:\n    return x + y",
+        "server = backline.serve(add)\nserver",
+        "float(server.model(x=2.0)['output'][0])",
+        "server.stop()",
+    )
+    notebook = new_notebook(cells=[new_code_cell(text) for text in cells])
+
+    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+
+    shown = notebook.cells[1].outputs[0].data["text/html"]
+    assert "Serving at <a href='http://127.0.0.1:" in shown
+    assert "<h4>add</h4>" in shown
+    assert notebook.cells[2].outputs[0].data["text/plain"] == "3.0"
