@@ -65,8 +65,8 @@ async def compare(network: str, folder: Path, state: Path, seconds: float) -> Co
     cores = usable_cores()
     options = LifecycleOptions(isolate="never", state_folder=state)
     async with Trials(str(folder), network, options) as trials:
-        tunable = await trials.inspect()
-        await trials.prepare((), (), None)
+        await trials.inspect()
+        _, tunable = await trials.prepare((), (), None)
         began = perf_counter()
         outcome = await Search(tunable, cores, Goal(), trials.measure).run()
         tune_seconds = perf_counter() - began

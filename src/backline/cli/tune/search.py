@@ -24,9 +24,10 @@ PROBE_SECONDS = 0.08
 #: Candidates whose prediction is worse than this share of the best prediction are left out.
 _PROMISING = 0.6
 #: How many finalists are compared with the current settings, and how often, in turn.
-_RIVALS = 2
+_RIVALS = 3
 _TURNS = 2
 _TURN_SECONDS = 0.5
+_SHARE_SECONDS = 0.3
 #: The share of a throughput below which a difference is taken for noise.
 _NOISE = 0.02
 #: The longest run on the event loop that is considered, in seconds: all other requests wait meanwhile.
@@ -130,6 +131,7 @@ class Search:
         ranked = self._ranked(candidates, model)
         finalists = await self._compete(ranked)
         base, best = await self._decide(base, finalists)
+        best = await self._choose_buckets(best)
         best, shares = await self._simplify(best, base)
         return Outcome(
             base, best, len(candidates), self._measured, perf_counter() - began, self._failed, shares
@@ -292,8 +294,22 @@ class Search:
         least = self._goal.of(now)
         return now, best if self._goal.of(best) > least + _NOISE * abs(least) else now
 
+    async def _choose_buckets(self, best: Measured) -> Measured:
+        """The best settings with the best buckets. How inputs share batches is not predicted but measured."""
+        for buckets in self._tunable.buckets:
+            self._progress("measuring padding buckets", 0.9)
+            other = replace(best.settings, buckets=buckets)
+            measured = await self._try(other, best.concurrency, _TURN_SECONDS)
+            if measured is not None and self._goal.of(measured) > self._goal.of(best) * (1 + _NOISE):
+                best = measured
+        return best
+
     async def _simplify(self, best: Measured, base: Measured) -> tuple[Measured, list[Share]]:
-        """Undoes each change that brings nothing, and measures what the others bring."""
+        """Undoes each change that brings nothing, and measures what the others bring.
+
+        The settings with and without a change are measured in turn, because the machine may be faster or
+        slower than a moment ago.
+        """
         changes = best.settings.changes(base.settings)
         shares = []
         for index, (name, before, after) in enumerate(changes):
@@ -301,13 +317,14 @@ class Search:
             undone = without(best.settings, base.settings, name)
             if undone.lane == "inline" and (undone.instances, undone.threads) != (1, 1):
                 continue
-            measured = await self._try(undone, best.concurrency, ROUNDS[1][0])
-            if measured is None:
+            with_it = await self._try(best.settings, best.concurrency, _SHARE_SECONDS)
+            without_it = await self._try(undone, best.concurrency, _SHARE_SECONDS)
+            if with_it is None or without_it is None:
                 continue
-            if self._goal.of(measured) >= self._goal.of(best) * (1 - _NOISE) > 0:
-                best = measured if undone != base.settings else best
-            elif best.throughput:
-                shares.append(Share(name, before, after, measured.throughput / best.throughput))
+            if self._goal.of(without_it) >= self._goal.of(with_it) > 0 and undone != base.settings:
+                best = without_it
+            else:
+                shares.append(Share(name, before, after, without_it.throughput / with_it.throughput))
         return best, shares
 
 
