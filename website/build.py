@@ -22,7 +22,13 @@ STAGED = ROOT / "build" / "site-pages"
 SITE = ROOT / "build" / "site"
 #: The chapters of the site and their pages. Decisions are added to the last one.
 CHAPTERS: dict[str, tuple[str, ...]] = {
-    "Start": ("README.md", "docs/from-triton.md", "examples/README.md", "docs/glossary.md"),
+    "Start": (
+        "README.md",
+        "docs/tutorial.md",
+        "docs/from-triton.md",
+        "examples/README.md",
+        "docs/glossary.md",
+    ),
     "Models": (
         "docs/repositories.md",
         "docs/backends.md",
