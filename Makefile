@@ -11,7 +11,7 @@ JOBS ?= 2
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve test lint protos bench attack fuzz clean
+.PHONY: help install demo serve test lint site protos bench attack fuzz clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -57,6 +57,13 @@ lint: $(STAMP)-test  ## check format, lint, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(STAMP)-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group docs
+	@touch $@
+
+site: $(STAMP)-docs  ## build the documentation site into build/site, with warnings as errors
+	$(BIN)/python website/build.py
 
 protos: $(STAMP)-test  ## compile the .proto files
 	$(BIN)/python -m backline.protos.compile

@@ -2,8 +2,8 @@
 
 For each of three networks both look for the most throughput: the search of `backline tune`, and a measurement
 of every combination of settings at every useful concurrency. Each measurement of the exhaustive search is
-short, so it takes minutes rather than hours. Then the winner of each is measured several times, in turn, so
-that noise in one measurement does not decide. The script prints a table in Markdown.
+as short as those by which `backline tune` picks its finalists. Then the winner of each is measured several
+times, in turn, so that noise in one measurement does not decide. The script prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ async def compare(network: str, folder: Path, state: Path, seconds: float) -> Co
     cores = usable_cores()
     options = LifecycleOptions(isolate="never", state_folder=state)
     async with Trials(str(folder), network, options) as trials:
-        tunable = await trials.inspect()
-        await trials.prepare((), (), None)
+        await trials.inspect()
+        _, tunable = await trials.prepare((), (), None)
         began = perf_counter()
         outcome = await Search(tunable, cores, Goal(), trials.measure).run()
         tune_seconds = perf_counter() - began
@@ -95,7 +95,7 @@ async def compare(network: str, folder: Path, state: Path, seconds: float) -> Co
 
 @click.command()
 @click.option("--only", type=click.Choice(tuple(NETWORKS)), multiple=True, help="Some networks only.")
-@click.option("--seconds", default=0.1, show_default=True, help="Of each measurement of exhaustive search.")
+@click.option("--seconds", default=0.2, show_default=True, help="Of each measurement of exhaustive search.")
 def main(only: tuple[str, ...], seconds: float) -> None:
     """Compares `backline tune` with exhaustive search."""
     print(", ".join(machine().values()))

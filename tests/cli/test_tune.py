@@ -7,7 +7,7 @@ import math
 import random
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import click
@@ -18,7 +18,14 @@ from backline.cli.numbers import Duration
 from backline.cli.tune import write_configuration
 from backline.cli.tune.latency_model import BatchTimes
 from backline.cli.tune.search import LEVELS, Goal, Measured, Outcome, Search, exhaustive, pareto
-from backline.cli.tune.settings import RUNTIME_OPTIONS, Settings, Tunable, configured, space
+from backline.cli.tune.settings import (
+    RUNTIME_OPTIONS,
+    Settings,
+    Tunable,
+    bucket_choices,
+    configured,
+    space,
+)
 from backline.cli.tune.trials import recorded_inputs
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.datatypes import DataType
@@ -132,6 +139,33 @@ async def test_settings_that_do_not_load_are_left_out() -> None:
 
 def test_no_combination_computes_with_more_threads_than_cores() -> None:
     assert all(one.instances * one.threads <= CORES for one in space(TUNABLE, CORES))
+
+
+def test_buckets_divide_the_requests_into_equal_parts() -> None:
+    lengths = {"audio": [*range(1, 101)], "always": [5] * 100}
+
+    two, four, eight = bucket_choices(lengths, {"audio": (100,)})
+
+    assert two == (("audio", (51, 100)),)
+    assert [len(choice[0][1]) for choice in (four, eight)] == [4, 8]
+    assert bucket_choices({"audio": [7, 7]}, {}) == ()
+
+
+async def test_better_buckets_are_kept() -> None:
+    model = MODELS["heavy"]()
+    narrow, wide = ((("x", (8, 64)),), (("x", (64,)),))
+
+    async def measure(settings: Settings, concurrency: int, seconds: float) -> Measured:
+        measured = await model.measure(replace(settings, buckets=()), concurrency, seconds)
+        gain = {narrow: 1.5, wide: 0.9}.get(settings.buckets, 1.0)
+        return replace(measured, settings=settings, throughput=measured.throughput * gain)
+
+    outcome = await Search(replace(TUNABLE, buckets=(wide, narrow)), CORES, Goal(), measure).run()
+
+    assert outcome.best.settings.buckets == narrow
+    assert "buckets" in {share.name for share in outcome.shares}
+    config = configured(message("inference.ModelConfig")(), outcome.best.settings, TUNABLE)
+    assert config.parameters["backline.padding.x.buckets"].string_value == "8,64"
 
 
 def test_run_times_are_interpolated() -> None:

@@ -150,7 +150,7 @@ def test_every_extra_exists() -> None:
         for extra in names.split(",")
     }
 
-    assert listed == {"onnx", "grpc", "redis", "otel"}
+    assert listed == {"onnx", "grpc", "redis", "otel", "demo"}
     assert listed <= project["optional-dependencies"].keys()
 
 

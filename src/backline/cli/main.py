@@ -18,6 +18,7 @@ from backline.engine.spelling import nearest
 #: What each command does. A command is the object `command` in the module backline.cli.NAME.
 COMMANDS = {
     "serve": "Serve the models of one or more repositories.",
+    "demo": "Serve a small network, and let it transcribe a melody.",
     "new": "Create a Python model to start from.",
     "run": "Run a model once, without a server.",
     "infer": "Send one request to a model on a server.",
@@ -30,9 +31,11 @@ COMMANDS = {
     "login": "Keep the API key of a server for this user.",
     "logout": "Forget the API key of a server.",
     "audit": "Show who changed something on a server, and who was refused.",
+    "top": "Show what the models on a server are doing now.",
     "doctor": "Find out what is wrong with a machine, with models or with a server.",
     "bench": "Measure a model on a server under load.",
     "tune": "Search the best settings for a model on this machine.",
+    "completion": "Print the script that completes commands in a shell.",
 }
 
 

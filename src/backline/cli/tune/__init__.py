@@ -159,8 +159,8 @@ async def _tune(
     recorded: Path | None,
 ) -> tuple[str, Tunable, Outcome]:
     async with trials:
-        tunable = await trials.inspect()
-        described = await trials.prepare(shapes, given, recorded)
+        await trials.inspect()
+        described, tunable = await trials.prepare(shapes, given, recorded)
         search = Search(tunable, usable_cores(), goal, trials.measure, pace=pace, progress=on_progress)
         return described, tunable, await search.run()
 

@@ -2,7 +2,8 @@
 
 The model is that of a closed system: `concurrency` callers wait for each response, so the mean latency is
 the concurrency divided by the throughput (Little's law). Throughput is limited by the instances, by the
-cores, and by the event loop, whichever is reached first.
+cores, and by the event loop. The limits blend into each other, so that of two settings with the same lowest
+limit, the one further away from the other limits is predicted to be faster.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from backline.cli.tune.settings import Settings
 
 #: Seconds to hand a batch to an instance and get it back, by lane.
 _HOP = {"inline": 0.000004, "thread": 0.00004, "process": 0.00025}
+
+#: How closely the lowest of several limits is approached.
+_SHARPNESS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,13 @@ class LatencyModel:
         else:
             at_once = concurrency / (self.alone + cycle * max(1.0, concurrency / (parallel * batch)))
             on_cores = self.cores / (run * settings.threads / batch + overhead)
-            throughput = min(at_once, on_cores, 1 / overhead)
+            throughput = _blended(at_once, on_cores, 1 / overhead)
         return Prediction(throughput, self.tail * concurrency / throughput)
+
+
+def _blended(*limits: float) -> float:
+    """A value somewhat below the lowest of the limits, the closer the others are to it."""
+    return float(sum(limit**-_SHARPNESS for limit in limits) ** (-1 / _SHARPNESS))
 
 
 def levels_of(settings: Settings, levels: Sequence[int]) -> list[int]:

@@ -69,6 +69,10 @@ def _row(kind: str, one: Measured) -> tuple[str, ...]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, tuple):  # buckets
+        return (
+            "; ".join(f"{name} {'/'.join(map(str, lengths))}" for name, lengths in value) or "as configured"
+        )
     return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
@@ -86,6 +90,7 @@ def document(outcome: Outcome, goal: Goal, name: str, inputs: str) -> dict[str, 
                 "threads": settings.threads,
                 "optimization": settings.optimization,
                 "arena": settings.arena,
+                "buckets": {name: list(lengths) for name, lengths in settings.buckets},
             },
             "concurrency": one.concurrency,
             "throughput": one.throughput,

@@ -18,11 +18,16 @@ from backline.engine.errors import BacklineError
 #: The concurrencies that are tried.
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128)
 #: The seconds for which each round measures its candidates, and how many it has at most.
-ROUNDS = ((0.1, 12), (0.25, 5), (0.6, 3))
+ROUNDS = ((0.1, 16), (0.25, 6))
 #: Seconds of each measurement that only feeds the prediction.
 PROBE_SECONDS = 0.08
 #: Candidates whose prediction is worse than this share of the best prediction are left out.
 _PROMISING = 0.6
+#: How many finalists are compared with the current settings, and how often, in turn.
+_RIVALS = 3
+_TURNS = 2
+_TURN_SECONDS = 0.5
+_SHARE_SECONDS = 0.3
 #: The share of a throughput below which a difference is taken for noise.
 _NOISE = 0.02
 #: The longest run on the event loop that is considered, in seconds: all other requests wait meanwhile.
@@ -126,6 +131,7 @@ class Search:
         ranked = self._ranked(candidates, model)
         finalists = await self._compete(ranked)
         base, best = await self._decide(base, finalists)
+        best = await self._choose_buckets(best)
         best, shares = await self._simplify(best, base)
         return Outcome(
             base, best, len(candidates), self._measured, perf_counter() - began, self._failed, shares
@@ -269,21 +275,41 @@ class Search:
         return min(fitting[-1] if fitting else self._levels[0], most)
 
     async def _decide(self, base: Measured, finalists: Sequence[Measured]) -> tuple[Measured, Measured]:
-        """The current settings, measured again as long as the finalists, and the best of all.
+        """The current settings and the best of all, both measured in turn with the best finalists.
 
         The current settings win unless another combination is noticeably better.
         """
-        leader = finalists[0] if finalists else base
-        if leader.settings == base.settings:
-            return leader, leader
-        self._progress("comparing with the current settings", 0.85)
-        again = await self._measure(base.settings, base.concurrency, ROUNDS[-1][0] * self._pace)
-        self._measured.append(again)
-        now, then = self._goal.of(again), self._goal.of(leader)
-        return again, again if now >= then - _NOISE * abs(then) else leader
+        rivals = [base, *(one for one in finalists if one.settings != base.settings)][: 1 + _RIVALS]
+        results: list[list[Measured]] = [[] for _ in rivals]
+        for turn in range(_TURNS):
+            self._progress("comparing with the current settings", 0.8 + 0.1 * turn / _TURNS)
+            for rival, result in zip(rivals, results, strict=True):
+                measured = await self._try(rival.settings, rival.concurrency, _TURN_SECONDS)
+                if measured is not None:
+                    result.append(measured)
+        now, *others = [
+            _mean(result) if result else rival for rival, result in zip(rivals, results, strict=True)
+        ]
+        best = max(others, key=self._goal.of, default=now)
+        least = self._goal.of(now)
+        return now, best if self._goal.of(best) > least + _NOISE * abs(least) else now
+
+    async def _choose_buckets(self, best: Measured) -> Measured:
+        """The best settings with the best buckets. How inputs share batches is not predicted but measured."""
+        for buckets in self._tunable.buckets:
+            self._progress("measuring padding buckets", 0.9)
+            other = replace(best.settings, buckets=buckets)
+            measured = await self._try(other, best.concurrency, _TURN_SECONDS)
+            if measured is not None and self._goal.of(measured) > self._goal.of(best) * (1 + _NOISE):
+                best = measured
+        return best
 
     async def _simplify(self, best: Measured, base: Measured) -> tuple[Measured, list[Share]]:
-        """Undoes each change that brings nothing, and measures what the others bring."""
+        """Undoes each change that brings nothing, and measures what the others bring.
+
+        The settings with and without a change are measured in turn, because the machine may be faster or
+        slower than a moment ago.
+        """
         changes = best.settings.changes(base.settings)
         shares = []
         for index, (name, before, after) in enumerate(changes):
@@ -291,22 +317,38 @@ class Search:
             undone = without(best.settings, base.settings, name)
             if undone.lane == "inline" and (undone.instances, undone.threads) != (1, 1):
                 continue
-            measured = await self._try(undone, best.concurrency, ROUNDS[1][0])
-            if measured is None:
+            with_it = await self._try(best.settings, best.concurrency, _SHARE_SECONDS)
+            without_it = await self._try(undone, best.concurrency, _SHARE_SECONDS)
+            if with_it is None or without_it is None:
                 continue
-            if self._goal.of(measured) >= self._goal.of(best) * (1 - _NOISE) > 0:
-                best = measured if undone != base.settings else best
-            elif best.throughput:
-                shares.append(Share(name, before, after, measured.throughput / best.throughput))
+            if self._goal.of(without_it) >= self._goal.of(with_it) > 0 and undone != base.settings:
+                best = without_it
+            else:
+                shares.append(Share(name, before, after, without_it.throughput / with_it.throughput))
         return best, shares
 
 
+def _mean(results: Sequence[Measured]) -> Measured:
+    """The mean of several measurements of the same settings at the same concurrency."""
+    count = len(results)
+    return replace(
+        results[0],
+        throughput=sum(one.throughput for one in results) / count,
+        mean=sum(one.mean for one in results) / count,
+        p99=sum(one.p99 for one in results) / count,
+        errors=sum(one.errors for one in results),
+    )
+
+
 def _diverse(ranked: Sequence[tuple[float, Settings, int]], most: int) -> list[tuple[float, Settings, int]]:
-    """The first of each kind of placement before second ones, because predictions rank within a kind best."""
-    rounds: dict[tuple[str, int, int], int] = {}
+    """The first two of each kind before further ones, because predictions rank best within a kind.
+
+    A kind is a placement, with or without a delay: how full batches get is hard to predict.
+    """
+    rounds: dict[tuple[str, int, int, bool], int] = {}
     keyed = []
     for position, one in enumerate(ranked):
-        kind = one[1].lane, one[1].instances, one[1].threads
+        kind = one[1].lane, one[1].instances, one[1].threads, one[1].delay_us > 0
         turn = rounds[kind] = rounds.get(kind, -1) + 1
         keyed.append((turn // 2, position, one))
     return [one for _, _, one in sorted(keyed, key=lambda item: item[:2])][:most]

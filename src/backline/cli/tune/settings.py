@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any
+from math import ceil
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from backline.engine.config.model_config import AnyLane
 from backline.protos import message
@@ -13,6 +16,10 @@ from backline.repository.configuration.native import parameter
 
 #: The largest batch that is tried.
 LARGEST_BATCH = 64
+#: The numbers of padding buckets that are tried.
+BUCKET_COUNTS = (2, 4, 8)
+#: The lengths that each padded input is padded to, by input.
+Buckets: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 #: The queue delays that are tried, in microseconds.
 DELAYS_US = (0, 500, 2000)
 
@@ -47,6 +54,8 @@ class Settings:
     optimization: str = "all"
     #: Whether the runtime keeps memory between runs.
     arena: bool = True
+    #: Empty for those in the configuration.
+    buckets: Buckets = ()
 
     def changes(self, base: Settings) -> list[tuple[str, Any, Any]]:
         """The settings that differ from those of `base`: name, value there, value here."""
@@ -68,6 +77,7 @@ class Settings:
             parts.append(f"optimization {self.optimization}")
         if not self.arena:
             parts.append("no arena")
+        parts += [f"{name} padded to {'/'.join(map(str, lengths))}" for name, lengths in self.buckets]
         return ", ".join(parts)
 
 
@@ -85,6 +95,8 @@ class Tunable:
     placed: bool = False
     #: Whether the server found runs short enough for the event loop.
     inline: bool = False
+    #: The choices of padding buckets, apart from those in the configuration.
+    buckets: tuple[Buckets, ...] = ()
 
 
 def space(tunable: Tunable, cores: int) -> list[Settings]:
@@ -152,7 +164,29 @@ def configured(declared: Any, settings: Settings, tunable: Tunable) -> Any:
     _set(config, options.threads, str(settings.threads), str(defaults.threads))
     _set(config, options.optimization, settings.optimization, defaults.optimization)
     _set(config, options.arena, str(int(settings.arena)), str(int(defaults.arena)))
+    for name, lengths in settings.buckets:
+        _set(config, parameter(f"padding.{name}.buckets"), ",".join(map(str, lengths)), "")
     return config
+
+
+def bucket_choices(
+    lengths: Mapping[str, Sequence[int]], now: Mapping[str, tuple[int, ...]]
+) -> tuple[Buckets, ...]:
+    """Buckets for inputs of these lengths, which divide the requests into parts of equal size.
+
+    `now` has the buckets in the configuration, by input. There is no choice without different lengths.
+    """
+    choices: list[Buckets] = []
+    for count in BUCKET_COUNTS:
+        shares = [part / count for part in range(1, count + 1)]
+        chosen = tuple(
+            (name, tuple(sorted({ceil(length) for length in np.quantile(found, shares, method="higher")})))
+            for name, found in sorted(lengths.items())
+            if len(set(found)) > 1
+        )
+        if chosen and chosen not in choices and any(now.get(name) != one for name, one in chosen):
+            choices.append(chosen)
+    return tuple(choices)
 
 
 def _set(config: Any, key: str, value: str, default: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import cycle
@@ -15,7 +15,14 @@ import numpy as np
 from backline.cli.bench.load_generator import closed_loop
 from backline.cli.inputs import request_inputs
 from backline.cli.tune.search import Measured
-from backline.cli.tune.settings import RUNTIME_OPTIONS, RuntimeOptions, Settings, Tunable, configured
+from backline.cli.tune.settings import (
+    RUNTIME_OPTIONS,
+    RuntimeOptions,
+    Settings,
+    Tunable,
+    bucket_choices,
+    configured,
+)
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
 from backline.client.transport import InferCall, Transport
@@ -70,12 +77,16 @@ class Trials:
         self._loaded = None
         return self._tunable
 
-    async def prepare(self, shapes: Sequence[str], given: Sequence[str], recorded: Path | None) -> str:
-        """Makes the requests, from a recording or from inputs as `backline bench` takes them; describes them.
+    async def prepare(
+        self, shapes: Sequence[str], given: Sequence[str], recorded: Path | None
+    ) -> tuple[str, Tunable]:
+        """Makes the requests, from a recording or from inputs as `backline bench` takes them.
 
-        Sends one, so that an error is raised before the measurements.
+        Returns a description of them, and what can be varied: recorded requests of different lengths add
+        padding buckets. Sends one request, so that an error is raised before the measurements.
         """
         assert self._transport is not None, "within the context"
+        assert self._tunable is not None, "inspected before"
         calls = (
             [InferCall(self._name, inputs) for inputs in recorded_inputs(recorded)]
             if recorded is not None
@@ -83,11 +94,20 @@ class Trials:
         )
         await self._transport.infer(calls[0])
         self._sends = cycle([self._transport.prepare(call) for call in calls])
-        if recorded is not None:
-            return f"{len(calls)} recorded requests"
-        return ", ".join(
+        padding = self._padding()
+        choices = bucket_choices(padded_lengths(calls, padding), padding)
+        self._tunable = replace(self._tunable, buckets=choices)
+        described = ", ".join(
             f"{tensor.name} {tensor.datatype.name}{list(tensor.shape)}" for tensor in calls[0].inputs
         )
+        return described if recorded is None else f"{len(calls)} recorded requests", self._tunable
+
+    def _padding(self) -> dict[str, tuple[int, ...]]:
+        """The buckets of each input that is padded along its first dimension after the batch."""
+        joining = self._embedded.engine.find_ready(self._name).config.joining
+        if joining is None:
+            return {}
+        return {name: rule.buckets for name, rule in joining.padding.items() if rule.axes in ((), (1,))}
 
     async def _inputs(self, shapes: Sequence[str], given: Sequence[str]) -> tuple[Any, ...]:
         handle = self._client.model(self._name)
@@ -141,6 +161,16 @@ class Trials:
             for entry in entries
             for batch in entry.get("batch_stats", ())
         }
+
+
+def padded_lengths(calls: Sequence[InferCall], padded: Iterable[str]) -> dict[str, list[int]]:
+    """The length of each padded input in each request that has it."""
+    found: dict[str, list[int]] = {name: [] for name in padded}
+    for call in calls:
+        for tensor in call.inputs:
+            if tensor.name in found and len(tensor.shape) > 1:
+                found[tensor.name].append(int(tensor.shape[1]))
+    return {name: lengths for name, lengths in found.items() if lengths}
 
 
 def _mean_runs(
