@@ -138,6 +138,7 @@ BACKENDS: tuple[BackendEntry, ...] = (
     ),
     BackendEntry("python", "python", "python", "Python", hosted=True),
     BackendEntry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True, extra="torchserve"),
+    BackendEntry("remote", "remote", "remote", "Remote"),
     BackendEntry("identity", "identity", "identity", "Identity"),
     BackendEntry("repeat", "repeat", "streams", "Repeat"),
     BackendEntry("square", "square", "streams", "Square"),
@@ -224,6 +225,7 @@ FORMATS: tuple[ModelFormat, ...] = (
     ModelFormat("python", ("model.py",)),
     ModelFormat("torchserve", ("model.mar", "model.tar.gz", "model.tgz"), (".mar",)),
     # Formats without files: the model is the version's folder. They are used only if configured.
+    ModelFormat("remote", (), folder=True),
     ModelFormat("identity", (), folder=True),
     ModelFormat("repeat", (), folder=True),
     ModelFormat("square", (), folder=True),
