@@ -88,6 +88,8 @@ class ServerOptions:
     not_ready_status: int = 503
     #: Whether clients may pass inputs and outputs in this machine's shared memory.
     allow_client_shm: bool = False
+    #: Whether browsers get the console.
+    console: bool = True
     #: The initial trace settings.
     trace: TraceConfig = field(default_factory=TraceConfig)
 
@@ -200,6 +202,7 @@ class Server:
             not_ready_status=options.not_ready_status,
             browsers=await _browser_policy(options),
             access=access,
+            console=options.console,
         )
         wire = Wire(application, options.limits, asyncio.get_running_loop())
         self._listeners = Listeners(wire, options.tls)
