@@ -11,7 +11,7 @@ JOBS ?= 2
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve test lint site protos bench attack fuzz clean
+.PHONY: help install demo serve test lint site protos bench attack fuzz openapi clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -76,6 +76,9 @@ attack: $(STAMP)-test  ## attack a server while an honest client measures it (AT
 
 fuzz: $(STAMP)-test  ## fuzz with 200,000 mutated HTTP/1.1, HTTP/2, gRPC and inference inputs
 	$(BIN)/python tests/fuzz/fuzz_wire.py --inputs 200000
+
+openapi: $(STAMP)-test  ## send schemathesis' requests for every OpenAPI document (OPENAPI="--cases 2000" for a short run)
+	$(BIN)/python tests/conformance/openapi_cases.py $(OPENAPI)
 
 clean:  ## remove the environment and build outputs
 	rm -rf $(VENV) build dist

@@ -90,6 +90,8 @@ class ServerOptions:
     not_ready_status: int = 503
     #: Whether clients may pass inputs and outputs in this machine's shared memory.
     allow_client_shm: bool = False
+    #: Whether browsers get the console.
+    console: bool = True
     #: The initial trace settings.
     trace: TraceConfig = field(default_factory=TraceConfig)
 
@@ -202,6 +204,7 @@ class Server:
             not_ready_status=options.not_ready_status,
             browsers=await _browser_policy(options),
             access=access,
+            console=options.console,
         )
         poll = self._embedded.poll
         poll.allow(options.busy_poll_usecs / 1e6)

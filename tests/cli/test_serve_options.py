@@ -79,6 +79,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--metrics-port", "7"), "metrics_port", 7),
     (("--no-grpc",), "grpc_port", None),
     (("--no-metrics",), "metrics_port", None),
+    (("--no-console",), "console", False),
     (("--unix-socket", "there"), "unix_socket", Path("there")),
     (TLS, "tls", TlsFiles(Path("c.pem"), Path("k.pem"), None)),
     ((*TLS, "--ssl-client-ca", "a.pem"), "tls", TlsFiles(Path("c.pem"), Path("k.pem"), Path("a.pem"))),

@@ -51,7 +51,7 @@ RPCS, SHARING_RPCS = _rpc_tables()
 
 
 def _ask(server: ServerProcess, method: str, pattern: str) -> tuple[int, str]:
-    path = pattern.replace("{model}", "add1").replace("{version}", "1")
+    path = pattern.replace("{model}", "add1").replace("{version}", "1").replace("{file}", "app.js")
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
     try:
         connection.request(method, re.sub(r"\{\w+\}", "x", path))

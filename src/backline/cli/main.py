@@ -22,6 +22,7 @@ COMMANDS = {
     "new": "Create a Python model to start from.",
     "run": "Run a model once, without a server.",
     "infer": "Send one request to a model on a server.",
+    "client": "Write typed clients of models.",
     "models": "Show, load, unload and label the models on a server.",
     "config": "Show, check, explain and convert the configuration of models on disk.",
     "env": "Show, build and remove the environments of Python models.",

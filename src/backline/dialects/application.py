@@ -13,8 +13,9 @@ from backline.access.gate import CrossOrigin, ScopeGate, Target, route_of
 from backline.access.identity import ANY_MODEL
 from backline.access.scope import CHANGING, EVERYBODY, Scope
 from backline.dialects import standard_services
-from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error, respond_json
+from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error
 from backline.dialects.audit import Audit, AuditedIdentity
+from backline.dialects.console.service import ConsoleService
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
 from backline.dialects.open_inference.grpc.wire_format import model_name
@@ -27,7 +28,6 @@ from backline.dialects.standard_services import HealthService, ReflectionService
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
 from backline.observe.recording import Recorder
-from backline.version import __version__
 from backline.wire.application import (
     Application,
     Buffer,
@@ -53,12 +53,14 @@ def build_application(
     not_ready_status: int = Unavailable.http_status,
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
     access: Access | None = None,
+    console: bool = True,
 ) -> Application:
     """The application that serves an engine. With a `recorder`, clients can record requests.
 
     `metrics` produces the response to GET /metrics, on every port. `not_ready_status` is the HTTP status of a
     failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
-    may do, and `access` what each caller may do; without it, every caller may do everything.
+    may do, and `access` what each caller may do; without it, every caller may do everything. With
+    `console`, browsers get the console.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
@@ -66,7 +68,7 @@ def build_application(
     RestService(engine, deferred, not_ready_status=not_ready_status).add_routes(router)
     PlainService(engine, deferred).add_routes(router)
     OpenApiService(engine, deferred).add_routes(router)
-    router.add(Scope.READ, "GET", "/", _index_page)
+    ConsoleService(engine, deferred, with_page=console).add_routes(router)
     if recorder is not None:
         RecordingRoutes(recorder, deferred).add_routes(router)
     if metrics is not None:
@@ -266,29 +268,3 @@ def _metrics_page(page: Page, deferred: DeferredAnswers) -> Handler:
         )
 
     return answer
-
-
-def _index_page(request: HttpRequest) -> None:
-    respond_json(
-        request,
-        {
-            "name": "backline",
-            "version": __version__,
-            "urls": {
-                "server": "/v2",
-                "live": "/v2/health/live",
-                "ready": "/v2/health/ready",
-                "models": "/v2/models",
-                "model": "/v2/models/{model}",
-                "run": "/models/{model}",
-                "infer": "/v2/models/{model}/infer",
-                "labels": "/v2/models/{model}/labels",
-                "repository": "/v2/repository/index",
-                "history": "/v2/repository/history",
-                "audit": "/v2/audit",
-                "statistics": "/v2/models/stats",
-                "metrics": "/metrics",
-                "openapi": "/openapi.json",
-            },
-        },
-    )

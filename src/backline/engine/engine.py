@@ -329,6 +329,11 @@ class Engine:
         self._started = True
         self._changed()
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the server is stopping, so that responses without an end should end now."""
+        return self._stopping
+
     def stopping(self) -> None:
         """Marks the engine as not ready, because the server is stopping."""
         self._stopping = True

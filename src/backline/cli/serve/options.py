@@ -274,6 +274,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         is_flag=True,
         help="Do not open the metrics port; the other ports still serve /metrics.",
     ),
+    fills(
+        "--no-console",
+        "console",
+        is_flag=True,
+        default=False,
+        callback=lambda _, __, without: not without,
+        help="Do not serve the console, a page for browsers at /.",
+    ),
     path("--unix-socket", "unix_socket", "Also listen on this Unix socket."),
     option(
         "--ssl-certificate",

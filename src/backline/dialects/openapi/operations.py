@@ -86,6 +86,7 @@ _LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": 10_000, "default":
 _EMPTY = fields({}, {"parameters": OBJECT})
 _SIZES = {"offset": {"type": "integer", "minimum": 0}, "byte_size": {"type": "integer", "minimum": 0}}
 _MODEL, _SERVER, _REPOSITORY = "Models", "Server", "Repository"
+_CONSOLE = "Console"
 _LABEL, _SETTING, _MEMORY, _INFER = "Versions and labels", "Settings", "Shared memory", "Inference"
 
 _PLAIN = Operation(
@@ -111,7 +112,31 @@ _PLAIN = Operation(
 
 #: By method and pattern. Routes with and without a version share an entry.
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
-    ("GET", "/"): read(_SERVER, "The routes", OBJECT),
+    ("GET", "/"): Operation(
+        _CONSOLE,
+        "The console for browsers; for other clients the routes",
+        {JSON: OBJECT, "text/html": STRING},
+    ),
+    ("GET", "/console"): Operation(_CONSOLE, "The console", {"text/html": STRING}),
+    ("GET", "/console/{}"): Operation(
+        _CONSOLE,
+        "A file of the console",
+        {"text/html": STRING, "text/css": STRING, "text/javascript": STRING, "image/svg+xml": STRING},
+    ),
+    ("GET", "/v2/access"): read(
+        _SERVER, "What the caller may do", having({"name": STRING, "grants": listed(OBJECT)})
+    ),
+    ("GET", "/v2/activity"): Operation(
+        _SERVER,
+        "Counters of all models; as server-sent events, what has changed each second",
+        {JSON: OBJECT, EVENTS: STRING},
+    ),
+    ("GET", "/v2/traces"): Operation(
+        _SERVER,
+        "The course of the last requests; as server-sent events, of each as it ends",
+        {JSON: OBJECT, EVENTS: STRING},
+    ),
+    ("GET", "/v2/graph"): read(_MODEL, "Which models call which", having({"models": listed(OBJECT)})),
     ("GET", "/openapi.json"): read(_SERVER, "This document", OBJECT),
     ("GET", "/metrics"): Operation(_SERVER, "Metrics for Prometheus", {"text/plain": STRING}),
     ("GET", "/v2"): read(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from email.message import Message
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.values.tensor import Buffer
@@ -13,6 +12,8 @@ from backline.engine.values.tensor import Buffer
 MAX_PARTS = 256
 #: The most bytes of a part's header.
 _MAX_HEADER = 8192
+#: A parameter of a header field (RFC 9110, section 5.6.6): its name, and its value quoted or as it is.
+_PARAMETER = re.compile(r""";[ \t]*([\w!#$%&'*+.^`|~-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;\s"]*))""")
 _TOKEN = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]").fullmatch
 
 
@@ -28,12 +29,15 @@ class Part:
 
 def media_type(value: bytes) -> tuple[str, dict[str, str]]:
     """The type in a Content-Type field, in lower case, and its parameters."""
-    field = Message()
-    field["content-type"] = value.decode("latin-1")
-    parameters = {
-        name.lower(): text for name, text in (field.get_params() or [])[1:] if isinstance(text, str)
+    return value.partition(b";")[0].strip().lower().decode("latin-1"), _parameters(value.decode("latin-1"))
+
+
+def _parameters(field: str) -> dict[str, str]:
+    """The parameters after the first semicolon. Browsers write a quote in a file's name as %22."""
+    return {
+        name.lower(): re.sub(r"\\(.)", r"\1", quoted) if quoted else plain
+        for name, quoted, plain in _PARAMETER.findall(field)
     }
-    return value.partition(b";")[0].strip().lower().decode("latin-1"), parameters
 
 
 def read_multipart(body: Buffer, boundary: str) -> list[Part]:
@@ -75,10 +79,9 @@ def _part(text: bytes, start: int, end: int, number: int) -> Part:
         field, colon, value = line.partition(b":")
         if colon:
             fields[field.strip().lower().decode("latin-1")] = value.strip()
-    disposition = Message()
-    disposition["content-disposition"] = fields.get("content-disposition", b"").decode(errors="replace")
-    name: object = disposition.get_param("name", header="content-disposition")
-    if not isinstance(name, str) or not name:
+    disposition = _parameters(fields.get("content-disposition", b"").decode(errors="replace"))
+    name = disposition.get("name")
+    if not name:
         raise InvalidArgument(f"part {number} of the form has no name; name it after an input of the model")
     content_type = media_type(fields["content-type"])[0] if "content-type" in fields else ""
-    return Part(name, disposition.get_filename() or "", content_type, text[blank + 4 : end])
+    return Part(name, disposition.get("filename", ""), content_type, text[blank + 4 : end])
