@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from backline.access.gate import Target
+from backline.access.restricted import api_of_route
 from backline.access.scope import CHANGING, Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
 from backline.engine.spelling import nearest
@@ -121,7 +122,8 @@ class Router:
                     (name, partial(route.handler, *names, *route.further)) for name, route in methods.items()
                 )
                 model = _model(pattern, segments)
-                bound.targets = {name: Target(route.scope, model) for name, route in methods.items()}
+                api = api_of_route(pattern)
+                bound.targets = {name: Target(route.scope, model, api) for name, route in methods.items()}
                 if len(path) <= MAX_REMEMBERED_SIZE:
                     self._resolved.keep(bytes(path), bound)
                 return bound

@@ -12,7 +12,6 @@ from backline.engine.values.signature import TensorSpec
 from backline.engine.values.tensor import Shape
 from backline.version import __version__
 
-SERVER_NAME = "backline"
 #: Extensions of every server.
 EXTENSIONS = (
     "classification",
@@ -40,7 +39,7 @@ def server_metadata(engine: Engine) -> dict[str, Any]:
     ):
         if controlled is not None:
             extensions += names
-    return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
+    return {"name": engine.server_name, "version": __version__, "extensions": extensions}
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
