@@ -13,12 +13,12 @@ import pytest
 
 from backline.dialects.application import build_application
 from backline.dialects.open_inference.grpc import stream
-from backline.dialects.open_inference.metadata import SERVER_NAME
 from backline.engine import errors
 from backline.engine.engine import Engine
 from backline.engine.values.datatypes import DataType
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline.server import ServerOptions
 from docs.pages import code, read, table, tables
 from support.server import ServerProcess
 
@@ -161,7 +161,7 @@ def test_the_pages_numbers_are_current() -> None:
     page = read(PAGE)
 
     assert f"Up to {stream.MAX_IN_FLIGHT} requests of one stream are in flight" in page
-    assert f"`{SERVER_NAME}`, and only the extensions that work" in page
+    assert f"`{ServerOptions(()).name}`, and only the extensions that work" in page
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ from backline.access.access import AUTHORIZATION, Access
 from backline.access.browsers import BrowserPolicy
 from backline.access.gate import CrossOrigin, ScopeGate, Target, route_of
 from backline.access.identity import ANY_MODEL
+from backline.access.restricted import RestrictedApis, api_of_method
 from backline.access.scope import CHANGING, EVERYBODY, Scope
 from backline.dialects import standard_services
 from backline.dialects.answers import fail_call, hidden_error, render_error, respond_error
 from backline.dialects.audit import Audit, AuditedIdentity
 from backline.dialects.console.service import ConsoleService
 from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.forwarding import NOTHING_FORWARDED, Forwarding
 from backline.dialects.open_inference.grpc.service import SERVICE, InferenceService
 from backline.dialects.open_inference.grpc.wire_format import model_name
 from backline.dialects.open_inference.rest.service import RestService
@@ -54,18 +56,23 @@ def build_application(
     browsers: BrowserPolicy = _LOOPBACK_ONLY,
     access: Access | None = None,
     console: bool = True,
+    restricted: RestrictedApis | None = None,
+    forwarding: Forwarding = NOTHING_FORWARDED,
 ) -> Application:
     """The application that serves an engine. With a `recorder`, clients can record requests.
 
     `metrics` produces the response to GET /metrics, on every port. `not_ready_status` is the HTTP status of a
     failed health check: 503, or Triton's 400 for clients that rely on it. `browsers` limits what web pages
-    may do, and `access` what each caller may do; without it, every caller may do everything. With
+    may do, and `access` what each caller may do; without it, every caller may do everything. `restricted`
+    are the APIs that need a header field, and `forwarding` says which fields models see as parameters. With
     `console`, browsers get the console.
     """
     audit = Audit(engine, lambda method, path: _model_at(router, method, path))
     router = Router(audit.route)
     deferred = DeferredAnswers(engine)
-    RestService(engine, deferred, not_ready_status=not_ready_status).add_routes(router)
+    RestService(engine, deferred, not_ready_status=not_ready_status, forward=forwarding.http).add_routes(
+        router
+    )
     PlainService(engine, deferred).add_routes(router)
     OpenApiService(engine, deferred).add_routes(router)
     ConsoleService(engine, deferred, with_page=console).add_routes(router)
@@ -75,11 +82,13 @@ def build_application(
         router.add(Scope.METRICS, "GET", "/metrics", _metrics_page(metrics, deferred))
     services = (SERVICE, standard_services.HEALTH, standard_services.REFLECTION)
     rpc = {
-        **InferenceService(engine, deferred).methods(),
+        **InferenceService(engine, deferred, forwarding.grpc).methods(),
         **HealthService(engine, services).methods(),
         **ReflectionService(services).methods(),
     }
-    targets = {path: _target(method) for path, method in rpc.items()}
+    targets = {
+        path: _target(method)._replace(api=api_of_method(path), grpc=True) for path, method in rpc.items()
+    }
     rpc = {path: _audited(path, method, audit) for path, method in rpc.items()}
 
     def target_of(method: bytes, path: bytes) -> Target | None:
@@ -94,8 +103,9 @@ def build_application(
         http=CrossOrigin(http, browsers.origins) if browsers.origins else http,
         rpc=rpc,
         render_error=render_error,
-        gate=ScopeGate(browsers, target_of, access, audit.denied),
+        gate=ScopeGate(browsers, target_of, access, audit.denied, restricted),
         is_vital=_is_vital,
+        keeps_spelling=forwarding.http is not None,
     )
 
 
@@ -208,7 +218,7 @@ def _identifying(
     """A method that also checks who calls. Messages of inference are checked as they are read."""
     if isinstance(method, UnaryMethod):
         return _identifying_unary(path, method, access, audit)
-    scope, model = _target(method)
+    scope, model, *_ = _target(method)
     handler = method.handler
 
     async def serve(call: StreamCall) -> None:
@@ -226,7 +236,7 @@ def _identifying(
 
 def _identifying_unary(path: bytes, method: UnaryMethod, access: Access, audit: Audit) -> UnaryMethod:
     identify, remembered = access.identify, access.remembered
-    scope, model = _target(method)
+    scope, model, *_ = _target(method)
     handler, model_of = method.handler, method.model_of
     unnamed = ANY_MODEL if method.lists else None
     name_of: Callable[[Buffer], str | None] = model_of or (lambda _: None)

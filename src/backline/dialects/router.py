@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 
 from backline.access.gate import Target
 from backline.access.identity import ANY_MODEL
+from backline.access.restricted import api_of_route
 from backline.access.scope import CHANGING, Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
 from backline.engine.spelling import nearest
@@ -137,8 +138,9 @@ class Router:
                     (name, partial(route.handler, *names, *route.further)) for name, route in methods.items()
                 )
                 model = _model(pattern, segments)
+                api = api_of_route(pattern)
                 bound.targets = {
-                    name: Target(route.scope, ANY_MODEL if route.lists else model)
+                    name: Target(route.scope, ANY_MODEL if route.lists else model, api)
                     for name, route in methods.items()
                 }
                 if len(path) <= MAX_REMEMBERED_SIZE:

@@ -35,6 +35,8 @@ class Engine:
         self.shared_memory: SharedMemory | None = None
         #: Reads and changes the log settings; None without a server.
         self.log_control: LogControl | None = None
+        #: The server's name in its metadata.
+        self.server_name = "backline"
         #: Traces the requests of clients; None while none are to be traced.
         self.tracer: Tracer | None = None
         #: Reads and changes the trace settings; None without a server.

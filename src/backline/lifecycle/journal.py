@@ -24,6 +24,13 @@ REPOSITORY = "repository"
 REQUEST = "request"
 SERVER = "server"
 _SLEEP: Mapping[str, str] = {TO_MAKE_ROOM: "memory budget", WHEN_IDLE: "idle limit"}
+#: How lines about these steps begin. Scripts that wait for a model look for Triton's words, which these are.
+_LOGGED: Mapping[str, str] = {
+    "loaded": "successfully loaded",
+    "reloaded": "successfully reloaded",
+    "updated": "successfully updated",
+    "unloaded": "successfully unloaded",
+}
 _AUDITED: Mapping[str, Action] = {
     "loaded": "add",
     "reloaded": "reload",
@@ -104,10 +111,10 @@ class Journal:
             self._audit_step(SERVER, "replace", model, model.version, step.reason)
             return
         if step.kind == "failed":
-            log.error("model '%s' version %s is not available: %s", model.name, model.version, step.reason)
+            log.error("failed to load '%s' version %s: %s", model.name, model.version, step.reason)
         else:
             why = f": {step.reason}" if step.reason else ""
-            log.info("model '%s' version %s was %s%s", model.name, model.version, step.kind, why)
+            log.info("%s '%s' version %s%s", _LOGGED[step.kind], model.name, model.version, why)
         if self._on_event is not None:
             self._done += not step.again
             seconds = model.statistics.load_seconds
