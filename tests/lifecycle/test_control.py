@@ -755,3 +755,17 @@ def test_labels_set_by_request_override_those_of_the_configuration(home: Homes, 
             assert await server.answer() == 1
 
     asyncio.run(scenario())
+
+
+def test_a_request_unloads_the_last_version_that_serves(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        for version in ("1", "2"):
+            models.add1(repository, version=version)
+        (repository / "add1/2/model.onnx").write_bytes(b"broken")
+        (repository / "add1/config.pbtxt").write_text("version_policy { all {} }")
+        async with home(repository, mode="explicit", load_models=("add1",)) as server:
+            assert server.states() == {"1": "READY", "2": "UNAVAILABLE"}
+            await server.lifecycle.unload("add1", "1", who="Ada")
+            await server.until(lambda: server.states()["1"] == "UNAVAILABLE")
+
+    asyncio.run(scenario())

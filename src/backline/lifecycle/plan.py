@@ -41,6 +41,8 @@ class Held:
     settings: object = None
     retry_at: float | None = None
     replaced_by: frozenset[str] = frozenset()
+    #: Whether a request has unloaded it, so that it goes even if no other version takes its requests.
+    dismissed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
     `serve`. Loads begin in the order of `wanted`, at most `load_slots` at a time. An unwanted version is
     unloaded only when a wanted version of its model is ready or none is wanted (TensorFlow Serving's
     availability-preserving policy), and all versions in `replaced_by` that are still wanted are ready. So a
-    failed load does not stop the version that serves, even if a label keeps yet another version loaded.
+    failed load does not stop the version that serves, even if a label keeps yet another version loaded. A
+    version that is `dismissed` is unloaded in any case.
     """
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in wanted}
     actions: list[Action] = []
@@ -143,7 +146,7 @@ def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Act
         goal = goals.get((one.name, one.version, one.fingerprint))
         if goal is not None and goal.loaded:
             continue
-        if goal is not None or one.name not in models:
+        if goal is not None or one.name not in models or one.dismissed:
             free = True
         elif (one.name, one.version) in replaced:
             free = (one.name, one.version) in answering

@@ -105,8 +105,13 @@ class ServedModel:
     def planned(self) -> list[Held]:
         """The existing loads, as the planner needs to know them."""
         nothing: frozenset[str] = frozenset()
+        dismissed = nothing if self.target is None else self.target.removed
         return [
-            replace(one.held(), replaced_by=self._replaced_by.get(one.model.version, nothing))
+            replace(
+                one.held(),
+                replaced_by=self._replaced_by.get(one.model.version, nothing),
+                dismissed=one.model.version in dismissed,
+            )
             for one in self.held.values()
         ]
 
