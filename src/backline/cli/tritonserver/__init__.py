@@ -7,6 +7,7 @@ The command line is translated into one of `backline serve`, so there is only on
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -25,8 +26,9 @@ from backline.cli.tritonserver.command_line import BadCommandLine, Translation, 
 from backline.cli.tritonserver.options import OPTIONS
 from backline.cli.tritonserver.tables import model_table, option_table
 from backline.embedded.embedded import ModelsNotLoaded
-from backline.engine.errors import BacklineError
+from backline.engine.errors import BacklineError, InvalidArgument
 from backline.observe.log.settings import LogSettings
+from backline.schedule.holding import BACKLOG_VARIABLE, REQUESTS_VARIABLE, read_holds
 from backline.server import Server, ServerOptions
 
 log = logging.getLogger("backline.tritonserver")
@@ -120,7 +122,19 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
         raise StartFailed(f"error: {error.format_message()}") from None
     if not parsed.options.repositories and parsed.debug is None:
         raise StartFailed("error: creating server: Invalid argument - --model-repository must be specified")
-    return parsed, translation
+    return _held(parsed), translation
+
+
+def _held(parsed: Parsed) -> Parsed:
+    """Adds Triton's debugging hooks, which are environment variables. Raises StartFailed."""
+    if not {REQUESTS_VARIABLE, BACKLOG_VARIABLE} & os.environ.keys():
+        return parsed
+    try:
+        requests, backlog = read_holds(os.environ)
+    except InvalidArgument as error:
+        raise StartFailed(f"error: {error.message}") from None
+    lifecycle = replace(parsed.options.lifecycle, hold_requests=requests, hold_backlog=backlog)
+    return replace(parsed, options=replace(parsed.options, lifecycle=lifecycle))
 
 
 @click.command(
