@@ -1,35 +1,15 @@
 """Queues that run nothing until enough requests are there, so that tests can decide what is batched together.
 
-These are Triton's debugging hooks: the environment variables TRITONSERVER_DELAY_SCHEDULER and
-TRITONSERVER_BACKLOG_DELAY_SCHEDULER. Only `backline tritonserver` reads them.
+They implement Triton's debugging hooks, which only `backline tritonserver` has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from backline.engine.errors import InvalidArgument
 from backline.schedule.scheduler import Scheduler
 from backline.schedule.sequences.batcher import SequenceBatcher
 from backline.schedule.sequences.table import LiveSequence
-
-REQUESTS_VARIABLE = "TRITONSERVER_DELAY_SCHEDULER"
-BACKLOG_VARIABLE = "TRITONSERVER_BACKLOG_DELAY_SCHEDULER"
-
-
-def read_holds(environment: Mapping[str, str]) -> tuple[int, int]:
-    """The number of requests to hold, and of those in the backlog of sequences; 0 for none.
-
-    Raises InvalidArgument for a value that is not a number of requests.
-    """
-    values = []
-    for name in (REQUESTS_VARIABLE, BACKLOG_VARIABLE):
-        text = environment.get(name, "0")
-        if not text.isdecimal():
-            raise InvalidArgument(f"{name} is '{text}', expected a number of requests")
-        values.append(int(text))
-    return values[0], values[1]
 
 
 class HoldingScheduler(Scheduler):

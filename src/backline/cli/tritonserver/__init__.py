@@ -26,9 +26,8 @@ from backline.cli.tritonserver.command_line import BadCommandLine, Translation, 
 from backline.cli.tritonserver.options import OPTIONS
 from backline.cli.tritonserver.tables import model_table, option_table
 from backline.embedded.embedded import ModelsNotLoaded
-from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.errors import BacklineError
 from backline.observe.log.settings import LogSettings
-from backline.schedule.holding import BACKLOG_VARIABLE, REQUESTS_VARIABLE, read_holds
 from backline.server import Server, ServerOptions
 
 log = logging.getLogger("backline.tritonserver")
@@ -45,6 +44,13 @@ DEFAULTS: dict[str, Any] = {
     "not_ready_status": "400",
     "log_info": True,
     "log_format": "triton",
+}
+
+
+#: Triton's debugging hooks: the environment variables and the fields of LifecycleOptions that they set.
+_HOLDS = {
+    "TRITONSERVER_DELAY_SCHEDULER": "hold_requests",
+    "TRITONSERVER_BACKLOG_DELAY_SCHEDULER": "hold_backlog",
 }
 
 
@@ -127,13 +133,13 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
 
 def _held(parsed: Parsed) -> Parsed:
     """Adds Triton's debugging hooks, which are environment variables. Raises StartFailed."""
-    if not {REQUESTS_VARIABLE, BACKLOG_VARIABLE} & os.environ.keys():
-        return parsed
-    try:
-        requests, backlog = read_holds(os.environ)
-    except InvalidArgument as error:
-        raise StartFailed(f"error: {error.message}") from None
-    lifecycle = replace(parsed.options.lifecycle, hold_requests=requests, hold_backlog=backlog)
+    held: dict[str, Any] = {}
+    for name, field in _HOLDS.items():
+        text = os.environ.get(name, "0")
+        if not text.isdecimal():
+            raise StartFailed(f"error: {name} is '{text}', expected a number of requests")
+        held[field] = int(text)
+    lifecycle = replace(parsed.options.lifecycle, **held)
     return replace(parsed, options=replace(parsed.options, lifecycle=lifecycle))
 
 
