@@ -110,6 +110,8 @@ class ServerOptions:
     #: Whether only the gRPC port speaks TLS.
     tls_grpc_only: bool = False
     limits: Limits = field(default_factory=Limits)
+    #: The most microseconds for which the event loop polls for input before it sleeps; 0 for none.
+    busy_poll_usecs: int = 200
     #: Origins of web pages that may use the server, such as "https://console.example.org".
     cors_origins: tuple[str, ...] = ()
     #: A file of keys and what each allows; None to admit only keys from environment variables, if any.
@@ -122,6 +124,8 @@ class ServerOptions:
     not_ready_status: int = 503
     #: Whether clients may pass inputs and outputs in this machine's shared memory.
     allow_client_shm: bool = False
+    #: Whether browsers get the console.
+    console: bool = True
     #: Groups of routes that need a header field, as of Triton's options: "health,metadata:key=value".
     http_restricted_apis: tuple[str, ...] = ()
     grpc_restricted_protocols: tuple[str, ...] = ()
@@ -281,12 +285,15 @@ class Server:
             not_ready_status=options.not_ready_status,
             browsers=await _browser_policy(options),
             access=access,
+            console=options.console,
             restricted=_restricted(options),
             forwarding=Forwarding.of(
                 options.http_header_forward_pattern, options.grpc_header_forward_pattern
             ),
         )
-        wire = Wire(application, options.limits, asyncio.get_running_loop())
+        poll = self._embedded.poll
+        poll.allow(options.busy_poll_usecs / 1e6)
+        wire = Wire(application, options.limits, asyncio.get_running_loop(), poll)
         self._listeners = Listeners(wire, options.tls)
         self._heap = Heap(wire)
         await self._open(self._listeners)

@@ -51,7 +51,7 @@ RPCS, SHARING_RPCS = _rpc_tables()
 
 
 def _ask(server: ServerProcess, method: str, pattern: str) -> tuple[int, str]:
-    path = pattern.replace("{model}", "add1").replace("{version}", "1")
+    path = pattern.replace("{model}", "add1").replace("{version}", "1").replace("{file}", "app.js")
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
     try:
         connection.request(method, re.sub(r"\{\w+\}", "x", path))
@@ -67,6 +67,8 @@ def test_routes_are_served(server: ServerProcess, method: str, route: str) -> No
 
     if route.endswith(("/infer", "_stream", "/generate")):
         assert (status, "the body is empty" in body) == (400, True)
+    elif route.startswith("/models/"):
+        assert (status, "missing required input" in body) == (400, True)
     else:
         assert status == 200
 

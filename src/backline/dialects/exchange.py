@@ -220,8 +220,17 @@ class UnaryInference(Generic[Caller, Plan, Written]):
         self, caller: Caller, deadline: float | None, trace: Trace | None, request: InferRequest, plan: Plan
     ) -> None:
         ticket = Ticket(request, self._complete, context=(caller, plan), trace=trace)
-        if caller.identity is not None:
-            caller.identity.follow(ticket)
+        identity = caller.identity
+        if identity is not None:  # as Identity.follow and Meter.follow, without the calls
+            ticket.identity = identity.name
+            meter = identity.meter
+            if meter is not None:
+                only = meter.only
+                if only is not None and only.in_flight < only.most:
+                    only.in_flight += 1
+                    ticket.counted = only
+                else:
+                    meter.follow(ticket)
         caller.on_abandon = partial(cancel, ticket)
         try:
             if deadline is None:

@@ -16,6 +16,7 @@ from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.repository.configuration import ConfigFiles
 from backline.repository.location import open_repository, split_name
+from backline.system.busy_poll import BusyPoll
 from backline.system.user_folders import user_cache
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ class Embedded:
     def state_folder(self) -> Path:
         """The folder that holds labels, the audit log and recorded requests."""
         return self._lifecycle.state_folder
+
+    @property
+    def poll(self) -> BusyPoll:
+        """Lets the event loop poll before it sleeps: off, unless the owner of the loop allows it."""
+        return self._lifecycle.poll
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
         """Loads the models that the options ask for. A model that fails is UNAVAILABLE, with the reason.

@@ -88,16 +88,21 @@ class Journal:
     ) -> Change:
         """Records a change that the caller `who` requested."""
         change = Change(time.time(), who, action, model, version, label, before, detail)
+        self.record(change)
+        return change
+
+    def record(self, change: Change) -> None:
+        """Records a change that a caller requested, here or at another server."""
         self._audit.append(change)
         log.info(
-            "%s: %s of '%s' version %s%s",
-            who,
-            action,
-            model,
-            version or "-",
-            f", label '{label}' was at {before or '-'}" if label else "",
+            "%s: %s of '%s' version %s%s%s",
+            change.who,
+            change.action,
+            change.model,
+            change.version or "-",
+            f", label '{change.label}' was at {change.before or '-'}" if change.label else "",
+            f" ({change.detail})" if change.detail else "",
         )
-        return change
 
     def on_step(self, step: Step, served: ServedModel | None) -> None:
         """Records a step of a model; `served` is None if the model is no longer known."""

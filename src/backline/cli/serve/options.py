@@ -173,12 +173,13 @@ _OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(get_args(IsolateMode)),
         help="Which model files are tried in a separate process first, so that one that crashes its runtime"
         " harms only itself: all at each load, those not tried before, of these only files from remote"
-        " repositories and load requests, or none.",
+        " repositories and load requests, or none. With workers, files from remote repositories and load"
+        " requests are never loaded in the server: they run in worker processes.",
     ),
     seconds(
         "--load-timeout-secs",
         "load_timeout_seconds",
-        "Seconds after which a model's trial in a separate process is stopped.",
+        "Seconds after which a model's trial, or its load in a worker process of lane process, is stopped.",
     ),
     fills(
         "--load-memory-limit",
@@ -239,6 +240,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         least=0,
         metavar="COUNT",
     ),
+    count(
+        "--busy-poll-usecs",
+        "busy_poll_usecs",
+        "The most microseconds for which the server polls for the next request before it sleeps, where that"
+        " pays off; 0: never.",
+        least=0,
+        metavar="COUNT",
+    ),
     option(
         "--rate-limit",
         type=click.Choice(("off", "execution_count")),
@@ -251,6 +260,13 @@ _OPTIONS: tuple[Decorator, ...] = (
         multiple=True,
         metavar="NAME:COUNT[:DEVICE]",
         help="Units of a resource; default: the most that any one instance needs; repeatable.",
+    ),
+    fills(
+        "--labels",
+        "labels",
+        metavar="PLACE",
+        help="Where labels are kept, so that servers share them: repository, a folder, s3://bucket/prefix or"
+        " redis://host:6379/0; default: the state folder.",
     ),
     path(
         "--state-dir",
@@ -288,6 +304,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         "--no-metrics",
         is_flag=True,
         help="Do not open the metrics port; the other ports still serve /metrics.",
+    ),
+    fills(
+        "--no-console",
+        "console",
+        is_flag=True,
+        default=False,
+        callback=lambda _, __, without: not without,
+        help="Do not serve the console, a page for browsers at /.",
     ),
     path("--unix-socket", "unix_socket", "Also listen on this Unix socket."),
     option(

@@ -316,6 +316,9 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
         if model.state is ModelState.READY and model.signature.inputs and model.config.sequence is None
     ]
     url = next((url for label, url in server.urls if label == "HTTP"), "")
+    if url and options.console:
+        shown = url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:")
+        say(f"\nSee and try the models in a browser: {click.style(f'{shown}/', bold=True)}")
     if not loaded or not url or options.only_certified:
         return
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")

@@ -145,6 +145,10 @@ class Http1Connection(Connection):
             self.peer.requests += 1
             method, path, query, headers, _ = self._head
             pipeline.put(Http1Request(pipeline, method, path, query, headers, data[len(self._head_bytes) :]))
+            poll = wire.poll
+            poll.arrived = True
+            if poll.asleep:
+                poll.wake()
             return
         self._same_size = 0
         if self.input_closed:
@@ -157,6 +161,9 @@ class Http1Connection(Connection):
             head = receiver.feed(data)
             if begins and head is not None and not receiver.target and self._in_vain < IN_VAIN:
                 self._remember(data, head)
+        wire.poll.arrived = True
+        if wire.poll.asleep:
+            wire.poll.wake()
 
     def _remember(self, data: bytes, head: Head) -> None:
         """Remembers `head` if `data` is exactly one request; stops trying if the client never repeats one."""
