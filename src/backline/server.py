@@ -233,6 +233,8 @@ class Server:
             )
         self._tracing: Tracing | None = None
         self._listeners: Listeners | None = None
+        #: The open TCP ports with their numbers.
+        self._opened: list[tuple[OpenPort, int]] = []
         self._heap: Heap | None = None
         self._access: Access | None = None
         self._auth_watch: AuthFileWatch | None = None
@@ -296,6 +298,9 @@ class Server:
         self._heap = Heap(wire)
         await self._open(self._listeners)
         await self._embedded.start(on_event)
+        # Not before, although the ports have long been open: scripts take these lines for readiness.
+        for port, number in self._opened:
+            log.info("Started %s at %s:%d", _SERVICES[port.label], port.url_host, number)
 
     def _note_reload(self, error: str) -> None:
         """Enters a reload of the file of keys into the audit log."""
@@ -320,7 +325,7 @@ class Server:
             )
             path = "/metrics" if one.label == "metrics" else ""
             self.urls.append((one.label, f"{scheme}://{one.url_host}:{opened}{path}"))
-            log.info("Started %s at %s:%d", _SERVICES[one.label], one.url_host, opened)
+            self._opened.append((one, opened))
         if options.unix_socket is not None:
             await listeners.open_unix(options.unix_socket)
             self.urls.append(("Unix socket", f"unix:{options.unix_socket}"))

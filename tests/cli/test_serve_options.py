@@ -170,7 +170,16 @@ def test_every_field_is_set_by_options_or_is_for_programs() -> None:
     left = {
         field.name for kind in (ServerOptions, LifecycleOptions) for field in dataclasses.fields(kind)
     } - filled
-    assert left == {"lifecycle", "limits", "tls", "debugged_model", "state_store", "fair_queues"}
+    assert left == {
+        "lifecycle",
+        "limits",
+        "tls",
+        "debugged_model",
+        "state_store",
+        "fair_queues",
+        "hold_requests",
+        "hold_backlog",
+    }
 
 
 def test_a_kubernetes_service_called_backline_grpc_does_not_set_a_port(

@@ -130,6 +130,24 @@ def test_an_option_without_effect_changes_nothing_and_is_told(option: Any) -> No
     assert told[0].startswith(f"--{option.name} has no effect: ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "levels"),
+    [
+        (("--trace-config=level=TIMESTAMPS",), ()),
+        (("--trace-level=TIMESTAMPS",), ()),
+        (("--trace-config=level=TIMESTAMPS", "--trace-config=mode=opentelemetry"), ("TIMESTAMPS",)),
+        (("--trace-config=level=TIMESTAMPS", "--trace-config=triton,file=t"), ("TIMESTAMPS",)),
+    ],
+)
+def test_a_trace_level_without_a_destination_is_told_and_dropped(
+    arguments: tuple[str, ...], levels: tuple[str, ...]
+) -> None:
+    parsed, translation = read_arguments([REPOSITORY, *arguments])
+
+    assert parsed.options.trace.levels == levels
+    assert len(translation.missing) == (not levels)
+
+
 def test_a_table_aligns_cells_with_several_lines() -> None:
     assert render(("Model", "Status"), [("a", "READY"), ("bcd", "FAILED:\nno memory")]).splitlines() == [
         "+-------+-----------+",

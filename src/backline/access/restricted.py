@@ -38,6 +38,8 @@ _BELOW_V2 = {
     "systemsharedmemory": Api.SHARED_MEMORY,
     "cudasharedmemory": Api.SHARED_MEMORY,
     "trace": Api.TRACE,
+    "traces": Api.TRACE,
+    "activity": Api.STATISTICS,
     "logging": Api.LOGGING,
     "audit": Api.LOGGING,
 }
@@ -79,6 +81,8 @@ def api_of_route(pattern: Sequence[str]) -> Api | None:
     """The group of an HTTP route, given the segments of its pattern; None for metrics, which have none."""
     if pattern == ("metrics",):
         return None
+    if pattern[0] == "models":  # runs a model
+        return Api.INFERENCE
     if pattern[:2] == ("v2", "models"):
         for segment in pattern[2:]:
             if segment in _OF_MODELS:

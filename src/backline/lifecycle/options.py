@@ -104,6 +104,10 @@ class LifecycleOptions:
     #: Where states of sequences are kept; None for memory. Servers with a common store can continue each
     #: other's sequences.
     state_store: StateStore | None = None
+    #: For debugging: how many requests each queue holds before it runs the first, and how many must also wait
+    #: for a place in a model of sequences; 0 for none.
+    hold_requests: int = 0
+    hold_backlog: int = 0
     #: The Python model to run in the server's process, without time limits, under a debugger; empty for none.
     debugged_model: str = ""
     #: The folder for remote files, environments and unpacked archives; None for one in the user's home.

@@ -204,7 +204,14 @@ class Servable(ShownVersion):
         instances = maker.make(loaded)
         if warm.tensors is not None:
             self._queue = model.sequences = build_sequence_queue(
-                model, loaded, instances, warm.tensors, shared.states, shared.total
+                model,
+                loaded,
+                instances,
+                warm.tensors,
+                shared.states,
+                shared.total,
+                hold=shared.options.hold_requests,
+                backlog=shared.options.hold_backlog,
             )
         else:
             # Without a digest of the files, responses are cached for this load only.
@@ -219,6 +226,7 @@ class Servable(ShownVersion):
                 cache=cache,
                 fingerprint=content,
                 fair=shared.options.fair_queues,
+                hold=shared.options.hold_requests,
             )
         model.backend = loaded.backend
         model.platform = loaded.platform

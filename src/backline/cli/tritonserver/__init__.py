@@ -7,6 +7,7 @@ The command line is translated into one of `backline serve`, so there is only on
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -43,6 +44,13 @@ DEFAULTS: dict[str, Any] = {
     "not_ready_status": "400",
     "log_info": True,
     "log_format": "triton",
+}
+
+
+#: Triton's debugging hooks: the environment variables and the fields of LifecycleOptions that they set.
+_HOLDS = {
+    "TRITONSERVER_DELAY_SCHEDULER": "hold_requests",
+    "TRITONSERVER_BACKLOG_DELAY_SCHEDULER": "hold_backlog",
 }
 
 
@@ -120,7 +128,19 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Parsed, Translation]:
         raise StartFailed(f"error: {error.format_message()}") from None
     if not parsed.options.repositories and parsed.debug is None:
         raise StartFailed("error: creating server: Invalid argument - --model-repository must be specified")
-    return parsed, translation
+    return _held(parsed), translation
+
+
+def _held(parsed: Parsed) -> Parsed:
+    """Adds Triton's debugging hooks, which are environment variables. Raises StartFailed."""
+    held: dict[str, Any] = {}
+    for name, field in _HOLDS.items():
+        text = os.environ.get(name, "0")
+        if not text.isdecimal():
+            raise StartFailed(f"error: {name} is '{text}', expected a number of requests")
+        held[field] = int(text)
+    lifecycle = replace(parsed.options.lifecycle, **held)
+    return replace(parsed, options=replace(parsed.options, lifecycle=lifecycle))
 
 
 @click.command(

@@ -56,7 +56,12 @@ def translate(arguments: Sequence[str], takes_value: Callable[[str], bool | None
         except InvalidArgument as error:
             raise _bad_option(name, error) from None
     told = {outcome: _told(values, outcome) for outcome in ("no effect", "missing")}
-    return Translation((*_translated(values), *passed), tuple(told["no effect"]), tuple(told["missing"]))
+    traces, unwritten = _traces(values, {name: given[-1] for name, given in values.items()})
+    return Translation(
+        (*_translated(values), *(f"--trace-config={setting}" for setting in traces), *passed),
+        tuple(told["no effect"]),
+        (*told["missing"], *([unwritten] if unwritten else [])),
+    )
 
 
 def _read(
@@ -139,7 +144,6 @@ def _translated(values: Mapping[str, Sequence[str]]) -> Iterator[str]:
     yield from _control(values, last)
     yield from _tls(last)
     yield from _cache(values, last)
-    yield from _traces(values, last)
     if last.get("rate-limit") == "execution_count":
         yield from (f"--rate-limit-resource={value}" for value in values.get("rate-limit-resource", ()))
 
@@ -195,7 +199,8 @@ def _cache(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> Iter
         yield f"--cache-config=local,size={size}"
 
 
-def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> Iterator[str]:
+def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> tuple[list[str], str]:
+    """The values of --trace-config, and a sentence about a level that has no effect."""
     old = ("trace-file", "trace-level", "trace-rate", "trace-count", "trace-log-frequency")
     given = [name for name in old if name in values]
     if given and "trace-config" in values:
@@ -203,9 +208,10 @@ def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> Ite
             f"Error: Incompatible flags --{given[0]} and --trace-config both provided. Please provide one or"
             " the other."
         )
+    settings = list(values.get("trace-config", ()))
     for level in dict.fromkeys(values.get("trace-level", ())):
         word = {"MIN": "TIMESTAMPS", "MAX": "TIMESTAMPS"}.get(level.upper(), level.upper())
-        yield f"--trace-config=level={word}"
+        settings.append(f"level={word}")
     for name, own in (
         ("trace-file", "triton,file"),
         ("trace-rate", "rate"),
@@ -213,4 +219,14 @@ def _traces(values: Mapping[str, Sequence[str]], last: Mapping[str, str]) -> Ite
         ("trace-log-frequency", "triton,log-frequency"),
     ):
         if name in last:
-            yield f"--trace-config={own}={last[name]}"
+            settings.append(f"{own}={last[name]}")
+    levels = [setting for setting in settings if setting.startswith("level=") and setting != "level=OFF"]
+    goes_somewhere = any(
+        setting.startswith("triton,file=") or setting.lower() == "mode=opentelemetry" for setting in settings
+    )
+    if not levels or goes_somewhere:
+        return settings, ""
+    # Triton starts all the same, and writes no traces.
+    return [setting for setting in settings if setting not in levels], (
+        f"the trace setting {levels[0]} has no effect: say where traces go, by triton,file=PATH"
+    )

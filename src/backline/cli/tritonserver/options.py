@@ -212,7 +212,11 @@ OPTIONS: Final[tuple[TritonOption, ...]] = (
     _once("metrics-address", text, "the same"),
     _once("metrics-port", whole, "the same"),
     _once("reuse-metrics-port", boolean, "the same"),
-    _each("trace-config", setting("trace-config", "'<trace mode>,<setting>=<value>'"), "the same"),
+    _taken(
+        "trace-config",
+        setting("trace-config", "'<trace mode>,<setting>=<value>'"),
+        "the same; a level without a file is a warning",
+    ),
     _taken("trace-file", text, "`--trace-config triton,file=PATH`"),
     _taken("trace-level", text, "`--trace-config level=LEVEL`; `MIN` and `MAX` are `TIMESTAMPS`"),
     _taken("trace-rate", whole, "`--trace-config rate=RATE`"),

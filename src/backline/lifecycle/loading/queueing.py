@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from backline.engine.config.model_config import ModelConfig, QueuePolicy
@@ -43,16 +44,17 @@ def build_queue(
     cache: ResponseCache | None = None,
     fingerprint: str = "",
     fair: bool = False,
+    hold: int = 0,
 ) -> InstancesQueue:
     """The queue of a loaded version: a scheduler, wrapped in splitting and a response cache if configured.
 
     If the model uses the `cache`, its responses are stored under `fingerprint`, which identifies the loaded
-    files. With `fair`, callers are served in turn.
+    files. With `fair`, callers are served in turn. Nothing runs until `hold` requests are queued.
     """
     config = model.config
     settings = settings_of(config, loaded, fair=fair)
     loop = asyncio.get_running_loop()
-    scheduler = _scheduler(model, loaded, settings, instances, total, turn)
+    scheduler = _scheduler(model, loaded, settings, instances, total, turn, hold)
     queue: InstancesQueue = scheduler
     if config.split_large_batches:
         from backline.schedule.splitting import SplittingQueue
@@ -77,10 +79,25 @@ def _scheduler(
     instances: Sequence[Instance],
     total: QueueTotal | None,
     turn: Turn | None,
+    hold: int,
 ) -> Scheduler:
     config = model.config
     loop = asyncio.get_running_loop()
     ordered = config.preserve_ordering
+    if hold:
+        from backline.schedule.holding import HoldingScheduler
+
+        return HoldingScheduler(
+            model.name,
+            settings,
+            instances,
+            model.statistics,
+            loop=loop,
+            preserve_ordering=ordered,
+            total=total,
+            turn=turn,
+            hold=hold,
+        )
     if config.objective_seconds is None:
         return Scheduler(
             model.name,
@@ -117,8 +134,14 @@ def build_sequence_queue(
     tensors: SequenceTensors,
     store: StateStore,
     total: QueueTotal | None = None,
+    *,
+    hold: int = 0,
+    backlog: int = 0,
 ) -> SequenceBatcher:
-    """The queue of a version that serves sequences."""
+    """The queue of a version that serves sequences.
+
+    Nothing runs until `hold` requests wait, and `backlog` more for a place on an instance.
+    """
     from backline.schedule.sequences.batcher import SequenceBatcher
     from backline.schedule.sequences.lanes import UNTIMED, SequenceLane, SlotLane, SlotPolicy
 
@@ -144,7 +167,12 @@ def build_sequence_queue(
                 model.name, settings, [instance], statistics, loop=loop, preserve_ordering=order
             )
 
-    return SequenceBatcher(
+    kind: Callable[..., SequenceBatcher] = SequenceBatcher
+    if hold:
+        from backline.schedule.holding import HoldingSequenceBatcher
+
+        kind = partial(HoldingSequenceBatcher, hold=hold, backlog=backlog)
+    return kind(
         model.name,
         model.version,
         tensors,
