@@ -138,11 +138,12 @@ def test_every_planted_fault_is_found_and_some_are_repaired(backline: Run, tmp_p
         done = backline(*arguments, "--http-port", port, **environment)
         repaired = backline(*arguments, "--http-port", port, "--fix", **environment)
 
-    assert len(PLANTED) >= 20
+    planted = PLANTED - ({("gpus", "warning")} if any(Path("/dev").glob("nvidia[0-9]*")) else set())
+    assert len(planted) >= 20
     assert done.returncode == 1, done.stderr
-    assert found(done.stdout) >= PLANTED
+    assert found(done.stdout) >= planted
     gone = {"secret-files", "folder-permissions", "repository-permissions", "interrupted-work"}
-    assert found(repaired.stdout) & PLANTED == {one for one in PLANTED if one[0] not in gone}
+    assert found(repaired.stdout) & PLANTED == {one for one in planted if one[0] not in gone}
     assert len(json.loads(repaired.stdout)["fixed"]) == 4
     assert not left.exists()
     assert keys.stat().st_mode & 0o777 == 0o600
@@ -372,7 +373,9 @@ def test_the_limits_of_a_container_are_read(tmp_path: Path) -> None:
         ("https://host/", True),
         ("grpc://host:8001", True),
         ("unix:/run/backline.sock", True),
+        ("https://proxy/backline", True),
         ("https://host/models.zip", False),
+        ("https://host/models.tar.gz#add1", False),
         ("s3://bucket/models", False),
         ("models/", False),
     ],
