@@ -21,7 +21,7 @@ from backline.cli.doctor.files import FILES, Place, ServerFiles, certificate_end
 from backline.cli.doctor.finding import Severity, diagnose
 from backline.cli.doctor.machine import MACHINE, Machine, read_machine
 from backline.cli.doctor.repository import REPOSITORY, DescribedModel, Repositories
-from backline.cli.doctor.running import RUNNING, RunningServer, checks_of
+from backline.cli.doctor.running import RUNNING, ServerFacts, checks_of
 from backline.cli.doctor.software import SOFTWARE, Software
 from backline.client.records import ModelIndex, Progress
 from backline.engine.config.model_config import ModelConfig
@@ -222,7 +222,7 @@ BUSY = {
         "compute_infer": {"count": 1000, "ns": 10**9},
     },
 }
-SOUND_SERVER = RunningServer(
+SOUND_SERVER = ServerFacts(
     "http://server:8000",
     name="backline",
     version="1",
@@ -333,7 +333,7 @@ def test_a_fault_is_found_by_its_check_alone(check: str, severity: str, changes:
     (group,) = (name for name, (checks, _) in GROUPS.items() if check in checks)
     checks, sound = GROUPS[group]
     facts = replace(sound, **changes)
-    if isinstance(facts, RunningServer):
+    if isinstance(facts, ServerFacts):
         checks = checks_of(facts)
 
     wrong = [one for one in diagnose(group, checks, facts) if one.finding.severity is not Severity.OK]
