@@ -17,7 +17,7 @@ import pytest
 
 from backline.cli.doctor import is_server
 from backline.cli.doctor.addresses import ADDRESSES, Exposure, TriedPort
-from backline.cli.doctor.files import FILES, Place, ServerFiles, certificate_end
+from backline.cli.doctor.files import FILES, ServerFiles, ServerPath, certificate_end
 from backline.cli.doctor.finding import Severity, diagnose
 from backline.cli.doctor.machine import MACHINE, Machine, read_machine
 from backline.cli.doctor.repository import REPOSITORY, DescribedModel, Repositories
@@ -210,7 +210,7 @@ SOUND_MACHINE = Machine(
     now=2e9,
     max_connections=4096,
 )
-SOUND_FILES = ServerFiles(folders=(Place("The state folder", Path("/srv/state")),), now=2e9)
+SOUND_FILES = ServerFiles(folders=(ServerPath("The state folder", Path("/srv/state")),), now=2e9)
 SOUND_EXPOSURE = Exposure("127.0.0.1", (TriedPort("--http-port", 8000),))
 SOUND_REPOSITORIES = Repositories((DescribedModel("a", ModelConfig("a"), backend="onnxruntime"),), cores=8)
 BUSY = {
@@ -276,8 +276,8 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     ("shared-memory", "warning", {"shared_memory": 1 << 20, "allow_client_shm": True}),
     ("clock", "error", {"now": 0.0}),
     ("power", "note", {"governors": frozenset({"powersave"})}),
-    ("folders", "error", {"folders": (Place("The cache folder", Path("/c"), writable=False),)}),
-    ("disk-space", "warning", {"folders": (Place("The cache folder", Path("/c"), free=1),)}),
+    ("folders", "error", {"folders": (ServerPath("The cache folder", Path("/c"), writable=False),)}),
+    ("disk-space", "warning", {"folders": (ServerPath("The cache folder", Path("/c"), free=1),)}),
     ("key-file", "error", {"auth_error": "--auth: 'keys.toml' is not valid"}),
     ("key-file", "warning", {"expiries": {"app": 2e9 + 3600}}),
     ("environments", "note", {"unused_environments": 3, "unused_bytes": 1 << 32}),
