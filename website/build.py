@@ -56,6 +56,11 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
         "docs/tracing.md",
         "SECURITY.md",
     ),
+    "Deployment": (
+        "docs/deploy/container.md",
+        "docs/deploy/kubernetes.md",
+        "docs/deploy/fleet.md",
+    ),
     "Reference": ("reference/client.md", "reference/embedding.md", "reference/model.md"),
     "Measurements": ("benchmarks/README.md", "docs/benchmarks/overload.md"),
     "Inside": ("ARCHITECTURE.md", "CHANGELOG.md"),
@@ -71,7 +76,11 @@ def pages() -> list[str]:
     """All pages, in the order of the navigation."""
     listed = [page for chapter in CHAPTERS.values() for page in chapter]
     decisions = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "decisions").glob("*.md"))
-    further = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+    further = sorted(
+        str(path.relative_to(ROOT))
+        for folder in ("docs", "docs/deploy")
+        for path in (ROOT / folder).glob("*.md")
+    )
     # A page that no chapter names yet is still published.
     return list(dict.fromkeys([*listed, *further, *decisions]))
 
@@ -85,7 +94,7 @@ def navigation() -> list[dict[str, Any]]:
     decisions.sort(key=lambda page: not page.endswith("README.md"))
     chapters.append({"Decisions": decisions})
     if further := [page for page in rest if page not in decisions]:
-        chapters.insert(5, {"More": further})
+        chapters.insert(6, {"More": further})
     return chapters
 
 
