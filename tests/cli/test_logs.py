@@ -66,7 +66,7 @@ def test_the_log_of_a_running_server_is_followed_even_when_its_file_is_replaced(
     with serve(tmp_path / "models", tmp_path / "out", *arguments, ready=False) as server:
         server.wait_started()
         errors = backline("logs", "--url", server.url, "--level", "error")
-        assert "model 'broken' version 1" in errors.stdout
+        assert "'broken' version 1" in errors.stdout
         following = Terminal("logs", "--follow", "--model", "add1", "--lines", 0, "--url", server.url)
         _request_until(backline, server, following)
         file.rename(tmp_path / "old.log")
