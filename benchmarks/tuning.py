@@ -19,7 +19,7 @@ import click
 from harness.machine import machine
 from harness.model import write_model, write_slow_model
 
-from backline.cli.tune.search import Goal, Measured, Search, exhaustive
+from backline.cli.tune.search import Goal, LoadMeasurement, Search, exhaustive
 from backline.cli.tune.settings import space
 from backline.cli.tune.trials import Trials
 from backline.lifecycle.options import LifecycleOptions
@@ -39,8 +39,8 @@ class Comparison:
     combinations: int
     tune_seconds: float
     exhaustive_seconds: float
-    tuned: Measured
-    best: Measured
+    tuned: LoadMeasurement
+    best: LoadMeasurement
     #: The throughput of what tune found, divided by that of exhaustive search: the median over rounds.
     ratio: float
     #: The same, divided by that of the server's own choice.

@@ -14,14 +14,14 @@ import click
 import numpy as np
 import pytest
 
-from backline.cli.numbers import Duration
+from backline.cli.numbers import DurationType
 from backline.cli.tune import write_configuration
-from backline.cli.tune.latency_model import BatchTimes
-from backline.cli.tune.search import LEVELS, Goal, Measured, Outcome, Search, exhaustive, pareto
+from backline.cli.tune.load_predictor import BatchTimes
+from backline.cli.tune.search import LEVELS, Goal, LoadMeasurement, Outcome, Search, exhaustive, pareto
 from backline.cli.tune.settings import (
     RUNTIME_OPTIONS,
-    Settings,
     Tunable,
+    TunedSettings,
     bucket_choices,
     configured,
     space,
@@ -56,9 +56,9 @@ class SimulatedModel:
     extended: float = 1.0
     noise: random.Random = field(default_factory=lambda: random.Random(7))
     seconds: float = 0.0
-    last: Settings | None = None
+    last: TunedSettings | None = None
 
-    def truth(self, settings: Settings, concurrency: int) -> tuple[float, float]:
+    def truth(self, settings: TunedSettings, concurrency: int) -> tuple[float, float]:
         """The throughput and the 99th percentile without noise."""
         size = max(settings.batch, 1)
         batch = min(size, max(1.0, concurrency / settings.instances))
@@ -75,14 +75,16 @@ class SimulatedModel:
         throughput = sum(limit**-4 for limit in limits) ** -0.25
         return throughput, 1.4 * concurrency / throughput
 
-    async def measure(self, settings: Settings, concurrency: int, seconds: float) -> Measured:
+    async def measure(self, settings: TunedSettings, concurrency: int, seconds: float) -> LoadMeasurement:
         self.seconds += seconds + (LOAD if settings != self.last else 0.0)
         self.last = settings
         throughput, p99 = self.truth(settings, concurrency)
         throughput *= self.noise.gauss(1.0, 0.01)
         batch = int(min(max(settings.batch, 1), max(1, concurrency // settings.instances)))
         run = (self.fixed + self.item * batch) / settings.threads**self.scaling
-        return Measured(settings, concurrency, throughput, concurrency / throughput, p99, runs={batch: run})
+        return LoadMeasurement(
+            settings, concurrency, throughput, concurrency / throughput, p99, runs={batch: run}
+        )
 
 
 MODELS: dict[str, Callable[[], SimulatedModel]] = {
@@ -90,7 +92,7 @@ MODELS: dict[str, Callable[[], SimulatedModel]] = {
     "heavy": lambda: SimulatedModel(0.0005, 0.004, scaling=0.9),
     "batches": lambda: SimulatedModel(0.005, 0.00005, scaling=0.3, extended=0.9),
 }
-TUNABLE = Tunable(Settings("thread", 2, 64), 64, RUNTIME_OPTIONS["onnxruntime"], inline=False)
+TUNABLE = Tunable(TunedSettings("thread", 2, 64), 64, RUNTIME_OPTIONS["onnxruntime"], inline=False)
 
 
 @pytest.mark.parametrize("goal", [Goal(), Goal(0.02)], ids=["throughput", "p99"])
@@ -126,7 +128,7 @@ async def test_a_change_that_brings_nothing_is_undone() -> None:
 async def test_settings_that_do_not_load_are_left_out() -> None:
     model = MODELS["batches"]()
 
-    async def measure(settings: Settings, concurrency: int, seconds: float) -> Measured:
+    async def measure(settings: TunedSettings, concurrency: int, seconds: float) -> LoadMeasurement:
         if settings.threads > 1:
             raise InvalidArgument("too many threads")
         return await model.measure(settings, concurrency, seconds)
@@ -155,7 +157,7 @@ async def test_better_buckets_are_kept() -> None:
     model = MODELS["heavy"]()
     narrow, wide = ((("x", (8, 64)),), (("x", (64,)),))
 
-    async def measure(settings: Settings, concurrency: int, seconds: float) -> Measured:
+    async def measure(settings: TunedSettings, concurrency: int, seconds: float) -> LoadMeasurement:
         measured = await model.measure(replace(settings, buckets=()), concurrency, seconds)
         gain = {narrow: 1.5, wide: 0.9}.get(settings.buckets, 1.0)
         return replace(measured, settings=settings, throughput=measured.throughput * gain)
@@ -177,8 +179,8 @@ def test_run_times_are_interpolated() -> None:
 
 
 def test_the_pareto_front_has_what_nothing_beats() -> None:
-    def one(throughput: float, p99: float, errors: int = 0) -> Measured:
-        return Measured(Settings(), 1, throughput, p99, p99, errors)
+    def one(throughput: float, p99: float, errors: int = 0) -> LoadMeasurement:
+        return LoadMeasurement(TunedSettings(), 1, throughput, p99, p99, errors)
 
     fast, balanced, quick, beaten, wrong = one(9, 9), one(5, 3), one(2, 1), one(4, 4), one(99, 0, 1)
 
@@ -190,7 +192,7 @@ def test_a_configuration_keeps_what_it_says_otherwise() -> None:
     declared.parameters["session.intra_op.allow_spinning"].string_value = "1"
     declared.instance_group.add(count=7, name="mine")
 
-    config = configured(declared, Settings("thread", 2, 8, 500, threads=4), TUNABLE)
+    config = configured(declared, TunedSettings("thread", 2, 8, 500, threads=4), TUNABLE)
 
     assert config.max_batch_size == 8
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
@@ -231,13 +233,13 @@ def test_recorded_requests_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("20ms", 0.02), ("1.5s", 1.5), ("500 us", 0.0005)])
 def test_durations_have_units(text: str, seconds: float) -> None:
-    assert Duration().convert(text, None, None) == pytest.approx(seconds)
+    assert DurationType().convert(text, None, None) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["20", "ms", "0ms", "-1s", "1h"])
 def test_other_durations_are_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="such as 20ms"):
-        Duration().convert(text, None, None)
+        DurationType().convert(text, None, None)
 
 
 def test_the_configuration_is_written_and_the_old_one_kept(backline: Run, tmp_path: Path) -> None:

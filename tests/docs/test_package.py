@@ -46,6 +46,7 @@ EXTRAS = {
     "av": "aac",
     "uv": "envs",
     "opentelemetry": "otel",
+    "swift_f0": "demo",
 }
 #: Extras that install what other extras install alone, or in another build.
 SEVERAL = {"torchserve", "onnx-gpu"}

@@ -37,7 +37,7 @@ class Number(click.FloatRange):
             return self.fail(f"{str(value)!r} is not a number{_allowed(self)}.", param, ctx)
 
 
-class Duration(click.ParamType):
+class DurationType(click.ParamType):
     """A duration above 0 with its unit, such as 20ms; converted to seconds."""
 
     name = "duration"

@@ -64,7 +64,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Activity:
+class VersionActivity:
     """What a model version did between two readings. Times are in milliseconds; None if unknown."""
 
     model: str
@@ -159,7 +159,7 @@ def with_metrics(reading: Reading, page: str) -> Reading:
     return Reading(reading.moment, reading.index, reading.statistics, latencies, waiting)
 
 
-def activities(before: Reading, after: Reading) -> list[Activity]:
+def activities(before: Reading, after: Reading) -> list[VersionActivity]:
     """What each model version did between two readings, the busiest first."""
     seconds = max(after.moment - before.moment, 1e-9)
     found = []
@@ -177,7 +177,7 @@ def activities(before: Reading, after: Reading) -> list[Activity]:
         items = int(now.get("inference_count", 0)) - int(then.get("inference_count", 0))
         waiting = after.waiting.get(key)
         found.append(
-            Activity(
+            VersionActivity(
                 entry.name,
                 entry.version,
                 state_text(entry),
@@ -214,7 +214,7 @@ def percentile(before: Mapping[float, float], after: Mapping[float, float], shar
     return None if bound == float("inf") else bound * 1000
 
 
-def _redraw(url: str, found: Sequence[Activity]) -> None:
+def _redraw(url: str, found: Sequence[VersionActivity]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table

@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
+from backline.backends.registry import FORMATS
 from backline.cli.command import run
 from backline.cli.connection import client_options
 from backline.cli.doctor.addresses import ADDRESSES, read_exposure
@@ -24,6 +26,7 @@ from backline.cli.serve import command as serve_command
 from backline.cli.serve.option import unknown_variables
 from backline.cli.serve.options import server_options
 from backline.client.options import ClientOptions
+from backline.repository.remote.unpack import ARCHIVES
 from backline.server import ServerOptions
 
 _SERVER_SCHEMES = ("grpc://", "grpcs://", "unix:", "http+unix:", "grpc+unix:")
@@ -127,9 +130,11 @@ def _diagnoses(options: ServerOptions, connection: ClientOptions) -> Iterator[Di
 
 
 def is_server(location: str) -> bool:
-    """Whether a location is the URL of a server. An http URL with a path is that of an archive."""
+    """Whether a location is the URL of a server, rather than of an archive or model file on a web server."""
     if location.startswith(("http://", "https://")):
-        return not location.partition("://")[2].partition("/")[2]
+        path = urlsplit(location).path.lower()
+        suffixes = (suffix for format in FORMATS for suffix in format.suffixes)
+        return not path.endswith((*ARCHIVES, *suffixes))
     return location.startswith(_SERVER_SCHEMES)
 
 

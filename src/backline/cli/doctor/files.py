@@ -33,7 +33,7 @@ _MUCH = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ServerPath:
     """A file or folder of the server. `mode` is None if there is none; `free` is the free space there."""
 
     what: str
@@ -48,11 +48,11 @@ class ServerFiles:
     """The server's own files, as its options name them."""
 
     #: The folders that the server writes to.
-    folders: tuple[Place, ...] = ()
+    folders: tuple[ServerPath, ...] = ()
     #: Files whose content must stay secret.
-    secrets: tuple[Place, ...] = ()
+    secrets: tuple[ServerPath, ...] = ()
     #: Local repositories: folders with code that the server runs.
-    repositories: tuple[Place, ...] = ()
+    repositories: tuple[ServerPath, ...] = ()
     auth_error: str = ""
     #: The names of keys, and when each expires, in seconds since 1970.
     expiries: Mapping[str, float] = field(default_factory=dict)
@@ -265,11 +265,11 @@ def read_files(options: ServerOptions) -> ServerFiles:
     )
 
 
-def _place(what: str, path: Path) -> Place:
+def _place(what: str, path: Path) -> ServerPath:
     """A file or folder. Whether one that does not exist can be written depends on what is above it."""
     above = next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
-    return Place(what, path, mode, os.access(above, os.W_OK), shutil.disk_usage(above).free)
+    return ServerPath(what, path, mode, os.access(above, os.W_OK), shutil.disk_usage(above).free)
 
 
 def _auth(options: ServerOptions) -> tuple[AuthDocument, str]:

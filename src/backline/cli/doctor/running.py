@@ -38,7 +38,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class RunningServer:
+class ServerFacts:
     """What a server says about itself and its models.
 
     `problem` says why it does not answer; all other fields are then empty. `statistics` and `configurations`
@@ -66,7 +66,7 @@ class RunningServer:
     cores: int | None = None
 
 
-def answers(server: RunningServer) -> Iterator[Finding]:
+def answers(server: ServerFacts) -> Iterator[Finding]:
     if server.problem:
         yield error(
             f"{server.url} does not answer: {server.problem}",
@@ -77,7 +77,7 @@ def answers(server: RunningServer) -> Iterator[Finding]:
         yield ok(f"{server.url} answers: {server.name} {server.version}")
 
 
-def server_version(server: RunningServer) -> Iterator[Finding]:
+def server_version(server: ServerFacts) -> Iterator[Finding]:
     if server.name == "backline" and server.version != server.own_version:
         yield note(
             f"The server is Backline {server.version}, this program {server.own_version}",
@@ -86,7 +86,7 @@ def server_version(server: RunningServer) -> Iterator[Finding]:
         )
 
 
-def certificate_of_server(server: RunningServer) -> Iterator[Finding]:
+def certificate_of_server(server: ServerFacts) -> Iterator[Finding]:
     if server.certificate_expires is None:
         return
     days = (server.certificate_expires - server.now) / 86_400
@@ -100,7 +100,7 @@ def certificate_of_server(server: RunningServer) -> Iterator[Finding]:
         yield ok(f"The server's certificate is valid for {days:.0f} more days")
 
 
-def clocks(server: RunningServer) -> Iterator[Finding]:
+def clocks(server: ServerFacts) -> Iterator[Finding]:
     if server.skew is None:
         return
     if abs(server.skew) > _SKEW:
@@ -114,7 +114,7 @@ def clocks(server: RunningServer) -> Iterator[Finding]:
         yield ok("The server's clock agrees with this machine's")
 
 
-def callers_without_key(server: RunningServer) -> Iterator[Finding]:
+def callers_without_key(server: ServerFacts) -> Iterator[Finding]:
     if server.open_to_all:
         yield warning(
             f"{server.url} lets callers without a key read and run its models",
@@ -123,7 +123,7 @@ def callers_without_key(server: RunningServer) -> Iterator[Finding]:
         )
 
 
-def readiness(server: RunningServer) -> Iterator[Finding]:
+def readiness(server: ServerFacts) -> Iterator[Finding]:
     failed = [entry for entry in server.index if entry.state == "UNAVAILABLE"]
     for entry in failed:
         yield error(
@@ -150,7 +150,7 @@ def readiness(server: RunningServer) -> Iterator[Finding]:
             )
 
 
-def cold_models(server: RunningServer) -> Iterator[Finding]:
+def cold_models(server: ServerFacts) -> Iterator[Finding]:
     for entry in server.index:
         if entry.state == "ON_DEMAND":
             yield note(
@@ -161,7 +161,7 @@ def cold_models(server: RunningServer) -> Iterator[Finding]:
             )
 
 
-def slow_loads(server: RunningServer) -> Iterator[Finding]:
+def slow_loads(server: ServerFacts) -> Iterator[Finding]:
     for (name, version), seconds in server.load_seconds.items():
         if seconds > _SLOW_LOAD:
             yield warning(
@@ -173,7 +173,7 @@ def slow_loads(server: RunningServer) -> Iterator[Finding]:
             )
 
 
-def unused_models(server: RunningServer) -> Iterator[Finding]:
+def unused_models(server: ServerFacts) -> Iterator[Finding]:
     never = [
         _version(name, version)
         for (name, version), counts in server.statistics.items()
@@ -187,7 +187,7 @@ def unused_models(server: RunningServer) -> Iterator[Finding]:
         )
 
 
-def failures(server: RunningServer) -> Iterator[Finding]:
+def failures(server: ServerFacts) -> Iterator[Finding]:
     for (name, version), counts in server.statistics.items():
         reasons = {
             reason: int(count) for reason, count in counts.get("failure_stats", {}).items() if int(count)
@@ -205,7 +205,7 @@ def failures(server: RunningServer) -> Iterator[Finding]:
             )
 
 
-def stuck_runs(server: RunningServer) -> Iterator[Finding]:
+def stuck_runs(server: ServerFacts) -> Iterator[Finding]:
     for (name, version), count in server.stuck.items():
         if count:
             yield error(
@@ -216,7 +216,7 @@ def stuck_runs(server: RunningServer) -> Iterator[Finding]:
             )
 
 
-def batching_in_use(server: RunningServer) -> Iterator[Finding]:
+def batching_in_use(server: ServerFacts) -> Iterator[Finding]:
     for key, counts in server.statistics.items():
         config = server.configurations.get(key, {})
         if not config or config.get("ensemble_scheduling") or _count(counts, "success") < _ENOUGH:
@@ -241,7 +241,7 @@ def batching_in_use(server: RunningServer) -> Iterator[Finding]:
             )
 
 
-def instance_threads(server: RunningServer) -> Iterator[Finding]:
+def instance_threads(server: ServerFacts) -> Iterator[Finding]:
     for key, config in server.configurations.items():
         groups = config.get("instance_group") or []
         instances = sum(int(group.get("count") or 1) for group in groups if group.get("kind") != "KIND_GPU")
@@ -257,7 +257,7 @@ def instance_threads(server: RunningServer) -> Iterator[Finding]:
             )
 
 
-RUNNING: Mapping[str, Callable[[RunningServer], Iterator[Finding]]] = {
+RUNNING: Mapping[str, Callable[[ServerFacts], Iterator[Finding]]] = {
     "answers": answers,
     "server-version": server_version,
     "certificate-of-server": certificate_of_server,
@@ -274,7 +274,7 @@ RUNNING: Mapping[str, Callable[[RunningServer], Iterator[Finding]]] = {
 }
 
 
-def checks_of(server: RunningServer) -> Mapping[str, Callable[[RunningServer], Iterator[Finding]]]:
+def checks_of(server: ServerFacts) -> Mapping[str, Callable[[ServerFacts], Iterator[Finding]]]:
     """The checks that apply: only the first one to a server that does not answer."""
     return {"answers": answers} if server.problem else RUNNING
 
@@ -293,9 +293,9 @@ def _mean_us(counts: Mapping[str, Any], name: str) -> float:
     return int(times.get("ns", 0)) / count / 1000 if count else 0.0
 
 
-async def read_running(url: str, options: ClientOptions) -> RunningServer:
+async def read_running(url: str, options: ClientOptions) -> ServerFacts:
     """Asks a server for the facts. Facts that it refuses to tell are left out."""
-    server = RunningServer(url, now=time.time())
+    server = ServerFacts(url, now=time.time())
     try:
         async with AsyncClient(url, options) as client:
             transport = await client.transport()
@@ -330,7 +330,7 @@ async def read_running(url: str, options: ClientOptions) -> RunningServer:
                     open_to_all=not is_loopback(client.address.host) and await _is_open(url, options),
                 )
     except BacklineError as error:
-        return RunningServer(url, problem=error.message)
+        return ServerFacts(url, problem=error.message)
     return server
 
 
@@ -342,9 +342,7 @@ async def _told(asked: Awaitable[Answer], otherwise: Answer) -> Answer:
         return otherwise
 
 
-async def _over_http(
-    server: RunningServer, transport: HttpTransport, options: ClientOptions
-) -> RunningServer:
+async def _over_http(server: ServerFacts, transport: HttpTransport, options: ClientOptions) -> ServerFacts:
     """Adds what only HTTP tells: the clock and the metrics."""
     from prometheus_client.parser import text_string_to_metric_families
 

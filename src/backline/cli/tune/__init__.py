@@ -16,7 +16,7 @@ from backline.cli.bench.report import require_matplotlib
 from backline.cli.command import run
 from backline.cli.inputs import input_option, shape_option
 from backline.cli.model_folder import open_model
-from backline.cli.numbers import Duration, Number
+from backline.cli.numbers import DurationType, Number
 from backline.cli.run import find_model
 from backline.cli.tune.report import comment, document, print_outcome, write_json, write_plot
 from backline.cli.tune.search import Goal, Outcome, Search
@@ -47,7 +47,7 @@ with nothing else running. Callers wait for each response before they send the n
 @click.argument("model", type=click.Path(exists=True))
 @click.option(
     "--p99",
-    type=Duration(),
+    type=DurationType(),
     metavar="TIME",
     help="The most throughput with a 99th percentile of at most this latency, such as 20ms.",
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import backline
 from backline.cli.table import print_table
-from backline.cli.tune.search import Goal, Measured, Outcome, pareto
+from backline.cli.tune.search import Goal, LoadMeasurement, Outcome, pareto
 
 _UNITS = "Throughput is in requests per second, latency in ms, both with as many callers as are in flight."
 
@@ -57,7 +57,7 @@ def verdict(outcome: Outcome, goal: Goal) -> str:
     return f"Best{limit}: {best.settings}: {best.throughput:.0f} requests/s{gain}."
 
 
-def _row(kind: str, one: Measured) -> tuple[str, ...]:
+def _row(kind: str, one: LoadMeasurement) -> tuple[str, ...]:
     return (
         kind,
         str(one.settings),
@@ -79,7 +79,7 @@ def _text(value: object) -> str:
 def document(outcome: Outcome, goal: Goal, name: str, inputs: str) -> dict[str, Any]:
     """The result as JSON."""
 
-    def entry(one: Measured) -> dict[str, Any]:
+    def entry(one: LoadMeasurement) -> dict[str, Any]:
         settings = one.settings
         return {
             "settings": {
@@ -135,7 +135,7 @@ def comment(outcome: Outcome, goal: Goal, inputs: str) -> str:
     return "".join(f"# {line}\n" for line in lines)
 
 
-def _result(one: Measured) -> str:
+def _result(one: LoadMeasurement) -> str:
     return f"{one.throughput:.0f} requests/s, p99 {one.p99 * 1000:.2f} ms, with {one.concurrency} in flight"
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TypeAlias
 
-from backline.cli.tune.latency_model import BatchTimes, LatencyModel, levels_of
-from backline.cli.tune.settings import Settings, Tunable, space, without
+from backline.cli.tune.load_predictor import BatchTimes, LoadPredictor, levels_of
+from backline.cli.tune.settings import Tunable, TunedSettings, space, without
 from backline.engine.errors import BacklineError
 
 #: The concurrencies that are tried.
@@ -37,13 +37,13 @@ _NOTICEABLE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class LoadMeasurement:
     """The result of one measurement. Latencies are in seconds, throughput in requests per second.
 
     `runs` is the mean duration of a run by batch size.
     """
 
-    settings: Settings
+    settings: TunedSettings
     concurrency: int
     throughput: float
     mean: float
@@ -53,7 +53,7 @@ class Measured:
 
 
 #: Measures settings at a concurrency for some seconds. Raises BacklineError if they cannot be loaded.
-Measure: TypeAlias = Callable[[Settings, int, float], Awaitable[Measured]]
+Measure: TypeAlias = Callable[[TunedSettings, int, float], Awaitable[LoadMeasurement]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Goal:
             return -p99 / self.p99
         return throughput
 
-    def of(self, measured: Measured) -> float:
+    def of(self, measured: LoadMeasurement) -> float:
         return self.score(measured.throughput, measured.p99, measured.errors)
 
 
@@ -88,12 +88,12 @@ class Share:
 class Outcome:
     """The result of a search. `candidates` were considered, and `measured` are all measurements, in order."""
 
-    base: Measured
-    best: Measured
+    base: LoadMeasurement
+    best: LoadMeasurement
     candidates: int
-    measured: list[Measured]
+    measured: list[LoadMeasurement]
     seconds: float
-    failed: dict[Settings, str] = field(default_factory=dict)
+    failed: dict[TunedSettings, str] = field(default_factory=dict)
     shares: list[Share] = field(default_factory=list)
 
 
@@ -119,8 +119,8 @@ class Search:
         self._levels = tuple(levels)
         self._pace = pace
         self._progress = progress
-        self._measured: list[Measured] = []
-        self._failed: dict[Settings, str] = {}
+        self._measured: list[LoadMeasurement] = []
+        self._failed: dict[TunedSettings, str] = {}
 
     async def run(self) -> Outcome:
         """Raises BacklineError if the model does not run with the settings that the server chooses."""
@@ -137,7 +137,7 @@ class Search:
             base, best, len(candidates), self._measured, perf_counter() - began, self._failed, shares
         )
 
-    async def _try(self, settings: Settings, level: int, seconds: float) -> Measured | None:
+    async def _try(self, settings: TunedSettings, level: int, seconds: float) -> LoadMeasurement | None:
         """A measurement; None if these settings do not work."""
         try:
             measured = await self._measure(settings, level, seconds * self._pace)
@@ -147,7 +147,7 @@ class Search:
         self._measured.append(measured)
         return measured
 
-    async def _best_level_of_base(self) -> Measured:
+    async def _best_level_of_base(self) -> LoadMeasurement:
         base = self._tunable.base
         self._progress("measuring the current settings", 0.0)
         found = []
@@ -159,7 +159,7 @@ class Search:
                 break
         return max(found, key=self._goal.of)
 
-    async def _probe(self, base: Measured) -> LatencyModel:
+    async def _probe(self, base: LoadMeasurement) -> LoadPredictor:
         """Measures run times by batch size for each number of threads, and the effect of other options."""
         tunable = self._tunable
         largest = min(tunable.largest_batch or 1, 64)
@@ -196,9 +196,9 @@ class Search:
             times[1] = BatchTimes(((1, base.mean),))
         factors = await self._factors(plain, largest)
         tail = sorted(mean_to_p99)[len(mean_to_p99) // 2]
-        return LatencyModel(self._cores, times, factors, alone, min(alone, together), max(tail, 1.0))
+        return LoadPredictor(self._cores, times, factors, alone, min(alone, together), max(tail, 1.0))
 
-    async def _factors(self, plain: Settings, largest: int) -> dict[tuple[str, bool], float]:
+    async def _factors(self, plain: TunedSettings, largest: int) -> dict[tuple[str, bool], float]:
         """How much longer a run takes with each other option of the runtime, measured one at a time."""
         factors = {("all", True): 1.0}
         others = {
@@ -225,9 +225,11 @@ class Search:
     def _options(self) -> set[tuple[str, bool]]:
         return {(one.optimization, one.arena) for one in space(self._tunable, self._cores)}
 
-    def _ranked(self, candidates: Sequence[Settings], model: LatencyModel) -> list[tuple[Settings, int]]:
+    def _ranked(
+        self, candidates: Sequence[TunedSettings], model: LoadPredictor
+    ) -> list[tuple[TunedSettings, int]]:
         """The promising candidates, best first, each with the concurrency to measure it at."""
-        predicted: list[tuple[float, Settings, int]] = []
+        predicted: list[tuple[float, TunedSettings, int]] = []
         for settings in candidates:
             best: tuple[float, int] | None = None
             if settings.lane == "inline" and model.run_seconds(settings, settings.batch) > LONGEST_INLINE:
@@ -246,10 +248,10 @@ class Search:
         kept = [one for one in predicted if one[0] >= (top * _PROMISING if top > 0 else top / _PROMISING)]
         return [(settings, level) for _, settings, level in _diverse(kept, ROUNDS[0][1])]
 
-    async def _compete(self, ranked: Sequence[tuple[Settings, int]]) -> list[Measured]:
+    async def _compete(self, ranked: Sequence[tuple[TunedSettings, int]]) -> list[LoadMeasurement]:
         """Successive halving; returns the measurements of the last round."""
         field = list(ranked)
-        scored: list[Measured] = []
+        scored: list[LoadMeasurement] = []
         total = sum(min(most, len(ranked)) * seconds for seconds, most in ROUNDS)
         done = 0.0
         for seconds, most in ROUNDS:
@@ -264,7 +266,7 @@ class Search:
             field = [(one.settings, self._next_level(one)) for one in scored]
         return scored
 
-    def _next_level(self, measured: Measured) -> int:
+    def _next_level(self, measured: LoadMeasurement) -> int:
         """The concurrency for the next round: lower if the limit was missed, higher if it is far away."""
         limit = self._goal.p99
         if limit is None or not measured.p99:
@@ -274,13 +276,15 @@ class Search:
         most = levels_of(measured.settings, self._levels)[-1]
         return min(fitting[-1] if fitting else self._levels[0], most)
 
-    async def _decide(self, base: Measured, finalists: Sequence[Measured]) -> tuple[Measured, Measured]:
+    async def _decide(
+        self, base: LoadMeasurement, finalists: Sequence[LoadMeasurement]
+    ) -> tuple[LoadMeasurement, LoadMeasurement]:
         """The current settings and the best of all, both measured in turn with the best finalists.
 
         The current settings win unless another combination is noticeably better.
         """
         rivals = [base, *(one for one in finalists if one.settings != base.settings)][: 1 + _RIVALS]
-        results: list[list[Measured]] = [[] for _ in rivals]
+        results: list[list[LoadMeasurement]] = [[] for _ in rivals]
         for turn in range(_TURNS):
             self._progress("comparing with the current settings", 0.8 + 0.1 * turn / _TURNS)
             for rival, result in zip(rivals, results, strict=True):
@@ -294,7 +298,7 @@ class Search:
         least = self._goal.of(now)
         return now, best if self._goal.of(best) > least + _NOISE * abs(least) else now
 
-    async def _choose_buckets(self, best: Measured) -> Measured:
+    async def _choose_buckets(self, best: LoadMeasurement) -> LoadMeasurement:
         """The best settings with the best buckets. How inputs share batches is not predicted but measured."""
         for buckets in self._tunable.buckets:
             self._progress("measuring padding buckets", 0.9)
@@ -304,7 +308,9 @@ class Search:
                 best = measured
         return best
 
-    async def _simplify(self, best: Measured, base: Measured) -> tuple[Measured, list[Share]]:
+    async def _simplify(
+        self, best: LoadMeasurement, base: LoadMeasurement
+    ) -> tuple[LoadMeasurement, list[Share]]:
         """Undoes each change that brings nothing, and measures what the others bring.
 
         The settings with and without a change are measured in turn, because the machine may be faster or
@@ -328,7 +334,7 @@ class Search:
         return best, shares
 
 
-def _mean(results: Sequence[Measured]) -> Measured:
+def _mean(results: Sequence[LoadMeasurement]) -> LoadMeasurement:
     """The mean of several measurements of the same settings at the same concurrency."""
     count = len(results)
     return replace(
@@ -340,7 +346,9 @@ def _mean(results: Sequence[Measured]) -> Measured:
     )
 
 
-def _diverse(ranked: Sequence[tuple[float, Settings, int]], most: int) -> list[tuple[float, Settings, int]]:
+def _diverse(
+    ranked: Sequence[tuple[float, TunedSettings, int]], most: int
+) -> list[tuple[float, TunedSettings, int]]:
     """The first two of each kind before further ones, because predictions rank best within a kind.
 
     A kind is a placement, with or without a delay: how full batches get is hard to predict.
@@ -354,9 +362,9 @@ def _diverse(ranked: Sequence[tuple[float, Settings, int]], most: int) -> list[t
     return [one for _, _, one in sorted(keyed, key=lambda item: item[:2])][:most]
 
 
-def pareto(measured: Sequence[Measured]) -> list[Measured]:
+def pareto(measured: Sequence[LoadMeasurement]) -> list[LoadMeasurement]:
     """The measurements that no other one beats in both throughput and 99th percentile, fastest first."""
-    front: list[Measured] = []
+    front: list[LoadMeasurement] = []
     for one in sorted(measured, key=lambda each: (-each.throughput, each.p99)):
         if not one.errors and (not front or one.p99 < front[-1].p99):
             front.append(one)
@@ -365,7 +373,7 @@ def pareto(measured: Sequence[Measured]) -> list[Measured]:
 
 async def exhaustive(
     tunable: Tunable, cores: int, goal: Goal, measure: Measure, *, levels: Sequence[int], seconds: float
-) -> list[Measured]:
+) -> list[LoadMeasurement]:
     """Measures every combination at every useful concurrency; returns all measurements, best first."""
     found = []
     for settings in space(tunable, cores):

@@ -41,7 +41,7 @@ RUNTIME_OPTIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TunedSettings:
     """One combination. `batch` is max_batch_size, 0 for a model that is not batched."""
 
     lane: AnyLane = "thread"
@@ -57,7 +57,7 @@ class Settings:
     #: Empty for those in the configuration.
     buckets: Buckets = ()
 
-    def changes(self, base: Settings) -> list[tuple[str, Any, Any]]:
+    def changes(self, base: TunedSettings) -> list[tuple[str, Any, Any]]:
         """The settings that differ from those of `base`: name, value there, value here."""
         return [
             (field.name, before, after)
@@ -85,7 +85,7 @@ class Settings:
 class Tunable:
     """What may be varied of a model: `base` is how the server runs it without being told."""
 
-    base: Settings
+    base: TunedSettings
     #: The most items of a batch; 0 if the model cannot be batched.
     largest_batch: int = 0
     options: RuntimeOptions = RuntimeOptions()
@@ -99,12 +99,12 @@ class Tunable:
     buckets: tuple[Buckets, ...] = ()
 
 
-def space(tunable: Tunable, cores: int) -> list[Settings]:
+def space(tunable: Tunable, cores: int) -> list[TunedSettings]:
     """All combinations to consider. None computes with more threads in this process than there are cores."""
     return list(dict.fromkeys([tunable.base, *_combinations(tunable, cores)]))
 
 
-def _combinations(tunable: Tunable, cores: int) -> Iterator[Settings]:
+def _combinations(tunable: Tunable, cores: int) -> Iterator[TunedSettings]:
     options = tunable.options
     batches = _powers(min(tunable.largest_batch, LARGEST_BATCH)) if tunable.largest_batch else [0]
     levels = ("all", "extended") if options.optimization else ("all",)
@@ -112,7 +112,7 @@ def _combinations(tunable: Tunable, cores: int) -> Iterator[Settings]:
     for lane, instances, threads in _placements(tunable, cores):
         for batch, level, arena in product(batches, levels, arenas):
             for delay in DELAYS_US if batch > 1 else (0,):
-                yield Settings(lane, instances, batch, delay, threads, level, arena)
+                yield TunedSettings(lane, instances, batch, delay, threads, level, arena)
 
 
 def _placements(tunable: Tunable, cores: int) -> Iterator[tuple[AnyLane, int, int]]:
@@ -141,7 +141,7 @@ def _powers(most: int) -> list[int]:
     return found if most <= 1 else [*found, most]
 
 
-def configured(declared: Any, settings: Settings, tunable: Tunable) -> Any:
+def configured(declared: Any, settings: TunedSettings, tunable: Tunable) -> Any:
     """A copy of the configuration `declared`, an inference.ModelConfig, with these settings.
 
     Values that the server would choose anyway are written too, so that the result does not depend on later
@@ -160,7 +160,7 @@ def configured(declared: Any, settings: Settings, tunable: Tunable) -> Any:
         del config.instance_group[:]
         config.instance_group.append(group)
     _set(config, parameter("lane"), settings.lane, "")
-    options, defaults = tunable.options, Settings()
+    options, defaults = tunable.options, TunedSettings()
     _set(config, options.threads, str(settings.threads), str(defaults.threads))
     _set(config, options.optimization, settings.optimization, defaults.optimization)
     _set(config, options.arena, str(int(settings.arena)), str(int(defaults.arena)))
@@ -194,6 +194,6 @@ def _set(config: Any, key: str, value: str, default: str) -> None:
         config.parameters[key].string_value = value
 
 
-def without(settings: Settings, base: Settings, name: str) -> Settings:
+def without(settings: TunedSettings, base: TunedSettings, name: str) -> TunedSettings:
     """The settings with one of them as in `base`."""
     return replace(settings, **{name: getattr(base, name)})

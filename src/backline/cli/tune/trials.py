@@ -14,12 +14,12 @@ import numpy as np
 
 from backline.cli.bench.load_generator import closed_loop
 from backline.cli.inputs import request_inputs
-from backline.cli.tune.search import Measured
+from backline.cli.tune.search import LoadMeasurement
 from backline.cli.tune.settings import (
     RUNTIME_OPTIONS,
     RuntimeOptions,
-    Settings,
     Tunable,
+    TunedSettings,
     bucket_choices,
     configured,
 )
@@ -50,7 +50,7 @@ class Trials:
         self._client = AsyncClient(_URL, ClientOptions(timeout=600))
         self._transport: Transport | None = None
         self._sends: Iterator[Callable[[], Awaitable[None]]] = cycle(())
-        self._loaded: Settings | None = None
+        self._loaded: TunedSettings | None = None
         self._tunable: Tunable | None = None
         #: The configuration in the model's files, an inference.ModelConfig.
         self.declared: Any = None
@@ -114,7 +114,7 @@ class Trials:
         metadata = (await handle.metadata()).completed(await handle.config())
         return request_inputs(metadata, shapes, given)
 
-    async def measure(self, settings: Settings, concurrency: int, seconds: float) -> Measured:
+    async def measure(self, settings: TunedSettings, concurrency: int, seconds: float) -> LoadMeasurement:
         """Measures settings under the load of `concurrency` callers; see Measure."""
         await self._load(settings)
         before = await self._batches()
@@ -123,7 +123,7 @@ class Trials:
         if not load.latencies:
             raise load.last_error or InvalidArgument(f"no request completed within {seconds:.3g} s")
         latencies = np.frombuffer(load.latencies, np.int64) / 1e9
-        return Measured(
+        return LoadMeasurement(
             settings,
             concurrency,
             len(latencies) / load.seconds,
@@ -136,7 +136,7 @@ class Trials:
     async def _send(self) -> None:
         await next(self._sends)()
 
-    async def _load(self, settings: Settings) -> None:
+    async def _load(self, settings: TunedSettings) -> None:
         if settings == self._loaded:
             return
         assert self._tunable is not None, "inspected before"
@@ -205,7 +205,7 @@ def tunable_of(model: Model) -> Tunable:
     batched = batch > 0 and (config.max_batch_size is not None or not config.inputs)
     options = RUNTIME_OPTIONS.get(model.backend, RuntimeOptions())
     threads = config.parameters.get(options.threads, "")
-    base = Settings(
+    base = TunedSettings(
         lane,
         max(1, placement.instances),
         batch if batched else 0,

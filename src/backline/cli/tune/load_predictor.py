@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from backline.cli.tune.settings import Settings
+from backline.cli.tune.settings import TunedSettings
 
 #: Seconds to hand a batch to an instance and get it back, by lane.
 _HOP = {"inline": 0.000004, "thread": 0.00004, "process": 0.00025}
@@ -53,7 +53,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyModel:
+class LoadPredictor:
     """What the measurements of a few settings say about all others.
 
     `times` has the run times by number of threads, and `factors` how much longer a run takes with another
@@ -70,7 +70,7 @@ class LatencyModel:
     overhead: float
     tail: float = 1.5
 
-    def run_seconds(self, settings: Settings, batch: float) -> float:
+    def run_seconds(self, settings: TunedSettings, batch: float) -> float:
         """The predicted duration of a run."""
         nearest = min(self.times, key=lambda threads: abs(threads - settings.threads))
         factor = self.factors.get((settings.optimization, settings.arena))
@@ -80,7 +80,7 @@ class LatencyModel:
             )
         return self.times[nearest].seconds(batch) * factor
 
-    def predict(self, settings: Settings, concurrency: int) -> Prediction:
+    def predict(self, settings: TunedSettings, concurrency: int) -> Prediction:
         parallel = 1 if settings.lane == "inline" else min(settings.instances, concurrency)
         batch = min(max(settings.batch, 1), max(1.0, concurrency / parallel))
         run = self.run_seconds(settings, batch)
@@ -102,7 +102,7 @@ def _blended(*limits: float) -> float:
     return float(sum(limit**-_SHARPNESS for limit in limits) ** (-1 / _SHARPNESS))
 
 
-def levels_of(settings: Settings, levels: Sequence[int]) -> list[int]:
+def levels_of(settings: TunedSettings, levels: Sequence[int]) -> list[int]:
     """The concurrencies at which settings can show what they can do: up to two full batches per instance."""
     most = 2 * settings.instances * max(settings.batch, 1)
     useful = [level for level in levels if level <= most]

@@ -1,0 +1,174 @@
+"""`backline logs`: shows the log file of a server on this machine, filtered by severity and model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from backline.cli.command import run
+from backline.cli.connection import connection_options
+from backline.cli.numbers import WholeNumber
+from backline.client.aio import AsyncClient
+from backline.client.http_transport import HttpTransport
+from backline.client.options import ClientOptions
+from backline.engine.errors import InvalidArgument
+from backline.engine.names import printable
+from backline.observe.log.settings import LEVELS
+
+#: Seconds between looks for new lines.
+_INTERVAL = 0.2
+#: The start of an entry in the formats default and ISO8601: time, severity, logger.
+_START = re.compile(r"[0-9]{4}-\S+(?: \S+)? (DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w.]+: ")
+_COLOURS = {"warning": "yellow", "error": "red", "critical": "red", "debug": "bright_black"}
+_EPILOG = """\b
+Examples:
+  backline logs
+  backline logs --follow --level warning
+  backline logs --model tagger --lines 200
+  backline logs --file /var/log/backline.log
+
+Asks the server for its log file, which must be on this machine. A server without --log-file logs to stderr:
+`docker logs`, `kubectl logs` or `journalctl` show that."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One entry, with the lines of its traceback. `level` is in lower case; empty if it is unknown."""
+
+    level: str
+    text: str
+
+    def concerns(self, level: str, model: str) -> bool:
+        """Whether the entry is at least this severe, and names the model. Empty arguments admit all."""
+        severities = (*LEVELS, "critical")
+        severe = not level or self.level not in severities
+        severe = severe or severities.index(self.level) >= severities.index(level)
+        # Whole names only: add1 is not a part of add10 or my-add1.
+        named = not model or re.search(rf"(?<![\w.-]){re.escape(model)}(?![\w-]|\.\w)", self.text)
+        return severe and bool(named)
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--follow", "-f", is_flag=True, help="Show further entries as they come.")
+@click.option(
+    "--lines", "-n", type=WholeNumber(0), default=50, show_default=True, help="Entries to start with."
+)
+@click.option("--level", type=click.Choice(LEVELS), default="debug", help="The lowest severity to show.")
+@click.option("--model", default="", metavar="NAME", help="Only entries that name this model.")
+@click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The log file, instead of asking the server for it.",
+)
+@connection_options
+def command(
+    url: str, options: ClientOptions, follow: bool, lines: int, level: str, model: str, file: Path | None
+) -> None:
+    """Show the log of a server on this machine, with tracebacks kept together."""
+    path = file or _found(run(_log_file(url, options)), url)
+    with path.open(encoding="utf-8", errors="replace") as opened:
+        shown = (entry for entry in entries(opened) if entry.concerns(level, model))
+        for entry in deque(shown, maxlen=lines):
+            _print(entry)
+        if follow:
+            for entry in entries(_new_lines(path, opened)):
+                if entry.concerns(level, model):
+                    _print(entry)
+
+
+async def _log_file(url: str, options: ClientOptions) -> Path:
+    """The log file of a server. Raises InvalidArgument if it has none."""
+    async with AsyncClient(url, options) as client:
+        transport = await client.transport()
+        if not isinstance(transport, HttpTransport):
+            raise InvalidArgument(
+                f"the log file is asked for over HTTP, and the URL is {url}: use http://..."
+            )
+        settings = await transport.json(b"/v2/logging", options.timeout)
+    name = str(settings.get("log_file", ""))
+    if not name:
+        raise InvalidArgument(
+            f"{url} logs to stderr: look where its output goes (docker logs, kubectl logs, journalctl), or"
+            " start it with --log-file"
+        )
+    return Path(name)
+
+
+def _found(path: Path, url: str) -> Path:
+    """The path. Raises InvalidArgument if it is not on this machine."""
+    if not path.is_file():
+        raise InvalidArgument(
+            f"the log file of {url}, '{path}', is not here: run this command on the server's machine in its"
+            " folder, or pass --file"
+        )
+    return path
+
+
+def entries(lines: Iterable[str]) -> Iterator[LogEntry]:
+    """The entries in the lines of a log of any format. An empty line flushes the entry before it."""
+    level, text = "", ""
+    for line in lines:
+        found = _level(line)
+        if (found is not None or not line) and text:
+            yield LogEntry(level, text)
+            text = ""
+        if found is not None:
+            level = found
+        if line:
+            text += line if line.endswith("\n") else f"{line}\n"
+    if text:
+        yield LogEntry(level, text)
+
+
+def _level(line: str) -> str | None:
+    """The severity of the entry that starts with this line; None if the line continues another entry."""
+    if found := _START.match(line):
+        return found[1].lower()
+    if line.startswith("{"):
+        try:
+            document = json.loads(line)
+        except ValueError:
+            return None
+        return str(document["level"]) if isinstance(document, dict) and "level" in document else None
+    return None
+
+
+def _new_lines(path: Path, opened: TextIO) -> Iterator[str]:
+    """Yields lines as they are written, from a new file if the log is moved away. Yields "" when it waits."""
+    kept = ""
+    while True:
+        line = opened.readline()
+        kept += line
+        if kept.endswith("\n"):
+            yield kept
+            kept = ""
+        if line:
+            continue
+        yield ""
+        if _is_moved(path, opened):
+            yield from opened  # what was written since the last look
+            opened.close()
+            opened = path.open(encoding="utf-8", errors="replace")
+        else:
+            time.sleep(_INTERVAL)
+
+
+def _is_moved(path: Path, opened: TextIO) -> bool:
+    try:
+        return os.stat(path).st_ino != os.fstat(opened.fileno()).st_ino
+    except OSError:  # the server is about to open a new file
+        return False
+
+
+def _print(entry: LogEntry) -> None:
+    text = "\n".join(map(printable, entry.text.rstrip("\n").split("\n")))
+    click.secho(text, fg=_COLOURS.get(entry.level))
