@@ -27,5 +27,5 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Formats]:
             if model in ISOLATED:
                 isolate(repository, model)
     with serve(repository, tmp_path_factory.mktemp("log") / "server.log", ready=False) as server:
-        server.wait_ready(180)
+        server.wait_ready(400)
         yield Formats(server, repository)

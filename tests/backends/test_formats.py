@@ -33,7 +33,7 @@ from backends.served_models import (
 )
 
 pytestmark = pytest.mark.timeout(
-    400
+    500
 )  # the first test waits until all runtimes are imported and all models loaded
 
 CLIENTS: dict[str, Any] = {"HTTP": tritonclient.http, "gRPC": tritonclient.grpc}

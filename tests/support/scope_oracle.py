@@ -22,7 +22,9 @@ RULES = tuple(
         (r"(GET|HEAD) /v2/health/(live|ready)", "health"),
         (r"(GET|HEAD) /metrics", "metrics"),
         (r"POST /v2/models/\{\}(/versions/\{\})?/(infer|generate)(_stream)?", "infer"),
-        (r"(GET|HEAD) /(v2(/.*)?)?", "read"),
+        (r"POST /models/\{\}(/versions/\{\})?", "infer"),
+        (r"(GET|HEAD) /(console(/\{\})?|v2/access)?", "public"),
+        (r"(GET|HEAD) /(v2(/.*)?|openapi\.json)", "read"),
         (r"POST /v2/repository(/\{\})?/index", "read"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(.*/)?(logging|trace|record)(/.*)?", "admin"),
         (r"(POST|PUT|DELETE|PATCH) /v2/(models|repository|(system|cuda)sharedmemory)/.*", "manage"),
@@ -135,7 +137,7 @@ class Credential:
             return frozenset((ABSENT,))
         if not self.valid:
             return frozenset((UNAUTHENTICATED,))
-        if meaning.scope == "health":
+        if meaning.scope in ("health", "public"):
             return frozenset((REACHED,))
         listed = meaning.lists and meaning.model is None
         if meaning.scope in self.scopes and (self.models is None or listed or meaning.model in self.models):

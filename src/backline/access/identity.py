@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from backline.access.quota import Meter, Quota
-from backline.access.scope import Scope
+from backline.access.scope import EVERYBODY, Scope
 from backline.engine.errors import Forbidden, Unauthenticated
 from backline.engine.ticket import Ticket
 from backline.memo import Memo
@@ -138,7 +138,7 @@ class Identity:
         """Raises Unauthenticated if the identity is no longer valid, Forbidden if it lacks the permission.
 
         An anonymous caller that lacks a permission is asked for a key: Unauthenticated. Every valid identity
-        has the scope HEALTH.
+        has the scopes of EVERYBODY.
         """
         if self.revoked:
             raise Unauthenticated(
@@ -146,7 +146,7 @@ class Identity:
             )
         if self.expires is not None and time.time() >= self.expires:
             raise Unauthenticated(f"the {self.kind} '{self.name}' has expired; {_RENEWAL[self.kind]}")
-        if scope is Scope.HEALTH or self.may(scope, model):
+        if scope in EVERYBODY or self.may(scope, model):
             return
         if self.anonymous:
             raise Unauthenticated(f"this request needs a key with the scope '{scope}'{self.cure}")

@@ -117,6 +117,23 @@ class HostedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """Where other servers serve a model: their URLs, separated by commas, and the model's name there.
+
+    At most `max_in_flight` requests are sent at once. `ca` is the PEM file of an authority that signs the
+    servers' certificates, `api_key` the key to send; both may be None.
+    """
+
+    urls: str
+    model: str
+    version: str = ""
+    max_in_flight: int = 64
+    ca: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
     """Options of a load that the server sets, not the model's configuration."""
 
@@ -142,7 +159,7 @@ class Backend(Protocol):
 
     def load(
         self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS
-    ) -> LoadedModel | StreamingModel | HostedModel:
+    ) -> LoadedModel | StreamingModel | HostedModel | RemoteModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
         `options.device` is the CPU or one that `gpus` returned; worker processes get their devices when they

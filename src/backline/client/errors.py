@@ -23,6 +23,7 @@ __all__ = [
     "BacklineError",
     "Cancelled",
     "ConnectionFailed",
+    "ConnectionLost",
     "CredentialsRefused",
     "DeadlineExceeded",
     "Internal",
@@ -42,6 +43,10 @@ __all__ = [
 
 class ConnectionFailed(Unavailable):
     """Raised when a connection cannot be opened, or breaks. The message says if the request may have run."""
+
+
+class ConnectionLost(ConnectionFailed):
+    """Raised when a connection breaks after a request was sent, which may therefore have run."""
 
 
 class PermissionDenied(BacklineError):

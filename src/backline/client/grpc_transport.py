@@ -16,6 +16,7 @@ from backline.client.control import ModelControl
 from backline.client.credentials import find_credential
 from backline.client.errors import (
     ConnectionFailed,
+    ConnectionLost,
     DeadlineExceeded,
     ProtocolError,
     from_grpc_code,
@@ -321,8 +322,10 @@ class GrpcTransport(Transport):
     def _failure(self, method: str, error: Any, timeout: float) -> BacklineError:
         code, details = error.code().value[0], error.details() or ""
         if code == 14 and self._channel.get_state() is not _grpc().ChannelConnectivity.READY:
-            self._connected = False
-            return self._unreachable(details)
+            # A call on an established connection may have reached the server before the connection broke.
+            sent, self._connected = self._connected, False
+            failed = self._unreachable(details)
+            return ConnectionLost(failed.message) if sent else failed
         if code == 4:
             return DeadlineExceeded(
                 f"no answer from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else "")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from backline.access.gate import Target
 from backline.access.identity import ANY_MODEL
+from backline.access.restricted import api_of_route
 from backline.access.scope import CHANGING, Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
 from backline.engine.spelling import nearest
@@ -88,6 +89,13 @@ class Router:
                 raise ValueError(f"{method} {pattern} is routed twice")
             methods[name] = _Route(scope, handler, further, lists)
 
+    def routes(self) -> Iterator[tuple[str, str, Scope]]:
+        """All routes as method, pattern and scope; HEAD is left out, as it works wherever GET does."""
+        for segments, methods in self._patterns.items():
+            for method, route in methods.items():
+                if method != b"HEAD":
+                    yield method.decode(), "/" + "/".join(segments), route.scope
+
     def resolve(self, request: HttpRequest) -> Handler:
         """A request's handler. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
         methods = self._resolved.get(request.path) or self._find(request.path)  # mostly without the call
@@ -130,8 +138,9 @@ class Router:
                     (name, partial(route.handler, *names, *route.further)) for name, route in methods.items()
                 )
                 model = _model(pattern, segments)
+                api = api_of_route(pattern)
                 bound.targets = {
-                    name: Target(route.scope, ANY_MODEL if route.lists else model)
+                    name: Target(route.scope, ANY_MODEL if route.lists else model, api)
                     for name, route in methods.items()
                 }
                 if len(path) <= MAX_REMEMBERED_SIZE:

@@ -108,6 +108,9 @@ class LifecycleOptions:
     debugged_model: str = ""
     #: The folder for remote files, environments and unpacked archives; None for one in the user's home.
     cache_folder: Path | None = None
+    #: Where labels are kept, to be shared with other servers: "repository", a folder, or the URL of a bucket
+    #: or Redis; empty for the state folder.
+    labels: str = ""
     #: The folder for labels, the audit log and recorded requests; None for one in the user's home for this
     #: set of repositories.
     state_folder: Path | None = None

@@ -47,6 +47,15 @@ class Ingress:
 REMOTE = Ingress()
 
 
+class SpelledFields(dict[bytes, bytes]):
+    """Header fields that also know how the client spelled their names; see Application.keeps_spelling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: The names as received, by their lower-case form.
+        self.spelling: dict[bytes, bytes] = {}
+
+
 class HttpRequest(ABC):
     """One complete HTTP request, and the means to respond to it.
 
@@ -250,7 +259,8 @@ class Application:
     to methods. `render_error(status, message)` returns the content type and body of an error detected by the
     wire (such as 400, 413 or 503). `gate` decides which requests are admitted. `is_vital(path)` tells whether
     a request, such as a health probe, is served under any load: an orchestrator would restart a busy server
-    that refuses its probes. Vital requests must be cheap.
+    that refuses its probes. Vital requests must be cheap. With `keeps_spelling`, the headers of HTTP/1.1
+    requests are SpelledFields.
     """
 
     http: Callable[[HttpRequest], None]
@@ -258,3 +268,4 @@ class Application:
     render_error: Callable[[int, str], tuple[bytes, bytes]]
     gate: Gate
     is_vital: Callable[[bytes], bool] = lambda path: False
+    keeps_spelling: bool = False

@@ -58,6 +58,18 @@ class ModelInWorkers(ABC):
     def debugged(self) -> bool:
         """Whether the model runs in this process, for a debugger."""
 
+    @property
+    @abstractmethod
+    def resizable(self) -> bool:
+        """Whether `resize` may be called."""
+
+    @abstractmethod
+    async def resize(self, placed: Places, places: tuple[Place, ...]) -> None:
+        """Adds and ends workers while the model serves, until there is one for each of `places`.
+
+        Raises BacklineError if one cannot be started; then the workers stay as they are.
+        """
+
     @abstractmethod
     def instances(self) -> Sequence[Instance]:
         """One instance for each batch that the workers take at once."""

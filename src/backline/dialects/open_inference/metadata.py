@@ -18,7 +18,6 @@ from backline.version import __version__
 
 #: Whether the caller may see the model of a name.
 MaySee: TypeAlias = Callable[[str], bool]
-SERVER_NAME = "backline"
 #: Extensions of every server.
 EXTENSIONS = (
     "classification",
@@ -46,7 +45,7 @@ def server_metadata(engine: Engine) -> dict[str, Any]:
     ):
         if controlled is not None:
             extensions += names
-    return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
+    return {"name": engine.server_name, "version": __version__, "extensions": extensions}
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:

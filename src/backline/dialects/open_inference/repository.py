@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from backline.dialects.open_inference.metadata import model_index, visible_to
 from backline.dialects.router import Router
 from backline.engine.control import ANY_VERSION, STABLE, Attempt, Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument, PayloadTooLarge, Unsupported
+from backline.engine.errors import InvalidArgument, NotFound, PayloadTooLarge, Unsupported
 from backline.engine.private_places import for_clients
 from backline.engine.values.tensor import Buffer
 from backline.wire.application import HttpRequest, UnaryCall
@@ -136,6 +137,8 @@ class RepositoryRoutes:
         control = control_of(self._engine, _LOADING)
         dependents = dependents_from_json(read_document(ParametersDocument, request.body).parameters)
         change = control.unload(model, version, dependents=dependents, who=_who(request))
+        if not version:
+            change = _if_known(change)
         self._deferred.answer(request, change, partial(_respond_empty, request))
 
     # routes that Triton lacks
@@ -254,8 +257,14 @@ class RepositoryCalls:
         asked = _read_message("RepositoryModelUnloadRequest", received)
         control = control_of(self._engine, _LOADING)
         dependents = dependents_from_message(asked.parameters)
-        change = control.unload(asked.model_name, dependents=dependents, who=_who(call))
+        change = _if_known(control.unload(asked.model_name, dependents=dependents, who=_who(call)))
         self._deferred.answer(call, change, lambda _: call.reply(b""))
+
+
+async def _if_known(unload: Awaitable[None]) -> None:
+    """Unloads a model. Succeeds for an unknown one, as in Triton, so that scripts can repeat an unload."""
+    with contextlib.suppress(NotFound):
+        await unload
 
 
 def _read_message(kind: str, received: Buffer, limit: int = MAX_DOCUMENT) -> Any:

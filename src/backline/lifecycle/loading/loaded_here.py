@@ -201,6 +201,8 @@ def _plan(
 
 
 def _batch_limit(config: ModelConfig, max_batch_size: int, chosen: RunPlan) -> int:
+    if config.dynamic_batching is False:
+        return min(1, max_batch_size)
     return max_batch_size if config.dynamic_batching or config.sequence else chosen.batch_limit
 
 

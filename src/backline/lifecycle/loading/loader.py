@@ -12,6 +12,7 @@ from backline.backends.backend import (
     HostedModel,
     LoadedModel,
     LoadOptions,
+    RemoteModel,
     StreamingModel,
     gpus_of,
 )
@@ -77,7 +78,7 @@ def load(
 
     pools: list[ModelInWorkers] = []
 
-    def load_on(device: Device) -> LoadedModel | StreamingModel | HostedModel:
+    def load_on(device: Device) -> LoadedModel | StreamingModel | HostedModel | RemoteModel:
         if not isolated:
             return backend.load(path, view.inner, replace(options, device=device))
         job = _runtime_job(path, view.inner, replace(options, device=device))
@@ -89,6 +90,11 @@ def load(
 
     first, *others = placed.devices
     model = load_on(first)
+    if isinstance(model, RemoteModel):
+        # Imported late, because it imports the client.
+        from backline.lifecycle.loading.loaded_remote import loaded_remote
+
+        return loaded_remote(config, view, model, placed=placed)
     if isinstance(model, HostedModel):
         view.stage(Arrange).refuse("Python models")
         if start_workers is None:
@@ -111,7 +117,9 @@ def load(
         replicas = {first: view.wrap(model)}
         for device in others:
             replica = load_on(device)
-            assert not isinstance(replica, HostedModel | StreamingModel), "it is not one on its first device"
+            assert not isinstance(replica, HostedModel | StreamingModel | RemoteModel), (
+                "it is not one on its first device"
+            )
             loaded.append(replica)
             replicas[device] = view.wrap(replica)
         view.fit(replicas[first].signature)

@@ -30,12 +30,15 @@ from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.model_calls import ModelCalls
 from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
 from backline.protos import message, to_plain
+from backline.repository.configuration.checks import check
+from backline.repository.configuration.completion import code_may_complete
 from backline.repository.configuration.defaults import fill_defaults, fill_places
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.override import parse
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
 from backline.repository.walk import walk
+from backline.system.cores import usable_cores
 from backline.workers.channel.protocol import Spec, WorkerLoad
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
@@ -43,6 +46,9 @@ from backline.workers.process.process import WorkerCommand
 log = logging.getLogger("backline.lifecycle")
 
 _BACKEND = "python"
+#: The number of cores from which workers may poll before they sleep: on fewer, a worker that polls keeps its
+#: core from the client, or from the server's own poll.
+POLLING_CORES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +128,27 @@ class WorkerStarter:
 
             options = PoolOptions(inf, idempotent=False, remembers=remembers, worker=DebuggedWorker)
             placed = _only_one(placed)
-        command = self._command(hosted, environment, placed, complete=self._may_complete)
+        complete = self._may_complete and _may_complete(hosted.path)
+        if not complete:
+            self._check_whole()
+        command = self._command(hosted, environment, placed, complete=complete)
         pool = self._start(command, options, placed)
         if not pool.loaded.completed:
+            try:
+                self._check_whole()
+            except InvalidArgument:
+                pool.close()
+                raise
             return pool, config
         pool.close()
         self.completion = read_completion(pool.loaded.completed, config.name, walk(self._folder))
         self._config = config = self.completion.apply(config)
         return self._start(self._command(hosted, environment, placed), options, placed), config
+
+    def _check_whole(self) -> None:
+        """Raises InvalidArgument if the configuration lacks what the model's code does not add."""
+        declared = message("inference.ModelConfig").FromString(self._config.declared)
+        check(Document(self._config.source, declared), self._config.name)
 
     def _start_runtime(self, hosted: HostedModel, placed: Places) -> WorkerPool:
         """Starts a worker that loads a file with its runtime, and that can call no other model."""
@@ -164,7 +183,9 @@ class WorkerStarter:
         calls: bool = True,
         seconds: float = inf,
     ) -> WorkerPool:
-        pool = WorkerPool(command, options, self._loop, placed, self.calls if calls else None)
+        pool = WorkerPool(
+            command, options, self._loop, placed, self.calls if calls else None, self._shared.poll
+        )
         self._pools.append(pool)
         starting = asyncio.run_coroutine_threadsafe(self._begin(pool), self._loop)
         self._starting = starting
@@ -263,12 +284,23 @@ class WorkerStarter:
             configuration=_whole(self._config, hosted.path.name, placed),
             complete=complete,
             joining=_sendable(config.joining),
+            busy_poll=self._shared.poll.longest
+            if usable_cores() >= POLLING_CORES and not self._debugged
+            else 0.0,
         )
         python = hosted.python or sys.executable
         variables = hosted.environment
         if environment is not None:
             python, variables = str(environment.python), {**environment.variables, **variables}
         return WorkerCommand(load, python, variables, config.memory_limit_bytes, config.cpus)
+
+
+def _may_complete(path: Path) -> bool:
+    """Whether the model's code may complete its configuration; if not, all its workers can start at once."""
+    try:
+        return code_may_complete(path.read_bytes())
+    except OSError:
+        return True
 
 
 @cache
@@ -329,7 +361,9 @@ class Completion:
         if given.HasField("model_transaction_policy"):
             whole.model_transaction_policy.CopyFrom(given.model_transaction_policy)
         source = f"auto_complete_config of model '{config.name}'"
-        read = to_model_config(Document(source, whole, {"max_batch_size": None}), config.name, self.listing)
+        document = Document(source, whole, {"max_batch_size": None})
+        check(document, config.name)
+        read = to_model_config(document, config.name, self.listing)
         return replace(
             config,
             max_batch_size=read.max_batch_size,

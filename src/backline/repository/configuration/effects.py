@@ -73,8 +73,8 @@ _SECTIONS: Final = frozenset(
 _OFF: Final = frozenset({"model_repository_agents"})
 
 #: How a model runs: in this process, as a model with code in worker processes, by a runtime in a worker
-#: process, as streams on threads, or only through its steps.
-Kind: TypeAlias = Literal["here", "worker", "process", "stream", "ensemble"]
+#: process, as streams on threads, only through its steps, or on other servers.
+Kind: TypeAlias = Literal["here", "worker", "process", "stream", "ensemble", "remote"]
 _OF_WORKERS: Final = ("python", "memory_limit_bytes")
 _OF_RUNS: Final = ("lane", "cpus", "execution_timeout_seconds")
 #: For each kind of model, why some native settings have no effect on it, and these settings.
@@ -83,6 +83,7 @@ _IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
     "worker": ("the model runs in worker processes", ("lane",)),
     "process": ("it is for Python models", ("python",)),
     "stream": ("the model gives any number of responses, on its own threads", (*_OF_RUNS, *_OF_WORKERS)),
+    "remote": ("the model runs on other servers", ("lane", "cpus", *_OF_WORKERS)),
     "ensemble": (
         "an ensemble runs nothing itself, set it for the models of its steps",
         (*_OF_RUNS, "idempotent", "batch_axis", "constant_input", *_OF_WORKERS),

@@ -108,6 +108,8 @@ class WorkerLoad(msgspec.Struct, array_like=True):
     With `complete`, a model that can complete its own configuration only does that, and another worker then
     loads it. With `joining`, each request arrives as a separate part; a model that wants requests joined
     joins them by these rules and sets WorkerLoaded.joins.
+
+    The worker may poll for up to `busy_poll` seconds before it sleeps.
     """
 
     adapter: str
@@ -126,6 +128,7 @@ class WorkerLoad(msgspec.Struct, array_like=True):
     complete: bool = False
     joining: Joining | None = None
     job: bytes = b""
+    busy_poll: float = 0.0
 
 
 class WorkerLoaded(msgspec.Struct, array_like=True):

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from backline.engine.errors import BacklineError, Internal, ModelFailed
+from backline.system.polled_socket import PolledSocket
 from backline.workers.channel.arena import Arena
 from backline.workers.channel.protocol import (
     CONNECTION_LOST,
@@ -130,6 +131,7 @@ class Worker:
 
     def __init__(self, data: socket, connection: DataChannel, caller: Caller) -> None:
         self._socket = data
+        self._polled = PolledSocket(data)
         self._connection = connection
         self._caller = caller
         self._reader = FrameSplitter()
@@ -156,7 +158,7 @@ class Worker:
     def _receive(self) -> list[tuple[Kind, Any, memoryview]]:
         """Waits for the next frames; returns none at the end of the channel."""
         while True:
-            received = self._socket.recv(_RECEIVE)
+            received = self._polled.recv(_RECEIVE)
             if not received:
                 return []
             # A bytearray, so that a model may write to its inputs.
@@ -178,6 +180,7 @@ class Worker:
             )
             return False
         self._connection.send(frame(Kind.LOADED, loaded))
+        self._polled.allow(load.busy_poll)
         return True
 
     def _reshape(self, load: WorkerLoad, loaded: WorkerLoaded) -> WorkerLoaded:

@@ -11,6 +11,7 @@ from backline.access.scope import Scope
 from backline.dialects.answers import guarded, unary_method
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.documents import read_message
+from backline.dialects.forwarding import ForwardPattern
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.grpc.inference import GrpcInference
 from backline.dialects.open_inference.grpc.stream import StreamInference
@@ -70,13 +71,17 @@ _LISTS = frozenset(("ModelStatistics", "RepositoryIndex"))
 class InferenceService:
     """The methods of the service. Most respond immediately from the engine's state."""
 
-    def __init__(self, engine: Engine, deferred: DeferredAnswers) -> None:
+    def __init__(
+        self, engine: Engine, deferred: DeferredAnswers, forward: ForwardPattern | None = None
+    ) -> None:
+        """`forward` says which metadata models see as parameters."""
+        self._forward = forward
         self._engine = engine
         self._deferred = deferred
 
     def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
         """All methods of the service by gRPC path."""
-        inference = GrpcInference(self._engine)
+        inference = GrpcInference(self._engine, self._forward)
         repository = RepositoryCalls(self._engine, self._deferred)
         served: dict[str, Callable[[Any], Any]] = {
             "ServerLive": lambda _: {"live": self._engine.live},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from backline.access.scope import Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.deferred import DeferredAnswers
+from backline.dialects.forwarding import ForwardPattern
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.metadata import (
     model_listing,
@@ -32,11 +33,18 @@ _VERSION = "/v2/models/{}/versions/{}"
 class RestService:
     """Registers the routes. `not_ready_status` is the HTTP status of failed health checks."""
 
-    def __init__(self, engine: Engine, deferred: DeferredAnswers, *, not_ready_status: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        deferred: DeferredAnswers,
+        *,
+        not_ready_status: int,
+        forward: ForwardPattern | None = None,
+    ) -> None:
         self._engine = engine
         self._not_ready_status = not_ready_status
         self._deferred = deferred
-        self._inference = RestInference(engine, deferred)
+        self._inference = RestInference(engine, deferred, forward)
         self._generate = Generate(engine, deferred, self._inference)
         self._repository = RepositoryRoutes(engine, deferred)
         self._shared_memory = SharedMemoryRoutes(engine)
