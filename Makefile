@@ -11,7 +11,7 @@ JOBS ?= 2
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
-.PHONY: help install demo serve test test-containers lint site protos bench attack fuzz openapi clean
+.PHONY: help install demo serve test test-containers lint lock audit site protos bench attack fuzz openapi clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -55,11 +55,23 @@ test: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## run all tests (BACKENDS=all in
 test-containers: $(STAMP)-test  ## build and test the container image; needs podman, mmdebstrap and the network
 	BACKLINE_TESTS_CONTAINERS=1 BACKLINE_TESTS_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/deploy
 
-lint: $(STAMP)-test  ## check format, lint, types and layers
+lint: $(STAMP)-test  ## check format, lint, types, layers and the lock file
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/uv lock --check --offline --quiet || (echo "uv.lock does not fit pyproject.toml: run make lock" && exit 1)
+
+lock: $(STAMP)-test  ## resolve all dependencies again and write uv.lock
+	$(BIN)/uv lock --upgrade
+
+# What users install: all extras, but no tools of development. --strict also fails where advisories cannot be had.
+audit: $(STAMP)-test  ## look for known vulnerabilities in the locked dependencies (needs the advisories of PyPI)
+	@mkdir -p build
+	$(BIN)/uv export --frozen --quiet --all-extras --no-default-groups --no-emit-project --output-file build/locked.txt
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r build/locked.txt || (echo \
+	  "make audit failed: the locked dependencies above have known vulnerabilities, or their advisories could not be had" \
+	  "from https://pypi.org/pypi" && exit 1)
 
 $(STAMP)-docs: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group docs

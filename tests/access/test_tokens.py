@@ -23,7 +23,7 @@ from backline.access.access import Access
 from backline.access.auth_file import make_policy, read_auth_file
 from backline.access.identity import Identity
 from backline.access.jwks import read_key_set
-from backline.access.key_ring import check_location, fetch_keys
+from backline.access.key_ring import check_location, fetch_keys, metadata_url
 from backline.access.keys import hash_key
 from backline.access.scope import Scope
 from backline.engine.errors import Forbidden, InvalidArgument, QuotaExceeded, Unauthenticated, Unavailable
@@ -471,6 +471,13 @@ def test_metadata_that_point_elsewhere_are_refused(
 
     with served(Issuer()) as issuer:
         run(lambda: scenario(issuer))
+
+
+def test_metadata_from_the_network_lead_to_nothing_on_this_machine() -> None:
+    url = metadata_url("https://login.example.org/")
+    told = {"issuer": "https://login.example.org/", "jwks_uri": "http://127.0.0.1:8080/keys"}
+    with pytest.raises(InvalidArgument, match="which is not https"):
+        key_ring._read_metadata(json.dumps(told).encode(), url)
 
 
 def test_an_issuer_without_jwks_must_be_a_url_that_nobody_else_can_answer_for(tmp_path: Path) -> None:

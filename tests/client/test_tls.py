@@ -32,6 +32,7 @@ class Secured:
 
     server: ServerProcess
     authority: Authority
+    own: Issued
     stranger: Issued
     files: dict[str, str]
     socket: Path
@@ -52,8 +53,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     authority = Authority(folder / "authority")
     client = authority.issue("client")
     stranger = Authority(folder / "other", "other").issue("stranger")
+    own = authority.issue("server")
     options = (
-        *server_options(authority.issue("server")),
+        *server_options(own),
         "--ssl-client-ca",
         str(authority.certificate),
         "--metrics-plain",
@@ -67,7 +69,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             "certificate": str(client.certificate),
             "key": str(client.key),
         }
-        yield Secured(server, authority, stranger, files, folder / "socket")
+        yield Secured(server, authority, own, stranger, files, folder / "socket")
 
 
 def failure(url: str, **options: Any) -> str:
@@ -75,6 +77,12 @@ def failure(url: str, **options: Any) -> str:
         client.live()
     assert url in str(caught.value)
     return str(caught.value)
+
+
+def test_a_client_may_trust_the_certificate_of_the_server_itself(secured: Secured) -> None:
+    # As in the commands that a server prints at its start.
+    with connect(secured.url("https"), **{**secured.files, "ca": str(secured.own.certificate)}) as client:
+        assert client.live()
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])

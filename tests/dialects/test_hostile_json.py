@@ -25,7 +25,12 @@ from backline.dialects.documents import read_message
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_scan import MAX_DOCUMENT, MAX_KEYS, count_elements, count_keys, parts
 from backline.dialects.off_loop import LARGE
-from backline.dialects.open_inference.grpc.wire_format import MAX_FIELDS, MAX_STRINGS, split_load
+from backline.dialects.open_inference.grpc.wire_format import (
+    MAX_FIELDS,
+    MAX_STRINGS,
+    split_load,
+    split_request,
+)
 from backline.dialects.open_inference.repository import (
     MAX_CONFIG,
     _parse_overrides,
@@ -358,3 +363,11 @@ def test_base64_may_have_escapes_anywhere(size: int, escaped: str) -> None:
 def test_what_is_not_base64_is_named(text: str) -> None:
     with pytest.raises(InvalidArgument, match="the value of load parameter 'file:f' is not base64"):
         _parse_overrides(f'{{"parameters":{{"config":"","file:f":"{text}"}}}}'.encode())
+
+
+@pytest.mark.parametrize(
+    "first", [b"", b"\x3a\x80\x02" + bytes(256), b"\x1a\x80\x01" + b"i" * 128, b"\xfa\x01\x01x"]
+)
+def test_many_fields_are_refused_whatever_comes_first(first: bytes) -> None:
+    with pytest.raises(PayloadTooLarge, match="fields"):
+        split_request(first + b"\x3a\x00" * (MAX_FIELDS + 1))

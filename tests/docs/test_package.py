@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import email
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,3 +244,20 @@ def test_serve_imports_nothing_optional() -> None:
     )
 
     assert not imported & {*EXTRAS, "rich", "prometheus_client", "typer", "pydantic"}
+
+
+def test_the_lock_file_has_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [
+        *project["project"]["dependencies"],
+        *(one for extra in project["project"]["optional-dependencies"].values() for one in extra),
+        *(one for group in project["dependency-groups"].values() for one in group if isinstance(one, str)),
+    ]
+    names = {re.split(r"[\[<>=;~! ]", one, maxsplit=1)[0].lower().replace("_", "-") for one in wanted}
+    locked = {one["name"]: one for one in tomllib.loads((ROOT / "uv.lock").read_text())["package"]}
+
+    assert names - locked.keys() == set()  # run `make lock`
+    for name, one in locked.items():
+        files = [*one.get("wheels", ()), *filter(None, [one.get("sdist")])]
+        assert name == "backline" or files, name
+        assert all(file["hash"].startswith("sha256:") for file in files), name

@@ -41,7 +41,7 @@ MORE = {
     "generate: parameters": 20.0,
     "generate: numbers": 15.0,
     "infer: inputs": 20.0,
-    "grpc: tiny": 30.0,
+    "grpc: tiny": 20.0,
 }
 INFER, GENERATE = "/v2/models/add1/infer", "/v2/models/add1/generate"
 JSON_ROUTES = (

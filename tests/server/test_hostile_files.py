@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gzip
 import json
+import os
 import pickle
 import random
 import shutil
@@ -32,8 +33,9 @@ pytestmark = pytest.mark.timeout(900)
 
 need("catboost", "lightgbm", "openvino", "ai_edge_litert", "skops", "xgboost")
 
-#: How many damaged files there are of each format.
-FILES = 100
+#: How many damaged files there are of each format, and what decides how: more, and others, for a long run.
+FILES = int(os.environ.get("HOSTILE_FILES", "100"))
+SEED = int(os.environ.get("HOSTILE_SEED", "7"))
 MEMORY_LIMIT = 600 << 20
 #: relu(x) * 2 over FP32 [1, 4] as a LiteRT file, whose converter takes longer to import than this test.
 TFLITE = gzip.decompress(
@@ -143,7 +145,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     folder = tmp_path_factory.mktemp("hostile")
     build_one_of_each(folder)
     repository = folder / "repository"  # with add1, from which the other ONNX files are made
-    chance = random.Random(7)
+    chance = random.Random(SEED)
     for file in sorted(folder.glob("model.*")):
         for number in range(FILES if file.name != "model.bin" else 0):
             version = repository / f"{file.suffix[1:]}-{number}" / "1"

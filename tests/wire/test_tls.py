@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import pytest
 from cryptography import x509
 
 from backline.system import file_watch
+from backline.wire.listener import HANDSHAKES_PER_TURN, TlsAcceptor
 from backline.wire.tls import ClientAuth, TlsFileError, TlsFiles
 from support.authority import Authority
 from support.waiting import until
@@ -124,6 +128,68 @@ def test_connections_in_their_handshake_count_toward_the_limit(start: Start, fil
     assert server.send(b"") == b""
     for client in held:
         client.close()
+
+
+def test_a_client_that_has_sent_nothing_costs_no_handshake(
+    start: Start, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float] = []
+    shake_hands = TlsAcceptor._shake_hands
+
+    async def noted(self: TlsAcceptor, accepted: socket.socket, timeout: float) -> None:
+        begun.append(timeout)
+        await shake_hands(self, accepted, timeout)
+
+    monkeypatch.setattr(TlsAcceptor, "_shake_hands", noted)
+    server = start(TlsFiles(files["certificate"], files["key"]))
+    silent = [server.connect() for _ in range(20)]
+    with connect_tls(server, trusting(files)) as client:  # accepted after all of these
+        client.sendall(GET)
+        assert read_answer(client)[0] == 200
+    assert len(begun) == 1
+    silent[0].close()  # without a word
+    with trusting(files).wrap_socket(silent[1], server_hostname="localhost") as late:
+        late.sendall(GET)
+        assert read_answer(late)[0] == 200
+    assert len(begun) == 2
+    for one in silent[2:]:
+        one.close()
+
+
+def test_few_handshakes_begin_in_one_turn_of_the_loop(
+    start: Start, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    begin_some = TlsAcceptor._begin_some
+
+    def noted(self: TlsAcceptor) -> None:
+        before = len(self._greeted)
+        begin_some(self)
+        turns.append(before - len(self._greeted))
+
+    monkeypatch.setattr(TlsAcceptor, "_begin_some", noted)
+    server = start(TlsFiles(files["certificate"], files["key"]))
+    blocked = threading.Event()
+    server.loop.call_soon_threadsafe(blocked.wait)
+    clients = [
+        trusting(files).wrap_socket(
+            server.connect(), server_hostname="localhost", do_handshake_on_connect=False
+        )
+        for _ in range(16)
+    ]
+    for client in clients:
+        client.setblocking(False)
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()  # sends its first message only
+    blocked.set()
+    for client in clients:
+        client.settimeout(20)
+        client.do_handshake()
+        client.sendall(GET)
+        assert read_answer(client)[0] == 200
+        client.close()
+    assert sum(turns) == len(clients)
+    assert max(turns) <= HANDSHAKES_PER_TURN
 
 
 def test_mutual_tls_admits_only_clients_with_a_certificate(start: Start, files: dict[str, Path]) -> None:

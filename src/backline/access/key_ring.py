@@ -96,6 +96,8 @@ def _read_metadata(content: bytes, url: str) -> str:
         ) from None
     if issuer.rstrip("/") != url.removesuffix(_METADATA):
         raise InvalidArgument(f"'{url}' has the metadata of another issuer, '{issuer[:200]}'")
+    if url.startswith("https:") and not location.startswith("https:"):
+        raise InvalidArgument(f"'{url}' says that its keys are at '{location[:200]}', which is not https")
     check_location(location)
     return location
 

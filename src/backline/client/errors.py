@@ -37,7 +37,6 @@ __all__ = [
     "Unsupported",
     "from_grpc_code",
     "from_http_status",
-    "pushback_of",
 ]
 
 

@@ -73,6 +73,9 @@ class ClientOptions:
         """The TLS context for an https URL. Raises InvalidArgument for files that cannot be read."""
         try:
             context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
+            # The server's own certificate may be trusted too, not only its authority's: as in curl, and by
+            # default from Python 3.13 on.
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             if self.certificate is not None:
                 context.load_cert_chain(str(self.certificate), None if self.key is None else str(self.key))
         except (OSError, ssl.SSLError) as error:

@@ -65,7 +65,7 @@ class LifecycleOptions:
     #: Seconds after which a process that tries a model file, or a worker that loads one, is killed.
     load_timeout_seconds: float = 600.0
     #: Resident bytes above which a process that tries a model file is killed, and a worker process with a
-    #: file from elsewhere whose configuration sets no limit; None for 4 GiB and eight times the size of the
+    #: file from elsewhere; None for 4 GiB and eight times the size of the
     #: files, at most 80 % of the memory that is free.
     load_memory_limit: int | None = None
     #: Seconds that requests get to finish when their version is unloaded.

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import stat
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -232,6 +233,8 @@ def _remove_stale(path: Path) -> None:
 
 #: Connections accepted per iteration of the event loop.
 ACCEPTS_PER_TURN = 64
+#: Handshakes begun per iteration of the event loop. Each takes about a millisecond of it, in two steps.
+HANDSHAKES_PER_TURN = 2
 #: Seconds for which accepting stops when the process has run out of file descriptors.
 EXHAUSTED_PAUSE = 0.5
 
@@ -240,12 +243,18 @@ class TlsAcceptor:
     """Accepts TLS connections on one socket, and counts those in their handshake toward max_connections.
 
     asyncio's own server does not report a connection until its handshake, the most expensive part, is done.
+    A handshake begins once the client has sent something, so that silent connections take next to no memory,
+    and few begin at a time, so that connections which arrive together do not delay the requests of others.
     """
 
     def __init__(self, wire: Wire, listening: socket.socket, tls: LiveTls) -> None:
         self._wire = wire
         self._listening = listening
         self._tls = tls
+        #: Connections whose clients have sent nothing yet, with the timers that close them.
+        self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
+        #: Connections whose handshake can begin, with the time (of the loop) by which it must have ended.
+        self._greeted: deque[tuple[socket.socket, float]] = deque()
         self._handshakes: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         wire.loop.add_reader(listening, self._accept)
@@ -256,6 +265,11 @@ class TlsAcceptor:
             self._pause.cancel()
         self._wire.loop.remove_reader(self._listening)
         self._listening.close()
+        for silent in list(self._silent):
+            self._forget(silent)
+            silent.close()
+        while self._greeted:
+            self._greeted.popleft()[0].close()
         for handshake in self._handshakes:
             handshake.cancel()
 
@@ -273,25 +287,61 @@ class TlsAcceptor:
                 loop.remove_reader(self._listening)
                 self._pause = loop.call_later(EXHAUSTED_PAUSE, loop.add_reader, self._listening, self._accept)
                 return
-            if len(self._wire.connections) + len(self._handshakes) >= self._wire.limits.max_connections:
+            waiting = len(self._silent) + len(self._greeted) + len(self._handshakes)
+            if len(self._wire.connections) + waiting >= self._wire.limits.max_connections:
                 # Responding with an error would need a handshake first.
                 accepted.close()
                 continue
             accepted.setblocking(False)
             if accepted.family != socket.AF_UNIX:
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            handshake = loop.create_task(self._shake_hands(accepted))
+            timeout = self._wire.limits.header_timeout
+            self._silent[accepted] = loop.call_later(timeout, self._give_up, accepted)
+            loop.add_reader(accepted, self._hear, accepted)
+
+    def _forget(self, silent: socket.socket) -> float:
+        """Stops waiting for a client to speak. Returns the time by which its handshake must have ended."""
+        timer = self._silent.pop(silent)
+        timer.cancel()
+        self._wire.loop.remove_reader(silent)
+        return timer.when()
+
+    def _give_up(self, silent: socket.socket) -> None:
+        self._forget(silent)
+        silent.close()
+
+    def _hear(self, silent: socket.socket) -> None:
+        """Queues the handshake of a client that has sent something, or closes a connection that has ended."""
+        end = self._forget(silent)
+        try:
+            heard = silent.recv(1, socket.MSG_PEEK)
+        except OSError:
+            heard = b""
+        if not heard:
+            silent.close()
+            return
+        self._greeted.append((silent, end))
+        if len(self._greeted) == 1:
+            self._wire.loop.call_soon(self._begin_some)
+
+    def _begin_some(self) -> None:
+        loop = self._wire.loop
+        for _ in range(min(HANDSHAKES_PER_TURN, len(self._greeted))):
+            accepted, end = self._greeted.popleft()
+            handshake = loop.create_task(self._shake_hands(accepted, max(end - loop.time(), 0.1)))
             self._handshakes.add(handshake)
             handshake.add_done_callback(self._handshakes.discard)
+        if self._greeted:
+            loop.call_soon(self._begin_some)
 
-    async def _shake_hands(self, accepted: socket.socket) -> None:
+    async def _shake_hands(self, accepted: socket.socket, timeout: float) -> None:
         wire = self._wire
         try:
             await wire.loop.connect_accepted_socket(
                 lambda: cast(asyncio.Protocol, Sniffer(wire)),
                 accepted,
                 ssl=self._tls.context,
-                ssl_handshake_timeout=wire.limits.header_timeout,
+                ssl_handshake_timeout=timeout,
                 ssl_shutdown_timeout=1.0,
             )
         except (TimeoutError, OSError) as error:

@@ -153,6 +153,8 @@ class WorkerStarter:
     def _start_runtime(self, hosted: HostedModel, placed: Places) -> WorkerPool:
         """Starts a worker that loads a file with its runtime, and that can call no other model."""
         config, limits = self._config, self._limits
+        # The lower limit: whoever sends files also chooses their configuration, but not the server's limit.
+        memory = min((one for one in (config.memory_limit_bytes, limits.memory) if one), default=None)
         command = WorkerCommand(
             WorkerLoad(
                 hosted.adapter,
@@ -162,7 +164,7 @@ class WorkerStarter:
                 str(self._folder),
                 job=hosted.job,
             ),
-            memory_limit_bytes=config.memory_limit_bytes or limits.memory,
+            memory_limit_bytes=memory,
             cores=config.cpus,
         )
         options = PoolOptions(config.execution_timeout_seconds, config.idempotent)

@@ -34,6 +34,8 @@ _LONGEST_NAME = 4096
 _RESPONSE_ID = b"\x1a"
 _RAW_OUTPUT = b"\x32"
 _LENGTH_DELIMITED = 2
+#: The most bytes of a varint.
+_LONGEST_VARINT = 10
 
 #: The most fields in a request, at all levels: inputs, outputs, raw contents, parameters and their parts.
 MAX_FIELDS = 16_384
@@ -55,9 +57,7 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     places: list[tuple[int, int]] = []
     rest: list[Buffer] = []
     if total > 2 * MAX_FIELDS:  # a field has at least two bytes
-        for number, _ in enumerate(_fields(message, 0, total)):
-            if number == MAX_FIELDS:
-                raise _too_many_fields()
+        _check_count(message, total)
     run = 0  # the start of the current part of the rest
     try:
         while position < total:
@@ -90,6 +90,27 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     if run < total:
         rest.append(message[run:total])
     return bytes(rest[0]) if len(rest) == 1 else b"".join(rest), id, places
+
+
+def _check_count(message: Buffer, total: int) -> None:
+    """Raises PayloadTooLarge for a message of more than MAX_FIELDS fields, malformed or not."""
+    position = 0
+    try:
+        for _ in range(MAX_FIELDS):
+            if position >= total:
+                return
+            tag, length = message[position], message[position + 1]
+            if tag < 128 and tag & 7 == _LENGTH_DELIMITED:
+                position += 2
+                if length > 127:
+                    length, position = _varint(message, position - 1)
+                position += length
+            else:
+                position = _skip(message, position)
+    except (IndexError, InvalidArgument):
+        return
+    if position < total:
+        raise _too_many_fields()
 
 
 def split_load(message: Buffer) -> tuple[Buffer, dict[str, Buffer]]:
@@ -228,7 +249,7 @@ _SHORT = [bytes((length,)) for length in range(128)]
 
 def _varint(message: Buffer, position: int) -> tuple[int, int]:
     value = 0
-    for shift in range(0, 70, 7):
+    for shift in range(0, 7 * _LONGEST_VARINT, 7):
         byte = message[position]
         position += 1
         value |= (byte & 127) << shift
@@ -239,10 +260,19 @@ def _varint(message: Buffer, position: int) -> tuple[int, int]:
 
 def _skip(message: Buffer, position: int) -> int:
     """The end of a field that is unknown or unusually encoded; the runtime validates it with the rest."""
-    tag, position = _varint(message, position)
+    tag = message[position]
+    if tag > 127:
+        tag, position = _varint(message, position)
+    else:
+        position += 1
     kind = tag & 7
     if kind == 0:
-        return _varint(message, position)[1]
+        end = position + _LONGEST_VARINT
+        while message[position] > 127:
+            position += 1
+            if position == end:
+                raise InvalidArgument(MALFORMED)
+        return position + 1
     if kind == 1:
         return position + 8
     if kind == _LENGTH_DELIMITED:
