@@ -85,7 +85,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     flag(
         "--model-namespacing",
         "namespacing",
-        "Name models <repository>.<model>, so that repositories may hold models with the same name.",
+        "Name models that are in several repositories <repository>.<model>, instead of refusing them.",
     ),
     fills(
         "--model-config-name",
