@@ -442,6 +442,20 @@ def test_namespaces_serve_models_of_one_name(home: Homes, tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("mode", ["none", "poll", "explicit"])
+def test_a_repository_that_does_not_exist_yet_is_awaited(home: Homes, tmp_path: Path, mode: str) -> None:
+    async def scenario() -> None:
+        late, load_models = tmp_path / "late", ("add1",) if mode == "explicit" else ()
+        async with home(late, mode=mode, load_models=load_models, await_repositories=True) as server:
+            assert not server.engine.ready
+            ADD1(tmp_path / "hidden")
+            (tmp_path / "hidden").rename(late)
+            await until(lambda: server.engine.ready)
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
 def test_a_model_keeps_its_plain_name_while_no_other_repository_has_it(home: Homes, tmp_path: Path) -> None:
     async def scenario() -> None:
         ADD1(tmp_path / "blue", constant=1.0)

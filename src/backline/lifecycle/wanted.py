@@ -157,6 +157,11 @@ class Sources:
     def locations(self) -> list[str]:
         return list(self._repositories)
 
+    @property
+    def complete(self) -> bool:
+        """Whether each repository has been read at least once."""
+        return self._found.keys() == self._repositories.keys()
+
     def missing(self, name: str, problem: str) -> Source:
         """A source for a wanted model that no repository holds; clients see the `problem`."""
         found = FoundModel(name, "", "", ModelConfig(name), problem=problem)
@@ -165,7 +170,7 @@ class Sources:
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
         """The models of the repositories, by name.
 
-        The models of an unreadable repository are kept, and the reason is logged once; the `first` scan
+        The models of an unreadable repository are kept, and the reason is logged once; a scan called `first`
         raises BacklineError instead.
         """
         await asyncio.gather(
@@ -209,7 +214,8 @@ class Sources:
     def _note_trouble(self, location: str, reason: str) -> None:
         if self._troubles.get(location) != reason:
             self._troubles[location] = reason
-            log.error("model repository '%s' cannot be read, its models keep serving: %s", location, reason)
+            meanwhile = "its models keep serving" if location in self._found else "the server is not ready"
+            log.error("model repository '%s' cannot be read, %s: %s", location, meanwhile, reason)
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
         """Yields whenever a scan may find something new, once for several changes at a time."""
