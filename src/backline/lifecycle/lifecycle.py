@@ -16,14 +16,16 @@ from backline.lifecycle.audit_log import AuditLog
 from backline.lifecycle.executor import Executor, composed_of
 from backline.lifecycle.holdings import Holdings
 from backline.lifecycle.journal import Journal, OnEvent
-from backline.lifecycle.labelling import Labelling
+from backline.lifecycle.labels.labelling import Labelling
+from backline.lifecycle.labels.store import open_labels
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.options import LifecycleOptions
 from backline.lifecycle.overriding import OverridingFiles, remove_stale, with_configuration
-from backline.lifecycle.records import LabelStore, default_state_folder, warn_of_folder
+from backline.lifecycle.records import default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted import Source, Sources, Target, listed, select
 from backline.repository.repository import FoundModel, Repository
+from backline.system.busy_poll import BusyPoll
 
 #: Seconds between looks for a repository that does not exist yet.
 _LOOK_FOR_REPOSITORIES = 0.5
@@ -40,6 +42,11 @@ class Lifecycle:
         """
         self._engine = engine
         self._options = options = options or LifecycleOptions()
+        if options.labels and options.mode == "none":
+            raise InvalidArgument(
+                "labels are shared only by servers in which they can change: start it with"
+                " --model-control-mode poll or explicit, or without --labels"
+            )
         self._sources = Sources(repositories, namespacing=options.namespacing)
         self.state_folder = folder = options.state_folder or default_state_folder(self._sources.locations)
         self._audit = AuditLog(folder)
@@ -52,8 +59,7 @@ class Lifecycle:
         self._labelling = Labelling(
             engine,
             self._executor,
-            LabelStore(folder),
-            self._audit,
+            open_labels(options.labels, self._sources.locations, folder),
             self._journal,
             keep_seconds=options.keep_previous_seconds,
             check=lambda: self.check_changeable("labels"),
@@ -70,6 +76,11 @@ class Lifecycle:
         self._awaiting: asyncio.Task[None] | None = None
         engine.control = self
         engine.loads_by_request = options.mode == "explicit"
+
+    @property
+    def poll(self) -> BusyPoll:
+        """Lets the event loop poll before it sleeps: off, unless the owner of the loop allows it."""
+        return self._shared.poll
 
     async def start(self, on_event: OnEvent | None = None) -> None:
         """Loads the models chosen by the options; in mode poll also starts watching the repositories.
@@ -93,6 +104,7 @@ class Lifecycle:
             self._engine.started()
         else:
             self._awaiting = loop.create_task(self._await_repositories())
+        self._labelling.start()
         if self._options.mode == "poll":
             self._watching = loop.create_task(self._holdings.watch())
 
@@ -116,6 +128,7 @@ class Lifecycle:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self._labelling.close()
         await self._executor.close()
         if self._shared.cache is not None:
             await self._shared.cache.close()
@@ -275,7 +288,10 @@ class Lifecycle:
         source = self._holdings.find(served.name)
         if source is not None and version in source.versions and self._options.mode == "explicit":
             target = _with_version(served.target, source, version)
-            served.target = replace(target, added=target.added - {version})  # only the label keeps it loaded
+            # Only the label loads it: the version policy must not make it the version for all requests.
+            served.target = replace(
+                target, added=target.added - {version}, removed=target.removed | {version}
+            )
             self._executor.advance((served.name,))
         return served.target.source.versions
 

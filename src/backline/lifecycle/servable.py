@@ -28,6 +28,7 @@ from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.memory.meter import LoadMemory
 from backline.lifecycle.memory.needs import load_kind
+from backline.lifecycle.options import runs_apart
 from backline.lifecycle.phase import ShownVersion, VersionPhase
 from backline.lifecycle.plan import Held
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
@@ -82,8 +83,9 @@ class Servable(ShownVersion):
         #: Whether its load will fail however often it is tried, because what a scan found cannot be loaded.
         self.hopeless = bool(version.problem)
         #: What is known of its load before it begins.
+        apart = runs_apart(shared.options.isolate, from_elsewhere=from_elsewhere)
         self.kind = load_kind(
-            config,
+            replace(config, lane="process") if apart else config,
             fingerprint,
             version.path or "",
             {name: file.size for name, file in version.files.items()},
@@ -193,6 +195,7 @@ class Servable(ShownVersion):
             model,
             shared.permits,
             shared.cores,
+            shared.poll,
             on_slow=self._move_to_threads,
             on_available=self._on_available,
             on_ready=self._on_ready,

@@ -22,7 +22,6 @@ class ModelInWorkers(ABC):
     `run`, which is for other threads, and `close`, which is for any thread.
     """
 
-    threads_per_run = 1
     #: The worker's description of the model.
     loaded: WorkerLoaded
     signature: Signature
@@ -38,6 +37,11 @@ class ModelInWorkers(ABC):
     on_ready: Callable[[str], None]
     #: Why the model reports that it is not ready; empty if it is ready.
     unready: str
+
+    @property
+    def threads_per_run(self) -> int:
+        """The number of cores that one run occupies; 0 means all."""
+        return self.loaded.threads_per_run
 
     @property
     @abstractmethod

@@ -73,7 +73,7 @@ class LoadedVersion(ABC):
     signature: Signature
     max_batch_size: int
     batch_limit: int
-    lane: Lane | Literal["process", "debug"]
+    lane: Lane | Literal["process", "debug", "remote"]
     placed: Places
     places: tuple[Place, ...]
     reason: str

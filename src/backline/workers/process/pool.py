@@ -24,6 +24,7 @@ from backline.engine.values.device import Place, Places
 from backline.engine.values.messages import InferRequest, InferResponse
 from backline.engine.values.signature import Signature, TensorSpec
 from backline.engine.values.tensor import Tensor
+from backline.system.busy_poll import BusyPoll
 from backline.workers.batch import Batch
 from backline.workers.channel.calls import Calls
 from backline.workers.channel.protocol import WorkerLoaded
@@ -94,8 +95,9 @@ class WorkerPool(ModelInWorkers):
         loop: asyncio.AbstractEventLoop,
         placed: Places,
         calls: Calls | None = None,
+        poll: BusyPoll | None = None,
     ) -> None:
-        """`calls` serves the model's calls of other models; without it, these fail."""
+        """`calls` serves the model's calls of other models; without it, these fail. `poll` is the loop's."""
         self.calls = calls
         self.placed = placed
         self.places: tuple[Place, ...] = placed.spread()[:1]
@@ -111,6 +113,7 @@ class WorkerPool(ModelInWorkers):
         self.warnings = ()
         self.responses = None
         self.loop = self._loop = loop
+        self.poll = poll or BusyPoll()
         #: Whether requests that run together may differ in shape, so that each needs a separate part.
         self.apart = command.load.joining is not None
         self._seats: list[Seat] = []
@@ -314,6 +317,9 @@ class WorkerPool(ModelInWorkers):
 
     def _place_again(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
+            if self._closing:
+                job.fail(Unavailable(f"{self.label} is being unloaded", retry_after=1))
+                continue
             seat = self._free_seat_for(job)
             if seat is not None:
                 seat.send(job)
@@ -430,6 +436,12 @@ class WorkerPool(ModelInWorkers):
             task.add_done_callback(self._tasks.discard)
         else:
             asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
+
+    def abort(self) -> None:
+        """Kills the workers at once, because the load of the model was cancelled, and fails their jobs."""
+        self._closing = True
+        for process in self._running():
+            process.kill("was no longer needed")
 
     async def stop(self) -> None:
         """Lets the workers unload the model and end; refuses jobs that still wait for a worker."""

@@ -85,6 +85,7 @@ class Seat:
             pool.command_for(self._place), pool.loop, self._result, self._ended, calls
         )
         process.on_ready = pool.look_at_readiness
+        process.poll = pool.poll
         loaded = await process.start()
         self.usable = True
         self.memory = object()

@@ -20,7 +20,7 @@ from msgspec import Raw
 from backline.dialects.answers import JSON, respond_error
 from backline.dialects.deferred import DeferredAnswers
 from backline.dialects.event_stream import EventStreams, encoded
-from backline.dialects.exchange import HTTP, ReadRequest, RequestIntake, deadline_of
+from backline.dialects.exchange import ReadRequest, RequestIntake, deadline_of
 from backline.dialects.input_plan import InputPlan
 from backline.dialects.json_data import MAX_DEPTH, decode_data, decode_list, encode_data, replace_words
 from backline.dialects.json_scan import check_keys, count_elements
@@ -74,6 +74,7 @@ class Generate:
         self._engine = engine
         self._deferred = deferred
         self._inference = inference
+        self._carrier = inference.carrier
         self._off_loop = OffLoop()
         self._streams = EventStreams(self._off_loop)
         self._take_one = self._intake(self._read, self._answer_with_one)
@@ -103,7 +104,7 @@ class Generate:
             responses = self._submit(request, asked, deadline, trace)
             answer(request, asked.model_name, responses, plan)
 
-        return RequestIntake(self._engine, HTTP, read, submit, self._off_loop).take
+        return RequestIntake(self._engine, self._carrier, read, submit, self._off_loop).take
 
     def _submit(
         self, request: HttpRequest, asked: InferRequest, deadline: float | None, trace: Trace | None
