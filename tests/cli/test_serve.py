@@ -424,6 +424,15 @@ def test_a_flag_may_have_a_value_as_in_triton(monkeypatch: pytest.MonkeyPatch) -
     assert params["repositories"] == ("models",)
 
 
+def test_without_exit_on_error_a_missing_repository_is_awaited(tmp_path: Path) -> None:
+    with serve(tmp_path / "late", tmp_path / "log", "--exit-on-error=false", ready=False) as server:
+        server.wait_for("does not exist", 60)
+        server.wait_started()
+        models.add1(tmp_path / "hidden")
+        (tmp_path / "hidden").rename(tmp_path / "late")
+        server.wait_ready()
+
+
 def test_a_flag_with_a_non_boolean_value_is_refused() -> None:
     with pytest.raises(click.BadParameter, match="'maybe' is not a valid boolean"):
         serve_command.command.make_context("serve", ["models", "--exit-on-error=maybe"])

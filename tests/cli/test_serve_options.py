@@ -54,6 +54,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("--trust-remote-code",), "lifecycle.trust_remote_code", True),
     (("--strict-devices",), "lifecycle.strict_devices", True),
     (("--exit-on-error",), "exit_on_error", True),
+    (("--await-repositories",), "lifecycle.await_repositories", True),
     (("--model-load-thread-count", "7"), "lifecycle.load_threads", 7),
     (("--model-load-retry-count", "7"), "lifecycle.load_retries", 7),
     (("--isolate", "remote"), "lifecycle.isolate", "remote"),

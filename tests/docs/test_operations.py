@@ -6,6 +6,7 @@ import dataclasses
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
@@ -86,11 +87,21 @@ def _get(url: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-@pytest.mark.parametrize("port", ["http_port", "grpc_port", "metrics_port"])
-def test_every_metric_is_listed(server: ServerProcess, port: str) -> None:
-    _get(f"{server.url}/v2/models/add1/infer")
+@pytest.fixture(scope="module")
+def caching_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with a cache, without which some metrics are missing."""
+    folder = tmp_path_factory.mktemp("caching")
+    models.add1(folder / "models")
+    (folder / "models" / "add1" / "config.pbtxt").write_text("response_cache { enable: true }")
+    with run_server(folder / "models", folder / "log", "--cache-config", "local,size=1MiB") as running:
+        yield running
 
-    status, text = _get(f"http://127.0.0.1:{getattr(server, port)}/metrics")
+
+@pytest.mark.parametrize("port", ["http_port", "grpc_port", "metrics_port"])
+def test_every_metric_is_listed(caching_server: ServerProcess, port: str) -> None:
+    _get(f"{caching_server.url}/v2/models/add1/infer")
+
+    status, text = _get(f"http://127.0.0.1:{getattr(caching_server, port)}/metrics")
 
     families = {
         name: kind

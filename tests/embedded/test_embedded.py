@@ -54,10 +54,10 @@ async def test_an_async_with_block_runs_on_the_current_loop(repository: Path) ->
 
 def test_options_are_those_of_a_server(repository: Path) -> None:
     options = backline.LifecycleOptions(memory_budget=64 << 30, namespacing=True)
-    embedded = backline.Embedded(repository, options, models=["models.add1"])
+    embedded = backline.Embedded(repository, options, models=["add1"])
     with embedded as client:
-        assert [model.name for model in client.models() if model.state == "READY"] == ["models.add1"]
-        assert embedded.engine.is_ready("models.add1", "")
+        assert [model.name for model in client.models() if model.state == "READY"] == ["add1"]
+        assert embedded.engine.is_ready("add1", "")
 
 
 def test_a_program_may_insist_that_every_model_loads(repository: Path) -> None:

@@ -45,13 +45,30 @@ def test_wrong_byte_count_is_refused(datatype: DataType) -> None:
 
 
 def test_a_shape_that_dwarfs_the_data_is_refused_before_anything_is_allocated() -> None:
-    with pytest.raises(InvalidArgument, match="cannot hold that many"):
+    with pytest.raises(
+        InvalidArgument, match=f"expected {2**80} string elements for inference input 't', got 1"
+    ):
         decode_tensor("t", DataType.BYTES, (2**40, 2**40), b"\0\0\0\0")
 
 
-@pytest.mark.parametrize("raw", [b"\x05\0\0\0abc", b"\0\0\0", b"\0\0\0\0x", b"\xff\xff\xff\xff"])
-def test_broken_bytes_elements_are_refused(raw: bytes) -> None:
-    with pytest.raises(InvalidArgument):
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "expected 1 string elements for inference input 't', got 0"),
+        (
+            b"\x05\0\0\0abc",
+            "incomplete string data for inference input 't', expecting string of length 5 but only 3 bytes",
+        ),
+        (
+            b"\0\0\0",
+            "incomplete string length indicator for inference input 't', expecting 4 bytes but only 3 bytes",
+        ),
+        (b"\0\0\0\0x", "unexpected number of string elements 2 for inference input 't', expecting 1"),
+        (b"\xff\xff\xff\xff", "expecting string of length 4294967295 but only 0 bytes available"),
+    ],
+)
+def test_broken_bytes_elements_are_refused_in_tritons_words(raw: bytes, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
         decode_tensor("t", DataType.BYTES, (1,), raw)
 
 

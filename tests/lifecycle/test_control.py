@@ -460,8 +460,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_hidden_repository_gives_its_name_to_a_namespace(home: Homes, tmp_path: Path) -> None:
     async def scenario() -> None:
         repository = tmp_path / ".models"
-        models.add1(repository)
-        async with home(repository, mode="explicit", namespacing=True) as server:
+        for folder in (repository, tmp_path / "others"):
+            models.add1(folder)
+        async with home(repository, tmp_path / "others", mode="explicit", namespacing=True) as server:
             await server.lifecycle.load(".models.add1", who=WHO)
             assert await server.answer(".models.add1") == 1
             await server.lifecycle.unload(".models.add1", who=WHO)

@@ -376,11 +376,11 @@ async def test_in_a_namespace_an_ensemble_appears_with_the_model_its_repository_
     options = LifecycleOptions(mode="poll", namespacing=True, state_folder=tmp_path / "state")
     program = Embedded([repository], options)
     await program.start()
-    assert program.engine.find("blue.chain").state is ModelState.UNAVAILABLE
+    assert program.engine.find("chain").state is ModelState.UNAVAILABLE
 
     adder(repository, "first", 1)
     assert program.engine.control is not None
     await program.engine.control.refresh()
 
-    assert await value_of(program, "blue.chain") == 1
+    assert await value_of(program, "chain") == 1
     await program.stop()

@@ -442,6 +442,36 @@ def test_namespaces_serve_models_of_one_name(home: Homes, tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("mode", ["none", "poll", "explicit"])
+def test_a_repository_that_does_not_exist_yet_is_awaited(home: Homes, tmp_path: Path, mode: str) -> None:
+    async def scenario() -> None:
+        late, load_models = tmp_path / "late", ("add1",) if mode == "explicit" else ()
+        async with home(late, mode=mode, load_models=load_models, await_repositories=True) as server:
+            assert not server.engine.ready
+            ADD1(tmp_path / "hidden")
+            (tmp_path / "hidden").rename(late)
+            await until(lambda: server.engine.ready)
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_model_keeps_its_plain_name_while_no_other_repository_has_it(home: Homes, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        ADD1(tmp_path / "blue", constant=1.0)
+        (tmp_path / "green").mkdir()
+        async with home(tmp_path / "blue", tmp_path / "green", mode="poll", namespacing=True) as server:
+            assert await server.answer("add1") == 1
+            ADD1(tmp_path / "green", constant=2.0)
+            await server.lifecycle.refresh()
+            assert (await server.answer("blue.add1"), await server.answer("green.add1")) == (1, 2)
+            shutil.rmtree(tmp_path / "green" / "add1")
+            await server.lifecycle.refresh()
+            assert await server.answer("add1") == 1
+
+    asyncio.run(scenario())
+
+
 def test_a_label_of_the_configuration_moves_when_its_version_is_ready(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         label = 'parameters {{ key: "backline.labels.stable" value {{ string_value: "{}" }} }}'

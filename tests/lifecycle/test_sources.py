@@ -32,7 +32,7 @@ def test_one_name_in_two_repositories_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_with_namespaces_every_model_is_named_after_its_repository(tmp_path: Path) -> None:
+def test_with_namespaces_models_that_share_a_name_are_named_after_their_repository(tmp_path: Path) -> None:
     put(tmp_path / "blue" / "add" / "1" / "model.onnx")
     put(tmp_path / "green" / "add" / "1" / "model.onnx")
     put(tmp_path / "green" / "mul" / "1" / "model.onnx")
@@ -42,7 +42,7 @@ def test_with_namespaces_every_model_is_named_after_its_repository(tmp_path: Pat
     assert {name: source.found.problem for name, source in sources.items()} == {
         "blue.add": "",
         "green.add": "",
-        "green.mul": "",
+        "mul": "",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from time import monotonic_ns, thread_time
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,8 +20,8 @@ from backline.observe.metrics import Metrics
 LONGEST_TURN = 0.005
 
 
-def add_model(engine: Engine, name: str) -> Model:
-    model = Model(name, "1", ModelConfig(name))
+def add_model(engine: Engine, name: str, version: str = "1") -> Model:
+    model = Model(name, version, ModelConfig(name))
     model.state = ModelState.READY
     engine.add(model)
     return model
@@ -206,3 +207,26 @@ def test_metric_tags_become_labels() -> None:
     assert read["nv_inference_count_total", frozenset(labels)] == 0
     assert read["nv_inference_request_failure_total", frozenset({*labels, ("reason", "OTHER")})] == 0
     assert not [name for name, given in read if ("model", "add1") in given and not labels <= given]
+
+
+def test_lines_are_written_as_tritons() -> None:
+    """Labels are in alphabetical order, no number has an exponent, and only cached models count hits."""
+    engine = Engine()
+    add_model(engine, "plain")
+    add_model(engine, "kept", version="a,version=b").statistics.cached = True
+
+    page = b"".join(asyncio.run(Metrics(engine).page())[1]).decode()
+
+    assert 'nv_inference_request_failure{model="plain",reason="OTHER",version="1"} 0\n' in page
+    assert 'nv_inference_request_failure{model="kept",reason="OTHER",version="a,version=b"} 0\n' in page
+    assert not re.search(r"^nv_\S+ \S+e[+-]", page, re.MULTILINE)
+    assert [line for line in page.splitlines() if line.startswith("nv_cache_num_hits")] == [
+        'nv_cache_num_hits_per_model{model="kept",version="a,version=b"} 0'
+    ]
+
+
+def test_without_a_cache_there_are_no_cache_metrics() -> None:
+    engine = Engine()
+    add_model(engine, "plain")
+
+    assert b"nv_cache" not in b"".join(asyncio.run(Metrics(engine).page())[1])

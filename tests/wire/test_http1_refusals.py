@@ -135,6 +135,14 @@ def test_chunked_body_above_the_limit_is_413_while_it_arrives(start: Start) -> N
     assert server.state()[1:] == (0, 0)
 
 
+def test_chunks_may_be_single_bytes(echo_server: WireServer) -> None:
+    """As many as Triton takes."""
+    with echo_server.connect() as client:
+        client.sendall(b"POST /size HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.sendall(b"1\r\na\r\n" * 65_536 + b"0\r\n\r\n")
+        assert read_answer(client)[2] == b"65536"
+
+
 def test_chunked_body_that_is_mostly_framing_is_refused(echo_server: WireServer) -> None:
     extension = b"1;" + b"x" * 3000 + b"\r\na\r\n"
     assert echo_server.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + extension * 100).startswith(

@@ -97,6 +97,7 @@ class ComposedServable(Servable):
         if cache is not None:
             keys, settings, loop = self._keys(), QueueSettings(), asyncio.get_running_loop()
             name, version, statistics = model.name, model.version, model.statistics
+            model.statistics.cached = True
             self._cached = CachedQueue(
                 queue, cache, keys, settings, statistics, name=name, version=version, loop=loop
             )

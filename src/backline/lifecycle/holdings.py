@@ -40,9 +40,9 @@ class Holdings:
         """Scans for the first time; returns the names of the models to load at start.
 
         The other models are only declared to the engine. Raises BacklineError for a repository that does not
-        exist or cannot be read.
+        exist or cannot be read, unless the options say to wait for it.
         """
-        self._known = await self._sources.scan(first=True)
+        self._known = await self._sources.scan(first=not self._options.await_repositories)
         chosen = self._chosen_at_start()
         for name, source in self._known.items():
             if name in chosen:

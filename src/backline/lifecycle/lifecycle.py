@@ -27,6 +27,9 @@ from backline.lifecycle.wanted import Source, Sources, Target, listed, select
 from backline.repository.repository import FoundModel, Repository
 from backline.system.busy_poll import BusyPoll
 
+#: Seconds between looks for a repository that does not exist yet.
+_LOOK_FOR_REPOSITORIES = 0.5
+
 
 class Lifecycle:
     """Serves the models of repositories, as the Control of an engine. Lives on the engine's event loop."""
@@ -70,6 +73,7 @@ class Lifecycle:
         self._locks: dict[str, asyncio.Lock] = {}
         self._changes: Counter[str] = Counter()
         self._watching: asyncio.Task[None] | None = None
+        self._awaiting: asyncio.Task[None] | None = None
         engine.control = self
         engine.loads_by_request = options.mode == "explicit"
 
@@ -82,7 +86,8 @@ class Lifecycle:
         """Loads the models chosen by the options; in mode poll also starts watching the repositories.
 
         A model that fails becomes UNAVAILABLE with its reason and does not stop the others. Raises
-        BacklineError for a repository that does not exist or cannot be read.
+        BacklineError for a repository that does not exist or cannot be read, unless the options say to wait
+        for it: then its models are loaded once it can be read, and the engine is not ready before.
         """
         if self._options.mode != "none":  # in mode none nothing is stored
             await asyncio.to_thread(warn_of_folder, self.state_folder)
@@ -94,10 +99,23 @@ class Lifecycle:
         await self._models.settle()
         self._shared.started = True
         self._journal.started()
-        self._engine.started()
+        loop = asyncio.get_running_loop()
+        if self._sources.complete:
+            self._engine.started()
+        else:
+            self._awaiting = loop.create_task(self._await_repositories())
         self._labelling.start()
         if self._options.mode == "poll":
-            self._watching = asyncio.get_running_loop().create_task(self._holdings.watch())
+            self._watching = loop.create_task(self._holdings.watch())
+
+    async def _await_repositories(self) -> None:
+        """Waits until all repositories can be read, then loads what would have been loaded at the start."""
+        while not self._sources.complete:
+            await asyncio.sleep(_LOOK_FOR_REPOSITORIES)
+            await self._sources.scan()
+        self._executor.advance(await self._holdings.open())
+        await self._models.settle()
+        self._engine.started()
 
     def stopping(self) -> None:
         """Aborts changes that requests wait for, because their loads may never end."""
@@ -105,9 +123,11 @@ class Lifecycle:
 
     async def close(self) -> None:
         """Refuses new and queued requests, lets running ones finish, and frees the models."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait((self._watching,))
+        tasks = [task for task in (self._watching, self._awaiting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         await self._labelling.close()
         await self._executor.close()
         if self._shared.cache is not None:

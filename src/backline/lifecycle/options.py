@@ -52,8 +52,10 @@ class LifecycleOptions:
     poll_seconds: float = 15.0
     #: The models to load at start in mode explicit.
     load_models: tuple[str, ...] = ()
-    #: Whether models are named <repository>.<model>.
+    #: Whether models that share a name are named <repository>.<model>.
     namespacing: bool = False
+    #: Whether a start waits for repositories that do not exist yet, instead of failing.
+    await_repositories: bool = False
     #: Whether configurations must name all inputs and outputs, instead of completing them from the model.
     complete_configs: bool = False
     #: How many loads may run at once.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import posixpath
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from backline.engine.config.model_config import ModelConfig, VersionPolicy
 from backline.engine.errors import BacklineError, InvalidArgument
@@ -31,22 +32,18 @@ class Source:
     repository: Repository
     #: Whether the files are in a local repository, rather than remote or sent with a load request.
     own_files: bool = True
-    #: The models of an ensemble's repository, which its steps name without the namespace.
-    siblings: frozenset[str] = frozenset()
+    #: For an ensemble with namespaces: the served name of each model, by the names that steps may use for it.
+    siblings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def config(self) -> ModelConfig:
         """The configuration, with the served names of the model and of its steps."""
-        config = self.found.config
-        if config.name == self.name:
-            return config
+        config, names = self.found.config, self.siblings
         ensemble = config.ensemble
-        if ensemble is not None and self.siblings:
-            prefix = self.name.removesuffix(self.found.name)
-            renamed = {name: prefix + name for name in ensemble.models & self.siblings}
-            steps = (replace(step, model=renamed.get(step.model, step.model)) for step in ensemble.steps)
-            ensemble = replace(ensemble, steps=tuple(steps))
-        return replace(config, name=self.name, ensemble=ensemble)
+        if ensemble is not None and any(names.get(name, name) != name for name in ensemble.models):
+            steps = (replace(step, model=names.get(step.model, step.model)) for step in ensemble.steps)
+            config = replace(config, ensemble=replace(ensemble, steps=tuple(steps)))
+        return config if config.name == self.name else replace(config, name=self.name)
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -139,9 +136,9 @@ def listed(names: Sequence[str]) -> str:
 class Sources:
     """The models of all repositories, by the names under which they are served.
 
-    With `namespacing` a model is named <repository>.<model>, after the last part of the repository's
-    location, so that repositories may share model names; steps of an ensemble may omit their own repository.
-    Without `namespacing`, models that share a name cannot be served, as in Triton.
+    With `namespacing`, models that share a name are named <repository>.<model>, after the last part of the
+    repository's location; steps of an ensemble may omit their own repository. Without `namespacing`, models
+    that share a name cannot be served, as in Triton.
     """
 
     def __init__(self, repositories: Sequence[Repository], *, namespacing: bool) -> None:
@@ -160,6 +157,11 @@ class Sources:
     def locations(self) -> list[str]:
         return list(self._repositories)
 
+    @property
+    def complete(self) -> bool:
+        """Whether each repository has been read at least once."""
+        return self._found.keys() == self._repositories.keys()
+
     def missing(self, name: str, problem: str) -> Source:
         """A source for a wanted model that no repository holds; clients see the `problem`."""
         found = FoundModel(name, "", "", ModelConfig(name), problem=problem)
@@ -168,19 +170,31 @@ class Sources:
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
         """The models of the repositories, by name.
 
-        The models of an unreadable repository are kept, and the reason is logged once; the `first` scan
+        The models of an unreadable repository are kept, and the reason is logged once; a scan called `first`
         raises BacklineError instead.
         """
         await asyncio.gather(
             *(self._scan(location, repository, first) for location, repository in self._repositories.items())
         )
+        holders = Counter(model.name for found in self._found.values() for model in found)
+        served = {
+            (
+                location,
+                model.name,
+            ): f"{self._prefixes[location] if holders[model.name] > 1 else ''}{model.name}"
+            for location, found in self._found.items()
+            for model in found
+        }
+        full = {self._prefixes[location] + name: shown for (location, name), shown in served.items()}
         sources: dict[str, list[Source]] = {}
         for location, repository in self._repositories.items():  # in their order, whichever scan ended first
             found, prefix = self._found.get(location, ()), self._prefixes[location]
-            names = frozenset(model.name for model in found) if prefix else frozenset()
+            names = (
+                {**full, **{model.name: served[location, model.name] for model in found}} if prefix else {}
+            )
             for model in found:
-                name = prefix + model.name
-                siblings = names if model.config.ensemble is not None else frozenset()
+                name = served[location, model.name]
+                siblings = names if model.config.ensemble is not None else {}
                 sources.setdefault(name, []).append(
                     Source(name, _as_composed(model, siblings), repository, siblings=siblings)
                 )
@@ -200,7 +214,8 @@ class Sources:
     def _note_trouble(self, location: str, reason: str) -> None:
         if self._troubles.get(location) != reason:
             self._troubles[location] = reason
-            log.error("model repository '%s' cannot be read, its models keep serving: %s", location, reason)
+            meanwhile = "its models keep serving" if location in self._found else "the server is not ready"
+            log.error("model repository '%s' cannot be read, %s: %s", location, meanwhile, reason)
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
         """Yields whenever a scan may find something new, once for several changes at a time."""
@@ -234,11 +249,13 @@ class Sources:
             await repository.close()
 
 
-def _as_composed(model: FoundModel, siblings: frozenset[str]) -> FoundModel:
-    """An ensemble whose fingerprint changes when a model of its steps appears in or leaves its repository."""
+def _as_composed(model: FoundModel, siblings: Mapping[str, str]) -> FoundModel:
+    """An ensemble whose fingerprint changes when a model of its steps appears in or leaves its repository, or
+    is served under another name.
+    """
     if model.config.ensemble is None or not siblings:
         return model
-    own = " ".join(sorted(model.config.ensemble.models & siblings))
+    own = " ".join(sorted(siblings[name] for name in model.config.ensemble.models & siblings.keys()))
     versions = tuple(
         replace(version, fingerprint=f"{version.fingerprint} with {own}") for version in model.versions
     )

@@ -28,19 +28,21 @@ Read: TypeAlias = Callable[[ModelStatistics], float]
 
 #: Histogram buckets, as exponents of two in microseconds: 32 us to 67 s.
 _BUCKETS = range(5, 27)
-_LABELS = "\0"
+_LABELS, _VERSION = "\0", "\1"
 
 
 @dataclass(frozen=True, slots=True)
 class FamilyTemplate:
     """A metric's comment lines, and the function that formats a version's samples.
 
-    Versions that were never ready have samples only if `always` is set.
+    Versions that were never ready have samples only if `always` is set. With `if_any` the comment lines are
+    left out if there are no samples.
     """
 
     comment: str
     write: Write
     always: bool = False
+    if_any: bool = False
 
 
 def _single(
@@ -59,16 +61,32 @@ def _counter(name: str, text: str, read: Read) -> FamilyTemplate:
     )
 
 
-def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Read], ...]) -> FamilyTemplate:
-    """A metric with a sample per value of `label`; `values` pairs each with the function that reads it."""
-    lines = "".join(f'{name}{{{_LABELS},{label}="{value}"}} %d\n' for value, _ in values)
+def _by_reason(name: str, text: str, values: tuple[tuple[str, Read], ...]) -> FamilyTemplate:
+    """A counter with a sample per reason; `values` pairs each with the function that reads it.
+
+    The labels are in alphabetical order, as in Triton, whose lines scripts compare as text. The version is
+    always the last of the given labels.
+    """
+    lines = "".join(f'{name}{{{_LABELS},reason="{reason}",{_VERSION}}} %d\n' for reason, _ in values)
     reads = tuple(read for _, read in values)
 
     def write(model: Model, labels: str) -> str:
         statistics = model.statistics
-        return (lines % tuple([read(statistics) for read in reads])).replace(_LABELS, labels)
+        others, start, version = labels.rpartition(',version="')
+        numbers = lines % tuple([read(statistics) for read in reads])
+        return numbers.replace(_LABELS, others).replace(_VERSION, start[1:] + version)
 
-    return FamilyTemplate(comment(name, kind, text), write)
+    return FamilyTemplate(comment(name, "counter", text), write)
+
+
+def _of_cache(name: str, text: str, read: Read) -> FamilyTemplate:
+    """A counter of models whose responses are cached; as in Triton, the others have no such metric."""
+    counter = _counter(name, text, read)
+
+    def write(model: Model, labels: str) -> str:
+        return counter.write(model, labels) if model.statistics.cached else ""
+
+    return FamilyTemplate(counter.comment, write, if_any=True)
 
 
 def _histogram(
@@ -184,11 +202,9 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
     _counter(
         "nv_inference_request_success", "Successful requests, all batch sizes", lambda s: s.success.count
     ),
-    _by(
+    _by_reason(
         "nv_inference_request_failure",
-        "counter",
         "Failed requests, by reason",
-        "reason",
         (
             ("REJECTED", lambda s: s.rejected_full + s.rejected_total + s.rejected_late + s.expired),
             ("CANCELED", lambda s: s.cancelled),
@@ -196,12 +212,8 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
             ("OTHER", lambda s: s.rejected_invalid),
         ),
     ),
-    _by(
-        "backline_request_failures_total",
-        "counter",
-        "Failed requests, by detailed reason",
-        "reason",
-        tuple(FAILURES.items()),
+    _by_reason(
+        "backline_request_failures_total", "Failed requests, by detailed reason", tuple(FAILURES.items())
     ),
     _counter(
         "nv_inference_count", "Inferences; a request of batch size n counts n", lambda s: s.inference_count
@@ -230,20 +242,20 @@ FAMILIES: tuple[FamilyTemplate, ...] = (
         "Time to split outputs, in microseconds",
         lambda s: s.compute_output.ns // 1000,
     ),
-    _counter(
+    _of_cache(
         "nv_cache_num_hits_per_model", "Requests served from the response cache", lambda s: s.cache_hit.count
     ),
-    _counter(
+    _of_cache(
         "nv_cache_num_misses_per_model",
         "Runs whose outputs were not in the response cache",
         lambda s: s.cache_miss.count,
     ),
-    _counter(
+    _of_cache(
         "nv_cache_hit_duration_per_model",
         "Time of cache lookups that hit, in microseconds",
         lambda s: s.cache_hit.ns // 1000,
     ),
-    _counter(
+    _of_cache(
         "nv_cache_miss_duration_per_model",
         "Time of cache lookups that missed and of insertions, in microseconds",
         lambda s: s.cache_miss.ns // 1000,

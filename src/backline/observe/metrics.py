@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.values.tensor import in_pieces
-from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text
+from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text, number
 from backline.observe.families import FAMILIES
-
-if TYPE_CHECKING:
-    from prometheus_client.core import GaugeMetricFamily
 
 
 class Metrics:
@@ -59,8 +55,9 @@ class Metrics:
                 if family.always or model.state is not ModelState.UNKNOWN:
                     text.append(family.write(model, labels))
             yield ""
-        for text in families:
-            yield "".join(text)
+        for family, text in zip(FAMILIES, families, strict=True):
+            if not family.if_any or any(text[1:]):
+                yield "".join(text)
         yield from self._of_names()
         for custom in tuple(self._engine.custom_metrics):
             yield from exposed(custom)
@@ -104,34 +101,26 @@ class ProcessMetrics:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        self._registry.register(_Machine())
+        import psutil
+
+        psutil.cpu_percent()  # starts the interval that the first scrape reports
 
     def text(self) -> bytes:
         """The text in Prometheus' format. Reads files; call it on one thread at a time."""
         from prometheus_client import generate_latest
 
-        return generate_latest(self._registry)
+        return _machine().encode() + generate_latest(self._registry)
 
 
-class _Machine:
+def _machine() -> str:
     """CPU and memory of the machine, under Triton's names."""
+    import psutil
 
-    def __init__(self) -> None:
-        import psutil
-
-        psutil.cpu_percent()  # starts the interval that the first scrape reports
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        import psutil
-        from prometheus_client.core import GaugeMetricFamily
-
-        memory = psutil.virtual_memory()
-        yield GaugeMetricFamily(
-            "nv_cpu_utilization",
-            "Share of the machine's CPU time used since the last scrape",
-            psutil.cpu_percent() / 100,
-        )
-        yield GaugeMetricFamily("nv_cpu_memory_total_bytes", "Memory of the machine", memory.total)
-        yield GaugeMetricFamily(
-            "nv_cpu_memory_used_bytes", "Memory of the machine in use", memory.total - memory.available
-        )
+    memory = psutil.virtual_memory()
+    used = "Share of the machine's CPU time used since the last scrape"
+    values = (
+        ("nv_cpu_utilization", used, psutil.cpu_percent() / 100),
+        ("nv_cpu_memory_total_bytes", "Memory of the machine", memory.total),
+        ("nv_cpu_memory_used_bytes", "Memory of the machine in use", memory.total - memory.available),
+    )
+    return "".join(comment(name, "gauge", text) + f"{name} {number(value)}\n" for name, text, value in values)

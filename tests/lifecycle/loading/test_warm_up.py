@@ -123,7 +123,7 @@ def test_truncated_strings_are_reported_with_their_file(tmp_path: Path) -> None:
     (tmp_path / "m" / "warmup" / "words").write_bytes(b"\x09\x00\x00\x00one")
     with pytest.raises(
         InvalidArgument,
-        match=r"sample 'first'.*input 'INPUT0': '.*warmup/words'.*ends within BYTES element 0 of 1",
+        match=r"sample 'first'.*input 'INPUT0': '.*warmup/words'.*of length 9 but only 3 bytes",
     ):
         configured(tmp_path, "words", (1,), DataType.BYTES)
 

@@ -183,8 +183,8 @@ async def test_models_with_the_same_layout_are_told_apart(
     assert await names("hf://acme/speech/onnx", "hf://acme/song/onnx") == ["song", "speech"]
     assert await names("hf://acme/song", "theirs=hf://other/song") == ["song", "theirs"]
     assert await names("hf://acme/song", "theirs=hf://other/song", namespacing=True) == [
-        "song.song",
-        "theirs.theirs",
+        "song",
+        "theirs",
     ]
     assert await names("hf://acme/song", "hf://other/song") == []
 

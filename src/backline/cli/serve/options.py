@@ -105,7 +105,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     flag(
         "--model-namespacing",
         "namespacing",
-        "Name models <repository>.<model>, so that repositories may hold models with the same name.",
+        "Name models that are in several repositories <repository>.<model>, instead of refusing them.",
     ),
     fills(
         "--model-config-name",
@@ -160,6 +160,12 @@ _OPTIONS: tuple[Decorator, ...] = (
         "Refuse models that ask for an unavailable GPU instead of running them on the CPU.",
     ),
     flag("--exit-on-error", "exit_on_error", "Exit when a model fails to load at start, as Triton does."),
+    flag(
+        "--await-repositories",
+        "await_repositories",
+        "Start, without being ready, if a repository does not exist yet, and load its models once it does."
+        " --exit-on-error=false implies it.",
+    ),
     count("--model-load-thread-count", "load_threads", "Models loaded at the same time."),
     count(
         "--model-load-retry-count",

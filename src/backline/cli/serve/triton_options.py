@@ -89,6 +89,10 @@ class ServeCommand(click.Command):
                 switched[str(switches[name].name)] = click.BOOL.convert(value, switches[name], ctx)
             else:
                 kept.append(arg)
+        if (
+            switched.get("exit_on_error") is False
+        ):  # said explicitly, it covers missing repositories in Triton
+            switched.setdefault("await_repositories", True)
         rest = super().parse_args(ctx, kept)
         ctx.params.update(switched)  # the command line takes precedence over the environment
         return rest

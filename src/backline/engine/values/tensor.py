@@ -74,7 +74,8 @@ def decode_tensor(name: str, datatype: DataType, shape: Shape, raw: Buffer) -> T
     """The tensor with the row-major little-endian bytes `raw`, without a copy. BYTES have a 4-byte length
     before each element.
 
-    Raises InvalidArgument, before allocating anything, if the size of `raw` does not match the shape.
+    Raises InvalidArgument, before allocating the array, if the size of `raw` does not match the shape. The
+    texts about BYTES are Triton's (core/src/infer_request.cc).
     """
     count = element_count(shape)
     if datatype is DataType.BYTES:
@@ -105,27 +106,33 @@ def encode_tensor(tensor: Tensor) -> Buffer:
 def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:
     view = memoryview(raw).cast("B")
     total = len(view)
-    # Each element has a 4-byte length, so a shape too large for the data is refused before allocation.
-    if count * 4 > total:
-        raise InvalidArgument(
-            f"input '{name}' declares {count} BYTES elements, but its {total} bytes cannot hold that many"
-        )
     lengths = _LENGTH.unpack_from
     found: list[bytes] = []
     offset = 0
     for index in range(count):
         start = offset + 4
+        if offset == total:
+            raise InvalidArgument(
+                f"expected {count} string elements for inference input '{name}', got {index}"
+            )
         if start > total:
             raise InvalidArgument(
-                f"input '{name}' ends within the length of BYTES element {index} of {count}"
+                f"incomplete string length indicator for inference input '{name}', expecting 4 bytes but only"
+                f" {total - offset} bytes available (element {index} of {count})"
             )
         (length,) = lengths(view, offset)
         offset = start + length
         if offset > total:
-            raise InvalidArgument(f"input '{name}' ends within BYTES element {index} of {count}")
+            raise InvalidArgument(
+                f"incomplete string data for inference input '{name}', expecting string of length {length}"
+                f" but only {total - start} bytes available (element {index} of {count})"
+            )
         found.append(bytes(view[start:offset]) if length else b"")
     if offset != total:
-        raise InvalidArgument(f"input '{name}' has {total - offset} bytes after its {count} BYTES elements")
+        raise InvalidArgument(
+            f"unexpected number of string elements {count + 1} for inference input '{name}', expecting"
+            f" {count} ({total - offset} bytes follow them)"
+        )
     elements = np.empty(count, np.object_)
     elements[:] = found
     return elements

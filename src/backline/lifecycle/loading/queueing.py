@@ -67,6 +67,7 @@ def build_queue(
 
     keys = RequestKeys(model.name, model.version, fingerprint)
     name, version, statistics = model.name, model.version, model.statistics
+    statistics.cached = True
     return CachedInstances(
         queue, cache, keys, settings.queue, statistics, name=name, version=version, loop=loop
     )

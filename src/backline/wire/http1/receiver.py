@@ -36,7 +36,7 @@ LARGE = 64 * KIB
 #: Bodies up to this size do not count toward max_buffered_bytes: max_concurrent_requests bounds their sum.
 UNCOUNTED = 4 * KIB
 #: Chunk framing may take as many bytes as the body itself, plus this.
-CHUNK_OVERHEAD = 64 * KIB
+CHUNK_OVERHEAD = 65_536 * 4 + 8 * KIB
 #: Method, path, query, header fields and length of the body.
 Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
 
