@@ -37,6 +37,7 @@ from backline.observe.recording import Recorder
 from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
 from backline.system.memory import share_arena
+from backline.system.service_manager import passed_sockets
 from backline.system.user_folders import user_cache
 from backline.wire.connection import Wire
 from backline.wire.heap import Heap
@@ -216,6 +217,14 @@ class Server:
 
     async def _open(self, listeners: Listeners) -> None:
         options = self.options
+        passed = passed_sockets()
+        for one in passed:
+            metrics_only = options.metrics_plain and one.name == "metrics"
+            where = await listeners.open_passed(one.listening, metrics_only=metrics_only)
+            secure = "s" if listeners.secure and not metrics_only else ""
+            self.urls.append((one.name or "socket", where.replace("http:", f"http{secure}:")))
+        if passed:  # the service manager has decided on the addresses
+            return
         host = f"[{options.host}]" if ":" in options.host else options.host
         for label, port, scheme, path in (
             ("HTTP", options.http_port, "http", ""),

@@ -137,7 +137,11 @@ class RemoteLane:
     def run(self, instance: Instance, batch: Batch, finished: Finished) -> None:
         """Starts to send the batch's only request."""
         task = self._loop.create_task(self._run(instance, batch, finished))
-        batch.on_abandon = task.cancel
+
+        def abandon() -> None:
+            task.cancel()
+
+        batch.on_abandon = abandon
 
     async def _run(self, instance: Instance, batch: Batch, finished: Finished) -> None:
         ticket = batch.tickets[0]

@@ -32,6 +32,7 @@ from backline.lifecycle.loading.version_load import loads_running
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import FORMATS, LEVELS, LogFormat, LogLevel, LogSettings
 from backline.server import Server, ServerOptions
+from backline.system.service_manager import notify
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError
 
@@ -330,7 +331,9 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
             if options.lifecycle.debugged_model:
                 check_debugged(server.engine, options.lifecycle.debugged_model)
             print_report(server, options, monotonic() - began)
+            notify("READY=1")
             await waiting
+        notify("STOPPING=1")
         print("Stopping: finishing the requests in flight", flush=True)
     except OSError as error:
         raise BacklineError(_port_in_use(error, options)) from None
