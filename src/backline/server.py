@@ -34,6 +34,7 @@ from backline.observe.log.requests import RequestLog
 from backline.observe.log.server_log import ServerLog
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline.observe.scaling import ScalingPolicy
 from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
 from backline.system.memory import share_arena
@@ -89,6 +90,8 @@ class ServerOptions:
     not_ready_status: int = 503
     #: Whether clients may pass inputs and outputs in this machine's shared memory.
     allow_client_shm: bool = False
+    #: The requests in flight at which the server counts as fully used; None for two per core.
+    target_in_flight: float | None = None
     #: The initial trace settings.
     trace: TraceConfig = field(default_factory=TraceConfig)
 
@@ -107,6 +110,10 @@ def _access(options: ServerOptions) -> Access | None:
     if options.insecure_open or certified or is_loopback(options.host):
         return None
     return Access(UNCONFIGURED)
+
+
+def _scaling(options: ServerOptions) -> ScalingPolicy | None:
+    return None if options.target_in_flight is None else ScalingPolicy(options.target_in_flight)
 
 
 async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
@@ -196,7 +203,7 @@ class Server:
         recorder = Recorder(self.engine, self._embedded.state_folder)
         application = build_application(
             self.engine,
-            Metrics(self.engine).page,
+            Metrics(self.engine, _scaling(options)).page,
             recorder=recorder,
             not_ready_status=options.not_ready_status,
             browsers=await _browser_policy(options),

@@ -30,7 +30,7 @@ EVERYTHING = (
     "podLabels.a=b", "nodeSelector.gpu=none", "tolerations[0].key=gpu", "tolerations[0].operator=Exists",
     "topologySpreadConstraints[0].maxSkew=1", "topologySpreadConstraints[0].topologyKey=zone",
     "topologySpreadConstraints[0].whenUnsatisfiable=ScheduleAnyway", "podDisruptionBudget.enabled=true",
-    "autoscaling.enabled=true", "networkPolicy.enabled=true",
+    "autoscaling.enabled=true", "autoscaling.cpuPercent=80", "networkPolicy.enabled=true",
     "networkPolicy.from[0].podSelector.matchLabels.a=b",
     "serviceMonitor.enabled=true", "serviceMonitor.labels.a=b", "prometheusRule.enabled=true",
     "dashboard.enabled=true", "ingress.enabled=true", "ingress.className=nginx",
