@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from backline import __version__
 from deploy.conftest import Podman
 from docs.pages import ROOT, blocks, code, table
 from support.tools import run, tool
@@ -75,6 +76,12 @@ def test_everything_is_rendered_once() -> None:
         *("ConfigMap", "Deployment", "GRPCRoute", "HTTPRoute", "HorizontalPodAutoscaler", "Ingress"),
         *("NetworkPolicy", "PodDisruptionBudget", "PrometheusRule", "Service", "Service", "ServiceMonitor"),
     ]
+
+
+def test_the_chart_installs_this_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+
+    assert chart["appVersion"] == __version__
 
 
 def test_pods_are_restricted() -> None:
