@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from backline.client import connect
+from backline.client.errors import BacklineError
 from backline.system.service_manager import notify, passed_sockets
 from docs.pages import ROOT
 from support import models
@@ -97,3 +98,27 @@ def test_sockets_for_another_process_are_left_alone() -> None:
 
     assert passed_sockets(environment) == []
     assert environment == {}
+
+
+def test_sockets_that_other_machines_reach_allow_no_changes_without_a_key(tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "backline", "serve", str(tmp_path / "models")]
+    mode = ["--model-control-mode", "explicit"]
+    activate = [
+        tool("systemd-socket-activate"),
+        "--listen",
+        f"0.0.0.0:{port}",
+        "--setenv=PATH",
+        "--setenv=HOME",
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*activate, *command, *mode], stdout=log, stderr=log)
+    try:
+        with connect(f"http://127.0.0.1:{port}", connect_timeout=30, retries=300) as client:
+            client.wait_ready(timeout=60)
+            with pytest.raises(BacklineError, match="key"):
+                client.load("add1")
+    finally:
+        process.terminate()
+        process.wait(30)

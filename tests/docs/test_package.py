@@ -208,7 +208,7 @@ def test_a_server_without_the_runtime_reports_it_and_keeps_running(
         wait_until_loaded(server)
         assert server.stop() == 0
 
-    assert "model 'add1' version 1 is not available" in server.output
+    assert "failed to load 'add1' version 1" in server.output
     assert "pip install 'backline[onnx]'" in server.output
     assert "Traceback" not in server.output
 

@@ -111,6 +111,9 @@ class HostedModel:
     groups: tuple[InstanceGroup, ...] = ()
     #: Whether a requirements.txt adds to the server's packages; otherwise it lists all that the model needs.
     on_top: bool = False
+    #: For a file that a runtime loads inside the worker: the encoded RuntimeJob. Such a worker runs in the
+    #: server's own environment and can call no other models.
+    job: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from backline.client.errors import (
     DeadlineExceeded,
     ProtocolError,
     from_grpc_code,
+    pushback_of,
 )
 from backline.client.grpc_control import GrpcControl
 from backline.client.handshake import no_tls, unanswered, unverified
@@ -195,7 +196,9 @@ class GrpcTransport(Transport):
                         code, details = (await streaming.code()).value[0], await streaming.details()
                         raise self._credential.explain(
                             from_grpc_code(
-                                code, details or f"{self._url} ended the stream with gRPC status {code}"
+                                code,
+                                details or f"{self._url} ended the stream with gRPC status {code}",
+                                pushback_of(await streaming.trailing_metadata()),
                             ),
                             self._url,
                         )
@@ -328,7 +331,9 @@ class GrpcTransport(Transport):
                 f"no answer from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else "")
             )
         failure = from_grpc_code(
-            code, details or f"{self._url} answered {method} with gRPC status {error.code().name}"
+            code,
+            details or f"{self._url} answered {method} with gRPC status {error.code().name}",
+            pushback_of(error.trailing_metadata()),
         )
         return self._credential.explain(failure, self._url)
 

@@ -16,12 +16,17 @@ from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.repository.configuration import ConfigFiles
 from backline.repository.location import open_repository, split_name
+from backline.system.busy_poll import BusyPoll
 from backline.system.user_folders import user_cache
 
 if TYPE_CHECKING:
     from backline.client.aio import AsyncClient
     from backline.client.background_loop import BackgroundLoop
     from backline.client.sync import Client
+
+
+class ModelsNotLoaded(Unavailable):
+    """Raised at the start if a model has failed to load and the caller wants all of them."""
 
 
 class Embedded:
@@ -90,6 +95,11 @@ class Embedded:
         """The folder that holds labels, the audit log and recorded requests."""
         return self._lifecycle.state_folder
 
+    @property
+    def poll(self) -> BusyPoll:
+        """Lets the event loop poll before it sleeps: off, unless the owner of the loop allows it."""
+        return self._lifecycle.poll
+
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
         """Loads the models that the options ask for. A model that fails is UNAVAILABLE, with the reason.
 
@@ -102,7 +112,7 @@ class Embedded:
                 reasons = "".join(
                     f"\n  {model.name} version {model.version}: {model.reason}" for model in failed
                 )
-                raise Unavailable(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
+                raise ModelsNotLoaded(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
 
     def stopping(self) -> None:
         """Makes the engine not ready. Requests in flight complete, except those that wait for a load."""

@@ -22,6 +22,11 @@ class PassedSocket:
     listening: socket.socket
     name: str
 
+    @property
+    def host(self) -> str:
+        """The IP address, "" for a Unix socket."""
+        return "" if self.listening.family == socket.AF_UNIX else str(self.listening.getsockname()[0])
+
 
 def passed_sockets(environment: MutableMapping[str, str] = os.environ) -> list[PassedSocket]:
     """The sockets that were passed to this process; none if it was started without.

@@ -8,6 +8,7 @@ import time
 from abc import abstractmethod
 from types import MethodType
 
+from backline.system.busy_poll import BusyPoll
 from backline.wire.application import REMOTE, Application, Fields, Ingress
 from backline.wire.compression import Inflation
 from backline.wire.limits import Limits
@@ -34,14 +35,23 @@ class Wire:
         "limits",
         "loop",
         "peers",
+        "poll",
         "requests",
         "streams",
         "turns",
         "unsent",
     )
 
-    def __init__(self, application: Application, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        application: Application,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+        poll: BusyPoll | None = None,
+    ) -> None:
         self.application = application
+        #: Informed when bytes arrive.
+        self.poll = poll or BusyPoll()
         self.limits = limits
         self.loop = loop
         #: Open connections of all listeners and protocols.

@@ -14,6 +14,7 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model import Model, Placement
 from backline.engine.statistics import ResponseStatistics
 from backline.engine.values.device import CPU, Device, Gpus, Place, PlacedGroup, Places
+from backline.system.busy_poll import BusyPoll
 from backline.workers.here.execution import BudgetedExecution, CoreBudget, Execution
 from backline.workers.here.instances import InlineInstance, RunLimit, ThreadInstance, TimedInstance
 from backline.workers.here.streaming import StreamPool
@@ -133,6 +134,7 @@ class InstanceMaker:
         model: Model,
         permits: Permits | None,
         cores: CoreBudget | None,
+        poll: BusyPoll,
         *,
         on_slow: Callable[[], None],
         on_available: Callable[[str], None],
@@ -142,6 +144,7 @@ class InstanceMaker:
         self.model = model
         self._permits = permits
         self._cores = cores
+        self._poll = poll
         self._on_slow = on_slow
         self._on_available = on_available
         self._on_ready = on_ready
@@ -205,11 +208,13 @@ class InstanceMaker:
             self._runs[device] = run
         return run
 
-    def thread(self, run: Execution | BudgetedExecution, number: int) -> Instance:
-        """An instance on a thread. If the model has a time limit, the thread of a longer run is abandoned."""
-        make = partial(ThreadInstance, run, self._loop, f"{self.model.name}-{number}", self.model.config.cpus)
+    def thread(self, run: Execution | BudgetedExecution, number: int, *, timed: bool = True) -> Instance:
+        """An instance on a thread. If `timed`, a thread is abandoned when its run exceeds the time limit."""
         config = self.model.config
-        if config.execution_timeout_seconds is None:
+        make = partial(
+            ThreadInstance, run, self._loop, f"{self.model.name}-{number}", config.cpus, self._poll
+        )
+        if config.execution_timeout_seconds is None or not timed:
             return make()
         if self._limit is None:
             self._limit = RunLimit(
@@ -230,16 +235,22 @@ class InstanceMaker:
         if statistics.responses is None:
             statistics.responses = ResponseStatistics()
         name, version, responses = self.model.name, self.model.version, statistics.responses
-        self.streams = StreamPool(name, version, model, self._loop, threads=threads, statistics=responses)
+        self.streams = StreamPool(
+            name, version, model, self._loop, threads=threads, statistics=responses, poll=self._poll
+        )
         return list(self.streams.instances)
 
     def places_in_workers(self, model: ModelInWorkers) -> list[Instance]:
         """One instance for each batch that the worker processes can run at the same time."""
-        model.on_available = self._on_available
+        self.watch(model)
         model.on_ready = self._on_ready
         self._on_ready(model.unready)
         self.model.statistics.responses = model.responses
         return list(model.instances())
+
+    def watch(self, model: ModelInWorkers) -> None:
+        """Shows the model as unavailable while it has no worker process that runs."""
+        model.on_available = self._on_available
 
     def _permitted(self, instances: list[Instance], places: Sequence[Place]) -> list[Instance]:
         if self._permits is None:

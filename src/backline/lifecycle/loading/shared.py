@@ -16,6 +16,7 @@ from backline.lifecycle.options import LifecycleOptions, check_isolation
 from backline.schedule.queues.queue import QueueTotal
 from backline.schedule.sequences.state_store import MemoryStateStore, StateStore
 from backline.schedule.turn import Turn
+from backline.system.busy_poll import BusyPoll
 from backline.system.cores import usable_cores
 from backline.workers.here.execution import CoreBudget
 
@@ -39,6 +40,8 @@ class Shared:
         self.state_folder = state_folder
         self.total = QueueTotal(options.max_queued_requests)
         self.turn = Turn()
+        #: Off unless the server that owns the event loop allows it.
+        self.poll = BusyPoll()
         self.cores = _core_budget(options.compute_threads)
         self.permits = None if options.rate_limit is None else _permits(options.rate_limit)
         self.cache = None if options.response_cache is None else _open_cache(options.response_cache)

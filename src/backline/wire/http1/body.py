@@ -52,6 +52,10 @@ class LargeBody(asyncio.BufferedProtocol):
         self._receiver.large_body_grew(nbytes)
         if nbytes == READ and self.size - self.filled > READ:  # one more read costs less than a pause
             self._connection.rest()
+        poll = self._connection.wire.poll
+        poll.arrived = True
+        if poll.asleep:
+            poll.wake()
 
     def eof_received(self) -> bool | None:
         return self._connection.eof_received()

@@ -79,6 +79,7 @@ class FrameReader:
         "_needed",
         "_output",
         "_pending",
+        "_poll",
         "_read_paused",
         "_resting",
         "_stopped",
@@ -103,6 +104,7 @@ class FrameReader:
         self._handler = handler
         self._limits = wire.limits
         self._turns = wire.turns
+        self._poll = wire.poll
         self._transport = transport
         self._output = output
         self._streams = streams
@@ -203,6 +205,10 @@ class FrameReader:
             self._handler.fail(ConnectionFailure(frames.INTERNAL_ERROR, "internal error"))
         if self._output.parts:
             self._output.flush()
+        poll = self._poll
+        poll.arrived = True
+        if poll.asleep:
+            poll.wake()
 
     def _read(self, data: bytes, at: int) -> None:
         """Handles the frames in `data` from `at` on, within one turn."""

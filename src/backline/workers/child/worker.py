@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from inspect import isawaitable
 from socket import SHUT_RD, socket
 from time import monotonic_ns
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from backline.engine.errors import BacklineError, Internal, ModelFailed
+from backline.system.polled_socket import PolledSocket
 from backline.workers.channel.arena import Arena
 from backline.workers.channel.protocol import (
     CONNECTION_LOST,
@@ -129,6 +131,7 @@ class Worker:
 
     def __init__(self, data: socket, connection: DataChannel, caller: Caller) -> None:
         self._socket = data
+        self._polled = PolledSocket(data)
         self._connection = connection
         self._caller = caller
         self._reader = FrameSplitter()
@@ -155,7 +158,7 @@ class Worker:
     def _receive(self) -> list[tuple[Kind, Any, memoryview]]:
         """Waits for the next frames; returns none at the end of the channel."""
         while True:
-            received = self._socket.recv(_RECEIVE)
+            received = self._polled.recv(_RECEIVE)
             if not received:
                 return []
             # A bytearray, so that a model may write to its inputs.
@@ -177,6 +180,7 @@ class Worker:
             )
             return False
         self._connection.send(frame(Kind.LOADED, loaded))
+        self._polled.allow(load.busy_poll)
         return True
 
     def _reshape(self, load: WorkerLoad, loaded: WorkerLoaded) -> WorkerLoaded:
@@ -264,6 +268,9 @@ def _adapter(name: str) -> Adapter:
             from backline.workers.child.python_model import load
         case "torchserve":
             from backline.workers.child.torchserve_model import load
+        case _ if "." in name:
+            # A worker must not depend on the rooms above it, so a room that adapts models names its module.
+            load = import_module(name).load
         case _:
             raise Internal(f"a worker has no adapter '{name}'")
     return load

@@ -15,6 +15,7 @@ from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailab
 from backline.engine.statistics import ModelStatistics
 from backline.engine.ticket import Ticket
 from backline.engine.values.messages import InferResponse
+from backline.system.busy_poll import BusyPoll
 from backline.system.cores import pin
 from backline.system.standstill import stood_still
 from backline.workers.batch import Batch
@@ -86,17 +87,24 @@ class ThreadInstance:
     off_loop: ClassVar[bool] = True
 
     def __init__(
-        self, execute: RunBatch, loop: asyncio.AbstractEventLoop, name: str, cores: Collection[int] = ()
+        self,
+        execute: RunBatch,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        cores: Collection[int] = (),
+        poll: BusyPoll | None = None,
     ) -> None:
-        """Starts the thread, pinned to `cores`; if empty, it may use any core."""
+        """Starts the thread, pinned to `cores`; if empty, it may use any core. `poll` pauses during runs."""
         self._execute = execute
         self._loop = loop
+        self._poll = poll or BusyPoll()
         self._cores = cores
         self._work: SimpleQueue[tuple[Batch, Finished] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     def run(self, batch: Batch, finished: Finished) -> None:
+        self._poll.hold()
         self._work.put((batch, finished))
 
     def close(self) -> None:
@@ -108,10 +116,14 @@ class ThreadInstance:
             batch, finished = work
             self._execute(batch)
             try:
-                self._loop.call_soon_threadsafe(finished, self, batch)
+                self._loop.call_soon_threadsafe(self._ended, batch, finished)
             except RuntimeError:  # the loop was closed during the run
                 return
             del work, batch, finished  # otherwise its tensors would live until the next batch
+
+    def _ended(self, batch: Batch, finished: Finished) -> None:
+        self._poll.release()
+        finished(self, batch)
 
 
 class RunLimit:

@@ -21,6 +21,7 @@ from backline.engine.ticket import Ticket
 from backline.engine.values.datatypes import DataType
 from backline.engine.values.messages import InferResponse
 from backline.engine.values.tensor import Tensor
+from backline.system.busy_poll import BusyPoll
 from backline.workers.batch import Batch
 from backline.workers.here.execution import outcome_of
 from backline.workers.instance import Finished, Instance
@@ -238,8 +239,11 @@ class StreamPool:
         *,
         threads: int,
         statistics: ResponseStatistics,
+        poll: BusyPoll | None = None,
     ) -> None:
+        """`poll` pauses while streams are open."""
         self.name = name
+        self._poll = poll or BusyPoll()
         self.version = version
         self.model = model
         self.loop = loop
@@ -259,6 +263,7 @@ class StreamPool:
         """Starts a stream for the batch's only request."""
         stream = GeneratorStream(self, instance, batch, finished)
         self._streams.add(stream)
+        self._poll.hold()
         stream.begin()
         self.put(stream)
 
@@ -273,6 +278,7 @@ class StreamPool:
     def ended(self, stream: GeneratorStream) -> None:
         """Removes a stream that has ended."""
         self._streams.discard(stream)
+        self._poll.release()
         self._retire()
 
     def end_all(self, error: BacklineError) -> None:

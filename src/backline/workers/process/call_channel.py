@@ -83,7 +83,7 @@ class CallChannel:
         """Starts to serve the socket `channel` for a worker process."""
         self._process = process
         # The end of this channel needs no handler: the other channels report that the process has ended.
-        self._channel = ChannelEnd(channel, self._loop, self._take, process.kill)
+        self._channel = ChannelEnd(channel, self._loop, self._take, process.kill, poll=process.poll)
 
     def close(self) -> None:
         """Cancels the worker's calls, because it has ended."""

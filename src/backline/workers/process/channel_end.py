@@ -8,6 +8,7 @@ from socket import socket
 from typing import Any, TypeAlias
 
 from backline.engine.errors import BacklineError
+from backline.system.busy_poll import BusyPoll
 from backline.workers.channel.protocol import FrameSplitter, Kind, WorkerProtocolError
 
 _RECEIVE = 1 << 18
@@ -20,7 +21,7 @@ class ChannelEnd:
     """Sends and receives frames over a socket on the event loop.
 
     `on_frame` gets each frame; if it raises, or a frame is invalid, `on_broken` gets the reason. `on_end` is
-    called once, when the other end is closed.
+    called once, when the other end is closed. `poll` is informed when bytes arrive.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class ChannelEnd:
         on_frame: OnFrame,
         on_broken: Callable[[str], None],
         on_end: Callable[[], None] = lambda: None,
+        poll: BusyPoll | None = None,
     ) -> None:
         channel.setblocking(False)
         self._channel = channel
@@ -37,6 +39,7 @@ class ChannelEnd:
         self._on_frame = on_frame
         self._on_broken = on_broken
         self._on_end = on_end
+        self._poll = poll or BusyPoll()
         self._frames = FrameSplitter()
         self._unsent = bytearray()
         loop.add_reader(channel.fileno(), self._readable)
@@ -57,6 +60,10 @@ class ChannelEnd:
                 self._on_frame(*frame)
         except _INVALID as error:
             self._on_broken(f"broke the protocol: {error}")
+        poll = self._poll
+        poll.arrived = True
+        if poll.asleep:
+            poll.wake()
 
     def read_rest(self) -> None:
         """Handles the frames that the worker sent before it ended, up to the first invalid one."""

@@ -21,8 +21,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.engine.errors import Internal
+from backline.system.busy_poll import BusyPoll
 from backline.system.cores import pinned
 from backline.system.memory import resident_bytes
+from backline.system.private_file import without_keys
 from backline.system.standstill import stood_still
 from backline.workers.channel import arena
 from backline.workers.channel.arena import Arena
@@ -121,6 +123,8 @@ class WorkerProcess:
         #: Why the model reports that it is not ready; empty if ready. `on_ready` is called for every report.
         self.unready = ""
         self.on_ready: Callable[[], None] = lambda: None
+        #: Informed of messages on the data channel and of calls.
+        self.poll = BusyPoll()
         #: Whether the worker has ever sent a RESULT.
         self.proved = False
 
@@ -154,7 +158,7 @@ class WorkerProcess:
                 end.close()
             os.close(descriptor)
         data, control, calls = own
-        self._data = ChannelEnd(data, self._loop, self._take, self._broken, self._disconnected)
+        self._data = ChannelEnd(data, self._loop, self._take, self._broken, self._disconnected, self.poll)
         self._control = ChannelEnd(control, self._loop, self._take_control, self.kill)
         self._calls.attend(calls, self)
         self._data.send(frame(Kind.LOAD, self.command.load))
@@ -180,7 +184,7 @@ class WorkerProcess:
                 stderr=subprocess.PIPE,
                 pass_fds=descriptors,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.command.environment},
+                env={**without_keys(os.environ), "PYTHONUNBUFFERED": "1", **self.command.environment},
             )
 
     def _attend(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from backline.dialects.exchange import GRPC, UnaryInference
+from backline.dialects.forwarding import ForwardPattern
 from backline.dialects.off_loop import OffLoop
 from backline.dialects.open_inference.grpc.messages import GrpcReader, GrpcWriter
 from backline.engine.engine import Engine
@@ -15,12 +18,14 @@ _DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction p
 class GrpcInference:
     """The handler of ModelInfer. ModelStreamInfer shares its reader, writer and thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, forward: ForwardPattern | None = None) -> None:
+        """`forward` says which metadata models see as parameters."""
+        self.forward = forward
         self.write = GrpcWriter(engine).write
         self.read = GrpcReader(engine).read
         self.off_loop = OffLoop()
         self._take = UnaryInference(
-            engine, GRPC, self.read, self.write, self.off_loop, decoupled=_DECOUPLED
+            engine, replace(GRPC, forward=forward), self.read, self.write, self.off_loop, decoupled=_DECOUPLED
         ).take
 
     def infer(self, call: UnaryCall, received: Buffer) -> None:

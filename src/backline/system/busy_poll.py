@@ -1,0 +1,92 @@
+"""Keeps an event loop from sleeping while the next input is about to arrive."""
+
+from __future__ import annotations
+
+from asyncio import get_running_loop
+from time import perf_counter
+
+from backline.system.busy_poll_policy import LOST_CORE, WAKE_TIME, BusyPollPolicy
+
+
+class BusyPoll:
+    """Polls for input before the event loop sleeps, for as long as its policy says. Off until `allow`.
+
+    While polling, a callback runs in every iteration of the loop, so that the loop asks for events without
+    waiting for them. This works with any event loop, and timers, threads and signals are served as usual.
+
+    Whoever reads input on the loop sets `arrived`, and calls `wake` if the poll is `asleep`. While a thread
+    computes for the loop there is no poll, since it would compete for the interpreter: see `hold`.
+    """
+
+    __slots__ = ("_holds", "_looked", "_policy", "_quiet_since", "arrived", "asleep")
+
+    def __init__(self) -> None:
+        self._policy = BusyPollPolicy(0.0)
+        #: Whether input has arrived since the last look.
+        self.arrived = False
+        #: Whether `wake` must be called when input arrives.
+        self.asleep = False
+        #: When the loop last ran out of input; 0 while there is some, or if it is not known.
+        self._quiet_since = 0.0
+        #: When the poll last looked for input.
+        self._looked = 0.0
+        #: The number of threads that compute for the loop.
+        self._holds = 0
+
+    def allow(self, longest: float) -> None:
+        """Allows polls of at most `longest` seconds; 0 for none. Call it before input arrives."""
+        self._policy = BusyPollPolicy(longest)
+        self.asleep = longest > 0.0
+
+    @property
+    def longest(self) -> float:
+        """The most seconds of a poll; 0 if polls are off."""
+        return self._policy.longest
+
+    def hold(self) -> None:
+        """Stops polling until `release`, because a thread computes."""
+        self._holds += 1
+        self._quiet_since = 0.0
+
+    def release(self) -> None:
+        """Ends one `hold`."""
+        self._holds -= 1
+
+    def wake(self) -> None:
+        """Resumes after the loop has slept. Called on the loop, when input has arrived."""
+        if self._holds:
+            return
+        self.asleep = False
+        if self._quiet_since:
+            self._policy.observe(perf_counter() - self._quiet_since - WAKE_TIME)
+            self._quiet_since = 0.0
+        get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        if self._holds:
+            self.asleep = True
+            return
+        policy = self._policy
+        now = perf_counter()
+        if self.arrived:
+            self.arrived = False
+            if self._quiet_since:
+                policy.observe(now - self._quiet_since)
+            if not policy.length:
+                # The rest of this turn's work counts as part of the gap, which saves another iteration.
+                self._quiet_since = now
+                self.asleep = True
+                return
+            self._quiet_since = 0.0
+        elif not self._quiet_since:
+            self._quiet_since = now
+        elif now - self._looked > LOST_CORE:
+            policy.lose_core()
+            self._quiet_since = 0.0
+            self.asleep = True
+            return
+        elif now - self._quiet_since > policy.length:
+            self.asleep = True
+            return
+        self._looked = now
+        get_running_loop().call_soon(self._look)

@@ -1,0 +1,97 @@
+"""Decides how long to poll for input before sleeping, from the gaps between earlier inputs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Seconds from the arrival of input to the end of the sleep that it interrupts. A gap that ended a sleep
+#: was shorter by this time.
+WAKE_TIME: Final = 30e-6
+#: Seconds between two looks for input, during a poll, after which another thread or process must have had the
+#: core or the interpreter.
+LOST_CORE: Final = 100e-6
+#: The weight of the latest gap in the averages.
+_WEIGHT: Final = 1 / 16
+#: Gaps count as regular if at least this share of them is short enough to poll for, and if the variance that
+#: their differences show is below this share of the square of their mean. For random arrivals they are equal.
+_MOSTLY: Final = 0.9
+_REGULAR: Final = 0.25
+#: After losing the core, this many gaps pass without a poll; twice as many each time that it happens again
+#: within _PROBATION gaps, up to the second number.
+_FIRST_REST: Final = 8
+_LONGEST_REST: Final = 1024
+_PROBATION: Final = 256
+
+
+class BusyPollPolicy:
+    """Learns from gaps whether polling for the next input pays off.
+
+    A gap is the time from when nothing is left to do until the next input. Polling takes CPU time for as long
+    as the gap lasts, at most `longest`, and saves the sleep and the wake-up if the gap ends within `longest`.
+
+    The policy polls if the gaps are short and regular, as with a client that sends its next request once it
+    has a response. Each gap is compared with the last but one, because a request to a worker process has two
+    gaps: one until the worker has responded, one until the next request.
+
+    Random arrivals from many clients are not regular, however short their gaps: while the loop sleeps, their
+    requests collect and then run as one batch, which takes less CPU time than polling for each of them. A
+    policy has no clock, so tests simulate it with plain values.
+    """
+
+    __slots__ = (
+        "_differences",
+        "_hits",
+        "_last",
+        "_last_but_one",
+        "_mean",
+        "_rest",
+        "_resting",
+        "_since_loss",
+        "length",
+        "longest",
+    )
+
+    def __init__(self, longest: float) -> None:
+        """`longest` is the most seconds to poll; 0 for never."""
+        self.longest = longest
+        #: Seconds to poll during the next gap; 0 to sleep at once.
+        self.length = 0.0
+        # Moving averages of the gaps, cut off at `longest`, of the squares of their differences, and of the
+        # share of shorter ones.
+        self._mean = longest
+        self._differences = longest * longest
+        self._hits = 0.0
+        self._last = self._last_but_one = longest
+        self._rest = 0
+        self._resting = 0
+        self._since_loss = _PROBATION
+
+    def observe(self, gap: float) -> None:
+        """Learns from a gap, in seconds, and sets `length` for the next one."""
+        longest = self.longest
+        hit = gap <= longest
+        if not hit:
+            gap = longest
+        elif gap < 0.0:
+            gap = 0.0
+        self._hits = hits = self._hits + _WEIGHT * (hit - self._hits)
+        self._mean = mean = self._mean + _WEIGHT * (gap - self._mean)
+        difference = gap - self._last_but_one
+        self._last_but_one, self._last = self._last, gap
+        self._differences += _WEIGHT * (difference * difference - self._differences)
+        self._since_loss += 1
+        if self._resting:
+            self._resting -= 1
+            self.length = 0.0
+        elif hits >= _MOSTLY and self._differences < 2 * _REGULAR * mean * mean:
+            self.length = longest
+        else:
+            self.length = 0.0
+
+    def lose_core(self) -> None:
+        """Pauses polling, because another thread or process took the core, or the interpreter, meanwhile."""
+        again = self._since_loss < _PROBATION + self._rest
+        self._rest = min(2 * self._rest, _LONGEST_REST) if again and self._rest else _FIRST_REST
+        self._resting = self._rest
+        self._since_loss = 0
+        self.length = 0.0
