@@ -37,9 +37,11 @@ from backline.observe.log.requests import RequestLog
 from backline.observe.log.server_log import ServerLog
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline.observe.scaling import ScalingPolicy
 from backline.observe.tracing.settings import TraceConfig
 from backline.observe.tracing.tracing import Tracing
 from backline.system.memory import share_arena
+from backline.system.service_manager import PassedSocket, passed_sockets
 from backline.system.user_folders import user_cache
 from backline.wire.connection import Wire
 from backline.wire.heap import Heap
@@ -124,6 +126,8 @@ class ServerOptions:
     not_ready_status: int = 503
     #: Whether clients may pass inputs and outputs in this machine's shared memory.
     allow_client_shm: bool = False
+    #: The requests in flight at which the server counts as fully used; None for two per core.
+    target_in_flight: float | None = None
     #: Whether browsers get the console.
     console: bool = True
     #: Groups of routes that need a header field, as of Triton's options: "health,metadata:key=value".
@@ -172,6 +176,10 @@ def _access(options: ServerOptions) -> Access | None:
     if options.insecure_open or options.only_certified or not options.reachable:
         return None
     return Access(UNCONFIGURED)
+
+
+def _scaling(options: ServerOptions) -> ScalingPolicy | None:
+    return None if options.target_in_flight is None else ScalingPolicy(options.target_in_flight)
 
 
 def _restricted(options: ServerOptions) -> RestrictedApis | None:
@@ -232,6 +240,7 @@ class Server:
                 options.limits.max_body_size, options.limits.max_buffered_bytes
             )
         self._tracing: Tracing | None = None
+        self._passed: list[PassedSocket] = []
         self._listeners: Listeners | None = None
         #: The open TCP ports with their numbers.
         self._opened: list[tuple[OpenPort, int]] = []
@@ -265,6 +274,7 @@ class Server:
         """
         sys.setswitchinterval(SWITCH_INTERVAL)
         share_arena()
+        self._take_passed_sockets()
         options = self.options
         access = self._access = _access(options)
         if access is not None and options.auth is not None:
@@ -280,7 +290,7 @@ class Server:
         recorder = Recorder(self.engine, self._embedded.state_folder)
         application = build_application(
             self.engine,
-            Metrics(self.engine).page,
+            Metrics(self.engine, _scaling(options)).page,
             recorder=recorder,
             not_ready_status=options.not_ready_status,
             browsers=await _browser_policy(options),
@@ -309,8 +319,26 @@ class Server:
             outcome: Literal["done", "failed"] = "failed" if error else "done"
             self.engine.control.note(Attempt(time.time(), outcome, route, detail=error))
 
+    def _take_passed_sockets(self) -> None:
+        """Takes the sockets of a service manager, whose addresses then replace those of the options.
+
+        Invariant: this precedes `_access`, which allows more on addresses that only this machine can reach.
+        """
+        self._passed = passed_sockets()
+        hosts = [one.host for one in self._passed if one.host]
+        if hosts:
+            widest = next((host for host in hosts if not is_loopback(host)), hosts[0])
+            self.options = replace(self.options, host=widest, grpc_host="", metrics_host="")
+
     async def _open(self, listeners: Listeners) -> None:
         options = self.options
+        for given in self._passed:
+            metrics_only = options.metrics_plain and given.name == "metrics"
+            plain = metrics_only or (options.tls_grpc_only and given.name != "grpc")
+            url = await listeners.open_passed(given.listening, metrics_only=metrics_only, plain=plain)
+            self.urls.append((given.name or "socket", url))
+        if self._passed:  # the service manager has decided on the addresses
+            return
         for one in options.ports:
             metrics_only = options.metrics_plain and one.label == "metrics"
             plain = metrics_only or (options.tls_grpc_only and one.label != "gRPC")

@@ -37,6 +37,7 @@ CASES: list[tuple[tuple[str, ...], str, Any]] = [
     (("one", "two"), "repositories", ("one", "two")),
     (("one", "--model-repository", "two"), "repositories", ("one", "two")),
     (("--model-control-mode", "poll"), "lifecycle.mode", "poll"),
+    (("--target-in-flight", "6"), "target_in_flight", 6.0),
     ((*EXPLICIT, "--load-model", "a", "--load-model", "b"), "lifecycle.load_models", ("a", "b")),
     (("--repository-poll-secs", "7"), "lifecycle.poll_seconds", 7.0),
     (("--model-namespacing",), "lifecycle.namespacing", True),

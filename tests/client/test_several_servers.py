@@ -142,6 +142,31 @@ def test_a_frozen_server_costs_no_request(
             frozen.process.send_signal(signal.SIGCONT)
 
 
+def test_a_late_request_is_answered_by_the_second_server(
+    pair: tuple[ServerProcess, ...], repository: Path, tmp_path: Path
+) -> None:
+    async def waits(url: str, frozen: ServerProcess) -> list[float]:
+        loop = asyncio.get_running_loop()
+        async with connect_async(url, timeout=20) as client:
+            for _ in range(64):  # from which it is known when a request is late
+                await client["add1"](ONES)
+            frozen.process.send_signal(signal.SIGSTOP)
+            waited = []
+            for _ in range(4):
+                began = loop.time()
+                await client["add1"](ONES)
+                waited.append(loop.time() - began)
+        return waited
+
+    with serve(repository, tmp_path / "log") as frozen:
+        try:
+            waited = asyncio.run(waits(_urls((pair[0], frozen), "http"), frozen))
+        finally:
+            frozen.process.send_signal(signal.SIGCONT)
+
+    assert max(waited) < 1.0  # the least time after which the server could be found frozen
+
+
 def test_a_server_that_comes_back_gets_requests_again(repository: Path, tmp_path: Path) -> None:
     async def back(client_url: str, second: contextlib.AbstractContextManager[ServerProcess]) -> None:
         async with connect_async(client_url) as client:

@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from backline import __version__
 from deploy.conftest import Podman
 from docs.pages import ROOT, blocks, code, table
 from support.tools import run, tool
@@ -30,7 +31,7 @@ EVERYTHING = (
     "podLabels.a=b", "nodeSelector.gpu=none", "tolerations[0].key=gpu", "tolerations[0].operator=Exists",
     "topologySpreadConstraints[0].maxSkew=1", "topologySpreadConstraints[0].topologyKey=zone",
     "topologySpreadConstraints[0].whenUnsatisfiable=ScheduleAnyway", "podDisruptionBudget.enabled=true",
-    "autoscaling.enabled=true", "networkPolicy.enabled=true",
+    "autoscaling.enabled=true", "autoscaling.cpuPercent=80", "networkPolicy.enabled=true",
     "networkPolicy.from[0].podSelector.matchLabels.a=b",
     "serviceMonitor.enabled=true", "serviceMonitor.labels.a=b", "prometheusRule.enabled=true",
     "dashboard.enabled=true", "ingress.enabled=true", "ingress.className=nginx",
@@ -75,6 +76,12 @@ def test_everything_is_rendered_once() -> None:
         *("ConfigMap", "Deployment", "GRPCRoute", "HTTPRoute", "HorizontalPodAutoscaler", "Ingress"),
         *("NetworkPolicy", "PodDisruptionBudget", "PrometheusRule", "Service", "Service", "ServiceMonitor"),
     ]
+
+
+def test_the_chart_installs_this_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+
+    assert chart["appVersion"] == __version__
 
 
 def test_pods_are_restricted() -> None:

@@ -15,9 +15,11 @@ from click.testing import CliRunner
 
 from backline.cli import image as image_command
 from deploy.conftest import Podman
+from docs.pages import code, table
 from support import models
 from support.repositories import put
 
+PAGE = "docs/deploy/container.md"
 #: The most bytes of an image with ONNX Runtime.
 LARGEST = 300e6
 
@@ -158,6 +160,13 @@ def test_models_are_copied_on_request_only(tmp_path: Path) -> None:
     _written(tmp_path / "models", tmp_path / "image", "--with-models")
 
     assert (tmp_path / "image" / "models" / "add1" / "1" / "model.onnx").is_file()
+
+
+def test_the_page_lists_the_options_of_the_command() -> None:
+    known = {param.opts[0] for param in image_command.build.params if param.opts[0].startswith("--")}
+    listed = {text.split()[0] for row in table(PAGE, "option") for text in code(row["option"])}
+
+    assert listed | {"--no-index"} == known
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 def verdict_of(error: BaseException | None) -> Verdict:
     """What the outcome of an attempt says about its server."""
+    if isinstance(error, asyncio.CancelledError):
+        return Verdict.ABANDONED
     if isinstance(error, ConnectionFailed):
         return Verdict.LOST
     if isinstance(error, Unavailable):
@@ -52,7 +54,8 @@ class BalancedCall(Generic[T]):
     """Sends a call to a server, to another one if that fails, and to a second one if the first is late.
 
     `send` makes an attempt over a transport within some seconds. The first response wins; the other attempts
-    are cancelled. If all fail, the error of the last one is raised.
+    are cancelled. If all fail, the error of the last one counts. `on_outcome` is called once, with the
+    response or the error, unless the call is abandoned.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class BalancedCall(Generic[T]):
         group: BalancedTransport,
         send: Callable[[Transport, float], Coroutine[Any, Any, T]],
         timeout: float,
+        on_outcome: Callable[[T | None, BaseException | None], None],
         *,
         idempotent: bool,
         pinned: Endpoint | None = None,
@@ -72,13 +76,13 @@ class BalancedCall(Generic[T]):
         self._idempotent = idempotent
         self._pinned = pinned
         self._loop = asyncio.get_running_loop()
-        self._outcome: asyncio.Future[T] = self._loop.create_future()
+        self._on_outcome = on_outcome
         self._running: dict[asyncio.Task[T], RequestAttempt] = {}
         self._tried: list[Endpoint] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def run(self) -> T:
-        """The response. Raises BacklineError; a cancellation cancels all attempts."""
+    def start(self) -> None:
+        """Sends the call. Raises Unavailable if there is no server to send it to."""
         group = self._group
         group.balancer.arrived()
         if not self._attempt():
@@ -87,14 +91,10 @@ class BalancedCall(Generic[T]):
         if self._idempotent and self._pinned is None and late_after is not None:
             self._timer = self._loop.call_later(late_after, self._hedge)
         group.calls.add(self)
-        try:
-            return await self._outcome
-        finally:
-            group.calls.discard(self)
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._running:
-                self._abandon()
+
+    def abandon(self) -> None:
+        """Cancels all attempts: nobody waits for the outcome any more. No effect once there is one."""
+        self._end_attempts()
 
     def _attempt(self) -> bool:
         """Sends the call to one more server. Returns False if there is none, or no time is left."""
@@ -109,10 +109,10 @@ class BalancedCall(Generic[T]):
         task = self._loop.create_task(self._send(group.transport_of(endpoint), left))
         self._running[task] = group.balancer.started(endpoint, now)
         group.watch()
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._ended)
         return True
 
-    def _done(self, task: asyncio.Task[T]) -> None:
+    def _ended(self, task: asyncio.Task[T]) -> None:
         attempt = self._running.pop(task, None)
         if attempt is None:
             return  # abandoned
@@ -120,16 +120,16 @@ class BalancedCall(Generic[T]):
         now, balancer = monotonic(), self._group.balancer
         busy_for = error.retry_after if isinstance(error, BacklineError) else None
         balancer.finished(attempt, verdict_of(error), now, busy_for=busy_for)
-        if self._outcome.done():
-            return
         if error is None:
-            self._outcome.set_result(task.result())
+            self._end_attempts()
+            self._on_outcome(task.result(), None)
             return
         again = self._pinned is None and may_try_again(error, idempotent=self._idempotent)
         if again and balancer.take_retry() and self._attempt():
             return
         if not self._running:
-            self._outcome.set_exception(error)
+            self._end_attempts()
+            self._on_outcome(None, error)
 
     def _hedge(self) -> None:
         if len(self._tried) == 1 and self._group.balancer.take_hedge():
@@ -140,9 +140,13 @@ class BalancedCall(Generic[T]):
         if self._idempotent and any(attempt.endpoint is endpoint for attempt in self._running.values()):
             self._attempt()
 
-    def _abandon(self) -> None:
-        now = monotonic()
-        for task, attempt in self._running.items():
-            self._group.balancer.finished(attempt, Verdict.ABANDONED, now)
-            task.cancel()
-        self._running.clear()
+    def _end_attempts(self) -> None:
+        self._group.calls.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._running:
+            now = monotonic()
+            for task, attempt in self._running.items():
+                self._group.balancer.finished(attempt, Verdict.ABANDONED, now)
+                task.cancel()
+            self._running.clear()

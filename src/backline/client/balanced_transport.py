@@ -8,8 +8,9 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from backline.balance.balancer import Balancer, Verdict
 from backline.balance.endpoint import Endpoint
@@ -94,16 +95,29 @@ class BalancedTransport(Transport):
     # inference
 
     async def infer(self, call: InferCall) -> InferResponse:
+        answered: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+        return await _awaited(self.start_infer(call, partial(_settle, answered)), answered)
+
+    def start_infer(
+        self, call: InferCall, on_outcome: Callable[[InferResponse | None, BaseException | None], None]
+    ) -> BalancedCall[InferResponse]:
+        """Sends a call, whose outcome `on_outcome` receives, without a task that waits for it.
+
+        Raises Unavailable if there is no server to send it to.
+        """
         key = _sequence_of(call)
-        return await BalancedCall(
+        started = BalancedCall(
             self,
             lambda transport, left: transport.infer(
                 InferCall(call.model, call.inputs, call.version, call.id, call.outputs, call.parameters, left)
             ),
             call.timeout,
+            on_outcome,
             idempotent=self._options.idempotent and key is None,
             pinned=None if key is None else self._server_of(call, key),
-        ).run()
+        )
+        started.start()
+        return started
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
         prepared: dict[Transport, Callable[[], Awaitable[None]]] = {}
@@ -115,7 +129,7 @@ class BalancedTransport(Transport):
             await send()
 
         async def send() -> None:
-            await BalancedCall(self, attempt, call.timeout, idempotent=self._options.idempotent).run()
+            await self._run(attempt, call.timeout, idempotent=self._options.idempotent)
 
         return send
 
@@ -199,7 +213,15 @@ class BalancedTransport(Transport):
         return await self._any(lambda transport, left: transport.repository_index(left), timeout)
 
     async def _any(self, ask: Callable[[Transport, float], Coroutine[Any, Any, T]], timeout: float) -> T:
-        return await BalancedCall(self, ask, timeout, idempotent=True).run()
+        return await self._run(ask, timeout, idempotent=True)
+
+    async def _run(
+        self, send: Callable[[Transport, float], Coroutine[Any, Any, T]], timeout: float, *, idempotent: bool
+    ) -> T:
+        answered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        call = BalancedCall(self, send, timeout, partial(_settle, answered), idempotent=idempotent)
+        call.start()
+        return await _awaited(call, answered)
 
     # watching the servers
 
@@ -251,6 +273,23 @@ class BalancedTransport(Transport):
             if transport is not None and not endpoint.in_flight:
                 del self._transports[endpoint.url]
                 await transport.close()
+
+
+def _settle(answered: asyncio.Future[T], response: T | None, error: BaseException | None) -> None:
+    if answered.done():
+        return
+    if error is not None:
+        answered.set_exception(error)
+    else:
+        answered.set_result(cast(T, response))
+
+
+async def _awaited(call: BalancedCall[Any], answered: asyncio.Future[T]) -> T:
+    """The response of a call that was started; a cancellation cancels its attempts."""
+    try:
+        return await answered
+    finally:
+        call.abandon()
 
 
 def _sequence_of(call: InferCall) -> object:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from time import monotonic
 
 from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
 from backline.engine.values.tensor import in_pieces
 from backline.observe.exposition import CONTENT_TYPE, comment, exposed, label_text, number
 from backline.observe.families import FAMILIES
+from backline.observe.scaling import Scaling, ScalingPolicy
+from backline.system.cores import usable_cores
+
+
+def default_target() -> float:
+    """The requests in flight at which a server counts as fully used: two for each core."""
+    return 2.0 * usable_cores()
 
 
 class Metrics:
@@ -18,8 +26,13 @@ class Metrics:
     The numbers of one version are read together; those of different versions may be milliseconds apart.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, scaling: ScalingPolicy | None = None) -> None:
+        """`scaling` is the policy of the metrics for autoscalers."""
         self._engine = engine
+        self._scaling = Scaling(scaling or ScalingPolicy(default_target()))
+        #: The time that requests have spent in models that may be unloaded since, in seconds.
+        self._spent: dict[tuple[str, str], float] = {}
+        self._request_seconds = 0.0
         self._process: ProcessMetrics | None = None
         self._writing = asyncio.Lock()
         #: The number of pages started so far.
@@ -59,6 +72,7 @@ class Metrics:
             if not family.if_any or any(text[1:]):
                 yield "".join(text)
         yield from self._of_names()
+        yield from self._of_scaling()
         for custom in tuple(self._engine.custom_metrics):
             yield from exposed(custom)
 
@@ -78,6 +92,29 @@ class Metrics:
         yield comment("backline_model_load_seconds_total", "counter", "Time of successful loads, in seconds")
         for model, counts in loads.items():
             yield f"backline_model_load_seconds_total{{{model}}} {counts.seconds!r}\n"
+
+    def _of_scaling(self) -> Iterator[str]:
+        """The metrics for autoscalers. Requests to ensembles are left out, as those to their steps count."""
+        waiting = 0
+        spent: dict[tuple[str, str], float] = {}
+        for model in tuple(self._engine.models()):
+            yield ""
+            if model.config.ensemble is not None:
+                continue
+            counted = model.statistics
+            key = model.name, model.version
+            spent[key] = (counted.success.ns + counted.fail.ns + counted.given_up.ns) / 1e9
+            # A version that was loaded again counts from zero.
+            self._request_seconds += max(spent[key] - self._spent.get(key, 0.0), 0.0)
+            waiting += 0 if model.queue is None else model.queue.pending
+        self._spent = spent
+        signal = self._scaling.read(monotonic(), self._request_seconds, waiting)
+        utilisation = comment("backline_utilisation", "gauge", "Requests in flight as a share of the target")
+        desired = comment("backline_desired_replicas", "gauge", "Servers that the load of this one needs")
+        yield (
+            f"{utilisation}backline_utilisation {signal.utilisation!r}\n"
+            f"{desired}backline_desired_replicas {signal.desired_replicas!r}\n"
+        )
 
     def _of_process(self) -> bytes:
         if self._process is None:

@@ -94,6 +94,22 @@ class Listeners:
             raise OSError(error.errno, f"cannot listen on {host or '*'}:{port}: {error.strerror}") from error
         return port
 
+    async def open_passed(
+        self, listening: socket.socket, *, metrics_only: bool = False, plain: bool = False
+    ) -> str:
+        """Serves a listening socket that another program has opened, and returns its URL.
+
+        A TCP socket speaks TLS if the server does, unless it is `plain`. Raises OSError.
+        """
+        local = listening.family == socket.AF_UNIX
+        tls = None if local or plain else self._tls
+        await self._serve(listening, tls, metrics_only=metrics_only)
+        address = listening.getsockname()
+        if local:
+            return f"unix:{address}"
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        return f"http{'' if tls is None else 's'}://{host}:{address[1]}"
+
     async def open_unix(self, path: Path) -> None:
         """Listens on a Unix socket without TLS, replacing a stale socket file.
 

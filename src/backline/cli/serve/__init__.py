@@ -32,6 +32,7 @@ from backline.lifecycle.loading.version_load import loads_running
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import FORMATS, LEVELS, LogFormat, LogLevel, LogSettings
 from backline.server import OpenPort, PortNotOpened, Server, ServerOptions
+from backline.system.service_manager import notify
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError
 
@@ -360,9 +361,11 @@ async def serve(
             starting.result()
             if options.lifecycle.debugged_model:
                 check_debugged(server.engine, options.lifecycle.debugged_model)
-            print_report(server, options, monotonic() - began)
+            print_report(server, server.options, monotonic() - began)
             on_started(server)
+            notify("READY=1")
             await waiting
+        notify("STOPPING=1")
         log.info("Waiting for in-flight requests to complete.")
         print("Stopping: finishing the requests in flight", flush=True)
     except PortNotOpened as error:

@@ -459,6 +459,14 @@ _OPTIONS: tuple[Decorator, ...] = (
         help="HTTP status of a negative health check; Triton's is 400.",
     ),
     fills(
+        "--target-in-flight",
+        "target_in_flight",
+        type=Number(0, min_open=True),
+        metavar="COUNT",
+        help="The requests in flight at which this server counts as fully used, for the metrics by which an"
+        " autoscaler sets the number of servers; default: two per core.",
+    ),
+    fills(
         "--allow-client-shm",
         "allow_client_shm",
         type=bool,

@@ -1,0 +1,61 @@
+"""The protocols of systemd for services: sockets that it opens, and reports of a service's state.
+
+See sd_listen_fds(3) and sd_notify(3). Other service managers use the same environment variables.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+#: The descriptor of the first passed socket.
+_FIRST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PassedSocket:
+    """A listening socket that the service manager has opened, and the name that its unit gives it."""
+
+    listening: socket.socket
+    name: str
+
+    @property
+    def host(self) -> str:
+        """The IP address, "" for a Unix socket."""
+        return "" if self.listening.family == socket.AF_UNIX else str(self.listening.getsockname()[0])
+
+
+def passed_sockets(environment: MutableMapping[str, str] = os.environ) -> list[PassedSocket]:
+    """The sockets that were passed to this process; none if it was started without.
+
+    Removes the variables from the environment, so that worker processes do not take the sockets for theirs.
+    Raises OSError for a descriptor that is not a listening socket.
+    """
+    pid, count, names = (environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    given = names.split(":") if names else []
+    found = []
+    for index in range(int(count)):
+        listening = socket.socket(fileno=_FIRST + index)
+        if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(f"descriptor {_FIRST + index} of the service manager is not a listening socket")
+        listening.set_inheritable(False)
+        found.append(PassedSocket(listening, given[index] if index < len(given) else ""))
+    return found
+
+
+def notify(state: str) -> None:
+    """Reports a state, such as "READY=1", to the service manager; does nothing if there is none."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    if address.startswith("@"):  # in Linux's abstract namespace
+        address = "\0" + address[1:]
+    # A service manager that is gone must not stop the server.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+        connection.setblocking(False)
+        connection.sendto(state.encode(), address)

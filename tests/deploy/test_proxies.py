@@ -1,0 +1,135 @@
+"""The configurations of proxies, run in front of a server."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backline.client import connect
+from docs.pages import ROOT
+from support import models
+from support.repositories import put
+from support.server import ServerProcess, free_ports, serve
+from support.tools import tool
+
+CONFIGURATIONS = {"nginx": "nginx.conf", "haproxy": "haproxy.cfg", "caddy": "Caddyfile"}
+REPEAT = """backend: "repeat" model_transaction_policy { decoupled: true }
+input [
+  { name: "IN" data_type: TYPE_INT32 dims: [ -1 ] }, { name: "DELAY" data_type: TYPE_UINT32 dims: [ -1 ] },
+  { name: "WAIT" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
+output [
+  { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] }, { name: "IDX" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("behind")
+    models.add1(folder / "models")
+    models.identity_of(folder / "models", "same", 1)
+    put(folder / "models" / "repeat" / "config.pbtxt", REPEAT)
+    put(folder / "models" / "repeat" / "1" / "empty", "")
+    with serve(folder / "models", folder / "log", "--max-peer-share", "1") as running:
+        yield running
+
+
+@dataclass
+class Proxy:
+    """A running proxy, and the URLs of its ports."""
+
+    http: str
+    grpc: str
+
+    def url(self, protocol: str) -> str:
+        return self.http if protocol == "http" else self.grpc
+
+
+@pytest.fixture(scope="module", params=list(CONFIGURATIONS))
+def proxy(
+    request: pytest.FixtureRequest, server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    name = request.param
+    tool(name)
+    folder = tmp_path_factory.mktemp(name)
+    http, grpc = free_ports(2)
+    text = (ROOT / "deploy" / "proxies" / CONFIGURATIONS[name]).read_text()
+    ports = {8000: server.http_port, 8001: server.grpc_port, 8080: http, 8081: grpc}
+    for printed, own in ports.items():
+        text = text.replace(f":{printed}", f":{own}").replace(f"listen {printed}", f"listen 127.0.0.1:{own}")
+    file = folder / CONFIGURATIONS[name]
+    file.write_text(text)
+    with _running(_command(name, file, folder), folder, http):
+        yield Proxy(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}")
+
+
+def _command(name: str, file: Path, folder: Path) -> list[str]:
+    if name == "nginx":
+        places = f"daemon off; pid {folder}/pid; error_log {folder}/error.log;"
+        return [tool("nginx"), "-p", str(folder), "-c", str(file), "-e", f"{folder}/error.log", "-g", places]
+    if name == "haproxy":
+        return [tool("haproxy"), "-db", "-f", str(file)]
+    return [tool("caddy"), "run", "--config", str(file), "--adapter", "caddyfile"]
+
+
+@contextlib.contextmanager
+def _running(command: list[str], folder: Path, port: int) -> Iterator[None]:
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        end = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            assert process.poll() is None, (folder / "output").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_single_requests_pass(proxy: Proxy, protocol: str) -> None:
+    with connect(proxy.url(protocol), timeout=20) as client:
+        client.wait_ready()
+        for _ in range(5):
+            assert client["add1"](np.ones((1, 16), np.float32))["OUTPUT0"][0, 0] == 2
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_large_bodies_pass(proxy: Proxy, protocol: str) -> None:
+    sent = np.arange(4_000_000, dtype=np.float32).reshape(1, -1)
+
+    with connect(proxy.url(protocol), timeout=40) as client:
+        name = client["same"].metadata().outputs[0].name
+        np.testing.assert_array_equal(client["same"](sent)[name], sent)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_each_response_of_a_stream_arrives_at_once(proxy: Proxy, protocol: str) -> None:
+    inputs = {
+        "IN": np.arange(3, dtype=np.int32),
+        "DELAY": np.array([0, 0, 3000], np.uint32),
+        "WAIT": np.zeros(1, np.uint32),
+    }
+    with connect(proxy.url(protocol), timeout=20) as client:
+        client["repeat"].metadata()
+        began = time.monotonic()
+        stream = client["repeat"].stream(inputs)
+        first = [next(stream)["OUT"][0] for _ in range(2)]
+        took = time.monotonic() - began
+        stream.close()
+
+    assert first == [0, 1]
+    assert took < 3
