@@ -17,6 +17,9 @@ from backline.dialects.console.activity import Activity
 from backline.dialects.console.files import FOLDER
 from backline.dialects.console.service import permissions
 from backline.engine.model import Model
+from backline.observe.tracing.settings import TraceConfig
+from backline.observe.tracing.tracing import Tracing
+from backline.observe.tracing.watch import PER_SECOND, TraceWatch
 
 BROWSER = {b"accept": b"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 MAX_WEIGHT = 300_000
@@ -135,3 +138,30 @@ def test_the_graph_has_the_calls_of_pipelines(caller: Caller) -> None:
 
 def test_without_tracing_there_are_no_traces(caller: Caller) -> None:
     assert caller.get("/v2/traces").status == 501
+
+
+def test_requests_are_traced_only_while_somebody_watches(caller: Caller) -> None:
+    engine = caller.engine
+    tracing = Tracing(engine, TraceConfig())
+    assert engine.tracer is None
+
+    seen: list[Any] = []
+    stop = tracing.watch(seen.append)
+    caller.http("POST", "/models/add1", json.dumps({"INPUT0": [1] * 16}).encode(), {b"x-request-id": b"mine"})
+    caller.http("POST", "/models/add1", json.dumps({"INPUT0": [1]}).encode())
+    stop()
+
+    assert engine.tracer is None
+    assert [(one["model"], one["id"]) for one in seen] == [("add1", "mine"), ("add1", "")]
+    assert [one["requests"][0]["version"] for one in seen] == ["2", "2"]
+    assert "unexpected shape" in seen[1]["error"]
+    assert [one["id"] for one in caller.get("/v2/traces").json["traces"]] == ["mine", ""]
+
+
+def test_on_a_busy_server_some_requests_are_traced_and_the_consoles_own_always() -> None:
+    watch = TraceWatch()
+    assert not watch.admits(0, b"console-1")  # nobody watches
+    watch.watchers.append(lambda _: None)
+    assert [watch.admits(7, b"") for _ in range(PER_SECOND + 2)] == [True] * PER_SECOND + [False] * 2
+    assert watch.admits(8, b"console-1")
+    assert watch.admits(1_000_000_000, b"")  # a second later

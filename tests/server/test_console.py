@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -13,15 +14,17 @@ from typing import Any
 
 import pytest
 
+from support import models
 from support.chromium import Page, chromium
 from support.console_models import EXAMPLE, add_transcription, build
 from support.server import ServerProcess, serve
 
 pytestmark = pytest.mark.timeout(240)
-WIDTHS = (360, 1440)
 PAGES = ("", "models", "models/add1", "models/add1/try", "models/add1/versions", "models/add1/config",
          "models/broken", "graphs", "traces", "audit")  # fmt: skip
 SCOPES = {"viewer": ["read"], "runner": ["read", "infer"], "operator": ["read", "infer", "manage"]}
+#: A key that is limited to one model.
+LIMITED = "guest"
 #: The seconds of music in one request to basic_pitch.
 HEARD = 1.9
 #: Rules of the Web Content Accessibility Guidelines, levels A and AA.
@@ -39,13 +42,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     if importlib.util.find_spec("basic_pitch"):
         add_transcription(repository)
     auth = folder / "auth.toml"
-    auth.write_text(
-        "\n".join(
-            f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key_of(name).encode()).hexdigest()}"\n'
-            f"scopes = {json.dumps(scopes)}\n"
-            for name, scopes in SCOPES.items()
-        )
-    )
+    keys = [
+        f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key_of(name).encode()).hexdigest()}"\n'
+        f"scopes = {json.dumps(scopes)}\n"
+        for name, scopes in {**SCOPES, LIMITED: SCOPES["runner"]}.items()
+    ]
+    auth.write_text("\n".join(keys) + 'models = ["add1"]\n')
     options = ("--model-control-mode", "explicit", "--load-model", "*", "--auth", str(auth))
     with serve(repository, folder / "log", *options, ready=False) as running:
         running.wait_started()
@@ -115,6 +117,29 @@ def test_a_visitor_is_offered_what_the_key_allows(page: Page, name: str) -> None
     go(page, "models/add1/versions")
     page.wait("document.querySelector('main table tbody tr')")
     assert ("Promote" in page.text()) == ("manage" in SCOPES[name])
+
+
+def test_a_key_for_some_models_opens_them_by_name(page: Page) -> None:
+    enter(page, LIMITED)
+    page.type("#name", "add1")
+    page.click("Open")
+    page.click("Try it")
+    page.click("Run")
+    page.wait("document.querySelector('[data-output=OUTPUT0]')")
+    assert "Versions" not in page.text(".tabs")
+
+
+def test_open_consoles_do_not_keep_a_server_from_stopping(tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    with (
+        serve(tmp_path / "models", tmp_path / "log", "--exit-timeout-secs", "60") as running,
+        contextlib.ExitStack() as opened,
+    ):
+        for path in ("/v2/activity", "/v2/traces"):
+            asked = urllib.request.Request(running.url + path, headers={"accept": "text/event-stream"})
+            answer = opened.enter_context(urllib.request.urlopen(asked, timeout=30))
+            assert answer.readline().startswith((b"data: ", b": "))
+        assert running.stop(timeout=30) == 0
 
 
 def test_the_overview_counts_requests_as_they_come(page: Page, server: ServerProcess) -> None:
@@ -226,8 +251,7 @@ def test_a_melodys_notes_are_on_the_piano_roll(page: Page, tmp_path: Path) -> No
     assert {one.name.replace("#", "♯") for one in true} <= set(notes)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (1440, False)], ids=["phone-dark", "desk-light"])
 def test_every_page_fits_its_window_and_is_accessible(page: Page, width: int, dark: bool) -> None:
     axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     script = Path(axe.__file__).with_name("axe.min.js").read_text()

@@ -24,6 +24,7 @@ INFER = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "da
 COMMANDS: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/v2/models/add1/infer", INFER),
     ("POST", "/v2/models/add1/generate", {"INPUT0": [1.5] * 16}),
+    ("POST", "/models/add1", {"INPUT0": [1.5] * 16}),
     ("POST", "/v2/logging", {"log_verbose_level": 7}),
     ("POST", "/v2/trace/setting", {"trace_rate": "7"}),
     ("POST", "/v2/models/add1/trace/setting", {"trace_rate": "9"}),
@@ -51,7 +52,18 @@ SHOWN = (
     "/v2/systemsharedmemory/status",
 )
 #: What the page tries to read.
-READ = ["/v2/health/ready", "/v2", "/v2/models", "/v2/models/add1/config", "/metrics", *SHOWN[1:]]
+READ = [
+    "/v2/health/ready",
+    "/v2",
+    "/v2/activity",
+    "/v2/traces",
+    "/v2/access",
+    "/openapi.json",
+    "/v2/models",
+    "/v2/models/add1/config",
+    "/metrics",
+    *SHOWN[1:],
+]
 ATTACK = (
     f"const KEY = {json.dumps(KEY)};"
     """

@@ -61,7 +61,8 @@ class Activity:
         self._frames = {}
         models = list(self._engine.models())
         self._order = [(model.name, model.version) for model in models]
-        self._known = {key: one for key, one in self._known.items() if key in set(self._order)}
+        present = set(self._order)
+        self._known = {key: one for key, one in self._known.items() if key in present}
         await in_pieces(self._compare(models))
 
     def _compare(self, models: list[Model]) -> Iterator[None]:

@@ -54,7 +54,7 @@ class ConsoleFiles:
             self._files = {path.name: _read(path) for path in FOLDER.iterdir() if path.suffix in _TYPES}
         file = self._files.get(name)
         if file is None:
-            raise NotFound(f"Not Found: the console has no file '{name[:64]}'")
+            raise NotFound(f"the console has no file '{name[:64]}'")
         if request.headers.get(b"if-none-match") == file.tag:
             request.respond(304, file.fields)
         else:

@@ -10,8 +10,8 @@ from backline.access.scope import EVERYBODY, Scope
 from backline.dialects.openapi.operations import EVENTS, JSON, NAME, OPERATIONS, Operation
 from backline.dialects.openapi.schemas import (
     ERROR,
+    EVENT,
     OBJECT,
-    STRING,
     form_request,
     infer_request,
     plain_request,
@@ -25,10 +25,6 @@ _SINGULAR = {"models": "model", "versions": "version", "labels": "label", "conso
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-}
-_ERROR = {
-    "description": "An error: what is wrong, where, and what to do next",
-    "content": {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
 
 
@@ -85,7 +81,7 @@ def model_document(model: Model, *, versioned: bool) -> dict[str, Any]:
             content = described["responses"]["200"]["content"]
             content[JSON] = {"schema": response}
             if model.decoupled:
-                described["responses"]["200"]["content"] = {EVENTS: {"schema": STRING}}
+                described["responses"]["200"]["content"] = {EVENTS: {"schema": EVENT}}
         paths.setdefault(path, {})[method.lower()] = described
     inputs = "; ".join(str(spec) for spec in model.signature.inputs) or "none"
     outputs = "; ".join(str(spec) for spec in model.signature.outputs)
@@ -125,7 +121,7 @@ def _described(operation: Operation, scope: Scope, name: str) -> dict[str, Any]:
         "operationId": "_".join(
             part.strip("{}").replace(".", "_") for part in name.replace("/", " ").split()
         ),
-        "responses": {"200": good, **further, "default": _ERROR},
+        "responses": {"200": good, **further, "default": _error(streams=EVENTS in operation.responses)},
         "x-backline-scope": scope.value,
     }
     if operation.request:
@@ -141,6 +137,14 @@ def _described(operation: Operation, scope: Scope, name: str) -> dict[str, Any]:
     if scope in EVERYBODY:
         described["security"] = []
     return described
+
+
+def _error(*, streams: bool) -> dict[str, Any]:
+    """The response to a request that fails. The error of a stream that has begun is an event."""
+    content: dict[str, Any] = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+    if streams:
+        content[EVENTS] = {"schema": EVENT}
+    return {"description": "An error: what is wrong, where, and what to do next", "content": content}
 
 
 def _document(title: str, text: str, paths: Mapping[str, Any], version: str = __version__) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from backline.dialects.openapi.schemas import (
     ANYTHING,
     BINARY,
     BOOLEAN,
+    EVENT,
     INFER_REQUEST,
     INFER_RESPONSE,
     OBJECT,
@@ -94,7 +95,7 @@ _PLAIN = Operation(
     "Run a model on inputs by name; responds with JSON or, by Accept, with one output as a file",
     {
         JSON: OBJECT,
-        EVENTS: STRING,
+        EVENTS: EVENT,
         "application/x-npy": BINARY,
         "image/png": BINARY,
         "audio/wav": BINARY,
@@ -129,12 +130,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/v2/activity"): Operation(
         _SERVER,
         "Counters of all models; as server-sent events, what has changed each second",
-        {JSON: OBJECT, EVENTS: STRING},
+        {JSON: OBJECT, EVENTS: EVENT},
     ),
     ("GET", "/v2/traces"): Operation(
         _SERVER,
         "The course of the last requests; as server-sent events, of each as it ends",
-        {JSON: OBJECT, EVENTS: STRING},
+        {JSON: OBJECT, EVENTS: EVENT},
     ),
     ("GET", "/v2/graph"): read(_MODEL, "Which models call which", having({"models": listed(OBJECT)})),
     ("GET", "/openapi.json"): read(_SERVER, "This document", OBJECT),
@@ -187,7 +188,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         Operation(
             _INFER,
             "Run a model; a server-sent event per response",
-            {EVENTS: STRING},
+            {EVENTS: EVENT},
             {JSON: INFER_REQUEST},
             True,
         ),
@@ -201,7 +202,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         Operation(
             _INFER,
             "Run a model (generate extension); a server-sent event per response",
-            {EVENTS: STRING},
+            {EVENTS: EVENT},
             _json(OBJECT),
             True,
         ),

@@ -21,6 +21,8 @@ STRING: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
 BOOLEAN: Schema = {"type": "boolean"}
 BINARY: Schema = {"type": "string", "format": "binary"}
+#: A stream has no schema as a whole.
+EVENT: Schema = {"description": "Server-sent events, whose data is JSON."}
 PARAMETER: Schema = {"type": ["string", "number", "boolean"]}
 PARAMETERS: Schema = {
     "type": "object",

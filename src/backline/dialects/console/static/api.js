@@ -76,7 +76,8 @@ export async function* events(answer) {
   }
 }
 
-// Follows a stream for ever: begins again after a failure, waiting longer each time.
+// Follows a stream for ever: begins again after a failure, waiting longer each time. `onState` learns that the
+// stream is "on" or "off", and "alive" at each comment in it.
 export function follow(path, onEvent, onState = () => {}) {
   const abort = new AbortController();
   (async () => {
@@ -85,7 +86,7 @@ export function follow(path, onEvent, onState = () => {}) {
         const answer = await ask(path, { headers: { accept: "text/event-stream" }, signal: abort.signal });
         onState("on");
         wait = 500;
-        for await (const event of events(answer)) if (event) onEvent(event); else onState("on");
+        for await (const event of events(answer)) if (event) onEvent(event); else onState("alive");
       } catch (error) {
         if (abort.signal.aborted) return;
         onState("off", error);

@@ -105,7 +105,11 @@ function setTheme(name) {
 
 document.querySelector("#theme").addEventListener("click", () => setTheme(setTheme() ? "light" : "dark"));
 document.querySelector("#who").addEventListener("click", keyDialog);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme());
 setTheme(localStorage.getItem("backline-theme"));
 addEventListener("hashchange", () => { show(); main.focus({ preventScroll: true }); scrollTo(0, 0); });
 live.onReading(() => { if (!document.hidden) page.update?.(); });
+// A page that the browser keeps for the back button must not keep connections: there are only six for a server.
+addEventListener("pagehide", () => { page.close?.(); live.pause(); });
+addEventListener("pageshow", (event) => { if (event.persisted) enter(); });
 enter();

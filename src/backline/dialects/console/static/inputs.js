@@ -135,6 +135,10 @@ function recording(spec, shape) {
   const shown = h("div", {}), rate = h("select", { "aria-label": "Sample rate" }, RATES.map((one) => h("option", { value: String(one) }, `${one.toLocaleString("en")} Hz`)));
   const fixed = shape ? Math.max(...shape) : 0;
   rate.value = fixed === 43844 ? "22050" : "16000";
+  const limit = h("span", { class: "muted small" });
+  const tell = () => { limit.textContent = `the model hears the first ${(fixed / Number(rate.value)).toFixed(1)} s`; };
+  rate.addEventListener("change", tell);
+  tell();
   const take = (one) => { chosen = one; if (one) fill(shown, h("audio", { controls: true, src: URL.createObjectURL(one), style: { marginTop: "10px", maxWidth: "100%" } })); };
   const input = chooser(spec, "audio/*", take);
   const button = h("button", { type: "button", onclick: async () => {
@@ -148,7 +152,7 @@ function recording(spec, shape) {
     } catch (error) { fill(shown, h("p", { class: "error" }, `The microphone cannot be used: ${error.message}`)); }
   } }, "Record");
   return {
-    element: h("div", {}, input, h("div", { class: "row", style: { marginTop: "8px" } }, navigator.mediaDevices ? button : null, shape ? [h("span", { class: "muted small" }, "decoded at"), rate] : null), shown),
+    element: h("div", {}, input, h("div", { class: "row", style: { marginTop: "8px" } }, navigator.mediaDevices ? button : null, shape ? [h("span", { class: "muted small" }, "decoded at"), rate, fixed > 1 ? limit : null] : null), shown),
     value: async () => {
       if (!chosen) throw new Error("choose or record a sound");
       if (!shape) return chosen;

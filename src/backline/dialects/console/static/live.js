@@ -21,6 +21,8 @@ export function start(onState) {
   stop = follow("/v2/activity", take, onState);
 }
 
+export function pause() { stop?.(); stop = null; }
+
 export function onReading(listener) { listeners.add(listener); return () => listeners.delete(listener); }
 
 function take(frame) {

@@ -27,6 +27,7 @@ export function model(main, name, tab, query) {
     h("a", { href: id ? `${here}/${id}` : here, "aria-current": id === open[0] ? "page" : null }, title))), body);
   let update = () => {}, close = () => {};
   const metadata = json(base);
+  metadata.catch(() => {});   // each tab that needs it shows the error
 
   const fail = (error) => fill(body, h("p", { class: "error", role: "alert" }, error.message));
 

@@ -1,11 +1,13 @@
 // The call that was just made, in other languages.
 
-export function snippets(name, url, inputs, told, streams) {
+// `file` stands for a body that was sent as it is: a file, or samples.
+export function snippets(name, url, inputs, told, streams, file) {
   const path = `/models/${encodeURIComponent(name)}`, body = JSON.stringify(inputs);
   const large = body.length > 2000, shown = large ? JSON.stringify(Object.fromEntries(Object.keys(inputs).map((one) => [one, "..."]))) : body;
   const quoted = `'${shown.replaceAll("'", "'\\''")}'`, note = large ? "  # the values are left out here\n" : "";
   const python = py(large ? Object.fromEntries(Object.keys(inputs).map((one) => [one, "..."])) : inputs);
   const secret = sessionStorage.getItem("backline-key") ? ["-H \"Authorization: Bearer $BACKLINE_KEY\" ", ", headers={\"Authorization\": f\"Bearer {key}\"}", ", authorization: `Bearer ${key}`"] : ["", "", ""];
+  if (file) return ofFile(`${url}${path}`, file, secret, streams);
   const arrays = told.inputs.filter((spec) => spec.name in inputs);
   const dtype = { FP32: "np.float32", FP64: "np.float64", FP16: "np.float16", BYTES: "object", BOOL: "bool" };
   const batched = arrays.some((spec) => spec.shape[0] === -1 && depth(inputs[spec.name]) === spec.shape.length - 1);
@@ -17,6 +19,15 @@ export function snippets(name, url, inputs, told, streams) {
     ["tritonclient", `${note}import numpy as np\nimport tritonclient.http as triton\n\nclient = triton.InferenceServerClient("${url.replace(/^https?:\/\//, "")}")\n${arrays.map((spec, index) => `x${index} = ${array(spec)}\ninput${index} = triton.InferInput("${spec.name}", list(x${index}.shape), "${spec.datatype}")\ninput${index}.set_data_from_numpy(x${index})\n`).join("")}result = client.infer("${name}", [${arrays.map((_, index) => `input${index}`).join(", ")}])\nprint(${told.outputs.map((spec) => `result.as_numpy("${spec.name}")`).join(", ")})\n`],
     ["JavaScript", `const answer = await fetch("${url}${path}", {\n  method: "POST",\n  headers: { "content-type": "application/json"${secret[2]} },\n  body: JSON.stringify(${shown}),\n});\nconsole.log(await answer.${streams ? "text" : "json"}());\n`],
   ].filter(([language]) => !(streams && ["tritonclient", "Python"].includes(language)));
+}
+
+function ofFile(url, file, secret, streams) {
+  const kind = "application/octet-stream", fields = secret[1] ? `{"Content-Type": "${kind}", "Authorization": f"Bearer {key}"}` : `{"Content-Type": "${kind}"}`;
+  return [
+    ["curl", `curl -s ${streams ? "-N " : ""}${url} ${secret[0]}-H 'Content-Type: ${kind}' \\\n  --data-binary @${file}`],
+    ["requests", `import requests\n\nwith open("${file}", "rb") as file:\n    answer = requests.post("${url}", data=file, headers=${fields})\nanswer.raise_for_status()\nprint(answer.${streams ? "text" : "json()"})\n`],
+    ["JavaScript", `const answer = await fetch("${url}", {\n  method: "POST",\n  headers: { "content-type": "${kind}"${secret[2]} },\n  body: file,\n});\nconsole.log(await answer.${streams ? "text" : "json"}());\n`],
+  ];
 }
 
 function depth(value) { return Array.isArray(value) ? 1 + depth(value[0]) : 0; }

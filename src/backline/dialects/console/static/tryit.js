@@ -8,6 +8,8 @@ import { snippets } from "./snippets.js";
 import { waterfall } from "./traces.js";
 
 const MOST_IN_LINK = 1500;
+// Milliseconds that a request waits until it can be traced.
+const MOST_WAIT = 2000;
 
 export function tryIt(body, name, told, document_, query) {
   const schema = document_.paths[`/models/${encodeURIComponent(name)}`].post.requestBody.content["application/json"].schema;
@@ -22,11 +24,14 @@ export function tryIt(body, name, told, document_, query) {
   version.value = query.get("version") ?? "";
   const run = h("button", { class: "primary", type: "submit" }, "Run"), result = h("div", { "aria-live": "polite" }), code = h("section", { class: "panel", hidden: true });
   const times = h("section", { class: "panel", hidden: true });
-  let waiting = "";
-  const traces = may("read") ? follow("/v2/traces", (trace) => { if (trace.id === waiting) { times.hidden = false; fill(times, h("h2", {}, `Where the ${duration(trace.took)} went`), waterfall(trace)); } }) : () => {};
+  let waiting = "", watched = () => {};
+  // A request sent before the server traces for this page would leave no trace.
+  const watching = Promise.race([new Promise((done) => { watched = done; }), new Promise((done) => { setTimeout(done, MOST_WAIT); })]);
+  const traces = may("read") ? follow("/v2/traces", (trace) => { if (trace.id === waiting) { times.hidden = false; fill(times, h("h2", {}, `Where the ${duration(trace.took)} went`), waterfall(trace)); } }, (state) => { if (state !== "on") watched(); }) : () => {};
+  if (!may("read")) watched();
   const form = h("form", { class: "panel", onsubmit: (event) => { event.preventDefault(); send(); } },
     h("h2", {}, "Inputs"), widgets.map(([, widget]) => widget.element), h("div", { class: "row" }, run, told.versions.length > 1 ? version : null));
-  fill(body, h("div", { class: "wide" }, form, h("section", { class: "panel" }, h("h2", {}, "Answer"), result)), times, code);
+  fill(body, h("div", { class: "wide top" }, form, h("section", { class: "panel" }, h("h2", {}, "Answer"), result)), times, code);
   fill(result, h("p", { class: "empty" }, "Nothing has been run yet."));
 
   async function send() {
@@ -54,6 +59,7 @@ export function tryIt(body, name, told, document_, query) {
         payload = JSON.stringify(plain);
       }
       waiting = `console-${crypto.randomUUID?.() ?? Math.random().toString(36).slice(2)}`;
+      await watching;
       const path = `/models/${encodeURIComponent(name)}${version.value ? `/versions/${encodeURIComponent(version.value)}` : ""}`;
       const began = performance.now();
       const answer = await ask(path, { method: "POST", body: payload, headers: { "content-type": kind, "x-request-id": waiting, accept: streams ? "text/event-stream" : "application/json" } });
@@ -64,7 +70,7 @@ export function tryIt(body, name, told, document_, query) {
         const took = performance.now() - began;
         fill(result, h("p", { class: "muted small num" }, `Version ${decodeURIComponent(answer.headers.get("backline-model-version") ?? "")} answered in ${duration(took * 1000)}, seen from here.`), outputs(document, told.outputs, { image }));
       }
-      call(light);
+      call(light, kind === "application/json" ? "" : raw ? "FILE" : "SAMPLES");
     } catch (error) {
       fill(result, h("p", { class: "error", role: "alert" }, error.message));
     }
@@ -80,13 +86,21 @@ export function tryIt(body, name, told, document_, query) {
       count += 1;
       status.textContent = `${count} ${count === 1 ? "response" : "responses"} so far`;
       if (response.error) list.append(h("p", { class: "error" }, response.error));
-      else list.append(h("div", {}, h("h3", {}, `Response ${count}`), outputs(response, told.outputs, { image })));
+      else list.append(line(response, count) ?? h("div", {}, h("h3", {}, `Response ${count}`), outputs(response, told.outputs, { image })));
     }
     status.textContent = `${count} ${count === 1 ? "response" : "responses"}, done`;
   }
 
-  function call(light) {
-    const list = snippets(name, location.origin, light, told, streams), shown = h("pre", { tabindex: "0" }), choice = h("div", { class: "seg", role: "group", "aria-label": "Language" });
+  // A response of one short text, as models that generate text send them, takes one line.
+  function line(response, count) {
+    if (told.outputs.length !== 1) return null;
+    let only = response[told.outputs[0].name];
+    while (Array.isArray(only) && only.length === 1) [only] = only;
+    return typeof only === "string" && only.length < 200 ? h("p", { class: "line" }, h("span", { class: "muted num" }, `${count}`), only) : null;
+  }
+
+  function call(light, file) {
+    const list = snippets(name, location.origin, light, told, streams, file), shown = h("pre", { tabindex: "0" }), choice = h("div", { class: "seg", role: "group", "aria-label": "Language" });
     const choose = (index) => { shown.textContent = list[index][1]; [...choice.children].forEach((button, at) => button.setAttribute("aria-pressed", at === index)); };
     fill(choice, list.map(([language], index) => h("button", { type: "button", onclick: () => choose(index) }, language)));
     const text = JSON.stringify(light), params = new URLSearchParams({ inputs: text, ...(version.value ? { version: version.value } : {}) });
