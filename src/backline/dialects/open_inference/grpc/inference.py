@@ -16,11 +16,12 @@ class GrpcInference:
     """The handler of ModelInfer. ModelStreamInfer shares its reader, writer and thread."""
 
     def __init__(self, engine: Engine) -> None:
-        self.write = GrpcWriter(engine).write
+        writer = GrpcWriter(engine)
+        self.write = writer.write
         self.read = GrpcReader(engine).read
         self.off_loop = OffLoop()
         self._take = UnaryInference(
-            engine, GRPC, self.read, self.write, self.off_loop, decoupled=_DECOUPLED
+            engine, GRPC, self.read, writer.write_parts, self.off_loop, decoupled=_DECOUPLED
         ).take
 
     def infer(self, call: UnaryCall, received: Buffer) -> None:
