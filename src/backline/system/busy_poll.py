@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from asyncio import get_running_loop
+from pathlib import Path
 from time import perf_counter
 
 from backline.system.busy_poll_policy import CHECK_INTERVAL, LOST_CORE, WAKE_TIME, BusyPollPolicy
-from backline.system.cores import has_idle_core
+
+#: The fourth field has the number of threads that run or are ready to run (proc(5)).
+_LOAD = Path("/proc/loadavg")
+
+
+def has_idle_core() -> bool:
+    """Whether the machine has a core for every thread that is ready to run; True if that is not known."""
+    try:
+        running = _LOAD.read_text().split()[3].partition("/")[0]
+    except (OSError, IndexError):  # no Linux
+        return True
+    return int(running) <= (os.cpu_count() or 1)
 
 
 class BusyPoll:

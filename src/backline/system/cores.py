@@ -11,8 +11,6 @@ from pathlib import Path
 
 from backline.engine.errors import InvalidArgument
 
-#: The fourth field has the number of threads that run or are ready to run (proc(5)).
-_LOAD = Path("/proc/loadavg")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -68,15 +66,6 @@ def pinned(cores: Collection[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def has_idle_core() -> bool:
-    """Whether the machine has a core for every thread that is ready to run; True if that is not known."""
-    try:
-        running = _LOAD.read_text().split()[3].partition("/")[0]
-    except (OSError, IndexError):  # no Linux
-        return True
-    return int(running) <= (os.cpu_count() or 1)
 
 
 def format_cores(cores: Collection[int]) -> str:

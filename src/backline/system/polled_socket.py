@@ -6,8 +6,8 @@ import select
 from socket import socket
 from time import perf_counter
 
+from backline.system.busy_poll import has_idle_core
 from backline.system.busy_poll_policy import CHECK_INTERVAL, LOST_CORE, WAKE_TIME, BusyPollPolicy
-from backline.system.cores import has_idle_core
 
 
 class PolledSocket:
